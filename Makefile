@@ -1,0 +1,54 @@
+# Everything needs only Python 3.11 (or newer) and make. The environment lives in .venv and is reused.
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130   installs the torch build of that index
+#   make setup TORCH=torch==2.12.0 CONSTRAINTS=                     another version: without the tested pins
+#   make test JOBS=4                                                more test processes
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH ?= torch
+TORCH_INDEX ?=
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev
+JOBS ?= 2
+
+PIP = $(VENV)/bin/python -m pip -q --disable-pip-version-check
+PINS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+STAMP = $(VENV)/.installed
+
+.PHONY: setup test lint demo bench docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3 on the path; assent needs Python 3.11 or newer"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11; choose another: make setup PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "setting up $(VENV) (the first time takes some minutes)"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip $(PINS)
+	$(PIP) install $(INDEX) $(PINS) $(TORCH)
+	$(PIP) install $(PINS) -e '.[$(EXTRAS)]'
+	@touch $@
+
+test: lint
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+demo: setup
+	$(VENV)/bin/assent demo
+
+bench: setup
+	$(PIP) install $(PINS) -e '.[$(EXTRAS),oracle]'
+	$(VENV)/bin/python -m benchmarks
+
+docs: setup
+	$(VENV)/bin/python docs/generate.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""assent teaches a language model what people prefer. The public names below are imported when first used, so that
+`import assent` itself costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "assent.algorithms.dpo": ("train_dpo",),
+    "assent.algorithms.ppo": ("train_ppo",),
+    "assent.algorithms.reward": ("train_reward",),
+    "assent.algorithms.sft": ("train_sft",),
+    "assent.config": (
+        "DPOConfig",
+        "DPOSection",
+        "DataConfig",
+        "DemoConfig",
+        "GenerateConfig",
+        "InitConfig",
+        "InspectConfig",
+        "LoraConfig",
+        "ModelConfig",
+        "OptimConfig",
+        "PPOConfig",
+        "PPOSection",
+        "ReportConfig",
+        "RewardConfig",
+        "RewardSection",
+        "SFTConfig",
+        "SamplingConfig",
+        "TrainConfig",
+    ),
+    "assent.data.inspect": ("inspect_file",),
+    "assent.errors": (
+        "AssentError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "NonFiniteError",
+        "RunFolderError",
+        "UserError",
+    ),
+    "assent.evaluate.report": ("write_report",),
+    "assent.lab.demo": ("run_demo",),
+    "assent.models.init": ("init_model",),
+    "assent.rollout.chat": ("generate",),
+}
+"""Module -> the names it gives to the package."""
+
+_HOME = {name: module for module, names in PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'assent' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""`python -m assent` is the same as `assent`."""
+
+from assent.cli import entry
+
+entry()

@@ -1,0 +1,112 @@
+"""What every training command does before and after its algorithm: ranks, run folder, tokenizer, data, models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+
+from assent.config import LoraConfig, ModelConfig, RunConfig
+from assent.data.chat import Chat
+from assent.data.dataset import Prepared, prepare
+from assent.data.packing import EpochStream
+from assent.data.tree import TokenTree
+from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.models.policy import Backbone, Policy, ScoreModel
+from assent.train import distributed
+from assent.train.distributed import World
+from assent.train.runfolder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training command under way."""
+
+    config: RunConfig
+    world: World
+    folder: RunFolder
+    tokenizer: Any
+    chat: Chat
+
+    def prepare(self, view: Callable[..., Any], reserve: int = 0) -> Prepared:
+        """The data as trees, training and held-out; the counts go into the run folder. `reserve` tokens of the length
+        limit are kept for answers that are still to be sampled."""
+        limits = replace(self.config.data, max_length=self.config.data.max_length - reserve)
+        data = distributed.on_main(lambda: prepare(limits, self.chat, view))
+        if self.world.is_main:
+            self.folder.record_data(data.report)
+        return data
+
+    def stream(self, trees: Sequence[TokenTree], model: Backbone) -> EpochStream:
+        """Windows of the training data for this rank."""
+        train = self.config.train
+        return EpochStream(
+            trees,
+            batch_size=train.batch_size,
+            micro_tokens=train.micro_tokens,
+            seed=train.seed,
+            flat=not model.tree,
+            rank=self.world.rank,
+            ranks=self.world.size,
+        )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        train = self.config.train
+        return train.max_steps if train.max_steps is not None else train.epochs * steps_per_epoch
+
+    def policy(self) -> Policy:
+        """The trained policy, on its device, sharded over the ranks."""
+        policy = load_policy(self.config.model, max_length=self.config.data.max_length, device=self.world.device)
+        return self._shard(policy)
+
+    def reference(self, path: str | None) -> Policy:
+        """A frozen policy: `path`, or the start of the trained one."""
+        config = self._frozen(path or self.config.model.path)
+        policy = load_policy(config, max_length=self.config.data.max_length, device=self.world.device, trainable=False)
+        return self._shard(policy)
+
+    def score_model(self, path: str | None = None, *, trainable: bool, new_head: bool) -> ScoreModel:
+        """A reward model or critic from `path`, or from the model of the run."""
+        config = self.config.model if trainable else self._frozen(path or self.config.model.path)
+        model = load_score_model(
+            replace(config, path=path or config.path),
+            self.tokenizer,
+            max_length=self.config.data.max_length,
+            device=self.world.device,
+            trainable=trainable,
+            seed=self.config.train.seed,
+            new_head=new_head,
+        )
+        return self._shard(model)
+
+    def _frozen(self, path: str) -> ModelConfig:
+        return replace(self.config.model, path=path, lora=LoraConfig(), activation_checkpointing=False)
+
+    def _shard(self, model: Any) -> Any:
+        return distributed.shard(model, self.world, blocks=model.blocks, precision=model.precision)
+
+
+@contextmanager
+def job(config: RunConfig) -> Iterator[Job]:
+    """Sets a command up and leaves the process group at the end."""
+    quiet_transformers()
+    world = distributed.init(config.train.threads)
+    try:
+        torch.manual_seed(config.train.seed)
+        folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
+        tokenizer = load_tokenizer(config.model)
+        chat = Chat(tokenizer, config.model.chat_template)
+        yield Job(config, world, folder, tokenizer, chat)
+    finally:
+        distributed.shutdown()
+
+
+def quiet_transformers() -> None:
+    """Leaves the terminal to assent's own progress."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

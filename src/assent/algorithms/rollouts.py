@@ -1,0 +1,132 @@
+"""Rollouts as trees: prompts and sampled responses, gathered over all ranks, with per-token numbers from any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assent.config import SamplingConfig
+from assent.data.packing import window
+from assent.data.tree import Branch, TokenTree, TreeBatch
+from assent.rollout.engine import Engine
+from assent.train.distributed import World, gather_objects
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Numbers to attach to the trees of a batch: [N] per trained token, [S] per response, in the batch's order."""
+
+    per_token: Mapping[str, Tensor] = field(default_factory=dict)
+    per_response: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def collect(
+    engine: Engine, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, world: World
+) -> list[TokenTree]:
+    """`n` responses to each prompt, sampled in equal shares by all ranks, as one tree for each prompt; every rank gets
+    all of them. Branches carry the sampler's log-probs (`sampler`), trees whether each response ended (`finished`)."""
+    share = -(-len(prompts) // world.size)
+    first = world.rank * share
+    mine = engine.generate(prompts[first : first + share], n, sampling, seed, first)
+    groups = [group for part in gather_objects(mine) for group in part]
+    return [
+        TokenTree(
+            prompt=prompt,
+            branches=tuple(Branch(c.ids, np.ones(len(c), bool), {"sampler": c.logprobs}) for c in group),
+            per_response={"finished": np.array([c.finished for c in group], np.float32)},
+            key=key,
+        )
+        for key, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+    ]
+
+
+@torch.no_grad()
+def annotate(
+    trees: Sequence[TokenTree],
+    score: Callable[[TreeBatch], Fields],
+    *,
+    micro_tokens: int,
+    flat: bool,
+    world: World,
+) -> list[TokenTree]:
+    """The trees with the fields that `score` computes on packed batches of them. The work is shared by all ranks."""
+    numbered = [replace(tree, key=key) for key, tree in enumerate(trees)]
+    batches = window(numbered, micro_tokens=micro_tokens, flat=flat, rank=world.rank, ranks=world.size).batches
+    found: dict[int, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+    for batch in batches:
+        fields = score(batch.to(world.device))
+        of_token, of_response = batch.prompt[batch.response].numpy(), batch.prompt.numpy()
+        for position, key in enumerate(batch.keys):
+            found[key] = (
+                {name: x.float().cpu().numpy()[of_token == position] for name, x in fields.per_token.items()},
+                {name: x.float().cpu().numpy()[of_response == position] for name, x in fields.per_response.items()},
+            )
+    everyone: dict[int, Any] = {}
+    for part in gather_objects(found):
+        everyone |= part
+    return [attach(tree, *everyone[key]) for key, tree in enumerate(trees)]
+
+
+def attach(tree: TokenTree, per_token: Mapping[str, np.ndarray], per_response: Mapping[str, np.ndarray]) -> TokenTree:
+    """The tree with more fields: per-token ones as one array over all its branches, in order."""
+    cuts = np.cumsum([int(branch.trained.sum()) for branch in tree.branches])[:-1]
+    parts = {name: np.split(values, cuts) for name, values in per_token.items()}
+    branches = tuple(
+        replace(branch, per_token={**branch.per_token, **{name: split[i] for name, split in parts.items()}})
+        for i, branch in enumerate(tree.branches)
+    )
+    return replace(tree, branches=branches, per_response={**tree.per_response, **per_response})
+
+
+def token_field(trees: Sequence[TokenTree], name: str) -> np.ndarray:
+    """A per-token field over all branches of all trees, [N]."""
+    return np.concatenate([branch.per_token[name] for tree in trees for branch in tree.branches])
+
+
+def response_field(trees: Sequence[TokenTree], name: str) -> np.ndarray:
+    """A per-response field over all trees, [S]."""
+    return np.concatenate([tree.per_response[name] for tree in trees])
+
+
+def response_lengths(trees: Sequence[TokenTree]) -> np.ndarray:
+    """Trained tokens of each response, [S] int64."""
+    return np.array([int(branch.trained.sum()) for tree in trees for branch in tree.branches], np.int64)
+
+
+def pack_state(trees: Sequence[TokenTree]) -> dict[str, Any]:
+    """A rollout buffer as a few arrays, for a checkpoint; every response token of a rollout is trained."""
+    branches = [branch for tree in trees for branch in tree.branches]
+    return {
+        "prompts": np.concatenate([tree.prompt for tree in trees]),
+        "prompt_lengths": np.array([len(tree.prompt) for tree in trees]),
+        "groups": np.array([len(tree.branches) for tree in trees]),
+        "ids": np.concatenate([branch.ids for branch in branches]),
+        "lengths": np.array([len(branch) for branch in branches]),
+        "keys": np.array([tree.key for tree in trees]),
+        "per_token": {name: token_field(trees, name) for name in branches[0].per_token},
+        "per_response": {name: response_field(trees, name) for name in trees[0].per_response},
+    }
+
+
+def unpack_state(state: Mapping[str, Any]) -> list[TokenTree]:
+    """The inverse of `pack_state`."""
+    prompts = np.split(state["prompts"], np.cumsum(state["prompt_lengths"])[:-1])
+    cuts = np.cumsum(state["lengths"])[:-1]
+    ids = np.split(state["ids"], cuts)
+    per_token = {name: np.split(values, cuts) for name, values in state["per_token"].items()}
+    trees, start = [], 0
+    for prompt, size, key in zip(prompts, state["groups"].tolist(), state["keys"].tolist(), strict=True):
+        group = range(start, start + size)
+        branches = tuple(
+            Branch(ids[i], np.ones(len(ids[i]), bool), {name: parts[i] for name, parts in per_token.items()})
+            for i in group
+        )
+        per_response = {name: values[start : start + size] for name, values in state["per_response"].items()}
+        trees.append(TokenTree(prompt, branches, per_response=per_response, key=key))
+        start += size
+    return trees

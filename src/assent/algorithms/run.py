@@ -1,0 +1,210 @@
+"""One training run from start or checkpoint to the final model: what stands around the train loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from assent import settings
+from assent.algorithms.card import model_card
+from assent.algorithms.job import Job
+from assent.errors import RunFolderError
+from assent.models.loading import save_model
+from assent.models.policy import Backbone
+from assent.train import checkpoint, distributed
+from assent.train.log import MetricsLog, SamplesLog, open_trackers
+from assent.train.loop import Algorithm, StepResult, train_steps
+from assent.train.optim import build_optimizer
+from assent.train.progress import Interrupt, Progress, say
+from assent.train.runfolder import config_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out metrics (names under "eval/") and rows for samples.jsonl."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, object]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run: its folder, the final model's folder, and the last metrics, held-out ones included."""
+
+    out: Path
+    model: Path
+    steps: int
+    metrics: Mapping[str, float]
+
+
+SHOWN = ("loss", "nll", "accuracy", "reward", "kl")
+"""Metrics beside the progress bar, where an algorithm has them."""
+
+
+class Run:
+    """The mutable part of a run: step, logs, best evaluation so far."""
+
+    def __init__(
+        self,
+        job: Job,
+        algorithm: Algorithm,
+        *,
+        total: int,
+        evaluate: Callable[[], Evaluation] | None,
+        best: tuple[str, Callable[..., float]],
+        learning_rates: Mapping[str, float],
+    ) -> None:
+        self.job, self.algorithm, self.total, self.evaluate, self.best = job, algorithm, total, evaluate, best
+        self.config = job.config
+        rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
+        self.optimizer = build_optimizer(rates, self.config.optim)
+        self.step = 0
+        self.best_step: int | None = None
+        self.best_value: float | None = None
+        self.metrics: dict[str, float] = {}
+        positions = self._restore() if job.folder.checkpoint is not None else {}
+        self.logs = self._open_logs(positions) if job.world.is_main else None
+
+    # ---- checkpoints
+
+    def _restore(self) -> dict[str, int]:
+        assert self.job.folder.checkpoint is not None
+        state = checkpoint.load(self.job.folder.checkpoint)
+        for name, module in self.algorithm.modules.items():
+            distributed.load_full_state_dict(module, state[name])
+        distributed.load_full_optimizer_state(self.optimizer, self.algorithm.modules, state["optimizer"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        torch.set_rng_state(state["run"]["rng"])
+        self.step, self.metrics = state["run"]["step"], state["run"]["metrics"]
+        self.best_step, self.best_value = state["run"]["best_step"], state["run"]["best_value"]
+        if self.step > self.total:
+            raise RunFolderError(f"--resume: that checkpoint is of step {self.step}, the run has only {self.total}.")
+        if self.job.world.is_main:
+            say(f"Resuming {self.config.out} at step {self.step} of {self.total}.")
+        return state["run"]["positions"]
+
+    def save(self) -> None:
+        """Writes a checkpoint of this step. Every rank must call it."""
+        state: dict[str, Any] = {
+            name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
+        }
+        state["optimizer"] = distributed.full_optimizer_state(self.optimizer, self.algorithm.modules)
+        state["algorithm"] = self.algorithm.state_dict()
+        state["run"] = {
+            "step": self.step,
+            "metrics": self.metrics,
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+            "rng": torch.get_rng_state(),
+            "positions": {name: log.position() for name, log in self.logs.items()} if self.logs else {},
+        }
+        distributed.on_main(
+            lambda: checkpoint.save(
+                self.job.folder.checkpoints,
+                self.step,
+                state,
+                meta={"config": config_hash(self.config), "ranks": self.job.world.size},
+                keep=self.config.train.keep,
+                best_step=self.best_step,
+            )
+        )
+
+    # ---- logs
+
+    def _open_logs(self, positions: Mapping[str, int]) -> dict[str, Any]:
+        folder = self.job.folder
+        plain = yaml.safe_load(settings.dump(self.config))
+        trackers = open_trackers(self.config.report_to, folder.path, folder.run_id, plain, self.step)
+        return {
+            "metrics": MetricsLog(folder.metrics, positions.get("metrics", 0), trackers),
+            "samples": SamplesLog(folder.samples, positions.get("samples", 0)),
+        }
+
+    def log(self, metrics: Mapping[str, float], samples: Any = ()) -> None:
+        if self.logs:
+            if metrics:
+                self.logs["metrics"].write(self.step, metrics)
+            for sample in samples:
+                self.logs["samples"].write(self.step, sample)
+
+    # ---- steps
+
+    def take(self, result: StepResult) -> None:
+        """Records one optimiser step."""
+        self.step = result.step
+        self.metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
+        due = self.step % self.config.train.log_every == 0 or self.step == self.total or result.window.metrics
+        self.log(result.metrics if due else {}, result.window.samples)
+
+    def measure(self) -> bool:
+        """Evaluates; says whether this is the best so far."""
+        assert self.evaluate is not None
+        evaluation = self.evaluate()
+        self.metrics |= evaluation.metrics
+        self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
+        name, better = self.best
+        value = evaluation.metrics[name]
+        if math.isnan(value) or (self.best_value is not None and better(value, self.best_value) == self.best_value):
+            return False
+        self.best_step, self.best_value = self.step, value
+        return True
+
+    def finish(self, final: Mapping[str, Backbone]) -> RunResult:
+        """Writes the final model folders."""
+        folder = self.job.folder
+        for name, backbone in final.items():
+            state = distributed.full_state_dict(backbone)
+            hf_state = {key.removeprefix("model."): value for key, value in state.items()}
+            target = folder.path / name
+            distributed.on_main(lambda b=backbone, t=target, s=hf_state: save_model(b, self.job.tokenizer, t, s))
+        if self.job.world.is_main:
+            (folder.model / "README.md").write_text(model_card(self.config, self.metrics, self.step), encoding="utf-8")
+        distributed.barrier()
+        return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
+
+
+def run(
+    job: Job,
+    algorithm: Algorithm,
+    *,
+    total: int,
+    evaluate: Callable[[], Evaluation] | None,
+    best: tuple[str, Callable[..., float]],
+    final: Mapping[str, Backbone],
+    learning_rates: Mapping[str, float] | None = None,
+) -> RunResult:
+    """Trains to step `total`, evaluating, logging and saving as `train` says. `best` names the evaluation metric and
+    `min` or `max`; `final` maps folder names to the models to write at the end ("model" is the result).
+
+    Raises ShutdownRequested after Ctrl-C or SIGTERM, with a checkpoint written; NonFiniteError before a bad update.
+    """
+    state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
+    train, label = job.config.train, Path(job.config.out).name
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
+        if evaluate and train.eval_every and state.step == 0:
+            state.measure()
+        for result in train_steps(
+            algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total
+        ):
+            state.take(result)
+            if bar:
+                bar.update(state.step, {name: result.metrics[name] for name in SHOWN if name in result.metrics})
+            last = state.step == total
+            improved = False
+            if evaluate and (last or (train.eval_every and state.step % train.eval_every == 0)):
+                improved = state.measure()
+            stop = distributed.any_true(interrupt.requested)
+            if last or stop or improved or (train.save_every and state.step % train.save_every == 0):
+                state.save()
+            if stop and not last:
+                raise interrupt.error(f"Checkpoint of step {state.step} saved; continue with --resume auto.")
+    return state.finish(final)

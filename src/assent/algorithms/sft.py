@@ -1,0 +1,61 @@
+"""Supervised fine-tuning: maximise the likelihood of the answers' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from assent.algorithms.evaluate import held_out
+from assent.algorithms.job import job
+from assent.algorithms.run import RunResult, run
+from assent.config import SFTConfig
+from assent.data.packing import Counts, EpochStream, Window
+from assent.data.tree import TreeBatch
+from assent.data.views import sft_view
+from assent.losses import cross_entropy
+from assent.models.policy import Policy
+from assent.train.loop import Loss
+
+
+class SFT:
+    """Mean cross-entropy over all trained tokens of a step."""
+
+    def __init__(self, policy: Policy, stream: EpochStream) -> None:
+        self.policy = policy
+        self.stream = stream
+        self.modules = {"policy": policy}
+
+    def windows(self) -> Iterator[Window]:
+        return iter(self.stream)
+
+    def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
+        scores = self.policy(batch)
+        nll = cross_entropy(scores.logprobs).sum()
+        tokens = len(scores.logprobs)
+        return Loss(nll / counts.tokens, {"nll": (nll, tokens), "entropy": (scores.entropy.sum(), tokens)})
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stream.load_state_dict(state)
+
+
+def train_sft(config: SFTConfig) -> RunResult:
+    """Fine-tunes `config.model` on the answers of `config.data`; the result is `config.out`/model.
+
+    >>> train_sft(SFTConfig(model=ModelConfig("base"), data=DataConfig("train.jsonl"), out="runs/sft"))  # doctest: +SKIP
+    """
+    with job(config) as current:
+        data = current.prepare(sft_view)
+        policy = current.policy()
+        stream = current.stream(data.train, policy)
+        algorithm = SFT(policy, stream)
+        return run(
+            current,
+            algorithm,
+            total=current.total_steps(stream.steps_per_epoch),
+            evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
+            best=("eval/nll", min),
+            final={"model": policy},
+        )

@@ -1,0 +1,212 @@
+"""The `assent` command: one table of commands, each a thin face over a public function.
+
+Only the configuration is imported before the options are known to be right; the function, and torch with it, comes
+after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+from assent import __version__, config, settings
+from assent.errors import AssentError, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`target` is "module:function"; `positional` is the option that is given without its name."""
+
+    config: type
+    help: str
+    target: str
+    positional: str | None = None
+
+
+COMMANDS: dict[str, Command] = {
+    "init": Command(
+        config.InitConfig, "Train a tokenizer and write a small random model.", "assent.models.init:init_model"
+    ),
+    "data": Command(config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", "file"),
+    "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
+    "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
+    "dpo": Command(config.DPOConfig, "Direct preference optimisation.", "assent.algorithms.dpo:train_dpo"),
+    "ppo": Command(config.PPOConfig, "PPO against a reward model.", "assent.algorithms.ppo:train_ppo"),
+    "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
+    "report": Command(
+        config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", "runs"
+    ),
+    "demo": Command(config.DemoConfig, "The whole job on an embedded world.", "assent.lab.demo:run_demo"),
+    "env": Command(config.EnvConfig, "Versions, hardware and extras.", "assent.environment:describe"),
+}
+
+COMMON = """--config FILE reads options from YAML; the command line wins over it.
+--dry_run prints the resolved options and stops."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite;
+    130 when interrupted. Exceptions that assent does not raise on purpose keep their traceback."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        print(f"assent {__version__}")
+        return 0
+    try:
+        name, *rest = args
+        if name not in COMMANDS:
+            raise ConfigError(
+                f"Unknown command '{name}'.{settings.suggestion(name, list(COMMANDS))} See: assent --help"
+            )
+        dry_run, options = parse(name, rest)
+        if dry_run:
+            print(settings.dump(options), end="")
+        else:
+            _function(COMMANDS[name].target)(options)
+        sys.stdout.flush()
+    except AssentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe left, as in `assent data FILE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def overview() -> str:
+    """The text of `assent --help`."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: assent COMMAND [OPTIONS]",
+            "",
+            "Teach a language model what people prefer.",
+            "",
+            *rows,
+            "",
+            "assent COMMAND --help lists the options of a command. In every command:",
+            *("  " + line for line in COMMON.splitlines()),
+        ]
+    )
+
+
+def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
+    """(dry run?, the checked configuration) of a command. Raises `ConfigError`; what only the option parser can see
+    (a missing or misspelt value) leaves by `SystemExit(2)` with its message."""
+    import tyro
+
+    command = COMMANDS[name]
+    rest, file = _take_config(list(args))
+    dry_run = any(arg in ("--dry_run", "--dry-run") for arg in rest)
+    rest = [arg for arg in rest if arg not in ("--dry_run", "--dry-run")]
+    _refuse_unknown(name, command, rest)
+    cls = command.config if command.positional is None else _with_positional(command.config, command.positional)
+    default: Any = settings.read(cls, file, tyro.MISSING) if file else settings.load(cls, "", missing=tyro.MISSING)
+    parsed = tyro.cli(
+        cls,
+        args=rest,
+        default=default,
+        prog=f"assent {name}",
+        description=f"{command.config.__doc__}\n\n{COMMON}",
+        use_underscores=True,
+        registry=_column_maps(),
+    )
+    fields = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
+    result = command.config(**fields)
+    settings.validate(result)
+    return dry_run, result
+
+
+def _take_config(args: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--config FILE`, and the file."""
+    file: str | None = None
+    rest = []
+    while args:
+        arg = args.pop(0)
+        if arg != "--config" and not arg.startswith("--config="):
+            rest.append(arg)
+            continue
+        if file is not None:
+            raise ConfigError("--config is given twice. Put everything into one file, or the rest on the command line.")
+        file = arg.partition("=")[2] or (args.pop(0) if args else "")
+        if not file:
+            raise ConfigError("--config needs a YAML file.")
+    return rest, file
+
+
+def _refuse_unknown(name: str, command: Command, args: list[str]) -> None:
+    """Names every flag that the command does not have. (The option parser would list what is missing as well.)"""
+    known = []
+    for option in settings.options(command.config):
+        known.append(option.name)
+        if option.kind is bool:
+            section, _, last = option.name.rpartition(".")
+            known.append(f"{section}.no_{last}" if section else f"no_{last}")
+    known = [flag for flag in known if flag != command.positional]
+    problems = []
+    for arg in args:
+        flag = arg.partition("=")[0].removeprefix("--").replace("-", "_")
+        if arg.startswith("--") and flag not in [*known, "help"]:
+            problems.append(
+                f"Unknown option '{arg.partition('=')[0]}' of assent {name}.{settings.suggestion(flag, known, '--')}"
+            )
+    if problems:
+        raise ConfigError("\n".join([*problems, f"See: assent {name} --help"]))
+
+
+def _with_positional(cls: type, name: str) -> type:
+    """A copy of a configuration class in which the option `name` is given without its name."""
+    import tyro
+
+    hint: Any = get_type_hints(cls)[name]
+    marked = Annotated[tyro.conf.Positional[hint], tyro.conf.arg(metavar=name.upper())]
+    body = {"__annotations__": {name: marked}, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    return dataclasses.dataclass(frozen=True)(type(cls.__name__, (cls,), body))
+
+
+def _column_maps() -> Any:
+    """How `--data.columns prompt:question response:answer` is read."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    def read(words: list[str]) -> dict[str, str]:
+        pairs = dict(word.split(":", 1) for word in words if ":" in word)
+        if len(pairs) < len(words):
+            raise ValueError("column maps are written EXPECTED:NAME, each expected name once")
+        return pairs
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type_origin is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="EXPECTED:NAME",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}:{name}" for key, name in value.items()],
+        )
+
+    return registry
+
+
+def _function(target: str) -> Callable[[Any], Any]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)

@@ -1,0 +1,337 @@
+"""Every option of assent, as frozen dataclasses. This file imports nothing heavy: `assent sft --help` reads only it.
+
+A YAML file gives values, the command line overrides them, `resolved.yaml` in the run folder records the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (peft)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = 32.0
+    """Adapter scale is alpha / rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is trained."""
+
+    path: str
+    """Hugging Face model folder or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    chat_template: str | None = None
+    """Jinja file to use instead of the tokenizer's own chat template."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute precision; master weights are always fp32. auto: bf16 where the hardware has it natively."""
+    layout: Literal["auto", "tree", "flat"] = "auto"
+    """tree computes a prompt once for all its responses; flat repeats it. auto: tree where it is exact."""
+    activation_checkpointing: bool = False
+    """Recompute layer activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: only architectures that transformers itself has."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where rows come from and how they become tokens."""
+
+    train: str
+    """File (jsonl, json, parquet, csv), folder, or hub id."""
+    eval: str | None = None
+    """Held-out file, folder or hub id, evaluated during training."""
+    eval_fraction: float = 0.0
+    """Share of the training prompts to hold out when `eval` is not given; chosen by a hash of the prompt."""
+    split: str = "train"
+    """Split of a hub id or of a folder that has several."""
+    format: str = "auto"
+    """Shape of the rows; auto detects it (`assent data FILE` shows what it found)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column map, expected name to the file's name, for example prompt:question."""
+    max_length: int = 1024
+    """Longest prompt plus response, in tokens. A longer prompt is a problem row; a longer response is cut, without
+    EOS."""
+    strict: bool = False
+    """Stop at the first problem row."""
+    max_bad: float = 0.01
+    """Share of problem rows that may be skipped before the run stops."""
+    limit: int | None = None
+    """Use only the first rows."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the rate after warm-up."""
+    warmup: float = 0.03
+    """Share of all steps over which the rate rises from 0."""
+    min_lr: float = 0.0
+    """Where cosine and linear end, as a share of `lr`."""
+    beta1: float = 0.9
+    """Decay of the gradient's average."""
+    beta2: float = 0.999
+    """Decay of the squared gradient's average."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; biases and norms are left alone."""
+    max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how much per step, how long, what is kept."""
+
+    batch_size: int = 16
+    """Examples (prompts with all their responses) in one optimiser step, over all ranks."""
+    micro_tokens: int = 4096
+    """Most packed tokens in one forward pass of one rank. Changes memory and speed, never the result."""
+    epochs: int = 1
+    """Passes over the training data."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps instead."""
+    seed: int = 0
+    """Seed of the order of examples and of all sampling."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: only at the end. The best checkpoint is kept."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end and when interrupted."""
+    keep: int = 2
+    """Newest checkpoints to keep beside the best."""
+    log_every: int = 1
+    """Steps between rows of metrics.jsonl."""
+    threads: int = 0
+    """CPU threads; 0: all."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training command shares."""
+
+    model: ModelConfig
+    data: DataConfig
+    out: str
+    """Run folder: configuration, metrics, samples, checkpoints, final model."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    resume: str | None = None
+    """auto continues the newest complete checkpoint in `out` (or starts); a checkpoint folder continues that one."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers beside metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class SFTConfig(RunConfig):
+    """Supervised fine-tuning on the answers of the data."""
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    """How the reward model reads and compares answers."""
+
+    readout: Literal["last", "mean"] = "last"
+    """last compares the scores at the last tokens; mean compares token by token over the whole response."""
+    margin: bool = False
+    """Ask for a score gap of at least the pair's strength."""
+
+
+@dataclass(frozen=True)
+class RewardConfig(RunConfig):
+    """Reward model from pairs (Bradley-Terry)."""
+
+    reward: RewardSection = field(default_factory=RewardSection)
+
+
+@dataclass(frozen=True)
+class DPOSection:
+    """Direct preference optimisation."""
+
+    beta: float = 0.1
+    """Strength of the pull towards the reference; smaller moves further."""
+    reference: str | None = None
+    """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
+
+
+@dataclass(frozen=True)
+class DPOConfig(RunConfig):
+    """Direct preference optimisation from pairs (arXiv 2305.18290)."""
+
+    dpo: DPOSection = field(default_factory=DPOSection)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How answers are sampled."""
+
+    max_new_tokens: int = 128
+    """Longest answer."""
+    temperature: float = 1.0
+    """Divides the logits, in sampling and in training alike; 0 takes the most likely token."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens that together have this probability."""
+    max_batch: int = 64
+    """Sequences decoded side by side."""
+
+
+@dataclass(frozen=True)
+class PPOSection:
+    """Proximal policy optimisation with critic, reward model and reference."""
+
+    reward_model: str
+    """Reward model folder or hub id (frozen)."""
+    reference: str | None = None
+    """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
+    critic: str = "reward"
+    """Where the critic starts: reward (a copy of the reward model), policy (with a new value head), or a folder."""
+    responses: int = 1
+    """Responses sampled for each prompt."""
+    epochs: int = 2
+    """Passes over one rollout."""
+    minibatches: int = 2
+    """Optimiser steps in one pass over a rollout."""
+    kl_coef: float = 0.05
+    """Weight of the KL to the reference in the reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of that KL: -log r, (log r)^2 / 2, r - 1 - log r."""
+    clip: float = 0.2
+    """Range of the probability ratio."""
+    value_clip: float = 0.2
+    """Range of the value around its rollout value; 0 turns it off."""
+    value_lr: float | None = None
+    """Learning rate of the critic; default: that of the policy."""
+    gamma: float = 1.0
+    """Discount."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    whiten: bool = True
+    """Scale advantages to mean 0 and variance 1 over the rollout."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the reward of an answer that did not end."""
+
+
+@dataclass(frozen=True)
+class PPOConfig(RunConfig):
+    """Proximal policy optimisation against a reward model (arXiv 1707.06347, 2203.02155)."""
+
+    ppo: PPOSection = field(default_factory=lambda: PPOSection(reward_model=""))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """A byte-level BPE tokenizer trained on the data, and a small random model with a ChatML template."""
+
+    data: str
+    """File, folder or hub id whose text trains the tokenizer."""
+    out: str
+    """Model folder to write."""
+    format: str = "auto"
+    """Shape of the rows."""
+    vocab_size: int = 4096
+    """Tokens in the vocabulary."""
+    hidden_size: int = 128
+    """Width."""
+    layers: int = 4
+    """Depth."""
+    heads: int = 4
+    """Attention heads."""
+    kv_heads: int = 2
+    """Key and value heads."""
+    context: int = 2048
+    """Longest sequence."""
+    seed: int = 0
+    """Seed of the random weights."""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What a data file holds and what would be trained."""
+
+    file: str
+    """File, folder or hub id."""
+    model: str | None = None
+    """Model folder whose tokenizer and chat template are used; without it, no token counts."""
+    format: str = "auto"
+    """Shape of the rows; auto detects it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column map, expected name to the file's name."""
+    split: str = "train"
+    """Split of a hub id."""
+    max_length: int = 1024
+    """Length limit used to find problem rows."""
+    show: int = 2
+    """Examples to preview."""
+    problems: int = 20
+    """Problem rows to list (0: all)."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Answers from a model, for a file of prompts or in an interactive chat."""
+
+    model: str
+    """Model or run folder."""
+    prompts: str | None = None
+    """File of prompts in any known shape; without it: interactive chat."""
+    out: str | None = None
+    """jsonl file to write; default: standard output."""
+    system: str | None = None
+    """System message of the chat."""
+    limit: int | None = None
+    """Use only the first prompts."""
+    seed: int = 0
+    """Seed of the sampling."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute precision."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One self-contained HTML page from run folders."""
+
+    runs: tuple[str, ...]
+    """Run folders."""
+    out: str = "report.html"
+    """File to write."""
+    title: str = "assent report"
+    """Heading."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The whole job on the embedded lab: world, SFT, reward model, PPO, DPO, evaluation, report."""
+
+    out: str = "runs/demo"
+    """Folder for the world, the runs and the report."""
+    seed: int = 0
+    """Seed of world and training."""
+    scale: float = 1.0
+    """Multiplies data and steps; 0.1 is a quick look."""
+    resume: bool = False
+    """Continue an interrupted demo in `out`."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Versions, hardware and extras of this machine."""
+
+    matmul: bool = True
+    """Measure the rate of matrix products (about two seconds)."""

@@ -1,0 +1,162 @@
+"""Shapes with several judged answers (HelpSteer, UltraFeedback, rankings), and GSM8K with its checkable answer."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from assent.data.formats.fields import (
+    Row,
+    answer,
+    check_answer,
+    check_prompt,
+    describe,
+    get,
+    listed,
+    messages,
+    number,
+    pair_example,
+    rest,
+    same_answer,
+    text,
+    text_prompt,
+)
+from assent.data.records import Critique, Example, Feedback, Message, Origin, Pair, Ranking, Rating, Response, RowError
+
+HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def _marked_prompt(value: object, column: str) -> tuple[Message, ...]:
+    """HelpSteer2's prompt: later turns stand behind lines "<extra_id_1>Assistant" and "<extra_id_1>User"."""
+    first, *pieces = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text(value, column))
+    turns = [Message("user", text(first, column))] if first.strip() else []
+    for name, content in zip(pieces[::2], pieces[1::2], strict=True):
+        turns.append(Message(name.lower(), text(content, column)))
+    return check_prompt(turns, column)
+
+
+def helpsteer2(row: Row, origin: Origin) -> Example:
+    """One rated answer; consecutive rows of one prompt are merged when the file is loaded."""
+    prompt = _marked_prompt(get(row, "prompt"), "prompt")
+    response = answer(get(row, "response"), "response")
+    scores = {name: number(get(row, name), name, 0, 4) for name in HELPSTEER_ATTRIBUTES}
+    meta = rest(row, ("prompt", "response", *HELPSTEER_ATTRIBUTES))
+    return Example(prompt, (response,), (Rating(0, scores),), origin, meta)
+
+
+def helpsteer2_preference(row: Row, origin: Origin) -> Example:
+    prompt = _marked_prompt(get(row, "prompt"), "prompt")
+    meta = rest(row, ("prompt", "response_1", "response_2", "preference_strength"))
+    return _signed_pair(row, prompt, ("response_1", "response_2"), "preference_strength", origin, meta)
+
+
+def helpsteer3_preference(row: Row, origin: Origin) -> Example:
+    prompt = check_prompt(messages(get(row, "context"), "context"), "context")
+    meta = rest(row, ("context", "response1", "response2", "overall_preference"))
+    return _signed_pair(row, prompt, ("response1", "response2"), "overall_preference", origin, meta)
+
+
+def _signed_pair(
+    row: Row,
+    prompt: tuple[Message, ...],
+    columns: tuple[str, str],
+    verdict: str,
+    origin: Origin,
+    meta: Mapping[str, Any],
+) -> Example:
+    """Two answers and a verdict from -3 (the first is much better) to 3; 0 is a tie, kept as a one-level ranking."""
+    responses = tuple(answer(get(row, column), column) for column in columns)
+    strength = number(get(row, verdict), verdict, -3, 3)
+    if same_answer(*responses):
+        raise RowError(columns[1], f"equal to {columns[0]}")
+    better, worse = (0, 1) if strength < 0 else (1, 0)
+    feedback: Feedback = Pair(better, worse, abs(strength)) if strength else Ranking(((0, 1),))
+    return Example(prompt, responses, (feedback,), origin, meta)
+
+
+def ultrafeedback(row: Row, origin: Origin) -> Example:
+    """Several rated answers: `completions[i].annotations[attribute].Rating`; "N/A" is no rating."""
+    prompt = (Message("user", text(get(row, "instruction"), "instruction")),)
+    responses: list[Response] = []
+    feedback: list[Feedback] = []
+    for index, item in enumerate(listed(get(row, "completions"), "completions")):
+        where = f"completions[{index}]"
+        if not isinstance(item, Mapping):
+            raise RowError(where, f"expected an object with response and annotations, got {describe(item)}")
+        responses.append(answer(item.get("response"), f"{where}.response", source=item.get("model")))
+        scores = _annotations(item.get("annotations"), f"{where}.annotations")
+        if scores:
+            feedback.append(Rating(index, scores))
+        if isinstance(item.get("critique"), str) and item["critique"].strip():
+            feedback.append(Critique(index, text(item["critique"], f"{where}.critique")))
+    return Example(prompt, tuple(responses), tuple(feedback), origin, rest(row, ("instruction", "completions")))
+
+
+def _annotations(value: object, column: str) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise RowError(column, f"expected an object, got {describe(value)}")
+    scores = {}
+    for name, annotation in value.items():
+        where = f"{column}.{name}"
+        if not isinstance(annotation, Mapping):
+            raise RowError(where, f"expected an object with Rating, got {describe(annotation)}")
+        rating = annotation.get("Rating")
+        if rating in (None, "N/A"):
+            continue
+        try:
+            rating = float(rating)
+        except (TypeError, ValueError):
+            raise RowError(f"{where}.Rating", f"expected a number, got {describe(rating)}") from None
+        scores[name] = number(rating, f"{where}.Rating")
+    return scores
+
+
+def ranked(row: Row, origin: Origin) -> Example:
+    """`completions[i]` = {rank, completion}; the lowest rank is the best, equal ranks are tied."""
+    context = get(row, "context")
+    is_text = isinstance(context, str)
+    prompt = text_prompt(context, "context") if is_text else check_prompt(messages(context, "context"), "context")
+    responses: list[Response] = []
+    by_rank: dict[float, list[int]] = defaultdict(list)
+    for index, item in enumerate(listed(get(row, "completions"), "completions")):
+        where = f"completions[{index}]"
+        if not isinstance(item, Mapping):
+            raise RowError(where, f"expected an object with rank and completion, got {describe(item)}")
+        by_rank[number(item.get("rank"), f"{where}.rank")].append(index)
+        value = item.get("completion")
+        if isinstance(value, str):
+            responses.append(answer(value, f"{where}.completion"))
+        else:
+            turns = messages(value, f"{where}.completion")
+            responses.append(Response(check_answer(turns, f"{where}.completion", prompt[-1].role)))
+    levels = tuple(tuple(by_rank[rank]) for rank in sorted(by_rank))
+    return Example(prompt, tuple(responses), (Ranking(levels),), origin, rest(row, ("context", "completions")))
+
+
+def best_of(row: Row, origin: Origin) -> Example:
+    """Lists of right and wrong answers (RewardBench 2): every right one is better than every wrong one."""
+    prompt = text_prompt(get(row, "prompt"), "prompt")
+    groups = [
+        [answer(value, f"{column}[{index}]") for index, value in enumerate(listed(get(row, column), column))]
+        for column in ("chosen", "rejected")
+    ]
+    cut = len(groups[0])
+    levels = (tuple(range(cut)), tuple(range(cut, cut + len(groups[1]))))
+    meta = rest(row, ("prompt", "chosen", "rejected"))
+    if all(len(group) == 1 for group in groups):
+        return pair_example(prompt, groups[0][0], groups[1][0], origin, meta=meta)
+    return Example(prompt, tuple(groups[0] + groups[1]), (Ranking(levels),), origin, meta)
+
+
+def gsm8k(row: Row, origin: Origin) -> Example:
+    """The worked solution without its <<calculator>> marks; `meta["final_answer"]` is the number after "####"."""
+    prompt = (Message("user", text(get(row, "question"), "question")),)
+    solution = text(get(row, "answer"), "answer")
+    steps, mark, final = solution.rpartition("####")
+    final = final.strip().replace(",", "").replace("$", "").removesuffix(".")
+    if not mark or not final or not steps.strip():
+        raise RowError("answer", 'expected a solution that ends with "#### number"')
+    response = answer(re.sub(r"<<[^<>]*>>", "", solution), "answer")
+    return Example(prompt, (response,), (), origin, {**rest(row, ("question",)), "final_answer": final})

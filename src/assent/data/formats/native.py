@@ -1,0 +1,147 @@
+"""assent's own jsonl shape: the whole `Example`, nothing lost. Every other shape can be exported to it.
+
+    {"prompt": [{"role": "user", "content": "2+2?"}],
+     "responses": [{"messages": [{"role": "assistant", "content": "4"}], "source": "human"}, ...],
+     "feedback": [{"kind": "pair", "chosen": 0, "rejected": 1, "strength": 2.0}, ...],
+     "meta": {...}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from assent.data.formats.fields import (
+    Row,
+    boolean,
+    check_answer,
+    check_prompt,
+    describe,
+    get,
+    listed,
+    messages,
+    number,
+    rest,
+    same_answer,
+    text,
+)
+from assent.data.records import (
+    Binary,
+    Critique,
+    Example,
+    Feedback,
+    Message,
+    Origin,
+    Pair,
+    Ranking,
+    Rating,
+    Response,
+    RowError,
+)
+
+KINDS: dict[str, type[Feedback]] = {
+    "pair": Pair,
+    "ranking": Ranking,
+    "rating": Rating,
+    "binary": Binary,
+    "critique": Critique,
+}
+
+
+def to_row(example: Example) -> dict[str, Any]:
+    """`example` as a JSON object that `native` reads back to an equal record (its origin apart)."""
+    names = {cls: name for name, cls in KINDS.items()}
+    return {
+        "prompt": [asdict(turn) for turn in example.prompt],
+        "responses": [_without_none(asdict(response)) for response in example.responses],
+        "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
+        "meta": dict(example.meta),
+    }
+
+
+def _fields(item: Feedback) -> dict[str, Any]:
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def native(row: Row, origin: Origin) -> Example:
+    responses = tuple(
+        _response(item, f"responses[{index}]") for index, item in enumerate(_items(row, "responses", empty=True))
+    )
+    is_text = any(turn.role == "text" for response in responses for turn in response.messages)
+    if is_text:
+        prompt: tuple[Message, ...] = ()
+    else:
+        prompt = check_prompt(messages(get(row, "prompt"), "prompt"), "prompt")
+        for index, response in enumerate(responses):
+            check_answer(response.messages, f"responses[{index}].messages", prompt[-1].role)
+    feedback = tuple(
+        _feedback(item, f"feedback[{index}]", responses) for index, item in enumerate(_items(row, "feedback", True))
+    )
+    meta = row.get("meta") or {}
+    if not isinstance(meta, Mapping):
+        raise RowError("meta", f"expected an object, got {describe(meta)}")
+    extra = rest(row, ("prompt", "responses", "feedback", "meta"))
+    return Example(prompt, responses, feedback, origin, {**meta, **extra})
+
+
+def _items(row: Row, column: str, empty: bool) -> list[Mapping[str, Any]]:
+    value = row.get(column)
+    if not value and empty:
+        return []
+    for index, item in enumerate(listed(value, column)):
+        if not isinstance(item, Mapping):
+            raise RowError(f"{column}[{index}]", f"expected an object, got {describe(item)}")
+    return list(value)
+
+
+def _response(item: Mapping[str, Any], column: str) -> Response:
+    turns = get(item, "messages") if "messages" in item else None
+    source = item.get("source")
+    if source is not None:
+        text(source, f"{column}.source")
+    if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], Mapping) and turns[0].get("role") == "text":
+        return Response((Message("text", text(turns[0].get("content"), f"{column}.messages[0].content")),), source)
+    return Response(messages(turns, f"{column}.messages"), source)
+
+
+def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, ...]) -> Feedback:
+    kind = item.get("kind")
+    if kind not in KINDS:
+        raise RowError(f"{column}.kind", f"unknown kind {describe(kind)}; known: {', '.join(KINDS)}")
+
+    def index(value: object, name: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(responses):
+            raise RowError(f"{column}.{name}", f"expected a response index below {len(responses)}, got {describe(value)}")
+        return value
+
+    annotator = None if item.get("annotator") is None else text(item["annotator"], f"{column}.annotator")
+    if kind == "pair":
+        chosen, rejected = index(item.get("chosen"), "chosen"), index(item.get("rejected"), "rejected")
+        if same_answer(responses[chosen], responses[rejected]):
+            raise RowError(f"{column}.rejected", "equal to chosen")
+        strength = item.get("strength")
+        return Pair(chosen, rejected, None if strength is None else number(strength, f"{column}.strength"), annotator)
+    if kind == "ranking":
+        levels = tuple(
+            tuple(index(value, "levels") for value in listed(level, f"{column}.levels"))
+            for level in listed(item.get("levels"), f"{column}.levels")
+        )
+        flat = [value for level in levels for value in level]
+        if len(set(flat)) < len(flat):
+            raise RowError(f"{column}.levels", "names a response twice")
+        return Ranking(levels, annotator)
+    response = index(item.get("response"), "response")
+    if kind == "rating":
+        scores = item.get("scores")
+        if not isinstance(scores, Mapping) or not scores:
+            raise RowError(f"{column}.scores", f"expected named numbers, got {describe(scores)}")
+        return Rating(response, {name: number(v, f"{column}.scores.{name}") for name, v in scores.items()}, annotator)
+    if kind == "binary":
+        return Binary(response, boolean(item.get("label"), f"{column}.label"), annotator)
+    return Critique(response, text(item.get("text"), f"{column}.text"), annotator)

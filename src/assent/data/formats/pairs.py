@@ -1,0 +1,154 @@
+"""TRL's shapes, standard (strings) and conversational (lists of messages), and the public preference sets near them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from assent.data.formats.fields import (
+    Row,
+    answer,
+    boolean,
+    check_answer,
+    check_prompt,
+    describe,
+    dialogue,
+    get,
+    messages,
+    number,
+    optional_number,
+    pair_example,
+    rest,
+    split_common,
+    text,
+    text_prompt,
+)
+from assent.data.records import Binary, Example, Feedback, Message, Origin, Rating, Response, RowError
+
+STRENGTH = ("margin", "score_chosen", "score_rejected")
+
+
+def _prompt(row: Row) -> tuple[Message, ...]:
+    value = get(row, "prompt")
+    return text_prompt(value, "prompt") if isinstance(value, str) else check_prompt(messages(value, "prompt"), "prompt")
+
+
+def _answer(row: Row, column: str, prompt: Sequence[Message]) -> Response:
+    """The answer in `column`, of the same kind (string or messages) as the prompt. A list that begins with the whole
+    prompt is a transcript: the answer is what follows."""
+    value = get(row, column)
+    if isinstance(row["prompt"], str):
+        if isinstance(value, list | tuple) and value:
+            raise RowError(column, "mixed types: a list where prompt is a string; write both as messages")
+        return answer(value, column)
+    if isinstance(value, str) and value.strip():
+        raise RowError(column, "mixed types: a string where prompt is a list; write both as messages")
+    turns = messages(value, column)
+    if turns[0].role != "assistant":
+        if turns[: len(prompt)] != tuple(prompt):
+            raise RowError(column, f"begins with a {turns[0].role} turn but not with the prompt")
+        turns = turns[len(prompt) :]
+    return Response(check_answer(turns, column, prompt[-1].role))
+
+
+def _strength(row: Row) -> tuple[float | None, tuple[Feedback, ...]]:
+    """`margin`, or the gap of `score_chosen` and `score_rejected`, which are also kept as ratings."""
+    margin = optional_number(row, "margin", low=0.0)
+    if row.get("score_chosen") is None and row.get("score_rejected") is None:
+        return margin, ()
+    high, low = (number(get(row, column), column) for column in ("score_chosen", "score_rejected"))
+    if high < low:
+        raise RowError("score_chosen", f"{high:g} is below score_rejected {low:g}: the scores contradict the pair")
+    return (high - low if margin is None else margin), (Rating(0, {"score": high}), Rating(1, {"score": low}))
+
+
+def prompt_only(row: Row, origin: Origin) -> Example:
+    return Example(_prompt(row), (), (), origin, rest(row, ("prompt",)))
+
+
+def prompt_completion(row: Row, origin: Origin) -> Example:
+    prompt = _prompt(row)
+    return Example(prompt, (_answer(row, "completion", prompt),), (), origin, rest(row, ("prompt", "completion")))
+
+
+def binary(row: Row, origin: Origin) -> Example:
+    prompt = _prompt(row)
+    response = _answer(row, "completion", prompt)
+    label = boolean(get(row, "label"), "label")
+    meta = rest(row, ("prompt", "completion", "label"))
+    return Example(prompt, (response,), (Binary(0, label),), origin, meta)
+
+
+def begins_with_prompt(row: Row) -> bool:
+    """Whether prompt, chosen and rejected are strings and both answers repeat the prompt."""
+    values: list[Any] = [row.get(column) for column in ("prompt", "chosen", "rejected")]
+    if not all(isinstance(value, str) and value.strip() for value in values):
+        return False
+    prompt, chosen, rejected = values
+    return chosen.startswith(prompt) and rejected.startswith(prompt)
+
+
+def preference(row: Row, origin: Origin) -> Example:
+    prompt = _prompt(row)
+    if begins_with_prompt(row):
+        # "Hi" / "Hi there" may be an answer or a transcript; only the other rows of the file can tell.
+        raise RowError("chosen", "chosen and rejected both begin with the prompt, unlike the other rows of the file")
+    chosen, rejected = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
+    strength, ratings = _strength(row)
+    meta = rest(row, ("prompt", "chosen", "rejected", *STRENGTH))
+    return pair_example(prompt, chosen, rejected, origin, strength, ratings, meta)
+
+
+def preference_transcripts(row: Row, origin: Origin) -> Example:
+    """Strings `chosen` and `rejected` repeat the string `prompt`; it is taken off them, never doubled."""
+    whole = text(get(row, "prompt"), "prompt")
+    answers = []
+    for column in ("chosen", "rejected"):
+        transcript = text(get(row, column), column)
+        if not transcript.startswith(whole):
+            raise RowError(column, "does not begin with the prompt, unlike the other rows of the file")
+        answers.append(answer(transcript.removeprefix(whole).strip(), column))
+    strength, ratings = _strength(row)
+    meta = rest(row, ("prompt", "chosen", "rejected", *STRENGTH))
+    return pair_example(_prompt(row), *answers, origin, strength, ratings, meta)
+
+
+def preference_implicit(row: Row, origin: Origin) -> Example:
+    """Two whole conversations; the prompt is their common leading messages."""
+    chosen, rejected = (_conversation(row, column) for column in ("chosen", "rejected"))
+    strength, ratings = _strength(row)
+    prompt, *answers = split_common(chosen, rejected)
+    return pair_example(prompt, *answers, origin, strength, ratings, rest(row, ("chosen", "rejected", *STRENGTH)))
+
+
+def preference_redundant(row: Row, origin: Origin) -> Example:
+    """Whole conversations beside a string prompt that repeats one of their user turns (UltraFeedback-binarized,
+    Tulu 3). The string is checked, not prepended."""
+    repeated = text(get(row, "prompt"), "prompt").strip()
+    example = preference_implicit({name: row[name] for name in row if name not in ("prompt", "messages")}, origin)
+    if all(turn.role != "user" or turn.content.strip() != repeated for turn in example.prompt):
+        raise RowError("prompt", "is none of the user turns that chosen and rejected share; which one is right?")
+    return example
+
+
+def _conversation(row: Row, column: str) -> tuple[Message, ...]:
+    value = get(row, column)
+    if isinstance(value, str) and value.strip():
+        other = "rejected" if column == "chosen" else "chosen"
+        kind = "mixed types: " if isinstance(row.get(other), list | tuple) else ""
+        raise RowError(column, f"{kind}expected a list of messages, got {describe(value)}")
+    return messages(value, column)
+
+
+def hh_rlhf(row: Row, origin: Origin) -> Example:
+    """Two dialogues as strings. The prompt ends at the last "\\n\\nAssistant:" they share; answers are compared as whole
+    turns, so equal first words stay where they are."""
+    chosen, rejected = dialogue(get(row, "chosen"), "chosen"), dialogue(get(row, "rejected"), "rejected")
+    prompt, *answers = split_common(chosen, rejected)
+    return pair_example(prompt, *answers, origin, meta=rest(row, ("chosen", "rejected")))
+
+
+def plain_text(row: Row, origin: Origin) -> Example:
+    """Text without roles: no prompt, and one response whose only message has the role "text": all of it is trained,
+    without chat template."""
+    return Example((), (Response((Message("text", text(get(row, "text"), "text")),)),), (), origin, rest(row, ("text",)))

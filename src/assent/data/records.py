@@ -1,0 +1,141 @@
+"""The one record of the system: a prompt, its responses, and feedback that points at responses by index.
+
+SFT, preference, rating and prompt data are projections of it (`assent.data.views`); importing a file loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from assent.errors import AssentError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `role` is "system", "user", "assistant" or "tool"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What follows the prompt: usually one assistant message. In multi-turn SFT data it runs from the first assistant
+    message to the end of the conversation, and every assistant message in it is trained."""
+
+    messages: tuple[Message, ...]
+    source: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The last message's content: the answer itself."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """`chosen` is preferred to `rejected` (response indices); `strength` is how clearly, in the annotator's own unit
+    (a margin or a rating gap). A tie is kept as a `Ranking` with one level."""
+
+    chosen: int
+    rejected: int
+    strength: float | None = None
+    annotator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Levels of response indices, best first; responses of one level are tied."""
+
+    levels: tuple[tuple[int, ...], ...]
+    annotator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """Named scores of one response, for example HelpSteer's five attributes from 0 to 4."""
+
+    response: int
+    scores: Mapping[str, float]
+    annotator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """Desirable (True) or undesirable (False)."""
+
+    response: int
+    label: bool
+    annotator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Critique:
+    """Free text about one response."""
+
+    response: int
+    text: str
+    annotator: str | None = None
+
+
+Feedback = Pair | Ranking | Rating | Binary | Critique
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row came from: file (or hub id) and 1-based row number; for jsonl the line."""
+
+    file: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt, responses to it, and feedback on them.
+
+    >>> Example(
+    ...     prompt=(Message("user", "2+2?"),),
+    ...     responses=(Response((Message("assistant", "4"),)), Response((Message("assistant", "5"),))),
+    ...     feedback=(Pair(chosen=0, rejected=1),),
+    ... )  # doctest: +ELLIPSIS
+    Example(...)
+    """
+
+    prompt: tuple[Message, ...]
+    responses: tuple[Response, ...] = ()
+    feedback: tuple[Feedback, ...] = ()
+    origin: Origin = Origin("<memory>", 0)
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row is not used: the column (None for the whole row) and a reason a person can act on. With `fault` False
+    the row is sound but the task has no use for it (a tie, an undesirable answer): it is counted and shown, but not
+    against the limit on bad rows."""
+
+    origin: Origin
+    column: str | None
+    reason: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        where = f"{self.origin}: " if self.column is None else f"{self.origin}: {self.column}: "
+        return where + self.reason
+
+
+class RowError(AssentError, ValueError):
+    """One row cannot be used. Whoever knows the row's origin turns it into a `Problem`; it never stops a run alone."""
+
+    def __init__(self, column: str | None, reason: str) -> None:
+        super().__init__(reason if column is None else f"{column}: {reason}")
+        self.column = column
+        self.reason = reason
+
+    def at(self, origin: Origin) -> Problem:
+        """The same, with the row it is about."""
+        return Problem(origin, self.column, self.reason)

@@ -1,0 +1,40 @@
+"""The errors a person can meet. A `UserError` is a person's mistake: the command line prints its text, and nothing
+else, and exits with code 2."""
+
+
+class AssentError(Exception):
+    """Base of every error that assent raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(AssentError, ValueError):
+    """Something the user can put right: what was wrong, where, what was expected, what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """An option that does not exist, has the wrong type, or contradicts another."""
+
+
+class DataError(UserError):
+    """A data file that cannot be used: missing, unreadable, of unknown shape, or with too many problem rows."""
+
+
+class ModelError(UserError):
+    """A model folder or hub id that cannot be loaded, or does not fit the task."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is incomplete, corrupt, or belongs to another run."""
+
+
+class RunFolderError(UserError):
+    """A run folder that exists already, cannot be written, or lacks what was asked of it."""
+
+
+class NonFiniteError(AssentError, ArithmeticError):
+    """A loss, gradient or reward that is not a finite number. Raised before the update is applied."""
+
+    exit_code = 3

@@ -1,0 +1,338 @@
+"""One self-contained HTML page from run folders and an evaluation: policies with intervals, gold against proxy,
+training curves, answers side by side, data, configuration. No script, no request to anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from assent import __version__
+from assent.config import ReportConfig
+from assent.data.records import Message
+from assent.errors import DataError, RunFolderError
+from assent.evaluate import plots
+from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track
+from assent.evaluate.plots import Chart, Curve, Key
+from assent.evaluate.runs import EVALUATION, Run, Series, find_runs, printable, read_run, track_of
+from assent.statistics import Interval
+
+_SHOWN_PROMPTS = 8
+_SHOWN_CHARACTERS = 1200
+_POINTS = 40_000  # drawn in the whole page, so that many runs keep it small
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of the training section: the metrics whose name `pattern` finds, first panel first."""
+
+    title: str
+    pattern: str
+    caption: str
+
+
+PANELS = (
+    Panel("Accuracy", r"accuracy", "Share of pairs in which the chosen answer scores higher. 0.5 is guessing."),
+    Panel("Value loss", r"value_loss", "Error of the critic's forecast of the reward."),
+    Panel("Policy loss", r"policy_loss", "The clipped objective. Its level says little; steady drift is suspicious."),
+    Panel("Loss", r"^(loss|nll)$", "What is minimised. An evaluated curve that turns up means overfitting."),
+    Panel("Margin", r"margin", "Score of the chosen answer minus the rejected one: growing means telling them apart."),
+    Panel("Implicit reward", r"reward/(chosen|rejected)", "Both may fall; what matters is that they part."),
+    Panel("Log-probability", r"logprob/", "Nats per token. A falling chosen line: the policy moves off all the data."),
+    Panel("Clip fraction", r"clip_fraction", "Share of tokens whose update was cut off. Above 0.3: steps too large."),
+    Panel("KL of one update", r"approx_kl", "How far one update moved the policy. Should stay small and flat."),
+    Panel("KL from the reference", r"(^|/)kl$", "How far the policy has moved from its start, in nats per answer."),
+    Panel("Entropy", r"entropy", "Variety, in nats per token. A fall to 0: all answers have become the same."),
+    Panel("Explained variance", r"explained_variance", "How well the critic foresees rewards: 1 perfectly, 0 not."),
+    Panel("Unfinished answers", r"unfinished", "Share of answers cut off at the length limit."),
+    Panel("Answer length", r"length", "In tokens. Growing with the proxy but not with gold: a length bias."),
+    Panel("Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold."),
+    Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free."),
+    Panel("Gradient norm", r"grad_norm", "Before clipping. Spikes are steps on unusual batches."),
+    Panel("Learning rate", r"(^|/)lr$", "The schedule."),
+    Panel("Speed", r"per_second", "Tokens per second."),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What goes on the page; a part that is empty leaves its section out."""
+
+    title: str
+    subtitle: str = ""
+    policies: PolicyTable | None = None
+    tracks: tuple[Track, ...] = ()
+    runs: tuple[Run, ...] = ()
+    created: datetime | None = None
+    """Default: now."""
+
+
+def write_report(config: ReportConfig) -> Path:
+    """`assent report RUN...`: read the run folders (or folders of run folders) and write `config.out`.
+
+    An `evaluation.json` (`PolicyTable.save`) in a run folder or above it gives the table of policies; several are not
+    mixed: the first is shown. Raises `RunFolderError` for a folder that is none, or when the page cannot be written.
+    """
+    if not config.runs:
+        raise RunFolderError("assent report needs at least one run folder, for example: assent report runs/sft")
+    folders = [Path(run) for run in config.runs]
+    paths = list(dict.fromkeys(path for folder in folders for path in find_runs(folder)))
+    runs = tuple(read_run(path) for path in paths)
+    tables = [path / EVALUATION for path in dict.fromkeys((*folders, *paths)) if (path / EVALUATION).is_file()]
+    subtitle, policies = "", None
+    if tables:
+        try:
+            policies = PolicyTable.load(tables[0])
+        except DataError as error:
+            subtitle = f"{error} It is left out."
+    found = [*(policies.tracks if policies else ()), *(track for run in runs if (track := track_of(run)) is not None)]
+    tracks = tuple({track.name: track for track in reversed(found)}.values())[::-1]
+    path = save_report(Report(config.title, subtitle, policies, tracks, runs), config.out)
+    print(f"Report of {len(runs)} runs: {path}")
+    return path
+
+
+def save_report(report: Report, path: str | Path) -> Path:
+    """Write the page; the file appears whole or not at all. Raises `RunFolderError` when it cannot be written."""
+    path = Path(path)
+    text = build_report(report)
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path.write_text(text, encoding="utf-8")
+        os.replace(partial_path, path)
+    except OSError as error:
+        raise RunFolderError(f"The report cannot be written to {path}: {error.strerror}") from error
+    return path
+
+
+def build_report(report: Report) -> str:
+    """The page as a string."""
+    environment = Environment(
+        loader=PackageLoader("assent.evaluate", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters |= {"number": number, "signed": partial(number, sign="+"), "percent": _percent}
+    table = report.policies
+    names = [policy.name for policy in table.policies] if table else []
+    names += [track.name for track in report.tracks] + [run.name for run in report.runs]
+    colors = plots.palette(names, table.baseline if table else None)
+    curves = max(1, sum(len(run.metrics) for run in report.runs))
+    limit = min(400, max(60, _POINTS // curves))
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        created=(report.created or datetime.now()).strftime("%d %B %Y, %H:%M").lstrip("0"),
+        version=__version__,
+        table=table,
+        findings=_findings(table) if table else [],
+        best=_best(table) if table else {},
+        policy_charts=_policy_charts(table, colors) if table else [],
+        tracks=[(track, _track_chart(track), _over_optimised(track)) for track in report.tracks],
+        runs=[(run, *_run_charts(run, colors[run.name], limit)) for run in report.runs],
+        comparisons=_comparisons(report),
+        colors=colors,
+        answer_text=_cut,
+        facts=facts,
+        isnan=math.isnan,
+        svg=Markup,
+    )
+
+
+def number(value: float, digits: int | None = None, sign: str = "") -> str:
+    """A number for people: four significant digits, or `digits` decimals; "–" when there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:{sign}.{digits}f}" if digits is not None else f"{value:{sign}.4g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _percent(value: float, digits: int = 0) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def _findings(table: PolicyTable) -> list[dict[str, object]]:
+    """What each policy gained over the baseline, in words."""
+    findings = []
+    for policy in table.policies:
+        if policy.gain is None or policy.win_rate is None or math.isnan(policy.gain.difference.mean):
+            continue
+        gain = policy.gain.difference
+        if gain.low > 0:
+            verdict, tone = "better than", "good"
+        elif gain.high < 0:
+            verdict, tone = "worse than", "bad"
+        else:
+            verdict, tone = "not clearly different from", "unclear"
+        findings.append({"policy": policy, "gain": gain, "wins": policy.win_rate, "verdict": verdict, "tone": tone})
+    return findings
+
+
+def _best(table: PolicyTable) -> dict[str, str]:
+    """Policies to highlight by column: gold reward and win rate. More proxy reward, KL or length is not better."""
+    best: dict[str, str] = {}
+    if (name := table.best(table.gold)) is not None:
+        best[table.gold] = name
+    rated = [p for p in table.policies if p.win_rate is not None and not math.isnan(p.win_rate.rate.mean)]
+    if rated:
+        best["win_rate"] = max(rated, key=_rate).name
+    return best
+
+
+def _rate(policy: PolicyResult) -> float:
+    assert policy.win_rate is not None
+    return policy.win_rate.rate.mean
+
+
+def _policy_charts(table: PolicyTable, colors: Mapping[str, str]) -> list[Chart]:
+    def rows(values: Mapping[str, Interval]) -> list[tuple[str, Interval, str]]:
+        return [(name, value, colors[name]) for name, value in values.items()]
+
+    gold = {policy.name: policy.scores[table.gold] for policy in table.policies}
+    wins = {policy.name: policy.win_rate.rate for policy in table.policies if policy.win_rate is not None}
+    label = f"{table.gold} reward"
+    charts = [
+        Chart(
+            "Gold reward",
+            "The dot is the mean, the bar its 95 % interval. Bars that do not overlap are a real difference.",
+            plots.intervals_svg(rows(gold), label),
+        )
+    ]
+    if wins:
+        caption = f"Share of prompts answered better than by {table.baseline}, a tie counting half. Dashed: no better."
+        charts.append(Chart("Win rate", caption, plots.intervals_svg(rows(wins), "win rate", reference=0.5)))
+    if any(not math.isnan(policy.kl.mean) for policy in table.policies):
+        points = [(p.name, p.kl, p.scores[table.gold], colors[p.name]) for p in table.policies]
+        caption = "What was gained, and how far the policy had to move for it. Higher and further left is better."
+        charts.append(Chart("Gain for distance", caption, plots.frontier_svg(points, label)))
+    return charts
+
+
+def _track_chart(track: Track) -> Chart:
+    keys = (Key("gold reward, left axis", plots.GOLD_COLOR), Key("proxy, right axis", plots.PROXY_COLOR, "dashed"))
+    caption = (
+        "Both lines begin at the same height. As long as they climb together, the reward model leads to the truth; "
+        "where proxy goes on and gold stays or falls, it is being exploited. Shaded: 95 % intervals."
+    )
+    return Chart(track.name, caption, plots.track_svg(track), keys)
+
+
+def _over_optimised(track: Track) -> str:
+    """One sentence on whether gold fell from its peak while proxy rose, judged by the intervals where there are any."""
+    points = [point for point in track.points if not math.isnan(point.gold.mean)]
+    if len(points) < 2:
+        return ""
+    peak, last = max(points, key=lambda point: point.gold.mean), points[-1]
+    fell = last.gold.mean < peak.gold.mean and not (last.gold.high >= peak.gold.low)
+    if fell and last.proxy.mean > peak.proxy.mean and not math.isnan(last.gold.high):
+        return (
+            f"Over-optimised: gold peaked at {number(peak.gold.mean, 2)} (step {peak.step}) and ended at "
+            f"{number(last.gold.mean, 2)} while proxy rose on."
+        )
+    start = points[0]
+    return (
+        f"From step {start.step} to {last.step}: gold {number(last.gold.mean - start.gold.mean, 2, '+')}, "
+        f"proxy {number(last.proxy.mean - start.proxy.mean, 2, '+')}."
+    )
+
+
+def _run_charts(run: Run, color: str, limit: int) -> tuple[list[Chart], list[tuple[str, object]]]:
+    """The run's panels, and (metric, series) of everything that was logged."""
+    grouped: dict[str, list[str]] = {panel.title: [] for panel in PANELS}
+    for key in sorted(run.metrics, key=lambda key: (key.startswith("eval/"), key)):
+        base = key.removeprefix("eval/")
+        if base.endswith(("_std", "_low", "_high")):
+            continue
+        panel = next((panel for panel in PANELS if re.search(panel.pattern, base)), None)
+        if panel is None or len(grouped[panel.title]) == 4:
+            continue
+        # The loss of a plain likelihood is logged under two names.
+        if not any(_same(run.metrics[key], run.metrics[other]) for other in grouped[panel.title]):
+            grouped[panel.title].append(key)
+    charts = []
+    order = [panel for panel in PANELS if panel.title == "Loss"] + [p for p in PANELS if p.title != "Loss"]
+    for panel in order:
+        if not grouped[panel.title]:
+            continue
+        curves = _curves(run, grouped[panel.title], color)
+        keys = tuple(Key(curve.label, curve.color, "dashed" if curve.evaluated else "line") for curve in curves)
+        charts.append(Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit), keys))
+    return charts, sorted(run.metrics.items())
+
+
+def _same(a: Series, b: Series) -> bool:
+    return len(a.steps) == len(b.steps) and np.allclose(a.values, b.values, rtol=1e-4, equal_nan=True)
+
+
+def _curves(run: Run, keys: list[str], color: str) -> list[Curve]:
+    shades = {False: iter((color, plots.BASELINE_COLOR, *plots.COLORS)), True: iter(("currentColor", *plots.COLORS))}
+    curves = []
+    for key in keys:
+        evaluated = key.startswith("eval/")
+        low, high = run.metrics.get(f"{key}_low"), run.metrics.get(f"{key}_high")
+        curves.append(Curve(key, run.metrics[key], next(shades[evaluated]), evaluated, low, high))
+    return curves
+
+
+def _comparisons(report: Report) -> list[Comparison]:
+    """Answers to the same prompts: of the evaluated policies, else of each run's samples, first against last."""
+    if report.policies is not None and report.policies.comparisons:
+        return list(report.policies.comparisons[:_SHOWN_PROMPTS])
+    shown: list[Comparison] = []
+    for run in report.runs:
+        by_prompt: dict[tuple[Message, ...], list[dict]] = {}
+        for sample in run.samples:
+            by_prompt.setdefault(_messages(sample.get("prompt")), []).append(sample)
+        repeated = [(p, rows) for p, rows in by_prompt.items() if rows[0]["step"] != rows[-1]["step"]]
+        chosen = (repeated or list(by_prompt.items()))[-max(2, _SHOWN_PROMPTS // len(report.runs)) :]
+        for prompt, rows in chosen:
+            ends = {f"{run.name}, step {row['step']}": _sample_answer(row) for row in (rows[0], rows[-1])}
+            shown.append(Comparison(prompt, ends))
+    return shown
+
+
+def _messages(prompt: object) -> tuple[Message, ...]:
+    if isinstance(prompt, list):
+        turns = [turn for turn in prompt if isinstance(turn, dict)]
+        return tuple(Message(str(turn.get("role", "user")), str(turn.get("content", ""))) for turn in turns)
+    return (Message("user", "" if prompt is None else str(prompt)),)
+
+
+def _sample_answer(row: dict) -> Answer:
+    scores = {key: float(value) for key, value in row.items() if key != "step" and type(value) in (int, float)}
+    tokens = scores.pop("num_tokens", math.nan)
+    finished = row.get("finished", True) is not False
+    return Answer(0, str(row.get("response", "")), 0 if math.isnan(tokens) else int(tokens), finished, None, scores)
+
+
+def _cut(text: str) -> tuple[str, int]:
+    """The text as far as it is shown, and how many characters are not."""
+    return text[:_SHOWN_CHARACTERS], max(0, len(text) - _SHOWN_CHARACTERS)
+
+
+def facts(value: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as flat (name, text) rows, such as ("skipped.prompt too long", "3"); long lists are cut."""
+    if isinstance(value, Mapping):
+        items = [(f"{prefix}.{key}" if prefix else str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, list) and any(isinstance(entry, Mapping | list) for entry in value):
+        items = [(f"{prefix}[{index}]", entry) for index, entry in enumerate(value[:20])]
+        if len(value) > 20:
+            items.append((prefix, f"… {len(value) - 20} more"))
+    elif isinstance(value, list):
+        return [(prefix, ", ".join(map(str, value[:40])) + (", …" if len(value) > 40 else ""))]
+    else:
+        return [(prefix, f"{value:,}" if type(value) is int else str(value))]
+    return [row for name, entry in items for row in facts(entry, name)]

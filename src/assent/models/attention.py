@@ -1,0 +1,218 @@
+"""The attention that every model runs on: transformers calls it under the name "assent", and it hands the layer's
+queries, keys and values to an `attend` object that knows which token may see which (a packed tree here, the decoding
+cache in `assent.rollout`). No mask is ever built on the CPU: a tree is cut into rectangles that need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from assent.data.tree import Segment
+
+NAME = "assent"
+
+
+class Attend(Protocol):
+    """Which token sees which. query [B, Hq, T, D], key and value [B, Hkv, T, D] -> [B, T, Hq, D]."""
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor: ...
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    attend: Attend | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    assert attend is not None, "a model with assent's attention is called through assent.models.policy"
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    return attend(module, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+
+
+def install(model: PreTrainedModel) -> None:
+    """Makes a model call `attend` objects. Raises ValueError where its code has no attention interface."""
+    model.set_attn_implementation(NAME)
+
+
+def inexact_reason(model: PreTrainedModel, max_length: int) -> str | None:
+    """Why a packed tree cannot be computed exactly by this model, or None where it can.
+
+    A tree is exact where attention is the only mixing over time and sees the whole past: not with recurrent or
+    convolutional layers, attention sinks, capped attention logits, learned relative biases, or windows shorter than
+    the longest sequence.
+    """
+    config = model.config.get_text_config()
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{type(model).__name__} has no attention interface"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    uses_window = "sliding_attention" in kinds or not getattr(config, "layer_types", None)
+    if getattr(config, "use_sliding_window", True) and uses_window and window is not None and window < max_length:
+        return f"its attention window of {window} tokens is shorter than the longest sequence of {max_length}"
+    others = kinds - {"full_attention", "sliding_attention"}
+    if others:
+        return f"it has layers of kind {', '.join(sorted(others))}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "it caps its attention logits"
+    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        return "its attention has sinks"
+    return None
+
+
+class TreeAttend:
+    """Attention over packed trees: a prompt sees itself causally, a response its prompt and itself causally.
+
+    On the CPU each tree is three kinds of rectangles (prompt on prompt, all responses on the prompt, each response on
+    itself) computed by the flash kernel and joined by their log-sum-exps. Elsewhere FlexAttention runs the same
+    pattern as a block mask.
+    """
+
+    def __init__(self, segments: Sequence[Segment], num_tokens: int) -> None:
+        self.segments = tuple(segments)
+        self.num_tokens = num_tokens
+        self._block_mask: Any = None
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if query.device.type == "cpu":
+            return _TreeFlash.apply(query, key, value, scaling, self.segments)
+        return self._flex(query, key, value, scaling)
+
+    def _flex(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if self._block_mask is None:
+            self._block_mask = block_mask(self.segments, self.num_tokens, query.device)
+        grouped = query.shape[1] != key.shape[1]
+        out = _compiled_flex()(query, key, value, block_mask=self._block_mask, scale=scaling, enable_gqa=grouped)
+        return out.transpose(1, 2)
+
+
+def tree_mask(segments: Sequence[Segment], num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+    """Dense visibility [T, T]: entry (q, k) says whether token q sees token k. For tests and for small models."""
+    branch, tree, prompt = _labels(segments, num_tokens, device)
+    index = torch.arange(num_tokens, device=device)
+    same_tree = tree[:, None] == tree[None, :]
+    visible = (branch[:, None] == branch[None, :]) | prompt[None, :]
+    return same_tree & visible & (index[:, None] >= index[None, :])
+
+
+def block_mask(segments: Sequence[Segment], num_tokens: int, device: torch.device | str) -> Any:
+    """The same visibility as a FlexAttention block mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    branch, tree, prompt = _labels(segments, num_tokens, device)
+
+    def visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (tree[q] == tree[k]) & ((branch[q] == branch[k]) | prompt[k]) & (q >= k)
+
+    return create_block_mask(visible, None, None, num_tokens, num_tokens, device=str(device))
+
+
+def _labels(segments: Sequence[Segment], num_tokens: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Per token: its branch (prompts count as one), its tree, and whether it is a prompt token. [T] each."""
+    branch = torch.full((num_tokens,), -1, dtype=torch.int32)
+    tree = torch.full((num_tokens,), -1, dtype=torch.int32)
+    prompt = torch.zeros(num_tokens, dtype=torch.bool)
+    number = 0
+    for index, segment in enumerate(segments):
+        tree[segment.start : segment.end] = index
+        prompt[segment.start : segment.prompt_end] = True
+        for start, end in ((segment.start, segment.prompt_end), *segment.branches):
+            branch[start:end] = number
+            number += 1
+    return branch.to(device), tree.to(device), prompt.to(device)
+
+
+_flex_cache: list[Any] = []
+
+
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if not _flex_cache:
+        _flex_cache.append(torch.compile(flex_attention, dynamic=True))
+    return _flex_cache[0]
+
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _rectangles(segment: Segment) -> list[tuple[int, int, int, int, bool]]:
+    """(query start, query end, key start, key end, causal) of one tree; together they are exactly its visibility."""
+    parts = [(segment.start, segment.prompt_end, segment.start, segment.prompt_end, True)]
+    if segment.branches:
+        parts.append((segment.prompt_end, segment.end, segment.start, segment.prompt_end, False))
+    parts += [(start, end, start, end, True) for start, end in segment.branches]
+    return parts
+
+
+class _TreeFlash(torch.autograd.Function):
+    """Flash attention rectangle by rectangle. Softmax over a row that is spread over two rectangles is put together
+    from their log-sum-exps, forward; backward each rectangle uses the row's joint output and log-sum-exp, which makes
+    its part of the gradient exact (p = exp(q k - lse), delta = grad_out . out)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, segments: tuple) -> Tensor:
+        _, heads, length, width = query.shape
+        out = query.new_empty(1, length, heads, width).transpose(1, 2)
+        stats = torch.float64 if query.dtype == torch.float64 else torch.float32
+        lse = torch.empty(1, length, heads, dtype=stats).transpose(1, 2)
+        for segment in segments:
+            for q0, q1, k0, k1, causal in _rectangles(segment):
+                part, part_lse = _forward(
+                    query[:, :, q0:q1], key[:, :, k0:k1], value[:, :, k0:k1], 0.0, causal, scale=scaling
+                )
+                own = causal and k0 != segment.start
+                if own:  # a response on itself joins what it got from the prompt
+                    joint = torch.logaddexp(lse[:, :, q0:q1], part_lse)
+                    kept = out[:, :, q0:q1] * (lse[:, :, q0:q1] - joint).exp().unsqueeze(-1)
+                    part = torch.addcmul(kept, part, (part_lse - joint).exp().unsqueeze(-1))
+                    part_lse = joint
+                out[:, :, q0:q1] = part
+                lse[:, :, q0:q1] = part_lse
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.scaling, ctx.segments = scaling, segments
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        grad_out = grads[0].transpose(1, 2)
+        grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
+        for segment in ctx.segments:
+            for q0, q1, k0, k1, causal in _rectangles(segment):
+                dq, dk, dv = _backward(
+                    grad_out[:, :, q0:q1],
+                    query[:, :, q0:q1],
+                    key[:, :, k0:k1],
+                    value[:, :, k0:k1],
+                    out[:, :, q0:q1],
+                    lse[:, :, q0:q1],
+                    0.0,
+                    causal,
+                    scale=ctx.scaling,
+                )
+                grad_query[:, :, q0:q1] += dq
+                grad_key[:, :, k0:k1] += dk
+                grad_value[:, :, k0:k1] += dv
+        return grad_query, grad_key, grad_value, None, None

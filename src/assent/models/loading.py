@@ -1,0 +1,241 @@
+"""Models in and out: plain Hugging Face folders (or hub ids), fp32 master weights, safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from assent.config import LoraConfig, ModelConfig
+from assent.errors import ModelError
+from assent.models.attention import inexact_reason, install
+from assent.models.policy import Backbone, Policy, ScoreModel, verify
+
+
+def native_precision(device: torch.device | str) -> str:
+    """ "bf16" where the hardware multiplies bfloat16 natively (Ampere and later; AVX512-bf16 or AMX), else "fp32"."""
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if capable else "fp32"
+
+
+def resolve_precision(precision: str, device: torch.device | str) -> str:
+    """The precision that "auto" stands for on this device."""
+    return native_precision(device) if precision == "auto" else precision
+
+
+def model_folder(path: str) -> str:
+    """A run folder stands for its final model; everything else for itself."""
+    folder = Path(path)
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(f"{path} is not a model folder: it has no config.json (nor model/config.json, as a run has).")
+    return path
+
+
+def _load(what: str, path: str, load: Callable[[str], Any]) -> Any:
+    folder = model_folder(path)
+    try:
+        return load(folder)
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "" if Path(folder).exists() else " There is no such folder, and the hub did not give it."
+        raise ModelError(f"cannot load the {what} {path}:{hint} {reason}") from error
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token."""
+
+    def load(folder: str) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        if not tokenizer.is_fast:
+            raise ModelError(f"{folder}: its tokenizer has no fast version, which exact trained spans need.")
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{folder}: its tokenizer has no EOS token, so answers could not learn to end.")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    return _load("tokenizer", config.path, load)
+
+
+def load_policy(
+    config: ModelConfig, *, max_length: int, device: torch.device | str = "cpu", trainable: bool = True
+) -> Policy:
+    """A causal language model ready for tree batches: dropout off, assent's attention, LoRA adapters if asked for.
+    Raises ModelError where `layout` asks for a tree that the architecture cannot compute exactly."""
+    model = _load("model", config.path, lambda folder: _causal(folder, config))
+    tree = _choose_layout(model, config, max_length)
+    policy = _prepare(Policy, model, config, tree, device, trainable)
+    if tree:
+        verify(policy)
+    if trainable and config.lora.rank > 0:
+        policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
+    return policy
+
+
+def load_score_model(
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    device: torch.device | str = "cpu",
+    trainable: bool = True,
+    seed: int = 0,
+    new_head: bool = True,
+) -> ScoreModel:
+    """A sequence-classification model with one output, from such a folder or, with a fresh head drawn from `seed`,
+    from any causal model. With `new_head=False` a folder without a trained head is refused."""
+    model, fresh = _load("reward model", config.path, lambda folder: _classifier(folder, config, seed))
+    if fresh and not new_head:
+        raise ModelError(
+            f"{config.path} has no trained reward head (score.weight). Train one with: assent reward --model.path "
+            f"{config.path} --data.train PAIRS --out FOLDER"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    tree = _choose_layout(model, config, max_length)
+    scorer = _prepare(ScoreModel, model, config, tree, device, trainable)
+    if trainable and config.lora.rank > 0:
+        scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS")
+    return scorer
+
+
+def _from_pretrained(auto: Any, folder: str, config: ModelConfig, **options: Any) -> Any:
+    return auto.from_pretrained(
+        folder,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=torch.float32,
+        use_safetensors=True,
+        **options,
+    )
+
+
+def _causal(folder: str, config: ModelConfig) -> PreTrainedModel:
+    model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
+    return model
+
+
+def _classifier(folder: str, config: ModelConfig, seed: int) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its head is new."""
+    hf_config = AutoConfig.from_pretrained(
+        folder, revision=config.revision, trust_remote_code=config.trust_remote_code, num_labels=1
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = _from_pretrained(
+            AutoModelForSequenceClassification, folder, config, config=hf_config, output_loading_info=True
+        )
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ModelError(f"{type(model).__name__} keeps its head under another name than `score`.")
+    missing = set(info["missing_keys"])
+    if missing - {"score.weight", "score.bias"}:
+        raise ModelError(f"{folder} lacks {', '.join(sorted(missing)[:3])}.")
+    return model, bool(missing)
+
+
+def _choose_layout(model: PreTrainedModel, config: ModelConfig, max_length: int) -> bool:
+    """Whether the model computes trees."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and max_length > limit:
+        raise ModelError(f"{config.path} reads at most {limit} tokens. Got --data.max_length {max_length}.")
+    if config.layout == "flat":
+        return False
+    reason = inexact_reason(model, max_length)
+    if reason is None:
+        return True
+    if config.layout == "tree":
+        raise ModelError(f"{config.path} cannot share prompts exactly: {reason}. Use --model.layout flat.")
+    print(f"{config.path}: prompts are not shared, because {reason}")
+    return False
+
+
+def _prepare(
+    kind: Any, model: PreTrainedModel, config: ModelConfig, tree: bool, device: torch.device | str, trainable: bool
+) -> Any:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():  # some attentions read their rate at construction
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    if tree:
+        install(model)
+    model.requires_grad_(trainable)
+    model.train(trainable)
+    if trainable and config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return kind(model, precision=resolve_precision(config.precision, device), tree=tree).to(device)
+
+
+def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
+    """The model with trainable adapters; everything else is frozen (a reward head stays trained)."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    targets = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+    return get_peft_model(
+        model,
+        PeftConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=targets,
+            task_type=task,
+            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        ),
+    )
+
+
+def save_model(
+    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+) -> None:
+    """Writes a Hugging Face folder that transformers loads by itself. LoRA adapters are merged into it and also kept
+    beside it in `adapter/`. `state` holds the full weights where the module itself is sharded."""
+    model = backbone.model
+    if hasattr(model, "merge_adapter"):
+        model.save_pretrained(folder / "adapter")
+        model.merge_adapter()
+        base = model.get_base_model()
+        weights = {_merged_name(name): value for name, value in base.state_dict().items() if _is_merged(name)}
+        base.save_pretrained(folder, state_dict=weights)
+        model.unmerge_adapter()
+    else:
+        model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def _is_merged(name: str) -> bool:
+    return ".lora_" not in name and ".original_module." not in name
+
+
+def _merged_name(name: str) -> str:
+    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+
+
+def reference_config(config: ModelConfig, path: str | None) -> ModelConfig:
+    """The configuration of a frozen reference: another path, no adapters, no recomputation."""
+    return replace(config, path=path or config.path, lora=LoraConfig(), activation_checkpointing=False)

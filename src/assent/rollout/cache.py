@@ -1,0 +1,144 @@
+"""Keys and values of the sequences that are being decoded.
+
+One row (slot) per sequence, and one column per decoding step that all slots share: a sequence of n tokens occupies
+columns [end - n, end), whatever its n. So a step writes one column slice of every layer, the visible columns of a slot
+are all those from its first, and neither positions nor masks are rebuilt from step to step.
+
+    column        0 1 2 3 4 5 | end = 6
+    slot 0            p p r r     first = 2
+    slot 1        p p p p p r     first = 0
+    slot 2              p p r     first = 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from assent.models.attention import Attend
+
+_ROOM = 1.5  # how much a full cache grows, and how empty it must be to be shifted instead
+
+
+class SlotCache:
+    """The cache and, as an `attend` object, the attention of a decoding step over it.
+
+    Slots 0 .. active-1 take part in a step. Grouped queries are put beside each other as rows of one matrix product,
+    so keys and values are never repeated. Keys lie transposed, [slots, Hkv, D, columns], which suits that product.
+    """
+
+    def __init__(self, slots: int, longest_prompt: int, columns: int, device: torch.device) -> None:
+        assert columns >= longest_prompt
+        self.slots = slots
+        self.longest_prompt = longest_prompt
+        self.columns = columns
+        self.end = longest_prompt
+        self.active = 0
+        self.first = np.zeros(slots, dtype=np.int64)
+        self.device = device
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._mask = torch.zeros(slots, columns, device=device)
+        self._low = 0
+        self._step_mask: Tensor | None = None
+
+    def admit(self, slots: Sequence[int], prompt: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Puts one prompt, layer -> (key, value) of [Hkv, T, D] each, into `slots`, ending at the current column."""
+        index = torch.tensor(slots, device=self.device)
+        length = next(iter(prompt.values()))[0].shape[1]
+        start = self.end - length
+        assert start >= 0
+        for layer, (key, value) in prompt.items():
+            keys, values = self._layer(layer, key, value)
+            keys[index, :, :, start : self.end] = key.transpose(1, 2).to(keys.dtype)
+            values[index, :, start : self.end] = value.to(values.dtype)
+        self.first[list(slots)] = start
+        self._mask[index, :start] = float("-inf")
+        self._mask[index, start:] = 0.0
+
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copies slots over others."""
+        low = int(self.first[list(source)].min())
+        src, dst = (torch.tensor(x, device=self.device) for x in (source, target))
+        for keys, values in zip(self._keys.values(), self._values.values(), strict=True):
+            keys[dst, :, :, low : self.end] = keys[src, :, :, low : self.end]
+            values[dst, :, low : self.end] = values[src, :, low : self.end]
+        self._mask[dst] = self._mask[src]
+        self.first[list(target)] = self.first[list(source)]
+
+    def begin_step(self) -> None:
+        """Makes room for one column and fixes what all layers of this step share."""
+        first = self.first[: self.active]
+        if self.end == self.columns:
+            self._make_room(max(self.end - int(first.min()), self.longest_prompt))
+        self._low = int(first.min())
+        ragged = int(first.max()) > self._low
+        self._step_mask = self._mask[: self.active, None, None, self._low : self.end + 1] if ragged else None
+
+    def end_step(self) -> None:
+        self.end += 1
+
+    def _make_room(self, width: int) -> None:
+        """Moves the last `width` columns to the front, of a larger cache where they nearly fill this one."""
+        shift = self.end - width
+        columns = self.columns if width * _ROOM <= self.columns else int(width * _ROOM) + 64
+
+        def moved(old: Tensor, axis: int) -> Tensor:
+            kept = old.narrow(axis, shift, width)
+            if columns == self.columns:
+                old.narrow(axis, 0, width).copy_(kept.clone())
+                return old
+            shape = list(old.shape)
+            shape[axis] = columns
+            new = old.new_zeros(shape)
+            new.narrow(axis, 0, width).copy_(kept)
+            return new
+
+        for layer in self._keys:
+            self._keys[layer] = moved(self._keys[layer], 3)
+            self._values[layer] = moved(self._values[layer], 2)
+        self._mask = moved(self._mask, 1)
+        self._mask[:, width:] = 0.0
+        self.first -= shift
+        self.columns, self.end = columns, width
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [B, Hq, 1, D], key and value [B, Hkv, 1, D] -> [B, 1, Hq, D]."""
+        batch, heads, _, width = query.shape
+        keys, values = self._layer(module.layer_idx, key[0], value[0])
+        keys[:batch, :, :, self.end] = key[:, :, 0]
+        values[:batch, :, self.end] = value[:, :, 0]
+        seen = slice(self._low, self.end + 1)
+        grouped = query.reshape(batch, key.shape[1], -1, width)
+        scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
+        if self._step_mask is not None:
+            scores += self._step_mask
+        out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
+        return out.view(batch, 1, heads, value.shape[-1])
+
+    def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written."""
+        if layer not in self._keys:
+            heads, _, width = key.shape
+            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns)
+            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1])
+        return self._keys[layer], self._values[layer]
+
+
+class PromptCapture:
+    """An `attend` object that keeps the keys and values that another one sees: those of packed prompts."""
+
+    def __init__(self, attend: Attend) -> None:
+        self.attend = attend
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        self.layers[module.layer_idx] = (key[0], value[0])
+        return self.attend(module, query, key, value, scaling)
+
+    def prompt(self, start: int, end: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Layer -> (key, value) of [Hkv, T, D] of the prompt at [start, end) of the packed stream."""
+        return {layer: (key[:, start:end], value[:, start:end]) for layer, (key, value) in self.layers.items()}

@@ -1,0 +1,152 @@
+"""`assent generate`: answers from a model, for a file of prompts or in a conversation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from assent.config import GenerateConfig, ModelConfig
+from assent.data.chat import Chat, RowError
+from assent.data.formats import load_examples
+from assent.data.records import Message
+from assent.data.views import prompt_examples
+from assent.errors import DataError, ModelError, RunFolderError
+from assent.models.loading import load_policy, load_tokenizer
+from assent.rollout.engine import Completion, Engine
+from assent.rollout.torch_engine import TorchEngine
+
+HELP = "/system TEXT sets the system message, /reset forgets the conversation, /exit leaves."
+
+_ROUND = 16  # a batch of prompts is answered in rounds of this many times `max_batch`, so that rows appear meanwhile
+
+
+def generate(config: GenerateConfig) -> None:
+    """Answers every prompt of `config.prompts`, one JSON line for each, into `config.out` or onto standard output; or,
+    without prompts, talks with the person at standard input.
+
+    A line holds `prompt` (its messages), `response` (text), `tokens` (how many, EOS included) and `finished` (whether
+    it ended by itself). The same model, prompts, sampling and seed give the same lines. Rows that cannot be used are
+    named on standard error. Errors: ModelError, DataError; RunFolderError where `config.out` exists already.
+    """
+    if config.out is not None and Path(config.out).exists():
+        raise RunFolderError(f"--out {config.out} exists already. Remove it, or choose another name.")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if config.prompts is None:
+        chat, engine = _load(config)
+        converse(chat, engine, config, sys.stdin, sys.stdout)
+        return
+    prompts = _read_prompts(config)
+    chat, engine = _load(config)
+    rows = answer(chat, engine, prompts, config)
+    if config.out is None:
+        _write(rows, sys.stdout)
+        return
+    unfinished = Path(config.out + ".part")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished.open("w", encoding="utf-8") as file:
+        count = _write(rows, file)
+    unfinished.rename(config.out)
+    print(f"{count} answers in {config.out}", file=sys.stderr)
+
+
+def answer(
+    chat: Chat, engine: Engine, prompts: Sequence[tuple[Message, ...]], config: GenerateConfig
+) -> Iterator[dict[str, object]]:
+    """One row for each prompt that the chat template accepts, in order."""
+    encoded = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            encoded.append((prompt, chat.prompt_ids(prompt)))
+        except RowError as error:
+            print(f"prompt {number} is left out: {error}", file=sys.stderr)
+    if not encoded:
+        raise DataError(f"{config.prompts}: no prompt can be used.")
+    size = _ROUND * config.sampling.max_batch
+    for start in range(0, len(encoded), size):
+        part = encoded[start : start + size]
+        groups = engine.generate([ids for _, ids in part], 1, config.sampling, config.seed, start)
+        for (prompt, _), (completion,) in zip(part, groups, strict=True):
+            yield {
+                "prompt": [asdict(message) for message in prompt],
+                "response": chat.decode(completion.ids),
+                "tokens": len(completion),
+                "finished": completion.finished,
+            }
+
+
+def converse(chat: Chat, engine: Engine, config: GenerateConfig, source: TextIO, out: TextIO) -> None:
+    """Reads a line, answers it with the whole conversation in mind, until /exit or the end of `source`. A turn that the
+    model cannot take (too long, or refused by the template) is reported and forgotten."""
+    start = (Message("system", config.system),) if config.system else ()
+    history = start
+    turn = 0
+    at_terminal = source.isatty()
+    if at_terminal:
+        print(HELP, file=out)
+    while True:
+        if at_terminal:
+            print("\n> ", end="", file=out, flush=True)
+        line = source.readline()
+        if not line or line.strip() == "/exit":
+            return
+        command, _, text = line.strip().partition(" ")
+        if command == "/reset":
+            history = start
+        elif command == "/system":
+            start = history = (Message("system", text.strip()),) if text.strip() else ()
+        elif command.startswith("/"):
+            print(HELP, file=out)
+        elif line.strip():
+            asked = (*history, Message("user", line.strip()))
+            try:
+                ids = chat.prompt_ids(asked)
+                ((completion,),) = engine.generate([ids], 1, config.sampling, config.seed, turn)
+            except (ModelError, RowError) as error:
+                print(f"error: {error} (/reset forgets the conversation)", file=out)
+                continue
+            turn += 1
+            reply = chat.decode(completion.ids)
+            history = (*asked, Message("assistant", reply))
+            print(reply + _cut(completion), file=out, flush=True)
+
+
+def _cut(completion: Completion) -> str:
+    return "" if completion.finished else f" [cut after {len(completion)} tokens]"
+
+
+def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = ModelConfig(path=config.model, precision=config.precision, layout="flat")
+    chat = Chat(load_tokenizer(model))
+    policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
+    return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision)
+
+
+def _read_prompts(config: GenerateConfig) -> list[tuple[Message, ...]]:
+    """The prompts of the file, each with `config.system` before it where it has no system message of its own."""
+    assert config.prompts is not None
+    loaded = load_examples(config.prompts, limit=config.limit)
+    examples, unusable = prompt_examples(loaded.examples)
+    for problem in [*loaded.problems, *unusable]:
+        print(f"{problem.origin} is left out: {problem.column}: {problem.reason}", file=sys.stderr)
+    if not examples:
+        raise DataError(f"{config.prompts}: no prompt can be used.")
+    system = (Message("system", config.system),) if config.system else ()
+    return [e.prompt if e.prompt[0].role == "system" else system + e.prompt for e in examples]
+
+
+def _write(rows: Iterable[dict[str, object]], file: TextIO) -> int:
+    count = 0
+    for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        count += 1
+    return count

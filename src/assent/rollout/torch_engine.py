@@ -1,0 +1,291 @@
+"""The rollout engine that runs wherever torch does: continuous batching around any Hugging Face decoder's own forward.
+
+A prompt is computed once for all its responses, packed with others. Sequences are decoded side by side in the slots of
+a `SlotCache`; one that ends is replaced by the next. Python works per step, never per token of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from assent.config import SamplingConfig
+from assent.data.tree import Segment
+from assent.errors import ModelError, NonFiniteError
+from assent.models.attention import TreeAttend, inexact_reason, install
+from assent.rollout.cache import PromptCapture, SlotCache
+from assent.rollout.engine import Completion
+from assent.rollout.packed_linear import packed_linears
+from assent.rollout.sampler import sample, uniforms
+
+_PREFILL_TOKENS = 2048  # prompts computed in one forward
+_FIRST_COLUMNS = 256  # columns for responses in a new cache; it grows when they are full
+_CHECK_EVERY = 4  # steps between looks for ended responses on an accelerator
+
+
+class TorchEngine:
+    """Samples from a Hugging Face causal language model, whose weights it shares with whoever trains it.
+
+    model        its attention is switched to `assent.models.attention`
+    eos_ids      tokens that end a response
+    precision    of matrix products; weights stay as they are
+    on_progress  called with (finished responses, all responses) as responses finish
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Collection[int],
+        precision: str = "fp32",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        install(model)
+        self.model = model
+        self.eos_ids = sorted(eos_ids)
+        self.precision = precision
+        self.on_progress = on_progress
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int
+    ) -> list[list[Completion]]:
+        """`n` responses to each of P prompts (token ids): P lists of n. The uniforms of a response depend on (seed,
+        prompt index, response index) alone, so batching changes nothing but rounding. Raises ModelError where a
+        sequence cannot fit the model, NonFiniteError where a log-probability is not a number."""
+        self._check(prompts, sampling)
+        if not prompts or n == 0:
+            return [[] for _ in prompts]
+        with self._ready():
+            return _Generation(self, prompts, n, sampling, seed).run()
+
+    def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Copies new weights into the model. Not needed where a trainer changes this very model in place."""
+        self.model.load_state_dict(dict(state_dict))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _check(self, prompts: Sequence[np.ndarray], sampling: SamplingConfig) -> None:
+        assert sampling.max_new_tokens >= 1 and sampling.max_batch >= 1, sampling
+        assert all(len(prompt) > 0 for prompt in prompts), "a prompt needs at least one token to predict from"
+        prompt = max((len(prompt) for prompt in prompts), default=0)
+        longest = prompt + sampling.max_new_tokens
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ModelError(
+                f"The longest prompt has {prompt} tokens; with sampling.max_new_tokens {sampling.max_new_tokens} that "
+                f"is {longest}, more than the {limit} positions of {type(self.model).__name__}. Shorten the prompts "
+                f"or set sampling.max_new_tokens to at most {max(limit - prompt, 0)}."
+            )
+        reason = inexact_reason(self.model, longest)
+        if reason is not None:
+            raise ModelError(f"{type(self.model).__name__} cannot be sampled by the torch engine: {reason}.")
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Evaluation mode, no autograd, weights laid out for decoding; all undone on leaving."""
+        device = self.device.type
+        dtype = torch.bfloat16 if self.precision == "bf16" else next(self.model.parameters()).dtype
+        autocast: AbstractContextManager[object] = nullcontext()
+        if self.precision == "bf16":
+            autocast = torch.autocast(device, torch.bfloat16, cache_enabled=False)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), autocast, packed_linears(self.model, dtype):
+                yield
+        finally:
+            self.model.train(training)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A response that has not begun: its prompt's keys and values, and the logits [V] of its first token."""
+
+    prompt: int
+    response: int
+    layers: Mapping[int, tuple[Tensor, Tensor]]
+    logits: Tensor
+
+
+class _Generation:
+    """One call of `generate`.
+
+    A slot's state is a row of the tensors below. On the host, `owner` says which (prompt, response) a slot holds and
+    `age` how many tokens it has, so only ends by EOS have to be asked of the device.
+    """
+
+    def __init__(
+        self, engine: TorchEngine, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int
+    ) -> None:
+        self.engine, self.prompts, self.n, self.sampling, self.seed = engine, prompts, n, sampling, seed
+        device, longest = engine.device, max(len(prompt) for prompt in prompts)
+        slots, length = min(sampling.max_batch, len(prompts) * n), sampling.max_new_tokens
+        self.device = device
+        self.cache = SlotCache(slots, longest, longest + min(length, _FIRST_COLUMNS), device)
+        self.unread = deque(range(len(prompts)))
+        self.waiting: deque[_Waiting] = deque()
+        self.results: list[list[Completion | None]] = [[None] * n for _ in prompts]
+        self.num_done = 0
+        self.num_steps = 0
+        self.owner: list[tuple[int, int] | None] = [None] * slots
+        self.age = np.zeros(slots, dtype=np.int64)
+        self.eos = torch.tensor(engine.eos_ids, dtype=torch.int64, device=device)
+        self.rows = torch.arange(slots, device=device)
+        self.ids = torch.zeros(slots, length, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(slots, length, device=device)
+        self.uniform = torch.zeros(slots, length, dtype=torch.float64, device=device)
+        self.token = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.position = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.count = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.ended = torch.zeros(slots, dtype=torch.bool, device=device)
+
+    def run(self) -> list[list[Completion]]:
+        while True:
+            while (free := self._free()) and (self.waiting or self.unread):
+                if not self.waiting:
+                    self._read_prompts()
+                self._admit(free)
+                self._retire()
+            self._compact()
+            if self.cache.active == 0:
+                return self.results  # type: ignore[return-value]
+            self._step()
+            self._retire()
+
+    def _free(self) -> list[int]:
+        return [slot for slot, owner in enumerate(self.owner) if owner is None]
+
+    def _read_prompts(self) -> None:
+        """Computes the next prompts in one packed forward; their responses wait for slots."""
+        segments: list[Segment] = []
+        chosen: list[int] = []
+        total = 0
+        while self.unread and (not chosen or total + len(self.prompts[self.unread[0]]) <= _PREFILL_TOKENS):
+            chosen.append(self.unread.popleft())
+            width = len(self.prompts[chosen[-1]])
+            segments.append(Segment(total, total + width, ()))
+            total += width
+        tokens = torch.from_numpy(np.concatenate([self.prompts[p] for p in chosen]).astype(np.int64))
+        positions = torch.cat([torch.arange(s.end - s.start) for s in segments])
+        ends = torch.tensor([s.end - 1 for s in segments])
+        capture = PromptCapture(TreeAttend(segments, total))
+        logits = self.engine.model(
+            input_ids=tokens[None].to(self.device),
+            position_ids=positions[None].to(self.device),
+            logits_to_keep=ends.to(self.device),
+            use_cache=False,
+            attend=capture,
+        ).logits[0]
+        for index, (prompt, segment) in enumerate(zip(chosen, segments, strict=True)):
+            layers = capture.prompt(segment.start, segment.end)
+            self.waiting.extend(_Waiting(prompt, i, layers, logits[index]) for i in range(self.n))
+
+    def _admit(self, free: list[int]) -> None:
+        """Puts waiting responses into free slots and draws their first tokens."""
+        slots = free[: len(self.waiting)]
+        entering = [self.waiting.popleft() for _ in slots]
+        groups: dict[int, list[int]] = {}
+        for slot, item in zip(slots, entering, strict=True):
+            groups.setdefault(item.prompt, []).append(slot)
+            self.owner[slot] = (item.prompt, item.response)
+        for item in {item.prompt: item for item in entering}.values():
+            self.cache.admit(groups[item.prompt], item.layers)
+        length = self.sampling.max_new_tokens
+        drawn = np.stack([uniforms(self.seed, item.prompt, item.response, length) for item in entering])
+        rows = torch.tensor(slots, device=self.device)
+        self.uniform[rows] = torch.from_numpy(drawn).to(self.device)
+        self.position[rows] = torch.tensor([len(self.prompts[item.prompt]) for item in entering], device=self.device)
+        self.count[rows] = 0
+        self.ended[rows] = False
+        self.age[slots] = 0
+        self.cache.active = max(self.cache.active, slots[-1] + 1)
+        self._draw(rows, torch.stack([item.logits for item in entering]))
+        self.age[slots] = 1
+
+    def _step(self) -> None:
+        """Feeds every slot its last token and draws the next."""
+        active = self.cache.active
+        self.cache.begin_step()
+        logits = self.engine.model(
+            input_ids=self.token[:active, None],
+            position_ids=self.position[:active, None],
+            use_cache=False,
+            attend=self.cache,
+        ).logits[:, 0]
+        self.cache.end_step()
+        self.position[:active] += 1
+        self._draw(self.rows[:active], logits)
+        self.age[:active] += 1
+        self.num_steps += 1
+
+    def _draw(self, rows: Tensor, logits: Tensor) -> None:
+        config, count = self.sampling, self.count[rows]
+        ids, logprobs = sample(
+            logits,
+            self.uniform[rows, count],
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+        self.token[rows] = ids
+        self.ids[rows, count] = ids
+        self.logprobs[rows, count] = logprobs
+        self.count[rows] = count + 1
+        self.ended[rows] |= (ids[:, None] == self.eos).any(-1)
+
+    def _retire(self) -> None:
+        """Collects the responses that have ended and frees their slots. Where asking the device means waiting for it,
+        it is asked every few steps; what was drawn after an EOS in between is cut off here."""
+        active, length = self.cache.active, self.sampling.max_new_tokens
+        full = self.age[:active] >= length
+        if self.device.type != "cpu" and self.num_steps % _CHECK_EVERY and not full.any():
+            return
+        slots = np.flatnonzero(self.ended[:active].cpu().numpy() | full)
+        slots = slots[[self.owner[slot] is not None for slot in slots]]
+        if len(slots) == 0:
+            return
+        rows, longest = torch.from_numpy(slots).to(self.device), int(self.age[slots].max())
+        ids = self.ids[rows, :longest].cpu().numpy()
+        logprobs = self.logprobs[rows, :longest].cpu().numpy()
+        for row, slot in enumerate(slots):
+            ends = np.flatnonzero(np.isin(ids[row, : self.age[slot]], self.engine.eos_ids))
+            size = int(ends[0]) + 1 if len(ends) else int(self.age[slot])
+            self._finish(slot, ids[row, :size].copy(), logprobs[row, :size].copy(), len(ends) > 0)
+
+    def _finish(self, slot: int, ids: np.ndarray, logprobs: np.ndarray, finished: bool) -> None:
+        owner = self.owner[slot]
+        assert owner is not None
+        prompt, response = owner
+        if not np.isfinite(logprobs).all():
+            where = int(np.flatnonzero(~np.isfinite(logprobs))[0])
+            raise NonFiniteError(
+                f"Log-probability {logprobs[where]} at token {where} of response {response} to prompt {prompt}: the "
+                "model's logits are not finite numbers. Its weights have probably diverged."
+            )
+        self.results[prompt][response] = Completion(ids, logprobs, finished)
+        self.owner[slot] = None
+        self.num_done += 1
+        if self.engine.on_progress is not None:
+            self.engine.on_progress(self.num_done, len(self.prompts) * self.n)
+
+    def _compact(self) -> None:
+        """Moves the last live slots into free ones, so that a step computes live slots only."""
+        live = [slot for slot, owner in enumerate(self.owner) if owner is not None]
+        source = [slot for slot in live if slot >= len(live)]
+        target = [slot for slot in range(len(live)) if self.owner[slot] is None]
+        if source:
+            self.cache.move(source, target)
+            for state in (self.ids, self.logprobs, self.uniform, self.token, self.position, self.count, self.ended):
+                state[target] = state[source]
+            self.age[target] = self.age[source]
+            for old, new in zip(source, target, strict=True):
+                self.owner[new], self.owner[old] = self.owner[old], None
+        self.cache.active = len(live)

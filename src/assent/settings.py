@@ -1,0 +1,296 @@
+"""YAML files for the dataclasses of `assent.config`: read with file and line in every complaint, written, validated.
+
+A nested mapping is a nested dataclass: the key `lr` under `optim` is the option `--optim.lr`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from assent.checks import RELATIONS, RULES, Rule
+from assent.errors import ConfigError
+
+T = TypeVar("T")
+
+REQUIRED = object()
+"""Stands where an option has no default."""
+
+_YAML = "tag:yaml.org,2002:"
+_SCALARS = {str: ("str",), bool: ("bool",), int: ("int",), float: ("float", "int", "str")}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: its dotted name, type, default (`REQUIRED` where there is none), and the section that holds it."""
+
+    name: str
+    kind: Any
+    default: Any
+    section: type
+
+
+def options(cls: type) -> list[Option]:
+    """Every option of a configuration class, in the order of its fields."""
+    return list(_options(cls, "", REQUIRED))
+
+
+def nearest(name: str, names: list[str]) -> str | None:
+    """The name that was probably meant: one with the same last part, else the one spelled most alike."""
+    last = name.rpartition(".")[2]
+    same = [other for other in names if other.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(name, names, n=1)
+    return next(iter([*same, *close]), None)
+
+
+def suggestion(name: str, names: list[str], prefix: str = "") -> str:
+    """The sentence that goes after "unknown option"; empty where nothing is near."""
+    near = nearest(name, names)
+    return f" Perhaps you meant '{prefix}{near}'." if near else ""
+
+
+def read(cls: type[T], path: str | Path, missing: object = REQUIRED) -> T:
+    """`load` on a file. Raises `ConfigError` where it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"Cannot read the configuration file {path}: {reason}.") from error
+    return load(cls, text, str(path), missing)
+
+
+def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQUIRED) -> T:
+    """A configuration from YAML text; what the text leaves out has its default. `missing` fills options that have
+    none; without it they are an error. Raises `ConfigError` with `source` and line for each unknown or repeated key
+    and each value of the wrong type."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    problems: list[str] = []
+    lines: dict[str, str] = {}
+    given: dict[str, Any] = {}
+    if node is not None:
+        _read_section(_Reader(source, cls, problems, lines, given), cls, node, "")
+    if missing is REQUIRED:
+        absent = [option.name for option in options(cls) if option.default is REQUIRED and option.name not in given]
+        problems += [f"{source}: '{name}' is missing, and it has no default." for name in absent]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return cast(T, _build(cls, "", REQUIRED, given, missing))
+
+
+def dump(config: Any) -> str:
+    """The configuration as YAML text; `load(type(config), dump(config)) == config`."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def validate(config: Any) -> None:
+    """Raises one `ConfigError` that names every option out of range and every contradiction."""
+    problems = [
+        f"--{option.name} must be {rule.words}. Got {_at(config, option.name)!r}."
+        for option in options(type(config))
+        if (rule := _rule(option.section, option.name.rpartition(".")[2])) is not None
+        and (value := _at(config, option.name)) is not None
+        and not rule.holds(value)
+    ]
+    for kind, relation in RELATIONS:
+        if isinstance(config, kind) and (problem := relation(config)):
+            problems.append(problem)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _rule(section: type, name: str) -> Rule | None:
+    return next((RULES[base][name] for base in section.__mro__ if name in RULES.get(base, {})), None)
+
+
+def _at(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+# ---- reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What is collected while a document is walked: complaints, the line of each key, the value of each option."""
+
+    source: str
+    cls: type
+    problems: list[str]
+    lines: dict[str, str]
+    given: dict[str, Any]
+
+    def where(self, node: yaml.Node) -> str:
+        return f"{self.source}:{node.start_mark.line + 1}"
+
+    def names(self) -> list[str]:
+        leaves = [option.name for option in options(self.cls)]
+        return leaves + sorted({name.rpartition(".")[0] for name in leaves if "." in name})
+
+
+def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> None:
+    if isinstance(node, yaml.ScalarNode) and node.tag == _YAML + "null":
+        return
+    if not isinstance(node, yaml.MappingNode):
+        name = f"'{prefix[:-1]}'" if prefix else "the file"
+        reader.problems.append(f"{reader.where(node)}: {name} must hold `key: value` lines. Got {_show(node)}.")
+        return
+    hints = get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key_node, value in node.value:
+        key, where = str(key_node.value), reader.where(key_node)
+        name = prefix + key
+        if key not in fields:
+            if key in reader.names():
+                hint = f" Write it as nested keys: '{key.partition('.')[0]}:', and under it the rest."
+            else:
+                hint = suggestion(name, reader.names())
+            reader.problems.append(f"{where}: unknown key '{name}'.{hint}")
+        elif name in reader.lines:
+            reader.problems.append(f"{where}: the key '{name}' is there already ({reader.lines[name]}).")
+        else:
+            reader.lines[name] = where
+            if dataclasses.is_dataclass(hints[key]):
+                _read_section(reader, cast(type, hints[key]), value, name + ".")
+                continue
+            try:
+                reader.given[name] = _value(value, hints[key])
+            except _WrongType as error:
+                place, got = reader.where(error.node), error.got or _show(error.node)
+                reader.problems.append(f"{place}: '{name}' must be {_describe(hints[key])}. Got {got}.")
+
+
+class _WrongType(Exception):
+    """A node that does not have the type asked for. `got` says what is wrong where showing the node would not."""
+
+    def __init__(self, node: yaml.Node, got: str | None = None):
+        super().__init__()
+        self.node = node
+        self.got = got
+
+
+def _value(node: yaml.Node, kind: Any) -> Any:
+    """The value of a node as `kind`: a scalar, `X | None`, `Literal`, `tuple[X, ...]` or `dict[str, X]`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner = [arm for arm in args if arm is not types.NoneType]
+        assert len(inner) == 1, f"options are `X` or `X | None`, not {kind}"
+        is_null = isinstance(node, yaml.ScalarNode) and node.tag == _YAML + "null"
+        return None if is_null else _value(node, inner[0])
+    if origin is tuple:
+        if not isinstance(node, yaml.SequenceNode):
+            raise _WrongType(node)
+        return tuple(_value(item, args[0]) for item in node.value)
+    if origin is dict:
+        if not isinstance(node, yaml.MappingNode):
+            raise _WrongType(node)
+        values: dict[Any, Any] = {}
+        for key, item in node.value:
+            name = _value(key, args[0])
+            if name in values:
+                raise _WrongType(key, got=f"the key '{name}' twice")
+            values[name] = _value(item, args[1])
+        return values
+    if origin is Literal:
+        value = _scalar(node, str)
+        if value not in args:
+            raise _WrongType(node)
+        return value
+    return _scalar(node, kind)
+
+
+def _scalar(node: yaml.Node, kind: Any) -> Any:
+    if not isinstance(node, yaml.ScalarNode) or node.tag.removeprefix(_YAML) not in _SCALARS[kind]:
+        raise _WrongType(node)
+    try:
+        if kind is float and node.tag == _YAML + "str":  # YAML 1.1 reads 1e-4, without a point, as text
+            return float(node.value)
+        return kind(yaml.SafeLoader("").construct_object(node))
+    except ValueError:
+        raise _WrongType(node) from None
+
+
+def _show(node: yaml.Node) -> str:
+    """A node as the person wrote it, with its kind."""
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    kind = {"str": "text", "null": "nothing", "bool": "true or false", "int": "whole number", "float": "number"}
+    tag = node.tag.removeprefix(_YAML)
+    return f"{node.value!r} ({kind.get(tag, tag)})" if node.value else kind.get(tag, tag)
+
+
+def _describe(kind: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if arm is types.NoneType else _describe(arm) for arm in args)
+    if origin is Literal:
+        return "one of " + ", ".join(str(arg) for arg in args)
+    if origin is tuple:
+        return f"a list of values, each {_describe(args[0])}"
+    if origin is dict:
+        return "a mapping from text to text"
+    return {
+        str: "text (in quotes where it looks like something else)",
+        bool: "true or false",
+        int: "a whole number",
+    }.get(kind, "a number")
+
+
+# ---- building and writing
+
+
+def _options(cls: type, prefix: str, holder: Any) -> Iterator[Option]:
+    """`holder` is the default instance of `cls` that the enclosing class gives, or `REQUIRED`."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        default = _default(field, holder)
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _options(cast(type, hints[field.name]), f"{prefix}{field.name}.", default)
+        else:
+            yield Option(prefix + field.name, hints[field.name], default, cls)
+
+
+def _default(field: dataclasses.Field[Any], holder: Any) -> Any:
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        return REQUIRED  # also where an enclosing default had to put something there
+    if holder is not REQUIRED:
+        return getattr(holder, field.name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _build(cls: type, prefix: str, holder: Any, given: dict[str, Any], missing: object) -> Any:
+    hints = get_type_hints(cls)
+    values = {}
+    for field in dataclasses.fields(cls):
+        name, default = prefix + field.name, _default(field, holder)
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = _build(cast(type, hints[field.name]), name + ".", default, given, missing)
+        else:
+            values[field.name] = given.get(name, missing if default is REQUIRED else default)
+    return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,209 @@
+"""Means, shares, differences and win rates, each with its interval and the count of values that could not be had.
+
+A missing value (None or NaN: an answer nobody could score) is left out and counted, never taken for 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from assent.errors import UserError
+
+Scores = Sequence[float | None] | np.ndarray
+
+RESAMPLES = 4000
+"""Bootstrap resamples: the bounds then move by about 1 % of the interval's width from seed to seed."""
+_CHUNK = 2_000_000  # numbers held at once while resampling
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence bounds, from `n` values; `missing` more had no value.
+
+    Without any value all three numbers are NaN; with too few for an interval the bounds are.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    missing: int = 0
+
+    @property
+    def half_width(self) -> float:
+        """Half the distance between the bounds: the number behind "±"."""
+        return (self.high - self.low) / 2
+
+    def apart(self, other: Interval) -> bool:
+        """Whether the two intervals do not overlap. False when a bound is unknown."""
+        return self.low > other.high or self.high < other.low
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of a - b over pairs, with two tests of "no difference" that assume no distribution."""
+
+    difference: Interval
+    p_permutation: float
+    """Two-sided sign-flip permutation test of the mean; exact up to 13 pairs, then from 9,999 random flips."""
+    p_sign: float
+    """Two-sided exact sign test: only who was better counts, ties are left out."""
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Share of comparisons that a wins, a tie counting half, and the three counts behind it."""
+
+    rate: Interval
+    wins: int
+    ties: int
+    losses: int
+
+
+def mean_interval(
+    values: Scores, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of `values` with a bias-corrected accelerated (BCa) bootstrap interval.
+
+    With `clusters` (one label a value, for example the prompt that it answers) whole clusters are resampled, so that
+    several answers to one prompt do not pass for independent evidence: mean = sum_c sums_c / sum_c counts_c over the
+    clusters c. Values that are all the same give an interval of width 0, fewer than two clusters give no bounds.
+    Raises `UserError` on an infinite value or on cluster labels of another length. Efron & Tibshirani, 1993, ch. 14.
+    """
+    numbers = _floats(values)
+    if clusters is not None and len(clusters) != len(numbers):
+        raise UserError(f"mean_interval needs one cluster label for each value. Got {len(clusters)} for {len(numbers)}")
+    present = ~np.isnan(numbers)
+    labels = range(len(numbers)) if clusters is None else clusters
+    sums, counts = _by_cluster(numbers[present], [label for label, keep in zip(labels, present, strict=True) if keep])
+    n, missing = int(present.sum()), int((~present).sum())
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, missing)
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) < 2:
+        return Interval(mean, math.nan, math.nan, n, missing)
+    # A bootstrap of constant clusters has no spread and BCa would divide by it.
+    if np.ptp(sums / counts) <= 1e-12 * max(1.0, abs(mean)):
+        return Interval(mean, mean, mean, n, missing)
+
+    def ratio(s: np.ndarray, c: np.ndarray, axis: int = -1) -> np.ndarray:
+        return s.sum(axis=axis) / c.sum(axis=axis)
+
+    bounds = stats.bootstrap(
+        (sums, counts),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=max(1, _CHUNK // len(sums)),
+        confidence_level=confidence,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(bounds.low), float(bounds.high), n, missing)
+
+
+def proportion_interval(successes: float, n: float, confidence: float = 0.95, missing: int = 0) -> Interval:
+    """Share p = successes / n with Wilson's score interval, honest also at 0 and 1.
+
+    (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n), z the normal quantile. `successes` may be fractional
+    (a tie is half a win) and so may `n` (an effective sample size).
+    """
+    if n < 0 or not 0 <= successes <= n:
+        raise UserError(f"proportion_interval needs 0 <= successes <= n. Got {successes} of {n}")
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, missing)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the bound is exactly 0 or 1; rounding would put it a hair inside or outside.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(p, low, high, int(n), missing)
+
+
+def paired_difference(a: Scores, b: Scores, confidence: float = 0.95, seed: int = 0) -> PairedDifference:
+    """Mean of a_i - b_i with a bootstrap interval over the pairs, a permutation test and a sign test.
+
+    A pair with a missing side is left out and counted. Raises `UserError` when the lengths differ.
+    """
+    a, b = _paired(a, b)
+    difference = mean_interval(a - b, confidence=confidence, seed=seed)
+    present = ~np.isnan(a - b)
+    a, b = a[present], b[present]
+    if len(a) < 2:
+        return PairedDifference(difference, math.nan, math.nan)
+    permutation = stats.permutation_test(
+        (a, b),
+        lambda x, y, axis=-1: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        batch=max(1, _CHUNK // (2 * len(a))),
+        rng=np.random.default_rng(seed),
+    )
+    wins, losses = int((a > b).sum()), int((a < b).sum())
+    sign = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return PairedDifference(difference, min(1.0, float(permutation.pvalue)), float(sign))
+
+
+def win_rate(
+    a_scores: Scores, b_scores: Scores, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
+) -> WinRate:
+    """Share of comparisons in which a scores above b: (wins + ties / 2) / n, with Wilson's interval.
+
+    Several comparisons of one cluster (prompt) are worth fewer: the interval uses the effective number
+    n_eff = p (1 - p) / Var(p), Var(p) estimated between clusters and n_eff kept within [clusters, comparisons].
+    A comparison with a missing side is left out and counted in `rate.missing`.
+    """
+    a, b = _paired(a_scores, b_scores)
+    if clusters is not None and len(clusters) != len(a):
+        raise UserError(f"win_rate needs one cluster label for each comparison. Got {len(clusters)} for {len(a)}")
+    present = ~np.isnan(a - b)
+    labels = range(len(a)) if clusters is None else clusters
+    labels = [label for label, keep in zip(labels, present, strict=True) if keep]
+    missing = int((~present).sum())
+    outcome = (np.sign(a[present] - b[present]) + 1) / 2
+    wins, ties, losses = (int((outcome == value).sum()) for value in (1.0, 0.5, 0.0))
+    n = len(outcome)
+    if n == 0:
+        return WinRate(Interval(math.nan, math.nan, math.nan, 0, missing), 0, 0, 0)
+    p = float(outcome.mean())
+    sums, counts = _by_cluster(outcome, labels)
+    residual = sums - p * counts
+    num_clusters = len(sums)
+    variance = float((residual**2).sum()) / n**2 * num_clusters / max(1, num_clusters - 1)
+    effective = p * (1 - p) / variance if variance > 0 and 0 < p < 1 else num_clusters
+    effective = min(max(effective, num_clusters), n)
+    bounds = proportion_interval(p * effective, effective, confidence)
+    return WinRate(Interval(p, bounds.low, bounds.high, n, missing), wins, ties, losses)
+
+
+def _floats(values: Scores) -> np.ndarray:
+    numbers = np.array([math.nan if value is None else float(value) for value in values], dtype=np.float64)
+    infinite = np.flatnonzero(np.isinf(numbers))
+    if infinite.size:
+        raise UserError(
+            f"Scores must be finite, or None where there is none. Got {numbers[infinite[0]]} at index {infinite[0]}"
+        )
+    return numbers
+
+
+def _paired(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
+    if len(a) != len(b):
+        raise UserError(f"Paired scores must have the same length. Got {len(a)} and {len(b)}")
+    return _floats(a), _floats(b)
+
+
+def _by_cluster(numbers: np.ndarray, labels: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and count of each cluster [C], in order of first appearance."""
+    index: dict[Hashable, int] = {}
+    codes = np.array([index.setdefault(label, len(index)) for label in labels], dtype=np.int64)
+    sums = np.bincount(codes, weights=numbers, minlength=len(index))
+    return sums, np.bincount(codes, minlength=len(index)).astype(np.float64)

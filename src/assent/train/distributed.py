@@ -1,0 +1,322 @@
+"""Ranks, collectives and sharding. Under `torchrun` every process is a rank: gloo on CPU, NCCL on CUDA. Without it
+there is one rank, and every function here is a no-op that gives the same answer.
+
+Gradients are *summed* over ranks, never averaged: each rank's loss is already its sum divided by the global count, so
+the number of ranks cannot change the gradient.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from assent.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all. `local_rank` counts within one machine and picks the CUDA device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and prints."""
+        return self.rank == 0
+
+
+def init(threads: int = 0) -> World:
+    """Joins the process group when `torchrun` set RANK, and sets the CPU threads: `threads`, or with 0 an equal share
+    of the cores for each rank of this machine (one process alone keeps torch's own choice)."""
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size))) if size > 1 else 1
+    if threads or local_size > 1:
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    rank = int(os.environ["RANK"]) if size > 1 else 0
+    local_rank = int(os.environ.get("LOCAL_RANK", str(rank))) if size > 1 else 0
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        # gloo stays available beside NCCL: flags and Python objects travel without touching the device.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return World(rank, size, local_rank, device)
+
+
+def shutdown() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum of `tensor` over all ranks, as a new tensor of the same shape (the tensor itself with one rank)."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def all_sum_dict(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[float, float]]:
+    """Sums (sum, count) pairs over all ranks, in float64 and in one collective. Numbers or 0-d tensors; every rank
+    must give the same names."""
+    names = sorted(metrics)
+    values = torch.tensor([[float(part) for part in metrics[name]] for name in names], dtype=torch.float64)
+    if dist.is_initialized():
+        # The last row proves that all ranks sum the same things.
+        mark = zlib.crc32("\n".join(names).encode())
+        packed = torch.cat([values.reshape(-1, 2), torch.tensor([[mark, 0]], dtype=torch.float64)])
+        dist.all_reduce(packed)
+        assert packed[-1, 0] == mark * dist.get_world_size(), f"ranks reduce different metrics; here: {names}"
+        values = packed[:-1]
+    return {name: (total, count) for name, (total, count) in zip(names, values.tolist(), strict=True)}
+
+
+def any_true(flag: bool) -> bool:
+    """Whether `flag` is true on at least one rank; the same answer everywhere."""
+    if not dist.is_initialized():
+        return flag
+    votes = torch.tensor([int(flag)])
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's `value`, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The `value` of every rank, in order of rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Runs `action` on rank 0 and gives its result to every rank. If it raises, every rank raises the same error, so
+    none is left waiting."""
+    if not dist.is_initialized():
+        return action()
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if dist.get_rank() == 0:
+        try:
+            outcome = (action(), None)
+        except Exception as problem:
+            outcome = (None, problem)
+    result, error = broadcast_object(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+def shard(
+    module: nn.Module, world: World, *, blocks: Sequence[nn.Module], precision: Literal["bf16", "fp32"] = "fp32"
+) -> nn.Module:
+    """FSDP2 on each of `blocks` (decoder layers) and on `module` itself; in place, nothing with one rank.
+
+    Gradients are summed over ranks in fp32. With `precision` bf16 on CUDA the weights are gathered as bf16 (half the
+    traffic); masters stay fp32. Frozen modules may be sharded too.
+    """
+    if world.size == 1:
+        return module
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    gather_bf16 = precision == "bf16" and world.device.type == "cuda"
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if gather_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for part in (*blocks, module):
+        sharded = cast(FSDPModule, fully_shard(part, mesh=mesh, mp_policy=policy))
+        # A factor of 1 means a sum; gloo has no scaled reduction, hence the plain one.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    return module
+
+
+@contextmanager
+def unsharded(module: nn.Module) -> Iterator[nn.Module]:
+    """Keeps all weights of `module` (the one given to `shard`) gathered on every rank: inside, forward passes of it or
+    of its parts need no collective, so ranks may run different numbers of them (sampling). For inference only. Does
+    nothing to a module that is not sharded."""
+    if not isinstance(module, FSDPModule):
+        yield module
+        return
+    # Whoever runs forward first becomes FSDP's root; in here that may be an inner module, so settle it now.
+    module._get_fsdp_state()._lazy_init()
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    module.set_reshard_after_forward(False)
+    for part in parts:
+        part.unshard()
+    try:
+        yield module
+    finally:
+        for part in parts:
+            part.reshard()
+        module.set_reshard_after_forward(True)
+        # As FSDP does by itself: the root's weights are needed again as soon as the backward pass begins.
+        module.set_reshard_after_forward(False, recurse=False)
+
+
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """All weights and buffers by name, whole and on the CPU, on rank 0; empty on the others. Every rank must call it.
+    Tied weights come out as one tensor under several names. Tensors may share memory with the module."""
+    return dict(_gather(module.state_dict(keep_vars=True).items()))
+
+
+def load_full_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copies whole CPU tensors into `module`, each rank taking its own shard. Every rank gives the same `state`.
+
+    Raises `CheckpointError` naming the first weight that is missing, unknown, or of another shape."""
+    targets = module.state_dict(keep_vars=True)
+    if missing := sorted(targets.keys() - state.keys()):
+        raise CheckpointError(f"The checkpoint lacks {len(missing)} of the model's weights, first {missing[0]!r}.")
+    if unknown := sorted(state.keys() - targets.keys()):
+        raise CheckpointError(f"The checkpoint has {len(unknown)} weights the model lacks, first {unknown[0]!r}.")
+    with torch.no_grad():
+        for name, target in targets.items():
+            if target.shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name!r} has shape {tuple(state[name].shape)} in the checkpoint, {tuple(target.shape)} here."
+                )
+            target.copy_(_like(state[name], target))
+
+
+def full_optimizer_state(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, dict]:
+    """Optimiser state as `{"exp_avg": {"policy.embed.weight": tensor, ...}, "step": {"policy.embed.weight": 3.0}}`:
+    whole CPU tensors under the weight's name, prefixed with its module's name in `modules`; scalars as numbers. Rank 0
+    gets it, the others {}. Hyperparameters are not in it: the configuration gives them."""
+    state: dict[str, dict] = {}
+    for name, parameter in _named_parameters(optimizer, modules).items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.ndim > 0:
+                for _, whole in _gather([(name, value)]):
+                    state.setdefault(kind, {})[name] = whole
+            elif _is_main():
+                state.setdefault(kind, {})[name] = float(value)
+    return state
+
+
+def load_full_optimizer_state(
+    optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module], state: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The inverse of `full_optimizer_state`, for any number of ranks. Every rank gives the same `state`.
+
+    Raises `CheckpointError` if it belongs to other weights."""
+    names = {parameter: name for name, parameter in _named_parameters(optimizer, modules).items()}
+    packed = optimizer.state_dict()
+    known = set(names.values())
+    for kind, values in state.items():
+        if unknown := sorted(values.keys() - known):
+            raise CheckpointError(f"The checkpoint's optimiser state {kind!r} is for {unknown[0]!r}, not trained here.")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    packed["state"] = {}
+    for index, parameter in enumerate(parameters):
+        entry = {kind: values[names[parameter]] for kind, values in state.items() if names[parameter] in values}
+        for kind, value in entry.items():
+            if isinstance(value, Tensor):
+                if value.shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{kind!r} of {names[parameter]!r} has shape {tuple(value.shape)} in the checkpoint, "
+                        f"{tuple(parameter.shape)} here."
+                    )
+                entry[kind] = _like(value, parameter).clone()
+            else:
+                entry[kind] = torch.tensor(value, dtype=torch.float32)
+        if entry:
+            packed["state"][index] = entry
+    optimizer.load_state_dict(packed)
+
+
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales all gradients by max_norm / norm where the global L2 norm exceeds `max_norm` (0: never), and returns the
+    norm before scaling, a plain 0-d tensor that is the same on every rank. Computed in fp32, its squares added in
+    float64, in a fixed order. A norm that is not finite leaves the gradients alone."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not grads:
+        return torch.zeros((), dtype=torch.float32)
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    squares = torch.stack(torch._foreach_norm([part.float() for part in local])).double().square()
+    split = torch.tensor([_is_split(grad) for grad in grads], device=squares.device)
+    shards = squares[split].sum()
+    if dist.is_initialized():
+        dist.all_reduce(shards)
+    norm = (shards + squares[~split].sum()).sqrt()
+    if max_norm > 0 and max_norm < norm.item() < float("inf"):
+        torch._foreach_mul_(local, max_norm / norm.item())
+    return norm.float()
+
+
+def _is_split(grad: Tensor) -> bool:
+    """Whether each rank holds another part of `grad`, so that squares add up over ranks."""
+    return isinstance(grad, DTensor) and any(placement.is_shard() for placement in grad.placements)
+
+
+def _is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _gather(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Whole CPU tensors on rank 0, one at a time; tied tensors are gathered once. A collective on all ranks."""
+    done: dict[int, Tensor] = {}
+    for name, value in items:
+        if id(value) not in done:
+            whole = value.detach()
+            if isinstance(whole, DTensor):
+                whole = whole.full_tensor()
+            # Only rank 0 keeps what it gathered.
+            done[id(value)] = whole.cpu() if _is_main() else whole.new_empty(0)
+        if _is_main():
+            yield name, done[id(value)]
+
+
+def _like(value: Tensor, target: Tensor) -> Tensor:
+    """`value` on `target`'s device, cut into the same shards. Each rank already holds all of it: nothing is sent."""
+    value = value.to(device=target.device)
+    if not isinstance(target, DTensor):
+        return value
+    mesh: DeviceMesh = target.device_mesh
+    return distribute_tensor(value, mesh, target.placements, src_data_rank=None)
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Trained parameters by prefixed name; the first name of a tied one. state_dict (unlike named_parameters) gives
+    the sharded parameters, which are those that the optimiser holds, also right after a forward pass."""
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names: dict[str, nn.Parameter] = {}
+    for prefix, module in modules.items():
+        for name, value in module.state_dict(keep_vars=True).items():
+            if id(value) in trained:
+                trained.discard(id(value))
+                names[f"{prefix}.{name}"] = value
+    assert not trained, f"{len(trained)} trained parameters belong to none of {sorted(modules)}"
+    return names

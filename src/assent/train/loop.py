@@ -1,0 +1,123 @@
+"""The train loop. It knows no algorithm: it asks one for windows of packed trees and for the loss of a micro-batch, and
+yields a `StepResult` after each update. Evaluating, logging and saving stand outside (`assent.train.run`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from assent.config import OptimConfig
+from assent.data.packing import Counts, Window
+from assent.data.tree import TreeBatch
+from assent.errors import NonFiniteError
+from assent.train.distributed import World, all_sum_dict, clip_grad_norm
+from assent.train.optim import lr_at, set_lr
+
+Sums = Mapping[str, tuple[Tensor | float, float]]
+"""Metrics as (sum, count): added up over micro-batches and ranks, divided once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Loss of one micro-batch: `total` is a scalar, already divided by the window's global counts."""
+
+    total: Tensor
+    metrics: Sums
+
+
+class Algorithm(Protocol):
+    """Where windows come from, and what their loss is. `modules` are trained, by name."""
+
+    modules: dict[str, nn.Module]
+
+    def windows(self) -> Iterator[Window]:
+        """Windows without end, continuing from the loaded state."""
+        ...
+
+    def loss(self, batch: TreeBatch, counts: Counts) -> Loss: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step did. `metrics` are global; `window` is what it was made from."""
+
+    step: int
+    metrics: dict[str, float]
+    window: Window
+
+
+def train_steps(
+    algorithm: Algorithm,
+    optimizer: torch.optim.Optimizer,
+    config: OptimConfig,
+    world: World,
+    *,
+    start: int,
+    total: int,
+) -> Iterator[StepResult]:
+    """Takes the optimiser steps `start`+1 ... `total`. Raises NonFiniteError before an update that would use a loss or
+    gradient that is not finite; the weights are then still those of the step before."""
+    windows = algorithm.windows()
+    for step in range(start + 1, total + 1):
+        begun = time.perf_counter()
+        window = next(windows)
+        ready = time.perf_counter()
+        sums: dict[str, tuple[Tensor | float, float]] = {}
+        for batch in window.batches:
+            loss = algorithm.loss(batch.to(world.device), window.counts)
+            loss.total.backward()
+            add_sums(sums, {"loss": (loss.total.detach(), 0.0), **loss.metrics})
+        metrics = _reduce(sums)
+        for name, module in algorithm.modules.items():
+            key = "grad_norm" if len(algorithm.modules) == 1 else f"grad_norm/{name}"
+            metrics[key] = float(clip_grad_norm(trainable(module), config.max_grad_norm))
+        _require_finite(step, metrics)
+        factor = lr_at(step - 1, total, config)
+        set_lr(optimizer, factor)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        metrics |= dict(window.metrics)
+        metrics["lr"] = config.lr * factor
+        metrics["tokens"] = float(window.counts.tokens)
+        ended = time.perf_counter()
+        metrics["time/step"] = ended - begun
+        metrics["time/window"] = ready - begun
+        metrics["time/tokens_per_second"] = sum(batch.num_tokens for batch in window.batches) / (ended - ready)
+        yield StepResult(step, metrics, window)
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the optimiser updates."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def add_sums(sums: dict[str, tuple[Tensor | float, float]], new: Sums) -> None:
+    """Adds (sum, count) metrics up in place."""
+    for name, (value, count) in new.items():
+        value = value.detach() if isinstance(value, Tensor) else value
+        have, number = sums.get(name, (0.0, 0.0))
+        sums[name] = (have + value, number + count)
+
+
+def _reduce(sums: Sums) -> dict[str, float]:
+    """Global means; a count of 0 marks a sum that is already divided (the loss)."""
+    totals = all_sum_dict(sums)
+    return {name: value / count if count else value for name, (value, count) in totals.items()}
+
+
+def _require_finite(step: int, metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if (name == "loss" or name.startswith("grad_norm")) and not torch.isfinite(torch.tensor(value)):
+            raise NonFiniteError(
+                f"step {step}: {name} is {value}. The update was not applied; the last checkpoint is intact. "
+                "Lower --optim.lr, or look at the rows of this step."
+            )

@@ -1,0 +1,47 @@
+"""Fixtures that every test shares: a tiny model made on the spot, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from assent.config import InitConfig
+
+torch.set_num_threads(1)
+
+TEXTS = (
+    "What is the capital of France? The capital of France is Paris.",
+    "Name three colours. Red, green and blue are three colours.",
+    "How do I boil an egg? Put the egg in boiling water for seven minutes, then cool it.",
+    "You are a helpful assistant. Answer the question in one sentence.",
+    "user assistant system\n\nThank you! You're welcome. 12 + 30 = 42, isn't it?",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Byte-level BPE with a ChatML template, EOS <|im_end|>, pad <|pad|>."""
+    from assent.models.init import train_tokenizer
+
+    return train_tokenizer(TEXTS * 3, 400)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tokenizer, tmp_path_factory) -> Path:
+    """A 2-layer, 32-wide random Llama folder with that tokenizer."""
+    from assent.models.init import random_model, write_model
+
+    config = InitConfig(data="", out="", hidden_size=32, layers=2, heads=4, kv_heads=2, context=512, seed=0)
+    return write_model(tokenizer, random_model(tokenizer, config), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of public data files, named by ASSENT_REAL_DATA."""
+    folder = os.environ.get("ASSENT_REAL_DATA")
+    if not folder:
+        pytest.skip("ASSENT_REAL_DATA is not set: tests on real data files are left out")
+    return Path(folder)

@@ -1,0 +1,187 @@
+"""The command line as a person meets it: what it prints, where, with which exit code, and how soon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import assent
+from assent import cli, config
+from assent.errors import DataError, NonFiniteError
+
+SOURCE = Path(assent.__file__).parents[1]
+DPO = ["dpo", "--model.path", "m", "--data.train", "t", "--out", "o"]
+
+
+def shell(*args: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "assent", *args]
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "100"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Stands for every command's function; holds the configurations that reached it."""
+    seen: list[object] = []
+    monkeypatch.setattr(cli, "_function", lambda target: seen.append)
+    return seen
+
+
+def failing(error: BaseException):
+    def function(_: object) -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["sft", "--help"], ["ppo", "--help"], ["sft", "--optim.lrr", "1"]])
+def test_help_and_refusals_are_quick_and_load_no_torch(args: list[str]):
+    heavy = "torch transformers datasets numpy matplotlib".split()
+    code = (
+        f"import sys\nfrom assent.cli import main\n"
+        f"try: main({args!r})\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    )
+    start = time.perf_counter()
+    result = shell(code=code)
+    assert time.perf_counter() - start < 2.0  # 0.2 s on an idle machine
+    assert result.stderr.splitlines()[-1] == "[]"
+
+
+def test_no_arguments_print_the_commands():
+    result = shell()
+    assert result.returncode == 0
+    for name, command in cli.COMMANDS.items():
+        assert f"{name} " in result.stdout and command.help in result.stdout
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"assent {assent.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["stf"], "error: Unknown command 'stf'. Perhaps you meant 'sft'."),
+        (
+            ["sft", "--optim.lrr", "1"],
+            "error: Unknown option '--optim.lrr' of assent sft. Perhaps you meant '--optim.lr'.",
+        ),
+        (["sft", "--lr=1"], "Unknown option '--lr' of assent sft. Perhaps you meant '--optim.lr'."),
+        ([*DPO, "--dpo.beta", "-0.1"], "error: --dpo.beta must be > 0. Got -0.1."),
+        ([*DPO, "--config", "nothing.yaml"], "error: Cannot read the configuration file nothing.yaml: No such file"),
+        ([*DPO, "--config"], "error: --config needs a YAML file."),
+        (["data", "--file", "x"], "Unknown option '--file' of assent data."),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_2(args: list[str], message: str, capsys):
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert message in err and out == "" and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["sft"], ["--model.path", "--data.train", "--out"]),
+        (["ppo", *DPO[1:]], ["--ppo.reward_model"]),
+        (["data"], ["FILE"]),
+        ([*DPO, "--dpo.beta", "big"], ["--dpo.beta", "big"]),
+        ([*DPO, "--model.precision", "fp16"], ["--model.precision", "fp16"]),
+        ([*DPO, "--data.columns", "prompt"], ["--data.columns", "EXPECTED:NAME"]),
+    ],
+)
+def test_the_parsers_own_refusals_exit_2(args: list[str], parts: list[str], capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert all(part in err for part in parts) and "Traceback" not in err
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path, ran):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {path: m}\ndata: {train: t, max_length: 77}\nout: o\noptim: {lr: 1e-4, eps: 1e-6}\n")
+    assert (
+        cli.main(["sft", "--config", str(file), "--optim.lr", "3e-4", "--data.columns", "prompt:q", "response:a"]) == 0
+    )
+    (got,) = ran
+    assert type(got) is config.SFTConfig
+    assert (got.optim.lr, got.optim.eps, got.optim.beta1) == (3e-4, 1e-6, 0.9)
+    assert got.data.max_length == 77 and got.data.columns == {"prompt": "q", "response": "a"}
+
+
+def test_yaml_errors_name_file_and_line(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("out: o\noptim:\n  lrr: 1\n")
+    assert cli.main(["sft", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: {file}:3: unknown key 'optim.lrr'. Perhaps you meant 'optim.lr'.\n"
+
+
+def test_dashes_and_underscores_are_the_same(ran):
+    assert cli.main([*DPO, "--data.max-length", "9", "--data.strict", "--train.max_steps", "3"]) == 0
+    assert ran[0].data.max_length == 9 and ran[0].data.strict and ran[0].train.max_steps == 3
+
+
+def test_positionals(ran):
+    assert cli.main(["data", "--show", "3", "rows.jsonl"]) == 0
+    assert cli.main(["report", "a", "b", "--out", "x.html"]) == 0
+    assert cli.main(["generate", "model", "--sampling.temperature", "0"]) == 0
+    data, report, generate = ran
+    assert type(data) is config.InspectConfig and (data.file, data.show) == ("rows.jsonl", 3)
+    assert report == config.ReportConfig(runs=("a", "b"), out="x.html")
+    assert generate.model == "model" and generate.sampling.temperature == 0
+
+
+def test_dry_run_prints_what_would_run_and_can_be_read_back(tmp_path, ran, capsys):
+    assert cli.main([*DPO, "--dry_run", "--dpo.beta", "0.25"]) == 0
+    assert ran == []
+    file = tmp_path / "again.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert cli.main(["dpo", "--config", str(file)]) == 0
+    assert ran[0].dpo.beta == 0.25 and ran[0].data.train == "t"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DataError("rows.jsonl:3: broken"), 2, "error: rows.jsonl:3: broken\n"),
+        (NonFiniteError("step 4: loss is nan"), 3, "error: step 4: loss is nan\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes(error, code, message, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_function", lambda target: failing(error))
+    assert cli.main(DPO) == code
+    assert capsys.readouterr().err == message
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_function", lambda target: failing(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(DPO)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_its_function(name: str):
+    function = cli._function(cli.COMMANDS[name].target)
+    assert callable(function) and function.__doc__
+
+
+def test_every_public_name_exists():
+    for name in assent.__all__:
+        assert getattr(assent, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = assent.nothing
+
+
+def test_env_reports_without_measuring(capsys):
+    assert cli.main(["env", "--no_matmul"]) == 0
+    out = capsys.readouterr().out
+    assert "native precision" in out and assent.__version__ in out and "GFLOP" not in out

@@ -1,0 +1,208 @@
+"""YAML in and out, and the checks on values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assent import checks, config, settings
+from assent.cli import COMMANDS
+from assent.config import DPOConfig, InitConfig, OptimConfig, PPOConfig, SFTConfig
+from assent.errors import ConfigError
+
+MINIMAL = "model: {path: m}\ndata: {train: t.jsonl}\nout: run\n"
+PPO = MINIMAL + "ppo: {reward_model: r}\n"
+
+
+def fails(text: str, cls: type = SFTConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        settings.load(cls, text, "run.yaml")
+    return str(caught.value)
+
+
+def test_nested_keys_reach_their_fields_and_the_rest_keeps_its_default():
+    text = MINIMAL + ("optim:\n  lr: 1e-4\n  warmup: 1\ntrain: {max_steps: 7}\nreport_to: [wandb]\nresume: null\n")
+    loaded = settings.load(SFTConfig, text)
+    assert loaded.model.path == "m"
+    assert loaded.optim == OptimConfig(lr=1e-4, warmup=1.0)
+    assert isinstance(loaded.optim.lr, float) and isinstance(loaded.optim.warmup, float)
+    assert loaded.train.max_steps == 7
+    assert loaded.report_to == ("wandb",)
+    assert loaded.resume is None
+    assert loaded.data.eval is None
+
+
+def test_column_maps_and_empty_sections():
+    loaded = settings.load(SFTConfig, "out: o\nmodel: {path: m}\ndata: {train: t, columns: {prompt: q}}\noptim:\n")
+    assert loaded.data.columns == {"prompt": "q"}
+    assert loaded.optim == OptimConfig()
+
+
+def test_unknown_key_names_line_and_nearest():
+    assert fails(MINIMAL + "optim:\n  lrr: 1\n") == "run.yaml:5: unknown key 'optim.lrr'. Perhaps you meant 'optim.lr'."
+    assert fails(MINIMAL + "lr: 1\n") == "run.yaml:4: unknown key 'lr'. Perhaps you meant 'optim.lr'."
+    assert "Perhaps you meant 'optim'." in fails(MINIMAL + "optimizer: {lr: 1}\n")
+    assert fails(MINIMAL + "zzzz: 1\n") == "run.yaml:4: unknown key 'zzzz'."
+    assert "nested keys: 'optim:'" in fails(MINIMAL + "optim.lr: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("optim: {lr: fast}", "'optim.lr' must be a number. Got 'fast' (text)."),
+        ("optim: {lr: true}", "'optim.lr' must be a number. Got 'true' (true or false)."),
+        ("train: {epochs: 1.5}", "'train.epochs' must be a whole number. Got '1.5' (number)."),
+        ("train: {epochs: true}", "'train.epochs' must be a whole number. Got 'true' (true or false)."),
+        ("train: {max_steps: x}", "'train.max_steps' must be a whole number or null. Got 'x' (text)."),
+        ("train: 3", "'train' must hold `key: value` lines. Got '3' (whole number)."),
+        ("train: [epochs]", "'train' must hold `key: value` lines. Got a list."),
+        ("resume: 3", "'resume' must be text (in quotes where it looks like something else) or null. Got '3'"),
+        (
+            "report_to: wandb",
+            "'report_to' must be a list of values, each one of tensorboard, wandb, trackio. Got 'wandb'",
+        ),
+        ("report_to: [mlflow]", "each one of tensorboard, wandb, trackio. Got 'mlflow' (text)."),
+        ("optim: {schedule: cosin}", "'optim.schedule' must be one of cosine, linear, constant. Got 'cosin' (text)."),
+        ("optim: {lr: null}", "'optim.lr' must be a number. Got 'null' (nothing)."),
+        ("optim: {lr: !!python/object/apply:os.getcwd []}", "'optim.lr' must be a number. Got a list."),
+    ],
+)
+def test_wrong_type_names_line_expected_and_got(line: str, message: str):
+    text = fails(MINIMAL + line + "\n")
+    assert text.startswith("run.yaml:4: ")
+    assert message in text
+
+
+def test_repeated_keys_are_errors():
+    assert fails(MINIMAL + "out: again\n") == "run.yaml:4: the key 'out' is there already (run.yaml:3)."
+    assert "the key 'optim' is there already" in fails(MINIMAL + "optim: {lr: 1}\noptim: {eps: 1}\n")
+    assert "'prompt' twice" in fails("out: o\nmodel: {path: m}\ndata: {train: t, columns: {prompt: a, prompt: b}}\n")
+
+
+def test_every_problem_is_reported_at_once():
+    assert len(fails(MINIMAL + "bad: 1\noptim: {lr: x}\n").splitlines()) == 2
+
+
+def test_missing_options_are_listed_together():
+    assert fails("train: {epochs: 2}\n").splitlines() == [
+        "run.yaml: 'model.path' is missing, and it has no default.",
+        "run.yaml: 'data.train' is missing, and it has no default.",
+        "run.yaml: 'out' is missing, and it has no default.",
+    ]
+    assert "'ppo.reward_model' is missing" in fails(MINIMAL, PPOConfig)
+
+
+def test_broken_yaml_and_unreadable_files(tmp_path):
+    assert fails("out: [\n").startswith("run.yaml:2: not valid YAML")
+    assert "the file must hold `key: value` lines" in fails("- a\n")
+    with pytest.raises(ConfigError, match="Cannot read the configuration file .*nothing.yaml: No such file"):
+        settings.read(SFTConfig, tmp_path / "nothing.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        settings.read(SFTConfig, tmp_path / "bytes.yaml")
+
+
+@given(
+    lr=st.floats(allow_nan=False, allow_infinity=False),
+    out=st.text(),
+    seed=st.integers(),
+    columns=st.dictionaries(st.text(), st.text(), max_size=3),
+    resume=st.none() | st.sampled_from(["auto", "null", "1e-5", "yes", "~", "2024-01-01", "0x10", ""]),
+)
+def test_dump_and_load_are_inverse(lr, out, seed, columns, resume):
+    start = settings.load(SFTConfig, MINIMAL)
+    full = dataclasses.replace(
+        start,
+        out=out,
+        resume=resume,
+        optim=OptimConfig(lr=lr),
+        train=config.TrainConfig(seed=seed),
+        data=dataclasses.replace(start.data, columns=columns),
+        report_to=("wandb", "tensorboard"),
+    )
+    assert settings.load(SFTConfig, settings.dump(full)) == full
+
+
+# ---- ranges
+
+
+def test_messages_say_what_was_expected_and_got():
+    bad = settings.load(DPOConfig, MINIMAL + "dpo: {beta: -0.1}\noptim: {lr: .nan}\n")
+    with pytest.raises(ConfigError) as caught:
+        settings.validate(bad)
+    assert str(caught.value).splitlines() == [
+        "--optim.lr must be > 0. Got nan.",
+        "--dpo.beta must be > 0. Got -0.1.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ("ppo: {reward_model: r, clip: 0}", False),
+        ("ppo: {reward_model: r, clip: 1}", False),
+        ("ppo: {reward_model: r, clip: 0.99}", True),
+        ("ppo: {reward_model: r, lam: 1}", True),
+        ("ppo: {reward_model: r, lam: 1.01}", False),
+        ("ppo: {reward_model: r, value_lr: 0}", False),
+        ("ppo: {reward_model: ''}", False),
+        ("ppo: {reward_model: r}\nsampling: {top_p: 0}", False),
+        ("ppo: {reward_model: r}\nsampling: {top_p: 1}", True),
+        ("ppo: {reward_model: r}\nsampling: {temperature: 0}", False),
+        ("ppo: {reward_model: r}\noptim: {beta1: 1}", False),
+        ("ppo: {reward_model: r}\noptim: {max_grad_norm: .inf}", False),
+        ("ppo: {reward_model: r}\ntrain: {batch_size: 0}", False),
+        ("ppo: {reward_model: r}\ntrain: {eval_every: 5}", False),
+        ("ppo: {reward_model: r}\nreport_to: [wandb, wandb]", False),
+    ],
+)
+def test_ranges(line: str, holds: bool):
+    loaded = settings.load(PPOConfig, MINIMAL + line + "\n")
+    if holds:
+        settings.validate(loaded)
+    else:
+        with pytest.raises(ConfigError, match="^--"):
+            settings.validate(loaded)
+
+
+def test_contradictions():
+    both = "out: o\nmodel: {path: m}\ndata: {train: t, eval: e, eval_fraction: 0.1}\n"
+    with pytest.raises(ConfigError, match="--data.eval and --data.eval_fraction exclude each other"):
+        settings.validate(settings.load(SFTConfig, both))
+    with pytest.raises(ConfigError, match="--hidden_size must be a multiple of 2 x --heads"):
+        settings.validate(InitConfig(data="d", out="o", hidden_size=100, heads=8))
+    with pytest.raises(ConfigError, match="--heads must be a multiple of --kv_heads"):
+        settings.validate(InitConfig(data="d", out="o", heads=4, kv_heads=3))
+
+
+def test_defaults_pass_every_check():
+    for command in COMMANDS.values():
+        given_values = {
+            option.name: ("x",) if "tuple" in str(option.kind) else "x"
+            for option in settings.options(command.config)
+            if option.default is settings.REQUIRED
+        }
+        settings.validate(settings._build(command.config, "", settings.REQUIRED, given_values, None))
+
+
+def test_every_number_has_a_range():
+    """A new numeric option needs a row in the table."""
+    for command in COMMANDS.values():
+        for option in settings.options(command.config):
+            numeric = option.kind in (int, float, int | None, float | None)
+            assert not numeric or settings._rule(option.section, option.name.rpartition(".")[2]), option.name
+
+
+def test_the_table_names_real_options():
+    for section, rules in checks.RULES.items():
+        assert set(rules) <= {field.name for field in dataclasses.fields(section)}, section
+
+
+@pytest.mark.parametrize("rule", [value for value in vars(checks).values() if isinstance(value, checks.Rule)])
+def test_no_range_admits_nan(rule):
+    if rule is not checks.NAMED:
+        assert not rule.holds(math.nan)

@@ -1,0 +1,153 @@
+"""House rules, held by the code itself: imports point one way, files and functions stay short, packages are declared,
+and what is derived from the code is current."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import assent
+
+SOURCE = Path(assent.__file__).parent
+ROOT = SOURCE.parents[1]
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
+
+RANKS = (
+    ("errors",),
+    ("config",),
+    ("checks",),
+    ("settings",),
+    ("data",),
+    ("models",),
+    ("losses",),
+    ("environment",),
+    ("rollout", "rewards"),
+    ("train",),
+    ("algorithms",),
+    ("evaluate",),
+    ("lab",),
+    ("cli",),
+    ("__main__",),
+)
+"""A part may import from earlier ranks and from itself. `assent` itself (the version) is open to all."""
+
+RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
+LIGHT = ("__init__.py", "__main__.py", "checks.py", "cli.py", "config.py", "errors.py", "settings.py")
+"""What is imported before the options of a command are known to be right."""
+
+
+def part_of(name: str) -> str:
+    return name.partition("/")[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level_only: bool = False) -> Iterator[tuple[str, int]]:
+    """(module, line) of every import; a lazily imported module counts as well."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are written in full"
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((name, node.lineno) for name in (submodules if node.module == "assent" else [node.module]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_point_one_way(name: str):
+    if name == "__init__.py":
+        return
+    part = part_of(name)
+    for module, line in imports(SOURCE / name):
+        if not module.startswith("assent.") or module == "assent.__version__":
+            continue
+        other = module.split(".")[1]
+        assert part != "losses" or other == "losses", f"{name}:{line}: losses are pure, they import nothing of ours"
+        assert other == part or RANK[other] < RANK[part], f"{name}:{line} imports {module}, which stands above {part}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_can_be_read_in_one_sitting(name: str):
+    assert len((SOURCE / name).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_fit_on_a_screen_and_files_say_what_they_are(name: str):
+    tree = ast.parse((SOURCE / name).read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) or not tree.body, f"{name} has no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{name}:{node.lineno} {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_first_imports_are_light(name: str):
+    light = {"__future__", "yaml", "assent", *sys.stdlib_module_names}
+    for module, line in imports(SOURCE / name, top_level_only=True):
+        assert module.partition(".")[0] in light, f"{name}:{line} imports {module} before the options are checked"
+
+
+def test_every_third_party_import_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {requirement_name(line) for line in project["dependencies"]}
+    optional = {requirement_name(line) for line in project["optional-dependencies"]["track"]}
+    used = {}
+    for name in NAMES:
+        for module, line in imports(SOURCE / name):
+            top = module.partition(".")[0]
+            if top not in {"assent", "__future__"} | sys.stdlib_module_names:
+                used[{"yaml": "pyyaml"}.get(top, top)] = f"{name}:{line}"
+    undeclared = {package: where for package, where in used.items() if package not in core | optional}
+    assert not undeclared
+    assert core <= set(used), f"declared but never imported: {core - set(used)}"
+    assert optional & set(used) <= set(used)
+    for name in NAMES:
+        for module, line in imports(SOURCE / name, top_level_only=True):
+            assert module.partition(".")[0] not in optional, (
+                f"{name}:{line}: an extra is imported only where it is used"
+            )
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert {requirement_name(line) for line in lines} <= pinned
+
+
+def requirement_name(line: str) -> str:
+    return re.match(r"[A-Za-z0-9-]+", line).group().lower()
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_page_is_current(generator):
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generator.cli_page(), "run: make docs"
+
+
+def test_the_file_map_is_true(generator):
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == generator.readme_page(), "run: make docs"
+
+
+def test_every_option_is_documented(generator):
+    page = generator.cli_page()
+    for name, command in generator.cli.COMMANDS.items():
+        for option in generator.settings.options(command.config):
+            shown = option.name.upper() if option.name == command.positional else f"--{option.name}"
+            assert f"| `{shown}` |" in page, f"{name} {shown}"
