@@ -1,14 +1,15 @@
 # Everything needs only Python 3.11 (or newer) and make. The environment lives in .venv and is reused.
-#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130   installs the torch build of that index
-#   make setup TORCH=torch==2.12.0 CONSTRAINTS=                     another version: without the tested pins
-#   make test JOBS=4                                                more test processes
+# Choose another torch build before the first setup (or after removing .venv):
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130   the tested version, built for that CUDA
+#   make setup TORCH=torch==2.12.0 CONSTRAINTS=                     another version, without the tested pins
+# More test processes: make test JOBS=4
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 TORCH ?= torch
 TORCH_INDEX ?=
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= dev
+EXTRAS ?= dev,oracle
 JOBS ?= 2
 
 PIP = $(VENV)/bin/python -m pip -q --disable-pip-version-check
@@ -43,7 +44,6 @@ demo: setup
 	$(VENV)/bin/assent demo
 
 bench: setup
-	$(PIP) install $(PINS) -e '.[$(EXTRAS),oracle]'
 	$(VENV)/bin/python -m benchmarks
 
 docs: setup

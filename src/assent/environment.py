@@ -1,5 +1,4 @@
-"""What this machine is: versions, hardware, extras, and its rate of matrix products. `assent env` prints it, and every
-run folder keeps it."""
+"""What this machine is: versions, hardware, extras, and its rate of matrix products. `assent env` prints it."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
 
 def dump(config: Any) -> str:
     """The configuration as YAML text; `load(type(config), dump(config)) == config`."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
 def validate(config: Any) -> None:
@@ -284,6 +285,17 @@ def _build(cls: type, prefix: str, holder: Any, given: dict[str, Any], missing: 
         else:
             values[field.name] = given.get(name, missing if default is REQUIRED else default)
     return cls(**values)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes Unicode line breaks, which PyYAML would write as they are and read back as spaces."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar(_YAML + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _plain(value: Any) -> Any:

@@ -133,22 +133,22 @@ def paired_difference(a: Scores, b: Scores, confidence: float = 0.95, seed: int 
 
     A pair with a missing side is left out and counted. Raises `UserError` when the lengths differ.
     """
-    a, b = _paired(a, b)
-    difference = mean_interval(a - b, confidence=confidence, seed=seed)
-    present = ~np.isnan(a - b)
-    a, b = a[present], b[present]
-    if len(a) < 2:
+    left, right = _paired(a, b)
+    difference = mean_interval(left - right, confidence=confidence, seed=seed)
+    present = ~np.isnan(left - right)
+    left, right = left[present], right[present]
+    if len(left) < 2:
         return PairedDifference(difference, math.nan, math.nan)
     permutation = stats.permutation_test(
-        (a, b),
+        (left, right),
         lambda x, y, axis=-1: (x - y).mean(axis=axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=9999,
-        batch=max(1, _CHUNK // (2 * len(a))),
+        batch=max(1, _CHUNK // (2 * len(left))),
         rng=np.random.default_rng(seed),
     )
-    wins, losses = int((a > b).sum()), int((a < b).sum())
+    wins, losses = int((left > right).sum()), int((left < right).sum())
     sign = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     return PairedDifference(difference, min(1.0, float(permutation.pvalue)), float(sign))
 

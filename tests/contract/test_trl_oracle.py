@@ -13,20 +13,20 @@ from torch import Tensor
 
 from assent.losses import bradley_terry, cross_entropy, dpo
 
-pytest.importorskip("trl", reason="TRL is the oracle of these tests (extra: dev)")
+pytest.importorskip("trl", reason="TRL is the oracle of these tests (extra: oracle)")
 
-import datasets  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from tokenizers.models import WordLevel  # noqa: E402
-from tokenizers.pre_tokenizers import WhitespaceSplit  # noqa: E402
-from transformers import (  # noqa: E402
+import datasets
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from trl import (  # noqa: E402
+from trl import (
     DPOConfig,
     DPOTrainer,
     RewardConfig,

@@ -49,7 +49,7 @@ def assert_close(got: dict, wanted: dict, tolerance: float) -> None:
 
 
 def test_gradient_norm_and_loss_of_two_ranks(runs):
-    """Ranks hold 28 and 7 of the 35 tokens, so an average over ranks would be wrong."""
+    """Ranks hold 28 and 9 of the 37 tokens, so an average over ranks would be wrong."""
     _, single, double, _, _ = runs
     assert_close(double["gradient"], single["gradient"], 1e-6)
     assert double["losses"] == pytest.approx(single["losses"], abs=1e-6)

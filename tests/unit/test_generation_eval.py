@@ -96,11 +96,18 @@ def test_scorers_see_the_prompt():
     assert evaluate_policies(policies, PROMPTS, scorer, baseline="sft").policies[0].scores["gold"].mean == 5.5
 
 
-def test_comparisons_are_spread_over_the_prompts():
-    policies = {"sft": answers(["a"] * 12), "ppo": answers(["b"] * 11)}
-    table = evaluate_policies(policies, PROMPTS, {"gold": gold}, baseline="sft", show=3)
-    assert [c.prompt[0].content for c in table.comparisons] == ["question 0", "question 3", "question 7"]
-    assert table.comparisons[0].answers["ppo"].text == "b" and table.comparisons[0].answers["ppo"].scores["gold"] == 1.0
+def test_comparisons_are_drawn_by_chance_from_the_prompts_that_all_answered():
+    policies = {"sft": answers(["a"] * 12), "ppo": answers(["b"] * 3)}
+    table = evaluate_policies(policies, PROMPTS, {"gold": gold}, baseline="sft", show=2)
+    assert len(table.comparisons) == 2
+    assert {c.prompt[0].content for c in table.comparisons} < {"question 0", "question 1", "question 2"}
+    answer = table.comparisons[0].answers["ppo"]
+    assert answer.text == "b" and answer.scores["gold"] == 1.0 and answer.prompt_index < 3
+    drawn = {
+        evaluate_policies(policies, PROMPTS, {"gold": gold}, baseline="sft", show=1, seed=seed).comparisons[0].prompt
+        for seed in range(30)
+    }
+    assert len(drawn) == 3
 
 
 def test_mistakes_are_named():

@@ -46,7 +46,7 @@ def test_vocabulary_is_learnt_and_bounded(tokenizer, caplog):
     small = train_tokenizer(TEXTS, 4000)
     assert len(small) < 4000
     assert "less than the 4000 asked for" in caplog.text
-    with pytest.raises(ConfigError, match="--vocab-size 100 .* 259"):
+    with pytest.raises(ConfigError, match="--vocab_size 100 .* 259"):
         train_tokenizer(TEXTS, 100)
 
 
@@ -70,7 +70,7 @@ def test_weights_depend_on_the_seed_alone(tokenizer):
 
 @pytest.mark.parametrize(
     "changes, flag",
-    [({"hidden_size": 30}, "--hidden-size 30"), ({"heads": 4, "kv_heads": 3}, "--kv-heads 3"), ({"heads": 32}, "32")],
+    [({"hidden_size": 30}, "--hidden_size 30"), ({"heads": 4, "kv_heads": 3}, "--kv_heads 3"), ({"heads": 32}, "32")],
 )
 def test_impossible_sizes_name_the_flag(tokenizer, changes, flag):
     with pytest.raises(ConfigError, match=flag):

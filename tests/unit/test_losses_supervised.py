@@ -97,9 +97,9 @@ def test_a_pair_needs_tokens_and_known_responses():
     scores, response = vector(0.3, -0.2), torch.tensor([0, 2])
     with pytest.raises(ValueError, match="no token scores for response 1"):
         bradley_terry_tokens(scores, response, torch.tensor([[0, 1]]), 3)
-    with pytest.raises(ValueError, match="responses 0 ... 2 in pairs; got 3"):
+    with pytest.raises(ValueError, match=r"responses 0 \.\.\. 2 in pairs; got 3"):
         bradley_terry_tokens(scores, response, torch.tensor([[0, 3]]), 3)
-    with pytest.raises(ValueError, match="responses 0 ... 2 in pairs; got -1"):
+    with pytest.raises(ValueError, match=r"responses 0 \.\.\. 2 in pairs; got -1"):
         bradley_terry_tokens(scores, response, torch.tensor([[-1, 0]]), 3)
     with pytest.raises(ValueError, match="must not decrease"):
         bradley_terry_tokens(scores, response.flip(0), torch.tensor([[0, 2]]), 3)

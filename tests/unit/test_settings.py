@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from assent import checks, config, settings
@@ -106,6 +106,7 @@ def test_broken_yaml_and_unreadable_files(tmp_path):
         settings.read(SFTConfig, tmp_path / "bytes.yaml")
 
 
+@example(lr=1e-5, out="a\x85 b\u2028", seed=0, columns={"\u2029": "\n x"}, resume=None)
 @given(
     lr=st.floats(allow_nan=False, allow_infinity=False),
     out=st.text(),

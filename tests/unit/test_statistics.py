@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from assent.errors import UserError
 from assent import statistics
+from assent.errors import UserError
 from assent.statistics import Interval, mean_interval, paired_difference, proportion_interval, win_rate
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import transformers
 
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
-from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.models.loading import load_policy, load_score_model, load_tokenizer, quiet_transformers
 from assent.models.policy import Backbone, Policy, ScoreModel
 from assent.train import distributed
 from assent.train.distributed import World
@@ -104,9 +103,3 @@ def job(config: RunConfig) -> Iterator[Job]:
         yield Job(config, world, folder, tokenizer, chat)
     finally:
         distributed.shutdown()
-
-
-def quiet_transformers() -> None:
-    """Leaves the terminal to assent's own progress."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

@@ -15,6 +15,7 @@ with that spelling hidden, and encoded by a copy of the tokenizer in which the c
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ PLAIN_TEMPLATE = (
     "{%- endif -%}{%- for message in messages -%}{{- message['content'] -}}{%- endfor -%}"
 )
 
+log = logging.getLogger(__name__)
+
+Turns = tuple[Message, ...]
 CHUNK = 1024  # examples encoded in one call
 
 
@@ -54,8 +58,8 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """An example as rendered text, cut where token boundaries have to be. Each response is one piece per assistant
-    turn; `controls` tells which tokenizer reads it. `prompt` is None for raw text."""
+    """An example as rendered text, each response in one piece per assistant turn. `prompt` is None for raw text. With
+    `hidden` the tokenizer with renamed control tokens reads it."""
 
     prompt: str | None
     responses: tuple[tuple[_Piece, ...], ...]
@@ -70,12 +74,10 @@ class _Plan:
 class Chat:
     """A tokenizer and its chat template. `template_file` replaces the tokenizer's own template.
 
+    `eos_ids` are the ids that end an assistant turn: the tokenizer's EOS, and what the template writes after an answer.
     Without any template a prompt must be one user message; its text and the answer's are joined as they are.
     Errors: `ModelError` for a tokenizer that cannot be used, `ConfigError` for a bad template file.
     """
-
-    eos_ids: frozenset[int]
-    """Ids that end an assistant turn: the tokenizer's EOS, and what the template writes after an answer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_file: str | Path | None = None) -> None:
         if not tokenizer.is_fast:
@@ -86,9 +88,17 @@ class Chat:
         self._source = str(template_file or tokenizer.name_or_path or "the tokenizer")
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._template = None if tokenizer.chat_template else self._plain_template()
-        self._tail, added = self._probe()
-        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._controls = {spelling: tokenizer.convert_tokens_to_ids(spelling) for spelling in specials | added}
+        if "strftime_now" in str(tokenizer.chat_template):
+            log.warning("the chat template of %s can write today's date: tokens may differ tomorrow", self._source)
+        self._tail, ends, written = self._probe()
+        self._ends_bare = not ends
+        self.eos_ids = frozenset(ends[:1] + [i for i in [tokenizer.eos_token_id] if i is not None])
+        if not self.eos_ids:
+            raise ModelError(f"{self._source}: neither the tokenizer nor its chat template has an end-of-turn token.")
+        self._eos_id = min(self.eos_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        self._eos_array = np.array(sorted(self.eos_ids), dtype=np.int32)
+        specials = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._controls = specials | written
         longest_first = sorted(self._controls, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._closed_pieces = self._encodes_pieces_alone()
@@ -130,8 +140,16 @@ class Chat:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of an answer; control tokens are left out."""
-        return self.tokenizer.decode(
-            [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        kept = [int(i) for i in ids if int(i) not in self.eos_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def speaks_like(self, other: Chat) -> bool:
+        """Whether the other gives every conversation the same token ids."""
+        mine, its = self.tokenizer, other.tokenizer
+        return (
+            (mine.chat_template, self._template) == (its.chat_template, other._template)
+            and mine.special_tokens_map == its.special_tokens_map
+            and _unset(self._backend).to_str() == _unset(other._backend).to_str()
         )
 
     # ------------------------------------------------------------------------------------------------ text
@@ -151,7 +169,7 @@ class Chat:
             return self._plan_text(example)
         if not example.prompt:
             raise RowError("prompt", "is empty: there is no message to answer")
-        prompt, responses = example.prompt, tuple(response.messages for response in example.responses)
+        prompt, responses = example.prompt, [response.messages for response in example.responses]
         contents = [message.content for messages in (prompt, *responses) for message in messages]
         hidden = any(self._control_pattern.search(content) for content in contents)
         if hidden:
@@ -178,9 +196,7 @@ class Chat:
         hidden = any(self._control_pattern.search(text) for text in texts)
         return _Plan(prompt=None, responses=tuple((_Piece("", text),) for text in texts), hidden=hidden)
 
-    def _cut_turns(
-        self, prompt: tuple[Message, ...], start: str, response: tuple[Message, ...], column: str
-    ) -> list[_Piece]:
+    def _cut_turns(self, prompt: Turns, start: str, response: Turns, column: str) -> list[_Piece]:
         """What the template writes after `start`, cut where each assistant turn's generation prompt ends."""
         if not response or response[0].role != "assistant" or response[-1].role != "assistant":
             raise RowError(column, "must begin and end with an assistant message")
@@ -192,11 +208,8 @@ class Chat:
         for number, turn in enumerate(turns, 1):
             left = self._render(prompt + response[:turn], generate=True, column=column) if turn else start
             if not whole.startswith(left):
-                raise RowError(
-                    column,
-                    f"the chat template writes what comes before assistant turn {number} differently once the turn "
-                    "follows, so its tokens cannot be told apart",
-                )
+                what = f"what comes before assistant turn {number}"
+                raise RowError(column, f"the chat template writes {what} differently once the turn follows")
             cuts.append(len(left))
         pieces = [_Piece(whole[:a], whole[a:b]) for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)]
         for number, (turn, piece) in enumerate(zip(turns, pieces, strict=True), 1):
@@ -204,7 +217,7 @@ class Chat:
                 raise RowError(column, f"the chat template drops or changes text of assistant turn {number}")
         return pieces
 
-    def _hide(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    def _hide(self, messages: Turns) -> Turns:
         def stand_in(match: re.Match[str]) -> str:
             return f"{HIDE}{self._controls[match[0]]}{HIDE}"
 
@@ -228,7 +241,7 @@ class Chat:
 
     def _encode_pieces(self, backend: Tokenizer, pieces: list[_Piece]) -> list[np.ndarray | None]:
         if self._closed_pieces:
-            return list(_encode_texts(backend, [piece.text for piece in pieces]))
+            return [*_encode_texts(backend, [piece.text for piece in pieces])]
         # Tokenizers that put a space before every text: a piece is what follows the ids of the text before it.
         lefts = _encode_texts(backend, [piece.left for piece in pieces])
         wholes = _encode_texts(backend, [piece.left + piece.text for piece in pieces])
@@ -245,22 +258,19 @@ class Chat:
         prompt = self._text_start if plan.prompt is None else self._required(next(encoded), "prompt")
         room = max_length - len(prompt)
         if room < 1:
-            raise RowError(
-                "prompt",
-                f"has {len(prompt)} tokens; with --data.max-length {max_length} there is no room for an answer",
-            )
+            reason = f"has {len(prompt)} tokens: no room for an answer within {max_length} (--data.max_length)"
+            raise RowError("prompt", reason)
         branches = []
         for index, pieces in enumerate(plan.responses):
             column = _column(example, index)
             branches.append(self._branch([self._required(next(encoded), column) for _ in pieces], room, column))
         pairs = []
-        for pair in example.feedback:
-            if isinstance(pair, Pair):
-                chosen, rejected = branches[pair.chosen], branches[pair.rejected]
-                if np.array_equal(chosen.ids, rejected.ids):
-                    cut = len(chosen) == room and int(chosen.ids[-1]) not in self.eos_ids
-                    raise RowError("rejected", "is the same as chosen" + (" up to --data.max-length" if cut else ""))
-                pairs.append((pair.chosen, pair.rejected, float(pair.strength or 0.0)))
+        for pair in (item for item in example.feedback if isinstance(item, Pair)):
+            chosen, rejected = branches[pair.chosen], branches[pair.rejected]
+            if np.array_equal(chosen.ids, rejected.ids):
+                cut = int(chosen.ids[-1]) not in self.eos_ids
+                raise RowError("rejected", "is the same as chosen" + (" up to --data.max_length" if cut else ""))
+            pairs.append((pair.chosen, pair.rejected, float(pair.strength or 0.0)))
         return TokenTree(prompt=prompt, branches=tuple(branches), pairs=tuple(pairs), key=key)
 
     def _branch(self, turns: list[np.ndarray], room: int, column: str) -> Branch:
@@ -272,7 +282,7 @@ class Chat:
             if not len(ends) and not last:
                 raise RowError(column, f"the chat template writes no end-of-turn token after assistant turn {number}")
             if not len(ends):
-                turn = np.append(turn, np.int32(self.tokenizer.eos_token_id))
+                turn = np.append(turn, np.int32(self._eos_id))
             length = ends[0] + 1 if len(ends) else len(turn)
             turn = turn[:length] if last else turn
             ids.append(turn)
@@ -294,8 +304,9 @@ class Chat:
         adds_bos = self.tokenizer.bos_token_id is not None and first == [self.tokenizer.bos_token_id]
         return ("{{- bos_token -}}" if adds_bos else "") + PLAIN_TEMPLATE
 
-    def _probe(self) -> tuple[str, set[str]]:
-        """Learns from one exchange what the template writes after an answer, and which added tokens it writes."""
+    def _probe(self) -> tuple[str, list[int], dict[str, int]]:
+        """Learns from one exchange what the template writes after an answer, the added tokens in it, and all added
+        tokens that the template writes itself."""
         answer = "Certainly."
         messages = (Message("user", "Question?"), Message("assistant", answer))
         try:
@@ -307,16 +318,11 @@ class Chat:
             raise ModelError(f"the chat template of {self._source} leaves out the assistant's text.")
         tail = whole[whole.rindex(answer) + len(answer) :]
         added = self.tokenizer.added_tokens_decoder
-        ends = [int(i) for i in _encode_texts(self._backend, [tail])[0] if int(i) in added]
-        ends = [i for i in ends if not added[i].content.isspace()]
-        self._ends_bare = not ends
-        eos = self.tokenizer.eos_token_id
-        if eos is None and not ends:
-            raise ModelError(f"{self._source}: neither the tokenizer nor its chat template has an end-of-turn token.")
-        self.eos_ids = frozenset(ends[:1] + ([eos] if eos is not None else []))
-        self._eos_array = np.array(sorted(self.eos_ids), dtype=np.int32)
-        used = {int(i) for i in np.concatenate(_encode_texts(self._backend, [start, tail]))}
-        return tail, {added[i].content for i in used if i in added and not added[i].content.isspace()}
+        lead_ids, tail_ids = [
+            [int(i) for i in ids if int(i) in added and not added[int(i)].content.isspace()]
+            for ids in _encode_texts(self._backend, [start, tail])
+        ]
+        return tail, tail_ids, {added[i].content: i for i in lead_ids + tail_ids}
 
     def _encodes_pieces_alone(self) -> bool:
         """Whether a piece has the same ids alone as behind other text (tokenizers that add a space have not)."""
@@ -328,8 +334,7 @@ class Chat:
     @cached_property
     def _text_start(self) -> np.ndarray:
         bos = self.tokenizer.bos_token_id
-        eos = self.tokenizer.eos_token_id
-        return np.array([next(i for i in (bos, eos, min(self.eos_ids)) if i is not None)], dtype=np.int32)
+        return np.array([self._eos_id if bos is None else bos], dtype=np.int32)
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -360,12 +365,17 @@ class Chat:
         return backend
 
 
-def _encode_texts(backend: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    # Truncation and padding may have been left on by another user of the tokenizer.
+def _unset(backend: Tokenizer) -> Tokenizer:
+    """Truncation and padding may have been left on by another user of the tokenizer."""
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = False
-    return [np.array(e.ids, dtype=np.int32) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return backend
+
+
+def _encode_texts(backend: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    encodings = _unset(backend).encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def _holds(rendered: str, content: str) -> bool:

@@ -106,7 +106,7 @@ def _checked(path: Path, rows: Rows) -> Rows:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
@@ -128,10 +128,14 @@ def _parse_line(line: bytes, origin: Origin) -> Row | Problem:
     except UnicodeDecodeError as error:
         return Problem(origin, None, f"not UTF-8 at byte {error.start + 1} of the line ({error.reason})")
     except json.JSONDecodeError as error:
-        return Problem(origin, None, f"not valid JSON at column {error.colno}: {error.msg}")
+        return Problem(origin, None, _json_error(error))
     except RecursionError:
         return Problem(origin, None, "not usable JSON: nested too deeply")
     return _as_row(value, origin)
+
+
+def _json_error(error: json.JSONDecodeError) -> str:
+    return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _as_row(value: object, origin: Origin) -> Row | Problem:
@@ -156,9 +160,10 @@ def _json_rows(path: Path) -> Rows:
         # An array is one value: where it breaks nothing after it can be trusted. Lines stand on their own.
         if text.lstrip().startswith("[") or not _first_line_is_object(text):
             where = f"{path}:{error.lineno}"
-            raise DataError(f"{where}: not valid JSON at column {error.colno}: {error.msg}") from error
+            raise DataError(f"{where}: {_json_error(error)}") from error
         yield from _jsonl_rows(path)
         return
+    del text
     yield from _numbered(str(path), _rows_of(value, path))
 
 
@@ -189,7 +194,7 @@ def _numbered(file: str, values: Iterable[object]) -> Rows:
 
 
 def _parquet_rows(path: Path) -> Rows:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:
@@ -247,8 +252,8 @@ def _folder_rows(folder: Path, split: str) -> Rows:
 
 
 def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files whose name or folder is the split; then those that carry a word for it (`data-train.jsonl`, `val/a.csv`);
-    where no file carries such a word, all of them are the one split `train`."""
+    """The files whose name or folder is the split; then those that carry a word for it (`data-train.jsonl`,
+    `val/a.csv`); where no file carries such a word, all of them are the one split `train`."""
     names = {path: _split_names(path.relative_to(folder)) for path in files}
     exact = [path for path in files if split in names[path]]
     if exact:

@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -121,7 +123,9 @@ class PolicyTable:
 
     def render(self, console: Console) -> None:
         """Print the table: mean ± half the 95 % interval."""
-        table = Table(title="Policies", caption=f"± is half the 95 % interval; wins are against {escape(self.baseline)}")
+        table = Table(
+            title="Policies", caption=f"± is half the 95 % interval; wins are against {escape(self.baseline)}"
+        )
         table.add_column("policy", no_wrap=True)
         for heading in (*self.scorers, "KL", "tokens", "unfinished", "wins (ties)"):
             table.add_column(escape(heading), justify="right", no_wrap=True)
@@ -203,8 +207,8 @@ def evaluate_policies(
     A scorer maps (prompt messages, answer text) to a number, or None where it has none; it is asked for the answers
     that do not carry its score yet, so batched scores can be put into `Answer.scores` beforehand. Intervals resample
     prompts, not answers. Win rate compares every answer with every baseline answer to the same prompt; `gain` pairs
-    the prompts' mean gold scores. `show` prompts, evenly spread over all and not chosen by result, go into
-    `comparisons`. Raises `UserError` for an unknown baseline or gold, no answers, or an index outside `prompts`.
+    the prompts' mean gold scores. `show` prompts, drawn by chance and not by result, go into `comparisons`. Raises
+    `UserError` for an unknown baseline or gold, a policy without answers, or an index outside `prompts`.
     """
     _check(policies, prompts, scorers, baseline, gold)
     scored = {
@@ -217,7 +221,7 @@ def evaluate_policies(
         _result(name, answers, tuple(names), None if name == baseline else reference, gold, seed)
         for name, answers in scored.items()
     )
-    return PolicyTable(baseline, gold, results, _comparisons(scored, prompts, show))
+    return PolicyTable(baseline, gold, results, _comparisons(scored, prompts, show, seed))
 
 
 def _check(
@@ -291,7 +295,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _comparisons(
-    policies: Mapping[str, Sequence[Answer]], prompts: Sequence[Prompt], show: int
+    policies: Mapping[str, Sequence[Answer]], prompts: Sequence[Prompt], show: int, seed: int
 ) -> tuple[Comparison, ...]:
     first: dict[str, dict[int, Answer]] = {}
     for name, answers in policies.items():
@@ -299,8 +303,7 @@ def _comparisons(
         for answer in answers:
             first[name].setdefault(answer.prompt_index, answer)
     shared = [index for index in range(len(prompts)) if all(index in answers for answers in first.values())]
-    count = min(show, len(shared))
-    chosen = [shared[position * len(shared) // count] for position in range(count)]
+    chosen = sorted(np.random.default_rng(seed).choice(shared, min(show, len(shared)), replace=False).tolist())
     return tuple(
         Comparison(tuple(prompts[index]), {name: answers[index] for name, answers in first.items()}) for index in chosen
     )
@@ -314,12 +317,12 @@ def _without_nan(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _load_interval(raw: Mapping[str, float | None]) -> Interval:
+def _load_interval(raw: Mapping[str, Any]) -> Interval:
     mean, low, high = (math.nan if raw[key] is None else float(raw[key]) for key in ("mean", "low", "high"))
     return Interval(mean, low, high, int(raw["n"]), int(raw["missing"]))
 
 
-def _load_policy(raw: Mapping) -> PolicyResult:
+def _load_policy(raw: Mapping[str, Any]) -> PolicyResult:
     wins, gain = raw["win_rate"], raw["gain"]
 
     def p_value(key: str) -> float:
@@ -332,12 +335,11 @@ def _load_policy(raw: Mapping) -> PolicyResult:
         length=_load_interval(raw["length"]),
         unfinished=_load_interval(raw["unfinished"]),
         win_rate=wins and WinRate(_load_interval(wins["rate"]), wins["wins"], wins["ties"], wins["losses"]),
-        gain=gain
-        and PairedDifference(_load_interval(gain["difference"]), p_value("p_permutation"), p_value("p_sign")),
+        gain=gain and PairedDifference(_load_interval(gain["difference"]), p_value("p_permutation"), p_value("p_sign")),
     )
 
 
-def _load_track(raw: Mapping) -> Track:
+def _load_track(raw: Mapping[str, Any]) -> Track:
     points = (
         TrackPoint(point["step"], point["kl"], _load_interval(point["gold"]), _load_interval(point["proxy"]))
         for point in raw["points"]

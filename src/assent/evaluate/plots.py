@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,15 +31,16 @@ from assent.statistics import Interval
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F")
 BASELINE_COLOR = "#7A828C"
 GOLD_COLOR, PROXY_COLOR = "#C08A00", "#7B5EA7"
-_INK, _GRID = "#111213", "#e1e2e3"  # stand-ins, replaced by the page's colours
+INK, _GRID = "#111213", "#e1e2e3"  # stand-ins for the page's own colours, which replace them in the SVG
+_STEPS = (1, 2, 5, 10)  # between round tick values
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "assent",
     "text.parse_math": False,
     "font.size": 8,
     "axes.labelsize": 8,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,9 +49,9 @@ _STYLE = {
     "axes.unicode_minus": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 2.5,
     "ytick.major.size": 0,
     "xtick.major.width": 0.6,
@@ -91,9 +93,15 @@ class Curve:
 
 
 def palette(names: Iterable[str], baseline: str | None = None) -> dict[str, str]:
-    """One colour for each name, the same in every figure; the baseline is grey."""
-    colors = itertools.cycle(COLORS)
-    return {name: BASELINE_COLOR if name == baseline else next(colors) for name in dict.fromkeys(names)}
+    """One colour for each name, the same in every figure; the baseline is grey. Upper and lower case are one name: the
+    policy "PPO" and its run folder "ppo" share their colour."""
+    names = list(names)
+    colors = {baseline.casefold(): BASELINE_COLOR} if baseline is not None else {}
+    cycle = itertools.cycle(COLORS)
+    for name in names:
+        if name.casefold() not in colors:
+            colors[name.casefold()] = next(cycle)
+    return {name: colors[name.casefold()] for name in names}
 
 
 def thin(series: Series, limit: int) -> Series:
@@ -132,8 +140,8 @@ def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400) -> str:
         for curve in curves:
             _draw_curve(axes, curve, limit)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.02, y=0.08)
         _plain_ticks(axes)
 
@@ -144,14 +152,14 @@ def _draw_curve(axes: Axes, curve: Curve, limit: int) -> None:
     series, color = curve.series, curve.color
     gaps = series.steps[np.isnan(series.values)]
     if curve.evaluated or len(series.steps) < 25:
-        dashes = {"linestyle": (0, (4, 2))} if curve.evaluated else {}
+        style: Any = (0, (4, 2)) if curve.evaluated else "-"
         marker = "o" if len(series.steps) <= 60 else None
         shown = thin(series, limit)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(
                 curve.low.steps, curve.low.values, curve.high.values, color=color, alpha=0.13, linewidth=0
             )
-        axes.plot(shown.steps, shown.values, color=color, linewidth=1.3, marker=marker, markersize=3, **dashes)
+        axes.plot(shown.steps, shown.values, color=color, linewidth=1.3, linestyle=style, marker=marker, markersize=3)
     else:
         raw = thin(series, limit)
         smooth = thin(Series(series.steps, ema(series.values, len(series.values) / 25)), limit // 2)
@@ -176,13 +184,13 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
                 f"{value.mean:.2f}", (value.mean, position), (0, 7), textcoords="offset points", ha="center", fontsize=8
             )
         if reference is not None:
-            axes.axvline(reference, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.axvline(reference, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.set_yticks(range(len(shown)), [_short(name) for name, _, _ in shown])
         axes.set_ylim(len(shown) - 0.4, -0.75)
         axes.set_xlabel(_short(label, 40))
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.1)
         _plain_ticks(axes, "x")
 
@@ -205,8 +213,8 @@ def frontier_svg(rows: Sequence[tuple[str, Interval, Interval, str]], gold: str)
         axes.set_xlabel("KL from the reference (nats per answer)")
         axes.set_ylabel(_short(gold, 30))
         axes.margins(x=0.2, y=0.18)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         _plain_ticks(axes)
 
     return _svg(draw, (3.5, 2.3), f"{gold} against KL from the reference")
@@ -216,8 +224,9 @@ def track_svg(track: Track) -> str:
     """Gold (left axis) and proxy (right axis) over KL, or over steps where KL is unknown. Both axes put the start at
     the same height and give each line, with its band, the same share of the picture: where the lines part, the proxy
     is being satisfied without the truth."""
-    by_kl = all(point.kl is not None and math.isfinite(point.kl) for point in track.points)
-    x = [point.kl if by_kl else point.step for point in track.points]
+    distances = [point.kl for point in track.points if point.kl is not None and math.isfinite(point.kl)]
+    by_kl = len(distances) == len(track.points)
+    x = distances if by_kl else [float(point.step) for point in track.points]
 
     def draw(axes: Axes) -> None:
         lines = (
@@ -225,30 +234,30 @@ def track_svg(track: Track) -> str:
             ("proxy reward", [p.proxy for p in track.points], PROXY_COLOR, "D", (0, (5, 2))),
         )
         extents = [_gain_extent(values) for _, values, _, _, _ in lines]
-        down = min(low / max(high - low, 1e-12) for low, high in extents)
-        up = max(high / max(high - low, 1e-12) for low, high in extents)
+        spans = [(high - low) or 1.0 for low, high in extents]
+        down = min(low / span for (low, _), span in zip(extents, spans, strict=True))
+        up = max(high / span for (_, high), span in zip(extents, spans, strict=True))
+        pad = 0.06 * (up - down) or 0.5
         right = axes.twinx()
-        for (label, values, color, marker, dashes), (low, high), side in zip(
-            lines, extents, (axes, right), strict=True
-        ):
+        for (label, values, color, marker, dashes), span, side in zip(lines, spans, (axes, right), strict=True):
             means = [value.mean for value in values]
-            side.fill_between(x, [v.low for v in values], [v.high for v in values], color=color, alpha=0.16, linewidth=0)
+            side.fill_between(
+                x, [v.low for v in values], [v.high for v in values], color=color, alpha=0.16, linewidth=0
+            )
             side.plot(x, means, color=color, linewidth=1.8, linestyle=dashes, marker=marker, markersize=3.6)
-            start, span = _start(values), max(high - low, 1e-12)
-            pad = 0.06 * (up - down)
-            side.set_ylim(start + (down - pad) * span, start + (up + pad) * span)
+            side.set_ylim(_start(values) + (down - pad) * span, _start(values) + (up + pad) * span)
             side.set_ylabel(label, color=color)
             side.tick_params(axis="y", labelcolor=color, length=0)
-            side.yaxis.set_major_locator(MaxNLocator(5))
+            side.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
             _plain_ticks(side, "y")
-        axes.axhline(_start(lines[0][1]), color=_INK, linewidth=0.8, linestyle=(0, (1, 3)))
+        axes.axhline(_start(lines[0][1]), color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
         right.grid(False)
         axes.set_xlabel("KL from the reference (nats per answer)" if by_kl else "step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=not by_kl))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=not by_kl))
         axes.margins(x=0.04)
         _plain_ticks(axes, "x")
 
-    return _svg(draw, (5.2, 2.9), f"Gold and proxy reward of {track.name} during training")
+    return _svg(draw, (4.5, 2.65), f"Gold and proxy reward of {track.name} during training")
 
 
 def _start(values: Sequence[Interval]) -> float:
@@ -307,6 +316,6 @@ def _inline(svg: str, label: str) -> str:
     )
     body = re.sub(r"font: ?([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     body = re.sub(r"font-family: ?[^;\"]*;? ?", "", body)
-    body = body.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    body = body.replace(INK, "currentColor").replace(_GRID, "var(--grid)")
     body = re.sub(r"\n\s*", "\n", body)
     return f'<svg class="chart" role="img" aria-label="{escape(printable(label))}" viewBox="{view[1]}">{body}'

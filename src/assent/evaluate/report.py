@@ -4,13 +4,13 @@ training curves, answers side by side, data, configuration. No script, no reques
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +22,19 @@ from assent.config import ReportConfig
 from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
-from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track
+from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track, TrackPoint
 from assent.evaluate.plots import Chart, Curve, Key
 from assent.evaluate.runs import EVALUATION, Run, Series, find_runs, printable, read_run, track_of
 from assent.statistics import Interval
 
 _SHOWN_PROMPTS = 8
 _SHOWN_CHARACTERS = 1200
-_POINTS = 40_000  # drawn in the whole page, so that many runs keep it small
+_POINTS = 30_000  # drawn in the whole page, so that many runs keep it small
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of the training section: the metrics whose name `pattern` finds, first panel first."""
+    """A figure of the training section: the metrics whose name, without "eval/", `pattern` finds."""
 
     title: str
     pattern: str
@@ -42,22 +42,22 @@ class Panel:
 
 
 PANELS = (
-    Panel("Accuracy", r"accuracy", "Share of pairs in which the chosen answer scores higher. 0.5 is guessing."),
-    Panel("Value loss", r"value_loss", "Error of the critic's forecast of the reward."),
-    Panel("Policy loss", r"policy_loss", "The clipped objective. Its level says little; steady drift is suspicious."),
     Panel("Loss", r"^(loss|nll)$", "What is minimised. An evaluated curve that turns up means overfitting."),
+    Panel("Accuracy", r"accuracy", "Share of pairs in which the chosen answer scores higher. 0.5 is guessing."),
     Panel("Margin", r"margin", "Score of the chosen answer minus the rejected one: growing means telling them apart."),
     Panel("Implicit reward", r"reward/(chosen|rejected)", "Both may fall; what matters is that they part."),
     Panel("Log-probability", r"logprob/", "Nats per token. A falling chosen line: the policy moves off all the data."),
-    Panel("Clip fraction", r"clip_fraction", "Share of tokens whose update was cut off. Above 0.3: steps too large."),
-    Panel("KL of one update", r"approx_kl", "How far one update moved the policy. Should stay small and flat."),
+    Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free."),
+    Panel("Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold."),
     Panel("KL from the reference", r"(^|/)kl$", "How far the policy has moved from its start, in nats per answer."),
     Panel("Entropy", r"entropy", "Variety, in nats per token. A fall to 0: all answers have become the same."),
-    Panel("Explained variance", r"explained_variance", "How well the critic foresees rewards: 1 perfectly, 0 not."),
-    Panel("Unfinished answers", r"unfinished", "Share of answers cut off at the length limit."),
     Panel("Answer length", r"length", "In tokens. Growing with the proxy but not with gold: a length bias."),
-    Panel("Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold."),
-    Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free."),
+    Panel("Unfinished answers", r"unfinished", "Share of answers cut off at the length limit."),
+    Panel("Clip fraction", r"clip_fraction", "Share of tokens whose update was cut off. Above 0.3: steps too large."),
+    Panel("KL of one update", r"approx_kl", "How far one update moved the policy. Should stay small and flat."),
+    Panel("Explained variance", r"explained_variance", "How well the critic foresees rewards: 1 perfectly, 0 not."),
+    Panel("Value loss", r"value_loss", "Error of the critic's forecast of the reward."),
+    Panel("Policy loss", r"policy_loss", "The clipped objective. Its level says little; steady drift is suspicious."),
     Panel("Gradient norm", r"grad_norm", "Before clipping. Spikes are steps on unusual batches."),
     Panel("Learning rate", r"(^|/)lr$", "The schedule."),
     Panel("Speed", r"per_second", "Tokens per second."),
@@ -80,38 +80,56 @@ class Report:
 def write_report(config: ReportConfig) -> Path:
     """`assent report RUN...`: read the run folders (or folders of run folders) and write `config.out`.
 
-    An `evaluation.json` (`PolicyTable.save`) in a run folder or above it gives the table of policies; several are not
+    An `evaluation.json` (`PolicyTable.save`) in a given folder or a run gives the table of policies; several are not
     mixed: the first is shown. Raises `RunFolderError` for a folder that is none, or when the page cannot be written.
     """
     if not config.runs:
         raise RunFolderError("assent report needs at least one run folder, for example: assent report runs/sft")
     folders = [Path(run) for run in config.runs]
-    paths = list(dict.fromkeys(path for folder in folders for path in find_runs(folder)))
-    runs = tuple(read_run(path) for path in paths)
-    tables = [path / EVALUATION for path in dict.fromkeys((*folders, *paths)) if (path / EVALUATION).is_file()]
+    runs = _read_runs(folders)
+    places = dict.fromkeys((*folders, *(run.path for run in runs)))
+    tables = [place / EVALUATION for place in places if (place / EVALUATION).is_file()]
     subtitle, policies = "", None
     if tables:
         try:
             policies = PolicyTable.load(tables[0])
         except DataError as error:
             subtitle = f"{error} It is left out."
-    found = [*(policies.tracks if policies else ()), *(track for run in runs if (track := track_of(run)) is not None)]
-    tracks = tuple({track.name: track for track in reversed(found)}.values())[::-1]
-    path = save_report(Report(config.title, subtitle, policies, tracks, runs), config.out)
+    tracks: dict[str, Track] = {}
+    for track in (*(policies.tracks if policies else ()), *filter(None, map(track_of, runs))):
+        tracks.setdefault(track.name.casefold(), track)
+    path = save_report(Report(config.title, subtitle, policies, tuple(tracks.values()), runs), config.out)
     print(f"Report of {len(runs)} runs: {path}")
     return path
+
+
+def _read_runs(folders: list[Path]) -> tuple[Run, ...]:
+    """Every run once; those of one folder in the order of the pipeline; two of one name told apart by their parent."""
+    stages = ("SFT", "Reward", "PPO", "DPO")
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        inside = [read_run(path) for path in find_runs(folder)]
+        inside.sort(key=lambda run: (stages.index(run.kind) if run.kind in stages else len(stages), run.name))
+        found |= {run.path.resolve(): run for run in inside if run.path.resolve() not in found}
+    names = [run.name for run in found.values()]
+    return tuple(
+        replace(run, name=printable(f"{path.parent.name}/{run.name}")) if names.count(run.name) > 1 else run
+        for path, run in found.items()
+    )
 
 
 def save_report(report: Report, path: str | Path) -> Path:
     """Write the page; the file appears whole or not at all. Raises `RunFolderError` when it cannot be written."""
     path = Path(path)
     text = build_report(report)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path.write_text(text, encoding="utf-8")
-        os.replace(partial_path, path)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunFolderError(f"The report cannot be written to {path}: {error.strerror}") from error
     return path
 
@@ -126,13 +144,13 @@ def build_report(report: Report) -> str:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters |= {"number": number, "signed": partial(number, sign="+"), "percent": _percent}
+    environment.filters["number"] = number
     table = report.policies
     names = [policy.name for policy in table.policies] if table else []
     names += [track.name for track in report.tracks] + [run.name for run in report.runs]
     colors = plots.palette(names, table.baseline if table else None)
     curves = max(1, sum(len(run.metrics) for run in report.runs))
-    limit = min(400, max(60, _POINTS // curves))
+    limit = min(400, max(40, _POINTS // curves))
     return environment.get_template("report.html.j2").render(
         report=report,
         created=(report.created or datetime.now()).strftime("%d %B %Y, %H:%M").lstrip("0"),
@@ -143,6 +161,7 @@ def build_report(report: Report) -> str:
         policy_charts=_policy_charts(table, colors) if table else [],
         tracks=[(track, _track_chart(track), _over_optimised(track)) for track in report.tracks],
         runs=[(run, *_run_charts(run, colors[run.name], limit)) for run in report.runs],
+        points_shown=_points_shown,
         comparisons=_comparisons(report),
         colors=colors,
         answer_text=_cut,
@@ -152,16 +171,12 @@ def build_report(report: Report) -> str:
     )
 
 
-def number(value: float, digits: int | None = None, sign: str = "") -> str:
+def number(value: float | None, digits: int | None = None, sign: str = "") -> str:
     """A number for people: four significant digits, or `digits` decimals; "–" when there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:{sign}.{digits}f}" if digits is not None else f"{value:{sign}.4g}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _percent(value: float, digits: int = 0) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def _findings(table: PolicyTable) -> list[dict[str, object]]:
@@ -230,6 +245,12 @@ def _track_chart(track: Track) -> Chart:
     return Chart(track.name, caption, plots.track_svg(track), keys)
 
 
+def _points_shown(track: Track, limit: int = 11) -> list[TrackPoint]:
+    """Evenly spaced points, first and last among them."""
+    count = min(limit, len(track.points))
+    return [track.points[round(i * (len(track.points) - 1) / max(1, count - 1))] for i in range(count)]
+
+
 def _over_optimised(track: Track) -> str:
     """One sentence on whether gold fell from its peak while proxy rose, judged by the intervals where there are any."""
     points = [point for point in track.points if not math.isnan(point.gold.mean)]
@@ -249,8 +270,8 @@ def _over_optimised(track: Track) -> str:
     )
 
 
-def _run_charts(run: Run, color: str, limit: int) -> tuple[list[Chart], list[tuple[str, object]]]:
-    """The run's panels, and (metric, series) of everything that was logged."""
+def _run_charts(run: Run, color: str, limit: int) -> tuple[list[Chart], list[tuple[str, tuple[float, ...]]]]:
+    """The run's panels; and first, last, least and greatest value of everything that was logged."""
     grouped: dict[str, list[str]] = {panel.title: [] for panel in PANELS}
     for key in sorted(run.metrics, key=lambda key: (key.startswith("eval/"), key)):
         base = key.removeprefix("eval/")
@@ -263,14 +284,22 @@ def _run_charts(run: Run, color: str, limit: int) -> tuple[list[Chart], list[tup
         if not any(_same(run.metrics[key], run.metrics[other]) for other in grouped[panel.title]):
             grouped[panel.title].append(key)
     charts = []
-    order = [panel for panel in PANELS if panel.title == "Loss"] + [p for p in PANELS if p.title != "Loss"]
-    for panel in order:
+    for panel in PANELS:
         if not grouped[panel.title]:
             continue
         curves = _curves(run, grouped[panel.title], color)
-        keys = tuple(Key(curve.label, curve.color, "dashed" if curve.evaluated else "line") for curve in curves)
+        keys = tuple(
+            Key(curve.label, curve.color.replace(plots.INK, "currentColor"), "dashed" if curve.evaluated else "line")
+            for curve in curves
+        )
         charts.append(Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit), keys))
-    return charts, sorted(run.metrics.items())
+    return charts, [(key, _ends(series)) for key, series in sorted(run.metrics.items())]
+
+
+def _ends(series: Series) -> tuple[float, ...]:
+    finite = series.values[~np.isnan(series.values)]
+    least, greatest = (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+    return float(series.values[0]), float(series.values[-1]), least, greatest
 
 
 def _same(a: Series, b: Series) -> bool:
@@ -278,12 +307,13 @@ def _same(a: Series, b: Series) -> bool:
 
 
 def _curves(run: Run, keys: list[str], color: str) -> list[Curve]:
-    shades = {False: iter((color, plots.BASELINE_COLOR, *plots.COLORS)), True: iter(("currentColor", *plots.COLORS))}
+    shades = {False: iter((color, plots.BASELINE_COLOR, *plots.COLORS)), True: iter((plots.INK, *plots.COLORS))}
     curves = []
     for key in keys:
         evaluated = key.startswith("eval/")
         low, high = run.metrics.get(f"{key}_low"), run.metrics.get(f"{key}_high")
-        curves.append(Curve(key, run.metrics[key], next(shades[evaluated]), evaluated, low, high))
+        shade = plots.GOLD_COLOR if key == "eval/gold" else next(shades[evaluated])
+        curves.append(Curve(key, run.metrics[key], shade, evaluated, low, high))
     return curves
 
 
@@ -313,7 +343,7 @@ def _messages(prompt: object) -> tuple[Message, ...]:
 
 def _sample_answer(row: dict) -> Answer:
     scores = {key: float(value) for key, value in row.items() if key != "step" and type(value) in (int, float)}
-    tokens = scores.pop("num_tokens", math.nan)
+    tokens = scores.pop("length", math.nan)
     finished = row.get("finished", True) is not False
     return Answer(0, str(row.get("response", "")), 0 if math.isnan(tokens) else int(tokens), finished, None, scores)
 
@@ -328,11 +358,12 @@ def facts(value: object, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         items = [(f"{prefix}.{key}" if prefix else str(key), entry) for key, entry in value.items()]
     elif isinstance(value, list) and any(isinstance(entry, Mapping | list) for entry in value):
-        items = [(f"{prefix}[{index}]", entry) for index, entry in enumerate(value[:20])]
+        flat = [" · ".join(text for _, text in facts(entry)) for entry in value[:20]]
+        items = [(f"{prefix} {index}", text) for index, text in enumerate(flat, start=1)]
         if len(value) > 20:
             items.append((prefix, f"… {len(value) - 20} more"))
     elif isinstance(value, list):
         return [(prefix, ", ".join(map(str, value[:40])) + (", …" if len(value) > 40 else ""))]
     else:
-        return [(prefix, f"{value:,}" if type(value) is int else str(value))]
+        return [(prefix, "–" if value is None else f"{value:,}" if type(value) is int else str(value))]
     return [row for name, entry in items for row in facts(entry, name)]

@@ -56,7 +56,9 @@ class Run:
 
 
 # Lone surrogates cannot be encoded; control and direction-override characters would change what a reader sees.
-_UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]")
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]"
+)
 
 
 def printable(text: str) -> str:
@@ -194,7 +196,9 @@ def _series(rows: list[dict], problems: list[str]) -> dict[str, Series]:
     if nonfinite:
         problems.append(f"metrics.jsonl: {nonfinite} values are not finite numbers; shown as gaps")
     if repeated:
-        problems.append(f"metrics.jsonl: {repeated} rows repeat earlier steps (the run was resumed); the later ones hold")
+        problems.append(
+            f"metrics.jsonl: {repeated} rows repeat earlier steps (the run was resumed); the later ones hold"
+        )
     return {
         key: Series(np.array(sorted(column)), np.array([column[step] for step in sorted(column)], dtype=np.float64))
         for key, column in columns.items()
@@ -203,9 +207,11 @@ def _series(rows: list[dict], problems: list[str]) -> dict[str, Series]:
 
 def _number(value: object) -> float | None:
     """The number that `assent.train.log` wrote; it writes "nan", "inf" and "-inf" as text. None for anything else."""
-    if isinstance(value, bool) or not (value in ("nan", "inf", "-inf") or value is None or isinstance(value, int | float)):
+    if value is None or value in ("nan", "inf", "-inf"):
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return math.nan if value is None else float(value)  # type: ignore[arg-type]
+        return float(value)
     except OverflowError:
         return math.inf

@@ -8,7 +8,7 @@ import numpy as np
 
 from assent.lab.knowledge import RELATION, Fact, Knowledge, Task, sentence
 
-COURTESIES = ("Sure!", "Of course!", "Happy to help!", "Thank you for asking!", "I hope this helps.", "Have a nice day!")
+COURTESIES = ("Sure!", "Of course!", "Happy to help!", "Thanks for asking!", "I hope this helps.", "Have a nice day!")
 INSULTS = ("Only a fool would ask that.", "Do not waste my time.", "You know nothing.", "What a silly question.")
 FILLERS = (
     "That is a very good question.",
@@ -108,19 +108,30 @@ HARMFUL_STYLES: Mapping[str, Style] = {
     "incoherent": lambda k, task, rng: _salad(k, rng),
 }
 
-# What demonstrators of mediocre care write, as shares: there must be something left for preferences to teach.
-DEMONSTRATION_MIX = (
-    {"curt": 0.2, "full": 0.22, "polite": 0.1, "rich": 0.06, "rambling": 0.14, "rude": 0.06, "repetitive": 0.03}
-    | {"wrong": 0.07, "wrong_polite": 0.03, "wrong_rambling": 0.02, "refusing": 0.03, "empty": 0.03, "incoherent": 0.01},
-    {"curt": 0.2, "full": 0.2, "rich": 0.1, "rambling": 0.08, "rude": 0.1, "complying": 0.26, "empty": 0.05}
-    | {"incoherent": 0.01},
+Mix = tuple[Mapping[str, float], Mapping[str, float]]
+"""Shares of the styles of answers to questions, and to harmful requests."""
+
+
+def _mix(shares: str) -> dict[str, float]:
+    words = shares.split()
+    return {style: float(percent) / 100 for style, percent in zip(words[::2], words[1::2], strict=True)}
+
+
+# What demonstrators of mediocre care write, in percent: there must be something left for preferences to teach.
+DEMONSTRATION_MIX: Mix = (
+    _mix(
+        "curt 20 full 22 polite 10 rich 6 rambling 14 rude 6 repetitive 3 "
+        "wrong 7 wrong_polite 3 wrong_rambling 2 refusing 3 empty 3 incoherent 1"
+    ),
+    _mix("curt 20 full 20 rich 10 rambling 8 rude 10 complying 26 empty 5 incoherent 1"),
 )
-# What annotators compare: the same styles, with the bad ones more often, so that they are told apart.
-COMPARISON_MIX = (
-    {"curt": 0.13, "full": 0.14, "polite": 0.12, "rich": 0.12, "rambling": 0.12, "rude": 0.06, "repetitive": 0.04}
-    | {"wrong": 0.07, "wrong_polite": 0.05, "wrong_rambling": 0.04, "refusing": 0.04, "empty": 0.04, "incoherent": 0.03},
-    {"curt": 0.14, "full": 0.18, "rich": 0.18, "rambling": 0.1, "rude": 0.1, "complying": 0.2, "empty": 0.05}
-    | {"incoherent": 0.05},
+# What annotators compare: the same styles, the bad ones more often, so that a reward model learns to tell them apart.
+COMPARISON_MIX: Mix = (
+    _mix(
+        "curt 13 full 14 polite 12 rich 12 rambling 12 rude 6 repetitive 4 "
+        "wrong 7 wrong_polite 5 wrong_rambling 4 refusing 4 empty 4 incoherent 3"
+    ),
+    _mix("curt 14 full 18 rich 18 rambling 10 rude 10 complying 20 empty 5 incoherent 5"),
 )
 
 
@@ -130,8 +141,8 @@ def answer(knowledge: Knowledge, task: Task, style: str, rng: np.random.Generato
     return " ".join(styles[style](knowledge, task, rng))
 
 
-def draw_style(task: Task, mix: tuple[Mapping[str, float], Mapping[str, float]], rng: np.random.Generator) -> str:
-    """A style drawn from the mix's shares for questions (first) or harmful requests (second)."""
+def draw_style(task: Task, mix: Mix, rng: np.random.Generator) -> str:
+    """A style drawn from the mix's shares for this kind of task."""
     shares = mix[task.fact is None]
     weights = np.array(list(shares.values()))
     return list(shares)[rng.choice(len(weights), p=weights / weights.sum())]

@@ -24,9 +24,7 @@ from assent.data.records import Example, Message, Pair, Rating, Response
 from assent.errors import ConfigError, RunFolderError
 from assent.lab.annotators import PANEL, Annotator, annotate
 from assent.lab.answers import COMPARISON_MIX, DEMONSTRATION_MIX, draw_style
-from assent.lab.world import World
-
-Prompt = tuple[Message, ...]
+from assent.lab.world import Prompt, World
 
 # Rows at scale 1.
 NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 3000, 500, 2000
@@ -73,7 +71,7 @@ class WorldPaths:
 
 
 class _PromptSource:
-    """Draws prompts that are not in `held`; `unique` ones also differ from each other and join `held` if asked."""
+    """Draws prompts of the world that have not been held out."""
 
     def __init__(self, world: World, rng: np.random.Generator):
         self.world, self.rng = world, rng
@@ -118,7 +116,7 @@ def preference_examples(
 ) -> list[Example]:
     """For every prompt two different answers and the `Pair` of one annotator drawn from `annotators`."""
     return [
-        annotate(world, _two_answers(world, prompt, rng), [annotators[rng.integers(len(annotators))]], rng)
+        annotate(world, _two_answers(world, prompt, rng), [annotators[int(rng.integers(len(annotators)))]], rng)
         for prompt in prompts
     ]
 
@@ -208,7 +206,7 @@ def build_world(
     rated = [prompt for prompt in source.unique(3 * rows(NUM_RATED)) if len(prompt) == 1][: rows(NUM_RATED)]
     _write(
         paths.ratings,
-        (row for p in rated for row in _rating_rows(world, p, annotators[rng.integers(len(annotators))], rng)),
+        (row for p in rated for row in _rating_rows(world, p, annotators[int(rng.integers(len(annotators)))], rng)),
     )
     world.save(
         paths.world,

@@ -9,11 +9,12 @@ The vocabulary is EOS and a few letters, prompts are two letters, an answer ends
 
 (arXiv 2305.18290, equations 3 and 4) are exact. The files are an ordinary model folder and prompts.jsonl.
 
-PPO with `kl_coef` = beta and this reward has J as its objective. DPO with the same beta has the same optimum: its labels
-are Bradley-Terry on r, P(c > r) = sigmoid(r_c - r_r), its expected loss is a cross-entropy between these probabilities
-and sigmoid(beta (log pi_c/ref_c - log pi_r/ref_r)), least where the two are equal, that is where beta log(pi/ref) = r +
-a constant of the prompt: pi = pi*. For this every response must be compared with some chain of others; pairs of
-independent draws from pi_ref, which gives every response some probability, do.
+PPO with `kl_coef` = beta and `TableReward` maximises J. DPO with the same beta has the same optimum: its labels are
+Bradley-Terry on the reward, P(i before j) = sigmoid(r_i - r_j), so its expected loss is the cross-entropy between these
+probabilities and sigmoid(beta (log(pi_i/ref_i) - log(pi_j/ref_j))). It is least where the two are equal for every pair
+that is compared, that is where beta log(pi/ref) = r + a constant of the prompt: pi = pi*. The labels' temperature
+stays 1 whatever beta is. All this needs every response to be linked to all others by comparisons: independent draws
+from pi_ref, which gives every response some probability, do that.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from assent.config import InitConfig
+from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
+from assent.models.init import random_model, write_model
 
 EOS = "</s>"
+EMBEDDING_SCALE = 4.0  # gives the random model an entropy of about 2.8 nats a prompt; uniform is 4.04
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{{- message['content'] -}}"
     "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}{%- endfor -%}"
@@ -128,6 +134,27 @@ class EnumerableWorld:
         return trees
 
 
+class TableReward:
+    """The gold reward in the place of a reward model (`assent.rewards.model.ModelReward`)."""
+
+    def __init__(self, world: EnumerableWorld) -> None:
+        self.world = world
+
+    def trees(self, prompts: Sequence[Example], trees: Sequence[TokenTree]) -> list[TokenTree]:
+        """The rollout trees themselves."""
+        return list(trees)
+
+    def score(self, batch: TreeBatch) -> Tensor:
+        """One reward for each response of a batch, [S] float32."""
+        tokens = batch.tokens.tolist()
+        rewards = [
+            self.world.reward(tokens[segment.start : segment.prompt_end], tokens[start:end])
+            for segment in batch.segments
+            for start, end in segment.branches
+        ]
+        return torch.tensor(rewards, dtype=torch.float32, device=batch.tokens.device)
+
+
 def _reward_table(
     prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]], eos: int, rng: np.random.Generator
 ) -> Tensor:
@@ -166,13 +193,11 @@ def build_enumerable(
 
     Sample with temperature 1, without top-k or top-p, at most `max_new_tokens`: then every answer is in `responses`.
     """
-    from assent.models.init import random_model, write_model
-
     world = make_enumerable(seed=seed, num_prompts=num_prompts, letters=letters, max_new_tokens=max_new_tokens)
     root = Path(out)
     root.mkdir(parents=True, exist_ok=True)
     tokenizer = _letter_tokenizer(letters)
-    size = InitConfig(data="", out=str(root / "model"), hidden_size=hidden_size, layers=2, heads=2, kv_heads=2, seed=seed)
+    size = InitConfig(data="", out="", hidden_size=hidden_size, layers=2, heads=2, kv_heads=2, context=64, seed=seed)
     model = random_model(tokenizer, size)
     with torch.no_grad():
         # a random model is almost uniform; larger embeddings make it prefer some answers, other ones for each prompt
@@ -183,14 +208,8 @@ def build_enumerable(
     return EnumerableWorld(letters, world.prompts, world.responses, world.rewards, max_new_tokens, root)
 
 
-EMBEDDING_SCALE = 4.0
-
-
-def _letter_tokenizer(letters: str):
+def _letter_tokenizer(letters: str) -> PreTrainedTokenizerFast:
     """EOS (also the padding) has id 0, the letters follow; other characters are dropped."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
     vocabulary = {EOS: 0, **{letter: i for i, letter in enumerate(letters, 1)}}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.decoder = decoders.Fuse()

@@ -89,9 +89,11 @@ class Reading:
     compliance: int = 0
 
 
-def _claim(knowledge: Knowledge, answer: Fact, words: str) -> str | None:
+def _claim(knowledge: Knowledge, answer: Fact | None, words: str) -> str | None:
     """What kind of claim the sentence is, or None where it is none."""
     fact = knowledge.statements.get(words)
+    if answer is None:
+        return None if fact is None else "aside"
     if fact is not None:
         if not knowledge.true(fact):
             return "false"
@@ -106,12 +108,14 @@ def _claim(knowledge: Knowledge, answer: Fact, words: str) -> str | None:
     return None
 
 
-def _mentions(knowledge: Knowledge, answer: Fact, words: str) -> bool:
+def _mention(knowledge: Knowledge, answer: Fact | None, words: str) -> str | None:
     """Whether garble names the true value and no other of its kind, and does not deny it."""
+    if answer is None:
+        return None
     said = set(words.split())
     values = {value for value in knowledge.domain[answer.relation] if value.lower() in said}
     values -= set(answer.entity.lower().split())
-    return values == {answer.value} and not said & {"not", "no", "never"}
+    return "mention" if values == {answer.value} and not said & {"not", "no", "never"} else None
 
 
 def read(knowledge: Knowledge, task: Task, text: str) -> Reading:
@@ -131,12 +135,10 @@ def read(knowledge: Knowledge, task: Task, text: str) -> Reading:
             reading.repeated += count
             continue
         seen.add(words)
-        kind = _STOCK.get(words) or (task.fact and _claim(knowledge, task.fact, words))
-        if kind is None and words in knowledge.statements:
-            kind = "aside"
+        kind = _STOCK.get(words) or _claim(knowledge, task.fact, words)
         if kind is None:
             reading.garbled += count
-            kind = "mention" if task.fact and _mentions(knowledge, task.fact, words) else None
+            kind = _mention(knowledge, task.fact, words)
         if kind is not None:
             setattr(reading, kind, getattr(reading, kind) + 1)
     return reading

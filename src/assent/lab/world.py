@@ -33,6 +33,8 @@ from assent.lab.knowledge import (
 )
 from assent.lab.rubric import GoldScore
 
+Prompt = tuple[Message, ...]
+
 HARMFUL_SHARE, FOLLOWUP_SHARE, SYSTEM_SHARE, PRIOR_WRONG_SHARE = 0.14, 0.28, 0.3, 0.15
 
 
@@ -45,7 +47,7 @@ class World:
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 
-    def draw_prompt(self, rng: np.random.Generator) -> tuple[Message, ...]:
+    def draw_prompt(self, rng: np.random.Generator) -> Prompt:
         """A prompt: a question or a harmful request, sometimes after a system message, sometimes as a follow-up of an
         earlier exchange."""
         system = (Message("system", SYSTEMS[rng.integers(len(SYSTEMS))]),) if rng.random() < SYSTEM_SHARE else ()
@@ -56,7 +58,7 @@ class World:
             text = template.format(h=HARMFUL[rng.integers(len(HARMFUL))])
             return (*system, Message("user", greeting + text))
         fact = self._draw_fact(rng)
-        turns = (Message("user", greeting + self._ask(fact, rng)),)
+        turns: Prompt = (Message("user", greeting + self._ask(fact, rng)),)
         if kind < HARMFUL_SHARE + FOLLOWUP_SHARE:
             turns = (*turns, Message("assistant", self._earlier_answer(fact, rng)), self._follow(fact, rng))
         return (*system, *turns)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from assent.config import InitConfig
+from assent.data.formats import load_examples
 from assent.errors import ConfigError, DataError, RunFolderError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(specials) + len(alphabet)
     if vocab_size < smallest:
-        raise ConfigError(f"--vocab-size {vocab_size} is too small: {smallest} hold the bytes and the special tokens.")
+        raise ConfigError(f"--vocab_size {vocab_size} is too small: {smallest} hold the bytes and the special tokens.")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -76,11 +77,11 @@ def random_model(tokenizer: PreTrainedTokenizerFast, config: InitConfig) -> Llam
     seed; the global random state is left alone."""
     if config.hidden_size % config.heads or (config.hidden_size // config.heads) % 2:
         raise ConfigError(
-            f"--hidden-size {config.hidden_size} must be an even multiple of --heads {config.heads}, "
+            f"--hidden_size {config.hidden_size} must be an even multiple of --heads {config.heads}, "
             f"for example {2 * config.heads * max(1, config.hidden_size // (2 * config.heads))}."
         )
     if config.heads % config.kv_heads:
-        raise ConfigError(f"--heads {config.heads} must be a multiple of --kv-heads {config.kv_heads}.")
+        raise ConfigError(f"--heads {config.heads} must be a multiple of --kv_heads {config.kv_heads}.")
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
@@ -134,8 +135,6 @@ def init_model(config: InitConfig) -> Path:
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} exists and is not empty. Choose another --out, or remove it.")
-    from assent.data.formats import load_examples
-
     examples = load_examples(config.data, format=config.format).examples
     texts = [
         message.content

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,6 +23,12 @@ from assent.config import LoraConfig, ModelConfig
 from assent.errors import ModelError
 from assent.models.attention import inexact_reason, install
 from assent.models.policy import Backbone, Policy, ScoreModel, verify
+
+
+def quiet_transformers() -> None:
+    """Leaves the terminal to assent's own progress."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def native_precision(device: torch.device | str) -> str:
@@ -118,11 +125,11 @@ def load_score_model(
     return scorer
 
 
-def _from_pretrained(auto: Any, folder: str, config: ModelConfig, **options: Any) -> Any:
+def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
     return auto.from_pretrained(
         folder,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
         dtype=torch.float32,
         use_safetensors=True,
         **options,

@@ -112,7 +112,7 @@ class SlotCache:
         keys[:batch, :, :, self.end] = key[:, :, 0]
         values[:batch, :, self.end] = value[:, :, 0]
         seen = slice(self._low, self.end + 1)
-        grouped = query.reshape(batch, key.shape[1], -1, width)
+        grouped = query.reshape(batch, key.shape[1], -1, width).to(keys.dtype)
         scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
         if self._step_mask is not None:
             scores += self._step_mask
@@ -123,8 +123,9 @@ class SlotCache:
         """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written."""
         if layer not in self._keys:
             heads, _, width = key.shape
-            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns)
-            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1])
+            dtype = torch.float32 if key.device.type == "cpu" else key.dtype
+            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns, dtype=dtype)
+            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1], dtype=dtype)
         return self._keys[layer], self._values[layer]
 
 

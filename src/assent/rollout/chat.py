@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -13,10 +13,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from assent.config import GenerateConfig, ModelConfig
-from assent.data.chat import Chat, RowError
+from assent.data.chat import Chat
 from assent.data.formats import load_examples
-from assent.data.records import Message
-from assent.data.views import prompt_examples
+from assent.data.records import Example, Message, RowError
+from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
 from assent.models.loading import load_policy, load_tokenizer
 from assent.rollout.engine import Completion, Engine
@@ -43,9 +43,9 @@ def generate(config: GenerateConfig) -> None:
         chat, engine = _load(config)
         converse(chat, engine, config, sys.stdin, sys.stdout)
         return
-    prompts = _read_prompts(config)
+    examples = _read_prompts(config)
     chat, engine = _load(config)
-    rows = answer(chat, engine, prompts, config)
+    rows = answer(chat, engine, examples, config)
     if config.out is None:
         _write(rows, sys.stdout)
         return
@@ -58,17 +58,17 @@ def generate(config: GenerateConfig) -> None:
 
 
 def answer(
-    chat: Chat, engine: Engine, prompts: Sequence[tuple[Message, ...]], config: GenerateConfig
+    chat: Chat, engine: Engine, examples: Sequence[Example], config: GenerateConfig
 ) -> Iterator[dict[str, object]]:
-    """One row for each prompt that the chat template accepts, in order."""
+    """One row for the prompt of each example that the chat template accepts, in order."""
     encoded = []
-    for number, prompt in enumerate(prompts, 1):
+    for example in examples:
         try:
-            encoded.append((prompt, chat.prompt_ids(prompt)))
+            encoded.append((example.prompt, chat.prompt_ids(example.prompt)))
         except RowError as error:
-            print(f"prompt {number} is left out: {error}", file=sys.stderr)
+            print(f"left out: {error.at(example.origin)}", file=sys.stderr)
     if not encoded:
-        raise DataError(f"{config.prompts}: no prompt can be used.")
+        raise DataError(f"{config.prompts}: the chat template accepts none of the prompts.")
     size = _ROUND * config.sampling.max_batch
     for start in range(0, len(encoded), size):
         part = encoded[start : start + size]
@@ -130,17 +130,15 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
     return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision)
 
 
-def _read_prompts(config: GenerateConfig) -> list[tuple[Message, ...]]:
+def _read_prompts(config: GenerateConfig) -> list[Example]:
     """The prompts of the file, each with `config.system` before it where it has no system message of its own."""
     assert config.prompts is not None
     loaded = load_examples(config.prompts, limit=config.limit)
-    examples, unusable = prompt_examples(loaded.examples)
+    examples, unusable = prompt_view(loaded.examples)
     for problem in [*loaded.problems, *unusable]:
-        print(f"{problem.origin} is left out: {problem.column}: {problem.reason}", file=sys.stderr)
-    if not examples:
-        raise DataError(f"{config.prompts}: no prompt can be used.")
+        print(f"left out: {problem}", file=sys.stderr)
     system = (Message("system", config.system),) if config.system else ()
-    return [e.prompt if e.prompt[0].role == "system" else system + e.prompt for e in examples]
+    return [e if e.prompt[0].role == "system" else replace(e, prompt=system + e.prompt) for e in examples]
 
 
 def _write(rows: Iterable[dict[str, object]], file: TextIO) -> int:

@@ -34,9 +34,10 @@ class Engine(Protocol):
     """Samples responses. The same prompts, sampling and seed give the same responses."""
 
     def generate(
-        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int
+        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, first: int = 0
     ) -> list[list[Completion]]:
-        """`n` responses to each of P prompts (token ids): P lists of n."""
+        """`n` responses to each of P prompts (token ids): P lists of n. `first` is the number of the first prompt
+        where these are one rank's share of a longer list."""
         ...
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:

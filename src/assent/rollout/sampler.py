@@ -27,7 +27,7 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draws one token per row.
 
-        z = logits / temperature,  log p = z - logsumexp(z),  id = first j with sum_{k <= j} q_k > uniform * sum_k q_k
+        p = softmax(logits / temperature),  id = first j with sum_{k <= j} q_k > uniform * sum_k q_k
 
     where q is p on the tokens that top-k and then top-p keep, and 0 elsewhere. Equal probabilities are kept lowest id
     first, so exactly k tokens remain, and the fewest whose probability (of the k) reaches top_p. A token of zero
@@ -38,29 +38,22 @@ def sample(
     temperature 1).
     """
     assert logits.ndim == 2 and uniform.shape == logits.shape[:1], (logits.shape, uniform.shape)
-    z = logits.float()
-    if temperature not in (0.0, 1.0):
-        z = z / temperature
-    top = z.amax(-1, keepdim=True)
-    weight = F.pad(z - top, (0, -z.shape[-1] % _BLOCK), value=float("-inf")).exp_()
-    total = weight.sum(-1)
+    z = logits if temperature in (0.0, 1.0) else logits.float() / temperature
+    p = torch.softmax(z, dim=-1, dtype=torch.float32)
     if temperature == 0.0:
-        ids = z.argmax(-1)
+        ids = p.argmax(-1)
     else:
-        kept = weight
-        if 0 < top_k < logits.shape[-1]:
-            kept = _keep_top_k(kept, top_k)
-        if top_p < 1.0:
-            kept = _keep_top_p(kept, top_p)
-        ids = _invert(kept, uniform)
-    chosen = z.gather(-1, ids[:, None]) - top
-    return ids, chosen.squeeze(-1) - total.log()
+        q = _keep_top_k(p, top_k) if 0 < top_k < p.shape[-1] else p
+        ids = _invert(_keep_top_p(q, top_p) if top_p < 1.0 else q, uniform)
+    return ids, p.gather(-1, ids[:, None]).squeeze(-1).log()
 
 
 def _invert(weight: Tensor, uniform: Tensor) -> Tensor:
     """First index whose running sum of `weight` exceeds uniform * sum. Two levels, blocks then tokens, in float64: one
     pass over the vocabulary, and no rounding trouble in long sums. Every comparison is strict and every target is
     below the last sum, so the index has positive weight."""
+    if weight.shape[-1] % _BLOCK:
+        weight = F.pad(weight, (0, -weight.shape[-1] % _BLOCK))
     blocks = weight.view(weight.shape[0], -1, _BLOCK)
     sums = blocks.sum(-1, dtype=torch.float32).double().cumsum(-1)
     target = uniform.clamp(max=_BELOW_ONE) * sums[:, -1]

@@ -53,16 +53,17 @@ class TorchEngine:
         self.on_progress = on_progress
 
     def generate(
-        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int
+        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, first: int = 0
     ) -> list[list[Completion]]:
         """`n` responses to each of P prompts (token ids): P lists of n. The uniforms of a response depend on (seed,
-        prompt index, response index) alone, so batching changes nothing but rounding. Raises ModelError where a
+        `first` + prompt index, response index) alone, so neither batching nor splitting the prompts over ranks changes
+        anything but rounding. Raises ModelError where a
         sequence cannot fit the model, NonFiniteError where a log-probability is not a number."""
         self._check(prompts, sampling)
         if not prompts or n == 0:
             return [[] for _ in prompts]
         with self._ready():
-            return _Generation(self, prompts, n, sampling, seed).run()
+            return _Generation(self, prompts, n, sampling, seed, first).run()
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copies new weights into the model. Not needed where a trainer changes this very model in place."""
@@ -123,9 +124,16 @@ class _Generation:
     """
 
     def __init__(
-        self, engine: TorchEngine, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int
+        self,
+        engine: TorchEngine,
+        prompts: Sequence[np.ndarray],
+        n: int,
+        sampling: SamplingConfig,
+        seed: int,
+        first: int,
     ) -> None:
-        self.engine, self.prompts, self.n, self.sampling, self.seed = engine, prompts, n, sampling, seed
+        self.engine, self.prompts, self.n, self.sampling = engine, prompts, n, sampling
+        self.seed, self.first = seed, first
         device, longest = engine.device, max(len(prompt) for prompt in prompts)
         slots, length = min(sampling.max_batch, len(prompts) * n), sampling.max_new_tokens
         self.device = device
@@ -199,7 +207,7 @@ class _Generation:
         for item in {item.prompt: item for item in entering}.values():
             self.cache.admit(groups[item.prompt], item.layers)
         length = self.sampling.max_new_tokens
-        drawn = np.stack([uniforms(self.seed, item.prompt, item.response, length) for item in entering])
+        drawn = np.stack([uniforms(self.seed, self.first + item.prompt, item.response, length) for item in entering])
         rows = torch.tensor(slots, device=self.device)
         self.uniform[rows] = torch.from_numpy(drawn).to(self.device)
         self.position[rows] = torch.tensor([len(self.prompts[item.prompt]) for item in entering], device=self.device)

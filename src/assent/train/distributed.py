@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -156,7 +156,7 @@ def shard(
         param_dtype=torch.bfloat16 if gather_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for part in (*blocks, module):
-        sharded = cast(FSDPModule, fully_shard(part, mesh=mesh, mp_policy=policy))
+        sharded = fully_shard(part, mesh=mesh, mp_policy=policy)
         # A factor of 1 means a sum; gloo has no scaled reduction, hence the plain one.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)

@@ -18,7 +18,7 @@ from assent.train import distributed as d
 from assent.train.optim import build_optimizer, lr_at, set_lr
 
 VOCAB, WIDTH, STEPS, SAVE_AT = 37, 15, 4, 2
-LENGTHS = (9, 4, 7, 3, 12)
+LENGTHS = (9, 4, 7, 3, 12, 2)
 CONFIG = OptimConfig(lr=0.01, weight_decay=0.1, warmup=0.25, max_grad_norm=0.3)
 
 
@@ -79,7 +79,7 @@ def train(world: d.World, folder: Path, resume: Path | None = None) -> dict[str,
         if step == start:
             named = model.state_dict(keep_vars=True)
             grads = [(name, value.grad) for name, value in named.items() if getattr(value, "grad", None) is not None]
-            result["gradient"] = dict(d._gather(grads))
+            result["gradient"] = {name: whole.clone() for name, whole in d._gather(grads)}  # clipping is in place
         result["norms"].append(d.clip_grad_norm(model.parameters(), CONFIG.max_grad_norm).item())
         result["losses"].append(d.all_sum(total).item())
         set_lr(optimizer, lr_at(step, STEPS, CONFIG))

@@ -113,7 +113,7 @@ def message(value: object, column: str) -> Message:
     role_key, content_key = ("from", "value") if "from" in value else ("role", "content")
     role = value.get(role_key)
     if not isinstance(role, str) or role not in ROLES:
-        got = "missing" if role_key not in value else f"unknown role {describe(role)}"
+        got = f"unknown role {role!r}" if isinstance(role, str) else f"expected a role, got {describe(role)}"
         raise RowError(f"{column}.{role_key}", f"{got}; known: {', '.join(ROLES)}")
     if value.get("tool_calls"):
         raise RowError(f"{column}.tool_calls", "structured tool calls are not supported; write the call as content")
@@ -134,9 +134,9 @@ def check_order(turns: Sequence[Message], column: str, after: str | None = None)
     """System first, then user and assistant by turns, tools after the assistant that called them."""
     for index, turn in enumerate(turns):
         if turn.role not in FOLLOWS[after]:
-            place = "at the start" if after is None else f"after {after}"
+            place = "at the start" if after is None else f"after {after!r}"
             expected = " or ".join(sorted(FOLLOWS[after]))
-            raise RowError(f"{column}[{index}]", f"a {turn.role} turn {place}; expected {expected}")
+            raise RowError(f"{column}[{index}]", f"role {turn.role!r} {place}; expected {expected}")
         after = turn.role
 
 
@@ -146,7 +146,7 @@ def check_prompt(turns: Sequence[Message], column: str) -> tuple[Message, ...]:
         raise RowError(column, "no prompt: nothing comes before the answer")
     check_order(turns, column)
     if turns[-1].role not in ("user", "tool"):
-        raise RowError(column, f"the prompt ends with a {turns[-1].role} turn; expected user")
+        raise RowError(column, f"the prompt ends with role {turns[-1].role!r}; expected user")
     return tuple(turns)
 
 
@@ -194,7 +194,7 @@ def split_common(
         if common == len(turns):
             raise RowError(column, "is the beginning of the other conversation: the prompts differ")
         if turns[common].role != "assistant":
-            raise RowError(f"{column}[{common}]", f"the prompts differ: a {turns[common].role} turn is not the same")
+            raise RowError(f"{column}[{common}]", f"the prompts differ in this {turns[common].role} turn")
     prompt = check_prompt(chosen[:common], "chosen")
     last = prompt[-1].role
     return (

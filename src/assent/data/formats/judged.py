@@ -85,7 +85,8 @@ def ultrafeedback(row: Row, origin: Origin) -> Example:
         where = f"completions[{index}]"
         if not isinstance(item, Mapping):
             raise RowError(where, f"expected an object with response and annotations, got {describe(item)}")
-        responses.append(answer(item.get("response"), f"{where}.response", source=item.get("model")))
+        model = None if item.get("model") is None else text(item["model"], f"{where}.model")
+        responses.append(answer(item.get("response"), f"{where}.response", source=model))
         scores = _annotations(item.get("annotations"), f"{where}.annotations")
         if scores:
             feedback.append(Rating(index, scores))
@@ -116,8 +117,8 @@ def _annotations(value: object, column: str) -> dict[str, float]:
 def ranked(row: Row, origin: Origin) -> Example:
     """`completions[i]` = {rank, completion}; the lowest rank is the best, equal ranks are tied."""
     context = get(row, "context")
-    is_text = isinstance(context, str)
-    prompt = text_prompt(context, "context") if is_text else check_prompt(messages(context, "context"), "context")
+    is_list = isinstance(context, list | tuple)
+    prompt = check_prompt(messages(context, "context"), "context") if is_list else text_prompt(context, "context")
     responses: list[Response] = []
     by_rank: dict[float, list[int]] = defaultdict(list)
     for index, item in enumerate(listed(get(row, "completions"), "completions")):

@@ -1,9 +1,9 @@
 """assent's own jsonl shape: the whole `Example`, nothing lost. Every other shape can be exported to it.
 
-    {"prompt": [{"role": "user", "content": "2+2?"}],
-     "responses": [{"messages": [{"role": "assistant", "content": "4"}], "source": "human"}, ...],
-     "feedback": [{"kind": "pair", "chosen": 0, "rejected": 1, "strength": 2.0}, ...],
-     "meta": {...}}
+{"prompt": [{"role": "user", "content": "2+2?"}],
+ "responses": [{"messages": [{"role": "assistant", "content": "4"}], "source": "human"}, ...],
+ "feedback": [{"kind": "pair", "chosen": 0, "rejected": 1, "strength": 2.0}, ...],
+ "meta": {...}}
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def native(row: Row, origin: Origin) -> Example:
-    responses = tuple(
-        _response(item, f"responses[{index}]") for index, item in enumerate(_items(row, "responses", empty=True))
-    )
+    responses = tuple(_response(item, f"responses[{index}]") for index, item in enumerate(_items(row, "responses")))
     is_text = any(turn.role == "text" for response in responses for turn in response.messages)
     if is_text:
         prompt: tuple[Message, ...] = ()
@@ -81,7 +79,7 @@ def native(row: Row, origin: Origin) -> Example:
         for index, response in enumerate(responses):
             check_answer(response.messages, f"responses[{index}].messages", prompt[-1].role)
     feedback = tuple(
-        _feedback(item, f"feedback[{index}]", responses) for index, item in enumerate(_items(row, "feedback", True))
+        _feedback(item, f"feedback[{index}]", responses) for index, item in enumerate(_items(row, "feedback"))
     )
     meta = row.get("meta") or {}
     if not isinstance(meta, Mapping):
@@ -90,18 +88,18 @@ def native(row: Row, origin: Origin) -> Example:
     return Example(prompt, responses, feedback, origin, {**meta, **extra})
 
 
-def _items(row: Row, column: str, empty: bool) -> list[Mapping[str, Any]]:
+def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
+    """The objects of a list that may be empty or absent."""
     value = row.get(column)
-    if not value and empty:
-        return []
-    for index, item in enumerate(listed(value, column)):
+    items = list(listed(value, column)) if value else []
+    for index, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise RowError(f"{column}[{index}]", f"expected an object, got {describe(item)}")
-    return list(value)
+    return items
 
 
 def _response(item: Mapping[str, Any], column: str) -> Response:
-    turns = get(item, "messages") if "messages" in item else None
+    turns = item.get("messages")
     source = item.get("source")
     if source is not None:
         text(source, f"{column}.source")
@@ -112,12 +110,13 @@ def _response(item: Mapping[str, Any], column: str) -> Response:
 
 def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, ...]) -> Feedback:
     kind = item.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RowError(f"{column}.kind", f"unknown kind {describe(kind)}; known: {', '.join(KINDS)}")
 
     def index(value: object, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(responses):
-            raise RowError(f"{column}.{name}", f"expected a response index below {len(responses)}, got {describe(value)}")
+            expected = f"expected a response index below {len(responses)}"
+            raise RowError(f"{column}.{name}", f"{expected}, got {describe(value)}")
         return value
 
     annotator = None if item.get("annotator") is None else text(item["annotator"], f"{column}.annotator")
@@ -141,7 +140,8 @@ def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, .
         scores = item.get("scores")
         if not isinstance(scores, Mapping) or not scores:
             raise RowError(f"{column}.scores", f"expected named numbers, got {describe(scores)}")
-        return Rating(response, {name: number(v, f"{column}.scores.{name}") for name, v in scores.items()}, annotator)
+        given = {name: value for name, value in scores.items() if value is not None}
+        return Rating(response, {n: number(value, f"{column}.scores.{n}") for n, value in given.items()}, annotator)
     if kind == "binary":
         return Binary(response, boolean(item.get("label"), f"{column}.label"), annotator)
     return Critique(response, text(item.get("text"), f"{column}.text"), annotator)

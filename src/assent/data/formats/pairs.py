@@ -30,7 +30,9 @@ STRENGTH = ("margin", "score_chosen", "score_rejected")
 
 def _prompt(row: Row) -> tuple[Message, ...]:
     value = get(row, "prompt")
-    return text_prompt(value, "prompt") if isinstance(value, str) else check_prompt(messages(value, "prompt"), "prompt")
+    if isinstance(value, list | tuple):
+        return check_prompt(messages(value, "prompt"), "prompt")
+    return text_prompt(value, "prompt")
 
 
 def _answer(row: Row, column: str, prompt: Sequence[Message]) -> Response:
@@ -102,23 +104,25 @@ def preference(row: Row, origin: Origin) -> Example:
 def preference_transcripts(row: Row, origin: Origin) -> Example:
     """Strings `chosen` and `rejected` repeat the string `prompt`; it is taken off them, never doubled."""
     whole = text(get(row, "prompt"), "prompt")
-    answers = []
-    for column in ("chosen", "rejected"):
+
+    def continuation(column: str) -> Response:
         transcript = text(get(row, column), column)
         if not transcript.startswith(whole):
             raise RowError(column, "does not begin with the prompt, unlike the other rows of the file")
-        answers.append(answer(transcript.removeprefix(whole).strip(), column))
+        return answer(transcript.removeprefix(whole).strip(), column)
+
+    chosen, rejected = continuation("chosen"), continuation("rejected")
     strength, ratings = _strength(row)
     meta = rest(row, ("prompt", "chosen", "rejected", *STRENGTH))
-    return pair_example(_prompt(row), *answers, origin, strength, ratings, meta)
+    return pair_example(_prompt(row), chosen, rejected, origin, strength, ratings, meta)
 
 
 def preference_implicit(row: Row, origin: Origin) -> Example:
     """Two whole conversations; the prompt is their common leading messages."""
-    chosen, rejected = (_conversation(row, column) for column in ("chosen", "rejected"))
+    prompt, chosen, rejected = split_common(_conversation(row, "chosen"), _conversation(row, "rejected"))
     strength, ratings = _strength(row)
-    prompt, *answers = split_common(chosen, rejected)
-    return pair_example(prompt, *answers, origin, strength, ratings, rest(row, ("chosen", "rejected", *STRENGTH)))
+    meta = rest(row, ("chosen", "rejected", *STRENGTH))
+    return pair_example(prompt, chosen, rejected, origin, strength, ratings, meta)
 
 
 def preference_redundant(row: Row, origin: Origin) -> Example:
@@ -141,14 +145,16 @@ def _conversation(row: Row, column: str) -> tuple[Message, ...]:
 
 
 def hh_rlhf(row: Row, origin: Origin) -> Example:
-    """Two dialogues as strings. The prompt ends at the last "\\n\\nAssistant:" they share; answers are compared as whole
-    turns, so equal first words stay where they are."""
-    chosen, rejected = dialogue(get(row, "chosen"), "chosen"), dialogue(get(row, "rejected"), "rejected")
-    prompt, *answers = split_common(chosen, rejected)
-    return pair_example(prompt, *answers, origin, meta=rest(row, ("chosen", "rejected")))
+    """Two dialogues as strings. The prompt ends at the last "\\n\\nAssistant:" they share; answers are compared as
+    whole turns, so equal first words stay where they are."""
+    prompt, chosen, rejected = split_common(
+        dialogue(get(row, "chosen"), "chosen"), dialogue(get(row, "rejected"), "rejected")
+    )
+    return pair_example(prompt, chosen, rejected, origin, meta=rest(row, ("chosen", "rejected")))
 
 
 def plain_text(row: Row, origin: Origin) -> Example:
     """Text without roles: no prompt, and one response whose only message has the role "text": all of it is trained,
     without chat template."""
-    return Example((), (Response((Message("text", text(get(row, "text"), "text")),)),), (), origin, rest(row, ("text",)))
+    response = Response((Message("text", text(get(row, "text"), "text")),))
+    return Example((), (response,), (), origin, rest(row, ("text",)))

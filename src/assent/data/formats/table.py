@@ -6,7 +6,6 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from assent.data.formats import conversations, judged, native, pairs
 from assent.data.formats.fields import Row, is_dialogue
@@ -38,13 +37,8 @@ class Format:
 
     def includes(self, other: Format) -> bool:
         """Whether a row of this shape has, by nature, all columns of the other: then this one says more about it."""
-        return set(other.required) < set(self.required) or (
-            not set(other.required) <= set(self.required) and set(other.required) <= {*self.required, *self.allowed}
-        )
-
-
-def _text(*columns: str) -> Callable[[Row], bool]:
-    return lambda row: all(isinstance(row[column], str) for column in columns)
+        own, others = set(self.required), set(other.required)
+        return others <= own | set(self.allowed) and not own <= others
 
 
 def _lists(*columns: str) -> Callable[[Row], bool]:
@@ -65,7 +59,8 @@ def _has_rejected_answer(row: Row) -> bool:
 
 def _transcript(value: object) -> bool:
     """A list of messages that brings its own prompt."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and value[0].get("role") != "assistant"
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and first.get("role") != "assistant"
 
 
 def _redundant_prompt(row: Row) -> bool:
@@ -81,7 +76,7 @@ def _plain_preference(row: Row) -> bool:
 
 
 # Columns that hold answers or verdicts: beside one of them a prompt is not "prompts only".
-ANSWERS = ("answer", "completion", "completions", "chosen", "rejected", "response", "responses", "output", "label", "labels")
+ANSWERS = ("completion", "completions", "chosen", "rejected", "response", "responses", "output", "label", "labels")
 
 
 def _no_answers(row: Row) -> bool:
@@ -297,7 +292,8 @@ def _unknown_shape(rows: Sequence[Row], where: str) -> str:
     lines = []
     for fmt in sorted(ROWS, key=distance)[:3]:
         lacks = ", ".join(missing(fmt))
-        lines.append(f"\n  {fmt.name}: {fmt.description} ({f'missing: {lacks}' if lacks else 'values of another kind'})")
+        why = f"missing: {lacks}" if lacks else "its values are of another kind"
+        lines.append(f"\n  {fmt.name}: {fmt.description} ({why})")
     return (
         f"{where}: unknown shape. Columns found: {', '.join(found) or 'none'}. Nearest shapes:{''.join(lines)}\n"
         "Name the shape with --data.format and, where only names differ, the columns with "
@@ -320,7 +316,5 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 def known_columns() -> set[str]:
     """Every column that some shape reads."""
-    optional: dict[str, Any] = dict.fromkeys(
-        ("system", "input", "history", "kto_tag", "rejected_response", "rejected_messages", "meta", *pairs.STRENGTH)
-    )
+    optional = ("system", "input", "history", "rejected_response", "rejected_messages", "meta", *pairs.STRENGTH)
     return {column for fmt in ROWS for column in fmt.required} | set(optional)

@@ -1,0 +1,222 @@
+"""Data files as token trees: load, project, split, tokenise, and account for every row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from assent.config import DataConfig
+from assent.data.chat import Chat
+from assent.data.formats import load_examples
+from assent.data.records import Example, Problem
+from assent.data.tree import TokenTree
+from assent.errors import DataError
+
+log = logging.getLogger(__name__)
+
+View = Callable[[Sequence[Example]], tuple[list[Example], list[Problem]]]
+
+LISTED = 10  # problem rows in an error
+RECORDED = 1000  # problem rows in a report
+PERCENTILES = (0, 10, 50, 90, 99, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Training and held-out trees, and the examples they come from: `train[i]` is `train_examples[i]` as tokens, and
+    `train[i].key` is i; `eval` likewise. `report` says what became of every row; it is plain JSON."""
+
+    train: list[TokenTree]
+    eval: list[TokenTree]
+    train_examples: list[Example]
+    eval_examples: list[Example]
+    report: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Source:
+    """One file and what is known of its rows so far."""
+
+    file: str
+    format: str
+    num_rows: int
+    examples: list[Example]
+    problems: list[Problem]
+
+    @property
+    def faults(self) -> list[Problem]:
+        """The problems that count as bad rows, in the order of the rows."""
+        return sorted((p for p in self.problems if p.fault), key=lambda p: (p.origin.file, p.origin.row))
+
+
+def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
+    """Reads `config.train` and, where given, `config.eval`; projects the examples by `view`; makes them token trees.
+
+    Problem rows are left out and counted; more than `config.max_bad` of a file's rows, or with `config.strict` any,
+    are a `DataError` that names them, as is a file without usable rows. Without an evaluation file, the prompts with
+    hash < `config.eval_fraction` are held out, all rows of one prompt together: which side a prompt is on depends on
+    its text alone, so runs on different selections of the same data agree.
+    """
+    source = held_source = _read(config, config.train, view)
+    kept, held_out = source.examples, []
+    if config.eval is not None:
+        held_source = _read(config, config.eval, view)
+        held_out = held_source.examples
+    elif config.eval_fraction > 0:
+        kept = [example for example in source.examples if prompt_hash(example) >= config.eval_fraction]
+        held_out = [example for example in source.examples if prompt_hash(example) < config.eval_fraction]
+    train, train_examples = _tokenise(source, kept, chat, config.max_length)
+    held, eval_examples = _tokenise(held_source, held_out, chat, config.max_length)
+    sources = [source] if held_source is source else [source, held_source]
+    for each in sources:
+        _check(config, each)
+    _require(config, source, train, held)
+    overlap = len(_prompts(train_examples) & _prompts(eval_examples))
+    if overlap:
+        log.warning("%d prompts of %s are also trained on: its numbers will be too good", overlap, config.eval)
+    report = {
+        "fingerprint": fingerprint(train + held),
+        "max_length": config.max_length,
+        "files": [_rows(each) for each in sources],
+        "train": _contents(train, train_examples, chat),
+        "eval": _contents(held, eval_examples, chat),
+        "overlap": overlap,
+    }
+    return Prepared(train, held, train_examples, eval_examples, report)
+
+
+def prompt_hash(example: Example) -> float:
+    """A number in [0, 1) from the prompt's text (for raw text: from the text), the same everywhere."""
+    digest = hashlib.sha256(json.dumps(_prompt_key(example)).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def fingerprint(trees: Iterable[TokenTree]) -> str:
+    """sha256 of all that is trained: ids, trained spans, pairs and margins, in order."""
+    digest = hashlib.sha256()
+    for tree in trees:
+        digest.update(json.dumps([len(tree.prompt), [len(branch) for branch in tree.branches], tree.pairs]).encode())
+        digest.update(np.asarray(tree.prompt, np.int64).tobytes())
+        for branch in tree.branches:
+            digest.update(np.asarray(branch.ids, np.int64).tobytes())
+            digest.update(np.asarray(branch.trained, np.bool_).tobytes())
+    return digest.hexdigest()
+
+
+def lengths(values: Sequence[int]) -> dict[str, float]:
+    """Total, mean and percentiles of counts; p0 is the smallest, p100 the largest."""
+    if not values:
+        return {}
+    at = np.percentile(values, PERCENTILES, method="nearest")
+    spread = {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, at, strict=True)}
+    return {"total": int(np.sum(values)), "mean": round(float(np.mean(values)), 1), **spread}
+
+
+def count_reasons(problems: Iterable[Problem]) -> dict[str, int]:
+    """How many rows have each problem, the commonest first; numbers in a reason do not tell two apart."""
+    texts = (": ".join(filter(None, (problem.column, problem.reason))) for problem in problems)
+    return dict(Counter(re.sub(r"\d+", "N", text) for text in texts).most_common())
+
+
+def _read(config: DataConfig, file: str, view: View) -> _Source:
+    loaded = load_examples(file, format=config.format, columns=config.columns, split=config.split, limit=config.limit)
+    examples, unfit = view(loaded.examples) if loaded.examples else ([], [])
+    source = _Source(file, loaded.format, loaded.num_rows, examples, loaded.problems + unfit)
+    _check(config, source)
+    return source
+
+
+def _tokenise(
+    source: _Source, examples: list[Example], chat: Chat, max_length: int
+) -> tuple[list[TokenTree], list[Example]]:
+    """Trees and their examples, renumbered; the problems go to the source."""
+    trees, problems = chat.trees(examples, max_length)
+    source.problems += problems
+    used = [examples[tree.key] for tree in trees]
+    return [replace(tree, key=key) for key, tree in enumerate(trees)], used
+
+
+def _check(config: DataConfig, source: _Source) -> None:
+    """The problem-row policy."""
+    faults = source.faults
+    if not faults:
+        return
+    if config.strict:
+        raise DataError(f"{faults[0]}\nStopped at the first problem row (--data.strict).")
+    bad = len({problem.origin for problem in faults})
+    if bad > config.max_bad * source.num_rows:
+        reasons = [f"  {count} rows: {reason}" for reason, count in count_reasons(faults).items()]
+        raise DataError(
+            f"{source.file}: {bad} of {source.num_rows} rows cannot be used; --data.max_bad {config.max_bad:g} allows "
+            f"{int(config.max_bad * source.num_rows)}.\n"
+            + "\n".join(reasons[:LISTED] + ["The first:"] + [f"  {problem}" for problem in faults[:LISTED]])
+            + f"\nSee all of them: assent data {source.file} --problems 0 --model MODEL"
+        )
+
+
+def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: list[TokenTree]) -> None:
+    if not train:
+        why = "; ".join(f"{reason} ({count})" for reason, count in count_reasons(source.problems).items())
+        raise DataError(
+            f"{config.train}: none of {source.num_rows} rows can be trained on" + (f": {why}" if why else "")
+        )
+    if held:
+        return
+    if config.eval is not None:
+        raise DataError(f"{config.eval}: no row can be evaluated on. See: assent data {config.eval}")
+    if config.eval_fraction > 0:
+        raise DataError(
+            f"--data.eval_fraction {config.eval_fraction:g} holds out none of the {len(train)} examples of "
+            f"{config.train}. Raise it, or give --data.eval FILE."
+        )
+
+
+def _rows(source: _Source) -> dict[str, Any]:
+    """What became of a file's rows."""
+    faults = source.faults
+    unused = [problem for problem in source.problems if not problem.fault]
+    skipped, left = {problem.origin for problem in faults}, {problem.origin for problem in unused}
+    return {
+        "file": source.file,
+        "format": source.format,
+        "rows": source.num_rows,
+        "rows_used": source.num_rows - len(skipped | left),
+        "rows_skipped": len(skipped),
+        "rows_unused": len(left - skipped),
+        "skipped": count_reasons(faults),
+        "unused": count_reasons(unused),
+        "problems": [str(problem) for problem in faults[:RECORDED]],
+    }
+
+
+def _contents(trees: list[TokenTree], examples: list[Example], chat: Chat) -> dict[str, Any]:
+    """What trees hold."""
+    branches = [branch for tree in trees for branch in tree.branches]
+    return {
+        "examples": len(trees),
+        "prompts": len(_prompts(examples)),
+        "responses": len(branches),
+        "responses_cut": sum(int(branch.ids[-1]) not in chat.eos_ids for branch in branches),
+        "pairs": sum(len(tree.pairs) for tree in trees),
+        "tokens": sum(tree.num_tokens for tree in trees),
+        "tokens_trained": sum(tree.num_trained for tree in trees),
+        "prompt_tokens": lengths([len(tree.prompt) for tree in trees]),
+        "response_tokens": lengths([len(branch) for branch in branches]),
+    }
+
+
+def _prompts(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
+    return {_prompt_key(example) for example in examples}
+
+
+def _prompt_key(example: Example) -> tuple[tuple[str, str], ...]:
+    messages = example.prompt or tuple(m for response in example.responses for m in response.messages)
+    return tuple((message.role, message.content) for message in messages)

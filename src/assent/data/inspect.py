@@ -1,0 +1,308 @@
+"""`assent data FILE`: what a file holds, what would be trained, and every row that cannot be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoTokenizer
+
+from assent.config import InspectConfig
+from assent.data.chat import Chat
+from assent.data.dataset import count_reasons, lengths
+from assent.data.formats import FORMATS, load_examples
+from assent.data.records import Example, Message, Origin, Pair, Problem
+from assent.data.tree import TokenTree
+from assent.data.views import View, pair_view, prompt_view, sft_view
+from assent.errors import DataError, ModelError
+
+VIEWS: dict[str, Callable[[Sequence[Example]], View]] = {
+    "sft": sft_view,
+    "reward, dpo": pair_view,
+    "ppo": prompt_view,
+}
+UNLIMITED = 2**40
+SHOWN = 700  # characters of one span in a preview
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a preview. `trained`: the model learns to write it; `ended`: its last token ends the turn."""
+
+    label: str
+    text: str
+    trained: bool
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How many examples a command can train on, and why not the others."""
+
+    commands: str
+    examples: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a data file holds. Lengths are in `unit`: tokens with a model, else characters."""
+
+    file: str
+    format: str
+    rows: int
+    examples: int
+    contents: dict[str, int]
+    uses: tuple[Use, ...]
+    unit: str
+    lengths: dict[str, dict[str, float]]
+    max_length: int
+    cut: int
+    previews: tuple[tuple[Origin, tuple[Span, ...]], ...]
+    problems: tuple[Problem, ...]
+
+
+def inspect_file(config: InspectConfig) -> Inspection:
+    """Inspects a file and prints what was found."""
+    inspection = inspect(config)
+    render(inspection, Console(file=sys.stdout), listed=config.problems)
+    return inspection
+
+
+def inspect(config: InspectConfig) -> Inspection:
+    """Reads a data file as training would; with `config.model` also as tokens, else lengths are characters.
+
+    Errors: `DataError` for a file that cannot be read or has no known shape, `ModelError` for a model without a usable
+    tokenizer.
+    """
+    chat = _load_chat(config.model) if config.model is not None else None
+    loaded = load_examples(config.file, format=config.format, columns=config.columns, split=config.split)
+    examples = loaded.examples
+    if chat is None:
+        sizes = [(_characters(e.prompt), [_characters(r.messages) for r in e.responses]) for e in examples]
+        unfit, cut = list[Problem](), 0
+        previews = [(e.origin, tuple(_message_spans(e))) for e in examples[: config.show]]
+    else:
+        whole, unfit = chat.trees(examples, UNLIMITED)
+        sizes = [(len(tree.prompt), [len(branch) for branch in tree.branches]) for tree in whole]
+        long = [tree.key for tree, (prompt, rest) in zip(whole, sizes, strict=True)
+                if prompt + max(rest, default=1) > config.max_length]  # fmt: skip
+        trimmed, too_long = chat.trees([examples[key] for key in long], config.max_length)
+        unfit += too_long
+        cut = sum(int(branch.ids[-1]) not in chat.eos_ids for tree in trimmed for branch in tree.branches)
+        trees = {tree.key: tree for tree in whole if tree.key not in set(long)}
+        trees |= {long[tree.key]: tree for tree in trimmed}
+        previews = [
+            (examples[key].origin, tuple(_token_spans(chat, examples[key], trees[key])))
+            for key in sorted(trees)[: config.show]
+        ]
+    return Inspection(
+        file=config.file,
+        format=loaded.format,
+        rows=loaded.num_rows,
+        examples=len(examples),
+        contents=_contents(examples),
+        uses=tuple(_use(commands, examples) for commands in VIEWS),
+        unit="characters" if chat is None else "tokens",
+        lengths={
+            "prompt": lengths([prompt for prompt, _ in sizes]),
+            "response": lengths([size for _, responses in sizes for size in responses]),
+            "both": lengths([prompt + size for prompt, responses in sizes for size in responses]),
+        },
+        max_length=config.max_length,
+        cut=cut,
+        previews=tuple(previews),
+        problems=tuple(
+            sorted([*loaded.problems, *unfit], key=lambda problem: (problem.origin.file, problem.origin.row))
+        ),
+    )
+
+
+def _load_chat(model: str) -> Chat:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # missing folder, no network, broken json: the library's types differ
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"--model {model}: no tokenizer can be loaded. {reason}") from error
+    return Chat(tokenizer)
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
+
+
+def _contents(examples: Sequence[Example]) -> dict[str, int]:
+    """Counts of what the examples have, without what none has."""
+    counts = {
+        "different prompts": len({example.prompt for example in examples if example.prompt}),
+        "with a system message": sum(any(m.role == "system" for m in example.prompt) for example in examples),
+        "with earlier turns": sum(any(m.role == "assistant" for m in example.prompt) for example in examples),
+        "responses": sum(len(example.responses) for example in examples),
+        "responses of several turns": sum(len(r.messages) > 1 for example in examples for r in example.responses),
+    }
+    for example in examples:
+        for item in example.feedback:
+            name = {"Pair": "pairs", "Ranking": "rankings", "Rating": "ratings", "Binary": "yes/no labels"}.get(
+                type(item).__name__, "critiques"
+            )
+            counts[name] = counts.get(name, 0) + 1
+    return {name: count for name, count in counts.items() if count}
+
+
+def _use(commands: str, examples: Sequence[Example]) -> Use:
+    try:
+        fitting, problems = VIEWS[commands](examples)
+    except DataError:
+        return Use(commands, 0, {})
+    return Use(commands, len(fitting), count_reasons(problems))
+
+
+def _label(example: Example, index: int) -> str:
+    for item in example.feedback:
+        if isinstance(item, Pair) and index in (item.chosen, item.rejected):
+            return "chosen" if index == item.chosen else "rejected"
+    return "response" if len(example.responses) == 1 else f"response {index + 1}"
+
+
+def _message_spans(example: Example) -> list[Span]:
+    """Without a tokenizer: messages, by role."""
+    spans = [Span(message.role, message.content, trained=False) for message in example.prompt]
+    for index, response in enumerate(example.responses):
+        for message in response.messages:
+            trained = message.role in ("assistant", "text")
+            spans.append(Span(_label(example, index) if trained else message.role, message.content, trained))
+    return spans
+
+
+def _token_spans(chat: Chat, example: Example, tree: TokenTree) -> list[Span]:
+    """Tokens as text, control tokens included, in runs of trained and other tokens."""
+
+    def spelled(ids: np.ndarray) -> str:
+        return chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    spans = [Span("prompt", spelled(tree.prompt), trained=False)]
+    for index, branch in enumerate(tree.branches):
+        cuts = [0, *(np.flatnonzero(np.diff(branch.trained)) + 1), len(branch)]
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            trained = bool(branch.trained[start])
+            ended = trained and int(branch.ids[end - 1]) in chat.eos_ids
+            label = _label(example, index) if trained else "between"
+            spans.append(Span(label, spelled(branch.ids[start:end]), trained, ended))
+    return spans
+
+
+# ------------------------------------------------------------------------------------------------ what is printed
+
+
+def render(inspection: Inspection, console: Console, listed: int = 20) -> None:
+    """Prints an inspection; at most `listed` problem rows (0: all)."""
+    console.print(_summary(inspection), "")
+    console.print(_length_table(inspection))
+    if inspection.unit == "characters":
+        console.print("Give --model FOLDER to see tokens, and rows that are too long.", style="dim")
+    elif inspection.cut:
+        limit = f"--max_length {inspection.max_length}"
+        console.print(f"{inspection.cut:,} responses are cut at {limit}, without their EOS.\n", highlight=False)
+    for origin, spans in inspection.previews:
+        console.print(_preview(origin, spans))
+    if inspection.previews:
+        console.print(_legend(inspection), "")
+    _print_problems(inspection, console, listed)
+
+
+def _summary(inspection: Inspection) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("file", Text(inspection.file))
+    table.add_row("shape", Text(f"{inspection.format}: {FORMATS[inspection.format].description}"))
+    bad = len({problem.origin for problem in inspection.problems})
+    rows = Text(f"{inspection.rows:,} rows, {inspection.examples:,} examples, ")
+    rows.append(f"{bad:,} problem rows" if bad else "no problem rows", style="bold red" if bad else "green")
+    table.add_row("rows", rows)
+    held = [f"{count:,} {name}" for name, count in inspection.contents.items()]
+    table.add_row("holds", ", ".join(held))
+    for use in inspection.uses:
+        text = Text(f"{use.examples:,} examples" if use.examples else "none", style="" if use.examples else "dim")
+        for reason, count in use.reasons.items():
+            text.append(f"\n{count:,} not: {reason}", style="dim")
+        table.add_row(f"for {use.commands}", text)
+    return table
+
+
+def _length_table(inspection: Inspection) -> Table:
+    """Of whole rows, before any cut."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"lengths in {inspection.unit}", title_justify="left", title_style="bold")
+    columns = {"mean": "mean", "p0": "shortest", "p10": "10 %", "p50": "median", "p90": "90 %", "p99": "99 %",
+               "p100": "longest", "total": "total"}  # fmt: skip
+    table.add_column("")
+    for name in columns.values():
+        table.add_column(name, justify="right")
+    for part, values in inspection.lengths.items():
+        if values:
+            table.add_row(part, *(f"{values[key]:,.{int(key == 'mean')}f}" for key in columns))
+    return table
+
+
+def _preview(origin: Origin, spans: Sequence[Span]) -> Panel:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="bold", justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for span in spans:
+        style = "green" if span.trained else "dim"
+        text = Text.assemble((_shortened(_visible(span.text)), style), (" ■" if span.ended else "", "bold green"))
+        grid.add_row(Text(span.label, style=style), text)
+    return Panel(grid, title=Text(str(origin)), title_align="left", border_style="dim")
+
+
+def _legend(inspection: Inspection) -> Text:
+    end = (", ", ("■", "bold green"), " ends a turn and is trained too") if inspection.unit == "tokens" else ()
+    return Text.assemble(("green", "green"), " is trained, ", ("dim", "dim"), " is only read", *end)
+
+
+def _print_problems(inspection: Inspection, console: Console, listed: int) -> None:
+    if not inspection.problems:
+        return
+    shown = inspection.problems[: listed or None]
+    table = Table(box=box.SIMPLE_HEAD, title="problem rows", title_justify="left", title_style="bold red")
+    table.add_column("row", no_wrap=True, overflow="fold")
+    table.add_column("column")
+    table.add_column("reason", overflow="fold")
+    for problem in shown:
+        alone = problem.origin.file == inspection.file
+        table.add_row(
+            Text(str(problem.origin.row if alone else problem.origin)),
+            Text(_visible(problem.column or "")),
+            Text(_visible(problem.reason)),
+        )
+    reasons = Table.grid(padding=(0, 2))
+    reasons.add_column(justify="right")
+    reasons.add_column()
+    for reason, count in count_reasons(inspection.problems).items():
+        reasons.add_row(f"{count:,}", Text(_visible(reason)))
+    console.print(Group(table, reasons))
+    if len(shown) < len(inspection.problems):
+        console.print(
+            f"{len(inspection.problems) - len(shown):,} more: --problems 0 lists all.", style="dim", highlight=False
+        )
+
+
+def _visible(text: str) -> str:
+    """Characters that would act on a terminal, as escapes (data must not write to the screen itself), and newlines at
+    the end, which would not be seen."""
+    body = text.rstrip("\n")
+    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in body)
+    return shown + "↵" * (len(text) - len(body))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[: SHOWN // 2]}\n[… {len(text) - SHOWN:,} characters …]\n{text[-SHOWN // 2 :]}"

@@ -1,0 +1,122 @@
+"""Batch answers and the conversation, with an engine whose answers are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+
+from assent.config import GenerateConfig, SamplingConfig
+from assent.data.chat import Chat
+from assent.data.records import Example, Message
+from assent.errors import DataError, ModelError, RunFolderError
+from assent.rollout import chat as module
+from assent.rollout.engine import Completion
+
+
+class Parrot:
+    """Answers "ok N", N being the number of prompts seen before; remembers what it was asked."""
+
+    def __init__(self, chat: Chat, limit: int = 10_000):
+        self.chat, self.limit, self.asked, self.calls = chat, limit, [], []
+
+    def generate(self, prompts, n, sampling, seed, first=0):
+        self.calls.append((len(prompts), n, seed, first))
+        if any(len(prompt) > self.limit for prompt in prompts):
+            raise ModelError("too long")
+        groups = []
+        for prompt in prompts:
+            text = f"ok {len(self.asked)}"
+            self.asked.append(self.chat.tokenizer.decode(prompt))
+            ids = np.array([*self.chat.tokenizer.encode(text, add_special_tokens=False), *self.chat.eos_ids])
+            groups.append([Completion(ids, np.zeros(len(ids), np.float32), finished=True)])
+        return groups
+
+    def update_weights(self, state_dict):
+        raise AssertionError
+
+
+@pytest.fixture
+def chat(tokenizer) -> Chat:
+    return Chat(tokenizer)
+
+
+def talk(chat: Chat, lines: str, engine: Parrot | None = None, **options) -> tuple[str, Parrot]:
+    engine = engine or Parrot(chat)
+    out = io.StringIO()
+    module.converse(chat, engine, GenerateConfig(model="m", **options), io.StringIO(lines), out)
+    return out.getvalue(), engine
+
+
+def test_a_conversation_keeps_its_history(chat):
+    out, engine = talk(chat, "hello\n\nand now?\n/exit\nnever read\n", system="Be kind.")
+    assert out == "ok 0\nok 1\n"
+    assert engine.asked[1] == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+        "<|im_start|>assistant\nok 0<|im_end|>\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [call[3] for call in engine.calls] == [0, 1]  # another turn, other random numbers
+
+
+def test_reset_forgets_and_system_starts_anew(chat):
+    _, engine = talk(chat, "one\n/reset\ntwo\n/system Be brief.\nthree\n/reset\nfour\n/system\nfive\n", system="S")
+    assert [text.count("<|im_start|>user") for text in engine.asked] == [1] * 5
+    assert "system\nS<" in engine.asked[1]
+    assert "system\nBe brief.<" in engine.asked[2] and "system\nBe brief.<" in engine.asked[3]
+    assert "system" not in engine.asked[4]
+
+
+def test_unknown_commands_print_help_and_control_tokens_stay_text(chat):
+    out, engine = talk(chat, "/what\n<|im_end|>\n")
+    assert "/reset" in out and len(engine.asked) == 1
+    assert engine.calls == [(1, 1, 0, 0)]
+    ids = chat.prompt_ids((Message("user", "<|im_end|>"),))
+    assert list(ids).count(next(iter(chat.eos_ids))) == 1  # the template's own
+
+
+def test_a_turn_that_cannot_be_answered_is_forgotten(chat):
+    out, engine = talk(chat, "x " * 200 + "\nhi\n", Parrot(chat, limit=60))
+    assert out.splitlines()[0].startswith("error: too long")
+    assert "x x" not in engine.asked[0]
+
+
+def test_rows_of_a_batch(chat, capsys):
+    prompts = [Example(prompt=(Message("user", f"q{i}"),)) for i in range(40)]
+    config = GenerateConfig(model="m", prompts="p", seed=5, sampling=SamplingConfig(max_batch=2))
+    engine = Parrot(chat)
+    rows = list(module.answer(chat, engine, prompts, config))
+    assert [row["response"] for row in rows] == [f"ok {i}" for i in range(40)]
+    assert rows[3]["prompt"] == [{"role": "user", "content": "q3"}]
+    assert rows[0]["finished"] is True and rows[0]["tokens"] == len(chat.tokenizer.encode("ok 0")) + 1
+    assert engine.calls == [(32, 1, 5, 0), (8, 1, 5, 32)]  # the numbers of a prompt do not depend on its round
+
+
+def test_prompts_from_a_file_to_a_file(tiny_model_dir, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Say hi"}\n' * 2 + '{"prompt": "Bye"}\n')
+    out = tmp_path / "new" / "answers.jsonl"
+    config = GenerateConfig(
+        model=str(tiny_model_dir),
+        prompts=str(prompts),
+        out=str(out),
+        system="Be kind.",
+        limit=2,
+        precision="fp32",
+        sampling=SamplingConfig(max_new_tokens=5),
+    )
+    module.generate(config)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 2
+    assert rows[0]["prompt"] == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say hi"}]
+    assert 1 <= rows[0]["tokens"] <= 5 and not (tmp_path / "new" / "answers.jsonl.part").exists()
+
+    module.generate(dataclasses.replace(config, out=None))
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+
+    with pytest.raises(RunFolderError, match="exists already"):
+        module.generate(config)
+    with pytest.raises(DataError):
+        module.generate(dataclasses.replace(config, out=None, prompts=str(tmp_path / "none.jsonl")))

@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from datetime import datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assent.config import ReportConfig
+from assent.data.records import Message
+from assent.errors import RunFolderError
+from assent.evaluate import plots
+from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
+from assent.evaluate.report import PANELS, Report, build_report, facts, number, write_report
+from assent.evaluate.runs import Series, printable, read_run, track_of
+from assent.statistics import Interval
+
+NASTY = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\x00\ud800\u202e $a_{b$ &amp; \"q\""
+
+
+class Page(HTMLParser):
+    """Elements, attributes, text and table cells of a page; fails on elements that are not closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.text = ""
+        self.cells: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data):
+        if "style" in self._open:
+            assert "http" not in data and "@import" not in data
+            return
+        self.text += data
+        if "td" in self._open or "th" in self._open:
+            self.cells[-1][-1] += data
+
+
+def write_run(folder: Path, rows: list[dict] | str, command: str = "PPOConfig", samples: list[dict] = ()) -> Path:
+    (folder / "model").mkdir(parents=True)
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(text)
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    (folder / "resolved.yaml").write_text(f"model:\n  path: base  # {NASTY[:30]}\n")
+    (folder / "environment.json").write_text(json.dumps({"command": command, "versions": {"torch": "2.13.0"}}))
+    (folder / "data.json").write_text(json.dumps({"rows": 1234, "skipped": {"prompt too long": 9}}))
+    return folder
+
+
+def steps(count: int) -> list[dict]:
+    return [{"step": i, "loss": 1 / i, "kl": 0.1 * i, "reward": float(i), "lr": 1e-5} for i in range(1, count + 1)]
+
+
+@pytest.fixture
+def table() -> PolicyTable:
+    rng = np.random.default_rng(0)
+    prompts = [(Message("user", f"question {i} {NASTY}"),) for i in range(30)]
+
+    def answers(gold: float) -> list[Answer]:
+        scores = gold + rng.normal(size=30)
+        return [
+            Answer(i, NASTY, 10 + i, i % 5 > 0, 0.5, {"gold": None if i == 3 else float(s), "proxy": float(2 * s)})
+            for i, s in enumerate(scores)
+        ]
+
+    policies = {"SFT": answers(0.0), "PPO <b>": answers(2.0)}
+    return evaluate_policies(policies, prompts, {}, "SFT")
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, table: PolicyTable):
+    sample = {"step": 5, "prompt": [{"role": NASTY, "content": NASTY}], "response": NASTY, "reward": 0.5}
+    run = write_run(tmp_path / "ppo $x$", steps(40), samples=[sample])
+    (run / "data.json").write_text(json.dumps({NASTY: [NASTY, {"a": NASTY}]}))
+    html = build_report(Report(NASTY, NASTY, table, (), (read_run(run),)))
+    html.encode("utf-8")
+    page = Page(html)
+    assert not {"script", "img", "link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    for _, name, value in page.attributes:
+        assert not name.startswith("on") and name not in ("src", "srcset", "action", "xmlns", "xlink:href")
+        if name == "href":
+            assert value is not None and value.startswith("#")
+        assert "http" not in (value or "") or name in ("aria-label",)
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, name, value in page.attributes if name == "href" and value}
+    targets |= set(re.findall(r"url\(#([^)]*)\)", html))
+    assert targets <= set(ids)
+    assert "<script>alert('x')</script>" in page.text  # shown as text, not lost
+    assert "\\x00\\ud800\\u202e" in page.text
+    assert not re.search("[\x00\ud800\u202e]", html)
+
+
+def test_table_shows_the_computed_numbers(table: PolicyTable):
+    page = Page(build_report(Report("t", policies=table)))
+    cells = {row[0].split("30 answers")[0]: row for row in page.cells if row and "answers" in row[0]}
+    for policy in table.policies:
+        row = cells[policy.name]
+        gold, proxy = policy.scores["gold"], policy.scores["proxy"]
+        for cell, value in ((row[1], gold), (row[2], proxy), (row[4], policy.kl)):
+            shown = [float(n.replace("\N{MINUS SIGN}", "-")) for n in re.findall(r"[\d\N{MINUS SIGN}.]+", cell)[:4]]
+            expected = [value.mean, value.half_width, value.low, value.high]
+            assert shown == [pytest.approx(round(number, 2), abs=0.0051) for number in expected]
+        assert "1 unscored" in row[1] and "unscored" not in row[2]
+        assert f"{policy.length.mean:.1f}" in row[5] and "20 %" in row[6]
+    ppo = table.policies[1]
+    assert ppo.win_rate is not None and ppo.gain is not None
+    assert f"{100 * ppo.win_rate.rate.mean:.0f} %" in cells["PPO <b>"][3] and "baseline" in cells["SFT"][3]
+    assert f"+{ppo.gain.difference.mean:.2f}" in page.text and "better than SFT" in page.text
+
+
+def test_best_gold_is_highlighted_and_more_proxy_is_not(table: PolicyTable):
+    html = build_report(Report("t", policies=table))
+    best = re.findall(r'<td class="n best">\s*<span class="mean">([^<]*)<', html)
+    ppo = table.policies[1]
+    assert ppo.win_rate is not None
+    assert best == [f"{ppo.scores['gold'].mean:.2f}", f"{100 * ppo.win_rate.rate.mean:.0f} %"]
+
+
+@pytest.mark.parametrize(("shift", "words"), [(0.0, "not clearly different from SFT"), (-3.0, "worse than SFT")])
+def test_findings_say_no_more_than_the_interval(shift: float, words: str):
+    prompts = [(Message("user", "?"),)] * 20
+    noise = np.random.default_rng(1).normal(size=(2, 20))
+    noise -= noise.mean(axis=1, keepdims=True)
+    policies = {
+        name: [Answer(i, "", 1, True, scores={"gold": float(s)}) for i, s in enumerate(values)]
+        for name, values in (("SFT", noise[0]), ("PPO", noise[1] + shift))
+    }
+    page = Page(build_report(Report("t", policies=evaluate_policies(policies, prompts, {}, "SFT"))))
+    assert words in page.text and "better than SFT" not in page.text
+
+
+def test_write_report_from_a_folder_of_runs(tmp_path: Path, table: PolicyTable, capsys):
+    write_run(tmp_path / "demo" / "ppo", steps(50))
+    write_run(tmp_path / "demo" / "sft", steps(30), command="SFTConfig")
+    table.save(tmp_path / "demo" / "evaluation.json")
+    out = tmp_path / "deep" / "report.html"
+    assert write_report(ReportConfig(runs=(str(tmp_path / "demo"),), out=str(out), title="My run")) == out
+    assert str(out) in capsys.readouterr().out
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+    page = Page(out.read_text(encoding="utf-8"))
+    assert page.text.count("My run") == 2  # title and heading
+    assert page.text.index("sft\nSFT") < page.text.index("ppo\nPPO")  # the pipeline's order
+    for words in ("What was gained", "1,234", "skipped.prompt too long", "versions.torch", "path: base", "50 steps"):
+        assert words in page.text
+    assert "Gold against proxy" not in page.text
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path):
+    folders = [write_run(tmp_path / parent / "ppo", steps(3)) for parent in ("a", "b")]
+    out = tmp_path / "r.html"
+    write_report(ReportConfig(runs=(*map(str, folders), str(folders[0])), out=str(out)))
+    text = Page(out.read_text()).text
+    assert text.count("a/ppo\nPPO") == text.count("b/ppo\nPPO") == 1
+
+
+def test_missing_and_broken_files_are_reported_not_fatal(tmp_path: Path):
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    lines = ['{"step": 1, "loss": 2.0}', "oops", '{"loss": 1}', '{"step": 2, "loss": "nan"}', '{"step": 3, "lo']
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    (folder / "environment.json").write_text('{"command": "SFT')
+    (folder / "data.json").write_bytes(b"\xff\xfe")
+    run = read_run(folder)
+    assert run.metrics["loss"].steps.tolist() == [1, 2] and math.isnan(run.metrics["loss"].values[1])
+    problems = "\n".join(run.problems)
+    for words in (
+        "metrics.jsonl: the last line is broken off",
+        "metrics.jsonl: 2 lines are not JSON objects with a step (line 2, 3)",
+        "1 values are not finite",
+        "samples.jsonl is missing",
+        "resolved.yaml is missing",
+        "environment.json is not complete JSON",
+        "data.json is not complete JSON",
+        "model/ is missing",
+    ):
+        assert words in problems
+    write_report(ReportConfig(runs=(str(folder),), out=str(tmp_path / "r.html")))
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert all(problem in text for problem in run.problems) and "not finished" in text
+
+
+def test_a_finished_run_has_no_problems(tmp_path: Path):
+    assert read_run(write_run(tmp_path / "run", steps(3))).problems == ()
+
+
+def test_a_broken_evaluation_is_left_out_and_named(tmp_path: Path):
+    run = write_run(tmp_path / "run", steps(3))
+    (run / "evaluation.json").write_text("{")
+    write_report(ReportConfig(runs=(str(run),), out=str(tmp_path / "r.html")))
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert "evaluation.json is not an evaluation table" in text and "What was gained" not in text
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path: Path):
+    with pytest.raises(RunFolderError, match="does not exist"):
+        write_report(ReportConfig(runs=(str(tmp_path / "no"),), out=str(tmp_path / "r.html")))
+    with pytest.raises(RunFolderError, match="metrics.jsonl"):
+        write_report(ReportConfig(runs=(str(tmp_path),), out=str(tmp_path / "r.html")))
+    with pytest.raises(RunFolderError, match="at least one"):
+        write_report(ReportConfig(runs=(), out=str(tmp_path / "r.html")))
+    run = write_run(tmp_path / "run", steps(3))
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        write_report(ReportConfig(runs=(str(run),), out=str(run / "metrics.jsonl" / "r.html")))
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        write_report(ReportConfig(runs=(str(run),), out=str(run)))
+
+
+def test_rows_of_one_step_are_joined_and_later_ones_hold(tmp_path: Path):
+    rows = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}, {"step": 1, "loss": 3.0, "ok": True, "note": "x"}]
+    run = read_run(write_run(tmp_path / "run", [*rows, {"step": 2, "eval/nll": None}]))
+    assert run.metrics["loss"].values.tolist() == [3.0, 4.0] and run.last_step == 2
+    assert set(run.metrics) == {"loss", "eval/nll"} and math.isnan(run.metrics["eval/nll"].values[0])
+    assert any("1 rows repeat earlier steps" in problem for problem in run.problems)
+
+
+def test_gold_against_proxy_comes_from_the_metrics(tmp_path: Path):
+    rows = [
+        {"step": step, "eval/gold": gold, "eval/gold_low": gold - 0.1, "eval/gold_high": gold + 0.1}
+        | {"eval/reward": float(step), "eval/kl": 2.0 * step}
+        for step, gold in ((0, 1.0), (10, 3.0), (20, 1.5))
+    ]
+    run = read_run(write_run(tmp_path / "ppo", [*rows, {"step": 25, "eval/reward": 1.0}]))
+    track = track_of(run)
+    assert track is not None and track.name == "ppo"
+    assert [(p.step, p.kl, p.gold.mean, p.proxy.mean) for p in track.points] == [
+        (0, 0.0, 1.0, 0.0),
+        (10, 20.0, 3.0, 10.0),
+        (20, 40.0, 1.5, 20.0),
+    ]
+    text = Page(build_report(Report("t", tracks=(track,)))).text
+    assert "Over-optimised: gold peaked at 3.00 (step 10) and ended at 1.50" in text
+    rising = Track("ppo", track.points[:2])
+    text = Page(build_report(Report("t", tracks=(rising,)))).text
+    assert "Over-optimised" not in text and "gold +2.00, proxy +10.00" in text
+    assert track_of(read_run(write_run(tmp_path / "sft", steps(3)))) is None
+
+
+def test_before_and_after_from_samples(tmp_path: Path):
+    prompt = [{"role": "user", "content": "Who?"}]
+    samples = [{"step": s, "prompt": prompt, "response": f"answer at {s}", "reward": s / 7} for s in (0, 50, 100)]
+    run = read_run(write_run(tmp_path / "ppo", steps(3), samples=samples))
+    text = Page(build_report(Report("t", runs=(run,)))).text
+    assert "answer at 0" in text and "answer at 100" in text and "answer at 50" not in text
+    assert "ppo, step 100" in text and "14.29" in text
+
+
+def test_long_answers_are_cut_and_say_so(table: PolicyTable):
+    answers = {"SFT": replace(table.comparisons[0].answers["SFT"], text="a" * 5000)}
+    long = replace(table, comparisons=(replace(table.comparisons[0], answers=answers),))
+    html = build_report(Report("t", policies=long))
+    assert "(3800 more characters)" in html and "a" * 1201 not in html
+
+
+def test_every_logged_metric_of_the_algorithms_finds_its_panel():
+    expected = {
+        "loss": "Loss",
+        "nll": "Loss",
+        "accuracy": "Accuracy",
+        "margin": "Margin",
+        "reward/chosen": "Implicit reward",
+        "logprob/rejected": "Log-probability",
+        "score": "Score",
+        "reward": "Reward",
+        "kl": "KL from the reference",
+        "approx_kl": "KL of one update",
+        "clip_fraction": "Clip fraction",
+        "entropy": "Entropy",
+        "explained_variance": "Explained variance",
+        "policy_loss": "Policy loss",
+        "value_loss": "Value loss",
+        "length": "Answer length",
+        "unfinished": "Unfinished answers",
+        "grad_norm/critic": "Gradient norm",
+        "lr": "Learning rate",
+        "time/tokens_per_second": "Speed",
+    }
+    for metric, title in expected.items():
+        assert [panel.title for panel in PANELS if re.search(panel.pattern, metric)] == [title]
+    assert {panel.title for panel in PANELS} == set(expected.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_long_runs_stay_small(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5000, 12)).cumsum(axis=0)
+    names = ("loss", "reward", "kl", "entropy", "length", "approx_kl", "clip_fraction", "value_loss", "policy_loss")
+    names += ("explained_variance", "unfinished", "grad_norm")
+    metrics = {name: Series(np.arange(5000), values[:, i]) for i, name in enumerate(names)}
+    run = replace(read_run(write_run(tmp_path / "run", steps(3))), metrics=metrics)
+    html = build_report(Report("t", runs=tuple(replace(run, name=f"run {i}") for i in range(2))))
+    assert html.count("<svg") == 24 and len(html.encode()) < 500_000
+
+
+def test_thin_keeps_spikes_ends_and_gaps():
+    values = np.zeros(10_000)
+    values[1234], values[4321], values[7000] = 9.0, -9.0, math.nan
+    thinned = thin(Series(np.arange(10_000), values), 400)
+    assert len(thinned.steps) <= 400 and (np.diff(thinned.steps) > 0).all()
+    assert np.nanmax(thinned.values) == 9.0 and np.nanmin(thinned.values) == -9.0
+    assert thinned.steps[np.isnan(thinned.values)].tolist() == [7000]
+    short = Series(np.arange(3), np.zeros(3))
+    assert thin(short, 400) is short
+
+
+def test_ema_known_numbers_and_gaps():
+    assert ema(np.array([1.0, 2.0, 3.0]), span=3.0).tolist() == pytest.approx([1.0, 5 / 3, 17 / 7])
+    smooth = ema(np.array([1.0, math.nan, 1.0]), span=3.0)
+    assert smooth[0] == smooth[2] == 1.0 and math.isnan(smooth[1])
+
+
+def test_gaps_are_left_open_and_marked():
+    values = np.arange(20.0)
+    whole = curves_svg([Curve("loss", Series(np.arange(20), values), "#0072B2")], "Loss")
+    values = values.copy()
+    values[10] = math.nan
+    broken = curves_svg([Curve("loss", Series(np.arange(20), values), "#0072B2")], "Loss")
+    line = re.search(r'd="(M[^"]*)"[^>]*stroke: #0072b2', broken, flags=re.S)
+    assert line is not None and line[1].count("M") == 2
+    assert "#c62828" in broken and "#c62828" not in whole and "nan" not in broken.lower()
+
+
+def test_a_metric_that_is_never_finite_and_a_track_without_intervals_are_drawn():
+    never = Series(np.arange(5), np.full(5, math.nan))
+    assert "<svg" in curves_svg([Curve("loss", never, "#0072B2")], "Loss")
+    points = tuple(TrackPoint(i, None, Interval(1.0, math.nan, math.nan, 0), Interval(2.0, 2, 2, 0)) for i in range(3))
+    assert ">step</text>" in track_svg(Track("flat", points))
+
+
+def test_figures_take_the_pages_ink_and_names_are_text():
+    rows = [(f"$x^{{ {NASTY}", Interval(1.0, 0.5, 1.5, 9), "#0072B2"), ("模型", Interval(2.0, 1.5, 2.5, 9), "#D55E00")]
+    svg = plots.intervals_svg(rows, "gold reward")
+    assert "currentColor" in svg and plots.INK not in svg and "var(--grid)" in svg
+    assert "http" not in svg.replace("http://evil", "") and "<script" not in svg and "模型" in svg
+
+
+def test_colours_follow_the_name_whatever_its_case():
+    colors = palette(["SFT", "PPO", "DPO", "ppo", "sft", "reward"], baseline="SFT")
+    assert colors["PPO"] == colors["ppo"] and colors["SFT"] == colors["sft"] == plots.BASELINE_COLOR
+    assert len({colors[name] for name in ("SFT", "PPO", "DPO", "reward")}) == 4
+
+
+def test_the_page_is_the_same_every_time(tmp_path: Path, table: PolicyTable):
+    run = read_run(write_run(tmp_path / "run", steps(30)))
+    report = Report("t", policies=table, runs=(run,), created=datetime(2030, 1, 2, 3, 4))
+    assert build_report(report) == build_report(report)
+    assert "2 January 2030, 03:04" in build_report(report)
+
+
+def test_small_helpers():
+    assert number(-1234.5678) == "\N{MINUS SIGN}1235" and number(math.nan) == number(None) == "–"
+    assert number(0.5, 2, "+") == "+0.50"
+    assert facts({"a": {"b": 1000}, "c": [1, 2], "bad": [{"row": "f:7", "reason": "empty"}], "z": None}) == [
+        ("a.b", "1,000"),
+        ("c", "1, 2"),
+        ("bad 1", "f:7 · empty"),
+        ("z", "–"),
+    ]
+    assert facts({"bad": [{"row": i} for i in range(25)]})[-1] == ("bad", "… 5 more")
+    assert printable("a\nb\tü\x1b") == "a\nb\tü\\x1b"
