@@ -71,7 +71,11 @@ def nested_state() -> dict:
             "$tensor": {"$float": "nan"},
             "empty": {},
         },
-        "odd/names".replace("/", "_"): {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}, "__metadata__": torch.ones(2)},
+        "odd/names".replace("/", "_"): {
+            "a/b": torch.zeros(1),
+            "a": {"b": torch.ones(1)},
+            "__metadata__": torch.ones(2),
+        },
         "number": 3,
         "lone": torch.arange(3),
     }

@@ -138,7 +138,7 @@ def test_implicit_reward_is_positive_where_the_policy_went_up():
 
 
 def test_dpo_keeps_float32_precision_of_long_responses():
-    # log-probs of thousands of tokens, a small change: only the order of subtractions decides what survives
-    reference = torch.tensor([-8000.0]), torch.tensor([-3.0])
-    policy = reference[0] + 0.5, reference[1] + 0.25
-    assert dpo(*policy, *reference, beta=1.0).item() == pytest.approx(softplus(-0.25), rel=1e-6)
+    # thousands of nats beside a few, and a small change: the order of the subtractions decides what survives
+    parts = [torch.tensor([x]) for x in (-8000.1, -3.1234567, -8000.7, -3.2345678)]
+    pc, pr, rc, rr = (part.item() for part in parts)
+    assert dpo(*parts, beta=1.0).item() == pytest.approx(softplus(-((pc - rc) - (pr - rr))), rel=1e-6)

@@ -73,7 +73,10 @@ def write_run(folder: Path, rows: list[dict] | str, command: str = "PPOConfig", 
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (folder / "resolved.yaml").write_text(f"model:\n  path: base  # {NASTY[:30]}\n")
     (folder / "environment.json").write_text(json.dumps({"command": command, "versions": {"torch": "2.13.0"}}))
-    (folder / "data.json").write_text(json.dumps({"rows": 1234, "skipped": {"prompt too long": 9}}))
+    counts = {"rows": 1234, "rows_used": 1225, "rows_skipped": 9, "rows_unused": 0}
+    file = {"file": "pairs.jsonl", "format": "preference", **counts, "skipped": {"prompt: too long": 9}, "unused": {}}
+    data = {"fingerprint": "ab", "files": [file], "train": {"pairs": 5000}}
+    (folder / "data.json").write_text(json.dumps(data))
     return folder
 
 
@@ -100,7 +103,8 @@ def table() -> PolicyTable:
 def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, table: PolicyTable):
     sample = {"step": 5, "prompt": [{"role": NASTY, "content": NASTY}], "response": NASTY, "reward": 0.5}
     run = write_run(tmp_path / "ppo $x$", steps(40), samples=[sample])
-    (run / "data.json").write_text(json.dumps({NASTY: [NASTY, {"a": NASTY}]}))
+    data = {NASTY: [NASTY, {"a": NASTY}], "files": [NASTY, {"file": NASTY, "rows": NASTY, "skipped": {NASTY: NASTY}}]}
+    (run / "data.json").write_text(json.dumps(data))
     html = build_report(Report(NASTY, NASTY, table, (), (read_run(run),)))
     html.encode("utf-8")
     page = Page(html)
@@ -170,9 +174,21 @@ def test_write_report_from_a_folder_of_runs(tmp_path: Path, table: PolicyTable, 
     page = Page(out.read_text(encoding="utf-8"))
     assert page.text.count("My run") == 2  # title and heading
     assert page.text.index("sft\nSFT") < page.text.index("ppo\nPPO")  # the pipeline's order
-    for words in ("What was gained", "1,234", "skipped.prompt too long", "versions.torch", "path: base", "50 steps"):
+    for words in (
+        "What was gained",
+        "1,234",
+        "9 × prompt: too long",
+        "5,000",
+        "versions.torch",
+        "path: base",
+        "50 steps",
+    ):
         assert words in page.text
     assert "Gold against proxy" not in page.text
+    data = [row for row in page.cells if row and row[0] == "ppo" and len(row) == 8]
+    assert [cell.strip() for cell in data[0][1:]] == (
+        ["pairs.jsonl", "preference", "1,234", "1,225", "9", "0", "9 × prompt: too long"]
+    )
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path):
@@ -382,8 +398,14 @@ def test_small_helpers():
     assert facts({"a": {"b": 1000}, "c": [1, 2], "bad": [{"row": "f:7", "reason": "empty"}], "z": None}) == [
         ("a.b", "1,000"),
         ("c", "1, 2"),
-        ("bad 1", "f:7 · empty"),
+        ("bad 1.row", "f:7"),
+        ("bad 1.reason", "empty"),
         ("z", "–"),
     ]
-    assert facts({"bad": [{"row": i} for i in range(25)]})[-1] == ("bad", "… 5 more")
+    assert facts({"bad": [f"row {i}" for i in range(25)], "gpus": []})[18:] == [
+        ("bad 19", "row 18"),
+        ("bad 20", "row 19"),
+        ("bad", "… 5 more"),
+        ("gpus", "–"),
+    ]
     assert printable("a\nb\tü\x1b") == "a\nb\tü\\x1b"

@@ -240,8 +240,8 @@ def _summary(inspection: Inspection) -> Table:
 def _length_table(inspection: Inspection) -> Table:
     """Of whole rows, before any cut."""
     table = Table(box=box.SIMPLE_HEAD, title=f"lengths in {inspection.unit}", title_justify="left", title_style="bold")
-    columns = {"mean": "mean", "p0": "shortest", "p10": "10 %", "p50": "median", "p90": "90 %", "p99": "99 %",
-               "p100": "longest", "total": "total"}  # fmt: skip
+    columns = {"mean": "mean", "p0": "min", "p10": "10 %", "p50": "median", "p90": "90 %", "p99": "99 %",
+               "p100": "max", "total": "total"}  # fmt: skip
     table.add_column("")
     for name in columns.values():
         table.add_column(name, justify="right")

@@ -163,6 +163,7 @@ def build_report(report: Report) -> str:
         runs=[(run, *_run_charts(run, colors[run.name], limit)) for run in report.runs],
         points_shown=_points_shown,
         comparisons=_comparisons(report),
+        data_rows=[(run, row) for run in report.runs for row in _data_rows(run)],
         colors=colors,
         answer_text=_cut,
         facts=facts,
@@ -353,17 +354,31 @@ def _cut(text: str) -> tuple[str, int]:
     return text[:_SHOWN_CHARACTERS], max(0, len(text) - _SHOWN_CHARACTERS)
 
 
+def _data_rows(run: Run) -> list[dict[str, object]]:
+    """What became of each file's rows, from data.json: file, format, rows, used, skipped and unused, and why."""
+    files = run.data.get("files") if isinstance(run.data, dict) else None
+    rows = []
+    for entry in files if isinstance(files, list) else ():
+        if not isinstance(entry, dict):
+            continue
+        counts = [reasons for key in ("skipped", "unused") if isinstance(reasons := entry.get(key), dict)]
+        why = [f"{count} × {reason}" for reasons in counts for reason, count in reasons.items()]
+        numbers = {key: entry.get(f"rows_{key}") for key in ("used", "skipped", "unused")}
+        rows.append({"file": entry.get("file"), "format": entry.get("format"), "rows": entry.get("rows"), **numbers})
+        rows[-1]["why"] = why[:6] + ([f"and {len(why) - 6} more reasons"] if len(why) > 6 else [])
+    return rows
+
+
 def facts(value: object, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as flat (name, text) rows, such as ("skipped.prompt too long", "3"); long lists are cut."""
+    """Nested JSON as flat (name, text) rows, such as ("versions.torch", "2.13.0"); long lists are cut."""
     if isinstance(value, Mapping):
         items = [(f"{prefix}.{key}" if prefix else str(key), entry) for key, entry in value.items()]
-    elif isinstance(value, list) and any(isinstance(entry, Mapping | list) for entry in value):
-        flat = [" · ".join(text for _, text in facts(entry)) for entry in value[:20]]
-        items = [(f"{prefix} {index}", text) for index, text in enumerate(flat, start=1)]
+    elif isinstance(value, list) and value and not all(isinstance(entry, int | float) for entry in value):
+        items = [(f"{prefix} {index}", entry) for index, entry in enumerate(value[:20], start=1)]
         if len(value) > 20:
             items.append((prefix, f"… {len(value) - 20} more"))
     elif isinstance(value, list):
-        return [(prefix, ", ".join(map(str, value[:40])) + (", …" if len(value) > 40 else ""))]
+        return [(prefix, ", ".join(map(str, value[:40])) + (", …" if len(value) > 40 else "") or "–")]
     else:
         return [(prefix, "–" if value is None else f"{value:,}" if type(value) is int else str(value))]
     return [row for name, entry in items for row in facts(entry, name)]

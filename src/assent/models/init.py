@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from assent.config import InitConfig
 from assent.data.formats import load_examples
@@ -144,5 +146,9 @@ def init_model(config: InitConfig) -> Path:
     ]
     if not any(texts):
         raise DataError(f"{config.data} holds no text to train a tokenizer on.")
+    transformers_logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, config.vocab_size)
-    return write_model(tokenizer, random_model(tokenizer, config), out)
+    model = random_model(tokenizer, config)
+    write_model(tokenizer, model, out)
+    print(f"{out}: {model.num_parameters():,} parameters, a vocabulary of {len(tokenizer):,} tokens", file=sys.stderr)
+    return out

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from assent.models.attention import Attend
 
 _ROOM = 1.5  # how much a full cache grows, and how empty it must be to be shifted instead
+_EXTRA = 64  # columns that it grows by besides
 
 
 class SlotCache:
@@ -84,7 +85,7 @@ class SlotCache:
     def _make_room(self, width: int) -> None:
         """Moves the last `width` columns to the front, of a larger cache where they nearly fill this one."""
         shift = self.end - width
-        columns = self.columns if width * _ROOM <= self.columns else int(width * _ROOM) + 64
+        columns = self.columns if width * _ROOM <= self.columns else int(width * _ROOM) + _EXTRA
 
         def moved(old: Tensor, axis: int) -> Tensor:
             kept = old.narrow(axis, shift, width)

@@ -41,7 +41,7 @@ def sample(
     z = logits if temperature in (0.0, 1.0) else logits.float() / temperature
     p = torch.softmax(z, dim=-1, dtype=torch.float32)
     if temperature == 0.0:
-        ids = p.argmax(-1)
+        ids = logits.argmax(-1)
     else:
         q = _keep_top_k(p, top_k) if 0 < top_k < p.shape[-1] else p
         ids = _invert(_keep_top_p(q, top_p) if top_p < 1.0 else q, uniform)

@@ -73,8 +73,10 @@ def save(
         temporary.mkdir()
         _write_files(temporary, step, state, dict(meta or {}), best_step)
         _publish(temporary, final)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         raise CheckpointError(
             f"Could not write the checkpoint of step {step} in {folder}: {error}. Earlier checkpoints are untouched; "
             "make room or fix the permissions, then continue with --resume auto."

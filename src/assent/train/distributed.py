@@ -7,6 +7,7 @@ the number of ranks cannot change the gradient.
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,8 +62,11 @@ def init(threads: int = 0) -> World:
 
 
 def shutdown() -> None:
-    """Leaves the process group."""
+    """Leaves the process group, together with the other ranks."""
     if dist.is_initialized():
+        barrier()
+        # Dropped models hold the group in reference cycles; a group that outlives Python's shutdown aborts the process.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -259,8 +263,9 @@ def load_full_optimizer_state(
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scales all gradients by max_norm / norm where the global L2 norm exceeds `max_norm` (0: never), and returns the
-    norm before scaling, a plain 0-d tensor that is the same on every rank. Computed in fp32, its squares added in
-    float64, in a fixed order. A norm that is not finite leaves the gradients alone."""
+    norm before scaling, a plain 0-d tensor that is the same on every rank. Norms of single tensors are computed in fp32
+    (beyond 1.8e19 they overflow to inf), their squares added in float64, in a fixed order. A norm that is not finite
+    leaves the gradients alone."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not grads:
         return torch.zeros((), dtype=torch.float32)

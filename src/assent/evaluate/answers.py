@@ -1,0 +1,97 @@
+"""A policy's answers to held-out prompts, with their distance from a reference and a reward model's opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from assent.algorithms.rollouts import Fields, annotate, collect
+from assent.config import ModelConfig, SamplingConfig
+from assent.data.chat import Chat
+from assent.data.records import Example
+from assent.data.tree import TokenTree, TreeBatch
+from assent.evaluate.generation import Answer
+from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.models.policy import Policy
+from assent.rewards.model import ModelReward
+from assent.rollout.torch_engine import TorchEngine
+from assent.train.distributed import World
+
+MICRO_TOKENS = 4096
+
+
+def sample_answers(
+    model: Path,
+    prompts: Sequence[Example],
+    *,
+    reference: Path,
+    reward_model: Path,
+    sampling: SamplingConfig,
+    per_prompt: int = 1,
+    seed: int = 0,
+    precision: str = "auto",
+) -> list[Answer]:
+    """`per_prompt` answers of `model` to each prompt. Each carries `kl`, the sum over its tokens of
+    log pi(token) - log pi_ref(token) in nats, and the score "proxy" of the reward model.
+
+    Raises ModelError where a folder is not a model that fits."""
+    limit = max_length(model, sampling)
+    policy, chat = _policy(model, limit, precision)
+    anchor, _ = _policy(reference, limit, precision)
+    own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
+    reward_tokenizer = load_tokenizer(own)
+    scorer = load_score_model(own, reward_tokenizer, max_length=limit, trainable=False, new_head=False)
+    judge = ModelReward(scorer, Chat(reward_tokenizer), chat, limit)
+    world = World(0, 1, 0, torch.device("cpu"))
+    engine = TorchEngine(policy.model, chat.eos_ids, policy.precision)
+    ids = [chat.prompt_ids(example.prompt) for example in prompts]
+    trees = collect(engine, ids, per_prompt, sampling, seed, world)
+
+    def drift(batch: TreeBatch) -> Fields:
+        temperature = sampling.temperature or 1.0
+        gap = policy(batch, temperature).logprobs - anchor(batch, temperature).logprobs
+        return Fields(per_response={"kl": batch.sum_by_response(gap)})
+
+    flat = not (policy.tree and anchor.tree)
+    trees = annotate(trees, drift, micro_tokens=MICRO_TOKENS, flat=flat, world=world)
+    judged = annotate(
+        judge.trees(prompts, trees),
+        lambda batch: Fields(per_response={"proxy": judge.score(batch)}),
+        micro_tokens=MICRO_TOKENS,
+        flat=not scorer.tree,
+        world=world,
+    )
+    return [
+        _answer(index, tree, i, chat, other.per_response["proxy"])
+        for index, (tree, other) in enumerate(zip(trees, judged, strict=True))
+        for i in range(per_prompt)
+    ]
+
+
+def max_length(model: Path, sampling: SamplingConfig) -> int:
+    """The longest sequence that the model's configuration allows (the sampler refuses longer ones by itself)."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 1 << 20
+
+
+def _policy(folder: Path, limit: int, precision: str) -> tuple[Policy, Chat]:
+    config = ModelConfig(str(folder), precision=precision)  # type: ignore[arg-type]
+    chat = Chat(load_tokenizer(config))
+    return load_policy(config, max_length=limit, trainable=False), chat
+
+
+def _answer(index: int, tree: TokenTree, i: int, chat: Chat, proxy: np.ndarray) -> Answer:
+    branch = tree.branches[i]
+    return Answer(
+        prompt_index=index,
+        text=chat.decode(branch.ids),
+        num_tokens=len(branch),
+        finished=bool(tree.per_response["finished"][i]),
+        kl=float(tree.per_response["kl"][i]),
+        scores={"proxy": float(proxy[i])},
+    )

@@ -1,0 +1,186 @@
+"""The whole job on the assistant world: SFT, reward model, PPO and DPO, each policy graded by the gold rubric that no
+training step ever saw, and one report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from assent.algorithms.dpo import train_dpo
+from assent.algorithms.ppo import train_ppo
+from assent.algorithms.reward import train_reward
+from assent.algorithms.sft import train_sft
+from assent.config import (
+    DataConfig,
+    DemoConfig,
+    DPOConfig,
+    DPOSection,
+    ModelConfig,
+    OptimConfig,
+    PPOConfig,
+    PPOSection,
+    ReportConfig,
+    RewardConfig,
+    RunConfig,
+    SamplingConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from assent.data.formats import load_examples
+from assent.data.records import Message
+from assent.errors import RunFolderError
+from assent.evaluate.answers import sample_answers
+from assent.evaluate.generation import PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.report import write_report
+from assent.evaluate.runs import EVALUATION
+from assent.lab.artifacts import WorldPaths, build_world
+from assent.lab.world import World, load_world
+from assent.models.loading import quiet_transformers
+from assent.statistics import mean_interval
+from assent.train.log import read_jsonl, read_metrics
+from assent.train.progress import clock, say
+
+SAMPLING = SamplingConfig(max_new_tokens=48, max_batch=128)
+ANSWERS = 2
+"""Answers to each held-out prompt in the final evaluation."""
+
+
+def run_demo(config: DemoConfig) -> Path:
+    """Builds the world, trains, evaluates and writes `config.out`/report.html, which it returns.
+
+    Raises RunFolderError where `config.out` holds something and `config.resume` is off."""
+    quiet_transformers()
+    out, begun = Path(config.out), time.monotonic()
+    if not config.resume and out.exists() and any(out.iterdir()):
+        raise RunFolderError(
+            f"--out {out}: an earlier demo is there. Continue it with --resume, or choose another --out."
+        )
+    paths = _world(out / "world", config)
+    stages = _stages(out, paths, config)
+    for number, (name, train, stage) in enumerate(stages, 1):
+        say(f"[{number}/{len(stages) + 1}] {name}")
+        if not (Path(stage.out) / "model" / "README.md").is_file():
+            train(stage)
+    say(f"[{len(stages) + 1}/{len(stages) + 1}] evaluation: gold reward, which no training step has seen")
+    table = evaluate(out, paths, config.seed)
+    table.save(out / EVALUATION)
+    table.render(Console())
+    print(f"Reward model: {accuracy(out / 'reward')} of held-out noisy labels right")
+    report = write_report(ReportConfig((str(out),), str(out / "report.html"), "assent demo: the assistant world"))
+    say(f"Done in {clock(time.monotonic() - begun)}.")
+    return report
+
+
+def _world(folder: Path, config: DemoConfig) -> WorldPaths:
+    paths = WorldPaths(folder)
+    if not paths.base.is_dir():
+        say("[0] world: knowledge, demonstrations, labels of simulated annotators, a random model")
+        build_world(folder, seed=config.seed, scale=config.scale)
+    return paths
+
+
+def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, Callable[[Any], Any], RunConfig]]:
+    """Name, function and configuration of each training run, in order."""
+    sft, reward = str(out / "sft"), str(out / "reward")
+
+    def model(path: str) -> ModelConfig:
+        return ModelConfig(path, precision="fp32")
+
+    def data(train: Path, held_out: Path | None) -> DataConfig:
+        return DataConfig(str(train), eval=None if held_out is None else str(held_out), max_length=256)
+
+    def common(name: str, lr: float, **options: Any) -> dict[str, Any]:
+        return {
+            "out": str(out / name),
+            "resume": "auto" if config.resume else None,
+            "optim": OptimConfig(lr=lr),
+            "train": TrainConfig(seed=config.seed, save_every=50, **options),
+        }
+
+    return [
+        (
+            "SFT: imitate demonstrations of mixed quality",
+            train_sft,
+            SFTConfig(model(str(paths.base)), data(paths.sft, None), **common("sft", 2e-3, batch_size=32, epochs=3)),
+        ),
+        (
+            "reward model: learn the annotators' noisy preferences",
+            train_reward,
+            RewardConfig(
+                model(sft),
+                data(paths.preferences, paths.preferences_eval),
+                **common("reward", 5e-4, batch_size=32, epochs=2, eval_every=40),
+            ),
+        ),
+        (
+            "PPO: sample, score with the reward model, improve",
+            train_ppo,
+            PPOConfig(
+                model(sft),
+                data(paths.prompts, paths.prompts_eval),
+                ppo=PPOSection(reward, kl_coef=0.05, epochs=2, minibatches=2, missing_eos_penalty=1.0),
+                sampling=SAMPLING,
+                **common("ppo", 3e-4, batch_size=64, epochs=2, eval_every=32),
+            ),
+        ),
+        (
+            "DPO: learn from the same preferences directly",
+            train_dpo,
+            DPOConfig(
+                model(sft),
+                data(paths.preferences, paths.preferences_eval),
+                dpo=DPOSection(beta=0.1),
+                **common("dpo", 2e-4, batch_size=32, epochs=1, eval_every=40),
+            ),
+        ),
+    ]
+
+
+def evaluate(out: Path, paths: WorldPaths, seed: int) -> PolicyTable:
+    """SFT, PPO and DPO on the held-out prompts, and gold against proxy over PPO's training."""
+    world = load_world(paths.world)
+    prompts = load_examples(str(paths.prompts_eval)).examples
+    answers = {
+        name: sample_answers(
+            out / folder / "model",
+            prompts,
+            reference=out / "sft" / "model",
+            reward_model=out / "reward" / "model",
+            sampling=SAMPLING,
+            per_prompt=ANSWERS,
+            seed=seed,
+            precision="fp32",
+        )
+        for name, folder in (("SFT", "sft"), ("PPO", "ppo"), ("DPO", "dpo"))
+    }
+    scorers = {"gold": lambda prompt, text: world.gold(prompt, text).reward}
+    table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline="SFT")
+    return PolicyTable(table.baseline, table.gold, table.policies, table.comparisons, (_track(out / "ppo", world),))
+
+
+def _track(run: Path, world: World) -> Track:
+    """Gold and proxy reward of the answers that PPO's evaluations wrote to samples.jsonl."""
+    by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in read_jsonl(run / "samples.jsonl"):
+        if row.get("held_out"):
+            by_step[row["step"]].append(row)
+    points = []
+    for step, rows in sorted(by_step.items()):
+        gold = [world.gold([Message(**m) for m in row["prompt"]], row["response"]).reward for row in rows]
+        kl = sum(row["kl"] for row in rows) / len(rows)
+        points.append(TrackPoint(step, kl, mean_interval(gold), mean_interval([row["reward"] for row in rows])))
+    return Track("PPO", tuple(points))
+
+
+def accuracy(run: Path) -> str:
+    """The reward model's last held-out accuracy with its interval, in words."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "eval/accuracy" in row]
+    last: dict[str, float] = rows[-1] if rows else {}
+    value, low, high = (last.get(f"eval/accuracy{end}", math.nan) for end in ("", "_low", "_high"))
+    return f"{value:.1%} (95 % interval {low:.1%} to {high:.1%})"

@@ -1,0 +1,358 @@
+"""metrics.jsonl and its like, trackers, progress, interrupts, the run folder."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from assent import settings
+from assent.config import DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
+from assent.errors import CheckpointError, RunFolderError, UserError
+from assent.train import checkpoint, progress
+from assent.train.log import MetricsLog, SamplesLog, open_trackers, read_jsonl, read_metrics
+from assent.train.progress import Interrupt, Progress, ShutdownRequested, clock
+from assent.train.runfolder import MAY_CHANGE, RunFolder, config_hash
+
+SOURCE = Path(checkpoint.__file__).parents[2]
+
+# ---- metrics.jsonl and samples.jsonl
+
+
+def test_rows_are_on_disk_at_once_and_come_back_as_numbers(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write(1, {"loss": torch.tensor(0.5), "rows": 3, "norm": np.float32(0.25), "time/step": 0.1})
+    log.write(2, {"loss": float("nan"), "high": float("inf"), "low": torch.tensor(-float("inf"))})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[0] == '{"step": 1, "loss": 0.5, "rows": 3, "norm": 0.25, "time/step": 0.1}'
+    assert json.loads(lines[1], parse_constant=pytest.fail) == {"step": 2, "loss": "nan", "high": "inf", "low": "-inf"}
+    first, second = read_metrics(log.path, times=False)
+    assert first == {"step": 1, "loss": 0.5, "rows": 3, "norm": 0.25}
+    assert np.isnan(second["loss"]) and second["high"] == float("inf") and second["low"] == -float("inf")
+
+
+def test_resuming_drops_exactly_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    straight = MetricsLog(tmp_path / "straight.jsonl")
+    log = MetricsLog(path)
+    for step in (1, 2):
+        log.write(step, {"loss": 1 / step})
+        straight.write(step, {"loss": 1 / step})
+    log.write(2, {"eval/loss": 9.0})  # the same step, before the checkpoint: stays
+    straight.write(2, {"eval/loss": 9.0})
+    position = log.position()
+    log.write(2, {"late": 1.0})  # the same step, after the checkpoint: goes
+    log.write(3, {"loss": 7.0})
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, "lo')  # killed while writing
+    assert len(read_metrics(path)) == 5
+    resumed = MetricsLog(path, keep_bytes=position)
+    for target in (resumed, straight):
+        target.write(3, {"loss": 1 / 3})
+    assert path.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+    MetricsLog(path)
+    assert path.read_bytes() == b""
+
+
+def test_a_log_shorter_than_its_checkpoint_says_so_and_keeps_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2')
+    with pytest.warns(UserWarning, match="metrics.jsonl is shorter"):
+        MetricsLog(path, keep_bytes=1000).write(3, {})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+
+
+def test_samples_keep_any_text(tmp_path):
+    log = SamplesLog(tmp_path / "samples.jsonl")
+    sample = {"prompt": "漢字\n\u2028\x00", "answer": "\ud800", "reward": float("nan"), "ids": [1, 2]}
+    log.write(5, sample)
+    assert read_jsonl(log.path) == [{"step": 5, **sample, "reward": "nan"}]
+    assert "漢字" in log.path.read_text(encoding="utf-8")
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def log(self, step, metrics):
+        self.seen.append((step, dict(metrics)))
+
+    def close(self):
+        self.seen.append("closed")
+
+
+def test_trackers_get_the_same_numbers(tmp_path):
+    tracker = Recorder()
+    log = MetricsLog(tmp_path / "m.jsonl", trackers=[tracker])
+    log.write(1, {"loss": torch.tensor(2.0)})
+    log.close()
+    assert tracker.seen == [(1, {"loss": 2.0}), "closed"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_names_the_extra(tmp_path, monkeypatch, name):
+    real = builtins.__import__
+
+    def without(module, *args, **kwargs):
+        if module.split(".")[0] in ("wandb", "trackio") or module == "torch.utils.tensorboard":
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=rf"--report_to {name} .*pip install 'assent\[track\]'"):
+        open_trackers([name], tmp_path, "id", {})
+
+
+def test_trackers_are_called_as_their_packages_expect(tmp_path, monkeypatch):
+    """Stand-ins for wandb and trackio: what is asked of them at the start, per row and at the end."""
+    calls = []
+
+    class Run:
+        def log(self, metrics, step):
+            calls.append((step, metrics))
+
+        def finish(self):
+            calls.append("finish")
+
+    class Package:
+        @staticmethod
+        def init(**kwargs):
+            calls.append(kwargs)
+            return Run()
+
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, Package)
+    for tracker in open_trackers(["wandb", "trackio"], tmp_path / "run1", "abc", {"lr": 1.0}):
+        tracker.log(3, {"loss": 1.5})
+        tracker.close()
+    assert calls[0]["id"] == "abc" and calls[0]["resume"] == "allow" and calls[0]["config"] == {"lr": 1.0}
+    assert calls[3]["name"] == "run1-abc" and calls[3]["project"] == "assent"
+    assert calls[1:3] == calls[4:6] == [(3, {"loss": 1.5}), "finish"]
+
+
+def test_tensorboard_writes_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tracker,) = open_trackers(["tensorboard"], tmp_path, "id", {}, start=2)
+    tracker.log(3, {"loss": 1.0})
+    tracker.close()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+# ---- progress and interrupts
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    def make(terminal: bool) -> io.StringIO:
+        text = io.StringIO()
+        monkeypatch.setattr(progress, "console", Console(file=text, force_terminal=terminal, width=120))
+        return text
+
+    return make
+
+
+def test_plain_lines_are_few_and_tell_the_time_left(screen, monkeypatch):
+    text, now = screen(terminal=False), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress(50, "sft", start=10) as bar:
+        for step in range(11, 51):
+            now[0] += 3.0
+            bar.update(step, {"loss": 1.23456})
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "sft 14/50  1:48 left  loss 1.235"  # 4 of 40 steps took 12 s, 36 are left
+    assert lines[-1] == "sft 50/50  took 2:00  loss 1.235"
+    assert len(lines) == 10
+
+
+def test_nested_bars_on_a_terminal(screen):
+    text = screen(terminal=True)
+    with Progress(2, "demo") as outer:
+        with Progress(3, "sft") as inner:
+            inner.update(3, {"loss": 0.5})
+        outer.update(1)
+        progress.say("between [phases]")
+    assert Progress._bars is None
+    assert all(part in text.getvalue() for part in ("demo", "sft", "3/3", "loss 0.5", "between [phases]"))
+
+
+def test_clock():
+    assert [clock(s) for s in (0.4, 61.6, 3600 * 2 + 65)] == ["0:00", "1:02", "2:01:05"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_first_signal_asks_second_ends(number, code):
+    script = """
+import os, signal, sys, time
+from assent.train.progress import Interrupt, ShutdownRequested
+number = int(sys.argv[1])
+with Interrupt() as interrupt:
+    assert not interrupt.requested
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)  # an echo within the second does not count
+    assert interrupt.requested
+    error = interrupt.error("saved")
+    if sys.argv[2] == "once":
+        print(error)
+        sys.exit(error.exit_code)
+    time.sleep(1.1)
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+sys.exit(99)
+"""
+    for mode in ("once", "twice"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(int(number)), mode],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            timeout=30,
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count("finishing this step") == 1
+        assert done.stdout == (f"Stopped by {signal.Signals(number).name}. saved\n" if mode == "once" else "")
+
+
+def test_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        assert signal.getsignal(signal.SIGTERM) != before
+        assert isinstance(interrupt.error(), ShutdownRequested)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# ---- the run folder
+
+
+def config(**changes) -> SFTConfig:
+    base = SFTConfig(model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
+    for name, value in changes.items():
+        section, _, option = name.partition("__")
+        value = dataclasses.replace(getattr(base, section), **{option: value}) if option else value
+        base = dataclasses.replace(base, **{section: value})
+    return base
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = RunFolder.create(tmp_path / "run", config())
+    folder.record_data({"fingerprint": "aaa", "rows": 10})
+    checkpoint.save(folder.checkpoints, 4, {"x": 1})
+    return folder.path
+
+
+def test_new_folder_records_options_and_environment(tmp_path):
+    folder = RunFolder.create(tmp_path / "a" / "run", config(optim__lr=3e-4), ranks=2)
+    assert folder.checkpoint is None
+    assert settings.read(SFTConfig, folder.path / "resolved.yaml") == config(optim__lr=3e-4)
+    found = json.loads((folder.path / "environment.json").read_text())
+    assert found["command"] == "SFTConfig" and found["ranks"] == 2 and found["run_id"] == folder.run_id
+    assert found["versions"]["torch"] == torch.__version__ and found["cores"] >= 1
+    text = (folder.path / "environment.json").read_text()
+    assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
+
+
+def test_an_existing_folder_is_never_reused_silently(run, tmp_path):
+    before = (run / "resolved.yaml").read_bytes()
+    with pytest.raises(RunFolderError, match="earlier run is there. Continue it with --resume auto"):
+        RunFolder.create(run, config(optim__lr=1.0))
+    assert (run / "resolved.yaml").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    for resume in (None, "auto"):
+        with pytest.raises(RunFolderError, match="not empty and is no run folder"):
+            RunFolder.create(tmp_path / "other", config(), resume)
+    with pytest.raises(RunFolderError, match="cannot be used"):
+        RunFolder.create(tmp_path / "other" / "thesis.tex", config())
+    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["thesis.tex"]
+
+
+def test_resume_continues_the_newest_and_keeps_the_id(run):
+    first = json.loads((run / "environment.json").read_text())["run_id"]
+    folder = RunFolder.create(run, config(), "auto")
+    assert folder.checkpoint == run / "checkpoints" / "step-000004" and folder.run_id == first
+    assert RunFolder.create(run, config(), str(folder.checkpoint)).checkpoint == folder.checkpoint
+
+
+def test_resume_auto_starts_where_there_is_nothing_yet(tmp_path):
+    assert RunFolder.create(tmp_path / "run", config(), "auto").checkpoint is None
+    assert RunFolder.create(tmp_path / "run", config(), "auto").checkpoint is None  # killed before its first checkpoint
+
+
+CHANGES = {
+    "model__path": "other",
+    "data__train": "other.jsonl",
+    "data__max_length": 7,
+    "data__columns": {"prompt": "q"},
+    "optim__lr": 1.0,
+    "optim__schedule": "linear",
+    "train__seed": 5,
+    "train__batch_size": 3,
+    "model__precision": "bf16",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_resume_refuses_what_would_be_another_run(run, name):
+    before = (run / "resolved.yaml").read_bytes()
+    with pytest.raises(RunFolderError, match=rf"--{name.replace('__', '.')}.*->"):
+        RunFolder.create(run, config(**{name: CHANGES[name]}, train__max_steps=9), "auto")
+    assert (run / "resolved.yaml").read_bytes() == before
+
+
+def test_resume_allows_and_tells_how_long_and_how_often(run, screen):
+    text = screen(terminal=False)
+    changed = config(train__max_steps=100, train__save_every=3, train__keep=5, resume="auto")
+    RunFolder.create(run, changed, "auto")
+    assert "--train.max_steps: None -> 100" in text.getvalue() and "--train.save_every: 0 -> 3" in text.getvalue()
+    assert "resume" not in text.getvalue()
+    assert yaml.safe_load((run / "resolved.yaml").read_text())["train"]["max_steps"] == 100
+
+
+def test_every_changeable_option_exists():
+    assert {option.name for option in settings.options(SFTConfig)} >= MAY_CHANGE
+
+
+def test_resume_refuses_another_command_another_folder_and_changed_data(run, tmp_path, screen):
+    dpo = DPOConfig(model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
+    with pytest.raises(RunFolderError, match="made with SFTConfig, not DPOConfig"):
+        RunFolder.create(run, dpo, "auto")
+    with pytest.raises(RunFolderError, match="belongs to another run folder"):
+        RunFolder.create(tmp_path / "new", config(), str(run / "checkpoints" / "step-000004"))
+    other = RunFolder.create(tmp_path / "other", config())
+    with pytest.raises(RunFolderError, match="not a checkpoint of --out"):
+        RunFolder.create(other.path, config(), str(run / "checkpoints" / "step-000004"))
+    folder = RunFolder.create(run, config(), "auto")
+    folder.record_data({"fingerprint": "aaa", "rows": 10})
+    with pytest.raises(RunFolderError, match="data changed since this run began .*aaa.*bbb"):
+        folder.record_data({"fingerprint": "bbb", "rows": 10})
+
+
+def test_resume_tells_of_another_environment(run, screen):
+    text = screen(terminal=False)
+    RunFolder.create(run, config(), "auto", ranks=2)
+    assert "another environment" in text.getvalue() and "ranks: 1 -> 2" in text.getvalue()
+
+
+def test_damaged_explicit_checkpoint_is_refused(run):
+    (run / "checkpoints" / "step-000004" / "state.json").write_text("")
+    with pytest.raises(CheckpointError, match="state.json: 0 bytes"):
+        RunFolder.create(run, config(), str(run / "checkpoints" / "step-000004"))
+
+
+def test_config_hash_ignores_only_what_may_change():
+    assert config_hash(config()) == config_hash(config(train=TrainConfig(max_steps=5, keep=9), out="elsewhere"))
+    assert config_hash(config()) != config_hash(config(optim=OptimConfig(lr=1.0)))
+    assert config_hash(config()) != config_hash(config(train=TrainConfig(seed=1)))
