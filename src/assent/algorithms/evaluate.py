@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from assent.algorithms.run import Evaluation
-from assent.data.packing import EpochStream, window
+from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.statistics import proportion_interval
 from assent.train.distributed import World, all_sum_dict
@@ -25,7 +25,7 @@ def held_out(algorithm: Algorithm, trees: Sequence[TokenTree], stream: EpochStre
     for module in algorithm.modules.values():
         module.eval()
     for start in range(0, len(trees), CHUNK):
-        part = window(trees[start : start + CHUNK], **stream.options)
+        part = stream.pack(trees[start : start + CHUNK])
         for batch in part.batches:
             add_sums(sums, algorithm.loss(batch.to(world.device), part.counts).metrics)
     for module in algorithm.modules.values():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from assent import settings
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare
@@ -93,6 +94,7 @@ class Job:
 @contextmanager
 def job(config: RunConfig) -> Iterator[Job]:
     """Sets a command up and leaves the process group at the end."""
+    settings.validate(config)
     quiet_transformers()
     world = distributed.init(config.train.threads)
     try:

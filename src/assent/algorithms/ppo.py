@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,12 @@ class PPO:
                 per_token["values"] = models.critic(batch, batch.source)
             return Fields(per_token)
 
-        options = {"micro_tokens": self.config.train.micro_tokens, "world": self.job.world}
-        trees = annotate(trees, numbers, flat=models.flat, **options)
-        judged = annotate(
+        share = partial(annotate, micro_tokens=self.config.train.micro_tokens, world=self.job.world)
+        trees = share(trees, numbers, flat=models.flat)
+        judged = share(
             models.reward.trees(prompts, trees),
             lambda batch: Fields(per_response={"reward": models.reward.score(batch)}),
             flat=not models.reward.scorer.tree,
-            **options,
         )
         rewards = [tree.per_response["reward"] for tree in judged]
         for example, reward in zip(prompts, rewards, strict=True):

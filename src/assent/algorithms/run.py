@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,8 @@ class Run:
         folder = self.job.folder
         for name, backbone in final.items():
             state = distributed.full_state_dict(backbone)
-            hf_state = {key.removeprefix("model."): value for key, value in state.items()}
-            target = folder.path / name
-            distributed.on_main(lambda b=backbone, t=target, s=hf_state: save_model(b, self.job.tokenizer, t, s))
+            weights = {key.removeprefix("model."): value for key, value in state.items()}
+            distributed.on_main(partial(save_model, backbone, self.job.tokenizer, folder.path / name, weights))
         if self.job.world.is_main:
             (folder.model / "README.md").write_text(model_card(self.config, self.metrics, self.step), encoding="utf-8")
         distributed.barrier()

@@ -42,10 +42,7 @@ class SFT:
 
 
 def train_sft(config: SFTConfig) -> RunResult:
-    """Fine-tunes `config.model` on the answers of `config.data`; the result is `config.out`/model.
-
-    >>> train_sft(SFTConfig(model=ModelConfig("base"), data=DataConfig("train.jsonl"), out="runs/sft"))  # doctest: +SKIP
-    """
+    """Fine-tunes `config.model` on the answers of `config.data`; the result is `config.out`/model."""
     with job(config) as current:
         data = current.prepare(sft_view)
         policy = current.policy()

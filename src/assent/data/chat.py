@@ -284,11 +284,10 @@ class Chat:
             if not len(ends):
                 turn = np.append(turn, np.int32(self._eos_id))
             length = ends[0] + 1 if len(ends) else len(turn)
-            turn = turn[:length] if last else turn
             ids.append(turn)
             trained.append(np.arange(len(turn)) < length)
         mask = np.concatenate(trained)[:room]
-        end = np.flatnonzero(mask)[-1] + 1  # a cut inside another role's turn leaves nothing to train there
+        end = np.flatnonzero(mask)[-1] + 1  # what the template writes after the last EOS, or a cut leaves, is dropped
         return Branch(ids=np.concatenate(ids)[:end], trained=mask[:end])
 
     @staticmethod

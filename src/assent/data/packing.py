@@ -140,7 +140,7 @@ class EpochStream:
     ) -> None:
         self.trees = trees
         self.batch_size = batch_size
-        self.options = {"micro_tokens": micro_tokens, "flat": flat, "rank": rank, "ranks": ranks}
+        self.micro_tokens, self.flat, self.rank, self.ranks = micro_tokens, flat, rank, ranks
         self.seed = seed
         self.given = 0
 
@@ -154,7 +154,11 @@ class EpochStream:
             indices = order(len(self.trees), seed=self.seed, epoch=epoch)
             chosen = indices[step * self.batch_size : (step + 1) * self.batch_size]
             self.given += 1
-            yield window([self.trees[i] for i in chosen], **self.options)
+            yield self.pack([self.trees[i] for i in chosen])
+
+    def pack(self, trees: Sequence[TokenTree]) -> Window:
+        """A window of any trees, packed for this rank like the stream's own."""
+        return window(trees, micro_tokens=self.micro_tokens, flat=self.flat, rank=self.rank, ranks=self.ranks)
 
     def state_dict(self) -> dict[str, object]:
         return {"given": self.given}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,19 +54,6 @@ class TokenTree:
     @property
     def num_trained(self) -> int:
         return sum(int(branch.trained.sum()) for branch in self.branches)
-
-    def flat(self) -> list[TokenTree]:
-        """The same responses as one-branch trees, each with its own copy of the prompt (pairs are dropped: the batch
-        that packs them keeps them by response index)."""
-        return [
-            TokenTree(
-                prompt=self.prompt,
-                branches=(branch,),
-                per_response={name: values[i : i + 1] for name, values in self.per_response.items()},
-                key=self.key,
-            )
-            for i, branch in enumerate(self.branches)
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +122,7 @@ class TreeBatch:
         return torch.bincount(self.response, minlength=self.num_responses).to(torch.float32)
 
     def to(self, device: torch.device | str) -> TreeBatch:
-        def move(value):
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, Mapping):
@@ -148,78 +136,79 @@ def collate(trees: Sequence[TokenTree], flat: bool = False) -> TreeBatch:
     """Packs trees into one `TreeBatch`, in the order given. With `flat` each response gets its own copy of the prompt
     (for models that a tree cannot express exactly); responses, pairs and fields keep their order, so every loss is
     the same number."""
-    tokens: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    source: list[np.ndarray] = []
-    label: list[np.ndarray] = []
-    response: list[np.ndarray] = []
-    last: list[int] = []
-    prompt: list[int] = []
+    stream = _Stream()
     pairs: list[tuple[int, int]] = []
     margin: list[float] = []
-    segments: list[Segment] = []
-    offset = 0
-    num_responses = 0
     for index, tree in enumerate(trees):
         assert len(tree.prompt) > 0, "a tree needs at least one prompt token to predict from"
-        width = len(tree.prompt)
-        first_response = num_responses
-        prompt_start, branch_spans = offset, []
-
-        def put_prompt(tree=tree, width=width):
-            nonlocal offset
-            tokens.append(tree.prompt)
-            positions.append(np.arange(width))
-            offset += width
-
-        if not flat:
-            put_prompt()
-        for branch in tree.branches:
-            if flat:
-                prompt_start = offset
-                put_prompt()
-            start = offset
-            tokens.append(branch.ids)
-            positions.append(np.arange(width, width + len(branch)))
-            where = np.flatnonzero(branch.trained)
-            label.append(start + where)
-            source.append(np.where(where == 0, prompt_start + width - 1, start + where - 1))
-            response.append(np.full(len(where), num_responses))
-            offset += len(branch)
-            last.append(offset - 1)
-            prompt.append(index)
-            num_responses += 1
-            if flat:
-                segments.append(Segment(prompt_start, start, ((start, offset),)))
-            else:
-                branch_spans.append((start, offset))
-        if not flat:
-            segments.append(Segment(prompt_start, prompt_start + width, tuple(branch_spans)))
+        first = len(stream.last)
+        for group in [(branch,) for branch in tree.branches] if flat else [tree.branches]:
+            stream.add(tree.prompt, group, index)
         for chosen, rejected, gap in tree.pairs:
-            pairs.append((first_response + chosen, first_response + rejected))
+            pairs.append((first + chosen, first + rejected))
             margin.append(gap)
-
-    def ints(parts) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.int64)
-
-    def floats(parts) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32)) if parts else torch.zeros(0)
-
     branches = [branch for tree in trees for branch in tree.branches]
     token_names = branches[0].per_token if branches else {}
     response_names = trees[0].per_response if trees else {}
     return TreeBatch(
-        tokens=ints(tokens),
-        positions=ints(positions),
-        source=ints(source),
-        label=ints(label),
-        response=ints(response),
-        last=torch.tensor(last, dtype=torch.int64),
-        prompt=torch.tensor(prompt, dtype=torch.int64),
+        tokens=_ints(stream.tokens),
+        positions=_ints(stream.positions),
+        source=_ints(stream.source),
+        label=_ints(stream.label),
+        response=_ints(stream.response),
+        last=torch.tensor(stream.last, dtype=torch.int64),
+        prompt=torch.tensor(stream.prompt, dtype=torch.int64),
         pairs=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
         margin=torch.tensor(margin, dtype=torch.float32),
-        segments=tuple(segments),
+        segments=tuple(stream.segments),
         keys=tuple(tree.key for tree in trees),
-        per_token={name: floats([branch.per_token[name] for branch in branches]) for name in token_names},
-        per_response={name: floats([tree.per_response[name] for tree in trees]) for name in response_names},
+        per_token={name: _floats([branch.per_token[name] for branch in branches]) for name in token_names},
+        per_response={name: _floats([tree.per_response[name] for tree in trees]) for name in response_names},
     )
+
+
+class _Stream:
+    """The packed stream while it grows."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.source: list[np.ndarray] = []
+        self.label: list[np.ndarray] = []
+        self.response: list[np.ndarray] = []
+        self.last: list[int] = []
+        self.prompt: list[int] = []
+        self.segments: list[Segment] = []
+
+    def add(self, prompt: np.ndarray, branches: Sequence[Branch], index: int) -> None:
+        """Appends the prompt of tree `index` and these of its branches."""
+        start, _ = self._put(prompt, 0)
+        prompt_end = self.length
+        spans = []
+        for branch in branches:
+            assert len(branch) > 0, "a response has at least one token"
+            begin, end = self._put(branch.ids, len(prompt))
+            where = np.flatnonzero(branch.trained)
+            self.label.append(begin + where)
+            self.source.append(np.where(where == 0, prompt_end - 1, begin + where - 1))
+            self.response.append(np.full(len(where), len(self.last)))
+            self.last.append(end - 1)
+            self.prompt.append(index)
+            spans.append((begin, end))
+        self.segments.append(Segment(start, prompt_end, tuple(spans)))
+
+    def _put(self, ids: np.ndarray, position: int) -> tuple[int, int]:
+        start = self.length
+        self.tokens.append(ids)
+        self.positions.append(np.arange(position, position + len(ids)))
+        self.length += len(ids)
+        return start, self.length
+
+
+def _ints(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+def _floats(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32)) if parts else torch.zeros(0)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from .advantages import gae, whiten
-from .kl import ESTIMATORS, kl_estimate
-from .policy_gradient import RatioDiagnostics, ppo_clip, ratio_diagnostics
-from .preference import dpo, implicit_reward
-from .reward import bradley_terry, bradley_terry_tokens
-from .sft import cross_entropy
-from .value import clipped_value, explained_variance
+from assent.losses.advantages import gae, whiten
+from assent.losses.kl import ESTIMATORS, kl_estimate
+from assent.losses.policy_gradient import RatioDiagnostics, ppo_clip, ratio_diagnostics
+from assent.losses.preference import dpo, implicit_reward
+from assent.losses.reward import bradley_terry, bradley_terry_tokens
+from assent.losses.sft import cross_entropy
+from assent.losses.value import clipped_value, explained_variance
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._shapes import check_shapes, check_sorted
+from assent.losses._shapes import check_shapes, check_sorted
 
 
 def gae(rewards: Tensor, values: Tensor, response: Tensor, *, gamma: float, lam: float) -> Tensor:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from ._ratio import bounded_exp
-from ._shapes import check_shapes
+from assent.losses._ratio import bounded_exp
+from assent.losses._shapes import check_shapes
 
 
 def _k1(log_r: Tensor) -> Tensor:

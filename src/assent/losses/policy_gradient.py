@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._ratio import bounded_exp
-from ._shapes import check_shapes
-from .kl import kl_estimate
+from assent.losses._ratio import bounded_exp
+from assent.losses._shapes import check_shapes
+from assent.losses.kl import kl_estimate
 
 
 def ppo_clip(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._shapes import check_shapes
+from assent.losses._shapes import check_shapes
 
 
 def implicit_reward(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._shapes import check_shapes
+from assent.losses._shapes import check_shapes
 
 
 def cross_entropy(logprobs: Tensor) -> Tensor:

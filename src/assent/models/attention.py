@@ -6,6 +6,7 @@ cache in `assent.rollout`). No mask is ever built on the CPU: a tree is cut into
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -83,19 +84,25 @@ def inexact_reason(model: PreTrainedModel, max_length: int) -> str | None:
 class TreeAttend:
     """Attention over packed trees: a prompt sees itself causally, a response its prompt and itself causally.
 
-    On the CPU each tree is three kinds of rectangles (prompt on prompt, all responses on the prompt, each response on
-    itself) computed by the flash kernel and joined by their log-sum-exps. Elsewhere FlexAttention runs the same
-    pattern as a block mask.
+    On the CPU a long tree is three kinds of rectangles (prompt on prompt, all responses on the prompt, each response
+    on itself) computed by the flash kernel without a mask and joined by their log-sum-exps; short trees of similar
+    length run side by side as one masked batch, where a call of the kernel would cost more than its arithmetic.
+    Elsewhere FlexAttention runs the same pattern as a block mask.
     """
 
     def __init__(self, segments: Sequence[Segment], num_tokens: int) -> None:
         self.segments = tuple(segments)
         self.num_tokens = num_tokens
         self._block_mask: Any = None
+        self._plan: _Plan | None = None
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         if query.device.type == "cpu":
-            return _TreeFlash.apply(query, key, value, scaling, self.segments)
+            if self._plan is None:
+                self._plan = _Plan.of(self.segments, query.shape[1] * query.shape[3])
+            if query.dtype == torch.bfloat16:  # the CPU's flash kernel is up to three times slower in bf16
+                query, key, value = query.float(), key.float(), value.float()
+            return _TreeFlash.apply(query, key, value, scaling, self._plan)
         return self._flex(query, key, value, scaling)
 
     def _flex(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -157,8 +164,79 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+SHORT = 1 << 21
+"""A tree of L tokens is short if L * L * width is at most this: its whole square costs less than separate calls."""
+STRETCH = 1.2
+"""Trees in one masked batch differ in length by at most this factor (or 8 tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Short trees side by side: `index` [B, L] into the stream (padding repeats the first token), `real` [B, L], and
+    the additive mask `bias` [B, 1, L, L]: 0 where a query sees a key, else -inf."""
+
+    index: Tensor
+    real: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, group: Sequence[Segment]) -> _Side:
+        length = max(segment.end - segment.start for segment in group)
+        start = torch.tensor([segment.start for segment in group])
+        size = torch.tensor([segment.end - segment.start for segment in group])
+        prompt = torch.tensor([segment.prompt_end - segment.start for segment in group])
+        branch = torch.full((len(group), length), -1, dtype=torch.int32)
+        for row, segment in enumerate(group):
+            for number, (begin, end) in enumerate(segment.branches):
+                branch[row, begin - segment.start : end - segment.start] = number
+        where = torch.arange(length)
+        real = where < size[:, None]
+        index = start[:, None] + where * real
+        same = (branch[:, :, None] == branch[:, None, :]) | (where < prompt[:, None])[:, None, :]
+        visible = same & (where[:, None] >= where) & real[:, None, :]
+        visible[:, :, 0] |= ~real  # padding must see something; its output is dropped
+        return cls(index, real, torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))[:, None])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[1, H, T, D] -> [B, H, L, D]."""
+        rows, length = self.index.shape
+        return x[0].index_select(1, self.index.view(-1)).view(x.shape[1], rows, length, -1).transpose(0, 1)
+
+    def scatter(self, target: Tensor, x: Tensor) -> None:
+        """Writes [B, H, L, D] into the stream [1, H, T, D], without the padding."""
+        target[0].transpose(0, 1)[self.index[self.real]] = x.transpose(1, 2)[self.real]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a packed stream is computed: rectangles of long trees, and short trees side by side."""
+
+    rectangles: tuple[tuple[int, int, int, int, bool], ...]
+    """(query start, query end, key start, key end, causal); a causal one that is not a prompt joins what is there."""
+    prompts: frozenset[int]
+    sides: tuple[_Side, ...]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], width: int) -> _Plan:
+        short = sorted((s for s in segments if (s.end - s.start) ** 2 * width <= SHORT), key=lambda s: s.end - s.start)
+        long = [s for s in segments if (s.end - s.start) ** 2 * width > SHORT]
+        groups: list[list[Segment]] = []
+        for segment in short:
+            size = segment.end - segment.start
+            least = groups[-1][0].end - groups[-1][0].start if groups else 0
+            if groups and size <= max(least * STRETCH, least + 8):
+                groups[-1].append(segment)
+            else:
+                groups.append([segment])
+        return cls(
+            tuple(part for segment in long for part in _rectangles(segment)),
+            frozenset(segment.start for segment in long),
+            tuple(_Side.of(group) for group in groups),
+        )
+
+
 def _rectangles(segment: Segment) -> list[tuple[int, int, int, int, bool]]:
-    """(query start, query end, key start, key end, causal) of one tree; together they are exactly its visibility."""
+    """The rectangles of one tree; together they are exactly its visibility."""
     parts = [(segment.start, segment.prompt_end, segment.start, segment.prompt_end, True)]
     if segment.branches:
         parts.append((segment.prompt_end, segment.end, segment.start, segment.prompt_end, False))
@@ -172,47 +250,53 @@ class _TreeFlash(torch.autograd.Function):
     its part of the gradient exact (p = exp(q k - lse), delta = grad_out . out)."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, segments: tuple) -> Tensor:
-        _, heads, length, width = query.shape
-        out = query.new_empty(1, length, heads, width).transpose(1, 2)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, plan: _Plan) -> Tensor:
+        _, heads, length, _ = query.shape
+        out = query.new_empty(1, length, heads, value.shape[3]).transpose(1, 2)
         stats = torch.float64 if query.dtype == torch.float64 else torch.float32
         lse = torch.empty(1, length, heads, dtype=stats).transpose(1, 2)
-        for segment in segments:
-            for q0, q1, k0, k1, causal in _rectangles(segment):
-                part, part_lse = _forward(
-                    query[:, :, q0:q1], key[:, :, k0:k1], value[:, :, k0:k1], 0.0, causal, scale=scaling
-                )
-                own = causal and k0 != segment.start
-                if own:  # a response on itself joins what it got from the prompt
-                    joint = torch.logaddexp(lse[:, :, q0:q1], part_lse)
-                    kept = out[:, :, q0:q1] * (lse[:, :, q0:q1] - joint).exp().unsqueeze(-1)
-                    part = torch.addcmul(kept, part, (part_lse - joint).exp().unsqueeze(-1))
-                    part_lse = joint
-                out[:, :, q0:q1] = part
-                lse[:, :, q0:q1] = part_lse
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.scaling, ctx.segments = scaling, segments
+        for q0, q1, k0, k1, causal in plan.rectangles:
+            part, part_lse = _forward(
+                query[:, :, q0:q1], key[:, :, k0:k1], value[:, :, k0:k1], 0.0, causal, scale=scaling
+            )
+            if causal and k0 not in plan.prompts:  # a response on itself joins what it got from the prompt
+                joint = torch.logaddexp(lse[:, :, q0:q1], part_lse)
+                kept = out[:, :, q0:q1] * (lse[:, :, q0:q1] - joint).exp().unsqueeze(-1)
+                part = torch.addcmul(kept, part, (part_lse - joint).exp().unsqueeze(-1))
+                part_lse = joint
+            out[:, :, q0:q1] = part
+            lse[:, :, q0:q1] = part_lse
+        side_stats = []
+        for side in plan.sides:
+            q, k, v = side.gather(query), side.gather(key), side.gather(value)
+            part, part_lse = _forward(q, k, v, 0.0, False, attn_mask=side.bias.to(q.dtype), scale=scaling)
+            side.scatter(out, part)
+            side_stats.append(part_lse)
+        ctx.save_for_backward(query, key, value, out, lse, *side_stats)
+        ctx.scaling, ctx.plan = scaling, plan
         return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
+        query, key, value, out, lse, *side_stats = ctx.saved_tensors
         grad_out = grads[0].transpose(1, 2)
-        grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-        for segment in ctx.segments:
-            for q0, q1, k0, k1, causal in _rectangles(segment):
-                dq, dk, dv = _backward(
-                    grad_out[:, :, q0:q1],
-                    query[:, :, q0:q1],
-                    key[:, :, k0:k1],
-                    value[:, :, k0:k1],
-                    out[:, :, q0:q1],
-                    lse[:, :, q0:q1],
-                    0.0,
-                    causal,
-                    scale=ctx.scaling,
-                )
-                grad_query[:, :, q0:q1] += dq
-                grad_key[:, :, k0:k1] += dk
-                grad_value[:, :, k0:k1] += dv
-        return grad_query, grad_key, grad_value, None, None
+        inputs = (query, key, value)
+        found = tuple(torch.zeros_like(x) for x in inputs)
+        for q0, q1, k0, k1, causal in ctx.plan.rectangles:
+            rows, columns = (slice(None), slice(None), slice(q0, q1)), (slice(None), slice(None), slice(k0, k1))
+            parts = _backward(
+                grad_out[rows], query[rows], key[columns], value[columns], out[rows], lse[rows], 0.0, causal,
+                scale=ctx.scaling,
+            )  # fmt: skip
+            for total, part, where in zip(found, parts, (rows, columns, columns), strict=True):
+                total[where] += part
+        for side, stats in zip(ctx.plan.sides, side_stats, strict=True):
+            q, k, v = (side.gather(x) for x in inputs)
+            gathered = side.gather(grad_out) * side.real[:, None, :, None]
+            parts = _backward(
+                gathered, q, k, v, side.gather(out), stats, 0.0, False,
+                attn_mask=side.bias.to(q.dtype), scale=ctx.scaling,
+            )  # fmt: skip
+            for total, part in zip(found, parts, strict=True):
+                side.scatter(total, part)
+        return (*found, None, None)

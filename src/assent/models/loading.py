@@ -189,7 +189,7 @@ def _prepare(
             setattr(model.config, name, 0.0)
     for module in model.modules():  # some attentions read their rate at construction
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+            module.attention_dropout = 0.0
     if tree:
         install(model)
     model.requires_grad_(trainable)

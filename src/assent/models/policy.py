@@ -36,6 +36,11 @@ class Backbone(nn.Module):
         self.tree = tree
 
     @property
+    def plain(self) -> PreTrainedModel:
+        """The Hugging Face model itself; LoRA adapters are inside its layers, not around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -47,7 +52,7 @@ class Backbone(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """The decoder layers, the units of sharding and of activation checkpointing."""
-        lists = [m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+        lists = [m for m in self.plain.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
         return list(lists[0]) if lists else []
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -57,7 +62,7 @@ class Backbone(nn.Module):
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Final hidden states, [T, h]."""
-        base = self.model.base_model
+        base = self.plain.base_model
         with self.autocast():
             if self.tree:
                 attend = TreeAttend(batch.segments, batch.num_tokens)
@@ -101,7 +106,7 @@ class Policy(Backbone):
 
     def without_adapters(self) -> AbstractContextManager[Any]:
         """The start of a LoRA policy: its adapters are off inside this context."""
-        return self.model.disable_adapter()  # type: ignore[operator]
+        return self.model.disable_adapter()
 
 
 class ScoreModel(Backbone):

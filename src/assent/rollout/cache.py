@@ -114,10 +114,11 @@ class SlotCache:
         values[:batch, :, self.end] = value[:, :, 0]
         seen = slice(self._low, self.end + 1)
         grouped = query.reshape(batch, key.shape[1], -1, width).to(keys.dtype)
-        scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
-        if self._step_mask is not None:
-            scores += self._step_mask
-        out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
+        with torch.autocast(self.device.type, enabled=False):
+            scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
+            if self._step_mask is not None:
+                scores += self._step_mask
+            out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
         return out.view(batch, 1, heads, value.shape[-1])
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ _CHECK_EVERY = 4  # steps between looks for ended responses on an accelerator
 class TorchEngine:
     """Samples from a Hugging Face causal language model, whose weights it shares with whoever trains it.
 
-    model        its attention is switched to `assent.models.attention`
+    model        runs its own forward; only its attention is replaced, while it samples
     eos_ids      tokens that end a response
     precision    of matrix products; weights stay as they are
     on_progress  called with (finished responses, all responses) as responses finish
@@ -46,7 +46,6 @@ class TorchEngine:
         precision: str = "fp32",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        install(model)
         self.model = model
         self.eos_ids = sorted(eos_ids)
         self.precision = precision
@@ -91,19 +90,21 @@ class TorchEngine:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        """Evaluation mode, no autograd, weights laid out for decoding; all undone on leaving."""
+        """Evaluation mode, no autograd, our attention, weights laid out for decoding; all undone on leaving."""
         device = self.device.type
         dtype = torch.bfloat16 if self.precision == "bf16" else next(self.model.parameters()).dtype
         autocast: AbstractContextManager[object] = nullcontext()
         if self.precision == "bf16":
             autocast = torch.autocast(device, torch.bfloat16, cache_enabled=False)
-        training = self.model.training
+        training, attention = self.model.training, self.model.config._attn_implementation
+        install(self.model)
         self.model.eval()
         try:
-            with torch.inference_mode(), autocast, packed_linears(self.model, dtype):
+            with torch.no_grad(), autocast, packed_linears(self.model, dtype):
                 yield
         finally:
             self.model.train(training)
+            self.model.set_attn_implementation(attention)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ the number of ranks cannot change the gradient.
 
 from __future__ import annotations
 
-import gc
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,18 +62,18 @@ def init(threads: int = 0) -> World:
 
 
 def shutdown() -> None:
-    """Leaves the process group, together with the other ranks."""
+    """Leaves the process group. Waits for nobody, so that a rank that failed takes the others down with it."""
     if dist.is_initialized():
-        barrier()
-        # Dropped models hold the group in reference cycles; a group that outlives Python's shutdown aborts the process.
-        gc.collect()
         dist.destroy_process_group()
+        # gloo's threads let go of the last collective's tensors a moment after it returned, and need Python's lock for
+        # it. If the interpreter ends first, the process aborts: give them the lock once more.
+        time.sleep(0.1)
 
 
 def barrier() -> None:
     """Waits until every rank is here."""
     if dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))
+        dist.barrier(device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None)
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -31,9 +31,12 @@ class Loss:
 
 
 class Algorithm(Protocol):
-    """Where windows come from, and what their loss is. `modules` are trained, by name."""
+    """Where windows come from, and what their loss is."""
 
-    modules: dict[str, nn.Module]
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What is trained, by name."""
+        ...
 
     def windows(self) -> Iterator[Window]:
         """Windows without end, continuing from the loaded state."""

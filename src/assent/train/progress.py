@@ -58,6 +58,7 @@ class Progress:
                     TextColumn("{task.fields[left]}", style="cyan"),
                     TextColumn("{task.fields[shown]}", style="dim"),
                     console=console,
+                    refresh_per_second=4,
                 )
                 Progress._bars.start()
             Progress._depth += 1

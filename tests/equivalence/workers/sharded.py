@@ -86,6 +86,8 @@ def train(world: d.World, folder: Path, resume: Path | None = None) -> dict[str,
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 == SAVE_AT:
+            with torch.no_grad():
+                model(sequences(step)[0])  # as after an evaluation: FSDP has left the root's weights gathered
             save(world, folder, model, optimizer, modules)
     result["weights"] = d.full_state_dict(model)
     return result
@@ -151,7 +153,6 @@ def main(out: Path, single_checkpoint: Path) -> None:
         for name, result in (("straight", straight), ("resumed", resumed)):
             checkpoint.save(out / name, 0, {"result": result})
         (out / "answers.json").write_text(json.dumps(answers))
-    d.barrier()
     d.shutdown()
 
 

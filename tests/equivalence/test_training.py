@@ -1,0 +1,356 @@
+"""One optimiser step is one set of examples: how it is cut into micro-batches, packed, ordered or shared over ranks
+changes neither loss nor gradient nor the next weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from assent.algorithms.dpo import DPO
+from assent.algorithms.job import Job
+from assent.algorithms.ppo import PPO, Models
+from assent.algorithms.reward import Reward
+from assent.algorithms.sft import SFT
+from assent.config import (
+    DataConfig,
+    DPOSection,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    PPOConfig,
+    PPOSection,
+    RewardSection,
+    SamplingConfig,
+)
+from assent.data.chat import Chat
+from assent.data.packing import Window, idle, window
+from assent.data.tree import Branch, TokenTree
+from assent.errors import NonFiniteError
+from assent.models.loading import load_policy, load_score_model
+from assent.rewards.model import ModelReward
+from assent.train.distributed import World
+from assent.train.loop import Loss, train_steps
+from assent.train.optim import build_optimizer
+
+ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+OPTIM = OptimConfig(lr=1e-3, eps=1e-4, warmup=0.0, schedule="constant", max_grad_norm=0.5)
+"""eps well above the rounding of gradients: Adam's first step is otherwise their sign, whatever their size."""
+LENGTH = 128
+Make = Callable[[Path, object], object]
+
+
+def pair_trees(number: int = 7) -> list[TokenTree]:
+    """Pairs of very different lengths, with PPO's fields beside them."""
+    draw = np.random.default_rng(11)
+    made = []
+    for key in range(number):
+        branches = []
+        for size in draw.integers(1, 30, 2):
+            trained = draw.random(size) < 0.8
+            trained[-1] = True
+            n = int(trained.sum())
+            fields = {
+                "old": draw.uniform(-6, -5.6, n),
+                "values": draw.normal(size=n),
+                "advantages": draw.normal(size=n),
+                "returns": draw.normal(size=n),
+            }
+            branches.append(Branch(draw.integers(3, 260, size), trained, fields))
+        prompt = draw.integers(3, 260, draw.integers(1, 12))
+        made.append(TokenTree(prompt, tuple(branches), ((0, 1, float(draw.random())),), key=key))
+    return made
+
+
+def model_config(folder: Path, **options) -> ModelConfig:
+    return ModelConfig(str(folder), precision="fp32", **options)
+
+
+def sft(folder: Path, tokenizer) -> SFT:
+    return SFT(load_policy(model_config(folder), max_length=LENGTH), None)
+
+
+def reward(readout: str, margin: bool) -> Make:
+    def make(folder: Path, tokenizer) -> Reward:
+        scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH)
+        return Reward(scorer, None, RewardSection(readout, margin))
+
+    return make
+
+
+def dpo(folder: Path, tokenizer, **options) -> DPO:
+    reference = load_policy(model_config(folder), max_length=LENGTH, trainable=False)
+    with torch.no_grad():  # another model than the policy, so that its log-probs matter
+        for parameter in reference.parameters():
+            parameter.mul_(1.1)
+    policy = load_policy(model_config(folder, **options), max_length=LENGTH)
+    return DPO(policy, reference, None, DPOSection(beta=0.3))
+
+
+def ppo_config(folder: Path) -> PPOConfig:
+    return PPOConfig(
+        model=model_config(folder),
+        data=DataConfig("unused"),
+        out="unused",
+        ppo=PPOSection(reward_model=str(folder), value_clip=0.2),
+        sampling=SamplingConfig(temperature=0.9, max_new_tokens=12),
+    )
+
+
+def ppo(folder: Path, tokenizer) -> PPO:
+    config = ppo_config(folder)
+    chat = Chat(tokenizer, None)
+    models = Models(
+        policy=load_policy(config.model, max_length=LENGTH),
+        critic=load_score_model(config.model, tokenizer, max_length=LENGTH),
+        reference=load_policy(config.model, max_length=LENGTH, trainable=False),
+        reward=ModelReward(
+            load_score_model(config.model, tokenizer, max_length=LENGTH, trainable=False, seed=3), chat, chat, LENGTH
+        ),
+    )
+    return PPO(Job(config, ONE, None, tokenizer, chat), models, [], config)
+
+
+ALGORITHMS: dict[str, Make] = {
+    "sft": sft,
+    "reward last": reward("last", False),
+    "reward mean": reward("mean", False),
+    "reward margin": reward("last", True),
+    "reward mean margin": reward("mean", True),
+    "dpo": dpo,
+    "ppo": ppo,
+}
+
+
+def gradient(algorithm, windows: Sequence[Window]) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradient of a step whose shares are the given windows, one for each rank."""
+    total = 0.0
+    for module in algorithm.modules.values():
+        module.zero_grad()
+    for made in windows:
+        for batch in made.batches:
+            loss: Loss = algorithm.loss(batch, made.counts)
+            loss.total.backward()
+            total += loss.total.item()
+    return total, {
+        f"{name}.{key}": p.grad.clone()
+        for name, module in algorithm.modules.items()
+        for key, p in module.named_parameters()
+        if p.grad is not None
+    }
+
+
+def close(got: tuple[float, dict[str, Tensor]], want: tuple[float, dict[str, Tensor]], tolerance: float = 1e-6) -> None:
+    assert got[0] == pytest.approx(want[0], abs=tolerance)
+    assert got[1].keys() == want[1].keys()
+    for name, gradient in want[1].items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(
+            got[1][name], gradient, atol=tolerance * scale, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_cutting_packing_order_and_ranks_change_nothing(name: str, tiny_model_dir: Path, tokenizer) -> None:
+    algorithm = ALGORITHMS[name](tiny_model_dir, tokenizer)
+    trees = pair_trees()
+    whole = window(trees, micro_tokens=1 << 20)
+    assert len(whole.batches) == 1
+    want = gradient(algorithm, [whole])
+    assert sum(g.abs().sum() for g in want[1].values()) > 1e-2
+
+    alone = window(trees, micro_tokens=1)
+    assert len(alone.batches) == len(trees)
+    close(gradient(algorithm, [alone]), want)
+    close(gradient(algorithm, [window(trees, micro_tokens=80)]), want)
+    close(gradient(algorithm, [window(trees[::-1], micro_tokens=1 << 20)]), want)
+    shares = [window(trees, micro_tokens=50, rank=rank, ranks=9) for rank in range(9)]
+    assert any(not batch.keys for share in shares for batch in share.batches), "two ranks idle"
+    close(gradient(algorithm, shares), want)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_sharing_prompts_changes_nothing(name: str, tiny_model_dir: Path, tokenizer) -> None:
+    algorithm = ALGORITHMS[name](tiny_model_dir, tokenizer)
+    want = gradient(algorithm, [window(pair_trees(), micro_tokens=200)])
+    modules = [*algorithm.modules.values(), getattr(algorithm, "reference", None)]
+    for module in filter(None, modules):
+        module.tree = False
+        module.model.set_attn_implementation("eager")
+    close(gradient(algorithm, [window(pair_trees(), micro_tokens=200, flat=True)]), want, 2e-6)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_idle_rank_adds_zeros_to_every_gradient(name: str, tiny_model_dir: Path, tokenizer) -> None:
+    """Every weight that a busy rank has a gradient for gets one, or a sharded backward pass would hang."""
+    algorithm = ALGORITHMS[name](tiny_model_dir, tokenizer)
+    busy = window(pair_trees(), micro_tokens=1 << 20)
+    touched = gradient(algorithm, [busy])[1].keys()
+    loss, grads = gradient(algorithm, [replace(busy, batches=(idle(pair_trees()[0]),))])
+    assert loss == 0.0 and grads.keys() == touched
+    assert not any(grad.any() for grad in grads.values())
+
+
+class Fixed:
+    """The algorithm with windows of its own."""
+
+    def __init__(self, algorithm, made: Sequence[Window]) -> None:
+        self.algorithm, self.made = algorithm, made
+        self.modules, self.loss = algorithm.modules, algorithm.loss
+
+    def windows(self) -> Iterator[Window]:
+        return iter(self.made)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_next_weights_do_not_depend_on_the_budget(name: str, tiny_model_dir: Path, tokenizer) -> None:
+    results = []
+    for micro_tokens in (1 << 20, 60):
+        algorithm = ALGORITHMS[name](tiny_model_dir, tokenizer)
+        optimizer = build_optimizer([(module, OPTIM.lr) for module in algorithm.modules.values()], OPTIM)
+        fixed = Fixed(algorithm, [window(pair_trees(), micro_tokens=micro_tokens)])
+        before = {key: p.clone() for m in algorithm.modules.values() for key, p in m.named_parameters()}
+        (step,) = train_steps(fixed, optimizer, OPTIM, ONE, start=0, total=1)
+        weights = {f"{n}.{k}": p.detach() for n, m in algorithm.modules.items() for k, p in m.named_parameters()}
+        moved = max(
+            (p.detach() - before[k]).abs().max() for m in algorithm.modules.values() for k, p in m.named_parameters()
+        )
+        assert moved > 1e-4
+        results.append((step.metrics, weights))
+    (metrics, weights), (other_metrics, other) = results
+    for key, value in metrics.items():
+        if not key.startswith("time/"):
+            assert other_metrics[key] == pytest.approx(value, abs=1e-5), key
+    for key, value in weights.items():
+        torch.testing.assert_close(other[key], value, atol=1e-6, rtol=0, msg=lambda text, k=key: f"{k}: {text}")
+
+
+def test_the_mean_of_means_would_be_another_number(tiny_model_dir: Path, tokenizer) -> None:
+    """The usual mistake, each micro-batch divided by its own count, is told apart by these data."""
+    algorithm = sft(tiny_model_dir, tokenizer)
+    made = window(pair_trees(), micro_tokens=60)
+    right = gradient(algorithm, [made])
+    algorithm.policy.zero_grad()
+    for batch in made.batches:
+        loss = -algorithm.policy(batch).logprobs.mean() / len(made.batches)
+        loss.backward()
+    wrong = {f"policy.{key}": p.grad for key, p in algorithm.policy.named_parameters() if p.grad is not None}
+    assert max((wrong[key] - grad).abs().max().item() for key, grad in right[1].items()) > 1e-3
+
+
+@pytest.mark.parametrize("lora", [0, 4], ids=["all weights", "lora"])
+def test_dpo_begins_at_ln_2(lora: int, tiny_model_dir: Path, tokenizer) -> None:
+    """Policy and reference are equal, to the bit: every margin is 0."""
+    config = model_config(tiny_model_dir, lora=LoraConfig(rank=lora))
+    policy = load_policy(config, max_length=LENGTH)
+    reference = None if lora else load_policy(model_config(tiny_model_dir), max_length=LENGTH, trainable=False)
+    algorithm = DPO(policy, reference, None, DPOSection(beta=0.7))
+    made = window(pair_trees(1), micro_tokens=1 << 20)
+    (batch,) = made.batches
+    loss = algorithm.loss(batch, made.counts)
+    assert loss.total.item() == torch.tensor(math.log(2)).item()
+    assert loss.metrics["margin"][0] == 0 and loss.metrics["accuracy"][0] == 0
+    loss.total.backward()
+    assert any(p.grad is not None and p.grad.any() for p in policy.parameters())
+
+
+def test_lora_reference_stays_the_start(tiny_model_dir: Path, tokenizer) -> None:
+    policy = load_policy(model_config(tiny_model_dir, lora=LoraConfig(rank=4)), max_length=LENGTH)
+    algorithm = DPO(policy, None, None, DPOSection())
+    (batch,) = window(pair_trees(), micro_tokens=1 << 20).batches
+    start = policy(batch).logprobs.detach()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                assert "lora_" in name
+                parameter.add_(0.1)
+    assert torch.equal(algorithm.reference_logprobs(batch), start)
+    assert (policy(batch).logprobs - start).abs().max() > 1e-2
+
+
+def test_a_number_that_is_not_finite_stops_before_the_update(tiny_model_dir: Path, tokenizer) -> None:
+    algorithm = sft(tiny_model_dir, tokenizer)
+    made = window(pair_trees(), micro_tokens=60)
+    optimizer = build_optimizer([(algorithm.policy, OPTIM.lr)], OPTIM)
+
+    class Broken(Fixed):
+        def __init__(self) -> None:
+            super().__init__(algorithm, [made])
+            self.loss = self.poisoned
+
+        def poisoned(self, batch, counts) -> Loss:
+            loss = algorithm.loss(batch, counts)
+            return Loss(loss.total * torch.where(torch.tensor(3 in batch.keys), torch.nan, 1.0), loss.metrics)
+
+    before = {name: p.clone() for name, p in algorithm.policy.named_parameters()}
+    with pytest.raises(NonFiniteError, match="step 1: (loss|grad_norm) is nan. The update was not applied"):
+        list(train_steps(Broken(), optimizer, OPTIM, ONE, start=0, total=1))
+    assert all(torch.equal(p, before[name]) for name, p in algorithm.policy.named_parameters())
+
+
+# ---- PPO: what a rollout says, and what training says of it
+
+
+def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: Path, tokenizer) -> None:
+    from assent.data.records import Example, Message, Origin
+
+    algorithm = ppo(tiny_model_dir, tokenizer)
+    prompts = [
+        Example((Message("user", text),), (), origin=Origin("test", i))
+        for i, text in enumerate(("Name three colours.", "How do I boil an egg?", "Hello", "What is 12 + 30?"))
+    ]
+    trees = algorithm.sample(range(4), prompts, 3, seed=1)
+    trees = algorithm.score(trees, prompts, with_critic=True)
+    branches = [branch for tree in trees for branch in tree.branches]
+    assert sum(len(branch) for branch in branches) > 50
+    for branch in branches:
+        np.testing.assert_allclose(branch.per_token["old"], branch.per_token["sampler"], atol=1e-4)
+        np.testing.assert_allclose(branch.per_token["old"], branch.per_token["reference"], atol=1e-5)
+    trees, metrics = algorithm.credit(trees)
+    assert metrics["mismatch"] < 1e-5 and metrics["kl"] == pytest.approx(0, abs=1e-4)
+    made = window(trees[:2], micro_tokens=200)
+    sums: dict[str, float] = {}
+    for batch in made.batches:
+        for name, (value, _) in algorithm.loss(batch, made.counts).metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+    assert sums["ratio"] / made.counts.tokens == pytest.approx(1.0, abs=1e-6)
+    assert sums["clip_fraction"] == 0.0
+
+
+def test_credit_is_gae_over_kl_and_reward(tiny_model_dir: Path, tokenizer) -> None:
+    """Each answer by itself, in a loop: the KL at every token, the score (and the penalty) at the last."""
+    algorithm = ppo(tiny_model_dir, tokenizer)
+    section = replace(algorithm.config.ppo, whiten=False, missing_eos_penalty=0.5, gamma=0.9, lam=0.8)
+    algorithm.config = replace(algorithm.config, ppo=section)
+    draw = np.random.default_rng(2)
+    trees = []
+    for key in range(3):
+        branches = tuple(
+            Branch(
+                draw.integers(3, 99, n),
+                np.ones(n, bool),
+                {name: draw.normal(size=n) for name in ("old", "reference", "values", "entropy", "sampler")},
+            )
+            for n in draw.integers(1, 6, 2)
+        )
+        fields = {"reward": draw.normal(size=2), "finished": np.array([1.0, 0.0])}
+        trees.append(TokenTree(np.array([1, 2]), branches, per_response=fields, key=key))
+    done, _ = algorithm.credit(trees)
+    for before, after in zip(trees, done, strict=True):
+        for i, (b, a) in enumerate(zip(before.branches, after.branches, strict=True)):
+            penalty = 0.0 if i == 0 else 0.5
+            rewards = -section.kl_coef * (b.per_token["old"] - b.per_token["reference"])
+            rewards[-1] += before.per_response["reward"][i] - penalty
+            values, advantage, want = b.per_token["values"], 0.0, []
+            for t in reversed(range(len(rewards))):
+                following = values[t + 1] if t + 1 < len(values) else 0.0
+                advantage = rewards[t] + 0.9 * following - values[t] + 0.9 * 0.8 * advantage
+                want.insert(0, advantage)
+            np.testing.assert_allclose(a.per_token["advantages"], want, atol=1e-6)
+            np.testing.assert_allclose(a.per_token["returns"], np.array(want) + values, atol=1e-6)

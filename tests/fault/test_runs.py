@@ -1,0 +1,439 @@
+"""Whole runs that are stopped, killed, damaged or misused: the same bytes in the end, or a clear refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import assent.algorithms.run as run_module
+from assent.algorithms.dpo import train_dpo
+from assent.algorithms.ppo import train_ppo
+from assent.algorithms.reward import train_reward
+from assent.algorithms.sft import train_sft
+from assent.config import (
+    DataConfig,
+    DPOConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    PPOConfig,
+    PPOSection,
+    RewardConfig,
+    RewardSection,
+    RunConfig,
+    SamplingConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from assent.errors import NonFiniteError, RunFolderError
+from assent.train import checkpoint
+from assent.train.log import read_metrics
+from assent.train.progress import ShutdownRequested
+
+SOURCE = Path(checkpoint.__file__).parents[2]
+WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Twelve pairs whose answers differ in length, one with a strength."""
+    draw = random.Random(0)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
+
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"{i} {text(1, 8)}?", "chosen": text(1, 9), "rejected": f"no {text(1, 9)}"} for i in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def reward_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
+    """A reward model whose scores differ."""
+    from assent.models.loading import load_score_model, save_model
+
+    scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "reward"
+    save_model(scorer, tokenizer, folder)
+    return folder
+
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
+    """Configuration of one of the runs below, six steps (PPO: eight), written to `out`."""
+
+    def build(name: str, out: Path, **train) -> RunConfig:
+        lora = LoraConfig(rank=2) if "lora" in name else LoraConfig()
+        shared = {
+            "model": ModelConfig(str(tiny_model_dir), precision="fp32", lora=lora),
+            "data": DataConfig(str(pairs), eval_fraction=0.2, max_length=64),
+            "out": str(out),
+            "optim": OptimConfig(lr=3e-3, warmup=0.2, weight_decay=0.01),
+            "train": TrainConfig(batch_size=4, micro_tokens=100, max_steps=6, eval_every=2, threads=1, **train),
+        }
+        match name.split()[0]:
+            case "sft":
+                return SFTConfig(**shared)
+            case "reward":
+                return RewardConfig(**shared, reward=RewardSection(readout="mean"))
+            case "dpo":
+                return DPOConfig(**shared)
+            case "ppo":
+                shared["train"] = replace(shared["train"], max_steps=8, eval_every=3)
+                return PPOConfig(
+                    **shared,
+                    ppo=PPOSection(str(reward_dir), responses=2, epochs=2, minibatches=2, value_lr=5e-3),
+                    sampling=SamplingConfig(max_new_tokens=6),
+                )
+        raise ValueError(name)
+
+    return build
+
+
+def train(config: RunConfig) -> None:
+    trainers = {SFTConfig: train_sft, RewardConfig: train_reward, DPOConfig: train_dpo, PPOConfig: train_ppo}
+    trainers[type(config)](config)
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def bytes_of(out: Path) -> dict[str, str]:
+    """Hashes of all that a run computes: newest checkpoint, final models, metrics without times, samples."""
+    newest = checkpoint.newest_complete(out / "checkpoints")
+    found = {file.name: sha(file.read_bytes()) for file in newest.iterdir() if file.suffix == ".safetensors"}
+    state = json.loads((newest / "state.json").read_text())
+    state["run"].pop("positions")  # bytes of metrics.jsonl, whose times differ in length
+    found["state"] = sha(json.dumps(state, sort_keys=True).encode())
+    for file in sorted(out.glob("*/**/*.safetensors")):
+        if "checkpoints" not in file.parts:
+            found[str(file.relative_to(out))] = sha(file.read_bytes())
+    rows = read_metrics(out / "metrics.jsonl", times=False)
+    found["metrics"] = sha(repr(rows).encode())
+    found["rows"] = str(len(rows))
+    samples = out / "samples.jsonl"
+    found["samples"] = sha(samples.read_bytes()) if samples.exists() else "none"
+    return found
+
+
+@pytest.fixture
+def stop_at(monkeypatch) -> Callable[[int | None], None]:
+    """Sends this process SIGTERM while the given step is recorded."""
+    take = run_module.Run.take
+    wanted: list[int | None] = [None]
+
+    def taking(self, result) -> None:
+        take(self, result)
+        if result.step == wanted[0]:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_module.Run, "take", taking)
+
+    def choose(step: int | None) -> None:
+        wanted[0] = step
+
+    return choose
+
+
+def interrupted(config: RunConfig, stop_at, *steps: int) -> None:
+    """The run, stopped after each of `steps` and continued, to its end."""
+    for number, step in enumerate((*steps, None)):
+        stop_at(step)
+        resumed = replace(config, resume="auto" if number else None)
+        if step is None:
+            train(resumed)
+        else:
+            with pytest.raises(ShutdownRequested, match=rf"step {step} saved; continue with --resume auto") as stopped:
+                train(resumed)
+            assert stopped.value.exit_code == 143
+
+
+RUNS = ("sft", "reward", "dpo", "dpo lora", "reward lora")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stopped_and_resumed_is_straight(name: str, make: Make, stop_at, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch and at its end, between evaluations and after one."""
+    train(make(name, tmp_path / "straight"))
+    straight = bytes_of(tmp_path / "straight")
+    assert int(straight["rows"]) >= 6
+    interrupted(make(name, tmp_path / "stopped"), stop_at, 1, 3)
+    assert bytes_of(tmp_path / "stopped") == straight
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo lora"])
+def test_ppo_stopped_at_every_step_is_straight(name: str, make: Make, stop_at, tmp_path: Path) -> None:
+    """Four steps are taken on one rollout: stops lie inside its epochs, between them, and between rollouts."""
+    train(make(name, tmp_path / "straight"))
+    straight = bytes_of(tmp_path / "straight")
+    assert straight["samples"] != "none"
+    rows = read_metrics(tmp_path / "straight" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "rollout" in row] == [1, 5]
+    interrupted(make(name, tmp_path / "stopped"), stop_at, *(range(1, 8) if name == "ppo" else (2, 5)))
+    assert bytes_of(tmp_path / "stopped") == straight
+
+
+def test_runs_differ_where_they_should(make: Make, tmp_path: Path) -> None:
+    """The comparison above sees one other seed."""
+    train(make("sft", tmp_path / "a"))
+    train(make("sft", tmp_path / "b", seed=1))
+    a, b = bytes_of(tmp_path / "a"), bytes_of(tmp_path / "b")
+    assert all(a[key] != b[key] for key in ("policy.safetensors", "optimizer.safetensors", "model/model.safetensors"))
+    assert a["metrics"] != b["metrics"]
+
+
+def test_resuming_a_finished_run_changes_nothing(make: Make, tmp_path: Path) -> None:
+    config = make("sft", tmp_path / "run")
+    train(config)
+    before = bytes_of(tmp_path / "run")
+    train(replace(config, resume="auto"))
+    assert bytes_of(tmp_path / "run") == before
+
+
+def test_a_longer_run_continues_a_finished_one(make: Make, tmp_path: Path, capsys) -> None:
+    config = make("sft", tmp_path / "run")
+    config = replace(config, optim=replace(config.optim, schedule="constant", warmup=0.0))
+    train(replace(config, train=replace(config.train, max_steps=3)))
+    train(replace(config, resume="auto"))
+    assert "--train.max_steps: 3 -> 6" in capsys.readouterr().err
+    train(replace(config, out=str(tmp_path / "straight")))
+    assert bytes_of(tmp_path / "run")["policy.safetensors"] == bytes_of(tmp_path / "straight")["policy.safetensors"]
+
+
+# ---- refusals
+
+
+def test_an_existing_run_is_not_reused(make: Make, tmp_path: Path) -> None:
+    config = make("sft", tmp_path / "run")
+    train(config)
+    before = bytes_of(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="an earlier run is there. Continue it with --resume auto") as refused:
+        train(config)
+    assert refused.value.exit_code == 2
+    assert bytes_of(tmp_path / "run") == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(RunFolderError, match="is not empty and is no run folder"):
+        train(replace(config, out=str(tmp_path / "notes")))
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
+def test_another_run_is_not_continued(make: Make, stop_at, pairs: Path, tmp_path: Path) -> None:
+    config = make("dpo", tmp_path / "run")
+    stop_at(2)
+    with pytest.raises(ShutdownRequested):
+        train(config)
+    stop_at(None)
+    config = replace(config, resume="auto")
+    with pytest.raises(RunFolderError) as refused:
+        train(replace(config, optim=replace(config.optim, lr=1e-4), dpo=replace(config.dpo, beta=0.2)))
+    text = str(refused.value)
+    assert "--optim.lr: 0.003 -> 0.0001" in text and "--dpo.beta: 0.1 -> 0.2" in text and "schedule" not in text
+    with pytest.raises(RunFolderError, match="made with DPOConfig, not SFTConfig"):
+        train(replace(make("sft", tmp_path / "run"), resume="auto"))
+    rows = pairs.read_text()
+    changed = tmp_path / "pairs.jsonl"
+    changed.write_text(rows)
+    moved = replace(config, data=replace(config.data, train=str(changed)))
+    with pytest.raises(RunFolderError, match="--data.train"):
+        train(moved)
+    try:
+        pairs.write_text(rows.replace("egg", "ham"))
+        with pytest.raises(RunFolderError, match="the data changed since this run began"):
+            train(config)
+    finally:
+        pairs.write_text(rows)
+    train(config)  # after all that, it still continues
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(damage: str, make: Make, stop_at, tmp_path: Path) -> None:
+    train(make("sft", tmp_path / "straight"))
+    config = make("sft", tmp_path / "run", save_every=1)
+    stop_at(4)
+    with pytest.raises(ShutdownRequested):
+        train(config)
+    stop_at(None)
+    file = tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[:-5])
+    with pytest.warns(UserWarning, match=r"passed over: .*step-000004/optimizer.safetensors"):
+        train(replace(config, resume="auto"))
+    got, want = bytes_of(tmp_path / "run"), bytes_of(tmp_path / "straight")
+    assert got == want
+
+
+# ---- numbers that are not finite
+
+
+def test_a_diverging_run_stops_before_the_update(make: Make, tmp_path: Path) -> None:
+    config = make("dpo", tmp_path / "run", save_every=1)
+    config = replace(config, optim=replace(config.optim, lr=1e30, warmup=0.0, max_grad_norm=0.0))
+    with pytest.raises(NonFiniteError, match=r"step \d+: (loss|grad_norm) is (nan|inf)") as stopped:
+        train(config)
+    assert stopped.value.exit_code == 3
+    newest = checkpoint.newest_complete(tmp_path / "run" / "checkpoints")
+    failed = int(str(stopped.value).split()[1].rstrip(":"))
+    assert checkpoint.read_manifest(newest)["step"] == failed - 1
+    for file in newest.glob("*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file.name
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert max(row["step"] for row in rows) == failed - 1
+    assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+# ---- real processes
+
+
+class Children:
+    """Commands as processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "children.log"
+        env = {**os.environ, "PYTHONPATH": str(SOURCE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        worker = Path(__file__).parent / "workers" / "children.py"
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen([sys.executable, str(worker)], stdin=pipe, stdout=pipe, text=True, env=env)
+
+    def ask(self, **request) -> int:
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, arguments: list[str]) -> int:
+        self.log.write_text("")
+        return self.ask(run=arguments, log=str(self.log))
+
+    def wait(self, pid: int) -> int:
+        return self.ask(wait=pid)
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory) -> Iterator[Children]:
+    made = Children(tmp_path_factory.mktemp("children"))
+    yield made
+    made.server.stdin.close()
+    made.server.wait(30)
+
+
+def command(config: RunConfig) -> list[str]:
+    from assent import settings
+
+    file = Path(config.out).parent / f"{Path(config.out).name}.yaml"
+    file.write_text(settings.dump(config))
+    return [type(config).__name__.removesuffix("Config").lower(), "--config", str(file)]
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+def test_killed_at_random_moments_is_straight(children: Children, make: Make, tmp_path: Path) -> None:
+    """SIGKILL at seeded moments of a PPO run, then two in the middle of a save, each followed by --resume auto."""
+    draw = random.Random(5)
+    straight = make("ppo", tmp_path / "straight", save_every=1)
+    begun = time.monotonic()
+    assert children.wait(children.start(command(straight))) == 0, children.log.read_text()
+    whole = time.monotonic() - begun
+
+    config = replace(make("ppo", tmp_path / "killed", save_every=1), resume="auto")
+    folder = tmp_path / "killed" / "checkpoints"
+    ends: list[int] = []
+
+    def unfinished() -> list[Path]:
+        return list(folder.glob("*.tmp-*"))
+
+    torn = 0
+    for kill in range(5):
+        pid = children.start(command(config))
+        if kill < 3:
+            time.sleep(draw.uniform(0.4, 0.9) * whole)
+        else:
+            done = len(list(folder.glob("step-*")))
+            until(lambda done=done: unfinished() or not alive(pid) or done < 0)
+        os.kill(pid, signal.SIGKILL)
+        ends.append(children.wait(pid))
+        if unfinished():
+            torn += 1
+            newest = checkpoint.newest_complete(folder)
+            assert newest is None or ".tmp-" not in newest.name
+    assert children.wait(children.start(command(config))) == 0, children.log.read_text()
+    assert ends.count(-signal.SIGKILL) >= 3 and torn >= 1, (ends, torn)
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "straight")
+    assert not unfinished()
+
+
+def alive(pid: int) -> bool:
+    """Whether a child still runs (one that ended waits to be asked for)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves(number: int, code: int, children: Children, make: Make, tmp_path: Path) -> None:
+    config = make("sft", tmp_path / "run")
+    config = replace(config, train=replace(config.train, max_steps=100_000, eval_every=0))
+    pid = children.start(command(config))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    os.kill(pid, number)
+    assert children.wait(pid) == code
+    said = children.log.read_text()
+    assert "finishing this step, then saving" in said and "Traceback" not in said
+    step = read_metrics(metrics)[-1]["step"]
+    assert f"Checkpoint of step {step} saved; continue with --resume auto." in said
+    newest = checkpoint.newest_complete(tmp_path / "run" / "checkpoints")
+    assert checkpoint.read_manifest(newest)["step"] == step
+    more = replace(config, resume="auto", train=replace(config.train, max_steps=int(step) + 1))
+    assert children.wait(children.start(command(more))) == 0, children.log.read_text()
+
+
+def test_a_second_signal_leaves_at_once(children: Children, make: Make, tmp_path: Path) -> None:
+    """The first comes in a step that will not end: the data never arrive."""
+    config = make("sft", tmp_path / "run")
+    config = replace(config, train=replace(config.train, max_steps=100_000, eval_every=0, batch_size=9, micro_tokens=1))
+    pid = children.start(command(config))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    os.kill(pid, signal.SIGSTOP)  # holds it, so that both signals wait for it
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGCONT)
+    assert children.wait(pid) in (130,)
+
+
+def test_exit_codes_of_refusals(children: Children, make: Make, tmp_path: Path) -> None:
+    config = make("sft", tmp_path / "run")
+    assert children.wait(children.start(command(config))) == 0, children.log.read_text()
+    assert children.wait(children.start(command(config))) == 2
+    assert children.log.read_text().startswith("error: --out") and "Traceback" not in children.log.read_text()
+    diverging = make("sft", tmp_path / "diverging")
+    diverging = replace(diverging, optim=replace(diverging.optim, lr=1e30, warmup=0.0))
+    assert children.wait(children.start(command(diverging))) == 3
+    said = children.log.read_text()
+    assert "The update was not applied" in said and "Traceback" not in said

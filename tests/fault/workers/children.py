@@ -1,0 +1,50 @@
+"""Runs `assent` commands in forked children, so that a test pays for the imports once.
+
+Reads JSON lines: {"run": [arguments], "log": file} starts a child and answers its process id; {"wait": pid} answers how
+it ended: an exit code, or minus the number of the signal that killed it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+
+from assent import cli
+from assent.algorithms import dpo, ppo, reward, sft  # noqa: F401  (what a child would import)
+
+
+def run(arguments: list[str], log: str) -> None:
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    code = 1
+    try:
+        code = cli.main(arguments)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "run" in request:
+            answer = os.fork()
+            if answer == 0:
+                run(request["run"], request["log"])
+        else:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
