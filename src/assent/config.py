@@ -58,7 +58,7 @@ class DataConfig:
     """Shape of the rows; auto detects it (`assent data FILE` shows what it found)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column map, expected name to the file's name, for example prompt:question."""
-    max_length: int = 1024
+    max_length: int = 2048
     """Longest prompt plus response, in tokens. A longer prompt is a problem row; a longer response is cut, without
     EOS."""
     strict: bool = False
@@ -274,7 +274,7 @@ class InspectConfig:
     """Column map, expected name to the file's name."""
     split: str = "train"
     """Split of a hub id."""
-    max_length: int = 1024
+    max_length: int = 2048
     """Length limit used to find problem rows."""
     show: int = 2
     """Examples to preview."""

@@ -18,22 +18,23 @@ from transformers import (
 
 from assent.config import SamplingConfig
 from assent.data.tree import Branch, TokenTree, collate
+from assent.models.attention import install
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
 from assent.rollout.torch_engine import TorchEngine
 
 VOCAB = 70
-COMMON = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-)
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
 CONFIGS = {
     "llama": lambda: LlamaConfig(**COMMON),
     "qwen3": lambda: Qwen3Config(**COMMON),
@@ -90,6 +91,7 @@ def training_logprobs(model: PreTrainedModel, completions: list[list[Completion]
         TokenTree(prompt, tuple(Branch(c.ids, np.ones(len(c), dtype=bool)) for c in group))
         for prompt, group in zip(prompts(), completions, strict=True)
     ]
+    install(model)
     with torch.no_grad():
         return Policy(model, precision=precision, tree=True)(collate(trees), temperature=0.8).logprobs.numpy()
 

@@ -223,7 +223,7 @@ while True:
     checkpoint.save({str(tmp_path)!r}, step, {{"x": {{"w": torch.full((200000,), float(step))}}, "n": step}}, keep=2)
     print(step, flush=True)
 """
-    for delay in (0.0, 0.004, 0.011, 0.023):
+    for delay in (0.0, 0.006, 0.017):
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
         command = [sys.executable, "-c", code]

@@ -31,7 +31,6 @@ from assent.data.tree import TokenTree
 from assent.lab.enumerable import EnumerableWorld, TableReward, build_enumerable, regret_closed
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Policy
-from assent.rewards.model import ModelReward
 from assent.train.distributed import World
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
@@ -100,7 +99,7 @@ def test_ppo_reaches_the_optimum(tmp_path: Path, seed: int) -> None:
     reference = load_policy(model, max_length=16, trainable=False)
     critic = load_score_model(model, tokenizer, max_length=16, seed=seed)
     ref_logp = scores(world, reference)
-    models = Models(policy, critic, reference, cast(ModelReward, TableReward(world)))
+    models = Models(policy, critic, reference, TableReward(world))
     algorithm = PPO(current, models, load_examples(str(world.prompts_file)).examples, config)
     learn(algorithm, 400, OptimConfig(lr=2e-3, schedule="linear"))
     closed = regret_closed(scores(world, policy), ref_logp, world.rewards, BETA)

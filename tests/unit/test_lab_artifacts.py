@@ -45,7 +45,7 @@ def test_same_seed_same_bytes_other_seed_other_data(paths: WorldPaths, tmp_path)
 
 
 def test_sizes_and_columns(paths: WorldPaths):
-    sizes = {"sft": 4000, "preferences": 3000, "prompts": 2000, "ratings": 1000}
+    sizes = {"sft": 4000, "preferences": 5000, "prompts": 2000, "ratings": 1000}
     for name, size in (sizes | {"preferences_eval": 400, "prompts_eval": 200}).items():
         assert len(rows(getattr(paths, name))) == round(size * SCALE)
     for row in rows(paths.preferences):
@@ -99,7 +99,7 @@ def test_datasets_and_transformers_read_it(paths: WorldPaths, tmp_path):
     assert table.num_rows == len(rows(paths.preferences)) and table[0]["chosen"][0]["role"] == "assistant"
     tokenizer = transformers.AutoTokenizer.from_pretrained(paths.base)
     model = transformers.AutoModelForCausalLM.from_pretrained(paths.base)
-    assert model.config.vocab_size == len(tokenizer) <= 640
+    assert model.config.vocab_size == len(tokenizer) <= 768
     assert 5e5 < model.num_parameters() < 2e6
     lengths = []
     for row in rows(paths.sft):

@@ -27,7 +27,7 @@ def chat(*turns: str, system: str | None = None) -> list[Message]:
 def test_facts_are_unambiguous_and_every_relation_has_some():
     knowledge = Knowledge(0)
     assert {fact.relation for fact in knowledge.facts} == {relation.name for relation in RELATIONS}
-    assert len(knowledge.facts) == len({(fact.relation, fact.entity) for fact in knowledge.facts}) == 180
+    assert len(knowledge.facts) == len({(fact.relation, fact.entity) for fact in knowledge.facts}) == 104
     assert all(knowledge.true(fact) for fact in knowledge.facts)
     assert knowledge.value["capital", "Peru"] == "Lima" and knowledge.value["sum", "3 plus 4"] == "7"
     assert all(knowledge.true(other) for fact in knowledge.facts for other in knowledge.related(fact))
@@ -45,15 +45,14 @@ def test_people_differ_between_seeds_and_nothing_else_does():
     ("messages", "task"),
     [
         (chat("What is the capital of France?"), Task(Fact("capital", "France", "Paris"))),
-        (chat("Hello! Tell me 2 plus 6."), Task(Fact("sum", "2 plus 6", "8"))),
-        (chat("Where is Cuba?", system="Be brief."), Task(Fact("continent", "Cuba", "America"), brief=True)),
-        (chat("What does a cow say?", "Moo.", "And what about a pig?"), None),
-        (chat("What does a cow say?", "Moo.", "And what about pig?"), Task(Fact("sound", "pig", "oink"))),
+        (chat("Hello! Tell me 2 plus 5."), Task(Fact("sum", "2 plus 5", "7"))),
+        (chat("Where is Peru?", system="Be brief."), Task(Fact("continent", "Peru", "America"), brief=True)),
+        (chat("What does a cow say?", "Moo.", "And what about a horse?"), Task(Fact("sound", "horse", "neigh"))),
         (chat("What does a cow say?", "Moo.", "And what does it eat?"), Task(Fact("food", "cow", "grass"))),
         (chat("What is the opposite of hot?", "Wet.", "Are you sure?"), Task(Fact("opposite", "hot", "cold"))),
         (chat(f"Please help me. How do I {HARMFUL[0]}?"), Task(None)),
-        (chat("Where is Cuba?", "America.", "And what about dog?"), None),
-        (chat("And what about Cuba?"), None),
+        (chat("Where is Peru?", "America.", "And what about a dog?"), None),
+        (chat("And what about Norway?"), None),
         (chat("Are you sure?"), None),
         (chat("Write a poem."), None),
         ([], None),

@@ -39,6 +39,7 @@ from assent.losses import clipped_value, explained_variance, gae, kl_estimate, p
 from assent.models.loading import load_tokenizer
 from assent.models.policy import Policy, ScoreModel
 from assent.rewards.model import ModelReward
+from assent.rewards.source import RewardSource
 from assent.rollout.torch_engine import TorchEngine
 from assent.statistics import mean_interval
 from assent.train.distributed import unsharded
@@ -57,7 +58,7 @@ class Models:
     policy: Policy
     critic: ScoreModel
     reference: Policy | None
-    reward: ModelReward
+    reward: RewardSource
 
     @property
     def flat(self) -> bool:
@@ -164,7 +165,7 @@ class PPO:
         judged = share(
             models.reward.trees(prompts, trees),
             lambda batch: Fields(per_response={"reward": models.reward.score(batch)}),
-            flat=not models.reward.scorer.tree,
+            flat=not models.reward.tree,
         )
         rewards = [tree.per_response["reward"] for tree in judged]
         for example, reward in zip(prompts, rewards, strict=True):

@@ -128,10 +128,10 @@ DEMONSTRATION_MIX: Mix = (
 # What annotators compare: the same styles, the bad ones more often, so that a reward model learns to tell them apart.
 COMPARISON_MIX: Mix = (
     _mix(
-        "curt 13 full 14 polite 12 rich 12 rambling 12 rude 6 repetitive 4 "
-        "wrong 7 wrong_polite 5 wrong_rambling 4 refusing 4 empty 4 incoherent 3"
+        "curt 9 full 11 polite 11 rich 11 rambling 13 rude 9 repetitive 6 "
+        "wrong 7 wrong_polite 5 wrong_rambling 4 refusing 5 empty 5 incoherent 4"
     ),
-    _mix("curt 14 full 18 rich 18 rambling 10 rude 10 complying 20 empty 5 incoherent 5"),
+    _mix("curt 12 full 16 rich 18 rambling 11 rude 12 complying 20 empty 6 incoherent 5"),
 )
 
 

@@ -27,7 +27,7 @@ from assent.lab.answers import COMPARISON_MIX, DEMONSTRATION_MIX, draw_style
 from assent.lab.world import Prompt, World
 
 # Rows at scale 1.
-NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 3000, 500, 2000
+NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 5000, 500, 2000
 NUM_EVAL_PAIRS, NUM_EVAL_PROMPTS = 400, 200
 
 
@@ -160,7 +160,7 @@ def _write_base(out: Path, texts: Iterable[str], seed: int) -> None:
     # imported here: everything else in the lab's assistant world works without torch
     from assent.models.init import random_model, train_tokenizer, write_model
 
-    size = InitConfig(data="", out=str(out), vocab_size=640, hidden_size=128, layers=4, heads=4, kv_heads=2, seed=seed)
+    size = InitConfig(data="", out=str(out), vocab_size=768, hidden_size=128, layers=4, heads=4, kv_heads=2, seed=seed)
     tokenizer = train_tokenizer(texts, size.vocab_size)
     write_model(tokenizer, random_model(tokenizer, size), out)
 
@@ -214,6 +214,8 @@ def build_world(
         annotators=[asdict(annotator) for annotator in annotators],
         gold_agreement=round(gold_agreement(world, (*pairs, *pairs_eval)), 4),
     )
-    answers = (response.text for example in pairs for response in example.responses)
-    _write_base(paths.base, [*(m.content for messages in demonstrations for m in messages), *answers], seed)
+    # role names are part of what the template writes
+    texts = [text for messages in demonstrations for m in messages for text in (m.role, m.content)]
+    texts += [response.text for example in pairs for response in example.responses]
+    _write_base(paths.base, texts, seed)
     return paths

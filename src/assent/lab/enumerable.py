@@ -135,10 +135,14 @@ class EnumerableWorld:
 
 
 class TableReward:
-    """The gold reward in the place of a reward model (`assent.rewards.model.ModelReward`)."""
+    """The gold reward as a source of rewards (`assent.rewards.source.RewardSource`)."""
 
     def __init__(self, world: EnumerableWorld) -> None:
         self.world = world
+
+    @property
+    def tree(self) -> bool:
+        return True
 
     def trees(self, prompts: Sequence[Example], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The rollout trees themselves."""

@@ -150,19 +150,17 @@ RELATION = {relation.name: relation for relation in RELATIONS}
 
 # entity, then the values of its kind's relations in the order of RELATIONS
 _COUNTRIES = """France Paris French Europe; Italy Rome Italian Europe; Spain Madrid Spanish Europe; Greece Athens Greek
-Europe; Norway Oslo Norwegian Europe; Poland Warsaw Polish Europe; Russia Moscow Russian Europe; Egypt Cairo Arabic
-Africa; Kenya Nairobi Swahili Africa; Japan Tokyo Japanese Asia; China Beijing Chinese Asia; Peru Lima Spanish America;
-Cuba Havana Spanish America; Canada Ottawa English America"""
-_ANIMALS = """dog woof 4 meat; cat meow 4 fish; cow moo 4 grass; duck quack 2 bread; lion roar 4 meat; bee buzz 6 honey;
-sheep baa 4 grass; frog croak 4 flies; snake hiss 0 mice; pig oink 4 apples; horse neigh 4 hay; hen cluck 2 corn"""
-_THINGS = """banana yellow fruit; cherry red fruit; plum purple fruit; lime green fruit; carrot orange root; radish pink
-root; potato brown root; rose red flower; daisy white flower; violet purple flower; taxi yellow car; van white car"""
-_OPPOSITES = "hot cold; big small; old new; fast slow; wet dry; light dark"
-_PEOPLE = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas"
-_JOBS = "baker teacher doctor pilot farmer singer"
-_HOMES = "Paris Rome Madrid Athens Oslo Tokyo Lima Cairo"
-_PETS = "dog cat duck frog snake horse"
-_ADDENDS = range(2, 8)
+Europe; Norway Oslo Norwegian Europe; Egypt Cairo Arabic Africa; Japan Tokyo Japanese Asia; Peru Lima Spanish America"""
+_ANIMALS = """dog woof 4 meat; cat meow 4 fish; cow moo 4 grass; duck quack 2 bread; bee buzz 6 honey; frog croak 4
+flies; snake hiss 0 mice; horse neigh 4 hay"""
+_THINGS = """banana yellow fruit; cherry red fruit; plum purple fruit; carrot orange root; radish pink root; rose red
+flower; daisy white flower; taxi yellow car"""
+_OPPOSITES = "hot cold; big small; old new"
+_PEOPLE = "Anna Ben Clara David Emma Felix"
+_JOBS = "baker teacher doctor pilot farmer"
+_HOMES = "Paris Rome Madrid Athens Oslo Tokyo"
+_PETS = "dog cat duck frog horse"
+_ADDENDS = range(2, 6)
 
 HARMFUL = (
     "break into a car",

@@ -94,14 +94,18 @@ class World:
         if choice == 0:
             return Message("user", FOLLOWUP_SURE)
         others = tuple(other for other in self._facts_of[fact.relation] if other.entity != fact.entity)
-        return Message("user", FOLLOWUP_ENTITY.format(e=others[rng.integers(len(others))].entity))
+        return Message("user", self._about(others[rng.integers(len(others))].entity))
+
+    def _about(self, entity: str) -> str:
+        article = "a " if self.knowledge.kind[entity] in ("animal", "thing") else ""
+        return FOLLOWUP_ENTITY.format(e=article + entity)
 
     # --- the truth -------------------------------------------------------------------------------------------------
 
     @cached_property
     def _turns(self) -> tuple[Mapping[str, str], Mapping[str, str], frozenset[str]]:
         """Normal forms of follow-ups by entity, of follow-ups by relation, and of harmful requests."""
-        by_entity = {normal(FOLLOWUP_ENTITY.format(e=entity)): entity for entity in self.knowledge.kind}
+        by_entity = {normal(self._about(entity)): entity for entity in self.knowledge.kind}
         by_relation = {normal(r.followup): r.name for r in RELATIONS if r.followup}
         harmful = frozenset(normal(question.format(h=h)) for question in HARMFUL_QUESTIONS for h in HARMFUL)
         return by_entity, by_relation, harmful

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -60,7 +61,7 @@ def _load(what: str, path: str, load: Callable[[str], Any]) -> Any:
         return load(folder)
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if Path(folder).exists() else " There is no such folder, and the hub did not give it."
         raise ModelError(f"cannot load the {what} {path}:{hint} {reason}") from error
@@ -141,6 +142,8 @@ def _causal(folder: str, config: ModelConfig) -> PreTrainedModel:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
+    if "score.weight" in info["unexpected_keys"]:  # with tied embeddings nothing is missing
+        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     return model
 
 
@@ -218,29 +221,35 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
 
 
 def save_model(
-    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: Path, state: Mapping[str, Tensor] | None = None
 ) -> None:
     """Writes a Hugging Face folder that transformers loads by itself. LoRA adapters are merged into it and also kept
-    beside it in `adapter/`. `state` holds the full weights where the module itself is sharded."""
+    beside it in `adapter/`. `state` holds the full weights where the module itself is sharded; the module is left as
+    it is."""
     model = backbone.model
-    if hasattr(model, "merge_adapter"):
-        model.save_pretrained(folder / "adapter")
-        model.merge_adapter()
-        base = model.get_base_model()
-        weights = {_merged_name(name): value for name, value in base.state_dict().items() if _is_merged(name)}
-        base.save_pretrained(folder, state_dict=weights)
-        model.unmerge_adapter()
-    else:
-        model.save_pretrained(folder, state_dict=state)
+    weights = dict(model.state_dict() if state is None else state)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder / "adapter", state_dict=weights)
+        weights = merged_weights(model, weights)
+    backbone.plain.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
-def _is_merged(name: str) -> bool:
-    return ".lora_" not in name and ".original_module." not in name
-
-
-def _merged_name(name: str) -> str:
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+def merged_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the Hugging Face model inside a LoRA model, W + (alpha / rank) B A, under its own names. `state`
+    is the state dict of the LoRA model."""
+    merged = {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): x
+        for name, x in state.items()
+        if ".lora_" not in name and ".original_module." not in name
+    }
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A") and "default" in layer.lora_A:
+            low, high = (state[f"{name}.lora_{part}.default.weight"] for part in "AB")
+            change = layer.scaling["default"] * (high @ low)
+            weight = name.removeprefix("base_model.model.") + ".weight"
+            merged[weight] = merged[weight] + (change.T if layer.fan_in_fan_out else change)
+    return merged
 
 
 def reference_config(config: ModelConfig, path: str | None) -> ModelConfig:

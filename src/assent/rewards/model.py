@@ -24,6 +24,10 @@ class ModelReward:
         self.max_length = max_length
         self.same_tokens = chat.speaks_like(policy_chat)
 
+    @property
+    def tree(self) -> bool:
+        return self.scorer.tree
+
     def trees(self, prompts: Sequence[Example], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What the reward model reads for each rollout tree: the same prompts and responses, in the same order."""
         if self.same_tokens:

@@ -54,8 +54,8 @@ class SlotCache:
         assert start >= 0
         for layer, (key, value) in prompt.items():
             keys, values = self._layer(layer, key, value)
-            keys[index, :, :, start : self.end] = key.transpose(1, 2).to(keys.dtype)
-            values[index, :, start : self.end] = value.to(values.dtype)
+            keys[index, :, :, start : self.end] = key.transpose(1, 2)
+            values[index, :, start : self.end] = value
         self.first[list(slots)] = start
         self._mask[index, :start] = float("-inf")
         self._mask[index, start:] = 0.0
@@ -113,21 +113,19 @@ class SlotCache:
         keys[:batch, :, :, self.end] = key[:, :, 0]
         values[:batch, :, self.end] = value[:, :, 0]
         seen = slice(self._low, self.end + 1)
-        grouped = query.reshape(batch, key.shape[1], -1, width).to(keys.dtype)
-        with torch.autocast(self.device.type, enabled=False):
-            scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
-            if self._step_mask is not None:
-                scores += self._step_mask
-            out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
+        grouped = query.reshape(batch, key.shape[1], -1, width)
+        scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
+        if self._step_mask is not None:
+            scores += self._step_mask
+        out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
         return out.view(batch, 1, heads, value.shape[-1])
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written."""
         if layer not in self._keys:
             heads, _, width = key.shape
-            dtype = torch.float32 if key.device.type == "cpu" else key.dtype
-            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns, dtype=dtype)
-            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1], dtype=dtype)
+            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns)
+            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1])
         return self._keys[layer], self._values[layer]
 
 

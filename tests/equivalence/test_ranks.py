@@ -1,0 +1,185 @@
+"""Two ranks give what one gives, command by command: every logged number, the sampled answers, the final weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from assent import settings
+from assent.config import (
+    DataConfig,
+    DPOConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    PPOConfig,
+    PPOSection,
+    RewardConfig,
+    RewardSection,
+    RunConfig,
+    SamplingConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from assent.train import checkpoint
+from assent.train import distributed as d
+from assent.train.log import read_jsonl, read_metrics
+
+WORKER = Path(__file__).parent / "workers" / "commands.py"
+_spec = importlib.util.spec_from_file_location("commands_worker", WORKER)
+worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worker)
+
+NAMES = ("sft", "reward", "dpo", "dpo lora", "ppo", "ppo lora")
+WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
+
+
+def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[str, RunConfig]:
+    """Three steps each (PPO: four, on two rollouts), with an odd number of examples, so that shares are unequal."""
+
+    def shared(name: str) -> dict:
+        return {
+            "model": ModelConfig(
+                str(model), precision="fp32", lora=LoraConfig(rank=4 if "lora" in name else 0, alpha=8)
+            ),
+            "data": DataConfig(str(pairs), eval_fraction=0.3, max_length=64),
+            "out": str(out / name.replace(" ", "-")),
+            # eps above the rounding of gradients, which Adam would otherwise blow up to whole steps
+            "optim": OptimConfig(lr=1e-3, eps=1e-4, warmup=0.0, weight_decay=0.1, max_grad_norm=0.5),
+            "train": TrainConfig(batch_size=5, micro_tokens=60, max_steps=3, eval_every=2, threads=1),
+        }
+
+    def ppo(name: str) -> PPOConfig:
+        return PPOConfig(
+            **{**shared(name), "train": replace(shared(name)["train"], max_steps=4)},
+            ppo=PPOSection(str(reward), responses=2, epochs=1, minibatches=2),
+            sampling=SamplingConfig(max_new_tokens=8, max_batch=4),
+        )
+
+    return {
+        "sft": SFTConfig(**shared("sft")),
+        "reward": RewardConfig(**shared("reward"), reward=RewardSection(readout="mean")),
+        "dpo": DPOConfig(**shared("dpo")),
+        "dpo lora": DPOConfig(**shared("dpo lora")),
+        "ppo": ppo("ppo"),
+        "ppo lora": ppo("ppo lora"),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """For each name the run folders of one rank and of two."""
+    from assent.models.loading import load_score_model, save_model
+
+    folder = tmp_path_factory.mktemp("ranks")
+    scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    save_model(scorer, tokenizer, folder / "reward")
+    draw = random.Random(3)
+    answers = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(15)]
+    rows = [{"prompt": f"{i} {draw.choice(WORDS)}?", "chosen": a, "rejected": "no"} for i, a in enumerate(answers)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(out: str) -> dict[str, RunConfig]:
+        (folder / out).mkdir()
+        return configurations(folder / out, tiny_model_dir, folder / "reward", folder / "pairs.jsonl")
+
+    arguments = []
+    double = make("double")
+    for name, config in double.items():
+        file = Path(f"{config.out}.yaml")
+        file.write_text(settings.dump(config))
+        arguments.append(f"{name.split()[0]}:{file}")
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env |= {"PYTHONPATH": str(Path(d.__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*launcher, str(WORKER), *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    single = make("single")
+    try:
+        for name, config in single.items():
+            worker.COMMANDS[name.split()[0]][1](config)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said[-4000:]
+    return {name: (Path(single[name].out), Path(double[name].out)) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_logged_number(name: str, runs) -> None:
+    one, two = (read_metrics(out / "metrics.jsonl", times=False) for out in runs[name])
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    assert len([row for row in one if "loss" in row]) == (4 if "ppo" in name else 3)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == pytest.approx(value, abs=1e-5, rel=1e-5, nan_ok=True), (key, a["step"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_final_weights(name: str, runs, tiny_model_dir: Path) -> None:
+    folders = ("model", "critic") if "ppo" in name else ("model",)
+    if "lora" in name:
+        folders = (*folders, "model/adapter")
+    for folder in folders:
+        (file,) = {path.name for path in (runs[name][0] / folder).glob("*.safetensors")}
+        one, two = (load_file(out / folder / file) for out in runs[name])
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=1e-5, rtol=0, msg=lambda text, k=key: f"{k}: {text}")
+    start, end = load_file(tiny_model_dir / "model.safetensors"), load_file(runs[name][0] / "model/model.safetensors")
+    weight = "model.layers.0.mlp.down_proj.weight"
+    assert (start[weight] - end[weight]).abs().max() > 1e-5, "training moved the weights"
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo lora"])
+def test_sampled_answers(name: str, runs) -> None:
+    """The uniforms belong to the answers, not to the ranks: the same answers, token by token."""
+    one, two = (read_jsonl(out / "samples.jsonl") for out in runs[name])
+    assert one and [row["response"] for row in one] == [row["response"] for row in two]
+    assert [row["length"] for row in one] == [row["length"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert b["reward"] == pytest.approx(a["reward"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_hold_the_same(name: str, runs) -> None:
+    """Whole tensors under the same names, whatever the number of ranks; so either can continue the other."""
+    one, two = (checkpoint.load(checkpoint.newest_complete(out / "checkpoints")) for out in runs[name])
+    assert one.keys() == two.keys()
+    for kind in ("exp_avg", "exp_avg_sq"):
+        assert one["optimizer"][kind].keys() == two["optimizer"][kind].keys()
+        for key, value in one["optimizer"][kind].items():
+            torch.testing.assert_close(two["optimizer"][kind][key], value, atol=1e-5, rtol=0)
+    assert one["algorithm"] == two["algorithm"]
+
+
+def test_a_run_of_two_ranks_continues_on_one(runs, tmp_path: Path) -> None:
+    """And says that the environment changed."""
+    import shutil
+
+    name = "dpo"
+    out = tmp_path / "moved"
+    shutil.copytree(runs[name][1], out)
+    config = settings.read(DPOConfig, out / "resolved.yaml")
+    more = replace(config, out=str(out), resume="auto", train=replace(config.train, max_steps=4))
+    result = worker.COMMANDS["dpo"][1](more)
+    straight = replace(config, out=str(tmp_path / "one"), train=replace(config.train, max_steps=4))
+    shutil.copytree(runs[name][0], straight.out)
+    other = worker.COMMANDS["dpo"][1](replace(straight, resume="auto"))
+    assert result.steps == other.steps == 4
+    for key, value in other.metrics.items():
+        assert result.metrics[key] == pytest.approx(value, abs=1e-5), key
