@@ -43,8 +43,15 @@ lint: setup
 demo: setup
 	$(VENV)/bin/assent demo
 
-bench: setup
+bench: setup $(if $(TRL_PYTHON),,.venv-trl) $(if $(TRL_PPO_PYTHON),,.venv-trl-ppo)
 	$(VENV)/bin/python -m benchmarks
+
+# The peers' environments, which only the benchmarks need. TRL_PYTHON and TRL_PPO_PYTHON name existing ones instead.
+.venv-trl .venv-trl-ppo: .venv-%: benchmarks/requirements-%.txt
+	$(PYTHON) -m venv $@.part
+	$@.part/bin/python -m pip -q --disable-pip-version-check install $(INDEX) $$(grep '^torch==' $<)
+	$@.part/bin/python -m pip -q --disable-pip-version-check install -r $<
+	rm -rf $@ && mv $@.part $@
 
 docs: setup
 	$(VENV)/bin/python docs/generate.py

@@ -54,7 +54,8 @@ def main() -> None:
 
 def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Work]:
     """Takes an optimiser step (in PPO: with its rollout) for each item asked for."""
-    with tempfile.TemporaryDirectory() as out, job(configuration(what, name, precision, folder, out)) as current:
+    with tempfile.TemporaryDirectory() as out:
+        current = job(configuration(what, name, precision, folder, out))
         algorithm = build(current, folder / f"{name}-reward")
         optim = current.config.optim
         optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)

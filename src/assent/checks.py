@@ -137,6 +137,15 @@ def _ppo_temperature(config: c.PPOConfig) -> str | None:
     return None
 
 
+def _ppo_minibatches(config: c.PPOConfig) -> str | None:
+    if config.ppo.minibatches > config.train.batch_size:
+        return (
+            f"--ppo.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
+            f"rollout. Got {config.ppo.minibatches}."
+        )
+    return None
+
+
 def _heads_divide(config: c.InitConfig) -> str | None:
     if config.heads < 1 or config.kv_heads < 1:
         return None  # reported by the table
@@ -155,5 +164,6 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _eval_needs_data),
     (c.RunConfig, _trackers_once),
     (c.PPOConfig, _ppo_temperature),
+    (c.PPOConfig, _ppo_minibatches),
     (c.InitConfig, _heads_divide),
 )

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,7 +106,12 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
     env |= {"PYTHONPATH": str(Path(d.__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.Popen(
-        [*launcher, str(WORKER), *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*launcher, str(WORKER), *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     single = make("single")
     try:
@@ -113,7 +119,8 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
             worker.COMMANDS[name.split()[0]][1](config)
         said, _ = process.communicate(timeout=120)
     finally:
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, said[-4000:]
     return {name: (Path(single[name].out), Path(double[name].out)) for name in NAMES}
 

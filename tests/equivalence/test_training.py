@@ -28,9 +28,10 @@ from assent.config import (
     PPOSection,
     RewardSection,
     SamplingConfig,
+    TrainConfig,
 )
 from assent.data.chat import Chat
-from assent.data.packing import Window, idle, window
+from assent.data.packing import Window, idle, order, window
 from assent.data.tree import Branch, TokenTree
 from assent.errors import NonFiniteError
 from assent.models.loading import load_policy, load_score_model
@@ -321,6 +322,22 @@ def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: 
             sums[name] = sums.get(name, 0.0) + float(value.detach())
     assert sums["ratio"] / made.counts.tokens == pytest.approx(1.0, abs=1e-6)
     assert sums["clip_fraction"] == 0.0
+
+
+def test_every_rollout_is_whole(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
+    """Five prompts in rollouts of four: the orders of the epochs follow each other, and no minibatch is empty."""
+    algorithm = ppo(tiny_model_dir, tokenizer)
+    monkeypatch.setattr(algorithm, "prompts", [None] * 5)
+    algorithm.config = replace(algorithm.config, train=TrainConfig(batch_size=4))
+    drawn = []
+    for algorithm.rollout in range(5):
+        drawn += algorithm._next_prompts().tolist()
+    assert [sorted(drawn[start : start + 5]) for start in range(0, 20, 5)] == [list(range(5))] * 4
+    assert drawn[:5] == order(5, seed=0, epoch=0).tolist() and drawn[5:10] == order(5, seed=0, epoch=1).tolist()
+    algorithm.buffer = pair_trees(4)
+    for epoch in range(2):
+        parts = [algorithm._minibatch(2 * epoch + part) for part in range(2)]
+        assert sorted(tree.key for part in parts for tree in part) == list(range(4)) and all(parts)
 
 
 def test_credit_is_gae_over_kl_and_reward(tiny_model_dir: Path, tokenizer) -> None:

@@ -254,7 +254,9 @@ def test_verify_accepts_what_is_exact_and_catches_what_is_not() -> None:
         return ((mixed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mixed})
 
     model.model.layers[0].register_forward_pre_hook(shift, with_kwargs=True)
-    with pytest.raises(ModelError, match="sharing prompts changes its log-probabilities by .*--model.layout flat"):
+    with pytest.raises(
+        ModelError, match="LlamaForCausalLM: sharing prompts changes its hidden states by .*--model.layout flat"
+    ):
         verify(policy)
 
 
@@ -279,12 +281,13 @@ def qkv(heads: int = 4, kv_heads: int = 2, dtype=torch.float64) -> tuple[Tensor,
     return tuple(torch.randn(*shape, generator=draw, dtype=dtype).requires_grad_() for shape in shapes)
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """Softmax under the dense mask, [1, T, H, D]."""
+    mask = tree_mask(SEGMENTS, TOKENS) if mask is None else mask
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = scaling * query @ key.transpose(-1, -2)
-    scores = scores.masked_fill(~tree_mask(SEGMENTS, query.shape[2]), float("-inf"))
+    scores = scores.masked_fill(~mask, float("-inf"))
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
 

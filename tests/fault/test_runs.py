@@ -357,32 +357,37 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def test_killed_at_random_moments_is_straight(children: Children, make: Make, tmp_path: Path) -> None:
-    """SIGKILL to a PPO run, over and over, each time continued: at seeded moments, and in the middle of a save."""
+    """SIGKILL to a PPO run, over and over, each time continued: in the middle of a save, and at seeded moments of the
+    start and of the loop."""
     draw = random.Random(5)
-    begun = time.monotonic()
-    straight = make("ppo", tmp_path / "straight", save_every=1)
-    assert children.wait(children.start(command(straight))) == 0, children.log.read_text()
-    whole = time.monotonic() - begun
 
-    config = replace(make("ppo", tmp_path / "killed", save_every=1), resume="auto")
-    folder = tmp_path / "killed" / "checkpoints"
+    def config(name: str) -> RunConfig:
+        made = make("ppo", tmp_path / name, save_every=1)
+        return replace(made, resume="auto", train=replace(made.train, max_steps=16))
+
+    assert children.wait(children.start(command(config("straight")))) == 0, children.log.read_text()
+    folder, metrics = tmp_path / "killed" / "checkpoints", tmp_path / "killed" / "metrics.jsonl"
     killed = torn = 0
-    for attempt in range(10):
-        pid = children.start(command(config))
-        before = unfinished(folder)
-        if attempt % 2:
-            time.sleep(draw.uniform(0.2, 1.2) * whole)
-        else:
+    for moment in ("save", "loop", "start") * 3:
+        before, size = unfinished(folder), metrics.stat().st_size if metrics.exists() else 0
+        pid = children.start(command(config("killed")))
+        if moment == "save":
             while lives(pid) and unfinished(folder) in ([], before):
                 time.sleep(0.0005)
+        elif moment == "loop":
+            while lives(pid) and (not metrics.exists() or metrics.stat().st_size == size):
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.1))
+        else:
+            time.sleep(draw.uniform(0, 0.6))
         os.kill(pid, signal.SIGKILL)
         killed += children.wait(pid) == -signal.SIGKILL
         if unfinished(folder):
             torn += 1
-            newest = checkpoint.newest_complete(folder)
-            assert newest is None or newest not in unfinished(folder)
-    assert children.wait(children.start(command(config))) == 0, children.log.read_text()
-    assert killed >= 3 and torn >= 1, (killed, torn)
+            assert checkpoint.newest_complete(folder) not in unfinished(folder)
+    assert children.wait(children.start(command(config("killed")))) == 0, children.log.read_text()
+    print("KILLED", killed, torn)
+    assert killed >= 5 and torn >= 1, (killed, torn)
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "straight")
 
 

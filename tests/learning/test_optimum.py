@@ -72,10 +72,10 @@ def test_dpo_reaches_the_optimum(tmp_path: Path, seed: int) -> None:
     reference = load_policy(config, max_length=16, trainable=False)
     ref_logp = scores(world, reference)
     rng = np.random.default_rng(seed)
-    trees = [preferences(world, ref_logp, 256, rng) for _ in range(400)]
+    trees = [preferences(world, ref_logp, 2048, rng) for _ in range(400)]
     stream = EpochStream(trees, batch_size=8, micro_tokens=4096, seed=seed, flat=False)
     algorithm = DPO(policy, reference, stream, DPOSection(beta=BETA))
-    learn(algorithm, 300, OptimConfig(lr=3e-3, schedule="cosine"))
+    learn(algorithm, 300, OptimConfig(lr=1e-2))
     closed = regret_closed(scores(world, policy), ref_logp, world.rewards, BETA)
     print(f"DPO seed {seed}: {closed:.3f}")
     assert closed >= 0.9

@@ -17,8 +17,15 @@ from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import loading
-from assent.models.loading import load_policy, load_tokenizer, model_folder, resolve_precision, save_model
-from assent.models.policy import Policy, logit_transform
+from assent.models.loading import (
+    load_policy,
+    load_score_model,
+    load_tokenizer,
+    model_folder,
+    resolve_precision,
+    save_model,
+)
+from assent.models.policy import Backbone, logit_transform
 
 
 def batch() -> TreeBatch:
@@ -290,9 +297,10 @@ def test_tokenizers_that_cannot_teach_an_end_are_refused(tiny_model_dir: Path, t
     assert tokenizer.pad_token == tokenizer.eos_token
 
 
-def test_every_policy_that_shares_prompts_is_verified(tiny_model_dir: Path, monkeypatch) -> None:
-    seen: list[Policy] = []
+def test_every_model_that_shares_prompts_is_verified(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
+    seen: list[Backbone] = []
     monkeypatch.setattr(loading, "verify", seen.append)
-    load_policy(fp32(tiny_model_dir), max_length=64)
+    policy = load_policy(fp32(tiny_model_dir), max_length=64)
+    scorer = load_score_model(fp32(tiny_model_dir), tokenizer, max_length=64)
     load_policy(fp32(tiny_model_dir, layout="flat"), max_length=64)
-    assert len(seen) == 1
+    assert seen == [policy, scorer]

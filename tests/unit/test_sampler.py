@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from assent.rollout.sampler import sample, uniforms
+from assent.rollout.sampler import _keep_top_p, sample, uniforms
 
 
 def draw(logits: torch.Tensor, count: int, seed: int = 0, **options) -> np.ndarray:
@@ -62,6 +62,18 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p() -> None:
     assert set(draw(logits, 2000, top_p=0.75)) == {1, 2, 3}
     assert set(draw(logits, 2000, top_p=0.85)) == {0, 1, 2, 3}
     assert set(draw(logits, 2000, top_p=1e-9)) == {1}
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])  # nuclei of many and of few tokens
+def test_top_p_keeps_what_a_sorted_list_says(spread: float) -> None:
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(4)) * spread
+    logits = (logits * 8).round() / 8  # many equals
+    for row in logits:
+        p = torch.softmax(row.double(), -1).numpy()
+        order = np.lexsort((np.arange(1000), -p))
+        size = int(np.searchsorted(np.cumsum(p[order]), 0.9)) + 1
+        kept = _keep_top_p(torch.softmax(row, -1)[None], 0.9)[0]
+        assert set(torch.nonzero(kept)[:, 0].tolist()) == set(order[:size].tolist())
 
 
 def test_top_p_is_taken_of_what_top_k_left() -> None:

@@ -123,6 +123,36 @@ def test_weights_changed_in_place_are_used_and_the_model_is_left_as_it_was() -> 
     assert [c.ids.tolist() for c in after[0]] != [c.ids.tolist() for c in before[0]]
 
 
+def test_adapters_take_part() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(llama(), config)
+    sampling = SamplingConfig(max_new_tokens=10)
+    got = TorchEngine(model, ()).generate(prompts(6, 3), 2, sampling, seed=0)
+    want = TorchEngine(model.merge_and_unload(), ()).generate(prompts(6, 3), 2, sampling, seed=0)
+    plain = TorchEngine(llama(), ()).generate(prompts(6, 3), 2, sampling, seed=0)
+    for mine, merged in zip(sum(got, []), sum(want, []), strict=True):
+        assert mine.ids.tolist() == merged.ids.tolist()
+        assert mine.logprobs == pytest.approx(merged.logprobs, abs=1e-4)
+    assert [c.ids.tolist() for c in got[0]] != [c.ids.tolist() for c in plain[0]]
+
+
+def test_a_share_of_the_prompts_gives_a_share_of_the_responses() -> None:
+    sampling = SamplingConfig(max_new_tokens=10)
+    engine = TorchEngine(llama(), (0, 1))
+    whole = engine.generate(prompts(6, 3, 9), 2, sampling, seed=4)
+    share = engine.generate(prompts(6, 3, 9)[1:], 2, sampling, seed=4, first=1)
+    assert [c.ids.tolist() for c in sum(share, [])] == [c.ids.tolist() for c in sum(whole[1:], [])]
+
+
+def test_double_precision_models_run_in_double_precision() -> None:
+    sampling = SamplingConfig(max_new_tokens=10)
+    got = TorchEngine(llama().double(), ()).generate(prompts(6, 3), 2, sampling, seed=0)
+    want = TorchEngine(llama(), ()).generate(prompts(6, 3), 2, sampling, seed=0)
+    assert [c.ids.tolist() for c in sum(got, [])] == [c.ids.tolist() for c in sum(want, [])]
+
+
 def test_dropout_is_off_while_sampling() -> None:
     sampling = SamplingConfig(max_new_tokens=10)
     engine = TorchEngine(llama(attention_dropout=0.5).train(), ())

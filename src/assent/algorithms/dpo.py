@@ -74,18 +74,18 @@ class DPO:
 
 def train_dpo(config: DPOConfig) -> RunResult:
     """Aligns `config.model` with the pairs of `config.data`; the result is `config.out`/model."""
-    with job(config) as current:
-        data = current.prepare(pair_view)
-        policy = current.policy()
-        own_start = config.model.lora.rank > 0 and config.dpo.reference is None
-        reference = None if own_start else current.reference(config.dpo.reference)
-        stream = current.stream(data.train, policy)
-        algorithm = DPO(policy, reference, stream, config.dpo)
-        return run(
-            current,
-            algorithm,
-            total=current.total_steps(stream.steps_per_epoch),
-            evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
-            best=("eval/nll", min),
-            final={"model": policy},
-        )
+    current = job(config)
+    data = current.prepare(pair_view)
+    policy = current.policy()
+    own_start = config.model.lora.rank > 0 and config.dpo.reference is None
+    reference = None if own_start else current.reference(config.dpo.reference)
+    stream = current.stream(data.train, policy)
+    algorithm = DPO(policy, reference, stream, config.dpo)
+    return run(
+        current,
+        algorithm,
+        total=current.total_steps(stream.steps_per_epoch),
+        evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
+        best=("eval/nll", min),
+        final={"model": policy},
+    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,17 +90,12 @@ class Job:
         return distributed.shard(model, self.world, blocks=model.blocks, precision=model.precision)
 
 
-@contextmanager
-def job(config: RunConfig) -> Iterator[Job]:
-    """Sets a command up and leaves the process group at the end."""
+def job(config: RunConfig) -> Job:
+    """Sets a command up."""
     settings.validate(config)
     quiet_transformers()
     world = distributed.init(config.train.threads)
-    try:
-        torch.manual_seed(config.train.seed)
-        folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
-        tokenizer = load_tokenizer(config.model)
-        chat = Chat(tokenizer, config.model.chat_template)
-        yield Job(config, world, folder, tokenizer, chat)
-    finally:
-        distributed.shutdown()
+    torch.manual_seed(config.train.seed)
+    folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
+    tokenizer = load_tokenizer(config.model)
+    return Job(config, world, folder, tokenizer, Chat(tokenizer, config.model.chat_template))

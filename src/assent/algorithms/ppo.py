@@ -122,15 +122,21 @@ class PPO:
         return [self.buffer[i] for i in np.array_split(shuffled, self.config.ppo.minibatches)[part]]
 
     def _make_rollout(self) -> tuple[list[TokenTree], dict[str, float], tuple[dict[str, object], ...]]:
-        epoch, part = divmod(self.rollout, self.rollouts_per_epoch)
-        size = self.config.train.batch_size
-        indices = order(len(self.prompts), seed=self.config.train.seed, epoch=epoch)[part * size : (part + 1) * size]
+        indices = self._next_prompts()
         trees = self.sample(indices, self.prompts, self.config.ppo.responses, self.config.train.seed + self.rollout)
         trees = self.score(trees, [self.prompts[i] for i in indices], with_critic=True)
         trees, metrics = self.credit(trees)
         metrics["rollout"] = float(self.rollout + 1)
         samples = self.samples(trees[:SHOWN], [self.prompts[i] for i in indices[:SHOWN]])
         return trees, metrics, tuple(samples)
+
+    def _next_prompts(self) -> np.ndarray:
+        """`train.batch_size` indices, from the orders of all epochs one after the other: every rollout is whole."""
+        number, size = len(self.prompts), self.config.train.batch_size
+        first = self.rollout * size
+        epochs = range(first // number, (first + size - 1) // number + 1)
+        endless = np.concatenate([order(number, seed=self.config.train.seed, epoch=epoch) for epoch in epochs])
+        return endless[first % number :][:size]
 
     def sample(
         self, indices: Sequence[int] | np.ndarray, prompts: Sequence[Example], n: int, seed: int
@@ -149,7 +155,7 @@ class PPO:
         models, temperature = self.models, self.config.sampling.temperature
 
         def numbers(batch: TreeBatch) -> Fields:
-            scores = models.policy(batch, temperature)
+            scores = models.policy(batch, temperature, entropy=True)
             if models.reference is not None:
                 reference = models.reference(batch, temperature)
             else:
@@ -284,27 +290,27 @@ def _attach_all(trees: Sequence[TokenTree], per_token: Mapping[str, Tensor]) -> 
 def train_ppo(config: PPOConfig) -> RunResult:
     """Optimises `config.model` against the reward model `config.ppo.reward_model` on the prompts of `config.data`; the
     result is `config.out`/model, and the critic `config.out`/critic."""
-    with job(config) as current:
-        data = current.prepare(prompt_view, reserve=config.sampling.max_new_tokens)
-        policy = current.policy()
-        own_start = config.model.lora.rank > 0 and config.ppo.reference is None
-        models = Models(
-            policy=policy,
-            critic=_critic(current, config),
-            reference=None if own_start else current.reference(config.ppo.reference),
-            reward=_reward(current, config),
-        )
-        algorithm = PPO(current, models, data.train_examples, config)
-        steps = algorithm.rollouts_per_epoch * algorithm.steps_per_rollout
-        return run(
-            current,
-            algorithm,
-            total=current.total_steps(steps),
-            evaluate=(lambda: algorithm.evaluate(data.eval_examples)) if data.eval_examples else None,
-            best=("eval/reward", max),
-            final={"model": policy, "critic": models.critic},
-            learning_rates={"critic": config.ppo.value_lr or config.optim.lr},
-        )
+    current = job(config)
+    data = current.prepare(prompt_view, reserve=config.sampling.max_new_tokens)
+    policy = current.policy()
+    own_start = config.model.lora.rank > 0 and config.ppo.reference is None
+    models = Models(
+        policy=policy,
+        critic=_critic(current, config),
+        reference=None if own_start else current.reference(config.ppo.reference),
+        reward=_reward(current, config),
+    )
+    algorithm = PPO(current, models, data.train_examples, config)
+    steps = algorithm.rollouts_per_epoch * algorithm.steps_per_rollout
+    return run(
+        current,
+        algorithm,
+        total=current.total_steps(steps),
+        evaluate=(lambda: algorithm.evaluate(data.eval_examples)) if data.eval_examples else None,
+        best=("eval/reward", max),
+        final={"model": policy, "critic": models.critic},
+        learning_rates={"critic": config.ppo.value_lr or config.optim.lr},
+    )
 
 
 def _critic(current: Job, config: PPOConfig) -> ScoreModel:

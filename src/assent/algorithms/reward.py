@@ -63,16 +63,16 @@ class Reward:
 def train_reward(config: RewardConfig) -> RunResult:
     """Trains a reward model on the pairs of `config.data`; `config.out`/model is an
     `AutoModelForSequenceClassification` folder whose one logit at the last token is the reward."""
-    with job(config) as current:
-        data = current.prepare(pair_view)
-        scorer = current.score_model(trainable=True, new_head=True)
-        stream = current.stream(data.train, scorer)
-        algorithm = Reward(scorer, stream, config.reward)
-        return run(
-            current,
-            algorithm,
-            total=current.total_steps(stream.steps_per_epoch),
-            evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
-            best=("eval/accuracy", max),
-            final={"model": scorer},
-        )
+    current = job(config)
+    data = current.prepare(pair_view)
+    scorer = current.score_model(trainable=True, new_head=True)
+    stream = current.stream(data.train, scorer)
+    algorithm = Reward(scorer, stream, config.reward)
+    return run(
+        current,
+        algorithm,
+        total=current.total_steps(stream.steps_per_epoch),
+        evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
+        best=("eval/accuracy", max),
+        final={"model": scorer},
+    )

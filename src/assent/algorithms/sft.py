@@ -32,7 +32,7 @@ class SFT:
         scores = self.policy(batch)
         nll = cross_entropy(scores.logprobs).sum()
         tokens = len(scores.logprobs)
-        return Loss(nll / counts.tokens, {"nll": (nll, tokens), "entropy": (scores.entropy.sum(), tokens)})
+        return Loss(nll / counts.tokens, {"nll": (nll, tokens)})
 
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
@@ -43,16 +43,16 @@ class SFT:
 
 def train_sft(config: SFTConfig) -> RunResult:
     """Fine-tunes `config.model` on the answers of `config.data`; the result is `config.out`/model."""
-    with job(config) as current:
-        data = current.prepare(sft_view)
-        policy = current.policy()
-        stream = current.stream(data.train, policy)
-        algorithm = SFT(policy, stream)
-        return run(
-            current,
-            algorithm,
-            total=current.total_steps(stream.steps_per_epoch),
-            evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
-            best=("eval/nll", min),
-            final={"model": policy},
-        )
+    current = job(config)
+    data = current.prepare(sft_view)
+    policy = current.policy()
+    stream = current.stream(data.train, policy)
+    algorithm = SFT(policy, stream)
+    return run(
+        current,
+        algorithm,
+        total=current.total_steps(stream.steps_per_epoch),
+        evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
+        best=("eval/nll", min),
+        final={"model": policy},
+    )

@@ -30,6 +30,9 @@ from assent.lab.world import Prompt, World
 NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 5000, 500, 2000
 NUM_EVAL_PAIRS, NUM_EVAL_PROMPTS = 400, 200
 
+MIN_GAP = 0.3
+"""Gold reward between the answers of a pair: people are not asked to tell apart what is as good as equal."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorldPaths:
@@ -103,12 +106,17 @@ def _write(path: Path, rows: Iterable[dict]) -> None:
 
 
 def _two_answers(world: World, prompt: Prompt, rng: np.random.Generator) -> Example:
-    """The prompt with two different answers in styles of the comparison mix."""
+    """The prompt with two answers in styles of the comparison mix, at least `MIN_GAP` apart in gold reward."""
     task = world.lookup(prompt)
-    texts: dict[str, None] = {}
-    while len(texts) < 2:
-        texts[world.respond(prompt, draw_style(task, COMPARISON_MIX, rng), rng)] = None
-    return Example(prompt, tuple(Response((Message("assistant", text),)) for text in texts))
+
+    def draw() -> tuple[str, float]:
+        text = world.respond(prompt, draw_style(task, COMPARISON_MIX, rng), rng)
+        return text, world.gold(prompt, text).reward
+
+    first, second = draw(), draw()
+    while abs(first[1] - second[1]) < MIN_GAP:
+        first, second = draw(), draw()
+    return Example(prompt, tuple(Response((Message("assistant", text),)) for text, _ in (first, second)))
 
 
 def preference_examples(

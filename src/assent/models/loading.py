@@ -93,8 +93,6 @@ def load_policy(
     model = _load("model", config.path, lambda folder: _causal(folder, config))
     tree = _choose_layout(model, config, max_length)
     policy = _prepare(Policy, model, config, tree, device, trainable)
-    if tree:
-        verify(policy)
     if trainable and config.lora.rank > 0:
         policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
     return policy
@@ -199,7 +197,10 @@ def _prepare(
     model.train(trainable)
     if trainable and config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return kind(model, precision=resolve_precision(config.precision, device), tree=tree).to(device)
+    backbone = kind(model, precision=resolve_precision(config.precision, device), tree=tree).to(device)
+    if tree:
+        verify(backbone)
+    return backbone
 
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:

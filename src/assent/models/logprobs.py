@@ -21,8 +21,9 @@ def token_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     dtype: torch.dtype | None = None,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and entropy of each prediction.
+    """Log-probability of each target, and entropy of each prediction (without `entropy`: zeros, a third cheaper).
 
         z = scale * cap(hidden @ weight.T + bias),   cap(x) = softcap * tanh(x / softcap)  (identity without softcap)
         logprob_n = z_n[target_n] - logsumexp(z_n),  entropy_n = logsumexp(z_n) - sum_v softmax(z_n)_v z_n,v
@@ -37,7 +38,7 @@ def token_logprobs(
         )
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets must be [{hidden.shape[0]}]. Got {tuple(targets.shape)}")
-    return _TokenLogprobs.apply(hidden, weight, bias, targets, scale, softcap, dtype or hidden.dtype)
+    return _TokenLogprobs.apply(hidden, weight, bias, targets, scale, softcap, dtype or hidden.dtype, entropy)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
@@ -61,11 +62,12 @@ class _TokenLogprobs(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         dtype: torch.dtype,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
         stats = torch.float64 if dtype == torch.float64 else torch.float32
         logprobs = torch.empty(len(hidden), dtype=stats, device=hidden.device)
-        entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        entropy, lse = torch.zeros_like(logprobs), torch.empty_like(logprobs)
         cast_weight = weight.to(dtype)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
@@ -74,17 +76,18 @@ class _TokenLogprobs(torch.autograd.Function):
             picked = targets[part, None]
             logprobs[part] = logp.gather(1, picked).squeeze(1)
             lse[part] = z.gather(1, picked).squeeze(1) - logprobs[part]
-            entropy[part] = -logp.exp().mul_(logp).sum(-1)
+            if with_entropy:
+                entropy[part] = -logp.exp().mul_(logp).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.options = (scale, softcap, dtype, rows)
+        ctx.options = (scale, softcap, dtype, rows, with_entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
-        scale, softcap, dtype, rows = ctx.options
+        scale, softcap, dtype, rows, with_entropy = ctx.options
         grad_logprobs, grad_entropy = grads
-        entropy_used = bool((grad_entropy != 0).any())
+        entropy_used = with_entropy and bool((grad_entropy != 0).any())
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
@@ -108,7 +111,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_hidden[part] = grad_z @ cast_weight
             if grad_weight is not None:
                 grad_weight += grad_z.T @ cast_hidden
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _grad_logits(

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from assent.data.tree import TreeBatch
+from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models.attention import TreeAttend
 from assent.models.logprobs import token_logprobs
@@ -19,7 +20,8 @@ from assent.models.logprobs import token_logprobs
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Of the N trained tokens of a batch: log-probabilities and entropies of their predictions, [N] each, fp32."""
+    """Of the N trained tokens of a batch: log-probabilities, and entropies of their predictions (zeros where they were
+    not asked for), [N] each, fp32."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -89,7 +91,7 @@ class Policy(Backbone):
     """A causal language model. `policy(batch, temperature)` gives the scores of the trained tokens under
     softmax(logits / temperature)."""
 
-    def forward(self, batch: TreeBatch, temperature: float = 1.0) -> TokenScores:
+    def forward(self, batch: TreeBatch, temperature: float = 1.0, *, entropy: bool = False) -> TokenScores:
         hidden = self.hidden(batch).index_select(0, batch.source)
         head = self.model.get_output_embeddings()
         scale, softcap = logit_transform(self.model)
@@ -101,6 +103,7 @@ class Policy(Backbone):
             scale=scale / temperature,
             softcap=softcap,
             dtype=self.dtype,
+            entropy=entropy,
         )
         return TokenScores(logprobs, entropy)
 
@@ -128,34 +131,27 @@ def logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 @torch.no_grad()
-def verify(policy: Policy, tolerance: float = 1e-3) -> None:
-    """Compares the tree forward with the model's own padded forward on a small random tree. Raises ModelError where
-    they differ by more than `tolerance` in log-probability, so that no architecture is trained inexactly."""
-    import numpy as np
-
-    from assent.data.tree import Branch, TokenTree, collate
-
-    vocab = policy.model.config.get_text_config().vocab_size
+def verify(backbone: Backbone, tolerance: float = 1e-2) -> None:
+    """Compares a small random tree with the model's own forward over each of its sequences, in fp32. Raises ModelError
+    where a final hidden state differs by more than `tolerance` of their root mean square (a token too many or too few
+    in an attention changes them by about that size), so that no architecture is trained inexactly."""
+    vocab = backbone.plain.config.get_text_config().vocab_size
     rng = np.random.default_rng(0)
-    rows = [rng.integers(0, vocab, size) for size in (5, 4, 6)]
-    branches = tuple(Branch(ids, np.ones(len(ids), bool)) for ids in rows[1:])
-    batch = collate([TokenTree(rows[0], branches)]).to(policy.device)
-    exact = Policy(policy.model, precision="fp32", tree=True)
-    got = exact(batch).logprobs.cpu()
-    previous = policy.model.config._attn_implementation
-    policy.model.set_attn_implementation("eager")
+    prompt, *answers = (rng.integers(0, vocab, size) for size in (5, 4, 6))
+    tree = TokenTree(prompt, tuple(Branch(ids, np.ones(len(ids), bool)) for ids in answers))
+    batch = collate([tree]).to(backbone.device)
+    got = Backbone(backbone.model, precision="fp32", tree=True).hidden(batch)
+    previous = backbone.plain.config._attn_implementation
+    backbone.plain.set_attn_implementation("eager")
     try:
-        want = []
-        for ids in rows[1:]:
-            full = torch.from_numpy(np.concatenate([rows[0], ids]))[None].to(policy.device)
-            logits = policy.model(input_ids=full, use_cache=False).logits[0].float()
-            logp = logits.log_softmax(-1)[len(rows[0]) - 1 : -1]
-            want.append(logp.gather(1, full[0, len(rows[0]) :, None]).squeeze(1).cpu())
+        rows = [torch.from_numpy(np.concatenate([prompt, ids]))[None].to(backbone.device) for ids in answers]
+        want = [backbone.plain.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
     finally:
-        policy.model.set_attn_implementation(previous)
-    worst = (got - torch.cat(want)).abs().max().item()
+        backbone.plain.set_attn_implementation(previous)
+    exact = torch.cat([want[0], want[1][len(prompt) :]])
+    worst = ((got - exact).abs().max() / exact.square().mean().sqrt()).item()
     if not worst <= tolerance:
         raise ModelError(
-            f"{type(policy.model).__name__}: sharing prompts changes its log-probabilities by {worst:.2g} "
+            f"{type(backbone.plain).__name__}: sharing prompts changes its hidden states by {worst:.2g} of their size "
             f"(allowed {tolerance:g}). Use --model.layout flat."
         )

@@ -109,7 +109,7 @@ class SlotCache:
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [B, Hq, 1, D], key and value [B, Hkv, 1, D] -> [B, 1, Hq, D]."""
         batch, heads, _, width = query.shape
-        keys, values = self._layer(module.layer_idx, key[0], value[0])
+        keys, values = self._layer(int(module.layer_idx), key[0], value[0])  # type: ignore[arg-type]
         keys[:batch, :, :, self.end] = key[:, :, 0]
         values[:batch, :, self.end] = value[:, :, 0]
         seen = slice(self._low, self.end + 1)
@@ -137,7 +137,7 @@ class PromptCapture:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        self.layers[module.layer_idx] = (key[0], value[0])
+        self.layers[int(module.layer_idx)] = (key[0], value[0])  # type: ignore[arg-type]
         return self.attend(module, query, key, value, scaling)
 
     def prompt(self, start: int, end: int) -> dict[int, tuple[Tensor, Tensor]]:

@@ -33,12 +33,19 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module).forward in (nn.Linear.forward, Conv1D.forward) and "forward" not in vars(module)
 
 
-def _multiply(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+def _multiply(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    weight: Tensor = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
     weight = weight.to(dtype)
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    bias: Tensor | None = None if layer.bias is None else layer.bias.to(dtype)
+    if not _can_pack(weight):
         return lambda x: F.linear(x.to(dtype), weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
     product = torch.ops.mkldnn._linear_pointwise
     return lambda x: product(x.to(dtype), packed, bias, "none", [], "")
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    native = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return native or weight.dtype == torch.float32

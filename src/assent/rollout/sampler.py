@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BLOCK = 128
+_BLOCK = 128  # tokens summed at once in the search
+_LIKELY = 256  # tokens among which top-p looks first; sorting a whole vocabulary is far slower
 _BELOW_ONE = 1.0 - 2.0**-52  # times x is below x for every x > 0, after rounding
 
 
@@ -71,9 +72,11 @@ def _keep_top_k(weight: Tensor, k: int) -> Tensor:
 
 
 def _keep_top_p(weight: Tensor, p: float) -> Tensor:
-    ordered = weight.sort(dim=-1, descending=True).values
+    mass = p * weight.sum(-1, keepdim=True, dtype=torch.float64)
+    ordered = weight.topk(min(_LIKELY, weight.shape[-1]), dim=-1).values
+    if (ordered.sum(-1, keepdim=True, dtype=torch.float64) < mass).any():
+        ordered = weight.sort(dim=-1, descending=True).values
     before = ordered.double().cumsum(-1) - ordered
-    mass = p * (before[:, -1:] + ordered[:, -1:])
     count = (before < mass).sum(-1, keepdim=True).clamp(min=1)
     return _keep(weight, ordered.gather(-1, count - 1), count)
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +57,8 @@ class TorchEngine:
     ) -> list[list[Completion]]:
         """`n` responses to each of P prompts (token ids): P lists of n. The uniforms of a response depend on (seed,
         `first` + prompt index, response index) alone, so neither batching nor splitting the prompts over ranks changes
-        anything but rounding. Raises ModelError where a
-        sequence cannot fit the model, NonFiniteError where a log-probability is not a number."""
+        anything but rounding. Raises ModelError where a sequence cannot fit the model, NonFiniteError where a
+        log-probability is not a number."""
         self._check(prompts, sampling)
         if not prompts or n == 0:
             return [[] for _ in prompts]
@@ -93,7 +94,7 @@ class TorchEngine:
         """Evaluation mode, no autograd, our attention, weights laid out for decoding; all undone on leaving."""
         device = self.device.type
         dtype = torch.bfloat16 if self.precision == "bf16" else next(self.model.parameters()).dtype
-        autocast: AbstractContextManager[object] = nullcontext()
+        autocast: AbstractContextManager[Any] = nullcontext()
         if self.precision == "bf16":
             autocast = torch.autocast(device, torch.bfloat16, cache_enabled=False)
         training, attention = self.model.training, self.model.config._attn_implementation
@@ -139,7 +140,8 @@ class _Generation:
         slots, length = min(sampling.max_batch, len(prompts) * n), sampling.max_new_tokens
         self.device = device
         self.cache = SlotCache(slots, longest, longest + min(length, _FIRST_COLUMNS), device)
-        self.unread = deque(range(len(prompts)))
+        # longest first: neighbours of like length waste few columns, and long ones do not come last and alone
+        self.unread = deque(sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt])))
         self.waiting: deque[_Waiting] = deque()
         self.results: list[list[Completion | None]] = [[None] * n for _ in prompts]
         self.num_done = 0
@@ -264,7 +266,7 @@ class _Generation:
         rows, longest = torch.from_numpy(slots).to(self.device), int(self.age[slots].max())
         ids = self.ids[rows, :longest].cpu().numpy()
         logprobs = self.logprobs[rows, :longest].cpu().numpy()
-        for row, slot in enumerate(slots):
+        for row, slot in enumerate(slots.tolist()):
             ends = np.flatnonzero(np.isin(ids[row, : self.age[slot]], self.engine.eos_ids))
             size = int(ends[0]) + 1 if len(ends) else int(self.age[slot])
             self._finish(slot, ids[row, :size].copy(), logprobs[row, :size].copy(), len(ends) > 0)

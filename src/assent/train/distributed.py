@@ -7,6 +7,7 @@ the number of ranks cannot change the gradient.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import zlib
@@ -43,8 +44,8 @@ class World:
 
 
 def init(threads: int = 0) -> World:
-    """Joins the process group when `torchrun` set RANK, and sets the CPU threads: `threads`, or with 0 an equal share
-    of the cores for each rank of this machine (one process alone keeps torch's own choice)."""
+    """Joins the process group when `torchrun` set RANK, until the process ends, and sets the CPU threads: `threads`, or
+    with 0 an equal share of the cores for each rank of this machine (one process alone keeps torch's own choice)."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size))) if size > 1 else 1
     if threads or local_size > 1:
@@ -58,6 +59,8 @@ def init(threads: int = 0) -> World:
     if size > 1 and not dist.is_initialized():
         # gloo stays available beside NCCL: flags and Python objects travel without touching the device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        # Not after each run: ranks that join anew meet the addresses of the group before in torchrun's store, and hang.
+        atexit.register(shutdown)
     return World(rank, size, local_rank, device)
 
 

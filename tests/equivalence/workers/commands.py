@@ -5,6 +5,7 @@ Each argument is COMMAND:FILE, the configuration as YAML.
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 from assent import settings
@@ -23,6 +24,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str]) -> None:
+    faulthandler.dump_traceback_later(100, exit=True)  # a rank that hangs says where
     for argument in arguments:
         name, _, file = argument.partition(":")
         cls, train = COMMANDS[name]
