@@ -131,7 +131,7 @@ def policy_scores(model: PreTrainedModel, temperature: float, tree: bool) -> tup
         install(model)
     else:
         model.set_attn_implementation("eager")
-    scores = Policy(model, precision="fp32", tree=tree)(collate(trees(), flat=not tree), temperature)
+    scores = Policy(model, precision="fp32", tree=tree)(collate(trees(), flat=not tree), temperature, entropy=True)
     return scores.logprobs, scores.entropy
 
 
@@ -265,7 +265,7 @@ def test_activation_checkpointing_changes_no_gradient(tiny_model_dir: Path) -> N
     for recompute in (False, True):
         config = ModelConfig(str(tiny_model_dir), precision="fp32", activation_checkpointing=recompute)
         policy = load_policy(config, max_length=64)
-        scores = policy(collate(trees()))
+        scores = policy(collate(trees()), entropy=True)
         found.append(gradients(policy.model, (scores.logprobs, scores.entropy)))
         assert policy.model.is_gradient_checkpointing == recompute
     assert_same_gradients(found[1], found[0])

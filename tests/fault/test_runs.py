@@ -382,11 +382,10 @@ def test_killed_at_random_moments_is_straight(children: Children, make: Make, tm
             time.sleep(draw.uniform(0, 0.6))
         os.kill(pid, signal.SIGKILL)
         killed += children.wait(pid) == -signal.SIGKILL
-        if unfinished(folder):
+        if unfinished(folder) not in ([], before):
             torn += 1
             assert checkpoint.newest_complete(folder) not in unfinished(folder)
     assert children.wait(children.start(command(config("killed")))) == 0, children.log.read_text()
-    print("KILLED", killed, torn)
     assert killed >= 5 and torn >= 1, (killed, torn)
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "straight")
 

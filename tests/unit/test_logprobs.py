@@ -87,6 +87,16 @@ def test_only_the_gradients_that_are_asked_for() -> None:
     assert frozen.grad is None
 
 
+def test_without_entropy_the_rest_is_the_same(chunk: int) -> None:
+    hidden, weight, _, targets = inputs()
+    found = []
+    for entropy in (True, False):
+        logp, told = token_logprobs(hidden, weight, targets, scale=1.3, softcap=2.0, entropy=entropy)
+        assert told.any() == entropy
+        found.append((logp, *torch.autograd.grad(logp.sum(), (hidden, weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_nothing_trained_keeps_the_graph() -> None:
     """A rank without a token still takes part in the backward pass, with zeros."""
     hidden, weight, _, targets = inputs(torch.float32)

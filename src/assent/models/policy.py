@@ -95,7 +95,7 @@ class Policy(Backbone):
         hidden = self.hidden(batch).index_select(0, batch.source)
         head = self.model.get_output_embeddings()
         scale, softcap = logit_transform(self.model)
-        logprobs, entropy = token_logprobs(
+        logprobs, spread = token_logprobs(
             hidden,
             head.weight,
             batch.targets,
@@ -105,7 +105,7 @@ class Policy(Backbone):
             dtype=self.dtype,
             entropy=entropy,
         )
-        return TokenScores(logprobs, entropy)
+        return TokenScores(logprobs, spread)
 
     def without_adapters(self) -> AbstractContextManager[Any]:
         """The start of a LoRA policy: its adapters are off inside this context."""
