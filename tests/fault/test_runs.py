@@ -189,7 +189,10 @@ def test_ppo_stopped_at_every_step_is_straight(name: str, make: Make, stop_at, t
     straight = bytes_of(tmp_path / "straight")
     assert straight["samples"] != "none"
     rows = read_metrics(tmp_path / "straight" / "metrics.jsonl")
-    assert [row["step"] for row in rows if "rollout" in row] == [1, 5]
+    fresh = [row for row in rows if "rollout" in row]
+    assert [row["step"] for row in fresh] == [1, 5]
+    for row in fresh:  # no update yet since these answers were sampled
+        assert row["ratio"] == pytest.approx(1.0, abs=1e-6) and row["clip_fraction"] == 0 and row["mismatch"] < 1e-4
     interrupted(make(name, tmp_path / "stopped"), stop_at, *(range(1, 8) if name == "ppo" else (2, 5)))
     assert bytes_of(tmp_path / "stopped") == straight
 

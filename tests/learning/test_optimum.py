@@ -90,8 +90,8 @@ def test_ppo_reaches_the_optimum(tmp_path: Path, seed: int) -> None:
         data=DataConfig(str(world.prompts_file), max_length=16),
         out="unused",
         train=TrainConfig(batch_size=8, seed=seed),
-        ppo=PPOSection(reward_model="the table", responses=32, epochs=2, minibatches=2, kl_coef=BETA, lam=1.0),
-        sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=256),
+        ppo=PPOSection(reward_model="the table", responses=64, epochs=4, minibatches=1, kl_coef=BETA, lam=1.0),
+        sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
     )
     tokenizer = load_tokenizer(model)
     current = Job(config, ALONE, cast("object", None), tokenizer, Chat(tokenizer))  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_ppo_reaches_the_optimum(tmp_path: Path, seed: int) -> None:
     ref_logp = scores(world, reference)
     models = Models(policy, critic, reference, TableReward(world))
     algorithm = PPO(current, models, load_examples(str(world.prompts_file)).examples, config)
-    learn(algorithm, 400, OptimConfig(lr=2e-3, schedule="linear"))
+    learn(algorithm, 400, OptimConfig(lr=4e-3, schedule="linear"))
     closed = regret_closed(scores(world, policy), ref_logp, world.rewards, BETA)
     print(f"PPO seed {seed}: {closed:.3f}")
     assert closed >= 0.9

@@ -123,12 +123,17 @@ class PPO:
 
     def _make_rollout(self) -> tuple[list[TokenTree], dict[str, float], tuple[dict[str, object], ...]]:
         indices = self._next_prompts()
-        trees = self.sample(indices, self.prompts, self.config.ppo.responses, self.config.train.seed + self.rollout)
+        trees = self.sample(indices, self.prompts, self.config.ppo.responses, self._sampling_seed())
         trees = self.score(trees, [self.prompts[i] for i in indices], with_critic=True)
         trees, metrics = self.credit(trees)
         metrics["rollout"] = float(self.rollout + 1)
         samples = self.samples(trees[:SHOWN], [self.prompts[i] for i in indices[:SHOWN]])
         return trees, metrics, tuple(samples)
+
+    def _sampling_seed(self) -> int:
+        """A seed for each rollout of each run; neighbouring run seeds share none."""
+        entropy = (self.config.train.seed, self.rollout)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
     def _next_prompts(self) -> np.ndarray:
         """`train.batch_size` indices, from the orders of all epochs one after the other: every rollout is whole."""

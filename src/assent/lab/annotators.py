@@ -7,8 +7,8 @@ An annotator shown `first` and `second` prefers the first with probability
 
 (Bradley and Terry 1952; the form used by arXiv 2203.02155). Without biases, an annotator agrees with the gold order of
 a pair whose rewards differ by `gap` with probability careless / 2 + (1 - careless) * sigmoid(gap / temperature). The
-default `PANEL` agrees with gold on 88 to 92 % of the pairs that `assent.lab.artifacts` draws, from 0.93 (ada) down to
-0.86 (eve); the exact share of a built world stands in its world.json.
+default `PANEL` agrees with gold on 89 to 93 % of the pairs that `assent.lab.artifacts` draws, from 0.96 (ada) down to
+0.87 (eve); the exact share of a built world stands in its world.json.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Annotator:
 
 
 PANEL = (
-    Annotator("ada", temperature=0.15, length_bias=0.01),
-    Annotator("bo", temperature=0.2, length_bias=0.01, position_bias=0.1, careless=0.01),
-    Annotator("cleo", temperature=0.25, length_bias=0.02, careless=0.02),
-    Annotator("dan", temperature=0.3, length_bias=0.02, position_bias=0.2, careless=0.02),
-    Annotator("eve", temperature=0.4, length_bias=0.03, position_bias=-0.1, careless=0.04),
+    Annotator("ada", temperature=0.3, length_bias=0.02),
+    Annotator("bo", temperature=0.4, length_bias=0.03, position_bias=0.1, careless=0.02),
+    Annotator("cleo", temperature=0.5, length_bias=0.03, careless=0.04),
+    Annotator("dan", temperature=0.6, length_bias=0.04, position_bias=0.2, careless=0.04),
+    Annotator("eve", temperature=0.8, length_bias=0.05, position_bias=-0.1, careless=0.06),
 )
 """Five annotators from skilled to hasty, all with a mild taste for length: something a reward model can learn and a
 policy can exploit."""

@@ -19,14 +19,14 @@ def packed_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     CPU. Autocast would cast (and oneDNN repack) frozen weights again in every step. The copies are made on entry, so
     weights that a trainer has changed in place are always current."""
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _is_plain(module)]
-    with torch.no_grad():
-        for layer in layers:
-            layer.forward = _multiply(layer, dtype)  # type: ignore[method-assign]
     try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.forward = _multiply(layer, dtype)  # type: ignore[method-assign]
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _is_plain(module: nn.Module) -> bool:
