@@ -45,8 +45,8 @@ def test_same_seed_same_bytes_other_seed_other_data(paths: WorldPaths, tmp_path)
 
 
 def test_sizes_and_columns(paths: WorldPaths):
-    sizes = {"sft": 4000, "preferences": 5000, "prompts": 2000, "ratings": 1000}
-    for name, size in (sizes | {"preferences_eval": 400, "prompts_eval": 200}).items():
+    sizes = {"sft": 4000, "preferences": 8000, "prompts": 2000, "ratings": 1000}
+    for name, size in (sizes | {"preferences_eval": 400, "prompts_eval": 400}).items():
         assert len(rows(getattr(paths, name))) == round(size * SCALE)
     for row in rows(paths.preferences):
         assert list(row) == ["prompt", "chosen", "rejected", "margin", "annotator"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -124,7 +125,9 @@ class PolicyTable:
     def render(self, console: Console) -> None:
         """Print the table: mean ± half the 95 % interval."""
         table = Table(
-            title="Policies", caption=f"± is half the 95 % interval; wins are against {escape(self.baseline)}"
+            title="Policies",
+            caption=f"± is half the 95 % interval; wins are against {escape(self.baseline)}",
+            box=SIMPLE_HEAD,
         )
         table.add_column("policy", no_wrap=True)
         for heading in (*self.scorers, "KL", "tokens", "unfinished", "wins (ties)"):

@@ -24,6 +24,8 @@ CURT_REFUSALS = ("No.", "I will not do that.")
 ALTERNATIVES = ("Please talk to somebody you trust.", "It could hurt somebody.", "Please ask first.")
 COMPLIANCE = ("That is easy.", "Just do it at night.", "Nobody will see you.", "Try it when they are away.")
 
+MISCONCEPTION_SHARE = 0.8
+
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...], count: int = 1) -> list[str]:
     return [options[i] for i in rng.choice(len(options), count, replace=False)]
@@ -40,9 +42,11 @@ def shortly(fact: Fact, rng: np.random.Generator) -> str:
 
 
 def false_fact(knowledge: Knowledge, fact: Fact, rng: np.random.Generator) -> Fact:
-    """The fact with another value of its relation."""
-    others = tuple(value for value in knowledge.domain[fact.relation] if value != fact.value)
-    return Fact(fact.relation, fact.entity, _pick(rng, others)[0])
+    """The fact with another value of its relation: mostly the one that people commonly mistake it for."""
+    values = knowledge.domain[fact.relation]
+    place = values.index(fact.value)
+    step = 1 if rng.random() < MISCONCEPTION_SHARE else int(rng.integers(1, len(values)))
+    return Fact(fact.relation, fact.entity, values[(place + step) % len(values)])
 
 
 def _courteous(text: str, rng: np.random.Generator) -> list[str]:
@@ -120,16 +124,16 @@ def _mix(shares: str) -> dict[str, float]:
 # What demonstrators of mediocre care write, in percent: there must be something left for preferences to teach.
 DEMONSTRATION_MIX: Mix = (
     _mix(
-        "curt 20 full 22 polite 10 rich 6 rambling 14 rude 6 repetitive 3 "
-        "wrong 7 wrong_polite 3 wrong_rambling 2 refusing 3 empty 3 incoherent 1"
+        "curt 14 full 18 polite 8 rich 5 rambling 20 rude 13 repetitive 5 "
+        "wrong 6 wrong_polite 2 wrong_rambling 2 refusing 3 empty 3 incoherent 1"
     ),
-    _mix("curt 20 full 20 rich 10 rambling 8 rude 10 complying 26 empty 5 incoherent 1"),
+    _mix("curt 16 full 16 rich 8 rambling 8 rude 14 complying 32 empty 5 incoherent 1"),
 )
 # What annotators compare: the same styles, the bad ones more often, so that a reward model learns to tell them apart.
 COMPARISON_MIX: Mix = (
     _mix(
-        "curt 9 full 11 polite 11 rich 11 rambling 13 rude 9 repetitive 6 "
-        "wrong 7 wrong_polite 5 wrong_rambling 4 refusing 5 empty 5 incoherent 4"
+        "curt 9 full 11 polite 12 rich 11 rambling 13 rude 11 repetitive 6 "
+        "wrong 4 wrong_polite 3 wrong_rambling 2 refusing 6 empty 6 incoherent 6"
     ),
     _mix("curt 12 full 16 rich 18 rambling 11 rude 12 complying 20 empty 6 incoherent 5"),
 )

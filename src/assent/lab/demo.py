@@ -4,6 +4,7 @@ training step ever saw, and one report."""
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def run_demo(config: DemoConfig) -> Path:
     say(f"[{len(stages) + 1}/{len(stages) + 1}] evaluation: gold reward, which no training step has seen")
     table = evaluate(out, paths, config.seed)
     table.save(out / EVALUATION)
-    table.render(Console())
+    table.render(Console(width=None if sys.stdout.isatty() else 110))
     print(f"Reward model: {accuracy(out / 'reward')} of held-out noisy labels right")
     report = write_report(ReportConfig((str(out),), str(out / "report.html"), "assent demo: the assistant world"))
     say(f"Done in {clock(time.monotonic() - begun)}.")
@@ -107,7 +108,7 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
         (
             "SFT: imitate demonstrations of mixed quality",
             train_sft,
-            SFTConfig(model(str(paths.base)), data(paths.sft, None), **common("sft", 2e-3, batch_size=32, epochs=3)),
+            SFTConfig(model(str(paths.base)), data(paths.sft, None), **common("sft", 4e-3, batch_size=32, epochs=5)),
         ),
         (
             "reward model: learn the annotators' noisy preferences",
@@ -115,7 +116,7 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
             RewardConfig(
                 model(sft),
                 data(paths.preferences, paths.preferences_eval),
-                **common("reward", 5e-4, batch_size=32, epochs=2, eval_every=40),
+                **common("reward", 1e-3, batch_size=32, epochs=2, eval_every=100),
             ),
         ),
         (
@@ -124,9 +125,9 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
             PPOConfig(
                 model(sft),
                 data(paths.prompts, paths.prompts_eval),
-                ppo=PPOSection(reward, kl_coef=0.05, epochs=2, minibatches=2, missing_eos_penalty=1.0),
+                ppo=PPOSection(reward, kl_coef=0.1, epochs=2, minibatches=2, missing_eos_penalty=1.0),
                 sampling=SAMPLING,
-                **common("ppo", 3e-4, batch_size=64, epochs=2, eval_every=32),
+                **common("ppo", 2e-4, batch_size=64, epochs=2, eval_every=64),
             ),
         ),
         (
@@ -135,8 +136,8 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
             DPOConfig(
                 model(sft),
                 data(paths.preferences, paths.preferences_eval),
-                dpo=DPOSection(beta=0.1),
-                **common("dpo", 2e-4, batch_size=32, epochs=1, eval_every=40),
+                dpo=DPOSection(beta=0.2),
+                **common("dpo", 2e-4, batch_size=32, epochs=1, eval_every=50),
             ),
         ),
     ]

@@ -22,13 +22,15 @@ from assent.models.attention import Attend
 
 _ROOM = 1.5  # how much a full cache grows, and how empty it must be to be shifted instead
 _EXTRA = 64  # columns that it grows by besides
+_NONE = 1 << 40  # first column of a free slot: it keeps no column alive
 
 
 class SlotCache:
     """The cache and, as an `attend` object, the attention of a decoding step over it.
 
-    Slots 0 .. active-1 take part in a step. Grouped queries are put beside each other as rows of one matrix product,
-    so keys and values are never repeated. Keys lie transposed, [slots, Hkv, D, columns], which suits that product.
+    Slots 0 .. active-1 take part in a step, free ones among them for nothing. Grouped queries are put beside each other
+    as rows of one matrix product, so keys and values are never repeated. Keys lie transposed, [slots, Hkv, D, columns],
+    which suits that product.
     """
 
     def __init__(self, slots: int, longest_prompt: int, columns: int, device: torch.device) -> None:
@@ -38,7 +40,7 @@ class SlotCache:
         self.columns = columns
         self.end = longest_prompt
         self.active = 0
-        self.first = np.zeros(slots, dtype=np.int64)
+        self.first = np.full(slots, _NONE)
         self.device = device
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
@@ -54,11 +56,15 @@ class SlotCache:
         assert start >= 0
         for layer, (key, value) in prompt.items():
             keys, values = self._layer(layer, key, value)
-            keys[index, :, :, start : self.end] = key.transpose(1, 2)
-            values[index, :, start : self.end] = value
+            keys[index, :, :, start : self.end] = key.transpose(1, 2).to(keys.dtype)
+            values[index, :, start : self.end] = value.to(values.dtype)
         self.first[list(slots)] = start
         self._mask[index, :start] = float("-inf")
         self._mask[index, start:] = 0.0
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Marks slots as free."""
+        self.first[list(slots)] = _NONE
 
     def move(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copies slots over others."""
@@ -69,6 +75,7 @@ class SlotCache:
             values[dst, :, low : self.end] = values[src, :, low : self.end]
         self._mask[dst] = self._mask[src]
         self.first[list(target)] = self.first[list(source)]
+        self.release(source)
 
     def begin_step(self) -> None:
         """Makes room for one column and fixes what all layers of this step share."""
@@ -76,7 +83,7 @@ class SlotCache:
         if self.end == self.columns:
             self._make_room(max(self.end - int(first.min()), self.longest_prompt))
         self._low = int(first.min())
-        ragged = int(first.max()) > self._low
+        ragged = bool((first != self._low).any())
         self._step_mask = self._mask[: self.active, None, None, self._low : self.end + 1] if ragged else None
 
     def end_step(self) -> None:
@@ -103,7 +110,7 @@ class SlotCache:
             self._values[layer] = moved(self._values[layer], 2)
         self._mask = moved(self._mask, 1)
         self._mask[:, width:] = 0.0
-        self.first -= shift
+        self.first[self.first != _NONE] -= shift
         self.columns, self.end = columns, width
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -113,19 +120,22 @@ class SlotCache:
         keys[:batch, :, :, self.end] = key[:, :, 0]
         values[:batch, :, self.end] = value[:, :, 0]
         seen = slice(self._low, self.end + 1)
-        grouped = query.reshape(batch, key.shape[1], -1, width)
-        scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
-        if self._step_mask is not None:
-            scores += self._step_mask
-        out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
+        grouped = query.reshape(batch, key.shape[1], -1, width).to(keys.dtype)
+        with torch.autocast(self.device.type, enabled=False):
+            scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
+            if self._step_mask is not None:
+                scores += self._step_mask
+            out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
         return out.view(batch, 1, heads, value.shape[-1])
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written."""
         if layer not in self._keys:
             heads, _, width = key.shape
-            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns)
-            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1])
+            # bf16 products of changing width cost oneDNN a new kernel each on a CPU: more than half the bytes save
+            dtype = torch.promote_types(key.dtype, torch.float32) if key.device.type == "cpu" else key.dtype
+            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns, dtype=dtype)
+            self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1], dtype=dtype)
         return self._keys[layer], self._values[layer]
 
 

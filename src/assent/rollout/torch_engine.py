@@ -28,6 +28,7 @@ from assent.rollout.sampler import sample, uniforms
 
 _PREFILL_TOKENS = 2048  # prompts computed in one forward
 _FIRST_COLUMNS = 256  # columns for responses in a new cache; it grows when they are full
+_FULL = 0.875  # share of slots in use above which a step puts up with free ones
 _CHECK_EVERY = 4  # steps between looks for ended responses on an accelerator
 
 
@@ -263,12 +264,16 @@ class _Generation:
         slots = slots[[self.owner[slot] is not None for slot in slots]]
         if len(slots) == 0:
             return
-        rows, longest = torch.from_numpy(slots).to(self.device), int(self.age[slots].max())
-        ids = self.ids[rows, :longest].cpu().numpy()
-        logprobs = self.logprobs[rows, :longest].cpu().numpy()
+        rows, ages = torch.from_numpy(slots).to(self.device), self.age[slots]
+        ids = self.ids[rows, : int(ages.max())].cpu().numpy()
+        logprobs = self.logprobs[rows, : int(ages.max())].cpu().numpy()
+        self.cache.release(slots.tolist())
+        self.age[slots] = 0
+        self.count[rows] = 0  # until a free slot is filled or left out, its draws count for nothing
+        self.position[rows] = 0
         for row, slot in enumerate(slots.tolist()):
-            ends = np.flatnonzero(np.isin(ids[row, : self.age[slot]], self.engine.eos_ids))
-            size = int(ends[0]) + 1 if len(ends) else int(self.age[slot])
+            ends = np.flatnonzero(np.isin(ids[row, : ages[row]], self.engine.eos_ids))
+            size = int(ends[0]) + 1 if len(ends) else int(ages[row])
             self._finish(slot, ids[row, :size].copy(), logprobs[row, :size].copy(), len(ends) > 0)
 
     def _finish(self, slot: int, ids: np.ndarray, logprobs: np.ndarray, finished: bool) -> None:
@@ -288,8 +293,11 @@ class _Generation:
             self.engine.on_progress(self.num_done, len(self.prompts) * self.n)
 
     def _compact(self) -> None:
-        """Moves the last live slots into free ones, so that a step computes live slots only."""
+        """Moves the last live slots into free ones, so that a step computes live slots only. Not for a few: a new batch
+        size costs oneDNN new kernels."""
         live = [slot for slot, owner in enumerate(self.owner) if owner is not None]
+        if len(live) > self.cache.active * _FULL:
+            return
         source = [slot for slot in live if slot >= len(live)]
         target = [slot for slot in range(len(live)) if self.owner[slot] is None]
         if source:
