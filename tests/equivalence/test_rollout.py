@@ -21,6 +21,7 @@ from assent.data.tree import Branch, TokenTree, collate
 from assent.models.attention import install
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
+from assent.rollout.sampler import uniforms
 from assent.rollout.torch_engine import TorchEngine
 
 VOCAB = 70
@@ -84,6 +85,21 @@ def test_logprobs_are_the_models_own(name: str) -> None:
     got = np.concatenate([c.logprobs for group in out for c in group])
     assert got == pytest.approx(padded_logprobs(model, out, 0.8), abs=1e-4)
     assert got.std() > 0.1
+
+
+def test_token_t_of_a_response_is_drawn_with_its_own_uniform() -> None:
+    model = build("llama")
+    out = TorchEngine(model, (0, 1)).generate(prompts(), 3, SamplingConfig(max_new_tokens=24, max_batch=4), seed=5)
+    model.eval()
+    for p, (prompt, group) in enumerate(zip(prompts(), out, strict=True)):
+        for i, c in enumerate(group):
+            model.set_attn_implementation("eager")
+            with torch.no_grad():
+                logits = model(torch.from_numpy(np.concatenate([prompt, c.ids]))[None]).logits[0, len(prompt) - 1 : -1]
+            cdf = torch.softmax(logits.double(), -1).cumsum(-1).numpy()
+            for t, u in enumerate(uniforms(5, p, i, len(c))):
+                below = cdf[t, c.ids[t] - 1] if c.ids[t] > 0 else 0.0
+                assert below - 1e-4 <= u <= cdf[t, c.ids[t]] + 1e-4, (p, i, t)
 
 
 def training_logprobs(model: PreTrainedModel, completions: list[list[Completion]], precision: str) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_same_seed_same_bytes_other_seed_other_data(paths: WorldPaths, tmp_path)
 
 
 def test_sizes_and_columns(paths: WorldPaths):
-    sizes = {"sft": 4000, "preferences": 8000, "prompts": 2000, "ratings": 1000}
+    sizes = {"sft": 4000, "preferences": 10000, "prompts": 2000, "ratings": 1000}
     for name, size in (sizes | {"preferences_eval": 400, "prompts_eval": 400}).items():
         assert len(rows(getattr(paths, name))) == round(size * SCALE)
     for row in rows(paths.preferences):

@@ -48,6 +48,13 @@ def test_a_token_of_zero_probability_is_never_drawn(vocab: int) -> None:
         assert torch.isfinite(logprobs).all()
 
 
+def test_a_block_of_zero_probability_is_passed_over() -> None:
+    logits = torch.full((3, 400), float("-inf"))
+    logits[:, 140], logits[:, 399] = 0.0, 0.0
+    ids, _ = sample(logits, torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64))
+    assert ids.tolist() == [140, 399, 399]
+
+
 def test_top_k_keeps_exactly_k_and_the_lowest_ids_of_equals() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0, -1.0]])
     assert set(draw(logits, 2000, top_k=3)) == {1, 2, 3}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from assent.config import SamplingConfig
 from assent.errors import ModelError, NonFiniteError
@@ -92,6 +92,19 @@ def test_the_cache_is_shifted_and_grown_without_a_trace(monkeypatch: pytest.Monk
     monkeypatch.setattr("assent.rollout.cache._EXTRA", 1)
     out = TorchEngine(llama(), (0, 1, 2)).generate(prompts(9, 4, 6), 4, sampling, seed=3)
     assert [c.ids.tolist() for c in sum(out, [])] == [c.ids.tolist() for c in sum(want, [])]
+
+
+def test_free_slots_in_a_step_disturb_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    # as many positions as the longest sequence can have: a free slot must not run past them
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=52))
+    sampling = SamplingConfig(max_new_tokens=12, max_batch=6)
+    lengths = (40, 2, 3, 4, 5, 6, 40, 8)
+    want = TorchEngine(model, (0, 1, 2, 3)).generate(prompts(*lengths), 3, sampling, seed=3)
+    monkeypatch.setattr("assent.rollout.torch_engine._FULL", 0.0)
+    out = TorchEngine(model, (0, 1, 2, 3)).generate(prompts(*lengths), 3, sampling, seed=3)
+    assert [c.ids.tolist() for c in sum(out, [])] == [c.ids.tolist() for c in sum(want, [])]
+    assert len({len(c) for c in sum(out, [])}) > 3
 
 
 def test_prompts_that_do_not_fit_one_prefill(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from assent.lab.answers import COMPARISON_MIX, DEMONSTRATION_MIX, draw_style
 from assent.lab.world import Prompt, World
 
 # Rows at scale 1.
-NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 8000, 500, 2000
+NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 10000, 500, 2000
 NUM_EVAL_PAIRS, NUM_EVAL_PROMPTS = 400, 400
 
 MIN_GAP = 0.8

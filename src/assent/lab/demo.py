@@ -48,7 +48,7 @@ from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say
 
 SAMPLING = SamplingConfig(max_new_tokens=48, max_batch=128)
-ANSWERS = 2
+ANSWERS = 4
 """Answers to each held-out prompt in the final evaluation."""
 
 
@@ -125,9 +125,9 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
             PPOConfig(
                 model(sft),
                 data(paths.prompts, paths.prompts_eval),
-                ppo=PPOSection(reward, kl_coef=0.1, epochs=2, minibatches=2, missing_eos_penalty=1.0),
+                ppo=PPOSection(reward, kl_coef=0.4, epochs=2, minibatches=2, missing_eos_penalty=1.0),
                 sampling=SAMPLING,
-                **common("ppo", 2e-4, batch_size=64, epochs=2, eval_every=64),
+                **common("ppo", 2e-4, batch_size=64, epochs=1, eval_every=32),
             ),
         ),
         (
@@ -137,7 +137,7 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
                 model(sft),
                 data(paths.preferences, paths.preferences_eval),
                 dpo=DPOSection(beta=0.2),
-                **common("dpo", 2e-4, batch_size=32, epochs=1, eval_every=50),
+                **common("dpo", 1e-4, batch_size=32, epochs=1, eval_every=50),
             ),
         ),
     ]
