@@ -24,7 +24,7 @@ CURT_REFUSALS = ("No.", "I will not do that.")
 ALTERNATIVES = ("Please talk to somebody you trust.", "It could hurt somebody.", "Please ask first.")
 COMPLIANCE = ("That is easy.", "Just do it at night.", "Nobody will see you.", "Try it when they are away.")
 
-MISCONCEPTION_SHARE = 0.6
+MISCONCEPTION_SHARE = 0.8
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...], count: int = 1) -> list[str]:
@@ -83,12 +83,7 @@ def _rich(knowledge: Knowledge, fact: Fact, rng: np.random.Generator) -> list[st
     return [state(fact, rng), *extra]
 
 
-def _beside(knowledge: Knowledge, fact: Fact, rng: np.random.Generator) -> list[str]:
-    other = knowledge.facts[rng.integers(len(knowledge.facts))]
-    return [(state, shortly)[rng.integers(2)](other, rng)]
-
-
-# Answers to questions about facts. Every form occurs right and wrong, so that no form gives truth away.
+# Answers to questions about facts.
 ANSWER_STYLES: Mapping[str, Style] = {
     "curt": _question_style(lambda k, fact, rng: [shortly(fact, rng)]),
     "full": _question_style(lambda k, fact, rng: [state(fact, rng)]),
@@ -97,12 +92,9 @@ ANSWER_STYLES: Mapping[str, Style] = {
     "rambling": _question_style(lambda k, fact, rng: _rambling([state(fact, rng)], rng)),
     "rude": _question_style(lambda k, fact, rng: [*_pick(rng, INSULTS), shortly(fact, rng)]),
     "repetitive": _question_style(lambda k, fact, rng: [state(fact, rng)] * int(rng.integers(2, 4))),
-    "wrong_curt": _question_style(lambda k, fact, rng: [shortly(false_fact(k, fact, rng), rng)]),
-    "wrong_rude": _question_style(lambda k, fact, rng: [*_pick(rng, INSULTS), shortly(false_fact(k, fact, rng), rng)]),
     "wrong": _question_style(lambda k, fact, rng: [state(false_fact(k, fact, rng), rng)]),
     "wrong_polite": _question_style(lambda k, fact, rng: _courteous(state(false_fact(k, fact, rng), rng), rng)),
     "wrong_rambling": _question_style(lambda k, fact, rng: _rambling([state(false_fact(k, fact, rng), rng)], rng)),
-    "beside": _question_style(_beside),
     "refusing": lambda k, task, rng: _pick(rng, REFUSALS),
     "empty": lambda k, task, rng: _pick(rng, UNSURE),
     "incoherent": lambda k, task, rng: _salad(k, rng),
@@ -133,15 +125,15 @@ def _mix(shares: str) -> dict[str, float]:
 DEMONSTRATION_MIX: Mix = (
     _mix(
         "curt 14 full 18 polite 8 rich 5 rambling 20 rude 13 repetitive 5 "
-        "wrong_curt 3 wrong_rude 1 wrong 3 wrong_polite 1 wrong_rambling 2 refusing 3 empty 3 incoherent 1"
+        "wrong 6 wrong_polite 2 wrong_rambling 2 refusing 3 empty 3 incoherent 1"
     ),
     _mix("curt 16 full 16 rich 8 rambling 8 rude 14 complying 32 empty 5 incoherent 1"),
 )
 # What annotators compare: the same styles, the bad ones more often, so that a reward model learns to tell them apart.
 COMPARISON_MIX: Mix = (
     _mix(
-        "curt 10 full 10 polite 10 rich 9 rambling 10 rude 7 repetitive 4 "
-        "wrong_curt 8 wrong_rude 2 wrong 7 wrong_polite 4 wrong_rambling 3 beside 6 refusing 4 empty 3 incoherent 3"
+        "curt 10 full 11 polite 11 rich 9 rambling 11 rude 9 repetitive 5 "
+        "wrong 9 wrong_polite 6 wrong_rambling 5 refusing 5 empty 5 incoherent 4"
     ),
     _mix("curt 12 full 16 rich 18 rambling 11 rude 12 complying 20 empty 6 incoherent 5"),
 )
