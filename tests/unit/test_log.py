@@ -356,3 +356,12 @@ def test_config_hash_ignores_only_what_may_change():
     assert config_hash(config()) == config_hash(config(train=TrainConfig(max_steps=5, keep=9), out="elsewhere"))
     assert config_hash(config()) != config_hash(config(optim=OptimConfig(lr=1.0)))
     assert config_hash(config()) != config_hash(config(train=TrainConfig(seed=1)))
+
+
+def test_a_run_that_stopped_before_its_first_step_may_be_begun_again(tmp_path):
+    RunFolder.create(tmp_path / "run", config())
+    RunFolder.create(tmp_path / "run", config(optim__lr=1.0))  # the first stopped at, say, a mistyped data file
+    assert yaml.safe_load((tmp_path / "run" / "resolved.yaml").read_text())["optim"]["lr"] == 1.0
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(RunFolderError, match="an earlier run is there"):
+        RunFolder.create(tmp_path / "run", config())

@@ -99,7 +99,7 @@ def test_free_slots_in_a_step_disturb_nothing(monkeypatch: pytest.MonkeyPatch) -
     # as many positions as the longest sequence can have: a free slot must not run past them
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=52))
     sampling = SamplingConfig(max_new_tokens=12, max_batch=6)
-    lengths = (40, 2, 3, 4, 5, 6, 40, 8)
+    lengths = (40, 40, 2, 40, 39, 40, 40, 38)
     want = TorchEngine(model, (0, 1, 2, 3)).generate(prompts(*lengths), 3, sampling, seed=3)
     monkeypatch.setattr("assent.rollout.torch_engine._FULL", 0.0)
     out = TorchEngine(model, (0, 1, 2, 3)).generate(prompts(*lengths), 3, sampling, seed=3)

@@ -69,7 +69,7 @@ class RunFolder:
         path = Path(out)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            checkpoint = _reopen(path, config, resume) if any(path.iterdir()) else _start(path, resume)
+            checkpoint = _start(path, resume) if _is_free(path, resume) else _reopen(path, config, resume)
             before = _read_json(path / "environment.json") if checkpoint else {}
             now = {"command": type(config).__name__, "run_id": before.get("run_id", uuid.uuid4().hex[:12])}
             now |= environment(ranks)
@@ -130,6 +130,14 @@ def environment(ranks: int = 1) -> dict[str, Any]:
         "ranks": ranks,
         "commit": _commit(),
     }
+
+
+def _is_free(path: Path, resume: str | None) -> bool:
+    """Whether a new run may begin here: nothing is in the folder, or only the preparations of a run that stopped before
+    its first step (a mistyped file name, say)."""
+    names = {child.name for child in path.iterdir()}
+    prepared = "resolved.yaml" in names and names <= {"resolved.yaml", "environment.json", "data.json"}
+    return not names or (prepared and resume is None)
 
 
 def _refusal(path: Path) -> str:
