@@ -38,7 +38,7 @@ def sample_answers(
     log pi(token) - log pi_ref(token) in nats, and the score "proxy" of the reward model.
 
     Raises ModelError where a folder is not a model that fits."""
-    limit = max_length(model, sampling)
+    limit = max_length(model)
     policy, chat = _policy(model, limit, precision)
     anchor, _ = _policy(reference, limit, precision)
     own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def sample_answers(
     ]
 
 
-def max_length(model: Path, sampling: SamplingConfig) -> int:
+def max_length(model: Path) -> int:
     """The longest sequence that the model's configuration allows (the sampler refuses longer ones by itself)."""
     from transformers import AutoConfig
 

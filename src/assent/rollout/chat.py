@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from assent.config import GenerateConfig, ModelConfig
 from assent.data.chat import Chat
@@ -18,7 +17,7 @@ from assent.data.formats import load_examples
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
-from assent.models.loading import load_policy, load_tokenizer
+from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.rollout.engine import Completion, Engine
 from assent.rollout.torch_engine import TorchEngine
 
@@ -37,8 +36,7 @@ def generate(config: GenerateConfig) -> None:
     """
     if config.out is not None and Path(config.out).exists():
         raise RunFolderError(f"--out {config.out} exists already. Remove it, or choose another name.")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     if config.prompts is None:
         chat, engine = _load(config)
         converse(chat, engine, config, sys.stdin, sys.stdout)
