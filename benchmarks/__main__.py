@@ -5,7 +5,8 @@ docs/benchmarks.md (a whole run only; part of the rows, or a quick trial, is pri
     python -m benchmarks --rows dpo --models tiny --precision bf16
     python -m benchmarks --render                 only the table, from docs/benchmarks.json
 
-The data is dpo_en_demo.json and alpaca_en_demo.json (from LLaMA-Factory's data folder) in the folder ASSENT_REAL_DATA.
+The data is dpo_en_demo.json, kto_en_demo.json and alpaca_en_demo.json (from LLaMA-Factory's data folder) in the folder
+ASSENT_REAL_DATA.
 TRL_PYTHON and TRL_PPO_PYTHON name the peers' interpreters; by default .venv-trl and .venv-trl-ppo.
 """
 
@@ -28,7 +29,7 @@ from benchmarks.sides import ROOT, SideFailed, measure
 from benchmarks.table import HEADER, cells, machine_line, rates, rewrite, save
 
 JSON, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
-DATA_FILES = ("dpo_en_demo.json", "alpaca_en_demo.json")
+DATA_FILES = ("dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json")
 
 
 def main() -> int:
@@ -111,7 +112,7 @@ def _interpreters(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> dict[
     """Python of each environment that the rows need."""
     homes = {"trl": ("TRL_PYTHON", ".venv-trl"), "trl-ppo": ("TRL_PPO_PYTHON", ".venv-trl-ppo")}
     found = {"ours": sys.executable}
-    for name in {row.environment for row in rows}:
+    for name in {row.environment for row in rows} - {"ours"}:
         variable, venv = homes[name]
         found[name] = os.environ.get(variable) or str(ROOT / venv / "bin" / "python")
         if not Path(found[name]).exists():
@@ -120,12 +121,12 @@ def _interpreters(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> dict[
 
 
 def _data(parser: argparse.ArgumentParser) -> Path:
-    """The folder of the two data files."""
+    """The folder of the data files."""
     folder = Path(os.environ.get("ASSENT_REAL_DATA") or "data")
     for name in DATA_FILES:
         if not (folder / name).is_file():
             parser.error(
-                f"{folder / name} does not exist; put {' and '.join(DATA_FILES)} (from the data folder of "
+                f"{folder / name} does not exist; put {', '.join(DATA_FILES)} (from the data folder of "
                 "github.com/hiyouga/LLaMA-Factory) into a folder and set ASSENT_REAL_DATA to it"
             )
     return folder.resolve()

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from transformers import PreTrainedModel
 
 
-def multiplied_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Weights in the matrix products of the decoder layers and of the language-model head; the input embedding is only
-    looked up, a reward head is too small to count."""
+class Weights(NamedTuple):
+    """Numbers of weights that are multiplied: of the decoder layers, of the language-model head, and of LoRA adapters
+    in the layers."""
+
+    body: int
+    head: int
+    adapters: int
+
+
+def multiplied_weights(model: PreTrainedModel) -> Weights:
+    """The input embedding is only looked up, a reward head is too small to count."""
     layers = list(model.base_model.layers)  # type: ignore[union-attr]
-    body = sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.ndim == 2)
+    matrices = [(name, weight) for layer in layers for name, weight in layer.named_parameters() if weight.ndim == 2]
+    adapters = sum(weight.numel() for name, weight in matrices if "lora_" in name)
+    body = sum(weight.numel() for _, weight in matrices) - adapters
     head = model.get_output_embeddings()
-    return body, 0 if head is None else head.weight.numel()  # type: ignore[operator]
+    return Weights(body, 0 if head is None else head.weight.numel(), adapters)  # type: ignore[operator]

@@ -8,21 +8,21 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from assent.algorithms.dpo import DPO
 from assent.algorithms.job import Job, job
-from assent.algorithms.ppo import PPO, Models
+from assent.algorithms.online import Models, Online
+from assent.algorithms.preference import Preference, set_up
 from assent.algorithms.reward import Reward
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,
-    DPOConfig,
+    LoraConfig,
     ModelConfig,
     OptimConfig,
-    PPOConfig,
-    PPOSection,
+    PreferenceConfig,
+    ReferenceConfig,
     RewardConfig,
     RunConfig,
     SamplingConfig,
@@ -30,17 +30,22 @@ from assent.config import (
     TrainConfig,
 )
 from assent.data.packing import Window
+from assent.data.tree import TokenTree
 from assent.data.views import pair_view, prompt_view, sft_view
 from assent.models.loading import quiet_transformers
+from assent.objectives import preference_config
+from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
 from assent.rewards.model import ModelReward
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
-from benchmarks.operations import multiplied_weights
-from benchmarks.plan import BATCH, MAX_LENGTH, NEW_TOKENS, PROMPTS, SEED, data_file
+from benchmarks.operations import Weights, multiplied_weights
+from benchmarks.plan import BATCH, LORA_ALPHA, LORA_RANK, MAX_LENGTH, NEW_TOKENS, PROMPTS, SEED, data_file
 from benchmarks.turns import Turns
 
 STEPS = 10_000  # more than any run takes
 Work = dict[str, float]
+PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12)}
+"""Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
 
 
 def main() -> None:
@@ -66,37 +71,41 @@ def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Wor
 def configuration(what: str, name: str, precision: str, folder: Path, out: str) -> RunConfig:
     """The same work as the peer's script asks for."""
     rollout = what == "ppo"
+    lora = LoraConfig(rank=LORA_RANK if what == "lora-dpo" else 0, alpha=LORA_ALPHA)
     common = {
-        "model": ModelConfig(str(folder / name), precision=precision),  # type: ignore[arg-type]
+        "model": ModelConfig(str(folder / name), precision=precision, lora=lora),  # type: ignore[arg-type]
         "data": DataConfig(str(folder / data_file(what)), max_length=MAX_LENGTH, strict=True),
         "optim": OptimConfig(lr=1e-5 if rollout else 1e-4),
         "train": TrainConfig(batch_size=PROMPTS if rollout else BATCH, seed=SEED),
         "out": out,
     }
     if rollout:
-        section = PPOSection(str(folder / f"{name}-reward"), epochs=1, minibatches=1)
+        rewards = RewardsConfig(str(folder / f"{name}-reward"))
         sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=PROMPTS)
-        return PPOConfig(**common, ppo=section, sampling=sampling)  # type: ignore[arg-type]
-    return {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig}[what](**common)  # type: ignore[arg-type]
+        return online_config("ppo", **common, rewards=rewards, rollout=RolloutConfig(), sampling=sampling)
+    if what in ("sft", "reward"):
+        return {"sft": SFTConfig, "reward": RewardConfig}[what](**common)  # type: ignore[arg-type]
+    if what == "dpo-cached":
+        common["reference"] = ReferenceConfig(mode="cached", cache=f"{out}/reference.safetensors")
+    return preference_config("dpo" if what in ("dpo-cached", "lora-dpo") else what, **common)
 
 
 def build(current: Job, reward_model: Path) -> Algorithm:
     """The algorithm of the configuration, as its command makes it."""
     config = current.config
-    if isinstance(config, PPOConfig):
+    if isinstance(config, OnlineConfig):
         return build_ppo(current, config, str(reward_model))
+    if isinstance(config, PreferenceConfig):
+        return set_up(current, config).algorithm
     data = current.prepare(sft_view if isinstance(config, SFTConfig) else pair_view)
     if isinstance(config, RewardConfig):
         scorer = current.score_model(trainable=True, new_head=True)
         return Reward(scorer, current.stream(data.train, scorer), config.reward)
     policy = current.policy()
-    stream = current.stream(data.train, policy)
-    if isinstance(config, DPOConfig):
-        return DPO(policy, current.reference(None), stream, config.dpo)
-    return SFT(policy, stream)
+    return SFT(policy, current.stream(data.train, policy))
 
 
-def build_ppo(current: Job, config: PPOConfig, reward_model: str) -> PPO:
+def build_ppo(current: Job, config: OnlineConfig, reward_model: str) -> Online:
     data = current.prepare(prompt_view, reserve=config.sampling.max_new_tokens)
     scorer = current.score_model(reward_model, trainable=False, new_head=False)
     models = Models(
@@ -105,7 +114,7 @@ def build_ppo(current: Job, config: PPOConfig, reward_model: str) -> PPO:
         reference=current.reference(None),
         reward=ModelReward(scorer, current.chat, current.chat, config.data.max_length),
     )
-    algorithm = PPO(current, models, data.train_examples, config)
+    algorithm = Online(current, models, data.train_examples, config)
     algorithm.engine.eos_ids = []  # the peer's answers all have full length, too
     return algorithm
 
@@ -118,8 +127,12 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     of every sequence, prompts once for each response. In truth a prompt is computed once for all its responses, and
     the head only at trained tokens.
 
-    sft 6 (B + H); dpo 8 (B + H), with the reference's forward; reward 6 B; ppo 12 (B + H) (sampling, old and
-    reference log-probs 2 each, training 6) + 10 B (reward model and old values 2 each, training the critic 6).
+    sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
+    what `mismatched_work` says; reward 6 B; ppo 12 (B + H) (sampling, old and reference log-probs 2 each, training 6)
+    + 10 B (reward model and old values 2 each, training the critic 6).
+
+    lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
+    backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.
     """
     lengths = [
         (segment.prompt_end - segment.start, end - start)
@@ -131,14 +144,26 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     packed = sum(batch.num_tokens for batch in window.batches)
     trained = sum(len(batch.label) for batch in window.batches)
     module = algorithm.modules.get("policy") or algorithm.modules["reward"]
-    body, head = multiplied_weights(module.model)  # type: ignore[arg-type]
-    on_head = {"sft": 6, "dpo": 8, "reward": 0, "ppo": 12}[what]
-    on_body = {"sft": 6, "dpo": 8, "reward": 6, "ppo": 22}[what]
-    return {
-        "tokens": trained if what == "ppo" else tokens,
-        "flops": (on_body * body + on_head * head) * tokens,
-        "computed_flops": on_body * body * packed + on_head * head * trained,
-    }
+    weights = multiplied_weights(module.plain)  # type: ignore[arg-type]
+    per_body, per_head = PER_TOKEN.get(what, (6, 6))
+    on_body, on_head = per_body * weights.body + 6 * weights.adapters, per_head * weights.head
+    flops, computed = (on_body + on_head) * tokens, on_body * packed + on_head * trained
+    if isinstance(algorithm, Preference) and algorithm.row.loss == "kto":
+        more = mismatched_work(algorithm.stream.trees, window, weights)
+        flops, computed = flops + more[0], computed + more[1]
+    return {"tokens": trained if what == "ppo" else tokens, "flops": flops, "computed_flops": computed}
+
+
+def mismatched_work(trees: Sequence[TokenTree], window: Window, weights: Weights) -> tuple[int, int]:
+    """Operations that KTO spends on answers to other prompts, the last branch of each tree: of the method 4 (B + H) for
+    each token, a forward pass of policy and reference over prompt and answer; and what was really computed: there the
+    reference finds the prompt beside the own answer. The tokens themselves do not count, on neither side."""
+    used = {key for batch in window.batches for key in batch.keys}
+    read = [(len(tree.prompt), tree.branches[-1]) for tree in trees if tree.key in used]
+    prompts, answers = sum(prompt for prompt, _ in read), sum(len(answer) for _, answer in read)
+    trained = sum(int(answer.trained.sum()) for _, answer in read)
+    body, head = weights.body, weights.head
+    return 4 * (body + head) * (prompts + answers), body * (2 * prompts + 4 * answers) + 4 * head * trained
 
 
 if __name__ == "__main__":

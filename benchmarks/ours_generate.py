@@ -30,7 +30,7 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     prompts = list(rng.integers(10, policy.model.config.vocab_size, (PROMPTS, GENERATE_PROMPT)))
     sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=PROMPTS)
-    body, head = multiplied_weights(policy.model)
+    body, head, _ = multiplied_weights(policy.model)
     while True:
         groups = engine.generate(prompts, 1, sampling, SEED)
         new = sum(len(completion) for group in groups for completion in group)

@@ -1,10 +1,11 @@
-"""One side of a row: TRL's SFT, DPO or reward trainer, in TRL's own environment.
+"""One side of a row: a trainer of TRL, in TRL's own environment.
 
 python -m benchmarks.peer_trl WHAT MODEL PRECISION WARMUP FOLDER
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import sys
@@ -12,14 +13,35 @@ import tempfile
 from pathlib import Path
 
 import torch
-import trl
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+)
 
-from benchmarks.plan import BATCH, MAX_LENGTH, SEED, data_file
+from benchmarks.plan import BATCH, LORA_ALPHA, LORA_RANK, MAX_LENGTH, SEED, data_file
 from benchmarks.turns import Turns
 
 LEARNING_RATE = 1e-4
+TRAINERS = {
+    "sft": ("trl", "SFT"),
+    "dpo": ("trl", "DPO"),
+    "lora-dpo": ("trl", "DPO"),
+    "kto": ("trl", "KTO"),
+    "simpo": ("trl.experimental.cpo", "CPO"),
+    "orpo": ("trl.experimental.orpo", "ORPO"),
+    "cpo": ("trl.experimental.cpo", "CPO"),
+    "reward": ("trl", "Reward"),
+}
+"""Where the trainer and its configuration are, and what their names begin with."""
+CHOICES = {"simpo": {"loss_type": "simpo", "cpo_alpha": 0.0}}
+"""What makes a trainer of several methods the one of the row."""
+# KTO's answers to other prompts (KL_attention_mask) are not counted.
+MASKS = ("attention_mask", "chosen_attention_mask", "rejected_attention_mask")
 
 
 class Clock(TrainerCallback):
@@ -29,12 +51,12 @@ class Clock(TrainerCallback):
         self.turns = turns
         self.tokens: list[int] = []
 
-    def watch(self, trainer: trl.SFTTrainer | trl.DPOTrainer | trl.RewardTrainer) -> None:
+    def watch(self, trainer: Trainer) -> None:
         collate = trainer.data_collator
 
         def counting(rows: list[dict]) -> dict:
             batch = collate(rows)
-            self.tokens.append(int(batch["attention_mask"].sum()))
+            self.tokens.append(sum(int(batch[name].sum()) for name in MASKS if name in batch))
             return batch
 
         trainer.data_collator = counting
@@ -65,14 +87,19 @@ def main() -> None:
             "logging_steps": 1000,
             "disable_tqdm": True,
             "seed": SEED,
+            **CHOICES.get(what, {}),
         }
         common = {"processing_class": AutoTokenizer.from_pretrained(path), "callbacks": [clock]}
         if what == "reward":
             model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
-            config, kind = trl.RewardConfig, trl.RewardTrainer
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-            config, kind = (trl.SFTConfig, trl.SFTTrainer) if what == "sft" else (trl.DPOConfig, trl.DPOTrainer)
+        if what == "lora-dpo":
+            common["peft_config"] = LoraConfig(
+                r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+        module, method = TRAINERS[what]
+        config, kind = (getattr(importlib.import_module(module), method + part) for part in ("Config", "Trainer"))
         if what == "sft":
             rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
         trainer = kind(model=model, args=config(**options), train_dataset=Dataset.from_list(rows), **common)

@@ -7,6 +7,7 @@ OUT/<model>, OUT/<model>-reward     Hugging Face folders
 OUT/old/...                         the same for transformers 4, which does not know the newer tokenizer classes
 OUT/pairs.json                      rows of dpo_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/whole-pairs.json                those of them whose answers fit whole: TRL's reward trainer drops the others
+OUT/labels.json                     rows of kto_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/prompts.json                    rows with short prompts, for PPO
 OUT/peer-....json                   the same rows as TRL wants them, in the order in which assent takes them
 """
@@ -25,14 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.packing import order
-from assent.data.records import Example, Message
+from assent.data.records import Binary, Example, Message
 from assent.data.tree import TokenTree
-from assent.data.views import pair_view, prompt_view
+from assent.data.views import binary_view, pair_view, prompt_view
 from assent.models.init import train_tokenizer
 from assent.models.loading import quiet_transformers
 from benchmarks.plan import BATCH, MAX_LENGTH, PROMPT_LIMIT, PROMPTS, SEED
 
-PAIRS, ANSWERS = "dpo_en_demo.json", "alpaca_en_demo.json"
+PAIRS, LABELS, ANSWERS = "dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json"
 SIZES = {
     "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": 4, "kv_heads": 2},
     "small": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "heads": 8, "kv_heads": 4},
@@ -54,9 +55,11 @@ def main() -> None:
     cut = [pairs[tree.key] for tree in chat.trees(pairs, MAX_LENGTH)[0]]
     # With a template's last newline a sequence is one token longer for TRL; what is then too long, it drops.
     whole = [pairs[tree.key] for tree in chat.trees(pairs, LONG)[0] if longest(tree) < MAX_LENGTH]
-    for name, usable in (("pairs", whole_steps(cut, BATCH)), ("whole-pairs", whole_steps(whole, BATCH))):
-        _write(out / f"{name}.json", [raw[example.origin.row - 1] for example in usable])
-        _write(out / f"peer-{name}.json", [_trl(usable[i]) for i in order(len(usable), seed=SEED, epoch=0)])
+    write_rows("pairs", raw, cut, out)
+    write_rows("whole-pairs", raw, whole, out)
+    labels, _ = binary_view(load_examples(data / LABELS).examples)
+    judged = [labels[tree.key] for tree in chat.trees(labels, MAX_LENGTH)[0]]
+    write_rows("labels", json.loads((data / LABELS).read_text(encoding="utf-8")), judged, out)
     prompts, _ = prompt_view(examples)
     short = whole_steps([prompts[tree.key] for tree in chat.trees(prompts, PROMPT_LIMIT)[0]], PROMPTS)
     _write(out / "prompts.json", [raw[example.origin.row - 1] for example in short])
@@ -90,6 +93,13 @@ def write_models(name: str, tokenizer: PreTrainedTokenizerFast, out: Path) -> No
         _write(old / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **specials})
 
 
+def write_rows(name: str, raw: Sequence[object], examples: list[Example], out: Path) -> None:
+    """The rows of these examples, as many as fill whole steps, for both sides."""
+    usable = whole_steps(examples, BATCH)
+    _write(out / f"{name}.json", [raw[example.origin.row - 1] for example in usable])
+    _write(out / f"peer-{name}.json", [_trl(usable[i]) for i in order(len(usable), seed=SEED, epoch=0)])
+
+
 def longest(tree: TokenTree) -> int:
     """Tokens of the longest prompt plus response."""
     return len(tree.prompt) + max(len(branch) for branch in tree.branches)
@@ -109,10 +119,13 @@ def _texts(examples: Sequence[Example]) -> list[str]:
     ]
 
 
-def _trl(example: Example) -> dict[str, list[dict[str, str]]]:
-    """A pair in TRL's conversational form."""
-    (pair,) = example.feedback
-    chosen, rejected = (example.responses[index].messages for index in (pair.chosen, pair.rejected))
+def _trl(example: Example) -> dict[str, object]:
+    """A pair, or an answer with its label, in TRL's conversational form."""
+    (verdict,) = example.feedback
+    if isinstance(verdict, Binary):
+        (response,) = example.responses
+        return {"prompt": _plain(example.prompt), "completion": _plain(response.messages), "label": verdict.label}
+    chosen, rejected = (example.responses[index].messages for index in (verdict.chosen, verdict.rejected))
     return {"prompt": _plain(example.prompt), "chosen": _plain(chosen), "rejected": _plain(rejected)}
 
 

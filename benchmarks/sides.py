@@ -86,7 +86,7 @@ def measure(
         sides = {}
         for name, module in row.modules.items():
             python = interpreters["ours" if name == "ours" else row.environment]
-            arguments = (row.what, row.model, row.precision, str(length.warmup), str(folder))
+            arguments = (row.tasks[name], row.model, row.precision, str(length.warmup), str(folder))
             command = [python, "-m", f"benchmarks.{module}", *arguments]
             sides[name] = stack.enter_context(Side(command, env, folder / f"{name}.log"))
         for name, side in sides.items():

@@ -1,4 +1,4 @@
-"""Writes what can be derived from the code: docs/cli.md, and the file map of README.md.
+"""Writes what can be derived from the code: docs/cli.md, the tables of docs/objectives.md, the file map of README.md.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -7,7 +7,9 @@ python docs/generate.py --check   only says whether they are current (exit code 
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,24 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
-from assent import cli, settings  # noqa: E402
-from assent.config import RunConfig  # noqa: E402
+from assent import cli, config, online, settings  # noqa: E402
+from assent.checks import WORDS  # noqa: E402
+from assent.data import conversions  # noqa: E402
+from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
 
-BEGIN, END = "<!-- file map: made by docs/generate.py -->", "<!-- end of the file map -->"
+PAGE, README = ROOT / "docs" / "objectives.md", ROOT / "README.md"
+
+
+# ---- docs/cli.md
 
 
 def cli_page() -> str:
     """docs/cli.md: every command and every option, from the tables and dataclasses that define them."""
-    docs = field_docs(SOURCE / "config.py")
     options = "; ".join(line.rstrip(".") for line in cli.COMMON.splitlines())
     lines = [
         "# Commands",
         "",
-        "Made by `make docs` from `src/assent/cli.py` and `src/assent/config.py`.",
+        "Made by `make docs` from `cli.py`, `config.py`, `objectives.py` and `online.py` in `src/assent`.",
         "",
         f"`assent COMMAND --option value ...`. In every command {options}.",
         "",
@@ -40,11 +46,19 @@ def cli_page() -> str:
         "| command | what it does | Python |",
         "|---|---|---|",
     ]
-    for name, command in cli.COMMANDS.items():
+    names = [name for group in cli.GROUPS.values() for name in group if name not in OBJECTIVES]
+    for name in names:
+        command = cli.COMMANDS[name]
         module, _, function = command.target.partition(":")
         lines.append(f"| [`{name}`](#{name}) | {command.help} | `{module}.{function}({command.config.__name__})` |")
-    shared = settings.options(RunConfig)
-    for name, command in cli.COMMANDS.items():
+    for heading, group in cli.GROUPS.items():
+        if group[0] in OBJECTIVES:
+            links = ", ".join(f"[`{name}`](#{name})" for name in group)
+            target = cli.COMMANDS[group[0]].target.replace(":", ".")
+            lines.append(f"| {links} | {heading}. | `{target}(preference_config(NAME, ...))` |")
+    shared = settings.options(config.RunConfig)
+    for name in names:
+        command = cli.COMMANDS[name]
         argument = f" {command.positional.upper()}" if command.positional else ""
         lines += [
             "",
@@ -53,24 +67,187 @@ def cli_page() -> str:
             f"`assent {name}{argument} [OPTIONS]`. {one_line(command.config.__doc__ or '')}",
         ]
         rows = settings.options(command.config)
-        if issubclass(command.config, RunConfig):
+        if issubclass(command.config, config.RunConfig):
             lines[-1] += " It has the [options of every training command](#every-training-command)"
-            names = {option.name for option in shared}
-            rows = [option for option in rows if option.name not in names]
+            rows = without(rows, shared)
             lines[-1] += ", and:" if rows else "."
-        lines += table(rows, docs, command.positional)
-    lines += ["", "## Every training command", "", one_line(RunConfig.__doc__ or ""), *table(shared, docs)]
+        lines += table(rows, command.positional)
+    lines += every_objective()
+    lines += ["", "## Every training command", "", one_line(config.RunConfig.__doc__ or ""), *table(shared)]
     return "\n".join(lines) + "\n"
 
 
-def table(rows: list[settings.Option], docs: dict[tuple[str, str], str], positional: str | None = None) -> list[str]:
+def every_objective() -> list[str]:
+    """The commands that learn directly from feedback: what they share, then what is each one's own."""
+    shared, common = settings.options(config.RunConfig), settings.options(config.PreferenceConfig)
+    anchored = [option for option in settings.options(cli.COMMANDS["dpo"].config) if "reference." in option.name]
+    lines = [
+        "",
+        "## Every objective",
+        "",
+        "`assent OBJECTIVE [OPTIONS]` learns directly from feedback; [objectives.md](objectives.md) says which one to "
+        "choose. Each has the [options of every training command](#every-training-command), and:",
+        *table(without(common, shared)),
+        "",
+        "Objectives on pairs:",
+        *table(without(settings.options(config.PairConfig), common)),
+        "",
+        "Objectives on yes/no labels:",
+        *table(without(settings.options(config.BinaryConfig), common)),
+        "",
+        "Objectives with a reference:",
+        *table(anchored),
+    ]
+    for name, row in OBJECTIVES.items():
+        text = f"[{row.name}](objectives.md#{name}). {one_line(row.summary)}"
+        lines += ["", f"### {name}", "", f"`assent {name} [OPTIONS]`. {text}", *table(own_options(name))]
+    return lines
+
+
+def without(rows: list[settings.Option], others: list[settings.Option]) -> list[settings.Option]:
+    names = {option.name for option in others}
+    return [option for option in rows if option.name not in names]
+
+
+def table(rows: list[settings.Option], positional: str | None = None) -> list[str]:
     lines = ["", "| option | default | meaning |", "|---|---|---|"] if rows else []
     for option in rows:
-        last = option.name.rpartition(".")[2]
-        text = next(docs[base.__name__, last] for base in option.section.__mro__ if (base.__name__, last) in docs)
         shown = option.name.upper() if option.name == positional else "--" + option.name
-        lines.append(f"| `{shown}` | {default(option)} | {one_line(text)}{choices(option.kind)} |")
+        lines.append(f"| `{shown}` | {default(option)} | {meaning(option)} |")
     return lines
+
+
+def meaning(option: settings.Option) -> str:
+    """The option's help: the string under its field; for an option from a table, its help there."""
+    last = option.name.rpartition(".")[2]
+    if option.section in SECTIONS.values():
+        text = OPTIONS[last].help
+    elif option.section in online.SECTIONS.values():
+        text = online.OPTIONS[last].help
+    else:
+        text = next(DOCS[base.__name__, last] for base in option.section.__mro__ if (base.__name__, last) in DOCS)
+    return f"{one_line(text)}{choices(option.kind)}"
+
+
+# ---- docs/objectives.md
+
+
+def objectives_page() -> str:
+    """docs/objectives.md: its own text, and three parts made from `OBJECTIVES` and the functions of `assent.losses`."""
+    sections = "\n".join(line for name in OBJECTIVES for line in objective(name))
+    return filled(PAGE, {"table of objectives": chooser(), "conversions": conversion_table(), "objectives": sections})
+
+
+def chooser() -> str:
+    """One line for each objective."""
+    lines = [
+        "| command | what it does | learns from | reference | needs besides | when to use it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in OBJECTIVES.items():
+        needed = ", ".join(needs(row)) or "–"
+        cells = f"[`{name}`](#{name})", row.summary, LEARNS[row.feedback], reference(row), needed, row.use
+        lines.append("| " + " | ".join(map(one_line, cells)) + " |")
+    return "\n".join(lines)
+
+
+LEARNS = {"pairs": "pairs", **WORDS}
+NEEDS = {
+    r"length_\w+": "answer lengths",
+    r"margin": "strengths of the pairs",
+    r"\w+_shared": "log-probs of the first tokens",
+    r"kl_\w+": "KL over the whole vocabulary",
+    r"weight_\w+": "the policy's whole distribution",
+    r"kl": "answers to other prompts",
+    r"shift": "a moving mean of the rewards",
+}
+"""What a parameter of a loss stands for, beside log-probs and the feedback itself."""
+
+
+def needs(row: Objective) -> list[str]:
+    """What an objective needs besides, from the positional parameters of its loss."""
+    names = [argument.arg for argument in LOSSES[row.loss].args.args]
+    found = [words for pattern, words in NEEDS.items() if any(re.fullmatch(pattern, name) for name in names)]
+    return found + ["all pairs of a step at once"] * row.whole_step
+
+
+def reference(row: Objective) -> str:
+    """Whether an objective has a reference, and of which kind."""
+    return row.reference.get("mode", "yes") if row.needs_reference else "–"
+
+
+def conversion_table() -> str:
+    """How feedback of another kind is read."""
+    tasks = {
+        "`sft`": conversions.AS_ANSWERS,
+        "`reward`, objectives on pairs": conversions.AS_PAIRS,
+        "objectives on yes/no labels": conversions.AS_LABELS,
+        "objectives on rankings": conversions.AS_RANKINGS,
+        "objectives on ratings": conversions.AS_RATINGS,
+    }
+    found = [(task, text) for task, groups in tasks.items() for kinds in groups for text in kinds.values() if text]
+    rows = [f"| {task} | {one_line(text)} |" for task, text in found]
+    return "\n".join(["| for | what happens |", "|---|---|", *rows])
+
+
+def objective(name: str) -> list[str]:
+    """The section of one objective."""
+    row = OBJECTIVES[name]
+    formula, remarks = docstring_parts(LOSSES[row.loss])
+    anchor = {"yes": "a reference", "–": "no reference"}.get(reference(row), f"a {reference(row)} reference")
+    lines = [
+        "",
+        f"## {name}",
+        "",
+        f"**{row.name}** ([arXiv {row.paper}](https://arxiv.org/abs/{row.paper})). {one_line(row.summary)}",
+        "",
+        f"When to use it: {row.use}",
+        "",
+        " · ".join([f"`assent {name}`", f"learns from {LEARNS[row.feedback]}", anchor, *needs(row)]),
+        "",
+        f"```\n{formula}\n```",
+    ]
+    lines += [line for remark in remarks for line in ("", one_line(remark))]
+    own = own_options(name)
+    lines += ["", "| option | default | must be | meaning |", "|---|---|---|---|"] if own else []
+    for option in own:
+        rule = OPTIONS[last].rule if (last := option.name.rpartition(".")[2]) in OPTIONS else None
+        words = rule.words if rule else "–"
+        lines.append(f"| `--{option.name}` | {default(option)} | {words} | {meaning(option)} |")
+    return lines
+
+
+def own_options(name: str) -> list[settings.Option]:
+    """The options of an objective that others have not, or with another default."""
+    rows = settings.options(cli.COMMANDS[name].config)
+    usual = {option.name: option.default for option in settings.options(cli.COMMANDS["dpo"].config)}
+    return [
+        option
+        for option in rows
+        if option.name.startswith("loss.")
+        or (option.name.startswith("reference.") and option.default != usual[option.name])
+    ]
+
+
+def docstring_parts(function: ast.FunctionDef) -> tuple[str, list[str]]:
+    """Of a loss's docstring: the formula, which is indented, and the paragraphs between it and the parameters."""
+    paragraphs = (ast.get_docstring(function) or "").split("\n\n")[1:]
+    formula = [part for part in paragraphs if all(line.startswith("    ") for line in part.splitlines())]
+    rest = [part for part in paragraphs if part not in formula]
+    parameters = next(index for index, part in enumerate(rest) if re.match(r"[\w*, ]+  +\[[A-Z]\]", part))
+    return textwrap.dedent("\n\n".join(formula)), rest[:parameters]
+
+
+def loss_functions() -> dict[str, ast.FunctionDef]:
+    """The functions of `assent.losses` by name, without importing them (and torch)."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((SOURCE / "losses").glob("*.py"))]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+LOSSES = loss_functions()
+
+
+# ---- README.md
 
 
 def file_map() -> str:
@@ -86,13 +263,24 @@ def file_map() -> str:
 
 
 def readme_page() -> str:
-    """README.md with its file map brought up to date between the two markers."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md needs the lines '{BEGIN}' and '{END}' around its file map.")
-    return f"{before}{BEGIN}\n{file_map()}\n{END}{after}"
+    """README.md with its file map brought up to date."""
+    return filled(README, {"file map": file_map()})
+
+
+# ---- what all pages use
+
+
+def filled(page: Path, parts: dict[str, str]) -> str:
+    """The page with each part between the two markers that name it."""
+    text = page.read_text(encoding="utf-8")
+    for name, made in parts.items():
+        begin, end = f"<!-- {name}: made by docs/generate.py -->", f"<!-- end of the {name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise SystemExit(f"{page.relative_to(ROOT)} needs the lines '{begin}' and '{end}' around its {name}.")
+        text = f"{before}{begin}\n{made}\n{end}{after}"
+    return text
 
 
 def field_docs(path: Path) -> dict[tuple[str, str], str]:
@@ -105,6 +293,9 @@ def field_docs(path: Path) -> dict[tuple[str, str], str]:
                     assert isinstance(field.target, ast.Name) and isinstance(doc.value, ast.Constant)
                     found[cls.name, field.target.id] = str(doc.value.value)
     return found
+
+
+DOCS = field_docs(SOURCE / "config.py") | field_docs(SOURCE / "online.py")
 
 
 def default(option: settings.Option) -> str:
@@ -133,7 +324,7 @@ def first_sentence(text: str) -> str:
 
 
 def main() -> int:
-    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme_page()}
+    pages = {ROOT / "docs" / "cli.md": cli_page(), PAGE: objectives_page(), README: readme_page()}
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:

@@ -8,13 +8,12 @@ import importlib
 __version__ = "0.1.0"
 
 PUBLIC = {
-    "assent.algorithms.dpo": ("train_dpo",),
-    "assent.algorithms.ppo": ("train_ppo",),
+    "assent.algorithms.preference": ("train_preference",),
+    "assent.algorithms.online": ("train_online",),
     "assent.algorithms.reward": ("train_reward",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (
-        "DPOConfig",
-        "DPOSection",
+        "CompareConfig",
         "DataConfig",
         "DemoConfig",
         "GenerateConfig",
@@ -23,8 +22,6 @@ PUBLIC = {
         "LoraConfig",
         "ModelConfig",
         "OptimConfig",
-        "PPOConfig",
-        "PPOSection",
         "ReportConfig",
         "RewardConfig",
         "RewardSection",
@@ -43,9 +40,12 @@ PUBLIC = {
         "RunFolderError",
         "UserError",
     ),
+    "assent.evaluate.compare": ("compare",),
     "assent.evaluate.report": ("write_report",),
     "assent.lab.demo": ("run_demo",),
     "assent.models.init": ("init_model",),
+    "assent.objectives": ("preference_config",),
+    "assent.online": ("CriticConfig", "KLConfig", "RewardsConfig", "RolloutConfig", "online_config"),
     "assent.rollout.chat": ("generate",),
 }
 """Module -> the names it gives to the package."""

@@ -5,28 +5,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from assent import config as c
-
-
-class Rule(NamedTuple):
-    """`words` completes the sentence "must be ..."."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-POSITIVE = Rule("> 0", lambda v: 0 < v < math.inf)
-NOT_NEGATIVE = Rule(">= 0", lambda v: 0 <= v < math.inf)
-COUNT = Rule("at least 1", lambda v: v >= 1)
-SHARE = Rule("from 0 to 1", lambda v: 0 <= v <= 1)
-BELOW_ONE = Rule("at least 0 and below 1", lambda v: 0 <= v < 1)
-INSIDE = Rule("between 0 and 1, both excluded", lambda v: 0 < v < 1)
-UP_TO_ONE = Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
-SEED = Rule("from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63)
-LENGTH = Rule("at least 2", lambda v: v >= 2)
-NAMED = Rule("given, not empty", lambda v: len(v) > 0)
+from assent import online
+from assent.objectives import CONFIGS, OBJECTIVES, OPTIONS, SECTIONS, SFT, objective_of
+from assent.rules import (
+    BELOW_ONE,
+    COUNT,
+    FINITE,
+    LENGTH,
+    NAMED,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    UP_TO_ONE,
+    Rule,
+)
+from assent.sections import section_rules
 
 RULES: dict[type, dict[str, Rule]] = {
     c.LoraConfig: {"rank": NOT_NEGATIVE, "alpha": POSITIVE, "targets": NAMED},
@@ -62,28 +59,16 @@ RULES: dict[type, dict[str, Rule]] = {
         "threads": NOT_NEGATIVE,
     },
     c.RunConfig: {"out": NAMED, "resume": NAMED},
-    c.DPOSection: {"beta": POSITIVE, "reference": NAMED},
+    c.ReferenceConfig: {"path": NAMED, "cache": NAMED, "rate": UP_TO_ONE, "every": COUNT},
+    c.ProbeConfig: {"prompts": NOT_NEGATIVE, "max_new_tokens": COUNT},
+    c.BinaryConfig: {"threshold": FINITE},
+    c.CompareConfig: {"objectives": NAMED, "scorer": NAMED, "reward_model": NAMED, "prompts": NAMED, "answers": COUNT},
     c.SamplingConfig: {
         "max_new_tokens": COUNT,
         "temperature": NOT_NEGATIVE,
         "top_k": NOT_NEGATIVE,
         "top_p": UP_TO_ONE,
         "max_batch": COUNT,
-    },
-    c.PPOSection: {
-        "reward_model": NAMED,
-        "reference": NAMED,
-        "critic": NAMED,
-        "responses": COUNT,
-        "epochs": COUNT,
-        "minibatches": COUNT,
-        "kl_coef": NOT_NEGATIVE,
-        "clip": INSIDE,
-        "value_clip": NOT_NEGATIVE,
-        "value_lr": POSITIVE,
-        "gamma": SHARE,
-        "lam": SHARE,
-        "missing_eos_penalty": NOT_NEGATIVE,
     },
     c.InitConfig: {
         "data": NAMED,
@@ -108,6 +93,7 @@ RULES: dict[type, dict[str, Rule]] = {
     c.DemoConfig: {"out": NAMED, "seed": SEED, "scale": POSITIVE},
 }
 """Section -> option -> its range. An option that may be None is checked where it is given."""
+RULES |= {section: section_rules(section, OPTIONS) for section in SECTIONS.values()} | online.RULES
 
 
 # ---- relations: the sentence that says what is wrong, or None
@@ -131,18 +117,122 @@ def _trackers_once(config: c.RunConfig) -> str | None:
     return None
 
 
-def _ppo_temperature(config: c.PPOConfig) -> str | None:
+def _needs_reward(config: online.OnlineConfig) -> str | None:
+    if config.rewards.model is None:
+        return "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward)."
+    return None
+
+
+def _needs_group(config: online.OnlineConfig) -> str | None:
+    name = online.method_of(config)
+    if online.METHODS[name].has_groups and config.rollout.responses < 2:
+        return (
+            f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
+            f"{config.rollout.responses}."
+        )
+    return None
+
+
+def _sampling_temperature(config: online.OnlineConfig) -> str | None:
     if config.sampling.temperature == 0:
         return "--sampling.temperature must be > 0 to train: at 0 every answer has probability 1. Got 0."
     return None
 
 
-def _ppo_minibatches(config: c.PPOConfig) -> str | None:
-    if config.ppo.minibatches > config.train.batch_size:
+def _rollout_minibatches(config: online.OnlineConfig) -> str | None:
+    if config.rollout.minibatches > config.train.batch_size:
         return (
-            f"--ppo.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
-            f"rollout. Got {config.ppo.minibatches}."
+            f"--rollout.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
+            f"rollout. Got {config.rollout.minibatches}."
         )
+    return None
+
+
+def _quantized_adapters(config: c.RunConfig) -> str | None:
+    if config.model.lora.quantize != "none" and config.model.lora.rank == 0:
+        return (
+            f"--model.lora.quantize {config.model.lora.quantize} needs adapters to train beside the frozen weights. "
+            "Give --model.lora.rank, for example 16."
+        )
+    return None
+
+
+def _gamma_per_token(config: Any) -> str | None:
+    if config.loss.gamma > 0 and not config.loss.length_normalised:
+        return (
+            f"--loss.gamma {config.loss.gamma:g} is a gap per token and means nothing for whole answers. Leave "
+            "--loss.length_normalised on, or set --loss.gamma 0."
+        )
+    return None
+
+
+def _smoothed_target(config: Any) -> str | None:
+    if config.loss.label_smoothing == 0:
+        return "--loss.label_smoothing must be > 0 for exo: the rejected answer keeps that probability. Got 0."
+    return None
+
+
+def _reference_mode(config: Any) -> str | None:
+    """For every objective with a reference."""
+    reference, key = getattr(config, "reference", None), objective_of(config)
+    if reference is None:
+        return None
+    if reference.cache is not None and reference.mode != "cached":
+        return f"--reference.cache is read only with --reference.mode cached. Got --reference.mode {reference.mode}."
+    if reference.mode == "cached" and "tdpo" in {key, *getattr(config, "plus", {})}:
+        return (
+            "--reference.mode cached keeps the log-probs of the answers' own tokens; tdpo compares whole "
+            "distributions. Use --reference.mode frozen."
+        )
+    return None
+
+
+def _added_objectives(config: c.PairConfig) -> str | None:
+    """What --plus may name: pairwise objectives whose needs are met, each once."""
+    key = objective_of(config)
+    row = OBJECTIVES[key]
+    for name, weight in config.plus.items():
+        start = f"--plus {name}:{weight:g}:"
+        other = OBJECTIVES.get(name)
+        if name != SFT and other is None:
+            return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
+        if not 0 < weight < math.inf:
+            return f"{start} a weight must be > 0."
+        if name == SFT and "sft_weight" in row.options:
+            return f"{start} {key} has this term already. Set --loss.sft_weight."
+        if name == SFT and key == "orpo":
+            return f"{start} orpo has this term already, with weight 1."
+        if other is None:
+            continue
+        if name == key:
+            return f"{start} the sum has {key} already. Change its options instead."
+        if other.feedback != "pairs":
+            return f"{start} {name} learns from {WORDS[other.feedback]}, {key} from pairs: they share no data."
+        if other.needs_reference and not row.needs_reference:
+            return f"{start} {name} needs a reference, {key} has none. Turn it round: assent {name} --plus {key}:WEIGHT"
+        if other.reference:
+            return f"{start} {name} is dpo with another reference. Use --reference.mode {other.reference['mode']}."
+    return None
+
+
+WORDS = {"binary": "yes/no labels", "ranking": "rankings", "rating": "ratings"}
+
+
+def _pairwise() -> list[str]:
+    return [name for name, row in OBJECTIVES.items() if row.feedback == "pairs" and not row.reference]
+
+
+def _compared(config: c.CompareConfig) -> str | None:
+    unknown = [name for name in config.objectives if name not in OBJECTIVES]
+    if unknown:
+        return f"--objectives: no objective is called '{unknown[0]}'. Known: {', '.join(OBJECTIVES)}."
+    if len(set(config.objectives)) < len(config.objectives):
+        return f"--objectives names one twice. Got {' '.join(config.objectives)}."
+    if config.scorer is None and config.reward_model is None:
+        return "assent compare needs something that scores answers. Give --scorer FILE.py:function or --reward_model."
+    for name in config.options:
+        if name.partition(".")[0] not in config.objectives:
+            return f"--options {name}: begins with none of --objectives ({', '.join(config.objectives)})."
     return None
 
 
@@ -163,7 +253,15 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _one_eval_source),
     (c.RunConfig, _eval_needs_data),
     (c.RunConfig, _trackers_once),
-    (c.PPOConfig, _ppo_temperature),
-    (c.PPOConfig, _ppo_minibatches),
+    (online.OnlineConfig, _needs_reward),
+    (online.OnlineConfig, _needs_group),
+    (online.OnlineConfig, _sampling_temperature),
+    (online.OnlineConfig, _rollout_minibatches),
     (c.InitConfig, _heads_divide),
+    (c.RunConfig, _quantized_adapters),
+    (CONFIGS["simpo"], _gamma_per_token),
+    (CONFIGS["exo"], _smoothed_target),
+    (c.PreferenceConfig, _reference_mode),
+    (c.PairConfig, _added_objectives),
+    (c.CompareConfig, _compared),
 )

@@ -12,10 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, config, settings
+from assent import __version__, config, online, settings
+from assent.checks import WORDS
 from assent.errors import AssentError, ConfigError
+from assent.objectives import CONFIGS, OBJECTIVES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,17 @@ COMMANDS: dict[str, Command] = {
     "data": Command(config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", "file"),
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
     "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
-    "dpo": Command(config.DPOConfig, "Direct preference optimisation.", "assent.algorithms.dpo:train_dpo"),
-    "ppo": Command(config.PPOConfig, "PPO against a reward model.", "assent.algorithms.ppo:train_ppo"),
+    **{
+        name: Command(CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.preference:train_preference")
+        for name, row in OBJECTIVES.items()
+    },
+    "compare": Command(
+        config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
+    ),
+    **{
+        name: Command(online.CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.online:train_online")
+        for name, row in online.METHODS.items()
+    },
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", "runs"
@@ -44,6 +55,18 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(config.DemoConfig, "The whole job on an embedded world.", "assent.lab.demo:run_demo"),
     "env": Command(config.EnvConfig, "Versions, hardware and extras.", "assent.environment:describe"),
 }
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Data and models": ("init", "data", "env"),
+    "Demonstrations and reward models": ("sft", "reward"),
+    **{
+        f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
+        for kind, words in {"pairs": "pairs", **WORDS}.items()
+    },
+    "From rewards of sampled answers": tuple(online.METHODS),
+    "Evaluation": ("generate", "compare", "report", "demo"),
+}
+"""The commands under the headings of `assent --help`."""
 
 COMMON = """--config FILE reads options from YAML; the command line wins over it.
 --dry_run prints the resolved options and stops."""
@@ -91,7 +114,9 @@ def entry() -> None:
 def overview() -> str:
     """The text of `assent --help`."""
     width = max(map(len, COMMANDS))
-    rows = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    rows = []
+    for heading, names in GROUPS.items():
+        rows += [heading, *(f"  {name:<{width}}  {COMMANDS[name].help}" for name in names), ""]
     return "\n".join(
         [
             "usage: assent COMMAND [OPTIONS]",
@@ -99,7 +124,6 @@ def overview() -> str:
             "Teach a language model what people prefer.",
             "",
             *rows,
-            "",
             "assent COMMAND --help lists the options of a command. In every command:",
             *("  " + line for line in COMMON.splitlines()),
         ]
@@ -125,7 +149,7 @@ def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
         prog=f"assent {name}",
         description=f"{command.config.__doc__}\n\n{COMMON}",
         use_underscores=True,
-        registry=_column_maps(),
+        registry=_mappings(),
     )
     fields = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
     result = command.config(**fields)
@@ -180,15 +204,15 @@ def _with_positional(cls: type, name: str) -> type:
     return dataclasses.dataclass(frozen=True)(type(cls.__name__, (cls,), body))
 
 
-def _column_maps() -> Any:
-    """How `--data.columns prompt:question response:answer` is read."""
+def _mappings() -> Any:
+    """How `--data.columns prompt:question response:answer` and `--plus sft:0.2` are read."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-    def read(words: list[str]) -> dict[str, str]:
+    def read(words: list[str], kind: type) -> dict[str, Any]:
         pairs = dict(word.split(":", 1) for word in words if ":" in word)
         if len(pairs) < len(words):
-            raise ValueError("column maps are written EXPECTED:NAME, each expected name once")
-        return pairs
+            raise ValueError("these are written KEY:VALUE, each key once")
+        return {key: kind(value) for key, value in pairs.items()}
 
     registry = ConstructorRegistry()
 
@@ -196,10 +220,11 @@ def _column_maps() -> Any:
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         if info.type_origin is not dict:
             return None
+        kind = get_args(info.type)[1]
         return PrimitiveConstructorSpec(
             nargs="*",
-            metavar="EXPECTED:NAME",
-            instance_from_str=read,
+            metavar="KEY:NUMBER" if kind is float else "KEY:VALUE",
+            instance_from_str=lambda words: read(words, kind),
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [f"{key}:{name}" for key, name in value.items()],
         )

@@ -19,6 +19,8 @@ class LoraConfig:
     """Adapter scale is alpha / rank."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the linear layers that get an adapter."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Store the frozen weights in 4 or 8 bits (bitsandbytes): QLoRA (arXiv 2305.14314)."""
 
 
 @dataclass(frozen=True)
@@ -158,20 +160,54 @@ class RewardConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class DPOSection:
-    """Direct preference optimisation."""
+class ReferenceConfig:
+    """The model that the policy is compared with."""
 
-    beta: float = 0.1
-    """Strength of the pull towards the reference; smaller moves further."""
-    reference: str | None = None
+    path: str | None = None
     """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
+    mode: Literal["frozen", "cached", "moving"] = "frozen"
+    """frozen runs it beside the policy; cached computes its log-probs once, keeps them on disk and needs no second
+    model from then on; moving lets it follow the policy (arXiv 2404.09656)."""
+    cache: str | None = None
+    """cached: the file of log-probs; default: in ~/.cache/assent (or ASSENT_CACHE), named by data and model."""
+    rate: float = 0.6
+    """moving: share of the policy in the new reference; 1 makes it a copy."""
+    every: int = 512
+    """moving: optimiser steps from one update to the next."""
 
 
 @dataclass(frozen=True)
-class DPOConfig(RunConfig):
-    """Direct preference optimisation from pairs (arXiv 2305.18290)."""
+class ProbeConfig:
+    """Answers sampled at every evaluation, to see what training does to their length."""
 
-    dpo: DPOSection = field(default_factory=DPOSection)
+    prompts: int = 16
+    """Held-out prompts to answer; 0: none."""
+    max_new_tokens: int = 128
+    """Longest answer."""
+
+
+@dataclass(frozen=True)
+class PreferenceConfig(RunConfig):
+    """Learning directly from feedback. `assent.objectives.CONFIGS` has one subclass for each objective, with its
+    options as `loss`."""
+
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+@dataclass(frozen=True)
+class PairConfig(PreferenceConfig):
+    """Learning from pairs."""
+
+    plus: dict[str, float] = field(default_factory=dict)
+    """Further pairwise objectives (or sft) to add, each at its own defaults, for example sft:0.2 ipo:0.5."""
+
+
+@dataclass(frozen=True)
+class BinaryConfig(PreferenceConfig):
+    """Learning from yes/no labels."""
+
+    threshold: float | None = None
+    """Rated answers: the rating from which an answer counts as desirable."""
 
 
 @dataclass(frozen=True)
@@ -188,50 +224,6 @@ class SamplingConfig:
     """Sample among the most likely tokens that together have this probability."""
     max_batch: int = 64
     """Sequences decoded side by side."""
-
-
-@dataclass(frozen=True)
-class PPOSection:
-    """Proximal policy optimisation with critic, reward model and reference."""
-
-    reward_model: str
-    """Reward model folder or hub id (frozen)."""
-    reference: str | None = None
-    """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
-    critic: str = "reward"
-    """Where the critic starts: reward (a copy of the reward model), policy (with a new value head), or a folder."""
-    responses: int = 1
-    """Responses sampled for each prompt."""
-    epochs: int = 2
-    """Passes over one rollout."""
-    minibatches: int = 2
-    """Optimiser steps in one pass over a rollout."""
-    kl_coef: float = 0.05
-    """Weight of the KL to the reference in the reward."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of that KL: -log r, (log r)^2 / 2, r - 1 - log r."""
-    clip: float = 0.2
-    """Range of the probability ratio."""
-    value_clip: float = 0.2
-    """Range of the value around its rollout value; 0 turns it off."""
-    value_lr: float | None = None
-    """Learning rate of the critic; default: that of the policy."""
-    gamma: float = 1.0
-    """Discount."""
-    lam: float = 0.95
-    """GAE's lambda."""
-    whiten: bool = True
-    """Scale advantages to mean 0 and variance 1 over the rollout."""
-    missing_eos_penalty: float = 0.0
-    """Subtracted from the reward of an answer that did not end."""
-
-
-@dataclass(frozen=True)
-class PPOConfig(RunConfig):
-    """Proximal policy optimisation against a reward model (arXiv 1707.06347, 2203.02155)."""
-
-    ppo: PPOSection = field(default_factory=lambda: PPOSection(reward_model=""))
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True)
@@ -313,6 +305,25 @@ class ReportConfig:
     """File to write."""
     title: str = "assent report"
     """Heading."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """Several objectives on the same data under the same budget, and one report."""
+
+    objectives: tuple[str, ...] = ("dpo", "ipo", "kto", "simpo", "orpo", "cpo")
+    """Objectives to train, each in a run folder of its name."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options of single objectives, for example simpo.loss.beta:2.5 simpo.optim.lr:1e-4."""
+    scorer: str | None = None
+    """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward."""
+    reward_model: str | None = None
+    """Reward model folder or hub id that scores the answers as well."""
+    prompts: str | None = None
+    """File of prompts to answer; default: the prompts of the held-out data."""
+    answers: int = 1
+    """Answers to each prompt."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True)

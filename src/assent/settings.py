@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from assent.checks import RELATIONS, RULES, Rule
+from assent.checks import RELATIONS, RULES
 from assent.errors import ConfigError
+from assent.rules import Rule
 
 T = TypeVar("T")
 
@@ -245,7 +246,7 @@ def _describe(kind: Any) -> str:
     if origin is tuple:
         return f"a list of values, each {_describe(args[0])}"
     if origin is dict:
-        return "a mapping from text to text"
+        return "a mapping from text to " + ("text" if args[1] is str else "numbers")
     return {
         str: "text (in quotes where it looks like something else)",
         bool: "true or false",

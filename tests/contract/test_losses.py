@@ -1,6 +1,6 @@
 """What every loss promises, checked over the whole table: items are independent (any order, subset or split gives the
-same numbers and gradients), gradients are right and finite, dtypes are kept, inputs are left alone, wrong shapes are
-named."""
+same numbers and gradients; an item is a token, a response, a pair or a prompt), gradients are right and finite, dtypes
+are kept, inputs are left alone, wrong shapes are named."""
 
 from __future__ import annotations
 
@@ -16,26 +16,65 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assent.losses import LOSSES, gae, ratio_diagnostics, whiten
+from assent.losses import LOSSES
 
 Inputs = dict[str, Any]
+Domain = Callable[[Tensor], Tensor]
+
+
+def count(x: Tensor) -> Tensor:
+    return x.abs().ceil().clamp(min=1.0)
+
+
+def label(x: Tensor) -> Tensor:
+    return (x > 0).to(x.dtype)
+
+
+# How any numbers become what a parameter of that name can be.
+DOMAINS: dict[str, Domain] = {
+    "length_chosen": count,
+    "length_rejected": count,
+    "weight_chosen": lambda x: torch.exp(-x.abs()),
+    "weight_rejected": lambda x: torch.exp(-x.abs()),
+    "kl_chosen": torch.abs,
+    "kl_rejected": torch.abs,
+    "kl": torch.abs,
+    "desirable": label,
+    "level": lambda x: (2 * x).abs().floor(),
+}
+# Labels, and what is held constant on purpose: nobody asks for their gradient.
+CONSTANTS = {"desirable", "level", "rating", "prompt", "response", "kl_chosen"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One loss with one set of options. `vectors` are its float arguments, one number per item."""
+    """One loss with one set of options. `vectors` are its tensor arguments, one number per item; `domains` go before
+    `DOMAINS`. With `whole_step` the items depend on one another, with `surrogate` the gradient is not the value's."""
 
     function: Callable[..., Tensor]
     vectors: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    domains: dict[str, Domain] = field(default_factory=dict)
+    whole_step: bool = False
+    surrogate: bool = False
+
+    def fit(self, name: str, values: Tensor) -> Tensor:
+        """Any numbers, moved to where this argument can be."""
+        domain = self.domains.get(name) or DOMAINS.get(name)
+        return domain(values) if domain else values
 
     def make(self, items: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
-        return {name: torch.randn(items, generator=generator, dtype=dtype) for name in self.vectors}
+        values = {name: torch.randn(items, generator=generator, dtype=dtype) for name in self.vectors}
+        return {name: self.fit(name, value) for name, value in values.items()}
 
     def take(self, inputs: Inputs, index: Tensor) -> Inputs:
         """The same inputs with only the items of `index`."""
         return {name: value[index] for name, value in inputs.items()}
+
+    def outputs(self, inputs: Inputs, index: Tensor) -> Tensor:
+        """Where in the result the numbers of these items are."""
+        return index
 
     def __call__(self, inputs: Inputs) -> Tensor:
         return self.function(**inputs, **self.options)
@@ -68,25 +107,118 @@ class TokenPairs(Case):
         }
 
 
-LOGPROB_PAIRS = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+class Groups(Case):
+    """An item is a group of 1 to 5 entries: the responses to a prompt, or the tokens of a response."""
+
+    @property
+    def group(self) -> str:
+        return self.vectors[-1]
+
+    def make(self, items: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Inputs:
+        sizes = torch.randint(1, 6, (items,), generator=torch.Generator().manual_seed(seed))
+        inputs = super().make(int(sizes.sum()), seed, dtype)
+        return {**inputs, self.group: 3 * torch.repeat_interleave(sizes)}
+
+    def take(self, inputs: Inputs, index: Tensor) -> Inputs:
+        kept = super().take(inputs, self.outputs(inputs, index))
+        return {**kept, self.group: torch.unique_consecutive(kept[self.group], return_inverse=True)[1]}
+
+    def outputs(self, inputs: Inputs, index: Tensor) -> Tensor:
+        rows = [(inputs[self.group] == 3 * i).nonzero().flatten() for i in index.tolist()]
+        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+
+
+def of(name: str, kind: type[Case] = Case, domains: dict[str, Domain] | None = None, **options: Any) -> Case:
+    """The case of a loss whose positional parameters are all tensors."""
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    vectors = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+    return kind(
+        LOSSES[name], vectors, options, domains or {}, whole_step=name.startswith("aot"), surrogate=name == "cispo"
+    )
+
+
+def below_zero(x: Tensor) -> Tensor:
+    return -x.abs()
+
+
 CASES: dict[str, Case] = {
-    "cross_entropy": Case(LOSSES["cross_entropy"], ("logprobs",)),
+    "cross_entropy": of("cross_entropy"),
     "bradley_terry": Case(LOSSES["bradley_terry"], ("chosen", "rejected")),
-    "bradley_terry:margin": Case(LOSSES["bradley_terry"], ("chosen", "rejected", "margin")),
+    "bradley_terry:margin": of("bradley_terry"),
     "bradley_terry_tokens": TokenPairs(LOSSES["bradley_terry_tokens"], ("token_scores", "margin")),
-    "dpo": Case(LOSSES["dpo"], LOGPROB_PAIRS, {"beta": 0.3}),
-    "ppo_clip": Case(LOSSES["ppo_clip"], ("logprobs", "old_logprobs", "advantages"), {"clip": 0.2}),
-    "clipped_value": Case(LOSSES["clipped_value"], ("values", "old_values", "returns"), {"clip": 0.2}),
-    "clipped_value:plain": Case(LOSSES["clipped_value"], ("values", "old_values", "returns"), {"clip": 0}),
-    "kl_estimate:k1": Case(LOSSES["kl_estimate"], ("logprobs", "reference_logprobs"), {"estimator": "k1"}),
-    "kl_estimate:k2": Case(LOSSES["kl_estimate"], ("logprobs", "reference_logprobs"), {"estimator": "k2"}),
-    "kl_estimate:k3": Case(LOSSES["kl_estimate"], ("logprobs", "reference_logprobs"), {"estimator": "k3"}),
+    "dpo": of("dpo", beta=0.3),
+    "dpo:smoothed": of("dpo", beta=0.3, label_smoothing=0.2),
+    "robust_dpo": of("robust_dpo", beta=0.3, label_smoothing=0.2),
+    "asymmetric_dpo": of("asymmetric_dpo", beta=0.3, beta_rejected=0.1),
+    "dpop": of("dpop", beta=0.3, penalty=5.0),
+    "rpo": of("rpo", beta=0.3, sft_weight=0.7),
+    "odpo:log": of("odpo", domains={"margin": lambda x: x.abs() + 0.1}, beta=0.3, offset="log", offset_scale=0.8),
+    "odpo:linear": of("odpo", domains={"margin": lambda x: x.abs() + 0.1}, beta=0.3, offset="linear", offset_scale=0.8),
+    "f_dpo:reverse_kl": of("f_dpo", beta=0.3, divergence="reverse_kl", divergence_alpha=0.4),
+    "f_dpo:forward_kl": of("f_dpo", beta=0.3, divergence="forward_kl", divergence_alpha=0.4),
+    "f_dpo:js": of("f_dpo", beta=0.3, divergence="js", divergence_alpha=0.4),
+    "f_dpo:alpha": of("f_dpo", beta=0.3, divergence="alpha", divergence_alpha=0.4),
+    "tdpo": of("tdpo", beta=0.3, kl_weight=0.5),
+    "wpo": of("wpo", beta=0.3),
+    "normalised_dpo": of("normalised_dpo", beta=3.0),
+    "r_dpo": of("r_dpo", beta=0.3, length_penalty=0.1),
+    "ld_dpo": of("ld_dpo", beta=0.3, tail_weight=0.4),
+    "ipo": of("ipo", beta=0.3, length_normalised=False),
+    "ipo:normalised": of("ipo", beta=0.3, length_normalised=True),
+    "hinge": of("hinge", beta=0.3),
+    "exo": of("exo", beta=0.3, label_smoothing=0.01),
+    "sppo": of("sppo", beta=0.3),
+    "apo_zero": of("apo_zero", beta=0.3),
+    "apo_down": of("apo_down", beta=0.3),
+    "discopop": of("discopop", beta=0.3, temperature=0.05),
+    "discopop:soft": of("discopop", beta=0.3, temperature=2.0),
+    "aot": of("aot", beta=0.3),
+    "aot:smoothed": of("aot", beta=0.3, label_smoothing=0.2),
+    "aot_unpaired": of("aot_unpaired", beta=0.3),
+    "aot_unpaired:smoothed": of("aot_unpaired", beta=0.3, label_smoothing=0.2),
+    "reference_free_dpo": of("reference_free_dpo", beta=0.3),
+    "slic": of("slic", delta=0.8, sft_weight=0.2),
+    "rrhf": of("rrhf", sft_weight=0.7),
+    "cpo": of("cpo", beta=0.3, sft_weight=0.7),
+    "cpo:smoothed": of("cpo", beta=0.3, sft_weight=0.7, label_smoothing=0.2),
+    "orpo": of("orpo", domains={"policy_chosen": below_zero, "policy_rejected": below_zero}, odds_weight=0.4),
+    "simpo": of("simpo", beta=2.0, gamma=0.7),
+    "simpo:whole": of("simpo", beta=2.0, gamma=0.7, length_normalised=False),
+    "chosen_nll": of("chosen_nll"),
+    "kto": of("kto", beta=0.3, desirable_weight=1.3, undesirable_weight=0.8),
+    "bco": of("bco", beta=0.3),
+    "apo_zero_unpaired": of("apo_zero_unpaired", beta=0.3),
+    "plackett_luce": of("plackett_luce", Groups, beta=0.3),
+    "nca": of("nca", Groups, beta=0.3, temperature=0.7),
+    "infonca": of("infonca", Groups, beta=0.3, temperature=0.7),
+    "reinforce": of("reinforce"),
+    "cpi": of("cpi"),
+    "ppo_clip": of("ppo_clip", clip=0.2),
+    "ppo_clip:higher": of("ppo_clip", clip=0.2, clip_high=0.5),
+    "ppo_clip:dual": of("ppo_clip", clip=0.2, dual_clip=1.7),
+    "gspo": of("gspo", Groups, clip=0.2, clip_high=0.3),
+    "cispo": of("cispo", clip_high=0.5),
+    "clipped_value": of("clipped_value", clip=0.2),
+    "clipped_value:plain": of("clipped_value", clip=0),
+    "kl_estimate:k1": of("kl_estimate", estimator="k1"),
+    "kl_estimate:k2": of("kl_estimate", estimator="k2"),
+    "kl_estimate:k3": of("kl_estimate", estimator="k3"),
 }
-every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def cases(**chosen: Case) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", chosen.values(), ids=chosen)
+
+
+every_loss = cases(**CASES)
+independent = cases(**{name: case for name, case in CASES.items() if not case.whole_step})
+whole_step = cases(**{name: case for name, case in CASES.items() if case.whole_step})
+by_group = cases(**{name: case for name, case in CASES.items() if isinstance(case, Groups)})
+differentiable = cases(**{name: case for name, case in CASES.items() if not case.surrogate})
 
 
 def leaves(case: Case, inputs: Inputs) -> list[Tensor]:
-    return [inputs[name].requires_grad_() for name in case.vectors]
+    return [inputs[name].requires_grad_() for name in case.vectors if name not in CONSTANTS]
 
 
 def gradients(case: Case, loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
@@ -97,7 +229,7 @@ def test_every_loss_of_the_table_is_covered():
     assert {name.split(":")[0] for name in CASES} == set(LOSSES)
 
 
-@every_loss
+@independent
 @settings(max_examples=15, deadline=None)
 @given(items=st.integers(0, 17), seed=st.integers(0, 10_000), data=st.data())
 def test_items_are_independent(case: Case, items: int, seed: int, data: st.DataObject):
@@ -109,16 +241,16 @@ def test_items_are_independent(case: Case, items: int, seed: int, data: st.DataO
 
     wanted = leaves(case, inputs)
     whole = case(inputs)
-    assert whole.shape == (items,)
-    part = case(case.take(inputs, index))
-    torch.testing.assert_close(part, whole[index])
+    assert whole.shape == case.outputs(inputs, torch.arange(items)).shape
+    part, places = case(case.take(inputs, index)), case.outputs(inputs, index)
+    torch.testing.assert_close(part, whole[places])
 
-    mask = torch.zeros(items, dtype=whole.dtype).index_fill(0, index, 1.0)
+    mask = torch.zeros(whole.shape, dtype=whole.dtype).index_fill(0, places, 1.0)
     masked = gradients(case, (whole * mask).sum(), wanted)
     torch.testing.assert_close(gradients(case, part.sum(), wanted), masked)
 
 
-@every_loss
+@independent
 @settings(max_examples=15, deadline=None)
 @given(items=st.integers(1, 17), seed=st.integers(0, 10_000), data=st.data())
 def test_split_equals_whole(case: Case, items: int, seed: int, data: st.DataObject):
@@ -128,13 +260,43 @@ def test_split_equals_whole(case: Case, items: int, seed: int, data: st.DataObje
     torch.testing.assert_close(torch.cat(parts), case(inputs))
 
 
-@every_loss
+@by_group
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_order_within_a_group_does_not_matter(case: Groups, seed: int):
+    """Members of one group may stand in any order: their numbers and gradients go with them."""
+    inputs = case.make(8, seed)
+    group = inputs[case.group]
+    shuffled = torch.randperm(len(group), generator=torch.Generator().manual_seed(seed))
+    order = shuffled[group[shuffled].argsort(stable=True)]
+    wanted = leaves(case, inputs)
+    moved = case({name: value[order] for name, value in inputs.items()})
+    torch.testing.assert_close(moved, case(inputs)[order])
+    weights = torch.rand(len(order), dtype=torch.float64)
+    torch.testing.assert_close(
+        gradients(case, (moved * weights[order]).sum(), wanted), gradients(case, (case(inputs) * weights).sum(), wanted)
+    )
+
+
+@whole_step
+@pytest.mark.parametrize("items", [0, 1, 9])
+def test_order_of_the_pairs_of_a_step_does_not_matter(case: Case, items: int):
+    inputs = case.make(items, seed=4)
+    order = torch.randperm(items, generator=torch.Generator().manual_seed(4))
+    wanted = leaves(case, inputs)
+    whole, moved = case(inputs), case(case.take(inputs, order))
+    assert whole.shape == (items,)
+    torch.testing.assert_close(moved, whole)
+    torch.testing.assert_close(gradients(case, moved.sum(), wanted), gradients(case, whole.sum(), wanted))
+
+
+@differentiable
 def test_gradients_are_those_of_the_formula(case: Case):
     inputs = case.make(6, seed=3)
+    names = [name for name in case.vectors if name not in CONSTANTS]
     wanted = leaves(case, inputs)
 
     def function(*vectors: Tensor) -> Tensor:
-        return case({**inputs, **dict(zip(case.vectors, vectors, strict=True))})
+        return case({**inputs, **dict(zip(names, vectors, strict=True))})
 
     assert torch.autograd.gradcheck(function, wanted)
 
@@ -145,13 +307,14 @@ def test_finite_at_extremes(case: Case, scale: float):
     inputs = case.make(40, seed=5, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     for name in case.vectors:
-        signs = torch.randint(-1, 2, inputs[name].shape, generator=generator)
-        inputs[name] = scale * signs.to(torch.float32)
+        if name not in ("prompt", "response"):
+            signs = torch.randint(-1, 2, inputs[name].shape, generator=generator)
+            inputs[name] = case.fit(name, scale * signs.to(torch.float32))
     wanted = leaves(case, inputs)
     loss = case(inputs)
     assert torch.isfinite(loss).all()
-    for name, gradient in zip(case.vectors, gradients(case, loss.sum(), wanted), strict=True):
-        assert torch.isfinite(gradient).all(), name
+    for gradient in gradients(case, loss.sum(), wanted):
+        assert torch.isfinite(gradient).all()
 
 
 @every_loss
@@ -163,7 +326,8 @@ def test_dtype_is_kept(case: Case, dtype: torch.dtype):
 @every_loss
 def test_float32_is_close_to_float64(case: Case):
     inputs = case.make(50, seed=11)
-    single = {name: value.float() if name in case.vectors else value for name, value in inputs.items()}
+    floats = {name for name in case.vectors if inputs[name].is_floating_point()}
+    single = {name: value.float() if name in floats else value for name, value in inputs.items()}
     torch.testing.assert_close(case(single), case(inputs).float(), atol=1e-5, rtol=1e-5)
 
 
@@ -205,63 +369,3 @@ def test_docstring_says_what_the_caller_needs(case: Case):
     assert "Returns [" in words and "Raises ValueError" in words and " = " in words
     for name in inspect.signature(case.function).parameters:
         assert name in doc or name.split("_")[0] + "_*" in doc, name
-
-
-# --- advantages: the item is a response -------------------------------------------------------------------------------
-
-LENGTHS = [5, 1, 8, 3]
-
-
-def rollout(order: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    rewards, values = torch.randn(2, sum(LENGTHS), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    response = torch.repeat_interleave(torch.tensor([LENGTHS[i] for i in order], dtype=torch.int64))
-    parts = rewards.split(LENGTHS), values.split(LENGTHS)
-    return torch.cat([parts[0][i] for i in order]), torch.cat([parts[1][i] for i in order]), response
-
-
-def by_response(order: list[int]) -> dict[int, Tensor]:
-    advantages = gae(*rollout(order), gamma=0.97, lam=0.9)
-    return dict(zip(order, advantages.split([LENGTHS[i] for i in order]), strict=True))
-
-
-@pytest.mark.parametrize("order", [[3, 1, 0, 2], [2, 0], [1], [0, 1, 2]])
-def test_gae_of_any_order_or_subset_of_responses(order: list[int]):
-    whole, part = by_response([0, 1, 2, 3]), by_response(order)
-    for i in order:
-        torch.testing.assert_close(part[i], whole[i])
-
-
-def test_gae_is_differentiable_keeps_dtype_and_leaves_inputs_alone():
-    rewards, values, response = rollout([0, 1, 2, 3])
-    before = rewards.clone(), values.clone(), response.clone()
-    assert gae(rewards.float(), values.float(), response, gamma=0.97, lam=0.9).dtype == torch.float32
-    assert torch.autograd.gradcheck(
-        lambda r, v: gae(r, v, response, gamma=0.97, lam=0.9), [rewards.requires_grad_(), values.requires_grad_()]
-    )
-    torch.testing.assert_close((rewards.detach(), values.detach(), response), before, rtol=0, atol=0)
-
-
-def test_gae_names_wrong_shapes_and_mixed_responses():
-    rewards, values, response = rollout([0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"rewards \[16\], values \[17\], response \[17\]"):
-        gae(rewards[1:], values, response, gamma=1.0, lam=1.0)
-    with pytest.raises(ValueError, match="must not decrease"):
-        gae(rewards, values, response.flip(0), gamma=1.0, lam=1.0)
-
-
-def test_whiten_with_shared_statistics_is_the_same_on_every_part():
-    x = torch.randn(20, dtype=torch.float64)
-    statistics = {"mean": x.mean(), "var": x.var(correction=0)}
-    for shift_mean in (True, False):
-        parts = [whiten(part, shift_mean=shift_mean, **statistics) for part in x.split(7)]
-        torch.testing.assert_close(torch.cat(parts), whiten(x, shift_mean=shift_mean))
-    assert whiten(x.float(), mean=x.mean().float(), var=x.var().float()).dtype == torch.float32
-    with pytest.raises(ValueError, match=r"x \[20, 1\]"):
-        whiten(x[:, None])
-
-
-def test_empty_rollouts_pass_through():
-    empty = torch.zeros(0)
-    assert gae(empty, empty, torch.zeros(0, dtype=torch.int64), gamma=1.0, lam=1.0).shape == (0,)
-    assert whiten(empty, mean=torch.tensor(0.0), var=torch.tensor(1.0)).shape == (0,)
-    assert ratio_diagnostics(empty, empty, empty, clip=0.2).approx_kl.shape == (0,)

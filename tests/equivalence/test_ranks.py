@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from assent import settings
 from assent.config import (
     DataConfig,
-    DPOConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
-    PPOConfig,
-    PPOSection,
+    PreferenceConfig,
+    ProbeConfig,
+    ReferenceConfig,
     RewardConfig,
     RewardSection,
     RunConfig,
@@ -32,6 +32,8 @@ from assent.config import (
     SFTConfig,
     TrainConfig,
 )
+from assent.objectives import CONFIGS, OBJECTIVES, preference_config
+from assent.online import METHODS, OnlineConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
 from assent.train import distributed as d
 from assent.train.log import read_jsonl, read_metrics
@@ -41,7 +43,7 @@ _spec = importlib.util.spec_from_file_location("commands_worker", WORKER)
 worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)
 
-NAMES = ("sft", "reward", "dpo", "dpo lora", "ppo", "ppo lora")
+NAMES = ("sft", "reward", *OBJECTIVES, "dpo lora", "tr-dpo lora", "dpo cached", "dpo plus", *METHODS, "ppo lora")
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 
@@ -60,20 +62,35 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
             "train": TrainConfig(batch_size=5, micro_tokens=60, max_steps=3, eval_every=2, threads=1),
         }
 
-    def ppo(name: str) -> PPOConfig:
-        return PPOConfig(
+    def preference(name: str, **options) -> PreferenceConfig:
+        objective = name.split()[0]
+        if objective == "tr-dpo":
+            options["reference"] = ReferenceConfig(mode="moving", rate=0.5, every=1)
+        if "cached" in name:
+            options["reference"] = ReferenceConfig(mode="cached", cache=str(out / "cached.safetensors"))
+        if objective == "dpop":
+            options["loss"] = {"penalty": 2.0}  # 50 would multiply rounding as well
+        return preference_config(objective, **shared(name), probe=ProbeConfig(2, 4), **options)
+
+    def online(name: str) -> OnlineConfig:
+        return online_config(
+            name.split()[0],
             **{**shared(name), "train": replace(shared(name)["train"], max_steps=4)},
-            ppo=PPOSection(str(reward), responses=2, epochs=1, minibatches=2),
+            rewards=RewardsConfig(str(reward)),
+            rollout=RolloutConfig(responses=2, epochs=1, minibatches=2),
             sampling=SamplingConfig(max_new_tokens=8, max_batch=4),
         )
 
     return {
         "sft": SFTConfig(**shared("sft")),
         "reward": RewardConfig(**shared("reward"), reward=RewardSection(readout="mean")),
-        "dpo": DPOConfig(**shared("dpo")),
-        "dpo lora": DPOConfig(**shared("dpo lora")),
-        "ppo": ppo("ppo"),
-        "ppo lora": ppo("ppo lora"),
+        **{name: preference(name) for name in OBJECTIVES},
+        "dpo lora": preference("dpo lora"),
+        "tr-dpo lora": preference("tr-dpo lora"),
+        "dpo cached": preference("dpo cached"),
+        "dpo plus": preference("dpo plus", plus={"sft": 0.5, "aot": 0.5}),
+        **{name: online(name) for name in METHODS},
+        "ppo lora": online("ppo lora"),
     }
 
 
@@ -89,7 +106,10 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
     save_model(scorer, tokenizer, folder / "reward")
     draw = random.Random(3)
     answers = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(15)]
-    rows = [{"prompt": f"{i} {draw.choice(WORDS)}?", "chosen": a, "rejected": "no"} for i, a in enumerate(answers)]
+    rows = [
+        {"prompt": f"{i} {draw.choice(WORDS)}?", "chosen": a, "rejected": "no", "margin": len(a) / 20}
+        for i, a in enumerate(answers)
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(out: str) -> dict[str, RunConfig]:
@@ -117,7 +137,7 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
     try:
         for name, config in single.items():
             worker.COMMANDS[name.split()[0]][1](config)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -129,7 +149,7 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
 def test_every_logged_number(name: str, runs) -> None:
     one, two = (read_metrics(out / "metrics.jsonl", times=False) for out in runs[name])
     assert [row["step"] for row in one] == [row["step"] for row in two]
-    assert len([row for row in one if "loss" in row]) == (4 if "ppo" in name else 3)
+    assert len([row for row in one if "loss" in row]) == (4 if name.split()[0] in METHODS else 3)
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
@@ -138,7 +158,7 @@ def test_every_logged_number(name: str, runs) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_final_weights(name: str, runs, tiny_model_dir: Path) -> None:
-    folders = ("model", "critic") if "ppo" in name else ("model",)
+    folders = ("model", "critic") if name.startswith("ppo") else ("model",)
     if "lora" in name:
         folders = (*folders, "model/adapter")
     for folder in folders:
@@ -152,7 +172,7 @@ def test_final_weights(name: str, runs, tiny_model_dir: Path) -> None:
     assert (start[weight] - end[weight]).abs().max() > 1e-5, "training moved the weights"
 
 
-@pytest.mark.parametrize("name", ["ppo", "ppo lora"])
+@pytest.mark.parametrize("name", [*METHODS, "ppo lora"])
 def test_sampled_answers(name: str, runs) -> None:
     """The uniforms belong to the answers, not to the ranks: the same answers, token by token."""
     one, two = (read_jsonl(out / "samples.jsonl") for out in runs[name])
@@ -171,7 +191,18 @@ def test_checkpoints_hold_the_same(name: str, runs) -> None:
         assert one["optimizer"][kind].keys() == two["optimizer"][kind].keys()
         for key, value in one["optimizer"][kind].items():
             torch.testing.assert_close(two["optimizer"][kind][key], value, atol=1e-5, rtol=0)
-    assert one["algorithm"] == two["algorithm"]
+    assert_alike(one["algorithm"], two["algorithm"])
+
+
+def assert_alike(one: object, two: object) -> None:
+    if isinstance(one, dict):
+        assert isinstance(two, dict) and one.keys() == two.keys()
+        for key, value in one.items():
+            assert_alike(value, two[key])
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    else:
+        assert two == pytest.approx(one, abs=1e-5)
 
 
 def test_a_run_of_two_ranks_continues_on_one(runs, tmp_path: Path) -> None:
@@ -181,7 +212,7 @@ def test_a_run_of_two_ranks_continues_on_one(runs, tmp_path: Path) -> None:
     name = "dpo"
     out = tmp_path / "moved"
     shutil.copytree(runs[name][1], out)
-    config = settings.read(DPOConfig, out / "resolved.yaml")
+    config = settings.read(CONFIGS["dpo"], out / "resolved.yaml")
     more = replace(config, out=str(out), resume="auto", train=replace(config.train, max_steps=4))
     result = worker.COMMANDS["dpo"][1](more)
     straight = replace(config, out=str(tmp_path / "one"), train=replace(config.train, max_steps=4))

@@ -3,12 +3,15 @@ tree cannot be exact, it is not used."""
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +28,8 @@ from transformers import (
 )
 
 from assent.config import ModelConfig
-from assent.data.tree import Branch, Segment, TokenTree, collate
+from assent.data.packing import idle
+from assent.data.tree import Branch, Segment, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import attention
 from assent.models.attention import TreeAttend, block_mask, install, tree_mask
@@ -270,6 +274,85 @@ def test_activation_checkpointing_changes_no_gradient(tiny_model_dir: Path) -> N
         assert policy.model.is_gradient_checkpointing == recompute
     assert_same_gradients(found[1], found[0])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+# ---- some of the responses
+
+
+def assert_same_batch(got: TreeBatch, want: TreeBatch) -> None:
+    def compare(name: str, one, other) -> None:
+        if isinstance(one, Tensor):
+            assert one.dtype == other.dtype and one.shape == other.shape, name
+            assert torch.equal(one, other), name
+        elif isinstance(one, dict):
+            assert one.keys() == other.keys(), name
+            for key in one:
+                compare(f"{name}[{key}]", one[key], other[key])
+        else:
+            assert one == other, name
+
+    for field in fields(TreeBatch):
+        compare(field.name, getattr(got, field.name), getattr(want, field.name))
+
+
+def forest(draw: np.random.Generator, answers: list[int]) -> list[TokenTree]:
+    """Trees with so many answers each, with pairs in both directions and numbers that tell tokens and answers apart."""
+    made = []
+    for key, size in enumerate(answers):
+        branches = []
+        for length in draw.integers(1, 5, size):
+            trained = draw.random(length) < 0.7
+            branches.append(
+                Branch(draw.integers(1, VOCAB, length), trained, {"old": draw.random(trained.sum(), np.float32)})
+            )
+        two = [(i, j, float(draw.random())) for i in range(size) for j in range(size) if i != j and draw.random() < 0.6]
+        prompt = draw.integers(1, VOCAB, draw.integers(1, 6))
+        made.append(TokenTree(prompt, tuple(branches), tuple(two), {"reward": draw.random(size, np.float32)}, 10 + key))
+    return made
+
+
+def reduced(tree: TokenTree, keep: list[bool]) -> TokenTree:
+    """The tree with only those branches, written out."""
+    place = {old: new for new, old in enumerate(index for index, stays in enumerate(keep) if stays)}
+    return replace(
+        tree,
+        branches=tuple(tree.branches[old] for old in place),
+        pairs=tuple((place[a], place[b], gap) for a, b, gap in tree.pairs if a in place and b in place),
+        per_response={name: values[list(place)] for name, values in tree.per_response.items()},
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 4), min_size=1, max_size=5), st.booleans())
+def test_a_selection_is_the_batch_of_the_selected(seed: int, answers: list[int], flat: bool) -> None:
+    draw = np.random.default_rng(seed)
+    packed = forest(draw, answers)
+    keep = [[bool(draw.random() < 0.6) for _ in tree.branches] for tree in packed]
+    got = collate(packed, flat).select(torch.tensor(sum(keep, [])))
+    left = [reduced(tree, stays) for tree, stays in zip(packed, keep, strict=True) if any(stays)]
+    assert_same_batch(got, collate(left, flat) if left else idle(packed[0]))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_selection_of_all_of_none_and_of_nothing(flat: bool) -> None:
+    packed = forest(np.random.default_rng(5), [2, 3])
+    batch = collate(packed, flat)
+    assert_same_batch(batch.select(torch.ones(5, dtype=torch.bool)), batch)
+    assert_same_batch(batch.select(torch.zeros(5, dtype=torch.bool)), idle(packed[0]))
+    empty = idle(packed[0])
+    assert empty.select(torch.zeros(0, dtype=torch.bool)) is empty
+    with pytest.raises(AssertionError, match="one bool for each response"):
+        batch.select(torch.ones(4, dtype=torch.bool))
+
+
+def test_a_policy_reads_a_selection_as_it_read_the_whole(kernel: None) -> None:
+    model = build(CONFIGS["llama"]())
+    install(model)
+    policy = Policy(model, precision="fp32", tree=True)
+    batch = collate(trees())
+    keep = torch.tensor([True, False, True, False, False, True])
+    want = policy(batch).logprobs[keep[batch.response]]
+    torch.testing.assert_close(policy(batch.select(keep)).logprobs, want, atol=1e-5, rtol=0)
 
 
 # ---- the attention itself

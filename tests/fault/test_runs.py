@@ -20,18 +20,17 @@ import torch
 from safetensors.torch import load_file
 
 import assent.algorithms.run as run_module
-from assent.algorithms.dpo import train_dpo
-from assent.algorithms.ppo import train_ppo
+from assent.algorithms.online import train_online
+from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,
-    DPOConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
-    PPOConfig,
-    PPOSection,
+    ProbeConfig,
+    ReferenceConfig,
     RewardConfig,
     RewardSection,
     RunConfig,
@@ -40,6 +39,8 @@ from assent.config import (
     TrainConfig,
 )
 from assent.errors import NonFiniteError, RunFolderError
+from assent.objectives import OBJECTIVES, preference_config
+from assent.online import CONFIGS, METHODS, CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
 from assent.train.log import read_metrics
 from assent.train.progress import ShutdownRequested
@@ -58,6 +59,7 @@ def pairs(tmp_path_factory) -> Path:
 
     file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     rows = [{"prompt": f"{i} {text(1, 8)}?", "chosen": text(1, 9), "rejected": f"no {text(1, 9)}"} for i in range(12)]
+    rows = [row | {"margin": 0.5 + i / 10} for i, row in enumerate(rows)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -96,13 +98,22 @@ def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
                 return SFTConfig(**shared)
             case "reward":
                 return RewardConfig(**shared, reward=RewardSection(readout="mean"))
-            case "dpo":
-                return DPOConfig(**shared)
-            case "ppo":
+            case objective if objective in OBJECTIVES:
+                options = {"probe": ProbeConfig(prompts=2, max_new_tokens=4)}
+                if objective == "tr-dpo":
+                    options["reference"] = ReferenceConfig(mode="moving", rate=0.5, every=2)
+                if "cached" in name:
+                    options["reference"] = ReferenceConfig(mode="cached", cache=str(out.parent / "cache.safetensors"))
+                return preference_config(objective, **shared, **options)
+            case method if method in METHODS:
                 shared["train"] = replace(shared["train"], max_steps=8, eval_every=3)
-                return PPOConfig(
+                critic = {"critic": CriticConfig(lr=5e-3)} if METHODS[method].has_critic else {}
+                return online_config(
+                    method,
                     **shared,
-                    ppo=PPOSection(str(reward_dir), responses=2, epochs=2, minibatches=2, value_lr=5e-3),
+                    **critic,
+                    rewards=RewardsConfig(str(reward_dir)),
+                    rollout=RolloutConfig(responses=2, epochs=2, minibatches=2),
                     sampling=SamplingConfig(max_new_tokens=6),
                 )
         raise ValueError(name)
@@ -111,8 +122,12 @@ def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
 
 
 def train(config: RunConfig) -> None:
-    trainers = {SFTConfig: train_sft, RewardConfig: train_reward, DPOConfig: train_dpo, PPOConfig: train_ppo}
-    trainers[type(config)](config)
+    trainers = {
+        SFTConfig: train_sft,
+        RewardConfig: train_reward,
+        **dict.fromkeys(CONFIGS.values(), train_online),
+    }
+    trainers.get(type(config), train_preference)(config)
 
 
 def sha(content: bytes) -> str:
@@ -169,7 +184,7 @@ def interrupted(config: RunConfig, stop_at, *steps: int) -> None:
             assert stopped.value.exit_code == 143
 
 
-RUNS = ("sft", "reward", "dpo", "dpo lora", "reward lora")
+RUNS = ("sft", "reward", *OBJECTIVES, "dpo lora", "tr-dpo lora", "kto cached", "reward lora")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -182,8 +197,8 @@ def test_stopped_and_resumed_is_straight(name: str, make: Make, stop_at, tmp_pat
     assert bytes_of(tmp_path / "stopped") == straight
 
 
-@pytest.mark.parametrize("name", ["ppo", "ppo lora"])
-def test_ppo_stopped_at_every_step_is_straight(name: str, make: Make, stop_at, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*METHODS, "ppo lora"])
+def test_stopped_at_every_step_of_a_rollout_is_straight(name: str, make: Make, stop_at, tmp_path: Path) -> None:
     """Four steps are taken on one rollout: stops lie inside its epochs, between them, and between rollouts."""
     train(make(name, tmp_path / "straight"))
     straight = bytes_of(tmp_path / "straight")
@@ -250,9 +265,9 @@ def test_another_run_is_not_continued(make: Make, stop_at, pairs: Path, tmp_path
     stop_at(None)
     config = replace(config, resume="auto")
     with pytest.raises(RunFolderError) as refused:
-        train(replace(config, optim=replace(config.optim, lr=1e-4), dpo=replace(config.dpo, beta=0.2)))
+        train(replace(config, optim=replace(config.optim, lr=1e-4), loss=replace(config.loss, beta=0.2)))
     text = str(refused.value)
-    assert "--optim.lr: 0.003 -> 0.0001" in text and "--dpo.beta: 0.1 -> 0.2" in text and "schedule" not in text
+    assert "--optim.lr: 0.003 -> 0.0001" in text and "--loss.beta: 0.1 -> 0.2" in text and "schedule" not in text
     with pytest.raises(RunFolderError, match="made with DPOConfig, not SFTConfig"):
         train(replace(make("sft", tmp_path / "run"), resume="auto"))
     rows = pairs.read_text()

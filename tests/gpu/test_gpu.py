@@ -14,8 +14,6 @@ from assent.config import (
     DataConfig,
     ModelConfig,
     OptimConfig,
-    PPOConfig,
-    PPOSection,
     RewardConfig,
     SamplingConfig,
     TrainConfig,
@@ -24,6 +22,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.attention import TreeAttend
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
+from assent.online import RewardsConfig, RolloutConfig, online_config
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.log import read_metrics
 
@@ -111,7 +110,7 @@ def test_engine_logprobs_are_training_logprobs(precision: str, tolerance: float,
 
 
 def test_reward_and_ppo_run(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from assent.algorithms.ppo import train_ppo
+    from assent.algorithms.online import train_online
     from assent.algorithms.reward import train_reward
 
     rows = [{"prompt": f"Question {i}?", "chosen": "yes " * (i % 3 + 1), "rejected": "no"} for i in range(8)]
@@ -123,8 +122,15 @@ def test_reward_and_ppo_run(tiny_model_dir: Path, tmp_path: Path) -> None:
         "train": TrainConfig(batch_size=4, max_steps=4),
     }
     train_reward(RewardConfig(**shared, out=str(tmp_path / "reward")))
-    ppo = PPOSection(reward_model=str(tmp_path / "reward"), responses=2)
-    train_ppo(PPOConfig(**shared, out=str(tmp_path / "ppo"), ppo=ppo, sampling=SamplingConfig(max_new_tokens=16)))
+    config = online_config(
+        "ppo",
+        **shared,
+        out=str(tmp_path / "ppo"),
+        rewards=RewardsConfig(str(tmp_path / "reward")),
+        rollout=RolloutConfig(responses=2, epochs=2, minibatches=2),
+        sampling=SamplingConfig(max_new_tokens=16),
+    )
+    train_online(config)
     last = read_metrics(tmp_path / "ppo" / "metrics.jsonl")[-1]
     assert np.isfinite([last["loss"], last["ratio"]]).all()
     frozen = Policy(load_policy(ModelConfig(str(tmp_path / "ppo")), max_length=64).model, precision="fp32", tree=True)

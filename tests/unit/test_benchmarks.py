@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from assent.data.packing import window  # noqa: E402
+from assent.algorithms.job import job  # noqa: E402
+from assent.data.mismatch import with_mismatched  # noqa: E402
+from assent.data.packing import Window, window  # noqa: E402
 from assent.data.tree import Branch, TokenTree  # noqa: E402
 from benchmarks import plan, table  # noqa: E402
-from benchmarks.ours import train_work, training  # noqa: E402
+from benchmarks.operations import Weights, multiplied_weights  # noqa: E402
+from benchmarks.ours import build, configuration, mismatched_work, train_work, training  # noqa: E402
 from benchmarks.sides import Side, SideFailed  # noqa: E402
 
 WORKER = """
@@ -55,7 +59,9 @@ def test_summary_of_known_numbers() -> None:
     assert found["speed"] == "ratio" and found["memory"]
 
 
-@pytest.mark.parametrize("what, computed, reached", [("dpo", 65.0, "MFU"), ("dpo", 64.0, "no"), ("ppo", 65.0, "no")])
+@pytest.mark.parametrize(
+    "what, computed, reached", [("dpo", 65.0, "MFU"), ("kto", 65.0, "MFU"), ("dpo", 64.0, "no"), ("ppo", 65.0, "no")]
+)
 def test_utilisation_may_stand_in_for_the_ratio_in_training(what: str, computed: float, reached: str) -> None:
     ours = [steps(1.0, tokens=10.0, flops=100.0, computed_flops=computed)]
     found = table.summary(result(ours, [steps(2.0, tokens=10.0)], what=what), rate=100.0)
@@ -69,11 +75,14 @@ def test_utilisation_is_of_the_faster_matrix_products() -> None:
 
 class OneLayer(nn.Module):
     """A stand-in for a language model: 12 weights in its layer (and a norm, which multiplies no matrix), 10 in its
-    head, and an embedding that is only looked up."""
+    head, an embedding that is only looked up, and `rank` times 7 weights in an adapter."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4))])
+        layer = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4))
+        if rank:
+            layer.lora_A, layer.lora_B = nn.Linear(3, rank, bias=False), nn.Linear(rank, 4, bias=False)
+        self.layers = nn.ModuleList([layer])
         self.embedding, self.head = nn.Embedding(50, 4), nn.Linear(2, 5, bias=False)
 
     @property
@@ -84,11 +93,21 @@ class OneLayer(nn.Module):
         return self.head
 
 
+def stand_in(rank: int = 0) -> Any:
+    """An algorithm of that model."""
+    policy = nn.Module()
+    policy.plain = OneLayer(rank)
+    return type("Algorithm", (), {"modules": {"policy": policy}})()
+
+
 @pytest.mark.parametrize(
     "what, tokens, flops, computed",
     [
         ("sft", 11, 6 * 22 * 11, 6 * 12 * 8 + 6 * 10 * 4),
         ("dpo", 11, 8 * 22 * 11, 8 * 12 * 8 + 8 * 10 * 4),
+        ("dpo-cached", 11, 6 * 22 * 11, 6 * 12 * 8 + 6 * 10 * 4),
+        ("simpo", 11, 6 * 22 * 11, 6 * 12 * 8 + 6 * 10 * 4),
+        ("lora-dpo", 11, 6 * (22 + 14) * 11, 6 * (12 + 14) * 8 + 6 * 10 * 4),
         ("ppo", 4, (22 * 12 + 12 * 10) * 11, 22 * 12 * 8 + 12 * 10 * 4),
     ],
 )
@@ -96,10 +115,22 @@ def test_work_of_a_step(what: str, tokens: int, flops: int, computed: int) -> No
     # Prompt of 3, answers of 2 and 3 tokens, of which 4 are trained: 8 packed, 11 with the prompt once per answer.
     answers = (Branch(np.arange(2), np.array([True, True])), Branch(np.arange(3), np.array([False, True, True])))
     packed = window([TokenTree(np.arange(3), answers)], micro_tokens=100)
-    policy = nn.Module()
-    policy.model = OneLayer()
-    algorithm = type("Algorithm", (), {"modules": {"policy": policy}})()
+    algorithm = stand_in(rank=2 if what == "lora-dpo" else 0)
     assert train_work(what, algorithm, packed) == {"tokens": tokens, "flops": flops, "computed_flops": computed}
+
+
+def test_work_on_answers_to_other_prompts() -> None:
+    # Two prompts of 3 tokens; own answers of 2 and 4 tokens, which are also the answers to the other prompt. The step
+    # takes the first: it reads the other's answer of 4 tokens, 3 of them trained.
+    cut = np.array([False, True, True, True])
+    answers = (Branch(np.arange(2), np.array([True, True])), Branch(np.arange(4), cut))
+    label = {"label": np.ones(1, np.float32)}
+    own = [TokenTree(np.arange(3) + i, (a,), key=i, per_response=label) for i, a in enumerate(answers)]
+    trees = with_mismatched(own, seed=0, max_length=100)
+    step = window([own[0]], micro_tokens=100)
+    of_method, computed = mismatched_work(trees, step, Weights(12, 10, 0))
+    assert of_method == 4 * 22 * (3 + 4)  # policy and reference, over prompt and answer
+    assert computed == 2 * 12 * (3 + 4) + 2 * 12 * 4 + 4 * 10 * 3  # the reference has read the prompt already
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +153,18 @@ def prepared(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     ]
     for name in {plan.data_file(what) for what in plan.WHATS}:
         (folder / name).write_text(json.dumps(rows))
+    labels = [
+        {
+            "messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Yes."}],
+            "label": i % 2 == 0,
+        }
+        for i in range(2 * plan.BATCH)
+    ]
+    (folder / plan.data_file("kto")).write_text(json.dumps(labels))
     return folder
 
 
-@pytest.mark.parametrize("what", ["sft", "dpo", "reward", "ppo"])
+@pytest.mark.parametrize("what", [what for what in plan.WHATS if what != "generate"])
 def test_our_side_takes_steps(what: str, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.ours.NEW_TOKENS", 3)
     work = next(training(what, "tiny", "fp32", prepared))
@@ -134,10 +173,45 @@ def test_our_side_takes_steps(what: str, prepared: Path, monkeypatch: pytest.Mon
         assert work["tokens"] == 3 * plan.PROMPTS  # EOS ends nothing
 
 
+def test_our_side_does_what_the_row_is_called(prepared: Path, tmp_path: Path) -> None:
+    def built(what: str) -> Any:
+        current = job(configuration(what, "tiny", "fp32", prepared, str(tmp_path / what)))
+        return build(current, prepared / "tiny-reward")
+
+    def trained(algorithm: Any) -> set[bool]:
+        return {weight.requires_grad for weight in algorithm.policy.parameters()}
+
+    live, cached, lora, kto, simpo = (built(what) for what in ("dpo", "dpo-cached", "lora-dpo", "kto", "simpo"))
+    assert live.reference.model is not None and trained(live) == {True}
+    assert cached.reference.model is None and "reference" in cached.stream.trees[0].branches[0].per_token
+    assert cached.row is live.row is lora.row and trained(lora) == {False, True}
+    assert lora.reference.model is None and "reference" not in lora.stream.trees[0].branches[0].per_token
+    assert all(tree.per_response["mismatched"].tolist() == [0, 1] for tree in kto.stream.trees)
+    assert simpo.row.name == "SimPO" and simpo.reference is None
+    counted = next(iter(kto.windows()))  # the answers to other prompts are work, but no tokens
+    own = sum(len(tree.prompt) + len(tree.branches[0]) for tree in kto.stream.trees if tree.key in _keys(counted))
+    work = train_work("kto", kto, counted)
+    more = mismatched_work(kto.stream.trees, counted, multiplied_weights(kto.policy.plain))
+    base = train_work("dpo", live, counted)
+    assert work["tokens"] == own
+    assert (work["flops"], work["computed_flops"]) == (base["flops"] + more[0], base["computed_flops"] + more[1])
+
+
+def _keys(step: Window) -> set[int]:
+    return {key for batch in step.batches for key in batch.keys}
+
+
 def test_every_row_has_a_target() -> None:
     rows = plan.rows(list(plan.WHATS), list(plan.MODELS), list(plan.PRECISIONS))
-    assert len(rows) == 20 and all(row.target >= 1.4 for row in rows)
+    assert len(rows) == 44 and all(row.target >= 1.25 and row.what in table.NAMES for row in rows)
     assert plan.Row("dpo", "small", "bf16").target == 3.0 and plan.Row("dpo", "small", "fp32").target == 2.5
+
+
+def test_a_cached_reference_is_measured_against_our_own_dpo() -> None:
+    cached, kto = plan.Row("dpo-cached", "tiny", "bf16"), plan.Row("kto", "tiny", "bf16")
+    assert cached.tasks == {"ours": "dpo-cached", "peer": "dpo"} and kto.tasks == {"ours": "kto", "peer": "kto"}
+    assert cached.modules == {"ours": "ours", "peer": "ours"} and cached.environment == "ours"
+    assert kto.modules == {"ours": "ours", "peer": "peer_trl"} and kto.environment == "trl"
 
 
 def test_a_worker_waits_for_its_turn(tmp_path: Path) -> None:
@@ -170,10 +244,13 @@ def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
     report = {"date": "D", "quick": False, "threads": 2, "load": [0.0, 1.0], "machine": [machine] * 2}
     table.rewrite(page, {**report, "rows": [row, failed]})
     text = page.read_text()
+    assert table.CACHED not in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "| DPO | tiny | fp32 | 9 | 2 | 5.00 (5.00–5.00) | 4.5 |" in lines[2] and lines[3].endswith("| failed |")
+    table.rewrite(page, {**report, "rows": [{**row, "what": "dpo-cached", "target": 1.25}]})
+    assert "| 1.25 |" in page.read_text() and page.read_text().endswith(f"{table.CACHED}\n{table.END}\nafter\n")
 
 
 def test_torch_is_not_needed_by_the_driver() -> None:

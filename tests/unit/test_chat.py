@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from assent.data.chat import HIDE, Chat
-from assent.data.records import Example, Message, Origin, Pair, Ranking, Response, RowError
+from assent.data.records import Binary, Critique, Example, Message, Origin, Pair, Ranking, Rating, Response, RowError
 from assent.errors import ConfigError, ModelError
 
 LLAMA3 = """\
@@ -447,6 +447,62 @@ def test_pairs_that_become_equal_are_refused(chats):
     prompt = len(chats["chatml"].prompt_ids(row.prompt))
     with pytest.raises(RowError, match="same as chosen up to --data.max_length"):
         chats["chatml"].tree(row, prompt + 2)
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    "feedback, fields",
+    [
+        ((), {}),
+        ((Pair(0, 1), Critique(2, "fine")), {}),
+        ((Binary(2, True), Binary(0, False)), {"label": [0, NAN, 1]}),
+        ((Ranking(((1,), (0, 2))),), {"level": [1, 0, 1]}),
+        ((Rating(1, {"x": 2.5}), Rating(2, {"x": 1, "y": -0.5})), {"rating": [NAN, 2.5, 0.5]}),
+        ((Rating(0, {"rating": -np.inf}), Rating(1, {"rating": 0.0})), {"rating": [-np.inf, 0, NAN]}),
+        ((Rating(0, {"x": 1}), Binary(1, True)), {"rating": [1, NAN, NAN], "label": [NAN, 1, NAN]}),
+    ],
+)
+def test_feedback_becomes_fields_of_the_responses(chats, feedback, fields):
+    tree = chats["chatml"].tree(example([U], "a:no", "a:yes", "a:maybe", feedback=feedback), 500)
+    assert set(tree.per_response) == set(fields)
+    for name, values in fields.items():
+        assert tree.per_response[name].dtype == np.float32
+        np.testing.assert_array_equal(tree.per_response[name], np.array(values, np.float32))
+
+
+@pytest.mark.parametrize(
+    "name, feedback",
+    [
+        ("label", (Binary(0, True), Binary(2, False))),
+        ("level", (Ranking(((0,), (1,), (2,))),)),
+        ("rating", (Rating(0, {"x": 1}), Rating(2, {"x": 2}))),
+    ],
+)
+def test_answers_judged_differently_must_differ_as_tokens(chats, name, feedback):
+    row = example([U], "a:Fine.", "a:Good.", "a: Fine.\n", feedback=feedback)
+    with pytest.raises(RowError, match=f"is the same as response 1, but has another {name}$") as error:
+        chats["llama3"].tree(row, 500)
+    assert error.value.column == "response 3"
+    row = example([U], "a:Fine. Yes", "a:Good.", "a:Fine. No", feedback=feedback)
+    prompt = len(chats["chatml"].prompt_ids(row.prompt))
+    with pytest.raises(RowError, match=f"response 1 up to --data.max_length, but has another {name}$"):
+        chats["chatml"].tree(row, prompt + 2)
+    assert name in chats["chatml"].tree(row, 500).per_response
+
+
+@pytest.mark.parametrize(
+    "feedback",
+    [
+        (Binary(0, True), Binary(1, True)),
+        (Binary(0, True),),
+        (Ranking(((0, 1),)),),
+        (Rating(0, {"x": -np.inf}), Rating(1, {"x": -np.inf})),
+    ],
+)
+def test_equal_answers_may_be_judged_alike(chats, feedback):
+    assert len(chats["chatml"].tree(example([U], A, A, feedback=feedback), 500).branches) == 2
 
 
 def test_columns_are_named_after_the_feedback(chats):

@@ -39,7 +39,11 @@ def failing(error: BaseException):
     return function
 
 
-@pytest.mark.parametrize("args", [[], ["--help"], ["sft", "--help"], ["ppo", "--help"], ["sft", "--optim.lrr", "1"]])
+@pytest.mark.parametrize(
+    "args",
+    [[], ["--help"], ["sft", "--help"], ["kto", "--help"], ["ppo", "--help"], ["sft", "--optim.lrr", "1"]],
+    ids=" ".join,
+)
 def test_help_and_refusals_are_quick_and_load_no_torch(args: list[str]):
     heavy = "torch transformers datasets numpy matplotlib".split()
     code = (
@@ -60,6 +64,25 @@ def test_no_arguments_print_the_commands():
         assert f"{name} " in result.stdout and command.help in result.stdout
 
 
+def test_every_command_stands_under_one_heading():
+    names = [name for group in cli.GROUPS.values() for name in group]
+    assert sorted(names) == sorted(cli.COMMANDS)
+    lines = cli.overview().splitlines()
+    headings = [line for line in lines if line in cli.GROUPS]
+    assert headings == list(cli.GROUPS)
+    place = {line.split()[0]: number for number, line in enumerate(lines) if line.startswith("  ")}
+    assert (
+        lines.index("Directly from pairs") < place["simpo"] < lines.index("Directly from yes/no labels") < place["kto"]
+    )
+    assert (
+        place["nca"]
+        < lines.index("From rewards of sampled answers")
+        < place["ppo"]
+        < lines.index("Evaluation")
+        < place["compare"]
+    )
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"assent {assent.__version__}\n"
@@ -74,7 +97,7 @@ def test_version(capsys):
             "error: Unknown option '--optim.lrr' of assent sft. Perhaps you meant '--optim.lr'.",
         ),
         (["sft", "--lr=1"], "Unknown option '--lr' of assent sft. Perhaps you meant '--optim.lr'."),
-        ([*DPO, "--dpo.beta", "-0.1"], "error: --dpo.beta must be > 0. Got -0.1."),
+        ([*DPO, "--loss.beta", "-0.1"], "error: --loss.beta must be > 0. Got -0.1."),
         ([*DPO, "--config", "nothing.yaml"], "error: Cannot read the configuration file nothing.yaml: No such file"),
         ([*DPO, "--config"], "error: --config needs a YAML file."),
         (["data", "--file", "x"], "Unknown option '--file' of assent data."),
@@ -90,11 +113,11 @@ def test_mistakes_are_one_message_and_exit_2(args: list[str], message: str, caps
     ("args", "parts"),
     [
         (["sft"], ["--model.path", "--data.train", "--out"]),
-        (["ppo", *DPO[1:]], ["--ppo.reward_model"]),
+        ([*DPO, "--model.lora.rank", "x"], ["--model.lora.rank"]),
         (["data"], ["FILE"]),
-        ([*DPO, "--dpo.beta", "big"], ["--dpo.beta", "big"]),
+        ([*DPO, "--loss.beta", "big"], ["--loss.beta", "big"]),
         ([*DPO, "--model.precision", "fp16"], ["--model.precision", "fp16"]),
-        ([*DPO, "--data.columns", "prompt"], ["--data.columns", "EXPECTED:NAME"]),
+        ([*DPO, "--data.columns", "prompt"], ["--data.columns", "KEY:VALUE"]),
     ],
 )
 def test_the_parsers_own_refusals_exit_2(args: list[str], parts: list[str], capsys):
@@ -140,12 +163,12 @@ def test_positionals(ran):
 
 
 def test_dry_run_prints_what_would_run_and_can_be_read_back(tmp_path, ran, capsys):
-    assert cli.main([*DPO, "--dry_run", "--dpo.beta", "0.25"]) == 0
+    assert cli.main([*DPO, "--dry_run", "--loss.beta", "0.25"]) == 0
     assert ran == []
     file = tmp_path / "again.yaml"
     file.write_text(capsys.readouterr().out)
     assert cli.main(["dpo", "--config", str(file)]) == 0
-    assert ran[0].dpo.beta == 0.25 and ran[0].data.train == "t"
+    assert ran[0].loss.beta == 0.25 and ran[0].data.train == "t"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from assent.data.chat import Chat
 from assent.data.dataset import count_reasons, fingerprint, lengths, prepare, prompt_hash
 from assent.data.records import Example, Message, Origin, Problem, Response
 from assent.data.tree import Branch, TokenTree
-from assent.data.views import pair_view, prompt_view, sft_view
+from assent.data.views import binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
 from assent.errors import DataError
 
 
@@ -180,6 +181,37 @@ def test_fingerprint_follows_what_is_trained(chat, write):
     one = TokenTree(ids, (Branch(ids, np.array([True, True, True])),))
     assert fingerprint([one]) != fingerprint([TokenTree(ids, (Branch(ids, np.array([True, False, True])),))])
     assert fingerprint([one]) != fingerprint([TokenTree(ids[:2], (Branch(ids, np.ones(3, bool)),))])
+
+
+def test_fingerprint_of_runs_begun_before_stays():
+    ids = np.arange(3, dtype=np.int32)
+    branches = (Branch(ids, np.array([True, False, True])), Branch(ids[:2], np.ones(2, bool)))
+    tree = TokenTree(ids, branches, ((0, 1, 1.5),), key=4)
+    assert fingerprint([tree]) == "be8ea2c7c7584c94bcdaeb48758b4e20f9b68d3e967eb6a388b96fabf75cb700"
+    fields = [
+        {},
+        {"label": np.array([0.0, 1.0], np.float32)},
+        {"label": np.array([1.0, 0.0], np.float32)},
+        {"level": np.array([0.0, 1.0], np.float32)},
+        {"level": np.array([0.0, np.nan], np.float32)},
+        {"label": np.array([0.0, 1.0], np.float32), "level": np.array([0.0, 1.0], np.float32)},
+    ]
+    assert len({fingerprint([replace(tree, per_response=each)]) for each in fields}) == len(fields)
+    assert fingerprint([replace(tree, per_response=dict(reversed(fields[-1].items())))]) == fingerprint(
+        [replace(tree, per_response=fields[-1])]
+    )
+
+
+@pytest.mark.parametrize(
+    "view, name, values",
+    [(binary_view, "label", [1, 0]), (ranking_view, "level", [0, 1]), (rating_view, "rating", [0, -np.inf])],
+)
+def test_feedback_stands_at_the_responses(chat, write, view, name, values):
+    data = prepare(DataConfig(write([pair(i) for i in range(3)])), chat, view)
+    assert len(data.train) == 3
+    for tree in data.train:
+        assert tree.pairs == () and {key: list(field) for key, field in tree.per_response.items()} == {name: values}
+        assert [chat.decode(branch.ids) for branch in tree.branches] == ["Yes, it is.", "No."]
 
 
 def test_lengths_and_reasons():

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from assent.config import InspectConfig
-from assent.data.inspect import Span, inspect, inspect_file, render
+from assent.data.formats import load_examples
+from assent.data.inspect import VIEWS, Span, inspect, inspect_file, render
 from assent.errors import DataError, ModelError
 
 
@@ -32,7 +33,8 @@ def test_with_a_model(pairs, tiny_model_dir, tokenizer):
     found = inspect(InspectConfig(pairs, model=str(tiny_model_dir), max_length=100, show=1))
     assert (found.format, found.rows, found.examples, found.unit) == ("preference", 6, 5, "tokens")
     assert found.contents == {"different prompts": 5, "responses": 10, "pairs": 5}
-    assert {use.commands: use.examples for use in found.uses} == {"sft": 5, "reward, dpo": 5, "ppo": 5}
+    assert [use.commands for use in found.uses] == ["sft", "reward, dpo", "kto", "pl-dpo", "nca", "ppo"]
+    assert {use.examples for use in found.uses} == {5}
     assert [(problem.origin.row, problem.column) for problem in found.problems] == [(3, "chosen"), (5, "prompt")]
     assert "no room for an answer within 100" in found.problems[1].reason
     assert found.cut == 1
@@ -102,12 +104,32 @@ def test_uses_of_labels_and_text(tmp_path):
     rows = [{"prompt": f"Egg {i}?", "completion": "Yes.", "label": i > 0} for i in range(3)]
     path.write_text("\n".join(map(json.dumps, rows)))
     uses = {use.commands: use for use in inspect(InspectConfig(str(path))).uses}
-    assert (uses["sft"].examples, uses["reward, dpo"].examples, uses["ppo"].examples) == (2, 0, 3)
+    assert {name: use.examples for name, use in uses.items()} == (
+        {"sft": 2, "reward, dpo": 0, "kto": 3, "pl-dpo": 0, "nca": 0, "ppo": 3}
+    )
     assert list(uses["sft"].reasons.values()) == [1]
     path.write_text('{"text": "An egg."}\n')
     found = inspect(InspectConfig(str(path)))
-    assert [use.examples for use in found.uses] == [1, 0, 0]
+    assert [use.examples for use in found.uses] == [1, 0, 0, 0, 0, 0]
     assert found.previews[0][1] == (Span("response", "An egg.", True),)
+
+
+def test_conversions_stand_in_the_table_and_nowhere_else(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    messages = [{"messages": [{"role": "assistant", "content": text}]} for text in "abc"]
+    feedback = [{"kind": "rating", "response": i, "scores": {"overall": score}} for i, score in enumerate((3, 1, 1))]
+    row = {"prompt": [{"role": "user", "content": "Egg?"}], "responses": messages, "feedback": feedback, "meta": {}}
+    path.write_text(json.dumps(row) + "\n")
+    found = inspect(InspectConfig(str(path)))
+    assert [use.examples for use in found.uses] == [1] * 6
+    readings = {use.commands: use.readings for use in found.uses}
+    assert readings["nca"] == readings["ppo"] == ()
+    for commands, words in {"reward, dpo": "as pairs", "kto": "reaches --threshold", "pl-dpo": "as rankings"}.items():
+        (reading,) = readings[commands]
+        assert words in reading and words in " ".join(printed(found).split())
+    assert caplog.messages == []
+    VIEWS["reward, dpo"](load_examples(str(path)).examples)
+    assert len(caplog.messages) == 1  # training says it still
 
 
 def test_errors_name_the_option(pairs, tmp_path):

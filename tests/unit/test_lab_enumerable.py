@@ -1,4 +1,4 @@
-"""The enumerable world: a complete list of answers, an exact optimum, and preference data that has the same one."""
+"""The enumerable world: a complete list of answers, exact optima, and feedback that has the same ones."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from assent.data.tree import TreeBatch, collate
 from assent.lab.enumerable import (
     EnumerableWorld,
     TableReward,
+    _draw,
     build_enumerable,
+    distance_closed,
+    f_optimum,
     make_enumerable,
+    normalised,
     objective,
     optimum,
     regret_closed,
+    win_rates,
 )
 
 BETA = 0.2
@@ -58,11 +63,12 @@ def ref(world: EnumerableWorld, model) -> torch.Tensor:
 
 def test_the_list_of_responses_is_everything_that_can_be_sampled(world: EnumerableWorld):
     assert len(world.prompts) == len(set(world.prompts)) == 8
+    assert all(first != second for first, second in world.prompts)
     assert len(world.responses) == len(set(world.responses)) == 1 + 7 + 49
     for response in world.responses:
         assert len(response) <= 2 and 0 not in response[:-1]
         assert response[-1] == 0 or len(response) == 2
-    assert len(make_enumerable(letters="abc", max_new_tokens=3).responses) == 1 + 3 + 9 + 27
+    assert len(make_enumerable(letters="abc", num_prompts=6, max_new_tokens=3).responses) == 1 + 3 + 9 + 27
 
 
 def test_probabilities_add_up_without_normalising(world: EnumerableWorld, model, ref):
@@ -173,34 +179,146 @@ def test_dpo_has_the_same_optimum(world: EnumerableWorld, ref, beta: float):
         assert expected_dpo_loss(other, ref, world.rewards, beta) > loss
 
 
-def test_preference_trees_follow_bradley_terry(world: EnumerableWorld, ref):
-    trees = world.preference_trees(ref, 4000, np.random.default_rng(0))
-    assert len(trees) == 4000 and all(tree.pairs == ((0, 1, 0.0),) for tree in trees)
-    counts = np.zeros((8, 57))
-    log_loss, expected = 0.0, 0.0
-    for tree in trees:
-        (x, i), (_, j) = (world.index(tree.prompt, branch.ids) for branch in tree.branches)
-        assert i != j and tree.key == x
-        counts[x, i] += 1
-        counts[x, j] += 1
-        win = float(torch.sigmoid(world.rewards[x, i] - world.rewards[x, j]))
-        log_loss -= np.log(win)
-        expected -= win * np.log(win) + (1 - win) * np.log(1 - win)
-    # calibrated labels: their log-loss under the true probabilities is the entropy of those
-    assert log_loss / 4000 == pytest.approx(expected / 4000, abs=0.02)
-    assert (counts.sum(1) == 1000).all()
-    assert np.corrcoef(counts[0], ref[0].exp().numpy())[0, 1] > 0.95
+def expected_square_loss(logp: torch.Tensor, ref: torch.Tensor, rewards: torch.Tensor, beta: float) -> torch.Tensor:
+    """IPO's loss over the same pairs, exactly."""
+    h = logp - ref
+    target = 1 / (2 * beta)
+    truth = torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
+    weight = ref.exp()[:, :, None] * ref.exp()[:, None, :]
+    return (weight * truth * (h[:, :, None] - h[:, None, :] - target) ** 2).sum((1, 2)).mean()
 
 
-def test_votes_share_a_pair_in_the_right_proportion(world: EnumerableWorld, ref):
-    trees = world.preference_trees(ref, 50, np.random.default_rng(0), votes=100)
-    assert len(trees) == 5000
-    for start in range(0, 5000, 100):
-        group = trees[start : start + 100]
-        x, i = world.index(group[0].prompt, group[0].branches[0].ids)
-        _, j = world.index(group[0].prompt, group[0].branches[1].ids)
-        wins = sum(world.index(tree.prompt, tree.branches[0].ids)[1] == i for tree in group)
-        assert abs(wins - 100 * float(torch.sigmoid(world.rewards[x, i] - world.rewards[x, j]))) <= 1
+def test_ipo_has_the_optimum_of_win_rates(world: EnumerableWorld, ref):
+    rates = win_rates(world.rewards, ref)
+    torch.testing.assert_close((ref.exp() * rates).sum(1), torch.full((8,), 0.5, dtype=torch.float64))
+    assert rates[0].argmax() == world.rewards[0].argmax()
+    best = optimum(ref, rates, 0.3).requires_grad_()
+    expected_square_loss(best, ref, world.rewards, 0.3).backward()
+    assert best.grad.abs().max() < 1e-15
+    other = optimum(ref, world.rewards, 0.3)
+    assert expected_square_loss(other, ref, world.rewards, 0.3) > expected_square_loss(
+        best.detach(), ref, world.rewards, 0.3
+    )
+
+
+def test_sppo_comes_to_the_same_policy_but_for_one_percent(world: EnumerableWorld, ref):
+    """Its loss is the squared distance of the log-ratio from (win rate - 1/2) / beta; minimised over policies."""
+    rates = win_rates(4 * world.rewards, ref)
+    logits = ref.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = (ref.exp() * (logits.log_softmax(1) - ref - (rates - 0.5) / 0.5) ** 2).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert 0.99 < distance_closed(logits.detach().log_softmax(1), ref, optimum(ref, rates, 0.5)) < 0.9999
+
+
+def test_distance_closed_is_regret_closed_for_the_kl_optimum(world: EnumerableWorld, ref):
+    best = optimum(ref, world.rewards, BETA)
+    for beta in (0.05, 0.4, 2.0):
+        other = optimum(ref, world.rewards, beta)
+        regret = regret_closed(other, ref, world.rewards, BETA)
+        assert distance_closed(other, ref, best) == pytest.approx(regret, abs=1e-12)
+    assert distance_closed(ref, ref, best) == 0.0 and distance_closed(best, ref, best) == 1.0
+
+
+def test_normalised_finds_the_level(ref):
+    """exp(-level) / 57 at 57 places: the level is 0."""
+    flat = torch.zeros_like(ref) - np.log(57)
+    bounds = torch.full((8, 1), 3.0, dtype=torch.float64)
+    torch.testing.assert_close(normalised(lambda level: flat - level, -2 * bounds, bounds), flat)
+
+
+F = {
+    "forward_kl": (lambda u: -u.log(), lambda u: 1 - 1 / u),
+    "js": (lambda u: u * u.log() - (1 + u) * ((1 + u) / 2).log(), lambda u: (2 * u / (1 + u)).log()),
+    "alpha": (lambda u: 2 * (u - 2 * u.sqrt()), lambda u: 2 - 2 * u.rsqrt()),
+}
+"""f and f' of each divergence, f up to a multiple of u and a constant, which change no policy's order."""
+
+
+@pytest.mark.parametrize("divergence", F)
+@pytest.mark.parametrize("beta", [0.2, 2.0])
+def test_f_optimum_is_the_best_policy(world: EnumerableWorld, ref, divergence: str, beta: float):
+    f, slope = F[divergence]
+    best = f_optimum(ref, world.rewards, beta, divergence)
+    torch.testing.assert_close(best.logsumexp(1), torch.zeros(8, dtype=torch.float64), atol=1e-8, rtol=0)
+    level = world.rewards - beta * slope((best - ref).exp())
+    assert (level - level.mean(1, keepdim=True)).abs().max() < 1e-6
+
+    def value(logp: torch.Tensor) -> torch.Tensor:
+        return (logp.exp() * world.rewards - beta * ref.exp() * f((logp - ref).exp())).sum(1).mean()
+
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.01, 0.1, 1.0):
+        for _ in range(50):
+            noise = spread * torch.randn(ref.shape, generator=generator, dtype=torch.float64)
+            assert value((best + noise).log_softmax(1)) < value(best)
+    assert value(optimum(ref, world.rewards, beta)) < value(best)
+
+
+def test_draws_come_as_often_as_expected_rounded_up_or_down():
+    weights = np.array([0.0, 5.0, 1.0, 0.25, 3.75])
+    for seed in range(20):
+        found = np.bincount(_draw(weights, 33, np.random.default_rng(seed)), minlength=5)
+        assert found.sum() == 33 and found[0] == 0
+        assert (np.abs(found - 3.3 * weights) < 1).all()
+    many = [np.bincount(_draw(weights, 33, np.random.default_rng(s)), minlength=5) for s in range(2000)]
+    np.testing.assert_allclose(np.mean(many, axis=0), 3.3 * weights, atol=0.05)
+
+
+@pytest.mark.parametrize("flipped", [0.0, 0.2])
+def test_comparisons_follow_bradley_terry(world: EnumerableWorld, ref, flipped: float):
+    trees = world.comparisons(ref, 50_000, np.random.default_rng(0), flipped=flipped)
+    assert [tree.key for tree in trees] == list(range(8)) and len(trees[3].branches) == 57
+    chosen, rejected, margin = np.array(trees[3].pairs).T
+    assert len(chosen) == 50_000
+    counts = np.zeros((57, 57))
+    np.add.at(counts, (chosen.astype(int), rejected.astype(int)), 1)
+    r, share = world.rewards[3].numpy(), ref[3].exp().numpy()
+    drawn = 50_000 * np.outer(share, share)
+    assert np.abs(counts + counts.T - 2 * drawn).max() < 2  # whatever the labels, as often as drawn
+    truth = 1 / (1 + np.exp(r[None, :] - r[:, None]))
+    expected = (1 - flipped) * truth + flipped * (1 - truth)
+    often = drawn > 100
+    np.testing.assert_allclose((counts / (2 * drawn))[often], expected[often], atol=0.01)
+    np.testing.assert_allclose(margin, np.abs(r[chosen.astype(int)] - r[rejected.astype(int)]))
+
+
+def test_rankings_follow_plackett_luce(world: EnumerableWorld, ref):
+    """Of two draws the first is above the second with Bradley-Terry's probability; the best of many is a softmax."""
+    rng = np.random.default_rng(0)
+    right, expected, first = 0, 0.0, np.zeros(57)
+    for _ in range(1500):
+        tree = world.rankings(ref, 8, rng)[0]
+        level = tree.per_response["level"]
+        assert sorted(level) == list(range(8))
+        rewards = np.array([world.reward(tree.prompt, branch.ids) for branch in tree.branches])
+        right += level[0] < level[5]
+        expected += 1 / (1 + np.exp(rewards[5] - rewards[0]))
+        share = np.exp(rewards) / np.exp(rewards).sum()
+        for branch, weight, place in zip(tree.branches, share, level, strict=True):
+            first[world.index(tree.prompt, branch.ids)[1]] += (place == 0) - weight
+    assert right / 1500 == pytest.approx(expected / 1500, abs=0.04)
+    assert np.abs(first).max() / 1500 < 0.03
+
+
+def test_ratings_and_labels_tell_the_reward(world: EnumerableWorld, ref):
+    rated = world.ratings(ref, 64, np.random.default_rng(0))[2]
+    rewards = [world.reward(rated.prompt, branch.ids) for branch in rated.branches]
+    np.testing.assert_allclose(rated.per_response["rating"], rewards, rtol=1e-6)
+    labelled = world.labels(ref, 20_000, np.random.default_rng(0))[2]
+    label = labelled.per_response["label"]
+    rewards = np.array([world.reward(labelled.prompt, branch.ids) for branch in labelled.branches])
+    assert set(label) == {0.0, 1.0} and label.dtype == np.float32
+    truth = 1 / (1 + np.exp(rewards.mean() - rewards))
+    for low, high in ((0.2, 0.45), (0.45, 0.55), (0.55, 0.8)):
+        some = (truth > low) & (truth <= high)
+        assert some.sum() > 500 and label[some].mean() == pytest.approx(truth[some].mean(), abs=0.03)
 
 
 def test_same_seed_same_world(world: EnumerableWorld, tmp_path, ref):
@@ -211,5 +329,5 @@ def test_same_seed_same_world(world: EnumerableWorld, tmp_path, ref):
             assert path.read_bytes() == ((tmp_path / "again") / path.relative_to(world.root or tmp_path)).read_bytes()
     other = make_enumerable(seed=1)
     assert other.prompts != world.prompts and not torch.equal(other.rewards, world.rewards)
-    first, second = (world.preference_trees(ref, 40, np.random.default_rng(5)) for _ in range(2))
-    assert all(np.array_equal(a.branches[0].ids, b.branches[0].ids) for a, b in zip(first, second, strict=True))
+    first, second = (world.comparisons(ref, 40, np.random.default_rng(5)) for _ in range(2))
+    assert [tree.pairs for tree in first] == [tree.pairs for tree in second]

@@ -20,8 +20,9 @@ import yaml
 from rich.console import Console
 
 from assent import settings
-from assent.config import DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
+from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from assent.errors import CheckpointError, RunFolderError, UserError
+from assent.objectives import preference_config
 from assent.train import checkpoint, progress
 from assent.train.log import MetricsLog, SamplesLog, open_trackers, read_jsonl, read_metrics
 from assent.train.progress import Interrupt, Progress, ShutdownRequested, clock
@@ -326,7 +327,7 @@ def test_every_changeable_option_exists():
 
 
 def test_resume_refuses_another_command_another_folder_and_changed_data(run, tmp_path, screen):
-    dpo = DPOConfig(model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
+    dpo = preference_config("dpo", model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
     with pytest.raises(RunFolderError, match="made with SFTConfig, not DPOConfig"):
         RunFolder.create(run, dpo, "auto")
     with pytest.raises(RunFolderError, match="belongs to another run folder"):

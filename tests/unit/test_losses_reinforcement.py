@@ -1,4 +1,5 @@
-"""PPO's losses, KL estimators and advantages: numbers derived by hand, slow references in float64, and TRL's own."""
+"""Value losses and KL estimators: numbers derived by hand and slow references in float64; and PPO as a whole, equal to
+TRL's."""
 
 from __future__ import annotations
 
@@ -6,8 +7,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assent.losses import (
@@ -26,67 +25,6 @@ LN2 = math.log(2.0)
 
 def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
-
-
-# --- policy -----------------------------------------------------------------------------------------------------------
-
-
-def test_ppo_takes_the_worse_of_plain_and_clipped():
-    # ratios 2, 2, 1/2, 1/2 with advantages +1, -1, +1, -1
-    logprobs, old, advantages = vector(LN2, LN2, -LN2, -LN2), vector(0, 0, 0, 0), vector(1, -1, 1, -1)
-    loss = ppo_clip(logprobs, old, advantages, clip=0.2)
-    loss.sum().backward()
-    torch.testing.assert_close(loss, vector(-1.2, 2.0, -0.5, 0.8))
-    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, 2.0, -0.5, 0.0], dtype=torch.float64))
-
-
-def test_ppo_on_policy_is_the_policy_gradient():
-    logprobs, advantages = vector(-1.0, -2.0, -0.1), vector(0.7, -1.3, 0.0)
-    loss = ppo_clip(logprobs, logprobs.detach().clone(), advantages, clip=0.2)
-    loss.sum().backward()
-    assert torch.equal(loss, -advantages) and torch.equal(logprobs.grad, -advantages)
-
-
-def test_ppo_equals_a_loop():
-    logprobs, old, advantages = torch.randn(3, 60, dtype=torch.float64)
-    expected = []
-    for new, before, advantage in zip(logprobs.tolist(), old.tolist(), advantages.tolist(), strict=True):
-        ratio = math.exp(new - before)
-        expected.append(max(-ratio * advantage, -min(max(ratio, 0.7), 1.3) * advantage))
-    torch.testing.assert_close(
-        ppo_clip(logprobs, old, advantages, clip=0.3), torch.tensor(expected, dtype=torch.float64)
-    )
-
-
-def test_ppo_far_too_likely_bad_token_is_still_pushed_down():
-    logprobs = vector(0.0, 0.0)
-    loss = ppo_clip(logprobs, vector(-19.0, -50.0), vector(-1.0, -1.0), clip=0.2)
-    loss.sum().backward()
-    torch.testing.assert_close(loss, vector(math.exp(19.0), 31 * math.exp(20.0)))
-    torch.testing.assert_close(logprobs.grad, torch.tensor([math.exp(19.0), math.exp(20.0)], dtype=torch.float64))
-
-
-def test_ratio_diagnostics_known_numbers():
-    logprobs = vector(LN2, LN2, -LN2, -LN2, 0.0)
-    ratio, clipped, approx_kl = ratio_diagnostics(logprobs, vector(0, 0, 0, 0, 0), vector(1, -1, 1, -1, 1), clip=0.2)
-    torch.testing.assert_close(ratio, vector(2, 2, 0.5, 0.5, 1).detach())
-    assert clipped.tolist() == [1, 0, 0, 1, 0]
-    torch.testing.assert_close(approx_kl, vector(1 - LN2, 1 - LN2, LN2 - 0.5, LN2 - 0.5, 0).detach())
-    assert not ratio.requires_grad and not approx_kl.requires_grad
-
-
-def test_clipped_marks_exactly_the_tokens_without_gradient():
-    logprobs, old, advantages = torch.randn(3, 200, dtype=torch.float64)
-    logprobs.requires_grad_()
-    ppo_clip(logprobs, old, advantages, clip=0.2).sum().backward()
-    clipped = ratio_diagnostics(logprobs, old, advantages, clip=0.2).clipped
-    assert torch.equal(clipped == 1, logprobs.grad == 0) and 0 < clipped.mean() < 1
-
-
-def test_approx_kl_is_the_kl_from_the_old_policy():
-    old, new = torch.randn(2, 7, dtype=torch.float64).log_softmax(-1)
-    approx_kl = ratio_diagnostics(new, old, torch.ones_like(new), clip=0.2).approx_kl
-    torch.testing.assert_close((old.exp() * approx_kl).sum(), (old.exp() * (old - new)).sum())
 
 
 # --- value ------------------------------------------------------------------------------------------------------------
@@ -175,78 +113,6 @@ def test_k3_pulls_back_a_token_that_the_policy_lost():
 def test_unknown_estimator_is_refused():
     with pytest.raises(ValueError, match="k1, k2, k3; got 'k4'"):
         kl_estimate(torch.zeros(2), torch.zeros(2), estimator="k4")
-
-
-# --- advantages -------------------------------------------------------------------------------------------------------
-
-
-def gae_by_loop(rewards: Tensor, values: Tensor, response: Tensor, gamma: float, lam: float) -> Tensor:
-    out = [0.0] * len(rewards)
-    for t in reversed(range(len(rewards))):
-        inside = t + 1 < len(rewards) and response[t + 1] == response[t]
-        next_value, following = (values[t + 1].item(), out[t + 1]) if inside else (0.0, 0.0)
-        delta = rewards[t].item() + gamma * next_value - values[t].item()
-        out[t] = delta + gamma * lam * following
-    return torch.tensor(out, dtype=torch.float64)
-
-
-def test_gae_known_numbers():
-    rewards, values, response = vector(0, 0, 1), vector(0.5, 0.6, 0.7), torch.tensor([4, 4, 4])
-    torch.testing.assert_close(gae(rewards, values, response, gamma=0.9, lam=0.5), vector(0.11425, 0.165, 0.3))
-    # lambda 1: all that is still to come, minus the value; lambda 0: one step
-    torch.testing.assert_close(gae(rewards, values, response, gamma=1.0, lam=1.0), vector(0.5, 0.4, 0.3))
-    torch.testing.assert_close(gae(rewards, values, response, gamma=1.0, lam=0.0), vector(0.1, 0.1, 0.3))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 40), max_size=6),
-    gamma=st.sampled_from([0.0, 0.9, 1.0]),
-    lam=st.sampled_from([0.0, 0.95, 1.0]),
-    seed=st.integers(0, 1000),
-)
-def test_gae_equals_a_loop(lengths: list[int], gamma: float, lam: float, seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    rewards, values = torch.randn(2, sum(lengths), generator=generator, dtype=torch.float64)
-    response = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
-    expected = gae_by_loop(rewards, values, response, gamma, lam)
-    torch.testing.assert_close(gae(rewards, values, response, gamma=gamma, lam=lam), expected)
-    in_float32 = gae(rewards.float(), values.float(), response, gamma=gamma, lam=lam)
-    torch.testing.assert_close(in_float32, expected.float(), atol=1e-4, rtol=1e-5)
-
-
-def test_gae_of_long_responses():
-    lengths = torch.tensor([700, 1, 1025])
-    response, total = torch.repeat_interleave(lengths), int(lengths.sum())
-    rewards, values = torch.randn(2, total, dtype=torch.float64)
-    expected = gae_by_loop(rewards, values, response, 1.0, 0.98)
-    torch.testing.assert_close(gae(rewards, values, response, gamma=1.0, lam=0.98), expected)
-
-
-def test_gae_episodes_do_not_see_each_other():
-    rewards, values, response = vector(0, 0, math.nan), vector(0.5, 0.6, 0.7), torch.tensor([0, 0, 1])
-    advantages = gae(rewards, values, response, gamma=1.0, lam=0.95)
-    assert torch.isfinite(advantages[:2]).all() and torch.isnan(advantages[2])
-
-
-def test_whiten_gives_mean_0_and_variance_1():
-    x = 3.0 + 2.0 * torch.randn(50, dtype=torch.float64)
-    white = whiten(x)
-    torch.testing.assert_close(white.mean().item(), 0.0, atol=1e-12, rtol=0)
-    torch.testing.assert_close(white.var(correction=0).item(), 1.0)
-    torch.testing.assert_close(whiten(x, shift_mean=False), white + x.mean())
-    assert whiten(torch.full((4,), 2.5)).tolist() == [0, 0, 0, 0]
-    assert whiten(torch.full((4,), 2.5), shift_mean=False).tolist() == [2.5, 2.5, 2.5, 2.5]
-
-
-def test_whiten_with_statistics_from_elsewhere():
-    x = vector(1.0, 3.0)
-    torch.testing.assert_close(whiten(x, mean=torch.tensor(2.0), var=torch.tensor(0.25)), vector(-2.0, 2.0))
-    torch.testing.assert_close(
-        whiten(x, mean=torch.tensor(2.0), var=torch.tensor(0.25), shift_mean=False), vector(0.0, 4.0)
-    )
-    with pytest.raises(ValueError, match="both `mean` and `var`"):
-        whiten(x, mean=torch.tensor(2.0))
 
 
 # --- TRL --------------------------------------------------------------------------------------------------------------

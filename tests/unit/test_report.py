@@ -16,8 +16,9 @@ from assent.data.records import Message
 from assent.errors import RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.panels import PANELS, alarm, lengths
 from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
-from assent.evaluate.report import PANELS, Report, build_report, facts, number, write_report
+from assent.evaluate.report import Report, build_report, facts, number, write_report
 from assent.evaluate.runs import Series, printable, read_run, track_of
 from assent.statistics import Interval
 
@@ -301,10 +302,19 @@ def test_every_logged_metric_of_the_algorithms_finds_its_panel():
     expected = {
         "loss": "Loss",
         "nll": "Loss",
+        "objective": "Loss",
         "accuracy": "Accuracy",
         "margin": "Margin",
+        "margin_p5": "Margins of all pairs",
+        "auc": "Told apart",
         "reward/chosen": "Implicit reward",
+        "reward/undesirable": "Implicit reward",
         "logprob/rejected": "Log-probability",
+        "logprob/best": "Log-probability",
+        "agreement": "Agreement",
+        "spearman/length_reward": "Correlation with length",
+        "spearman/length_likelihood": "Correlation with length",
+        "reference_point": "Reference point",
         "score": "Score",
         "reward": "Reward",
         "kl": "KL from the reference",
@@ -323,6 +333,68 @@ def test_every_logged_metric_of_the_algorithms_finds_its_panel():
     for metric, title in expected.items():
         assert [panel.title for panel in PANELS if re.search(panel.pattern, metric)] == [title]
     assert {panel.title for panel in PANELS} == set(expected.values())
+
+
+def feedback_run(folder: Path, last: dict, command: str = "DPOConfig", sides=("chosen", "rejected")) -> Path:
+    """A run with two evaluations; `last` adds to the second."""
+    first, second = sides
+    start = {"step": 0, "eval/alarm/both_fall": 0.0, "eval/length": 20.0, f"eval/logprob/{first}": -1.0}
+    end = {"step": 9, "eval/alarm/both_fall": 0.0, "eval/length": 33.0, f"eval/logprob/{first}": -1.5}
+    rows = [{**row, f"eval/logprob/{second}": -2.0 - row["step"]} for row in (start, end)]
+    return write_run(folder, [rows[0], {**rows[1], **last}], command)
+
+
+def test_the_alarm_is_a_box_in_its_own_run_and_only_while_it_holds(tmp_path: Path):
+    fell = feedback_run(tmp_path / "fell", {"eval/alarm/both_fall": 1.0})
+    fine = feedback_run(tmp_path / "fine", {})
+    recovered = feedback_run(tmp_path / "recovered", {"eval/alarm/both_fall": 1.0})
+    with (recovered / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "eval/alarm/both_fall": 0.0}\n')
+    runs = {path.name: read_run(path) for path in (fell, fine, recovered)}
+    assert [bool(alarm(run)) for run in runs.values()] == [True, False, False]
+    html = build_report(Report("t", runs=tuple(runs.values())))
+    assert html.count('<p class="problems alarm">') == 1
+    text = " ".join(Page(html).text.split())
+    shown = text.index(
+        "Both kinds of answers are less likely than at the start (chosen −1.00 → −1.50, rejected −2.00 →"
+    )
+    assert text.index("fell DPO") < shown < text.index("fine DPO")
+    assert "--plus sft:0.2" in alarm(runs["fell"])
+
+
+def test_the_alarm_of_labels_names_no_option_of_pairs(tmp_path: Path):
+    path = feedback_run(tmp_path / "kto", {"eval/alarm/both_fall": 1.0}, "KTOConfig", ("desirable", "undesirable"))
+    text = alarm(read_run(path))
+    assert "desirable −1.00 → −1.50, undesirable" in text and "--plus" not in text and "--loss.beta" in text
+
+
+def test_length_of_sampled_answers_before_and_after(tmp_path: Path):
+    run = read_run(feedback_run(tmp_path / "run", {}))
+    words = "Sampled answers: 20 tokens at the start, 33 at the end."
+    assert lengths(run) == words and words in Page(build_report(Report("t", runs=(run,)))).text
+    assert lengths(read_run(write_run(tmp_path / "sft", steps(3)))) == ""
+
+
+def test_margins_are_drawn_with_their_middle_half_and_without_its_edges(tmp_path: Path):
+    names = [f"eval/margin_p{percent}" for percent in (5, 25, 50, 75, 95)]
+    rows = [{"step": s, "eval/margin": 1.0 + s, **{n: i - 2.0 + s for i, n in enumerate(names)}} for s in range(3)]
+    html = build_report(Report("t", runs=(read_run(write_run(tmp_path / "run", rows)),)))
+    figures = re.findall(r"<figure>.*?</figure>", html, flags=re.S)
+    plain, spread = (Page(next(f for f in figures if f"<h4>{t}</h4>" in f)) for t in ("Margin", "Margins of all pairs"))
+    assert "eval/margin" in plain.text and "eval/margin_p" not in plain.text
+    assert [name in spread.text for name in names] == [True, False, True, False, True]
+    band = next(f for f in figures if "<h4>Margins of all pairs</h4>" in f)
+    assert band.count("opacity: 0.13") == 1
+
+
+def test_runs_of_the_preference_family_follow_in_the_order_of_the_table(tmp_path: Path):
+    commands = {"a": "KTOConfig", "b": "RobustDPOConfig", "c": "SimPOConfig", "d": "RewardConfig", "e": "SFTConfig"}
+    for name, command in commands.items():
+        write_run(tmp_path / "runs" / name, steps(3), command)
+    write_report(ReportConfig(runs=(str(tmp_path / "runs"),), out=str(tmp_path / "r.html")))
+    text = Page((tmp_path / "r.html").read_text()).text
+    places = [text.index(words) for words in ("e\nSFT", "d\nReward", "b\nRobust DPO", "c\nSimPO", "a\nKTO")]
+    assert places == sorted(places)
 
 
 @pytest.mark.filterwarnings("error")

@@ -13,15 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from assent.algorithms.ppo import train_ppo
+from assent.algorithms.online import train_online
 from assent.algorithms.reward import train_reward
 from assent.config import (
     DataConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
-    PPOConfig,
-    PPOSection,
     RewardConfig,
     RewardSection,
     TrainConfig,
@@ -30,6 +28,7 @@ from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ModelError
 from assent.models.loading import load_policy, load_score_model
 from assent.models.policy import ScoreModel
+from assent.online import RewardsConfig, online_config
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": "yes, " * (i % 3 + 1), "rejected": "no " * (i % 4 + 1)} for i in range(8)
@@ -165,12 +164,13 @@ def test_a_causal_folder_is_no_reward_model(tiny_model_dir: Path, pairs: Path, t
         load_score_model(ModelConfig(str(tiny_model_dir)), tokenizer, max_length=64, new_head=False)
     assert command in str(refused.value)
     with pytest.raises(ModelError, match="has no trained reward head") as refused:
-        train_ppo(
-            PPOConfig(
+        train_online(
+            online_config(
+                "ppo",
                 model=ModelConfig(str(tiny_model_dir), precision="fp32"),
                 data=DataConfig(str(pairs), max_length=200),
                 out=str(tmp_path / "ppo"),
-                ppo=PPOSection(str(tiny_model_dir)),
+                rewards=RewardsConfig(str(tiny_model_dir)),
                 train=TrainConfig(threads=1),
             )
         )

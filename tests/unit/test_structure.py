@@ -24,9 +24,12 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 RANKS = (
     ("errors",),
     ("config",),
+    ("rules",),
+    ("sections",),
+    ("objectives", "online"),
     ("checks",),
     ("settings",),
-    ("statistics",),
+    ("statistics", "functions"),
     ("data",),
     ("models",),
     ("losses",),
@@ -42,7 +45,19 @@ RANKS = (
 """A part may import from earlier ranks and from itself. `assent` itself (the version) is open to all."""
 
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-LIGHT = ("__init__.py", "__main__.py", "checks.py", "cli.py", "config.py", "errors.py", "settings.py")
+LIGHT = (
+    "__init__.py",
+    "__main__.py",
+    "checks.py",
+    "cli.py",
+    "config.py",
+    "errors.py",
+    "objectives.py",
+    "online.py",
+    "rules.py",
+    "sections.py",
+    "settings.py",
+)
 """What is imported before the options of a command are known to be right."""
 
 
@@ -94,7 +109,7 @@ def test_functions_fit_on_a_screen_and_files_say_what_they_are(name: str):
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_the_first_imports_are_light(name: str):
-    light = {"__future__", "yaml", "assent", *sys.stdlib_module_names}
+    light = {"__future__", "yaml", "typing_extensions", "assent", *sys.stdlib_module_names}
     for module, line in imports(SOURCE / name, top_level_only=True):
         assert module.partition(".")[0] in light, f"{name}:{line} imports {module} before the options are checked"
 
@@ -108,7 +123,7 @@ def test_every_third_party_import_is_declared():
         for module, line in imports(SOURCE / name):
             top = module.partition(".")[0]
             if top not in {"assent", "__future__"} | sys.stdlib_module_names:
-                used[{"yaml": "pyyaml"}.get(top, top)] = f"{name}:{line}"
+                used[{"yaml": "pyyaml"}.get(top, top).replace("_", "-")] = f"{name}:{line}"
     undeclared = {package: where for package, where in used.items() if package not in core | optional}
     assert not undeclared
     assert core <= set(used), f"declared but never imported: {core - set(used)}"
@@ -140,6 +155,52 @@ def generator() -> ModuleType:
 
 def test_the_command_page_is_current(generator):
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generator.cli_page(), "run: make docs"
+
+
+def test_the_page_of_objectives_is_current(generator):
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    assert page == generator.objectives_page(), "run: make docs"
+
+
+def test_every_objective_has_its_section(generator):
+    sections = dict(section.split("\n", 1) for section in generator.objectives_page().split("\n## "))
+    table = [line for line in generator.chooser().splitlines() if line.startswith("| [`")]
+    assert len(table) == len(generator.OBJECTIVES)
+    for name, row in generator.OBJECTIVES.items():
+        text = sections[name]
+        assert f"https://arxiv.org/abs/{row.paper}" in text and row.use in text and f"`assent {name}`" in text
+        formula = text.split("```")[1]
+        assert "loss" in formula and "policy" in formula.replace("ratio", "policy") and "[M]" not in formula
+        for option, value in row.options.items():
+            shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
+            assert re.search(rf"`--loss\.{option}` \| `?{re.escape(str(shown))}`? \|", text), f"{name} {option}"
+
+
+def test_what_objectives_need_comes_from_their_losses(generator):
+    found = {name: generator.needs(row) for name, row in generator.OBJECTIVES.items()}
+    assert found["dpo"] == [] and found["simpo"] == ["answer lengths"] and found["odpo"] == ["strengths of the pairs"]
+    assert found["tdpo"] == ["KL over the whole vocabulary"] and found["kto"] == ["answers to other prompts"]
+    assert found["ld-dpo"] == ["log-probs of the first tokens"] and found["aot"] == ["all pairs of a step at once"]
+    feedback = r"(policy|reference)(_chosen|_rejected)?|desirable|level|rating|prompt"
+    for row in generator.OBJECTIVES.values():
+        for argument in generator.LOSSES[row.loss].args.args:
+            patterns = (feedback, *generator.NEEDS)
+            assert any(re.fullmatch(pattern, argument.arg) for pattern in patterns), f"{row.loss}: {argument.arg}"
+
+
+def test_the_page_knows_the_alarm_and_every_conversion(generator):
+    from assent.algorithms.diagnostics import FALL
+
+    page = generator.objectives_page()
+    assert f"more than {FALL:g} nats per token" in page
+    assert page.count("are read as") == generator.conversion_table().count("\n") - 1 > 10
+
+
+def test_a_page_without_its_markers_is_named(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("no markers")
+    with pytest.raises(SystemExit, match=r"page\.md needs the lines '<!-- file map: .*' and '<!-- end of the file map"):
+        generator.filled(tmp_path / "page.md", {"file map": "x"})
 
 
 def test_the_file_map_is_true(generator):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from assent.algorithms.run import Evaluation
-from assent.data.packing import EpochStream
+from assent.data.packing import EpochStream, Window
 from assent.data.tree import TokenTree
 from assent.statistics import proportion_interval
-from assent.train.distributed import World, all_sum_dict
+from assent.train.distributed import World, all_sum_dict, gather_objects
 from assent.train.loop import Algorithm, add_sums
 
 CHUNK = 64
@@ -18,22 +20,37 @@ CHUNK = 64
 
 
 @torch.no_grad()
-def held_out(algorithm: Algorithm, trees: Sequence[TokenTree], stream: EpochStream, world: World) -> Evaluation:
+def held_out(
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    stream: EpochStream,
+    world: World,
+    prepare: Callable[[Window], Window] = lambda window: window,
+    summary: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] = lambda items: {},
+) -> Evaluation:
     """The metrics of `algorithm.loss` on `trees`, each under "eval/"; accuracies with their 95 % Wilson interval
-    (`_low`, `_high`)."""
+    (`_low`, `_high`); and what `summary` makes of the loss's items over all trees and ranks."""
     sums: dict = {}
+    items: dict[str, list[np.ndarray]] = defaultdict(list)
     for module in algorithm.modules.values():
         module.eval()
     for start in range(0, len(trees), CHUNK):
-        part = stream.pack(trees[start : start + CHUNK])
+        part = prepare(stream.pack(trees[start : start + CHUNK]))
         for batch in part.batches:
-            add_sums(sums, algorithm.loss(batch.to(world.device), part.counts).metrics)
+            loss = algorithm.loss(batch.to(world.device), part.counts)
+            add_sums(sums, loss.metrics)
+            for name, values in loss.items.items():
+                items[name].append(values.float().cpu().numpy())
     for module in algorithm.modules.values():
         module.train()
     metrics: dict[str, float] = {}
     for name, (value, count) in all_sum_dict(sums).items():
+        if not count:  # of a kind that the held-out data do not have
+            continue
         metrics[f"eval/{name}"] = value / count
         if name == "accuracy":
             interval = proportion_interval(value, count)
             metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = interval.low, interval.high
-    return Evaluation(metrics)
+    ranks = gather_objects({name: np.concatenate(parts) for name, parts in items.items()})
+    everything = {name: np.concatenate([rank[name] for rank in ranks]) for name in items}
+    return Evaluation(metrics | {f"eval/{name}": value for name, value in summary(everything).items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,10 +15,17 @@ from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.loading import load_policy, load_score_model, load_tokenizer, quiet_transformers
-from assent.models.policy import Backbone, Policy, ScoreModel
+from assent.models.policy import Policy, ScoreModel
 from assent.train import distributed
 from assent.train.distributed import World
 from assent.train.runfolder import RunFolder
+
+
+class SharesPrompts(Protocol):
+    """Whatever reads batches; `tree` says whether prompts may be shared in them."""
+
+    @property
+    def tree(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +47,15 @@ class Job:
             self.folder.record_data(data.report)
         return data
 
-    def stream(self, trees: Sequence[TokenTree], model: Backbone) -> EpochStream:
-        """Windows of the training data for this rank."""
+    def stream(self, trees: Sequence[TokenTree], *models: SharesPrompts) -> EpochStream:
+        """Windows of the training data for this rank, in a layout that all these models can read."""
         train = self.config.train
         return EpochStream(
             trees,
             batch_size=train.batch_size,
             micro_tokens=train.micro_tokens,
             seed=train.seed,
-            flat=not model.tree,
+            flat=not all(model.tree for model in models),
             rank=self.world.rank,
             ranks=self.world.size,
         )
@@ -63,11 +70,15 @@ class Job:
         policy = load_policy(self.config.model, max_length=self.config.data.max_length, device=self.world.device)
         return self._shard(policy)
 
-    def reference(self, path: str | None) -> Policy:
-        """A frozen policy: `path`, or the start of the trained one."""
+    def reference(self, path: str | None, *, adapters: bool = False) -> Policy:
+        """A frozen policy: `path`, or the start of the trained one; with `adapters` it has LoRA layers as that one."""
         config = self._frozen(path or self.config.model.path)
-        policy = load_policy(config, max_length=self.config.data.max_length, device=self.world.device, trainable=False)
-        return self._shard(policy)
+        if adapters:
+            config = replace(config, lora=self.config.model.lora)
+        policy = load_policy(
+            config, max_length=self.config.data.max_length, device=self.world.device, trainable=adapters
+        )
+        return self._shard(policy.requires_grad_(False).eval())
 
     def score_model(self, path: str | None = None, *, trainable: bool, new_head: bool) -> ScoreModel:
         """A reward model or critic from `path`, or from the model of the run."""

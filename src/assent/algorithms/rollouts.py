@@ -98,6 +98,27 @@ def response_lengths(trees: Sequence[TokenTree]) -> np.ndarray:
     return np.array([int(branch.trained.sum()) for tree in trees for branch in tree.branches], np.int64)
 
 
+def drift(branch: Branch) -> dict[str, float]:
+    """The KL of an answer from the reference in nats, where the reference was asked."""
+    if "reference" not in branch.per_token:
+        return {}
+    return {"kl": float((branch.per_token["old"] - branch.per_token["reference"]).sum())}
+
+
+def describe(trees: Sequence[TokenTree]) -> dict[str, float]:
+    """What people look at first: reward, KL from the reference (nats per answer), entropy (nats per token), length."""
+    lengths = response_lengths(trees)
+    reward = response_field(trees, "reward")
+    metrics = {"reward": float(reward.mean()), "reward_std": float(reward.std())}
+    if "reference" in trees[0].branches[0].per_token:
+        moved = token_field(trees, "old") - token_field(trees, "reference")
+        metrics["kl"] = float(np.add.reduceat(moved, np.cumsum(lengths) - lengths).mean())
+    metrics["entropy"] = float(token_field(trees, "entropy").mean())
+    metrics["length"] = float(lengths.mean())
+    metrics["unfinished"] = float(1 - response_field(trees, "finished").mean())
+    return metrics
+
+
 def pack_state(trees: Sequence[TokenTree]) -> dict[str, Any]:
     """A rollout buffer as a few arrays, for a checkpoint; every response token of a rollout is trained."""
     branches = [branch for tree in trees for branch in tree.branches]

@@ -190,7 +190,7 @@ def run(
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
-        if evaluate and train.eval_every and state.step == 0:
+        if evaluate and state.step == 0:
             state.measure()
         for result in train_steps(
             algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total

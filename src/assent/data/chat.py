@@ -27,6 +27,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from assent.data.feedback import response_fields, tree_pairs
 from assent.data.records import Example, Message, Pair, Problem, RowError
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ConfigError, ModelError
@@ -111,7 +112,8 @@ class Chat:
         return self._required(self._encode([plan])[0][0], "prompt")
 
     def tree(self, example: Example, max_length: int, key: int = 0) -> TokenTree:
-        """The example as token ids, with one branch per response, in order, and its `Pair` feedback as pairs.
+        """The example as token ids, with one branch per response, in order, its `Pair` feedback as pairs, and its other
+        feedback as fields per response (`assent.data.feedback`).
 
         A prompt of more than `max_length` - 1 tokens is a `RowError`; a longer response is cut, then without EOS.
         """
@@ -264,14 +266,8 @@ class Chat:
         for index, pieces in enumerate(plan.responses):
             column = _column(example, index)
             branches.append(self._branch([self._required(next(encoded), column) for _ in pieces], room, column))
-        pairs = []
-        for pair in (item for item in example.feedback if isinstance(item, Pair)):
-            chosen, rejected = branches[pair.chosen], branches[pair.rejected]
-            if np.array_equal(chosen.ids, rejected.ids):
-                cut = int(chosen.ids[-1]) not in self.eos_ids
-                raise RowError("rejected", "is the same as chosen" + (" up to --data.max_length" if cut else ""))
-            pairs.append((pair.chosen, pair.rejected, float(pair.strength or 0.0)))
-        return TokenTree(prompt=prompt, branches=tuple(branches), pairs=tuple(pairs), key=key)
+        pairs = tree_pairs(example, branches, self.eos_ids)
+        return TokenTree(prompt, tuple(branches), pairs, response_fields(example, branches, self.eos_ids), key)
 
     def _branch(self, turns: list[np.ndarray], room: int, column: str) -> Branch:
         """Joins assistant turns: each is trained up to its end-of-turn token; what follows is the next turn's lead."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from rich import box
@@ -15,19 +17,24 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from assent.config import InspectConfig
+from assent.data import views
 from assent.data.chat import Chat
 from assent.data.dataset import count_reasons, lengths
 from assent.data.formats import FORMATS, load_examples
 from assent.data.records import Example, Message, Origin, Pair, Problem
 from assent.data.tree import TokenTree
-from assent.data.views import View, pair_view, prompt_view, sft_view
+from assent.data.views import View, binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
 from assent.errors import DataError, ModelError
 
 VIEWS: dict[str, Callable[[Sequence[Example]], View]] = {
     "sft": sft_view,
     "reward, dpo": pair_view,
+    "kto": partial(binary_view, threshold=0.0),  # any threshold would do: which answers reach it is not counted
+    "pl-dpo": ranking_view,
+    "nca": rating_view,
     "ppo": prompt_view,
 }
+"""What an example is projected to, by the commands that train on it; a command stands for all of its kind."""
 UNLIMITED = 2**40
 SHOWN = 700  # characters of one span in a preview
 
@@ -44,11 +51,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How many examples a command can train on, and why not the others."""
+    """How many examples a command can train on, why not the others, and how feedback of another kind is read."""
 
     commands: str
     examples: int
     reasons: dict[str, int]
+    readings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +165,23 @@ def _contents(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def _use(commands: str, examples: Sequence[Example]) -> Use:
+    readings: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        """Takes what a view says once for training into the table instead."""
+        assert isinstance(record.args, tuple)
+        readings.append(str(record.args[-1]))
+        return False
+
+    log = logging.getLogger(views.__name__)
+    log.addFilter(collect)
     try:
         fitting, problems = VIEWS[commands](examples)
     except DataError:
         return Use(commands, 0, {})
-    return Use(commands, len(fitting), count_reasons(problems))
+    finally:
+        log.removeFilter(collect)
+    return Use(commands, len(fitting), count_reasons(problems), tuple(readings))
 
 
 def _label(example: Example, index: int) -> str:
@@ -231,6 +251,8 @@ def _summary(inspection: Inspection) -> Table:
     table.add_row("holds", ", ".join(held))
     for use in inspection.uses:
         text = Text(f"{use.examples:,} examples" if use.examples else "none", style="" if use.examples else "dim")
+        for reading in use.readings:
+            text.append(f"\n{reading}", style="dim")
         for reason, count in use.reasons.items():
             text.append(f"\n{count:,} not: {reason}", style="dim")
         table.add_row(f"for {use.commands}", text)

@@ -121,6 +121,36 @@ class TreeBatch:
         """Trained tokens in each response, [S], float32."""
         return torch.bincount(self.response, minlength=self.num_responses).to(torch.float32)
 
+    def select(self, keep: Tensor) -> TreeBatch:
+        """The batch of only those responses where `keep` [S] bool holds, as if collated alone: with the prompts of the
+        trees that keep one, and the pairs that keep both. Without any it is one token that nothing is trained on; a
+        batch without responses stays as it is."""
+        assert keep.dtype == torch.bool and keep.shape == self.last.shape, "one bool for each response"
+        if not self.num_responses:
+            return self
+        segments, stays = _select_segments(self.segments, keep.tolist())
+        here = torch.cat([torch.arange(start, end) for start, end in stays]).to(self.tokens.device)
+        place = torch.zeros_like(self.tokens).index_copy(0, here, torch.arange(len(here), device=here.device))
+        number = keep.cumsum(0) - 1
+        trained = keep[self.response]
+        whole = keep[self.pairs].all(1)
+        trees, prompt = torch.unique(self.prompt[keep], return_inverse=True)
+        return TreeBatch(
+            tokens=self.tokens[here],
+            positions=self.positions[here],
+            source=place[self.source[trained]],
+            label=place[self.label[trained]],
+            response=number[self.response[trained]],
+            last=place[self.last[keep]],
+            prompt=prompt,
+            pairs=number[self.pairs[whole]],
+            margin=self.margin[whole],
+            segments=segments,
+            keys=tuple(self.keys[index] for index in trees.tolist()),
+            per_token={name: values[trained] for name, values in self.per_token.items()},
+            per_response={name: values[keep] for name, values in self.per_response.items()},
+        )
+
     def to(self, device: torch.device | str) -> TreeBatch:
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -204,6 +234,32 @@ class _Stream:
         self.positions.append(np.arange(position, position + len(ids)))
         self.length += len(ids)
         return start, self.length
+
+
+def _select_segments(
+    segments: Sequence[Segment], keep: Sequence[bool]
+) -> tuple[tuple[Segment, ...], list[tuple[int, int]]]:
+    """The segments of the kept responses where they will lie, and the spans of the stream that they come from. Without
+    any: a prompt of the first token."""
+    kept: list[Segment] = []
+    stays: list[tuple[int, int]] = []
+    end = 0
+
+    def move(span: tuple[int, int]) -> tuple[int, int]:
+        nonlocal end
+        stays.append(span)
+        start, end = end, end + span[1] - span[0]
+        return start, end
+
+    verdicts = iter(keep)
+    for segment in segments:
+        branches = [span for span in segment.branches if next(verdicts)]
+        if branches:
+            start, prompt_end = move((segment.start, segment.prompt_end))
+            kept.append(Segment(start, prompt_end, tuple(move(span) for span in branches)))
+    if not kept:
+        kept.append(Segment(*move((0, 1)), ()))
+    return tuple(kept), stays
 
 
 def _ints(parts: Sequence[np.ndarray]) -> Tensor:

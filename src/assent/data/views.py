@@ -1,23 +1,35 @@
 """Projections of examples to what an algorithm trains on. Each returns (examples, problems) and accounts for every
 example: it gives at least one example, or one problem. Where nothing at all is left, the data are of the wrong kind for
-the task: `DataError`, with what would fit."""
+the task: `DataError`, with what would fit. Feedback of another kind than the task's own is converted where that is
+exact, and the log says so once."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 
-from assent.data.formats.fields import same_answer
-from assent.data.records import Binary, Example, Pair, Problem, Ranking, Rating, Response, RowError
+from assent.data.conversions import (
+    AS_ANSWERS,
+    AS_LABELS,
+    AS_PAIRS,
+    AS_RANKINGS,
+    AS_RATINGS,
+    Kinds,
+    Unused,
+    best_answers,
+    kinds_read,
+    with_labels,
+    with_pairs,
+    with_rankings,
+    with_ratings,
+)
+from assent.data.records import Example, Problem, RowError
 from assent.errors import DataError
 
+log = logging.getLogger(__name__)
+
 View = tuple[list[Example], list[Problem]]
-
-
-class _Unused(RowError):
-    """The example is sound, but the task has no use for it."""
 
 
 def sft_view(examples: Sequence[Example]) -> View:
@@ -26,9 +38,10 @@ def sft_view(examples: Sequence[Example]) -> View:
     return _project(
         examples,
         lambda example: [
-            replace(example, responses=(example.responses[index],), feedback=()) for index in _answers(example)
+            replace(example, responses=(example.responses[index],), feedback=()) for index in best_answers(example)
         ],
         "supervised fine-tuning needs answers: demonstrations, pairs, rankings, ratings, or desirable answers",
+        AS_ANSWERS,
     )
 
 
@@ -39,8 +52,49 @@ def pair_view(examples: Sequence[Example]) -> View:
     fault. Raises `DataError` when no example has a comparison."""
     return _project(
         examples,
-        lambda example: [_with_pairs(example)],
+        lambda example: [with_pairs(example)],
         "comparisons are needed: pairs, rankings, or ratings of two answers to one prompt",
+        AS_PAIRS,
+    )
+
+
+def binary_view(examples: Sequence[Example], threshold: float | None = None) -> View:
+    """Exactly the responses that are desirable or undesirable, with one `Binary` each. Labels stay, by majority; of
+    pairs and rankings, what only wins is desirable and what only loses is not; of ratings, an overall number of at
+    least `threshold` is desirable. A response that is neither (as many yes as no; wins and losses) is left out; an
+    example of such alone is a problem without fault. Raises `DataError` when no example judges an answer, and for
+    ratings without a threshold."""
+    return _project(
+        examples,
+        lambda example: [with_labels(example, threshold)],
+        "judged answers are needed: yes/no labels, pairs, rankings, or ratings with --threshold",
+        AS_LABELS,
+    )
+
+
+def ranking_view(examples: Sequence[Example]) -> View:
+    """Exactly the responses of one ranking, with this `Ranking` by their new indices. Each ranking of an example gives
+    one; its pairs together give one where they compare every two of their responses without contradiction; ratings are
+    ranked by their overall number. One level alone is a tie, a problem without fault. Raises `DataError` when no
+    example has an order."""
+    return _project(
+        examples,
+        with_rankings,
+        "rankings are needed, or what can be one: pairs of every two answers, ratings of two answers to one prompt",
+        AS_RANKINGS,
+    )
+
+
+def rating_view(examples: Sequence[Example]) -> View:
+    """At least two responses, with one `Rating` {"rating": x} each, not all equal: those are a tie, a problem without
+    fault. Ratings stay, as their overall number; each ranking of an example gives 0.0 to its best level and -inf to all
+    others, and so do its pairs together where the best responses beat every other one. Raises `DataError` when no
+    example has either."""
+    return _project(
+        examples,
+        with_ratings,
+        "ratings of two answers to one prompt are needed, or what names a best answer: rankings, pairs with one winner",
+        AS_RATINGS,
     )
 
 
@@ -51,19 +105,29 @@ def prompt_view(examples: Sequence[Example]) -> View:
     )
 
 
-def _project(examples: Sequence[Example], project: Callable[[Example], list[Example]], needs: str) -> View:
+def _project(
+    examples: Sequence[Example],
+    project: Callable[[Example], list[Example]],
+    needs: str,
+    groups: tuple[Kinds, ...] = (),
+) -> View:
     kept: list[Example] = []
     problems: list[Problem] = []
+    read: Kinds = {}
     for example in examples:
         try:
             kept.extend(project(example))
         except RowError as error:
-            problems.append(replace(error.at(example.origin), fault=not isinstance(error, _Unused)))
+            problems.append(replace(error.at(example.origin), fault=not isinstance(error, Unused)))
+        else:
+            read = {**read, **kinds_read(example, groups)}
     if examples and not kept:
         raise DataError(
             f"{examples[0].origin.file}: {needs}. This file has {_kinds(examples)}, which fit: {_uses(examples)}. "
             f"The first row: {problems[0].reason}"
         )
+    for sentence in filter(None, read.values()):
+        log.warning("%s: %s", examples[0].origin.file, sentence)
     return kept, problems
 
 
@@ -79,7 +143,15 @@ def _kinds(examples: Sequence[Example]) -> str:
 
 def _uses(examples: Sequence[Example]) -> str:
     """Commands that take these examples."""
-    uses = {"sft": _answers, "reward": _with_pairs, "dpo": _with_pairs, "ppo (its prompts)": _only_prompt}
+    uses: dict[str, Callable[[Example], object]] = {
+        "sft": best_answers,
+        "reward": with_pairs,
+        "dpo and every other pairwise objective": with_pairs,
+        "kto": lambda example: with_labels(example, threshold=0.0),
+        "pl-dpo": with_rankings,
+        "nca": with_ratings,
+        "ppo (its prompts)": _only_prompt,
+    }
     fitting = [name for name, project in uses.items() if any(_works(project, example) for example in examples)]
     return ", ".join(fitting) or "none of the commands"
 
@@ -96,95 +168,3 @@ def _only_prompt(example: Example) -> Example:
     if not example.prompt:
         raise RowError("prompt", "plain text has no prompt")
     return replace(example, responses=(), feedback=())
-
-
-def _answers(example: Example) -> list[int]:
-    """Indices of the responses worth imitating."""
-    if not example.responses:
-        raise RowError("responses", "no answer")
-    kinds = {type(item) for item in example.feedback}
-    if kinds & {Pair, Ranking, Rating}:
-        return [_best(example)]
-    labels = [item for item in example.feedback if isinstance(item, Binary)]
-    if labels:
-        disliked = {item.response for item in labels if not item.label}
-        desirable = sorted({item.response for item in labels if item.label} - disliked)
-        if not desirable:
-            raise _Unused("label", "no answer is labelled desirable")
-        return desirable
-    if len(example.responses) > 1:
-        raise RowError("responses", f"{len(example.responses)} answers and no feedback: which one is to be learnt?")
-    return [0]
-
-
-def _best(example: Example) -> int:
-    """The response that wins most and loses least; of equals the better rated, then the first."""
-    balance: dict[int, int] = defaultdict(int)
-    for pair in _stated_pairs(example):
-        balance[pair.chosen] += 1
-        balance[pair.rejected] -= 1
-    tied = [index for item in example.feedback if isinstance(item, Ranking) for level in item.levels for index in level]
-    ratings = {} if balance else _overall(example)
-    judged = sorted({*balance, *tied, *ratings})
-    return max(judged, key=lambda index: (balance[index], ratings.get(index, float("-inf")), -index))
-
-
-def _with_pairs(example: Example) -> Example:
-    """The example reduced to its pairs; `RowError` when there is none."""
-    kinds = {type(item) for item in example.feedback}
-    if not kinds & {Pair, Ranking, Rating}:
-        what = "yes/no labels compare nothing" if Binary in kinds else "no feedback that compares answers"
-        raise RowError("feedback", what)
-    pairs = _stated_pairs(example)
-    if not kinds & {Pair, Ranking}:
-        pairs = _rated_pairs(example)
-    if not pairs:
-        raise _Unused("feedback", "tie")
-    for pair in pairs:
-        if same_answer(example.responses[pair.chosen], example.responses[pair.rejected]):
-            raise RowError("responses", "equal answers in a pair")
-    used = sorted({index for pair in pairs for index in (pair.chosen, pair.rejected)})
-    place = {old: new for new, old in enumerate(used)}
-    responses: tuple[Response, ...] = tuple(example.responses[index] for index in used)
-    moved = tuple(replace(pair, chosen=place[pair.chosen], rejected=place[pair.rejected]) for pair in pairs)
-    return replace(example, responses=responses, feedback=moved)
-
-
-def _stated_pairs(example: Example) -> list[Pair]:
-    """Pairs as given, and all pairs of different levels of each ranking."""
-    pairs = [item for item in example.feedback if isinstance(item, Pair)]
-    for item in example.feedback:
-        if isinstance(item, Ranking):
-            pairs.extend(
-                Pair(better, worse, annotator=item.annotator)
-                for high, low in combinations(item.levels, 2)
-                for better in high
-                for worse in low
-            )
-    return pairs
-
-
-def _rated_pairs(example: Example) -> list[Pair]:
-    """Pairs of differently rated responses, the gap as strength."""
-    overall = _overall(example)
-    if len(overall) < 2:
-        raise _Unused("feedback", "only one rated answer to this prompt: a pair needs two")
-    pairs = []
-    for one, other in combinations(sorted(overall), 2):
-        gap = overall[one] - overall[other]
-        if gap:
-            pairs.append(Pair(one, other, gap) if gap > 0 else Pair(other, one, -gap))
-    return pairs
-
-
-def _overall(example: Example) -> Mapping[int, float]:
-    """One number for each rated response: its helpfulness where all have one, else the sum of its scores; the mean over
-    annotators. Sums compare only over the same attributes."""
-    ratings = [item for item in example.feedback if isinstance(item, Rating)]
-    by_helpfulness = all("helpfulness" in item.scores for item in ratings)
-    if not by_helpfulness and len({frozenset(item.scores) for item in ratings}) > 1:
-        raise RowError("feedback", "answers are rated in different attributes")
-    values: dict[int, list[float]] = defaultdict(list)
-    for item in ratings:
-        values[item.response].append(item.scores["helpfulness"] if by_helpfulness else sum(item.scores.values()))
-    return {index: sum(scores) / len(scores) for index, scores in values.items()}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from assent.algorithms.rollouts import Fields, annotate, collect
+from assent.algorithms.rollouts import Fields, annotate, attach, collect
 from assent.config import ModelConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
@@ -28,23 +27,19 @@ def sample_answers(
     prompts: Sequence[Example],
     *,
     reference: Path,
-    reward_model: Path,
+    reward_model: Path | None,
     sampling: SamplingConfig,
     per_prompt: int = 1,
     seed: int = 0,
     precision: str = "auto",
 ) -> list[Answer]:
     """`per_prompt` answers of `model` to each prompt. Each carries `kl`, the sum over its tokens of
-    log pi(token) - log pi_ref(token) in nats, and the score "proxy" of the reward model.
+    log pi(token) - log pi_ref(token) in nats, and the score "proxy" of the reward model where one is given.
 
     Raises ModelError where a folder is not a model that fits."""
     limit = max_length(model)
     policy, chat = _policy(model, limit, precision)
     anchor, _ = _policy(reference, limit, precision)
-    own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
-    reward_tokenizer = load_tokenizer(own)
-    scorer = load_score_model(own, reward_tokenizer, max_length=limit, trainable=False, new_head=False)
-    judge = ModelReward(scorer, Chat(reward_tokenizer), chat, limit)
     world = World(0, 1, 0, torch.device("cpu"))
     engine = TorchEngine(policy.model, chat.eos_ids, policy.precision)
     ids = [chat.prompt_ids(example.prompt) for example in prompts]
@@ -57,6 +52,25 @@ def sample_answers(
 
     flat = not (policy.tree and anchor.tree)
     trees = annotate(trees, drift, micro_tokens=MICRO_TOKENS, flat=flat, world=world)
+    if reward_model is not None:
+        trees = _judged(trees, prompts, reward_model, chat, limit, precision, world)
+    return [_answer(index, tree, i, chat) for index, tree in enumerate(trees) for i in range(per_prompt)]
+
+
+def _judged(
+    trees: list[TokenTree],
+    prompts: Sequence[Example],
+    reward_model: Path,
+    chat: Chat,
+    limit: int,
+    precision: str,
+    world: World,
+) -> list[TokenTree]:
+    """The trees with the reward model's score of each answer as `proxy`."""
+    own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(own)
+    scorer = load_score_model(own, tokenizer, max_length=limit, trainable=False, new_head=False)
+    judge = ModelReward(scorer, Chat(tokenizer), chat, limit)
     judged = annotate(
         judge.trees(prompts, trees),
         lambda batch: Fields(per_response={"proxy": judge.score(batch)}),
@@ -64,11 +78,7 @@ def sample_answers(
         flat=not scorer.tree,
         world=world,
     )
-    return [
-        _answer(index, tree, i, chat, other.per_response["proxy"])
-        for index, (tree, other) in enumerate(zip(trees, judged, strict=True))
-        for i in range(per_prompt)
-    ]
+    return [attach(tree, {}, {"proxy": other.per_response["proxy"]}) for tree, other in zip(trees, judged, strict=True)]
 
 
 def max_length(model: Path) -> int:
@@ -85,13 +95,13 @@ def _policy(folder: Path, limit: int, precision: str) -> tuple[Policy, Chat]:
     return load_policy(config, max_length=limit, trainable=False), chat
 
 
-def _answer(index: int, tree: TokenTree, i: int, chat: Chat, proxy: np.ndarray) -> Answer:
-    branch = tree.branches[i]
+def _answer(index: int, tree: TokenTree, i: int, chat: Chat) -> Answer:
+    branch, proxy = tree.branches[i], tree.per_response.get("proxy")
     return Answer(
         prompt_index=index,
         text=chat.decode(branch.ids),
         num_tokens=len(branch),
         finished=bool(tree.per_response["finished"][i]),
         kl=float(tree.per_response["kl"][i]),
-        scores={"proxy": float(proxy[i])},
+        scores={} if proxy is None else {"proxy": float(proxy[i])},
     )

@@ -197,27 +197,51 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
     return _svg(draw, (3.5, max(1.5, 0.42 * len(rows) + 0.75)), f"{label} of each policy with 95 % intervals")
 
 
+CROWD = 6
+"""Most names that fit beside their crosses."""
+
+
 def frontier_svg(rows: Sequence[tuple[str, Interval, Interval, str]], gold: str) -> str:
-    """Gold reward against KL from the reference: (name, KL, gold, colour), a cross of intervals each."""
+    """Gold reward against KL from the reference: (name, KL, gold, colour), a cross of intervals each. Many names stand
+    beside the picture, in the order of their gold rewards, with a line to their cross."""
+    shown = [row for row in rows if not (math.isnan(row[1].mean) or math.isnan(row[2].mean))]
+    crowded = len(shown) > CROWD
 
     def draw(axes: Axes) -> None:
-        for name, kl, value, color in rows:
-            if math.isnan(kl.mean) or math.isnan(value.mean):
-                continue
+        for name, kl, value, color in shown:
             if not math.isnan(kl.low):
                 axes.plot([kl.low, kl.high], [value.mean] * 2, color=color, linewidth=2, alpha=0.55)
             if not math.isnan(value.low):
                 axes.plot([kl.mean] * 2, [value.low, value.high], color=color, linewidth=2, alpha=0.55)
             axes.plot(kl.mean, value.mean, "o", color=color, markersize=6)
-            axes.annotate(_short(name), (kl.mean, value.mean), (6, 5), textcoords="offset points", fontsize=8)
+            if not crowded:
+                axes.annotate(_short(name), (kl.mean, value.mean), (6, 5), textcoords="offset points", fontsize=8)
+        if crowded:
+            _names_beside(axes, shown)
         axes.set_xlabel("KL from the reference (nats per answer)")
         axes.set_ylabel(_short(gold, 30))
-        axes.margins(x=0.2, y=0.18)
+        axes.margins(x=0.05 if crowded else 0.2, y=0.18)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         _plain_ticks(axes)
 
-    return _svg(draw, (3.5, 2.3), f"{gold} against KL from the reference")
+    height = 2.3 + 0.16 * max(0, len(shown) - CROWD)
+    return _svg(draw, (3.5, height), f"{gold} against KL from the reference")
+
+
+def _names_beside(axes: Axes, rows: Sequence[tuple[str, Interval, Interval, str]]) -> None:
+    ordered = sorted(rows, key=lambda row: row[2].mean)
+    for place, (name, kl, value, color) in enumerate(ordered):
+        axes.annotate(
+            _short(name),
+            (kl.mean, value.mean),
+            (1.04, (place + 0.5) / len(ordered)),
+            textcoords="axes fraction",
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "alpha": 0.7},
+        )
 
 
 def track_svg(track: Track) -> str:

@@ -7,13 +7,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -23,45 +21,15 @@ from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track, TrackPoint
-from assent.evaluate.plots import Chart, Curve, Key
-from assent.evaluate.runs import EVALUATION, Run, Series, find_runs, printable, read_run, track_of
+from assent.evaluate.panels import alarm, lengths, metric_ends, run_charts
+from assent.evaluate.plots import Chart, Key
+from assent.evaluate.runs import EVALUATION, Run, find_runs, printable, read_run, track_of
+from assent.objectives import OBJECTIVES
 from assent.statistics import Interval
 
 _SHOWN_PROMPTS = 8
 _SHOWN_CHARACTERS = 1200
 _POINTS = 30_000  # drawn in the whole page, so that many runs keep it small
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure of the training section: the metrics whose name, without "eval/", `pattern` finds."""
-
-    title: str
-    pattern: str
-    caption: str
-
-
-PANELS = (
-    Panel("Loss", r"^(loss|nll)$", "What is minimised. An evaluated curve that turns up means overfitting."),
-    Panel("Accuracy", r"accuracy", "Share of pairs in which the chosen answer scores higher. 0.5 is guessing."),
-    Panel("Margin", r"margin", "Score of the chosen answer minus the rejected one: growing means telling them apart."),
-    Panel("Implicit reward", r"reward/(chosen|rejected)", "Both may fall; what matters is that they part."),
-    Panel("Log-probability", r"logprob/", "Nats per token. A falling chosen line: the policy moves off all the data."),
-    Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free."),
-    Panel("Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold."),
-    Panel("KL from the reference", r"(^|/)kl$", "How far the policy has moved from its start, in nats per answer."),
-    Panel("Entropy", r"entropy", "Variety, in nats per token. A fall to 0: all answers have become the same."),
-    Panel("Answer length", r"length", "In tokens. Growing with the proxy but not with gold: a length bias."),
-    Panel("Unfinished answers", r"unfinished", "Share of answers cut off at the length limit."),
-    Panel("Clip fraction", r"clip_fraction", "Share of tokens whose update was cut off. Above 0.3: steps too large."),
-    Panel("KL of one update", r"approx_kl", "How far one update moved the policy. Should stay small and flat."),
-    Panel("Explained variance", r"explained_variance", "How well the critic foresees rewards: 1 perfectly, 0 not."),
-    Panel("Value loss", r"value_loss", "Error of the critic's forecast of the reward."),
-    Panel("Policy loss", r"policy_loss", "The clipped objective. Its level says little; steady drift is suspicious."),
-    Panel("Gradient norm", r"grad_norm", "Before clipping. Spikes are steps on unusual batches."),
-    Panel("Learning rate", r"(^|/)lr$", "The schedule."),
-    Panel("Speed", r"per_second", "Tokens per second."),
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +73,7 @@ def write_report(config: ReportConfig) -> Path:
 
 def _read_runs(folders: list[Path]) -> tuple[Run, ...]:
     """Every run once; those of one folder in the order of the pipeline; two of one name told apart by their parent."""
-    stages = ("SFT", "Reward", "PPO", "DPO")
+    stages = ("SFT", "Reward", "PPO", *(row.name for row in OBJECTIVES.values()))
     found: dict[Path, Run] = {}
     for folder in folders:
         inside = [read_run(path) for path in find_runs(folder)]
@@ -160,7 +128,9 @@ def build_report(report: Report) -> str:
         best=_best(table) if table else {},
         policy_charts=_policy_charts(table, colors) if table else [],
         tracks=[(track, _track_chart(track), _over_optimised(track)) for track in report.tracks],
-        runs=[(run, *_run_charts(run, colors[run.name], limit)) for run in report.runs],
+        runs=[(run, run_charts(run, colors[run.name], limit), metric_ends(run)) for run in report.runs],
+        alarm=alarm,
+        lengths=lengths,
         points_shown=_points_shown,
         comparisons=_comparisons(report),
         data_rows=[(run, row) for run in report.runs for row in _data_rows(run)],
@@ -269,53 +239,6 @@ def _over_optimised(track: Track) -> str:
         f"From step {start.step} to {last.step}: gold {number(last.gold.mean - start.gold.mean, 2, '+')}, "
         f"proxy {number(last.proxy.mean - start.proxy.mean, 2, '+')}."
     )
-
-
-def _run_charts(run: Run, color: str, limit: int) -> tuple[list[Chart], list[tuple[str, tuple[float, ...]]]]:
-    """The run's panels; and first, last, least and greatest value of everything that was logged."""
-    grouped: dict[str, list[str]] = {panel.title: [] for panel in PANELS}
-    for key in sorted(run.metrics, key=lambda key: (key.startswith("eval/"), key)):
-        base = key.removeprefix("eval/")
-        if base.endswith(("_std", "_low", "_high")):
-            continue
-        panel = next((panel for panel in PANELS if re.search(panel.pattern, base)), None)
-        if panel is None or len(grouped[panel.title]) == 4:
-            continue
-        # The loss of a plain likelihood is logged under two names.
-        if not any(_same(run.metrics[key], run.metrics[other]) for other in grouped[panel.title]):
-            grouped[panel.title].append(key)
-    charts = []
-    for panel in PANELS:
-        if not grouped[panel.title]:
-            continue
-        curves = _curves(run, grouped[panel.title], color)
-        keys = tuple(
-            Key(curve.label, curve.color.replace(plots.INK, "currentColor"), "dashed" if curve.evaluated else "line")
-            for curve in curves
-        )
-        charts.append(Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit), keys))
-    return charts, [(key, _ends(series)) for key, series in sorted(run.metrics.items())]
-
-
-def _ends(series: Series) -> tuple[float, ...]:
-    finite = series.values[~np.isnan(series.values)]
-    least, greatest = (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
-    return float(series.values[0]), float(series.values[-1]), least, greatest
-
-
-def _same(a: Series, b: Series) -> bool:
-    return len(a.steps) == len(b.steps) and np.allclose(a.values, b.values, rtol=1e-4, equal_nan=True)
-
-
-def _curves(run: Run, keys: list[str], color: str) -> list[Curve]:
-    shades = {False: iter((color, plots.BASELINE_COLOR, *plots.COLORS)), True: iter((plots.INK, *plots.COLORS))}
-    curves = []
-    for key in keys:
-        evaluated = key.startswith("eval/")
-        low, high = run.metrics.get(f"{key}_low"), run.metrics.get(f"{key}_high")
-        shade = plots.GOLD_COLOR if key == "eval/gold" else next(shades[evaluated])
-        curves.append(Curve(key, run.metrics[key], shade, evaluated, low, high))
-    return curves
 
 
 def _comparisons(report: Report) -> list[Comparison]:

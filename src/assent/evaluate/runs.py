@@ -13,6 +13,9 @@ import numpy as np
 
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
+from assent.objectives import OBJECTIVES
+from assent.online import METHODS
+from assent.sections import class_name
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
@@ -45,9 +48,12 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The algorithm, from the configuration's name in environment.json ("PPOConfig"); empty where unknown."""
+        """The algorithm, from the configuration's name in environment.json ("PPO" of "PPOConfig", "Robust DPO" of
+        "RobustDPOConfig"); empty where unknown."""
         command = self.environment.get("command") if isinstance(self.environment, dict) else None
-        return command.removesuffix("Config") if isinstance(command, str) else ""
+        name = command.removesuffix("Config") if isinstance(command, str) else ""
+        known = [*(row.name for row in OBJECTIVES.values()), *(row.name for row in METHODS.values())]
+        return next((each for each in known if class_name(each) == name), name)
 
     @property
     def last_step(self) -> int | None:

@@ -5,6 +5,7 @@
     ratings.jsonl              HelpSteer2 columns, two rows a prompt
     prompts[_eval].jsonl       prompt
     world.json                 what `load_world` needs to grade any answer, and how the files were made
+    gold.py                    the gold reward as a function of prompt and answer: --scorer gold.py:gold
     base/                      tokenizer and random Llama
 
 No prompt of an *_eval file occurs in any other file.
@@ -34,6 +35,21 @@ MIN_GAP = 0.8
 """Gold reward between the answers of a pair: people are not asked to tell apart what is as good as equal."""
 
 
+GOLD = '''"""The gold reward of this world, for --scorer gold.py:gold."""
+
+from pathlib import Path
+
+from assent.lab.world import load_world
+
+WORLD = load_world(Path(__file__).with_name("world.json"))
+
+
+def gold(prompt, answer):
+    """The rubric's overall grade of an answer; `prompt` is its messages."""
+    return WORLD.gold(prompt, answer).reward
+'''
+
+
 @dataclass(frozen=True, slots=True)
 class WorldPaths:
     """Where `build_world` wrote what."""
@@ -43,6 +59,10 @@ class WorldPaths:
     @property
     def sft(self) -> Path:
         return self.root / "sft.jsonl"
+
+    @property
+    def gold(self) -> Path:
+        return self.root / "gold.py"
 
     @property
     def preferences(self) -> Path:
@@ -222,6 +242,7 @@ def build_world(
         annotators=[asdict(annotator) for annotator in annotators],
         gold_agreement=round(gold_agreement(world, (*pairs, *pairs_eval)), 4),
     )
+    paths.gold.write_text(GOLD, encoding="utf-8")
     # role names are part of what the template writes
     texts = [text for messages in demonstrations for m in messages for text in (m.role, m.content)]
     texts += [response.text for example in pairs for response in example.responses]

@@ -13,19 +13,15 @@ from typing import Any
 
 from rich.console import Console
 
-from assent.algorithms.dpo import train_dpo
-from assent.algorithms.ppo import train_ppo
+from assent.algorithms.online import train_online
+from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,
     DemoConfig,
-    DPOConfig,
-    DPOSection,
     ModelConfig,
     OptimConfig,
-    PPOConfig,
-    PPOSection,
     ReportConfig,
     RewardConfig,
     RunConfig,
@@ -43,6 +39,8 @@ from assent.evaluate.runs import EVALUATION
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import World, load_world
 from assent.models.loading import quiet_transformers
+from assent.objectives import preference_config
+from assent.online import KLConfig, RewardsConfig, online_config
 from assent.statistics import mean_interval
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say
@@ -121,22 +119,25 @@ def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str,
         ),
         (
             "PPO: sample, score with the reward model, improve",
-            train_ppo,
-            PPOConfig(
-                model(sft),
-                data(paths.prompts, paths.prompts_eval),
-                ppo=PPOSection(reward, kl_coef=0.4, epochs=2, minibatches=2, missing_eos_penalty=1.0),
+            train_online,
+            online_config(
+                "ppo",
+                model=model(sft),
+                data=data(paths.prompts, paths.prompts_eval),
+                rewards=RewardsConfig(reward, missing_eos_penalty=1.0),
+                kl=KLConfig(0.4),
                 sampling=SAMPLING,
                 **common("ppo", 2e-4, batch_size=64, epochs=1, eval_every=32),
             ),
         ),
         (
             "DPO: learn from the same preferences directly",
-            train_dpo,
-            DPOConfig(
-                model(sft),
-                data(paths.preferences, paths.preferences_eval),
-                dpo=DPOSection(beta=0.2),
+            train_preference,
+            preference_config(
+                "dpo",
+                model=model(sft),
+                data=data(paths.preferences, paths.preferences_eval),
+                loss={"beta": 0.2},
                 **common("dpo", 1e-4, batch_size=32, epochs=1, eval_every=50),
             ),
         ),

@@ -1,6 +1,7 @@
 """A world so small that the optimum of KL-regularised alignment is computed exactly.
 
-The vocabulary is EOS and a few letters, prompts are two letters, an answer ends at EOS or is cut at
+The vocabulary is EOS and a few letters, prompts are two different letters (after "aa" and after "aaa" attention finds
+the same values, whatever its weights: no policy could follow the optimum there), an answer ends at EOS or is cut at
 `max_new_tokens`. So *everything* a policy can sample at temperature 1 is in the list of responses (with 7 letters and
 2 tokens: 1 + 7 + 49 = 57 for each prompt), no probability lies outside, and by scoring the list
 
@@ -14,16 +15,20 @@ Bradley-Terry on the reward, P(i before j) = sigmoid(r_i - r_j), so its expected
 probabilities and sigmoid(beta (log(pi_i/ref_i) - log(pi_j/ref_j))). It is least where the two are equal for every pair
 that is compared, that is where beta log(pi/ref) = r + a constant of the prompt: pi = pi*. The labels' temperature
 stays 1 whatever beta is. All this needs every response to be linked to all others by comparisons: independent draws
-from pi_ref, which gives every response some probability, do that.
+do that, from pi_ref or from anything else that gives every response some probability.
+
+`optimum`, `f_optimum` and `normalised` compute this and other objectives' optima; `comparisons`, `rankings`, `ratings`
+and `labels` make the feedback to learn them from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +95,11 @@ class EnumerableWorld:
         """For every prompt the tree of all its responses, [Y] branches in order."""
         return [self._tree(x, range(len(self.responses))) for x in range(len(self.prompts))]
 
-    def _tree(self, x: int, branches: Sequence[int], pairs: tuple[tuple[int, int, float], ...] = ()) -> TokenTree:
+    def _tree(self, x: int, branches: Sequence[int]) -> TokenTree:
         ids = [np.array(self.responses[y], dtype=np.int32) for y in branches]
         return TokenTree(
             prompt=np.array(self.prompts[x], dtype=np.int32),
             branches=tuple(Branch(y, np.ones(len(y), dtype=bool)) for y in ids),
-            pairs=pairs,
             key=x,
         )
 
@@ -112,25 +116,56 @@ class EnumerableWorld:
         assert total.abs().max() < 1e-2, f"the policy's probabilities add up to {total.exp().tolist()}, not to 1"
         return logp - total[:, None]
 
-    def preference_trees(
-        self, ref_logp: Tensor, num_pairs: int, rng: np.random.Generator, votes: int = 1
+    def comparisons(
+        self, drawn: Tensor, number: int, rng: np.random.Generator, *, flipped: float = 0.0
     ) -> list[TokenTree]:
-        """Preference data for DPO: `num_pairs` times a prompt and two different responses drawn from pi_ref, each
-        compared `votes` times, with labels from Bradley-Terry on the gold reward; one tree of two branches and one
-        pair per vote. votes=1 samples every label; with more votes the wins are votes * sigmoid(r_i - r_j) rounded up
-        or down at random, which has the same mean and less noise."""
-        probs = ref_logp.exp().numpy()
-        rewards = self.rewards.numpy()
+        """For every prompt the tree of all its responses with `number` pairs of independent draws: i before j with
+        probability sigmoid(r_i - r_j), of which a share `flipped` is then turned round; the margin is |r_i - r_j|.
+        `drawn` [X, Y] are log-probs of the draws, here and below. The same response twice makes a pair too."""
         trees = []
-        for n in range(num_pairs):
-            x = n % len(self.prompts)
-            p = probs[x] / probs[x].sum()
-            i, j = (int(y) for y in rng.choice(len(p), size=2, p=p))
-            while i == j:
-                i, j = (int(y) for y in rng.choice(len(p), size=2, p=p))
-            win = 1.0 / (1.0 + np.exp(rewards[x, j] - rewards[x, i]))
-            wins = int(np.floor(votes * win + rng.random()))
-            trees += [self._tree(x, (i, j) if vote < wins else (j, i), ((0, 1, 0.0),)) for vote in range(votes)]
+        for tree, rewards, share in zip(self.trees(), self.rewards.numpy(), drawn.exp().numpy(), strict=True):
+            gap = rewards[:, None] - rewards
+            wins = flipped + (1 - 2 * flipped) / (1 + np.exp(-gap))
+            weight = share[:, None] * share * wins
+            chosen, rejected = np.divmod(_draw(weight.ravel(), number, rng), len(rewards))
+            margin = np.abs(gap[chosen, rejected])
+            pairs = tuple(zip(chosen.tolist(), rejected.tolist(), margin.tolist(), strict=True))
+            trees.append(replace(tree, pairs=pairs))
+        return trees
+
+    def rankings(self, drawn: Tensor, number: int, rng: np.random.Generator) -> list[TokenTree]:
+        """For every prompt `number` draws ranked by Plackett-Luce on the reward: the field "level"."""
+
+        def level(rewards: np.ndarray) -> np.ndarray:
+            return np.argsort(np.argsort(-(rewards + rng.gumbel(size=len(rewards)))))
+
+        return self._drawn(drawn, number, rng, "level", level)
+
+    def ratings(self, drawn: Tensor, number: int, rng: np.random.Generator) -> list[TokenTree]:
+        """For every prompt `number` draws with their reward as the field "rating"."""
+        return self._drawn(drawn, number, rng, "rating", lambda rewards: rewards)
+
+    def labels(self, drawn: Tensor, number: int, rng: np.random.Generator) -> list[TokenTree]:
+        """For every prompt `number` draws, desirable with probability sigmoid(r - mean of the draws' r): "label"."""
+
+        def label(rewards: np.ndarray) -> np.ndarray:
+            return rng.random(len(rewards)) < 1 / (1 + np.exp(rewards.mean() - rewards))
+
+        return self._drawn(drawn, number, rng, "label", label)
+
+    def _drawn(
+        self,
+        drawn: Tensor,
+        number: int,
+        rng: np.random.Generator,
+        name: str,
+        feedback: Callable[[np.ndarray], np.ndarray],
+    ) -> list[TokenTree]:
+        trees = []
+        for x, logp in enumerate(drawn):
+            which = _draw(logp.exp().numpy(), number, rng)
+            field = feedback(self.rewards[x].numpy()[which]).astype(np.float32)
+            trees.append(replace(self._tree(x, which.tolist()), per_response={name: field}))
         return trees
 
 
@@ -159,6 +194,13 @@ class TableReward:
         return torch.tensor(rewards, dtype=torch.float32, device=batch.tokens.device)
 
 
+def _draw(weights: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+    """`number` indices in proportion to the weights, with little noise: one uniform number places an even comb over the
+    cumulated weights, so each index comes as often as expected, rounded up or down."""
+    shares = np.cumsum(weights) / np.sum(weights)
+    return np.searchsorted(shares, (np.arange(number) + rng.random()) / number).clip(max=len(weights) - 1)
+
+
 def _reward_table(
     prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]], eos: int, rng: np.random.Generator
 ) -> Tensor:
@@ -177,7 +219,7 @@ def make_enumerable(
     """The world without its files, the same for the same arguments."""
     rng = np.random.default_rng([seed, 2])
     ids = range(1, len(letters) + 1)
-    everything = list(product(ids, ids))
+    everything = list(permutations(ids, 2))
     prompts = tuple(everything[i] for i in sorted(rng.choice(len(everything), num_prompts, replace=False)))
     ended = [(*word, 0) for length in range(max_new_tokens) for word in product(ids, repeat=length)]
     responses = (*ended, *product(ids, repeat=max_new_tokens))
@@ -239,3 +281,46 @@ def regret_closed(logp: Tensor, ref_logp: Tensor, rewards: Tensor, beta: float) 
     start = objective(ref_logp, ref_logp, rewards, beta)
     best = objective(optimum(ref_logp, rewards, beta), ref_logp, rewards, beta)
     return float((objective(logp, ref_logp, rewards, beta) - start) / (best - start))
+
+
+def distance_closed(logp: Tensor, ref_logp: Tensor, best: Tensor) -> float:
+    """1 - KL(pi || best) / KL(pi_ref || best), of means over prompts: 0 for the reference, 1 for `best`.
+
+    Where `best` is `optimum`, this is `regret_closed`, for J(best) - J(pi) = beta KL(pi || best)."""
+    left, start = ((p.exp() * (p - best)).sum(dim=1).mean() for p in (logp, ref_logp))
+    return float(1 - left / start)
+
+
+def win_rates(rewards: Tensor, drawn: Tensor) -> Tensor:
+    """Probability that a response is preferred to a draw, [X, Y]; two of the same: 1/2."""
+    wins = torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
+    return (wins * drawn.exp()[:, None, :]).sum(dim=2)
+
+
+def normalised(density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """log pi = density(level), [X, Y], at that level [X, 1] where the probabilities of each prompt add up to 1, by
+    bisection. They must fall with the level, from 1 or more in sum at `low` to 1 or less at `high`."""
+    for _ in range(80):
+        middle = (low + high) / 2
+        heavy = density(middle).logsumexp(dim=1, keepdim=True) > 0
+        low, high = torch.where(heavy, middle, low), torch.where(heavy, high, middle)
+    return density(high)
+
+
+DIVERGENCES: Mapping[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "forward_kl": (lambda t: -torch.log1p(-t), 1.0),
+    "js": (lambda t: t - torch.log(2 - t.exp()), math.log(2)),
+    "alpha": (lambda t: -2 * torch.log1p(-t / 2), 2.0),
+}
+"""Of f-divergences D_f(pi || pi_ref) = sum pi_ref f(u), u = pi/pi_ref: log u as a function of t = f'(u), and what t is
+below. forward_kl f'(u) = 1 - 1/u, js f'(u) = log(2u / (1 + u)), alpha (of 1/2) f'(u) = 2 - 2 u^-1/2; all f'(1) = 0."""
+
+
+def f_optimum(ref_logp: Tensor, rewards: Tensor, beta: float, divergence: str) -> Tensor:
+    """log pi* [X, Y] for E_pi[r] - beta D_f(pi || pi_ref) (arXiv 2309.16240): beta f'(pi*/pi_ref) = r - level, where
+    the level of each prompt makes the probabilities add up to 1."""
+    log_ratio, bound = DIVERGENCES[divergence]
+    least, most = rewards.amin(dim=1, keepdim=True), rewards.amax(dim=1, keepdim=True)
+    # at `least` every ratio is 1 or more, at `most` 1 or less; at the bound the best response's would be infinite
+    low = torch.maximum(least, most - beta * bound)
+    return normalised(lambda level: ref_logp + log_ratio((rewards - level) / beta), low, most)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,19 @@ from assent.config import LoraConfig, ModelConfig
 from assent.errors import ModelError
 from assent.models.attention import inexact_reason, install
 from assent.models.policy import Backbone, Policy, ScoreModel, verify
+from assent.models.quantize import (
+    dequantised,
+    is_transposed,
+    loading_options,
+    quantised_layers,
+    settle,
+    without_quantisation,
+)
 
 
 def quiet_transformers() -> None:
     """Leaves the terminal to assent's own progress."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
@@ -88,9 +97,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_policy(
     config: ModelConfig, *, max_length: int, device: torch.device | str = "cpu", trainable: bool = True
 ) -> Policy:
-    """A causal language model ready for tree batches: dropout off, assent's attention, LoRA adapters if asked for.
-    Raises ModelError where `layout` asks for a tree that the architecture cannot compute exactly."""
-    model = _load("model", config.path, lambda folder: _causal(folder, config))
+    """A causal language model ready for tree batches: dropout off, assent's attention, LoRA adapters if asked for (and
+    then the frozen weights in few bits, if asked for). Raises ModelError where `layout` asks for a tree that the
+    architecture cannot compute exactly, and where the frozen weights cannot be quantised."""
+    bits = _bits(config, device, trainable)
+    model = _load("model", config.path, lambda folder: _causal(folder, config, bits))
     tree = _choose_layout(model, config, max_length)
     policy = _prepare(Policy, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
@@ -109,8 +120,10 @@ def load_score_model(
     new_head: bool = True,
 ) -> ScoreModel:
     """A sequence-classification model with one output, from such a folder or, with a fresh head drawn from `seed`,
-    from any causal model. With `new_head=False` a folder without a trained head is refused."""
-    model, fresh = _load("reward model", config.path, lambda folder: _classifier(folder, config, seed))
+    from any causal model. With `new_head=False` a folder without a trained head is refused. Adapters and bits are as in
+    `load_policy`; the head is always trained whole."""
+    bits = _bits(config, device, trainable, keep=["score"])
+    model, fresh = _load("reward model", config.path, lambda folder: _classifier(folder, config, seed, bits))
     if fresh and not new_head:
         raise ModelError(
             f"{config.path} has no trained reward head (score.weight). Train one with: assent reward --model.path "
@@ -124,6 +137,15 @@ def load_score_model(
     return scorer
 
 
+def _bits(
+    config: ModelConfig, device: torch.device | str, trainable: bool, keep: list[str] | None = None
+) -> dict[str, Any]:
+    if not trainable or config.lora.rank == 0:
+        return {}
+    precision = resolve_precision(config.precision, device)
+    return loading_options(config.lora.quantize, precision=precision, device=device, keep=keep)
+
+
 def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
     return auto.from_pretrained(
         folder,
@@ -135,8 +157,8 @@ def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any
     )
 
 
-def _causal(folder: str, config: ModelConfig) -> PreTrainedModel:
-    model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True)
+def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
+    model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
@@ -145,7 +167,7 @@ def _causal(folder: str, config: ModelConfig) -> PreTrainedModel:
     return model
 
 
-def _classifier(folder: str, config: ModelConfig, seed: int) -> tuple[PreTrainedModel, bool]:
+def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its head is new."""
     hf_config = AutoConfig.from_pretrained(
         folder, revision=config.revision, trust_remote_code=config.trust_remote_code, num_labels=1
@@ -153,7 +175,7 @@ def _classifier(folder: str, config: ModelConfig, seed: int) -> tuple[PreTrained
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = _from_pretrained(
-            AutoModelForSequenceClassification, folder, config, config=hf_config, output_loading_info=True
+            AutoModelForSequenceClassification, folder, config, config=hf_config, output_loading_info=True, **bits
         )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{type(model).__name__} keeps its head under another name than `score`.")
@@ -193,12 +215,15 @@ def _prepare(
             module.attention_dropout = 0.0
     if tree:
         install(model)
-    model.requires_grad_(trainable)
+    settle(model)
+    model.requires_grad_(trainable and config.lora.rank == 0)  # adapters come with their own; packed weights have none
     model.train(trainable)
     if trainable and config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone = kind(model, precision=resolve_precision(config.precision, device), tree=tree).to(device)
-    if tree:
+    if tree and quantised_layers(model):
+        verify(backbone, tolerance=0.3)  # products of few bits round differently in either layout
+    elif tree:
         verify(backbone)
     return backbone
 
@@ -226,22 +251,22 @@ def save_model(
 ) -> None:
     """Writes a Hugging Face folder that transformers loads by itself. LoRA adapters are merged into it and also kept
     beside it in `adapter/`. `state` holds the full weights where the module itself is sharded; the module is left as
-    it is."""
+    it is. Quantised weights are written as fp32."""
     model = backbone.model
     weights = dict(model.state_dict() if state is None else state)
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder / "adapter", state_dict=weights)
         weights = merged_weights(model, weights)
-    backbone.plain.save_pretrained(folder, state_dict=weights)
+    without_quantisation(backbone.plain).save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
 def merged_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the Hugging Face model inside a LoRA model, W + (alpha / rank) B A, under its own names. `state`
-    is the state dict of the LoRA model."""
+    is the state dict of the LoRA model, whose frozen weights may be quantised: W is then what they stand for."""
     merged = {
         name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): x
-        for name, x in state.items()
+        for name, x in dequantised(model, state).items()
         if ".lora_" not in name and ".original_module." not in name
     }
     for name, layer in model.named_modules():
@@ -249,10 +274,5 @@ def merged_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
             low, high = (state[f"{name}.lora_{part}.default.weight"] for part in "AB")
             change = layer.scaling["default"] * (high @ low)
             weight = name.removeprefix("base_model.model.") + ".weight"
-            merged[weight] = merged[weight] + (change.T if layer.fan_in_fan_out else change)
+            merged[weight] = merged[weight] + (change.T if is_transposed(layer.get_base_layer()) else change)
     return merged
-
-
-def reference_config(config: ModelConfig, path: str | None) -> ModelConfig:
-    """The configuration of a frozen reference: another path, no adapters, no recomputation."""
-    return replace(config, path=path or config.path, lora=LoraConfig(), activation_checkpointing=False)

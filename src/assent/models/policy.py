@@ -10,21 +10,36 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models.attention import TreeAttend
-from assent.models.logprobs import token_logprobs
+from assent.models.logprobs import Direction, token_kl, token_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Of the N trained tokens of a batch: log-probabilities, and entropies of their predictions (zeros where they were
-    not asked for), [N] each, fp32."""
+    """Of the N trained tokens of a batch, [N] each, fp32: log-probabilities, and of their predictions p the entropy,
+    collision = log sum_v p(v)^2 (a constant) and KL to an anchor. Zeros where they were not asked for."""
 
     logprobs: Tensor
     entropy: Tensor
+    collision: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A model's predictions of the N trained tokens of a batch, as constants: hidden [N, h] and the output head, weight
+    [V, h] and bias [V], with `scale` and `softcap` as in `token_kl`. The logits [N, V] never exist."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
 
 
 class Backbone(nn.Module):
@@ -91,21 +106,51 @@ class Policy(Backbone):
     """A causal language model. `policy(batch, temperature)` gives the scores of the trained tokens under
     softmax(logits / temperature)."""
 
-    def forward(self, batch: TreeBatch, temperature: float = 1.0, *, entropy: bool = False) -> TokenScores:
+    def forward(
+        self,
+        batch: TreeBatch,
+        temperature: float = 1.0,
+        *,
+        entropy: bool = False,
+        collision: bool = False,
+        anchor: Anchor | None = None,
+        direction: Direction = "forward",
+        states: bool = False,
+    ) -> TokenScores | Tensor:
+        """`entropy`, `collision` and `anchor` ask for what costs extra; `direction` is that of `token_kl`, forward:
+        KL(anchor || policy). With `states`: only the hidden states [N, h] that predict the trained tokens."""
         hidden = self.hidden(batch).index_select(0, batch.source)
+        if states:
+            return hidden
         head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
         scale, softcap = logit_transform(self.model)
-        logprobs, spread = token_logprobs(
+        own: dict[str, Any] = {"bias": bias, "scale": scale / temperature, "softcap": softcap, "dtype": self.dtype}
+        scores = token_logprobs(hidden, head.weight, batch.targets, **own, entropy=entropy, collision=collision)
+        if anchor is None:
+            return TokenScores(*scores, kl=torch.zeros_like(scores[0]))
+        kl = token_kl(
             hidden,
             head.weight,
-            batch.targets,
-            bias=getattr(head, "bias", None),
-            scale=scale / temperature,
-            softcap=softcap,
-            dtype=self.dtype,
-            entropy=entropy,
+            anchor.hidden,
+            anchor.weight,
+            **own,
+            direction=direction,
+            other_bias=anchor.bias,
+            other_scale=anchor.scale,
+            other_softcap=anchor.softcap,
         )
-        return TokenScores(logprobs, spread)
+        return TokenScores(*scores, kl=kl)
+
+    @torch.no_grad()
+    def anchor(self, batch: TreeBatch) -> Anchor:
+        """This model's predictions, at temperature 1, for another (or itself, later) to be compared with. Every rank
+        must call it. Of a LoRA policy's start: inside `without_adapters()`."""
+        hidden = self(batch, states=True)
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        scale, softcap = logit_transform(self.model)
+        return Anchor(hidden, _whole(head.weight), None if bias is None else _whole(bias), scale, softcap)
 
     def without_adapters(self) -> AbstractContextManager[Any]:
         """The start of a LoRA policy: its adapters are off inside this context."""
@@ -120,6 +165,11 @@ class ScoreModel(Backbone):
         hidden = self.hidden(batch).index_select(0, index)
         with self.autocast():
             return self.model.score(hidden).float().squeeze(-1)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """All of a weight, on every rank, also where FSDP shards it outside of `forward`."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
 
 
 def logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:

@@ -194,6 +194,13 @@ def unsharded(module: nn.Module) -> Iterator[nn.Module]:
         module.set_reshard_after_forward(False, recurse=False)
 
 
+def reshard(module: nn.Module) -> None:
+    """Gives gathered weights back: those of the outermost part stay gathered after a forward pass without gradients."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """All weights and buffers by name, whole and on the CPU, on rank 0; empty on the others. Every rank must call it.
     Tied weights come out as one tensor under several names. Tensors may share memory with the module."""
@@ -272,7 +279,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not grads:
         return torch.zeros((), dtype=torch.float32)
-    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    local = [local_part(grad) for grad in grads]
     squares = torch.stack(torch._foreach_norm([part.float() for part in local])).double().square()
     split = torch.tensor([_is_split(grad) for grad in grads], device=squares.device)
     shards = squares[split].sum()
@@ -282,6 +289,11 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     if max_norm > 0 and max_norm < norm.item() < float("inf"):
         torch._foreach_mul_(local, max_norm / norm.item())
     return norm.float()
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor; changes to it in place change the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _is_split(grad: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +24,12 @@ Sums = Mapping[str, tuple[Tensor | float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Loss of one micro-batch: `total` is a scalar, already divided by the window's global counts."""
+    """Loss of one micro-batch: `total` is a scalar, already divided by the window's global counts. `items` are numbers
+    of single pairs or responses, which evaluations look at as a distribution."""
 
     total: Tensor
     metrics: Sums
+    items: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
@@ -112,9 +114,10 @@ def add_sums(sums: dict[str, tuple[Tensor | float, float]], new: Sums) -> None:
 
 
 def _reduce(sums: Sums) -> dict[str, float]:
-    """Global means; a count of 0 marks a sum that is already divided (the loss)."""
+    """Global means, without what the step has none of; the loss is divided already."""
     totals = all_sum_dict(sums)
-    return {name: value / count if count else value for name, (value, count) in totals.items()}
+    loss, _ = totals.pop("loss")
+    return {"loss": loss} | {name: value / count for name, (value, count) in totals.items() if count}
 
 
 def _require_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -8,23 +8,24 @@ from __future__ import annotations
 import faulthandler
 import sys
 
-from assent import settings
-from assent.algorithms.dpo import train_dpo
-from assent.algorithms.ppo import train_ppo
+from assent import online, settings
+from assent.algorithms.online import train_online
+from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
-from assent.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from assent.config import RewardConfig, SFTConfig
+from assent.objectives import CONFIGS
 
 COMMANDS = {
     "sft": (SFTConfig, train_sft),
     "reward": (RewardConfig, train_reward),
-    "dpo": (DPOConfig, train_dpo),
-    "ppo": (PPOConfig, train_ppo),
+    **{name: (config, train_preference) for name, config in CONFIGS.items()},
+    **{name: (config, train_online) for name, config in online.CONFIGS.items()},
 }
 
 
 def main(arguments: list[str]) -> None:
-    faulthandler.dump_traceback_later(100, exit=True)  # a rank that hangs says where
+    faulthandler.dump_traceback_later(280, exit=True)  # a rank that hangs says where
     for argument in arguments:
         name, _, file = argument.partition(":")
         cls, train = COMMANDS[name]

@@ -13,7 +13,7 @@ import sys
 import torch
 
 from assent import cli
-from assent.algorithms import dpo, ppo, reward, sft  # noqa: F401  (what a child would import)
+from assent.algorithms import online, preference, reward, sft  # noqa: F401  (what a child would import)
 
 
 def run(arguments: list[str], log: str) -> None:

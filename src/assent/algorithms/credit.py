@@ -1,0 +1,97 @@
+"""From the rewards of a rollout to an advantage for each of its tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assent.algorithms.rollouts import attach, response_field, response_lengths, token_field
+from assent.data.tree import TokenTree
+from assent.losses import (
+    discounted_returns,
+    explained_variance,
+    gae,
+    group_advantages,
+    kl_estimate,
+    leave_one_out,
+    whiten,
+)
+from assent.online import METHODS, OnlineConfig, method_of
+
+
+def credit(trees: list[TokenTree], config: OnlineConfig) -> tuple[list[TokenTree], dict[str, float]]:
+    """Adds per-token `advantages` (and `returns` for the critic) by the method's rule; gives the rollout's metrics.
+
+    With the KL in the reward, every token's own reward is -coef * KL. The answer's reward stands at its last token, or
+    is compared as a whole, its KL included, with other answers to the prompt."""
+    row, options = METHODS[method_of(config)], vars(config.loss)  # type: ignore[attr-defined]
+    lengths = torch.from_numpy(response_lengths(trees))
+    response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    reward = _shaped(trees, config)
+    tokens = torch.zeros(len(response))
+    if config.kl.coef > 0 and config.kl.place == "reward":
+        old, reference = (torch.from_numpy(token_field(trees, name)) for name in ("old", "reference"))
+        tokens = -config.kl.coef * kl_estimate(old, reference, estimator=config.kl.estimator)
+    metrics: dict[str, float] = {}
+    fields: dict[str, Tensor] = {}
+    if row.advantage in ("gae", "return"):
+        tokens = tokens.index_add(0, lengths.cumsum(0) - 1, reward.to(tokens.dtype))
+        if row.advantage == "gae":
+            values = torch.from_numpy(token_field(trees, "values"))
+            advantages = gae(tokens, values, response, **_of(gae, options))
+            fields["returns"] = advantages + values
+            metrics["explained_variance"] = float(explained_variance(values, fields["returns"]))
+        else:
+            advantages = discounted_returns(tokens, response, **_of(discounted_returns, options))
+    else:
+        whole = reward + tokens.new_zeros(len(lengths)).index_add(0, response, tokens)
+        advantages = _compared(trees, whole, row.advantage, options)[response]
+    if options.get("whiten"):
+        advantages = whiten(advantages)
+    fields["advantages"] = advantages
+    return _attach_all(trees, fields), metrics | _signal(trees)
+
+
+def no_signal(trees: Sequence[TokenTree]) -> np.ndarray:
+    """Which prompts have only answers of one and the same reward, [P] bool."""
+    return np.array([np.ptp(tree.per_response["reward"]) == 0 for tree in trees])
+
+
+def _shaped(trees: Sequence[TokenTree], config: OnlineConfig) -> Tensor:
+    """Rewards of answers with their penalties, [S] float32."""
+    reward, finished = (torch.from_numpy(response_field(trees, name)) for name in ("reward", "finished"))
+    return reward - config.rewards.missing_eos_penalty * (1 - finished)
+
+
+def _compared(trees: Sequence[TokenTree], rewards: Tensor, advantage: str, options: Mapping[str, Any]) -> Tensor:
+    """The advantage of each answer, [S]."""
+    prompt = torch.repeat_interleave(torch.tensor([len(tree.branches) for tree in trees]))
+    if advantage == "greedy":
+        return rewards - torch.from_numpy(response_field(trees, "baseline"))
+    if advantage == "leave_one_out":
+        return leave_one_out(rewards, prompt)
+    return group_advantages(rewards, prompt, **_of(group_advantages, options))
+
+
+def _signal(trees: Sequence[TokenTree]) -> dict[str, float]:
+    """The share of groups without signal, where there are groups."""
+    if all(len(tree.branches) == 1 for tree in trees):
+        return {}
+    return {"no_signal": float(no_signal(trees).mean())}
+
+
+def _of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that a function has."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in names}
+
+
+def _attach_all(trees: Sequence[TokenTree], per_token: Mapping[str, Tensor]) -> list[TokenTree]:
+    cuts = np.cumsum([tree.num_trained for tree in trees])[:-1]
+    split = {name: np.split(values.float().numpy(), cuts) for name, values in per_token.items()}
+    return [attach(tree, {name: parts[i] for name, parts in split.items()}, {}) for i, tree in enumerate(trees)]

@@ -1,0 +1,70 @@
+"""Answers to a few held-out prompts at every evaluation: what training does to their length and KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from assent.algorithms.job import Job
+from assent.algorithms.references import Reference
+from assent.algorithms.rollouts import Fields, annotate, collect, response_field, response_lengths, token_field
+from assent.algorithms.run import Evaluation
+from assent.config import ProbeConfig, SamplingConfig
+from assent.data.records import Example
+from assent.data.tree import TreeBatch
+from assent.models.policy import Policy
+from assent.rollout.torch_engine import TorchEngine
+from assent.train.distributed import unsharded
+
+SEED = 1 << 40
+"""Every probe samples with the same numbers, so that answers differ only as policies do."""
+
+
+class Probe:
+    """Samples one answer to each of the first `config.prompts` prompts that leave room for one. Without prompts, or
+    with a model that the torch engine cannot sample, it finds nothing."""
+
+    def __init__(
+        self, current: Job, policy: Policy, reference: Reference | None, prompts: Sequence[Example], config: ProbeConfig
+    ) -> None:
+        self.job, self.policy, self.reference = current, policy, reference
+        self.sampling = SamplingConfig(max_new_tokens=config.max_new_tokens)
+        room = current.config.data.max_length - config.max_new_tokens
+        unique = list({example.prompt: example for example in prompts if example.prompt}.values())
+        fitting = [
+            (e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e.prompt)) <= room
+        ]
+        self.prompts = fitting[: config.prompts] if policy.tree else []
+
+    def __call__(self) -> Evaluation:
+        """Length in tokens, share of unfinished answers, KL from the reference (where it is moving: as it is now) in
+        nats per answer; the answers."""
+        if not self.prompts:
+            return Evaluation({})
+        engine = TorchEngine(self.policy.model, self.job.chat.eos_ids, self.policy.precision)
+        with unsharded(self.policy):
+            trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.job.world)
+        metrics = {
+            "eval/length": float(response_lengths(trees).mean()),
+            "eval/unfinished": float(1 - response_field(trees, "finished").mean()),
+        }
+        if self.reference is not None:
+            anchor = self.reference
+
+            def drift(batch: TreeBatch) -> Fields:
+                return Fields({"drift": self.policy(batch).logprobs - anchor.logprobs(batch)})
+
+            train = self.job.config.train
+            trees = annotate(trees, drift, micro_tokens=train.micro_tokens, flat=not anchor.tree, world=self.job.world)
+            metrics["eval/kl"] = float(np.sum(token_field(trees, "drift")) / len(trees))
+        samples = [
+            {
+                "prompt": [{"role": message.role, "content": message.content} for message in example.prompt],
+                "response": self.job.chat.decode(tree.branches[0].ids),
+                "length": len(tree.branches[0]),
+                "finished": bool(tree.per_response["finished"][0]),
+            }
+            for (example, _), tree in zip(self.prompts, trees, strict=True)
+        ]
+        return Evaluation(metrics, samples)

@@ -1,0 +1,111 @@
+"""Several objectives on the same data, from the same start, under the same budget: one table and one report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from assent import settings
+from assent.algorithms.preference import train_preference
+from assent.config import CompareConfig, PreferenceConfig, ReportConfig
+from assent.data.formats import load_examples
+from assent.data.records import Example
+from assent.errors import ConfigError, DataError, RunFolderError
+from assent.evaluate.answers import sample_answers
+from assent.evaluate.generation import Scorer, evaluate_policies
+from assent.evaluate.report import write_report
+from assent.evaluate.runs import EVALUATION
+from assent.functions import load_function
+from assent.models.loading import model_folder, quiet_transformers
+from assent.objectives import CONFIGS
+from assent.train.progress import say
+
+START = "start"
+"""The name of the policy that every objective began with."""
+SHARED = ("model", "data", "optim", "train", "report_to")
+
+
+def compare(config: CompareConfig) -> Path:
+    """Trains every objective into `config.out`/NAME, samples answers of each and of the start, scores them, and writes
+    `config.out`/report.html, which it returns. With `resume` finished runs stay and interrupted ones go on.
+
+    Raises ConfigError for options that an objective does not have, RunFolderError where `config.out` holds something
+    and `resume` is off."""
+    quiet_transformers()
+    out = Path(config.out)
+    if config.resume is None and out.exists() and any(out.iterdir()):
+        raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
+    scorers: dict[str, Scorer] = {}
+    if config.scorer is not None:
+        scorers["gold"] = load_function(config.scorer, "--scorer")
+    runs = {name: objective_config(config, name) for name in config.objectives}
+    prompts = _prompts(config)
+    for number, (name, run) in enumerate(runs.items(), 1):
+        say(f"[{number}/{len(runs) + 1}] {name}")
+        if not (Path(run.out) / "model" / "README.md").is_file():
+            train_preference(run)
+    say(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
+    start = Path(model_folder(config.model.path))
+    folders = {START: start} | {name: Path(run.out) / "model" for name, run in runs.items()}
+    answers = {
+        name: sample_answers(
+            folder,
+            prompts,
+            reference=start,
+            reward_model=Path(config.reward_model) if config.reward_model else None,
+            sampling=config.sampling,
+            per_prompt=config.answers,
+            seed=config.train.seed,
+            precision=config.model.precision,
+        )
+        for name, folder in folders.items()
+    }
+    gold = "gold" if scorers else "proxy"
+    table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline=START, gold=gold)
+    table.save(out / EVALUATION)
+    table.render(Console(width=None if sys.stdout.isatty() else 120))
+    title = f"{len(runs)} objectives on {config.data.train}"
+    return write_report(ReportConfig((str(out),), str(out / "report.html"), title))
+
+
+def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:
+    """The configuration of one run: what all share, and the `options` that begin with its name."""
+    cls = CONFIGS[name]
+    resume = "auto" if config.resume is not None else None
+    run = {field: getattr(config, field) for field in SHARED} | {"out": str(Path(config.out) / name), "resume": resume}
+    plain = yaml.safe_load(settings.dump(cls(**run)))
+    for option, value in config.options.items():
+        objective, _, key = option.partition(".")
+        if objective == name:
+            known = [known.name for known in settings.options(cls)]
+            if key not in known:
+                hint = settings.suggestion(key, known, f"{name}.")
+                raise ConfigError(f"--options {option}: {name} has no option '{key}'.{hint}")
+            _set(plain, key.split("."), yaml.safe_load(value))
+    loaded = settings.load(cls, yaml.safe_dump(plain), f"--options of {name}")
+    settings.validate(loaded)
+    return loaded
+
+
+def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
+    for part in path[:-1]:
+        tree = tree[part]
+    tree[path[-1]] = value
+
+
+def _prompts(config: CompareConfig) -> list[Example]:
+    """Prompts to answer, each once."""
+    file = config.prompts or config.data.eval
+    if file is None:
+        raise ConfigError("assent compare needs prompts to answer. Give --prompts FILE or --data.eval FILE.")
+    shape: Mapping[str, Any] = {} if config.prompts else {"format": config.data.format, "columns": config.data.columns}
+    examples = load_examples(file, **shape).examples
+    unique = list({example.prompt: example for example in examples if example.prompt}.values())
+    if not unique:
+        raise DataError(f"{file}: no row has a prompt to answer.")
+    return unique

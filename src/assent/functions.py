@@ -1,0 +1,36 @@
+"""Functions that a user names: FILE.py:function or module:function."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from assent.errors import ConfigError
+
+
+def load_function(spec: str, flag: str) -> Callable[..., Any]:
+    """The function that `spec` names. Its file or module is run, because the user asked for it by name. Raises
+    `ConfigError`, with the `flag` it was given by, where there is none."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise ConfigError(f"{flag} must be FILE.py:function or module:function. Got '{spec}'.")
+    try:
+        module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {error}.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise ConfigError(f"{flag} {spec}: {place} has no function '{name}'. It has: {', '.join(names) or 'none'}.")
+    return function
+
+
+def _run_file(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

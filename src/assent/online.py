@@ -1,0 +1,221 @@
+"""The methods that learn from rewards of their own answers: one row each.
+
+Commands, their options and the tests are made from this table. A row combines an advantage, a loss (a pure function of
+`assent.losses`) and how a step's tokens are weighted. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from assent import config as c
+from assent.rules import COUNT, INSIDE, NAMED, NOT_NEGATIVE, POSITIVE, SHARE, Rule
+from assent.sections import Option, class_name, make_class, make_section, section_rules
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """What answers are worth."""
+
+    model: str | None = None
+    """Reward model folder or hub id (frozen)."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the reward of an answer that did not end."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How answers are gathered and used."""
+
+    responses: int = 1
+    """Answers sampled to each prompt."""
+    epochs: int = 1
+    """Passes over one rollout."""
+    minibatches: int = 1
+    """Optimiser steps in one pass over a rollout."""
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """How the policy is held near its reference."""
+
+    coef: float = 0.05
+    """Weight of the KL; 0 needs no reference."""
+    place: Literal["reward", "loss"] = "reward"
+    """Whether it is subtracted from the reward of each token or added to the loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """-log r, (log r)^2 / 2, or r - 1 - log r, with r the reference's probability over the policy's."""
+    reference: str | None = None
+    """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value model."""
+
+    start: str = "reward"
+    """Where it starts: reward (a copy of the reward model), policy (with a new value head), or a folder."""
+    lr: float | None = None
+    """Its learning rate; default: that of the policy."""
+    clip: float = 0.2
+    """Range of the value around its rollout value; 0 turns it off."""
+
+
+@dataclass(frozen=True)
+class OnlineConfig(c.RunConfig):
+    """Learning from rewards of sampled answers. `assent.online.CONFIGS` has one subclass for each method, with its
+    options as `loss`."""
+
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    sampling: c.SamplingConfig = field(default_factory=c.SamplingConfig)
+
+
+OPTIONS: dict[str, Option] = {
+    "clip": Option(float, "How far a probability ratio may move from 1 and still gain.", INSIDE),
+    "clip_high": Option(float | None, "How far it may move upwards; default: as far as downwards.", POSITIVE),
+    "dual_clip": Option(
+        float | None, "Bound of the ratio where the advantage is negative (arXiv 1912.09729); default: none.",
+        Rule("above 1", lambda v: v > 1),
+    ),
+    "gamma": Option(float, "Discount of later rewards.", SHARE),
+    "lam": Option(float, "GAE's lambda.", SHARE),
+    "whiten": Option(bool, "Scale advantages to mean 0 and variance 1 over the rollout."),
+    "scale": Option(
+        Literal["group", "batch", "none"], "Divide by the standard deviation of a prompt's rewards, of all, or not."
+    ),
+    "reduction": Option(
+        Literal["token", "response", "fixed"], "Every token of a step counts the same, every response does, or every "
+        "token as one of a response of the longest length.",
+    ),
+    "dynamic": Option(bool, "Sample further prompts in place of those whose answers are all worth the same."),
+}  # fmt: skip
+
+Advantage = Literal["gae", "return", "group", "leave_one_out", "greedy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """`options` are those of `loss` with the paper's defaults; `rollout` and `kl` hold other defaults of these
+    sections."""
+
+    name: str
+    summary: str
+    paper: str
+    advantage: Advantage
+    loss: str
+    options: Mapping[str, Any]
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+    kl: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether answers are compared with others to the same prompt."""
+        return self.advantage in ("group", "leave_one_out")
+
+
+GROUP = {"responses": 8}
+NO_KL = {"coef": 0.0}
+METHODS: dict[str, Method] = {
+    "ppo": Method(
+        "PPO", "Clipped policy gradient with a critic.", "1707.06347", "gae", "ppo_clip",
+        {"clip": 0.2, "dual_clip": None, "gamma": 1.0, "lam": 0.95, "whiten": True, "reduction": "token"},
+        {"epochs": 2, "minibatches": 2},
+    ),
+    "reinforce": Method(
+        "REINFORCE", "Policy gradient with the rewards that follow a token.", "1909.08593", "return", "reinforce",
+        {"gamma": 1.0, "whiten": False, "reduction": "token"},
+    ),
+    "reinforce++": Method(
+        "REINFORCE++", "Clipped policy gradient, advantages scaled over the whole rollout.", "2501.03262", "return",
+        "ppo_clip", {"clip": 0.2, "gamma": 1.0, "whiten": True, "reduction": "token"}, {}, {"coef": 0.01},
+    ),
+    "reinforce++-baseline": Method(
+        "REINFORCE++ baseline", "The same with the mean of a prompt's answers as baseline.", "2501.03262", "group",
+        "ppo_clip", {"clip": 0.2, "scale": "none", "whiten": True, "reduction": "token"}, GROUP,
+        {"coef": 0.01, "place": "loss", "estimator": "k2"},
+    ),
+    "rloo": Method(
+        "RLOO", "Each answer against the mean of the others to its prompt.", "2402.14740", "leave_one_out",
+        "reinforce", {"whiten": False, "reduction": "fixed"}, {"responses": 4},
+    ),
+    "remax": Method(
+        "ReMax", "Each answer against the most likely one.", "2310.10505", "greedy", "reinforce",
+        {"whiten": False, "reduction": "fixed"},
+    ),
+    "grpo": Method(
+        "GRPO", "Rewards scaled within a prompt's group of answers.", "2402.03300", "group", "ppo_clip",
+        {"clip": 0.2, "scale": "group", "reduction": "response"}, GROUP,
+        {"coef": 0.04, "place": "loss", "estimator": "k3"},
+    ),
+    "dr-grpo": Method(
+        "Dr. GRPO", "GRPO without its biases for length and difficulty.", "2503.20783", "group", "ppo_clip",
+        {"clip": 0.2, "scale": "none", "reduction": "fixed"}, GROUP, NO_KL,
+    ),
+    "dapo": Method(
+        "DAPO", "GRPO with a higher upper clip, every token counting the same, groups with signal only.", "2503.14476",
+        "group", "ppo_clip",
+        {"clip": 0.2, "clip_high": 0.28, "scale": "group", "reduction": "token", "dynamic": True}, GROUP, NO_KL,
+    ),
+    "gspo": Method(
+        "GSPO", "GRPO with one ratio for a whole answer.", "2507.18071", "group", "gspo",
+        {"clip": 3e-4, "clip_high": 4e-4, "scale": "group", "reduction": "response"},
+        GROUP | {"minibatches": 4}, NO_KL,
+    ),
+    "cispo": Method(
+        "CISPO", "REINFORCE with a bounded importance weight and group advantages.", "2506.13585", "group", "cispo",
+        {"clip_high": 4.0, "scale": "group", "reduction": "token"}, GROUP, NO_KL,
+    ),
+}  # fmt: skip
+
+
+def _config(key: str) -> type[OnlineConfig]:
+    row = METHODS[key]
+    rollout, kl = RolloutConfig(**row.rollout), KLConfig(**row.kl)
+    fields: list[tuple[str, Any, Any]] = [
+        ("loss", SECTIONS[key], field(default_factory=SECTIONS[key])),
+        ("rollout", RolloutConfig, field(default_factory=lambda: rollout)),
+        ("kl", KLConfig, field(default_factory=lambda: kl)),
+    ]
+    if row.has_critic:
+        fields.append(("critic", CriticConfig, field(default_factory=CriticConfig)))
+    doc = f"{row.name}: {row.summary.rstrip('.')} (arXiv {row.paper})."
+    return make_class(f"{class_name(row.name)}Config", fields, (OnlineConfig,), doc, __name__)
+
+
+SECTIONS: dict[str, type] = {
+    key: make_section(row.name, row.options, OPTIONS, __name__) for key, row in METHODS.items()
+}
+"""Options of each method: the `loss` of its configuration."""
+CONFIGS: dict[str, type[OnlineConfig]] = {key: _config(key) for key in METHODS}
+"""Configuration of each method's command."""
+RULES: dict[type, dict[str, Rule]] = {
+    RewardsConfig: {"model": NAMED, "missing_eos_penalty": NOT_NEGATIVE},
+    RolloutConfig: {"responses": COUNT, "epochs": COUNT, "minibatches": COUNT},
+    KLConfig: {"coef": NOT_NEGATIVE, "reference": NAMED},
+    CriticConfig: {
+        "start": NAMED,
+        "lr": POSITIVE,
+        "clip": NOT_NEGATIVE,
+    },
+    **{section: section_rules(section, OPTIONS) for section in SECTIONS.values()},
+}
+"""Section -> option -> its range."""
+
+
+def online_config(method: str, *, loss: Mapping[str, Any] | None = None, **options: Any) -> OnlineConfig:
+    """The configuration of a method from Python: `loss` holds options of the method that differ from their defaults,
+    `options` are the configuration's other fields (`rollout` and `kl` whole)."""
+    return CONFIGS[method](**options, loss=SECTIONS[method](**(loss or {})))  # type: ignore[call-arg]
+
+
+def method_of(config: OnlineConfig) -> str:
+    """The key in `METHODS` that a configuration belongs to."""
+    return next(key for key, cls in CONFIGS.items() if type(config) is cls)

@@ -1,0 +1,57 @@
+"""Several sources of the same reward as one: less is trusted where they disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from assent.errors import ConfigError
+from assent.rewards.group import Group, GroupReward, Scores, by_source, check_names
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """`mean(scores)` over the K members: [K, S] to [S]."""
+    return scores.mean(axis=0)
+
+
+def minimum(scores: np.ndarray) -> np.ndarray:
+    """`min(scores)` over the K members, worst-case optimisation (arXiv 2310.02743): [K, S] to [S]."""
+    return scores.min(axis=0)
+
+
+def mean_minus_std(scores: np.ndarray, *, k: float) -> np.ndarray:
+    """`mean(scores) - k * std(scores)` over the K members, with `std^2 = mean((scores - mean)^2)`: [K, S] to [S].
+
+    Uncertainty-weighted optimisation (arXiv 2310.02743) with the standard deviation, which has the rewards' unit."""
+    return scores.mean(axis=0) - k * scores.std(axis=0)
+
+
+COMBINE: dict[str, Callable[..., np.ndarray]] = {"mean": mean, "minimum": minimum, "mean-std": mean_minus_std}
+"""How the members' rewards become one."""
+
+
+class Ensemble:
+    """Members that are asked for the same thing. An answer that one of them left unscored is unscored: a minimum over
+    fewer members would favour it. The members' rewards are logged under their names."""
+
+    def __init__(self, name: str, members: Sequence[GroupReward], combine: str = "mean", *, k: float = 1.0) -> None:
+        """`k` is how much of the standard deviation "mean-std" takes off. Raises ConfigError for fewer than two
+        members, two of the same name, an unknown `combine`, or a `k` that is negative or not finite."""
+        check_names(name, members)
+        if len(members) < 2:
+            raise ConfigError(f"{name}: an ensemble needs at least two members; got {members[0].name} alone.")
+        if combine not in COMBINE:
+            raise ConfigError(f"{name}: expected one of {', '.join(COMBINE)}; got '{combine}'.")
+        if not 0 <= k < math.inf:
+            raise ConfigError(f"{name}: expected k >= 0; got {k}.")
+        self.name = name
+        self.members = tuple(members)
+        self._combine = COMBINE[combine]
+        self._options = {"k": k} if combine == "mean-std" else {}
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        scores = [member.score(groups) for member in self.members]
+        values = self._combine(np.stack([score.values for score in scores]), **self._options)
+        return Scores(values, *by_source(self.members, scores))

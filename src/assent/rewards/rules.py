@@ -1,0 +1,186 @@
+"""Rewards that can be checked: the answer against the row's gold answer, against a pattern, or its length.
+
+A rule is a pure function. Its positional parameters say what it looks at (`answer`, the text; `gold`, the right answer
+from the row's own column; `length`, the answer's tokens), its keyword-only parameters are its options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+
+from assent.data.records import Example
+from assent.errors import ConfigError, DataError
+from assent.rewards.group import Group, Scores, checked
+from assent.settings import suggestion
+
+MARK = "####"
+"""What GSM8K writes before the final answer."""
+
+NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)\]])[-\u2212])?"  # a minus sign, not the operator or dash of "5-3"
+    r"\$?(?P<size>"
+    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"  # 1,450,000  540  28.00
+    r"|(?<![\w.])\.[0-9]+"  # .5
+    r")(?:/(?P<parts>[0-9]+))?"
+)
+
+
+def exact(answer: str, gold: str) -> float:
+    """1.0 where the answer is the gold answer, blanks around them aside, else 0.0."""
+    return float(answer.strip() == gold.strip())
+
+
+def contains(answer: str, gold: str) -> float:
+    """1.0 where the gold answer, blanks around it aside, stands somewhere in the answer, else 0.0."""
+    return float(gold.strip() in answer)
+
+
+def numeric(answer: str, gold: str) -> float:
+    """1.0 where the answer's final number is the gold number, else 0.0 (GSM8K, arXiv 2110.14168).
+
+    The answer's is the first number after its last "####", or without that mark its last number; see `final_number`.
+    Numbers are compared exactly, as fractions: 540, $540.00, 1,080/2 are the same.
+
+    gold  the number alone, or a text that ends with "#### number"
+
+    Raises ValueError when `gold` has no such number.
+    """
+    return float(final_number(answer) == gold_number(gold))
+
+
+def final_number(text: str) -> Fraction | None:
+    """The number that a text ends on: with "$", thousands commas and the period of the sentence taken off, marks of a
+    calculator (`<<3*2=6>>`) left out. None where there is none."""
+    _, mark, final = re.sub(r"<<[^<>]*>>", "", text).rpartition(MARK)
+    found = list(NUMBER.finditer(final))
+    return _value(found[0 if mark else -1]) if found else None
+
+
+def gold_number(gold: str) -> Fraction:
+    """The number of a gold answer. Raises ValueError where anything but one number stands there."""
+    written = gold.rpartition(MARK)[2].strip().removesuffix(".")
+    found = NUMBER.fullmatch(written)
+    number = _value(found) if found else None
+    if number is None:
+        raise ValueError(f"expected a number, alone or at the end after '{MARK}'; got '{written[:40]}'")
+    return number
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    """None for a division by zero and for more digits than Python reads: no right answer looks like that."""
+    try:
+        size = Fraction(found["size"].replace(",", "")) / int(found["parts"] or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return -size if found["sign"] else size
+
+
+def regex(answer: str, *, pattern: str) -> float:
+    """1.0 where the pattern is found in the answer, else 0.0. Anchors and flags stand in the pattern: r"(?s)\\A...\\Z".
+
+    Raises re.error for a pattern that is none.
+    """
+    return float(re.search(pattern, answer) is not None)
+
+
+def tags_in_order(answer: str, *, tags: Sequence[str]) -> float:
+    """1.0 where each tag is opened and closed exactly once, one pair after the other in the order given, else 0.0.
+
+    `tags=("think", "answer")` asks for <think>...</think>...<answer>...</answer>; text may stand around and between.
+
+    Raises ValueError when `tags` is no list of names.
+    """
+    if isinstance(tags, str) or not tags or not all(re.fullmatch(r"[\w-]+", tag) for tag in tags):
+        raise ValueError(f"tags: expected a list of names such as think, answer; got {tags!r}")
+    marks = re.findall(rf"</?(?:{'|'.join(tags)})>", answer)
+    return float(marks == [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")])
+
+
+def length_penalty(length: int, *, target: int, limit: int) -> float:
+    """A penalty for answers that run past a target: 0 up to `target` tokens, -1 from `limit` tokens on.
+
+        penalty = clamp((target - length) / (limit - target), -1, 0)
+
+    Raises ValueError unless 0 <= target < limit.
+    """
+    if not 0 <= target < limit:
+        raise ValueError(f"expected 0 <= target < limit; got target {target}, limit {limit}")
+    return min(max((target - length) / (limit - target), -1.0), 0.0)
+
+
+RULES: dict[str, Callable[..., float]] = {
+    "exact": exact,
+    "numeric": numeric,
+    "contains": contains,
+    "regex": regex,
+    "format": tags_in_order,
+    "length": length_penalty,
+}
+"""Names of rules to functions."""
+
+
+class RuleReward:
+    """A rule of `RULES` as a source of rewards. Rules that need the right answer read it from the row's column `gold`:
+    of GSM8K's, `answer` (the worked solution) and `final_answer` (the number) are there."""
+
+    def __init__(
+        self, rule: str, options: Mapping[str, object] | None = None, *, gold: str = "answer", name: str | None = None
+    ) -> None:
+        """Raises ConfigError for a rule or an option that does not exist, and for options that contradict another."""
+        if rule not in RULES:
+            raise ConfigError(f"There is no rule '{rule}'.{suggestion(rule, [*RULES])} Known: {', '.join(RULES)}.")
+        self.name = name or rule
+        self.rule = rule
+        self.gold = gold
+        self._function = RULES[rule]
+        self._options = dict(options or {})
+        parameters = inspect.signature(self._function).parameters.values()
+        self._looks_at = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self._check_options([p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises DataError where a row has no gold answer that the rule can use: better before training than in it."""
+        self.score([Group(example, ("",), (False,), (0,)) for example in examples])
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        """Raises DataError where a row has no gold answer that the rule can use."""
+        values = [self._one(group, index) for group in groups for index in range(len(group))]
+        return Scores(checked(f"The rule '{self.name}'", groups, values))
+
+    def _one(self, group: Group, index: int) -> float:
+        seen: dict[str, object] = {"answer": group.texts[index], "length": group.lengths[index]}
+        if "gold" in self._looks_at:
+            seen["gold"] = self._gold(group.example)
+        try:
+            return self._function(*(seen[name] for name in self._looks_at), **self._options)
+        except ValueError as error:
+            raise DataError(f"{group.example.origin}: {self.gold}: {error}.") from error
+
+    def _gold(self, example: Example) -> str:
+        value = example.meta.get(self.gold)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            found = ", ".join(example.meta) or "none"
+            got = f"got {value!r}" if self.gold in example.meta else "there is no such column"
+            raise DataError(
+                f"{example.origin}: {self.gold}: the rule '{self.rule}' needs the right answer, as text or a number; "
+                f"{got}. Columns beside the prompt: {found}."
+            )
+        return str(value)
+
+    def _check_options(self, known: Sequence[str]) -> None:
+        """Tries the rule out, so that whatever it says against its options is said before training."""
+        its = f"Its options: {', '.join(known) or 'none'}."
+        for name in self._options:
+            if name not in known:
+                raise ConfigError(f"The rule '{self.rule}' has no option '{name}'. {its}")
+        for name in known:
+            if name not in self._options:
+                raise ConfigError(f"The rule '{self.rule}' needs the option '{name}'. {its}")
+        seen = {"answer": "", "gold": "0", "length": 0}
+        try:
+            self._function(*(seen[name] for name in self._looks_at), **self._options)
+        except (ValueError, TypeError, re.error) as error:
+            raise ConfigError(f"The rule '{self.rule}': {error}.") from error

@@ -1,0 +1,155 @@
+"""What the learning tests share: settings of the enumerable world, and training in them by production code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from assent.algorithms.preference import Preference, balanced
+from assent.algorithms.references import MovingReference, Reference
+from assent.config import DataConfig, ModelConfig, OptimConfig
+from assent.data.mismatch import with_mismatched
+from assent.data.packing import EpochStream
+from assent.data.tree import TokenTree
+from assent.lab.enumerable import EnumerableWorld, build_enumerable
+from assent.models.loading import load_policy
+from assent.models.policy import Policy
+from assent.objectives import OBJECTIVES, preference_config
+from assent.train.distributed import World
+from assent.train.loop import Algorithm, train_steps
+from assent.train.optim import build_optimizer
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+MAX_LENGTH = 16
+TREES = 100  # of each prompt
+SURENESS = 4.0
+"""Factor on the rewards of the table: the surer the labels, the fewer are needed to learn what they say."""
+FLIPPED = 0.2
+
+
+@pytest.fixture(scope="session")
+def learn():
+    """Takes all steps of an algorithm."""
+
+    def train(algorithm: Algorithm, steps: int, optim: OptimConfig) -> None:
+        optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)
+        for _ in train_steps(algorithm, optimizer, optim, ALONE, start=0, total=steps):
+            pass
+
+    return train
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A world with its reference and feedback of every kind; log-probs and rewards are [X, Y]."""
+
+    world: EnumerableWorld
+    model: ModelConfig
+    reference: Policy
+    learn: Any
+    seed: int
+
+    def scores(self, policy: Policy) -> Tensor:
+        return self.world.logprobs(lambda batch: policy(batch).logprobs)
+
+    @cached_property
+    def ref(self) -> Tensor:
+        return self.scores(self.reference)
+
+    @property
+    def rewards(self) -> Tensor:
+        return self.world.rewards
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(response) for response in self.world.responses], dtype=torch.float64)
+
+    def gold(self, logp: Tensor) -> float:
+        """Expected reward of a policy, exactly."""
+        return float((logp.exp() * self.rewards).sum(dim=1).mean())
+
+    # ---- feedback
+
+    @property
+    def spread(self) -> Tensor:
+        """Draws from the square root of pi_ref: rare responses are compared often enough to be learned in little time.
+        It suits objectives whose optimum is the same whatever the draws."""
+        return torch.log_softmax(self.ref / 2, dim=1)
+
+    @cached_property
+    def pairs(self) -> list[TokenTree]:
+        return self._feedback("comparisons", self.spread, 512)
+
+    @cached_property
+    def own_pairs(self) -> list[TokenTree]:
+        return self._feedback("comparisons", self.ref, 512)
+
+    @cached_property
+    def flipped_pairs(self) -> list[TokenTree]:
+        return self._feedback("comparisons", self.spread, 512, flipped=FLIPPED)
+
+    @cached_property
+    def poor_pairs(self) -> list[TokenTree]:
+        """Only responses that are worse than the reference's own are compared."""
+        mean = (self.ref.exp() * self.rewards).sum(dim=1, keepdim=True)
+        poor = self.ref.masked_fill(self.rewards > mean, -torch.inf)
+        return self._feedback("comparisons", torch.log_softmax(poor, dim=1), 512)
+
+    @cached_property
+    def rankings(self) -> list[TokenTree]:
+        return self._feedback("rankings", self.spread, 48)
+
+    @cached_property
+    def ratings(self) -> list[TokenTree]:
+        return self._feedback("ratings", self.spread, 48)
+
+    @cached_property
+    def own_ratings(self) -> list[TokenTree]:
+        return self._feedback("ratings", self.ref, 48)
+
+    @cached_property
+    def labels(self) -> list[TokenTree]:
+        return self._feedback("labels", self.ref, 48)
+
+    def _feedback(self, kind: str, drawn: Tensor, number: int, **options: float) -> list[TokenTree]:
+        rng = np.random.default_rng(self.seed)
+        make = getattr(self.world, kind)
+        return [tree for _ in range(TREES) for tree in make(drawn, number, rng, **options)]
+
+    # ---- training
+
+    def train(self, objective: str, trees: Sequence[TokenTree], steps: int, optim: OptimConfig, **loss: Any) -> Tensor:
+        """Log-probs [X, Y] of the reference's copy after `steps` steps of one tree for each prompt."""
+        policy = load_policy(self.model, max_length=MAX_LENGTH)
+        config = preference_config(objective, model=self.model, data=DataConfig("unused"), out="unused", loss=loss)
+        row = OBJECTIVES[objective]
+        if row.loss == "kto":
+            trees = with_mismatched(trees, self.seed, MAX_LENGTH)
+        batch = len(self.world.prompts)
+        stream = EpochStream(trees, batch_size=batch, micro_tokens=16384, seed=self.seed, flat=False)
+        reference = self._reference(policy, row.reference.get("mode")) if row.needs_reference else None
+        self.learn(Preference(policy, reference, stream, balanced(config, trees), ALONE), steps, optim)
+        return self.scores(policy)
+
+    def _reference(self, policy: Policy, mode: str | None) -> Reference:
+        if mode != "moving":
+            return Reference(policy, self.reference)
+        copy = load_policy(self.model, max_length=MAX_LENGTH, trainable=False)
+        return MovingReference(policy, copy, rate=0.6, every=20)
+
+
+@pytest.fixture(scope="session", params=(0, 1, 2), ids="seed{}".format)
+def setting(request, tmp_path_factory, learn) -> Setting:
+    seed = request.param
+    out = tmp_path_factory.mktemp("enumerable")
+    world = build_enumerable(out, seed=seed, num_prompts=4, letters="abcde")
+    model = ModelConfig(str(world.model), precision="fp32")
+    reference = load_policy(model, max_length=MAX_LENGTH, trainable=False)
+    return Setting(replace(world, rewards=SURENESS * world.rewards), model, reference, learn, seed)

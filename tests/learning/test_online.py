@@ -1,0 +1,86 @@
+"""Every online method learns, on three seeds, through the production algorithm and the production train loop.
+
+Methods that maximise reward - coef * KL without distorting either close at least 90 % of the regret to the optimum of
+exactly that. All others, which scale advantages or have no KL, raise the expected gold reward, exact by enumeration, at
+least `RISE` of the way from the reference's to that of the KL-regularised optimum at `COEF`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from assent.algorithms.job import Job
+from assent.algorithms.online import Models, Online
+from assent.config import DataConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.data.chat import Chat
+from assent.data.formats import load_examples
+from assent.lab.enumerable import TableReward, optimum, regret_closed
+from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.online import METHODS, KLConfig, RewardsConfig, RolloutConfig, online_config
+from assent.train.distributed import World
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+COEF = 2.0
+RISE = 1.0
+KL = KLConfig(coef=COEF)
+
+TO_OPTIMUM: dict[str, dict[str, Any]] = {
+    "ppo": {"loss": {"lam": 1.0}, "rollout": RolloutConfig(64, epochs=4)},
+    "reinforce": {"loss": {"whiten": True}, "rollout": RolloutConfig(64)},
+    "reinforce++": {"rollout": RolloutConfig(64, epochs=2)},
+    "rloo": {"rollout": RolloutConfig(64)},
+    "remax": {"rollout": RolloutConfig(64)},
+}
+"""Methods with the KL in the reward, and their options."""
+RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo")
+
+
+def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **options: Any) -> Tensor:
+    """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt."""
+    world, model = setting.world, setting.model
+    config = online_config(
+        method,
+        model=model,
+        data=DataConfig(str(world.prompts_file), max_length=16),
+        out="unused",
+        train=TrainConfig(batch_size=len(world.prompts), seed=setting.seed),
+        rewards=RewardsConfig("the table"),
+        sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
+        **options,
+    )
+    tokenizer = load_tokenizer(model)
+    current = Job(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
+    policy = load_policy(model, max_length=16)
+    critic = (
+        load_score_model(model, tokenizer, max_length=16, seed=setting.seed) if METHODS[method].has_critic else None
+    )
+    models = Models(policy, critic, setting.reference if config.kl.coef > 0 else None, TableReward(world))
+    algorithm = Online(current, models, load_examples(str(world.prompts_file)).examples, config)
+    learn(algorithm, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95))
+    return setting.scores(policy)
+
+
+def test_every_method_is_tested() -> None:
+    assert set(TO_OPTIMUM) | set(RAISING) == set(METHODS) and not set(TO_OPTIMUM) & set(RAISING)
+
+
+@pytest.mark.parametrize("method", TO_OPTIMUM)
+def test_reaches_the_optimum(setting, learn, method: str) -> None:
+    logp = train(setting, learn, method, 300, 5e-3, kl=KL, **TO_OPTIMUM[method])
+    closed = regret_closed(logp, setting.ref, setting.rewards, COEF)
+    print(f"{method}, seed {setting.seed}: {closed:.3f} of the regret closed")
+    assert closed >= 0.9
+
+
+@pytest.mark.parametrize("method", RAISING)
+def test_raises_the_gold_reward(setting, learn, method: str) -> None:
+    options = {"loss": {"clip": 0.2, "clip_high": 0.2}} if method == "gspo" else {}  # its own range suits long answers
+    logp = train(setting, learn, method, 60, 2e-3, rollout=RolloutConfig(16), **options)
+    start, best = setting.gold(setting.ref), setting.gold(optimum(setting.ref, setting.rewards, COEF))
+    rise = (setting.gold(logp) - start) / (best - start)
+    print(f"{method}, seed {setting.seed}: {rise:.2f} of the way up")
+    assert rise >= RISE

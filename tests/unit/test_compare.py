@@ -1,0 +1,236 @@
+"""Several objectives under one budget, end to end on a tiny world, and what `assent compare` refuses before it
+trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assent.algorithms.reward import train_reward
+from assent.cli import main
+from assent.config import (
+    CompareConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from assent.errors import ConfigError, DataError, RunFolderError
+from assent.evaluate import compare as module
+from assent.evaluate.compare import compare, objective_config
+from assent.evaluate.generation import PolicyTable
+from assent.train.log import read_metrics
+from assent.train.progress import Interrupt, ShutdownRequested
+
+SCORER = """
+def score(prompt, answer):
+    assert prompt[-1].role == "user" and prompt[-1].content.startswith("Egg")
+    return float(len(answer))
+
+number = 3
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model_dir: Path) -> CompareConfig:
+    """DPO and KTO for two steps, on six pairs and two held-out ones."""
+    rows = [{"prompt": f"Egg {i}?", "chosen": "Yes, boil it.", "rejected": f"No {i}."} for i in range(8)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[6:], rows[7]]))
+    (tmp_path / "gold.py").write_text(SCORER)
+    return CompareConfig(
+        ModelConfig(str(tiny_model_dir), precision="fp32"),
+        DataConfig(str(tmp_path / "train.jsonl"), eval=str(tmp_path / "held.jsonl"), max_length=96),
+        str(tmp_path / "out"),
+        OptimConfig(lr=1e-2),
+        TrainConfig(batch_size=3, max_steps=2),
+        objectives=("dpo", "kto"),
+        scorer=f"{tmp_path / 'gold.py'}:score",
+        options={"kto.loss.beta": "0.5", "dpo.probe.prompts": "1"},
+        sampling=SamplingConfig(max_new_tokens=6),
+        answers=2,
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that were trained."""
+    names: list[str] = []
+    original = module.train_preference
+
+    def train(run):
+        names.append(Path(run.out).name)
+        return original(run)
+
+    monkeypatch.setattr(module, "train_preference", train)
+    return names
+
+
+def refused(config: CompareConfig, error: type[Exception] = ConfigError) -> str:
+    with pytest.raises(error) as caught:
+        compare(config)
+    return str(caught.value)
+
+
+# ---- the whole way
+
+
+def test_every_objective_is_trained_answered_scored_and_reported(config: CompareConfig, trained, capsys):
+    report = compare(config)
+    out = Path(config.out)
+    assert trained == ["dpo", "kto"] and report == out / "report.html"
+    table = PolicyTable.load(out / "evaluation.json")
+    assert [policy.name for policy in table.policies] == ["start", "dpo", "kto"]
+    assert table.baseline == "start" and table.scorers == ("gold",)
+    start, dpo, kto = table.policies
+    assert [policy.length.n for policy in table.policies] == [4] * 3  # two prompts, the repeated one once
+    assert start.kl.mean == 0.0 and abs(dpo.kl.mean) > 0 and kto.win_rate is not None
+    answers = [answer for comparison in table.comparisons for answer in comparison.answers.values()]
+    assert answers and all(answer.scores["gold"] == len(answer.text) for answer in answers)
+    text = report.read_text()
+    assert "2 objectives on" in text and ">DPO</span>" in text and ">KTO</span>" in text
+    printed = capsys.readouterr()
+    assert "dpo" in printed.out and "[3/3] answers of 3 policies to 2 prompts" in printed.err
+    beta = {name: yaml.safe_load((out / name / "resolved.yaml").read_text())["loss"]["beta"] for name in trained}
+    assert beta == {"dpo": 0.1, "kto": 0.5}
+
+
+def test_a_reward_model_scores_beside_or_instead(config: CompareConfig, tmp_path: Path):
+    reward = RewardConfig(config.model, replace(config.data, eval=None), str(tmp_path / "reward"), train=config.train)
+    train_reward(reward)
+    both = replace(config, objectives=("simpo",), options={}, reward_model=reward.out)
+    compare(both)
+    table = PolicyTable.load(Path(config.out) / "evaluation.json")
+    assert table.gold == "gold" and set(table.scorers) == {"gold", "proxy"}
+    compare(replace(both, scorer=None, out=str(tmp_path / "alone")))
+    alone = PolicyTable.load(tmp_path / "alone" / "evaluation.json")
+    assert alone.gold == "proxy" and alone.scorers == ("proxy",)
+    assert [p.scores["proxy"].mean for p in alone.policies] == [p.scores["proxy"].mean for p in table.policies]
+
+
+def test_resume_keeps_what_is_finished_and_goes_on_with_the_rest(config: CompareConfig, trained, monkeypatch):
+    longer = replace(config, train=replace(config.train, max_steps=4))
+
+    def stopped(interrupt):
+        interrupt.requested = len(trained) == 2
+        return interrupt
+
+    with monkeypatch.context() as inner, pytest.raises(ShutdownRequested):
+        inner.setattr(Interrupt, "__enter__", stopped)
+        compare(longer)
+    assert trained == ["dpo", "kto"]
+    out = Path(config.out)
+    assert (out / "dpo" / "model" / "README.md").is_file() and not (out / "kto" / "model").exists()
+    assert "not empty. Continue it with --resume auto" in refused(longer, RunFolderError)
+    trained.clear()
+    compare(replace(longer, resume="auto"))
+    assert trained == ["kto"]
+    steps = [row["step"] for row in read_metrics(out / "kto" / "metrics.jsonl") if "loss" in row]
+    assert steps == [1, 2, 3, 4]
+    trained.clear()
+    compare(replace(longer, resume="auto"))
+    assert trained == [] and len(PolicyTable.load(out / "evaluation.json").policies) == 3
+
+
+# ---- options of single objectives
+
+
+def test_options_reach_their_objective_with_their_type(config: CompareConfig):
+    options = {
+        "simpo.loss.gamma": "0",
+        "simpo.loss.length_normalised": "false",
+        "simpo.optim.lr": "1e-4",
+        "simpo.plus": "{sft: 0.2}",
+        "tr-dpo.reference.every": "7",
+    }
+    both = replace(config, objectives=("simpo", "tr-dpo"), options=options)
+    simpo, moving = (objective_config(both, name) for name in both.objectives)
+    assert (simpo.loss.gamma, simpo.loss.length_normalised, simpo.optim.lr) == (0.0, False, 1e-4)
+    assert simpo.plus == {"sft": 0.2} and moving.plus == {} and moving.optim.lr == config.optim.lr
+    assert (moving.reference.mode, moving.reference.every) == ("moving", 7)
+    assert simpo.out == str(Path(config.out) / "simpo") and simpo.data == config.data and simpo.resume is None
+    assert objective_config(replace(both, resume="auto"), "simpo").resume == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dpo.loss.bta": "1"}, "dpo.loss.bta: dpo has no option 'loss.bta'. Perhaps you meant 'dpo.loss.beta'."),
+        ({"dpo.lr": "1"}, "--options dpo.lr: dpo has no option 'lr'. Perhaps you meant 'dpo.optim.lr'."),
+        ({"dpo": "1"}, "--options dpo: dpo has no option ''"),
+        ({"kto.plus": "{sft: 1}"}, "--options kto.plus: kto has no option 'plus'"),
+        ({"dpo.loss.beta": "big"}, "--options of dpo:"),
+        ({"dpo.loss.beta": "-1"}, "--loss.beta must be > 0. Got -1.0."),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused_before_anything_is_trained(config: CompareConfig, trained, options, message):
+    assert message in refused(replace(config, options=options))
+    assert trained == [] and not Path(config.out).exists()
+
+
+# ---- what else is refused
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ("nothing.py:score", "--scorer nothing.py:score: nothing.py cannot be imported:"),
+        ("no_such_module:score", "no_such_module cannot be imported:"),
+        ("GOLD:scoer", "has no function 'scoer'. It has: score."),
+        ("GOLD:number", "has no function 'number'. It has: score."),
+        ("GOLD", "--scorer must be FILE.py:function or module:function."),
+        ("score", "--scorer must be FILE.py:function or module:function. Got 'score'."),
+    ],
+)
+def test_scorers_that_are_not_there(config: CompareConfig, trained, tmp_path, scorer: str, message: str):
+    assert message in refused(replace(config, scorer=scorer.replace("GOLD", str(tmp_path / "gold.py"))))
+    assert trained == []
+
+
+def test_a_broken_scorer_file_is_a_message(config: CompareConfig, tmp_path):
+    (tmp_path / "gold.py").write_text("def score(:\n")
+    assert "gold.py cannot be imported: " in refused(config)
+
+
+def test_prompts_are_needed(config: CompareConfig, trained, tmp_path):
+    without = replace(config, data=replace(config.data, eval=None, eval_fraction=0.3))
+    assert "Give --prompts FILE or --data.eval FILE." in refused(without)
+    (tmp_path / "text.jsonl").write_text('{"text": "An egg."}\n')
+    assert "no row has a prompt to answer" in refused(replace(config, prompts=str(tmp_path / "text.jsonl")), DataError)
+    assert trained == []
+
+
+Args = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(capsys) -> Args:
+    """`assent compare` with these options: exit code and error text."""
+
+    def run(*options: str) -> tuple[int, str]:
+        code = main(["compare", "--model.path", "m", "--data.train", "t", "--data.eval", "e", "--out", "o", *options])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "assent compare needs something that scores answers. Give --scorer FILE.py:function or --reward_model."),
+        (["--scorer", "a:b", "--objectives", "dpo", "dop"], "--objectives: no objective is called 'dop'. Known: dpo,"),
+        (["--scorer", "a:b", "--objectives", "dpo", "dpo"], "--objectives names one twice. Got dpo dpo."),
+        (["--scorer", "a:b", "--options", "exo.loss.beta:1"], "exo.loss.beta: begins with none of --objectives (dpo,"),
+        (["--scorer", "a:b", "--answers", "0"], "--answers must be at least 1."),
+    ],
+)  # fmt: skip
+def test_the_command_line_is_checked_first(command: Args, options: list[str], message: str):
+    code, said = command(*options)
+    assert code == 2 and message in said
