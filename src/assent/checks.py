@@ -118,9 +118,51 @@ def _trackers_once(config: c.RunConfig) -> str | None:
 
 
 def _needs_reward(config: online.OnlineConfig) -> str | None:
-    if config.rewards.model is None:
-        return "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward)."
+    if not any(getattr(config.rewards, kind) for kind in SOURCES):
+        return (
+            "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
+            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+        )
     return None
+
+
+def _reward_lists(config: online.OnlineConfig) -> str | None:
+    for kind in SOURCES:
+        given = getattr(config.rewards, kind)
+        if isinstance(given, str):  # from Python; its letters would be taken for names
+            return f"--rewards.{kind} must be several names, in Python a tuple. Got one text."
+        if "" in given or len(set(given)) < len(given):
+            return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} of them different."
+    for name, weight in config.rewards.weights.items():
+        if not math.isfinite(weight):
+            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number."
+    return None
+
+
+def _ensemble(config: online.OnlineConfig) -> str | None:
+    rewards = config.rewards
+    if rewards.ensemble != "mean" and len(rewards.model) < 2:
+        return (
+            f"--rewards.ensemble {rewards.ensemble} is about several reward models. Give --rewards.model two or more. "
+            f"Got {len(rewards.model)}."
+        )
+    return None
+
+
+def _critic_start(config: online.OnlineConfig) -> str | None:
+    critic: online.CriticConfig | None = getattr(config, "critic", None)
+    if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
+        return None
+    if _needs_reward(config):
+        return None  # said already
+    return (
+        "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got "
+        f"{len(config.rewards.model)}. Use --critic.start policy."
+    )
+
+
+SOURCES = ("model", "rules", "functions", "servers")
+"""The options of `rewards` that name what answers are scored by."""
 
 
 def _needs_group(config: online.OnlineConfig) -> str | None:
@@ -254,6 +296,9 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _eval_needs_data),
     (c.RunConfig, _trackers_once),
     (online.OnlineConfig, _needs_reward),
+    (online.OnlineConfig, _reward_lists),
+    (online.OnlineConfig, _ensemble),
+    (online.OnlineConfig, _critic_start),
     (online.OnlineConfig, _needs_group),
     (online.OnlineConfig, _sampling_temperature),
     (online.OnlineConfig, _rollout_minibatches),

@@ -17,12 +17,53 @@ from assent.sections import Option, class_name, make_class, make_section, sectio
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """What answers are worth."""
+    """What answers are worth: the weighted sum of all that is named here."""
 
-    model: str | None = None
-    """Reward model folder or hub id (frozen)."""
+    model: tuple[str, ...] = ()
+    """Reward model folders or hub ids (frozen). Several are an ensemble: one reward."""
+    ensemble: Literal["mean", "min", "lcb"] = "mean"
+    """How the rewards of several models become one: their mean, the lowest, or the mean less `deviations` standard
+    deviations (arXiv 2310.02743)."""
+    deviations: float = 1.0
+    """lcb: how many."""
+    rules: tuple[str, ...] = ()
+    """numeric, exact, contains: against the row's column `answer`, or =COLUMN; regex=PATTERN; format=TAG,TAG;
+    length=TARGET,LIMIT."""
+    functions: tuple[str, ...] = ()
+    """Functions f(prompts, completions, **columns) -> rewards, as FILE.py:function or module:function."""
+    workers: int = 0
+    """Processes that functions run in, one answer at a time; 0: none of their own, and no time limit."""
+    time_limit: float = 10.0
+    """workers: seconds for one answer; one that takes longer is left unscored."""
+    servers: tuple[str, ...] = ()
+    """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory and vllm."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weights other than 1, for example format:0.2. Sources are called model, or as the rule, function or shape; 0 only
+    logs."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of an answer that did not end."""
+
+
+@dataclass(frozen=True)
+class RemoteConfig:
+    """How reward servers are asked."""
+
+    timeout: float = 60.0
+    """Seconds for one request."""
+    retries: int = 10
+    """How often a request is tried again that was refused, timed out, or met an overloaded or broken server."""
+    budget: float = 600.0
+    """Seconds for all answers of a rollout, pauses included; then the run saves and stops."""
+    concurrency: int = 4
+    """Requests under way at the same time, for each rank."""
+    batch: int = 32
+    """Answers in one request."""
+    model: str | None = None
+    """The model's name there (llamafactory, vllm)."""
+    label: str | None = None
+    """Column of the rows that is sent as the label (openrlhf)."""
+    key_env: str | None = None
+    """Environment variable with the key that is sent as "Authorization: Bearer KEY"."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +110,7 @@ class OnlineConfig(c.RunConfig):
     options as `loss`."""
 
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     sampling: c.SamplingConfig = field(default_factory=c.SamplingConfig)
@@ -197,7 +239,22 @@ SECTIONS: dict[str, type] = {
 CONFIGS: dict[str, type[OnlineConfig]] = {key: _config(key) for key in METHODS}
 """Configuration of each method's command."""
 RULES: dict[type, dict[str, Rule]] = {
-    RewardsConfig: {"model": NAMED, "missing_eos_penalty": NOT_NEGATIVE},
+    RewardsConfig: {
+        "deviations": NOT_NEGATIVE,
+        "workers": NOT_NEGATIVE,
+        "time_limit": POSITIVE,
+        "missing_eos_penalty": NOT_NEGATIVE,
+    },
+    RemoteConfig: {
+        "timeout": POSITIVE,
+        "retries": NOT_NEGATIVE,
+        "budget": POSITIVE,
+        "concurrency": COUNT,
+        "batch": COUNT,
+        "model": NAMED,
+        "label": NAMED,
+        "key_env": NAMED,
+    },
     RolloutConfig: {"responses": COUNT, "epochs": COUNT, "minibatches": COUNT},
     KLConfig: {"coef": NOT_NEGATIVE, "reference": NAMED},
     CriticConfig: {

@@ -60,7 +60,7 @@ def test_a_weight_of_zero_only_logs():
 
 
 def test_sums_of_ensembles_keep_every_name():
-    pair = Ensemble("models", [Given("one", 1, 2, 3), Given("two", 3, 2, None)], "minimum")
+    pair = Ensemble("models", [Given("one", 1, 2, 3), Given("two", 3, 2, None)], "min")
     scores = WeightedSum("reward", [pair, Given("right", 1, 1, 1)], [1.0, 1.0]).score(GROUPS)
     np.testing.assert_array_equal(scores.values, [2.0, 3.0, np.nan])
     assert list(scores.parts) == ["models", "models/one", "models/two", "right"]
@@ -87,10 +87,10 @@ def test_sources_need_names_of_their_own():
     ("combine", "k", "expected"),
     [
         ("mean", 1.0, [2.0, 4.0, 0.0]),
-        ("minimum", 1.0, [1.0, 4.0, -3.0]),
-        ("mean-std", 0.0, [2.0, 4.0, 0.0]),
-        ("mean-std", 1.0, [2.0 - math.sqrt(2 / 3), 4.0, -math.sqrt(14 / 3)]),
-        ("mean-std", 2.0, [2.0 - 2 * math.sqrt(2 / 3), 4.0, -2 * math.sqrt(14 / 3)]),
+        ("min", 1.0, [1.0, 4.0, -3.0]),
+        ("lcb", 0.0, [2.0, 4.0, 0.0]),
+        ("lcb", 1.0, [2.0 - math.sqrt(2 / 3), 4.0, -math.sqrt(14 / 3)]),
+        ("lcb", 2.0, [2.0 - 2 * math.sqrt(2 / 3), 4.0, -2 * math.sqrt(14 / 3)]),
     ],
 )
 def test_ensembles(combine: str, k: float, expected: list[float]):
@@ -115,11 +115,11 @@ def test_wrong_ensembles():
     one, two = Given("one", 1), Given("two", 1)
     with pytest.raises(ConfigError, match="at least two members; got one alone"):
         Ensemble("models", [one])
-    with pytest.raises(ConfigError, match="expected one of mean, minimum, mean-std; got 'max'"):
+    with pytest.raises(ConfigError, match="expected one of mean, min, lcb; got 'max'"):
         Ensemble("models", [one, two], "max")
     for k in (-1.0, math.nan, math.inf):
         with pytest.raises(ConfigError, match="expected k >= 0; got"):
-            Ensemble("models", [one, two], "mean-std", k=k)
+            Ensemble("models", [one, two], "lcb", k=k)
 
 
 def test_values_are_checked_against_the_answers_they_are_for():

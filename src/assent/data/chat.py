@@ -111,6 +111,10 @@ class Chat:
         plan = self._plan(Example(prompt=tuple(messages)))
         return self._required(self._encode([plan])[0][0], "prompt")
 
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """What the template writes for them, up to where the answer begins. Errors as in `prompt_ids`."""
+        return self._render(tuple(messages), generate=True, column="prompt")
+
     def tree(self, example: Example, max_length: int, key: int = 0) -> TokenTree:
         """The example as token ids, with one branch per response, in order, its `Pair` feedback as pairs, and its other
         feedback as fields per response (`assent.data.feedback`).

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.rewards.group import Group, GroupReward, Scores, by_source, check_names
 
@@ -16,19 +17,20 @@ def mean(scores: np.ndarray) -> np.ndarray:
     return scores.mean(axis=0)
 
 
-def minimum(scores: np.ndarray) -> np.ndarray:
+def lowest(scores: np.ndarray) -> np.ndarray:
     """`min(scores)` over the K members, worst-case optimisation (arXiv 2310.02743): [K, S] to [S]."""
     return scores.min(axis=0)
 
 
-def mean_minus_std(scores: np.ndarray, *, k: float) -> np.ndarray:
-    """`mean(scores) - k * std(scores)` over the K members, with `std^2 = mean((scores - mean)^2)`: [K, S] to [S].
+def lower_bound(scores: np.ndarray, *, k: float) -> np.ndarray:
+    """Lower confidence bound `mean(scores) - k * std(scores)` over the K members: [K, S] to [S], with
+    `std^2 = mean((scores - mean)^2)`.
 
     Uncertainty-weighted optimisation (arXiv 2310.02743) with the standard deviation, which has the rewards' unit."""
     return scores.mean(axis=0) - k * scores.std(axis=0)
 
 
-COMBINE: dict[str, Callable[..., np.ndarray]] = {"mean": mean, "minimum": minimum, "mean-std": mean_minus_std}
+COMBINE: dict[str, Callable[..., np.ndarray]] = {"mean": mean, "min": lowest, "lcb": lower_bound}
 """How the members' rewards become one."""
 
 
@@ -37,7 +39,7 @@ class Ensemble:
     fewer members would favour it. The members' rewards are logged under their names."""
 
     def __init__(self, name: str, members: Sequence[GroupReward], combine: str = "mean", *, k: float = 1.0) -> None:
-        """`k` is how much of the standard deviation "mean-std" takes off. Raises ConfigError for fewer than two
+        """`k` is how many standard deviations "lcb" lies below the mean. Raises ConfigError for fewer than two
         members, two of the same name, an unknown `combine`, or a `k` that is negative or not finite."""
         check_names(name, members)
         if len(members) < 2:
@@ -49,7 +51,11 @@ class Ensemble:
         self.name = name
         self.members = tuple(members)
         self._combine = COMBINE[combine]
-        self._options = {"k": k} if combine == "mean-std" else {}
+        self._options = {"k": k} if combine == "lcb" else {}
+
+    def check(self, examples: Sequence[Example]) -> None:
+        for member in self.members:
+            member.check(examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
         scores = [member.score(groups) for member in self.members]

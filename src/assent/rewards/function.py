@@ -30,12 +30,13 @@ class FunctionReward:
     its author knows whether trying again would help.
     """
 
-    def __init__(self, spec: str, flag: str) -> None:
+    def __init__(self, spec: str, flag: str, name: str | None = None) -> None:
         """`spec` is FILE.py:function or module:function. Raises ConfigError, with the `flag` it was given by, where
         there is none or it cannot be called by name."""
         self.function = load_function(spec, flag)
-        self.name = spec.rpartition(":")[2]
-        self.who = f"{flag} {spec}: {self.name}"
+        function = spec.rpartition(":")[2]
+        self.name = name or function
+        self.who = f"{flag} {spec}: {function}"
         try:
             parameters = list(inspect.signature(self.function).parameters.values())
         except (TypeError, ValueError):

@@ -29,8 +29,10 @@ class Group:
     """Whether each ended by itself."""
     lengths: tuple[int, ...]
     """Tokens of each."""
-    ids: tuple[Sequence[int], ...] = ()
+    ids: tuple[Sequence[int] | np.ndarray, ...] = ()
     """The tokens themselves, for sources that ask for them; empty where nobody kept them."""
+    prompt_ids: Sequence[int] | np.ndarray = ()
+    """The tokens that they were sampled from."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.finished) == len(self.lengths), "one entry for each answer"
@@ -42,7 +44,9 @@ class Group:
     def alone(self, index: int) -> Group:
         """A group of one: that answer."""
         one = slice(index, index + 1)
-        return Group(self.example, self.texts[one], self.finished[one], self.lengths[one], self.ids[one])
+        return Group(
+            self.example, self.texts[one], self.finished[one], self.lengths[one], self.ids[one], self.prompt_ids
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,11 @@ class GroupReward(Protocol):
     """A source of rewards: a model, a rule, a function, a server, or several of them."""
 
     name: str
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises ConfigError or DataError where answers to these prompts could not be scored: better before training
+        than in it."""
+        ...
 
     def score(self, groups: Sequence[Group]) -> Scores:
         """The rewards of all answers. Raises RewardError or NonFiniteError where it has none to give."""
@@ -84,6 +93,10 @@ class WeightedSum:
         self.name = name
         self.sources = tuple(sources)
         self.weights = tuple(weights)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        for source in self.sources:
+            source.check(examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
         scores = [source.score(groups) for source in self.sources]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from assent.data.records import Example
 from assent.errors import NonFiniteError, UserError
 from assent.rewards.group import Group, GroupReward, RewardError, Scores, checked
 
@@ -48,6 +49,10 @@ class PooledReward:
         self.limit = limit
         self._workers: list[_Worker] = []
         weakref.finalize(self, _stop_all, self._workers)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Builds the source in this process as well, and lets it look."""
+        pickle.loads(self.build)().check(examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises what the source raises, and RewardError when a worker cannot be started."""
@@ -172,7 +177,7 @@ def serve(descriptor: int) -> None:
         try:
             source = pickle.loads(connection.recv())()
         except Exception as error:
-            connection.send(_portable(error))
+            connection.send(portable(error))
             return
         connection.send(None)
         while True:
@@ -182,10 +187,10 @@ def serve(descriptor: int) -> None:
                 value = float(scores.values[0])
                 connection.send((None if np.isnan(value) else value, dict(scores.failures)))
             except Exception as error:
-                connection.send(_portable(error))
+                connection.send(portable(error))
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """An error that can be pickled: a person's as it is, any other as its text."""
     return error if isinstance(error, UserError | NonFiniteError) else RewardError(f"{type(error).__name__}: {error}")
 

@@ -25,7 +25,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from assent.data.records import Message
+from assent.data.records import Example, Message
 from assent.errors import ConfigError
 from assent.rewards.group import Group, RewardError, Scores, checked
 from assent.settings import suggestion
@@ -150,6 +150,15 @@ class RemoteReward:
         self._path = path if path.endswith(self.shape.path) else path + self.shape.path
         self._who = f"{name}: the reward server {self._url.scheme}://{self._url.netloc}{self._path}"
         self._jitter = random.Random()  # its own: pauses must not move the generators that training draws from
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises ConfigError where no row has the column that is sent as the label."""
+        columns = {column: None for example in examples for column in example.meta}
+        if self.server.label and self.server.label not in columns:
+            raise ConfigError(
+                f"{self.name}: no row has the column '{self.server.label}', which is to be sent as the label. Columns "
+                f"beside the prompt: {', '.join(columns) or 'none'}."
+            )
 
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises ServerUnavailable when the budget is spent, ServerAnswerError for an answer that trying again would

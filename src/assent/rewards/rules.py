@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError
@@ -18,6 +19,8 @@ from assent.settings import suggestion
 
 MARK = "####"
 """What GSM8K writes before the final answer."""
+GOLD = "answer"
+"""The column that holds the right answer, where none is named."""
 
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)\]])[-\u2212])?"  # a minus sign, not the operator or dash of "5-3"
@@ -122,12 +125,54 @@ RULES: dict[str, Callable[..., float]] = {
 """Names of rules to functions."""
 
 
+def _limits(text: str) -> dict[str, object]:
+    try:
+        target, limit = map(int, text.split(","))
+    except ValueError:
+        raise ConfigError(f"expected two whole numbers; got '{text}'.") from None
+    return {"target": target, "limit": limit}
+
+
+class Spelling(NamedTuple):
+    """How a rule is written where only text can be given, and what its argument means: its options. Without `read`,
+    the argument is the column of the gold answer."""
+
+    written: str
+    read: Callable[[str], dict[str, object]] | None = None
+
+
+SPELLINGS: dict[str, Spelling] = {
+    "exact": Spelling("exact or exact=COLUMN"),
+    "numeric": Spelling("numeric or numeric=COLUMN"),
+    "contains": Spelling("contains or contains=COLUMN"),
+    "regex": Spelling("regex=PATTERN", lambda text: {"pattern": text}),
+    "format": Spelling("format=TAG,TAG", lambda text: {"tags": text.split(",")}),
+    "length": Spelling("length=TARGET,LIMIT", _limits),
+}
+"""How each of `RULES` is written on a command line."""
+
+
+def rule_reward(spec: str, name: str) -> RuleReward:
+    """The rule that `spec` spells, as in `SPELLINGS`. Raises ConfigError for one that does not exist or says too little
+    or too much."""
+    rule, _, argument = spec.partition("=")
+    if rule not in RULES:
+        raise ConfigError(f"There is no rule '{rule}'.{suggestion(rule, [*RULES])} Known: {', '.join(RULES)}.")
+    spelling = SPELLINGS[rule]
+    try:
+        if spelling.read is None:
+            return RuleReward(rule, gold=argument or GOLD, name=name)
+        return RuleReward(rule, spelling.read(argument) if argument else {}, name=name)
+    except ConfigError as error:
+        raise ConfigError(f"{spec}: {error} It is written {spelling.written}.") from None
+
+
 class RuleReward:
     """A rule of `RULES` as a source of rewards. Rules that need the right answer read it from the row's column `gold`:
     of GSM8K's, `answer` (the worked solution) and `final_answer` (the number) are there."""
 
     def __init__(
-        self, rule: str, options: Mapping[str, object] | None = None, *, gold: str = "answer", name: str | None = None
+        self, rule: str, options: Mapping[str, object] | None = None, *, gold: str = GOLD, name: str | None = None
     ) -> None:
         """Raises ConfigError for a rule or an option that does not exist, and for options that contradict another."""
         if rule not in RULES:
