@@ -15,6 +15,7 @@ from assent.algorithms.job import Job, job
 from assent.algorithms.online import Models, Online
 from assent.algorithms.preference import Preference, set_up
 from assent.algorithms.reward import Reward
+from assent.algorithms.scoring import reward_source
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,
@@ -35,7 +36,6 @@ from assent.data.views import pair_view, prompt_view, sft_view
 from assent.models.loading import quiet_transformers
 from assent.objectives import preference_config
 from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
-from assent.rewards.model import ModelReward
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from benchmarks.operations import Weights, multiplied_weights
@@ -80,7 +80,7 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str) 
         "out": out,
     }
     if rollout:
-        rewards = RewardsConfig(str(folder / f"{name}-reward"))
+        rewards = RewardsConfig((str(folder / f"{name}-reward"),))
         sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=PROMPTS)
         return online_config("ppo", **common, rewards=rewards, rollout=RolloutConfig(), sampling=sampling)
     if what in ("sft", "reward"):
@@ -107,12 +107,11 @@ def build(current: Job, reward_model: Path) -> Algorithm:
 
 def build_ppo(current: Job, config: OnlineConfig, reward_model: str) -> Online:
     data = current.prepare(prompt_view, reserve=config.sampling.max_new_tokens)
-    scorer = current.score_model(reward_model, trainable=False, new_head=False)
     models = Models(
         policy=current.policy(),
         critic=current.score_model(reward_model, trainable=True, new_head=False),
         reference=current.reference(None),
-        reward=ModelReward(scorer, current.chat, current.chat, config.data.max_length),
+        reward=reward_source(current, config),
     )
     algorithm = Online(current, models, data.train_examples, config)
     algorithm.engine.eos_ids = []  # the peer's answers all have full length, too

@@ -132,7 +132,7 @@ def _reward_lists(config: online.OnlineConfig) -> str | None:
         if isinstance(given, str):  # from Python; its letters would be taken for names
             return f"--rewards.{kind} must be several names, in Python a tuple. Got one text."
         if "" in given or len(set(given)) < len(given):
-            return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} of them different."
+            return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
     for name, weight in config.rewards.weights.items():
         if not math.isfinite(weight):
             return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number."

@@ -76,7 +76,7 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
         return online_config(
             name.split()[0],
             **{**shared(name), "train": replace(shared(name)["train"], max_steps=4)},
-            rewards=RewardsConfig(str(reward)),
+            rewards=RewardsConfig((str(reward),)),
             rollout=RolloutConfig(responses=2, epochs=1, minibatches=2),
             sampling=SamplingConfig(max_new_tokens=8, max_batch=4),
         )

@@ -20,6 +20,7 @@ from assent.algorithms.preference import Preference, balanced
 from assent.algorithms.references import Reference
 from assent.algorithms.reward import Reward
 from assent.algorithms.rollouts import describe
+from assent.algorithms.scoring import ModelReward
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,
@@ -38,7 +39,6 @@ from assent.errors import NonFiniteError
 from assent.models.loading import load_policy, load_score_model
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import METHODS, RewardsConfig, online_config
-from assent.rewards.model import ModelReward
 from assent.train.distributed import World
 from assent.train.loop import Loss, train_steps
 from assent.train.optim import build_optimizer
@@ -139,7 +139,7 @@ def online(method: str, **options) -> Make:
             model=model_config(folder),
             data=DataConfig("unused"),
             out="unused",
-            rewards=RewardsConfig(str(folder)),
+            rewards=RewardsConfig((str(folder),)),
             sampling=SamplingConfig(temperature=0.9, max_new_tokens=12),
             **options,
         )
@@ -149,7 +149,7 @@ def online(method: str, **options) -> Make:
             policy=load_policy(config.model, max_length=LENGTH),
             critic=load_score_model(config.model, tokenizer, max_length=LENGTH) if METHODS[method].has_critic else None,
             reference=load_policy(config.model, max_length=LENGTH, trainable=False) if config.kl.coef > 0 else None,
-            reward=ModelReward(scorer, chat, chat, LENGTH),
+            reward=ModelReward("model", scorer, chat, chat, max_length=LENGTH, micro_tokens=4096, world=ONE),
         )
         return Online(Job(config, ONE, None, tokenizer, chat), models, [], config)
 

@@ -112,7 +112,7 @@ def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
                     method,
                     **shared,
                     **critic,
-                    rewards=RewardsConfig(str(reward_dir)),
+                    rewards=RewardsConfig((str(reward_dir),)),
                     rollout=RolloutConfig(responses=2, epochs=2, minibatches=2),
                     sampling=SamplingConfig(max_new_tokens=6),
                 )

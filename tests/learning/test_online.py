@@ -48,7 +48,7 @@ def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **option
         data=DataConfig(str(world.prompts_file), max_length=16),
         out="unused",
         train=TrainConfig(batch_size=len(world.prompts), seed=setting.seed),
-        rewards=RewardsConfig("the table"),
+        rewards=RewardsConfig(("the table",)),
         sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
         **options,
     )

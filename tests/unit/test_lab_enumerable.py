@@ -26,6 +26,7 @@ from assent.lab.enumerable import (
     regret_closed,
     win_rates,
 )
+from assent.rewards.group import Group
 
 BETA = 0.2
 
@@ -112,15 +113,18 @@ def test_tokenizer_and_template_give_the_prompts_and_the_cut_answers(world: Enum
         assert [tuple(branch.ids) for branch in tree.branches] == list(world.responses[1:])
 
 
-def test_rewards_are_a_table_in_both_views(world: EnumerableWorld):
+def test_rewards_are_a_table(world: EnumerableWorld):
     assert world.rewards.shape == (8, 57) and world.rewards.abs().max() <= 1.0
     assert world.rewards.std(dim=1).min() > 0.2
     assert world.reward(np.array(world.prompts[2]), np.array(world.responses[5])) == world.rewards[2, 5]
     with pytest.raises(KeyError):
         world.reward(world.prompts[2], (0, 0))
-    for flat in (False, True):
-        scores = TableReward(world).score(collate(world.trees(), flat=flat))
-        torch.testing.assert_close(scores, world.rewards.flatten().float())
+    texts, no = ("",) * 57, (False,) * 57
+    groups = [
+        Group(Example(()), texts, no, (0,) * 57, tuple(branch.ids for branch in tree.branches), tree.prompt)
+        for tree in world.trees()
+    ]
+    np.testing.assert_array_equal(TableReward(world).score(groups).values, world.rewards.flatten())
 
 
 def test_optimum_beats_random_policies(world: EnumerableWorld, ref):

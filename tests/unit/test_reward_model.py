@@ -170,7 +170,7 @@ def test_a_causal_folder_is_no_reward_model(tiny_model_dir: Path, pairs: Path, t
                 model=ModelConfig(str(tiny_model_dir), precision="fp32"),
                 data=DataConfig(str(pairs), max_length=200),
                 out=str(tmp_path / "ppo"),
-                rewards=RewardsConfig(str(tiny_model_dir)),
+                rewards=RewardsConfig((str(tiny_model_dir),)),
                 train=TrainConfig(threads=1),
             )
         )

@@ -16,7 +16,7 @@ from assent.errors import ConfigError
 from assent.objectives import CONFIGS
 
 MINIMAL = "model: {path: m}\ndata: {train: t.jsonl}\nout: run\n"
-PPO = MINIMAL + "rewards: {model: r}\n"
+PPO = MINIMAL + "rewards: {model: [r]}\n"
 
 
 def fails(text: str, cls: type = SFTConfig) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from assent.algorithms.rollouts import Fields, annotate, attach, collect
+from assent.algorithms.scoring import ModelReward, groups_of
 from assent.config import ModelConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
@@ -15,7 +17,6 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.evaluate.generation import Answer
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Policy
-from assent.rewards.model import ModelReward
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import World
 
@@ -70,15 +71,12 @@ def _judged(
     own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(own)
     scorer = load_score_model(own, tokenizer, max_length=limit, trainable=False, new_head=False)
-    judge = ModelReward(scorer, Chat(tokenizer), chat, limit)
-    judged = annotate(
-        judge.trees(prompts, trees),
-        lambda batch: Fields(per_response={"proxy": judge.score(batch)}),
-        micro_tokens=MICRO_TOKENS,
-        flat=not scorer.tree,
-        world=world,
+    judge = ModelReward(
+        "proxy", scorer, Chat(tokenizer), chat, max_length=limit, micro_tokens=MICRO_TOKENS, world=world
     )
-    return [attach(tree, {}, {"proxy": other.per_response["proxy"]}) for tree, other in zip(trees, judged, strict=True)]
+    proxy = judge.score(groups_of(trees, prompts, chat)).values
+    cuts = np.cumsum([len(tree.branches) for tree in trees])[:-1]
+    return [attach(tree, {}, {"proxy": own}) for tree, own in zip(trees, np.split(proxy, cuts), strict=True)]
 
 
 def max_length(model: Path) -> int:
@@ -103,5 +101,5 @@ def _answer(index: int, tree: TokenTree, i: int, chat: Chat) -> Answer:
         num_tokens=len(branch),
         finished=bool(tree.per_response["finished"][i]),
         kl=float(tree.per_response["kl"][i]),
-        scores={} if proxy is None else {"proxy": float(proxy[i])},
+        scores={} if proxy is None or np.isnan(proxy[i]) else {"proxy": float(proxy[i])},
     )

@@ -41,6 +41,7 @@ from assent.config import InitConfig
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.init import random_model, write_model
+from assent.rewards.group import Group, Scores
 
 EOS = "</s>"
 EMBEDDING_SCALE = 4.0  # gives the random model an entropy of about 2.8 nats a prompt; uniform is 4.04
@@ -170,28 +171,19 @@ class EnumerableWorld:
 
 
 class TableReward:
-    """The gold reward as a source of rewards (`assent.rewards.source.RewardSource`)."""
+    """The gold reward as a source of rewards (`assent.rewards.group.GroupReward`)."""
+
+    name = "table"
 
     def __init__(self, world: EnumerableWorld) -> None:
         self.world = world
 
-    @property
-    def tree(self) -> bool:
-        return True
+    def check(self, examples: Sequence[Example]) -> None:
+        """Every prompt of the world is in the table."""
 
-    def trees(self, prompts: Sequence[Example], trees: Sequence[TokenTree]) -> list[TokenTree]:
-        """The rollout trees themselves."""
-        return list(trees)
-
-    def score(self, batch: TreeBatch) -> Tensor:
-        """One reward for each response of a batch, [S] float32."""
-        tokens = batch.tokens.tolist()
-        rewards = [
-            self.world.reward(tokens[segment.start : segment.prompt_end], tokens[start:end])
-            for segment in batch.segments
-            for start, end in segment.branches
-        ]
-        return torch.tensor(rewards, dtype=torch.float32, device=batch.tokens.device)
+    def score(self, groups: Sequence[Group]) -> Scores:
+        rewards = [self.world.reward(list(group.prompt_ids), list(ids)) for group in groups for ids in group.ids]
+        return Scores(np.array(rewards))
 
 
 def _draw(weights: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
