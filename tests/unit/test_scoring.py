@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from assent.rewards.remote import RemoteReward
 from assent.rewards.rules import RuleReward
 from assent.train.distributed import World
 
+UNCHANGED = RemoteConfig()
 ALONE = World(0, 1, 0, torch.device("cpu"))
 FUNCTION = """
 def length(completions: list[str], **columns):
@@ -47,7 +49,7 @@ TEXTS = (("red", "green blue", ""), ("The answer is 42.",), ("#### 7", "seven"))
 
 @pytest.fixture(scope="module")
 def models(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, str]:
-    """Reward models: two that read the policy's tokens, one with another chat template, one that strips nothing."""
+    """Reward models: two that read the policy's tokens, one with a chat template that refuses the answer "seven"."""
     folder = tmp_path_factory.mktemp("rewards")
     made = {}
     for seed, name in enumerate(("one", "two", "other")):
@@ -82,7 +84,7 @@ def functions(tmp_path_factory) -> str:
 def build(tiny_model_dir: Path, tokenizer) -> Callable[..., tuple[Any, OnlineConfig]]:
     """The source that options name, and the configuration, checked as a command does."""
 
-    def make(remote: RemoteConfig = RemoteConfig(), max_length: int = 64, world: World = ALONE, **rewards):
+    def make(remote: RemoteConfig = UNCHANGED, max_length: int = 64, world: World = ALONE, **rewards):
         config = online_config(
             "grpo",
             model=ModelConfig(str(tiny_model_dir), precision="fp32"),
@@ -303,7 +305,10 @@ def test_every_option_of_rewards_has_an_effect(build, models, functions, groups)
         parts = [getattr(part, "source", part) for part in source.sources]
         return repr(
             [(type(part).__name__, part.name, getattr(part, "limit", 0), getattr(part, "count", 0)) for part in parts]
-            + [[*source.weights], [(vars(p)["_combine"].__name__, vars(p)["_options"]) for p in parts if _is(p)]]
+            + [
+                [*source.weights],
+                [(vars(p)["_combine"].__name__, vars(p)["_options"]) for p in parts if isinstance(p, Ensemble)],
+            ]
         )
 
     pair = (models["one"], models["two"])
@@ -319,10 +324,6 @@ def test_every_option_of_rewards_has_an_effect(build, models, functions, groups)
         ({}, {"weights": {"length": 0.5}}),
     ]:
         assert made(**one) != made(**other), other
-
-
-def _is(part: object) -> bool:
-    return isinstance(part, Ensemble)
 
 
 # ---- refusals
@@ -371,8 +372,8 @@ def test_wrong_options(options: dict, words: str, build) -> None:
     assert "word@" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("model", "start"), [((), "reward"), (("a", "b"), "reward")])
-def test_a_critic_copies_one_reward_model(model: tuple[str, ...], start: str) -> None:
+@pytest.mark.parametrize("model", [(), ("a", "b")])
+def test_a_critic_copies_one_reward_model(model: tuple[str, ...]) -> None:
     text = "model: {path: m}\ndata: {train: t}\nout: o\n"
     cls = type(online_config("ppo", model=ModelConfig("m"), data=DataConfig("t"), out="o"))
     config = settings.load(cls, text)
@@ -392,13 +393,13 @@ class Ranks:
     def __init__(self, size: int) -> None:
         self.size = size
         self.barrier = threading.Barrier(size, timeout=60)
-        self.box: list[object] = [None] * size
+        self.box = [b""] * size
         self.own = threading.local()
 
     def gather(self, value: object) -> list[object]:
-        self.box[self.own.rank] = value
+        self.box[self.own.rank] = pickle.dumps(value)
         self.barrier.wait()
-        gathered = [*self.box]
+        gathered = [pickle.loads(content) for content in self.box]
         self.barrier.wait()
         return gathered
 
