@@ -16,11 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from assent import http
 from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, NonFiniteError
-from assent.rewards import remote
+from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rewards.group import Group, RewardError
-from assent.rewards.remote import RemoteReward, Server, ServerAnswerError, ServerUnavailable
+from assent.rewards.remote import RemoteReward, Server
 
 PATHS = {"openrlhf": "/get_reward", "llamafactory": "/v1/score/evaluation", "vllm": "/score"}
 Act = Callable[["Handler"], None]
@@ -331,13 +332,13 @@ def test_a_server_that_wants_more_time_than_there_is_ends_the_run_at_once(fake: 
 
 @pytest.mark.parametrize("header", ["", "soon", "-3", "nan", "Fri, 99 Nov 2026"])
 def test_retry_after_that_says_nothing(header: str):
-    assert remote._retry_after(header) == 0.0
+    assert http.retry_after(header) == 0.0
 
 
 def test_retry_after_as_a_date():
     later = datetime.now(UTC) + timedelta(seconds=90)
-    assert 85.0 < remote._retry_after(format_datetime(later, usegmt=True)) <= 90.0
-    assert remote._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert 85.0 < http.retry_after(format_datetime(later, usegmt=True)) <= 90.0
+    assert http.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 def test_pauses_grow_and_leave_the_random_state_alone(fake: FakeServer):
@@ -355,7 +356,7 @@ def test_pauses_grow_and_leave_the_random_state_alone(fake: FakeServer):
 
 NOT_REWARDS = [
     ("openrlhf", say("bad model", 400), "answered 400 Bad Request: 'bad model'"),
-    ("openrlhf", say("", 404), "It was asked in the shape 'openrlhf'"),
+    ("openrlhf", say("", 404), "the shape 'openrlhf'"),
     ("openrlhf", say("", 302, Location="http://127.0.0.1:9/"), "answered 302"),
     ("openrlhf", say("<html>502</html>"), "answered '<html>502</html>'; expected {\"rewards\": [numbers]}"),
     ("openrlhf", say(""), "answered ''; expected"),
@@ -419,7 +420,7 @@ def test_one_wrong_answer_stops_the_other_requests(fake: FakeServer):
 
 
 def test_an_endless_answer_is_not_read(fake: FakeServer, monkeypatch):
-    monkeypatch.setattr(remote, "LARGEST_ANSWER", 1000)
+    monkeypatch.setattr(http, "LARGEST_ANSWER", 1000)
     fake.script = [rewards(*[0.5] * 1000)]
     with pytest.raises(ServerAnswerError, match="answered more than"):
         source(fake.url).score(groups(2))
@@ -442,7 +443,7 @@ def test_an_endless_answer_is_not_read(fake: FakeServer, monkeypatch):
     ],
 )
 def test_what_is_no_url_of_a_server(url: str):
-    with pytest.raises(ConfigError, match="judge: expected a server, http://HOST:PORT or https://HOST"):
+    with pytest.raises(ConfigError, match="judge: the reward server must be http://HOST:PORT or https://HOST"):
         source(url)
 
 
@@ -451,6 +452,6 @@ def test_other_wrong_options():
         source("http://host", "vlm")
     with pytest.raises(ConfigError, match="such as a line end"):
         source("http://host", key="s3cret\n")
-    with pytest.raises(ConfigError, match="got one with a user name") as caught:
+    with pytest.raises(ConfigError, match="Got one with a user name") as caught:
         source("http://me:s3cret@host")
     assert "s3cret" not in str(caught.value)

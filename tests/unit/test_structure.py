@@ -24,7 +24,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 RANKS = (
     ("errors",),
     ("config",),
-    ("rules",),
+    ("rules", "http"),
     ("sections",),
     ("objectives", "online"),
     ("checks",),
