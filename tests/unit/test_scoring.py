@@ -359,7 +359,7 @@ def test_every_option_of_rewards_has_an_effect(build, models, functions, groups)
         ({"functions": ("nowhere.py:f",)}, "--rewards.functions nowhere.py:f: .*cannot be imported"),
         ({"servers": ("http://me:word@host",)}, "--rewards.servers: expected SHAPE=URL"),
         ({"servers": ("openai=http://host",)}, "--rewards.servers: openai: there is no server shape 'openai'"),
-        ({"servers": ("vllm=http://me:word@host",)}, "--rewards.servers: vllm: the reward server must be .* with a user name"),
+        ({"servers": ("vllm=http://me:word@host",)}, "--rewards.servers: vllm: the reward server must.* a user name"),
         (
             {"servers": ("vllm=http://host",), "remote": RemoteConfig(key_env="NO_SUCH_KEY")},
             "--remote.key_env: the environment variable NO_SUCH_KEY is not set",
