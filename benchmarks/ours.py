@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from assent.algorithms.job import Job, job
-from assent.algorithms.online import Models, Online
+from assent.algorithms.online import set_up as set_up_online
 from assent.algorithms.preference import Preference, set_up
 from assent.algorithms.reward import Reward
-from assent.algorithms.scoring import reward_source
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,
@@ -32,7 +31,7 @@ from assent.config import (
 )
 from assent.data.packing import Window
 from assent.data.tree import TokenTree
-from assent.data.views import pair_view, prompt_view, sft_view
+from assent.data.views import pair_view, sft_view
 from assent.models.loading import quiet_transformers
 from assent.objectives import preference_config
 from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
@@ -94,7 +93,9 @@ def build(current: Job, reward_model: Path) -> Algorithm:
     """The algorithm of the configuration, as its command makes it."""
     config = current.config
     if isinstance(config, OnlineConfig):
-        return build_ppo(current, config, str(reward_model))
+        algorithm, _ = set_up_online(current, config)
+        algorithm.experience.sampler.engine.eos_ids = []  # the peer's answers all have full length, too
+        return algorithm
     if isinstance(config, PreferenceConfig):
         return set_up(current, config).algorithm
     data = current.prepare(sft_view if isinstance(config, SFTConfig) else pair_view)
@@ -103,19 +104,6 @@ def build(current: Job, reward_model: Path) -> Algorithm:
         return Reward(scorer, current.stream(data.train, scorer), config.reward)
     policy = current.policy()
     return SFT(policy, current.stream(data.train, policy))
-
-
-def build_ppo(current: Job, config: OnlineConfig, reward_model: str) -> Online:
-    data = current.prepare(prompt_view, reserve=config.sampling.max_new_tokens)
-    models = Models(
-        policy=current.policy(),
-        critic=current.score_model(reward_model, trainable=True, new_head=False),
-        reference=current.reference(None),
-        reward=reward_source(current, config),
-    )
-    algorithm = Online(current, models, data.train_examples, config)
-    algorithm.engine.eos_ids = []  # the peer's answers all have full length, too
-    return algorithm
 
 
 def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:

@@ -165,6 +165,45 @@ SOURCES = ("model", "rules", "functions", "servers")
 """The options of `rewards` that name what answers are scored by."""
 
 
+def _adaptive_kl(config: online.OnlineConfig) -> str | None:
+    if config.kl.target is not None and config.kl.coef == 0:
+        return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
+    return None
+
+
+def _shared_critic(config: Any) -> str | None:
+    if config.critic.shared and config.critic.lr is not None:
+        return "--critic.lr has no place with --critic.shared: one optimiser step moves both. Use --critic.coef."
+    return None
+
+
+def _penalised(config: Any) -> str | None:
+    if config.loss.penalty_target is not None and config.loss.objective != "penalty":
+        return (
+            "--loss.penalty_target moves the penalty of --loss.objective penalty. Got --loss.objective "
+            f"{config.loss.objective}."
+        )
+    return None
+
+
+def _curriculum(config: online.OnlineConfig) -> str | None:
+    curriculum = config.curriculum
+    if curriculum.column is not None and curriculum.order == "random":
+        return "--curriculum.column is read with --curriculum.order easy or hard. Got random."
+    if curriculum.rest and config.rollout.responses < 2:
+        return (
+            "--curriculum.rest looks at whether all answers to a prompt are worth the same: --rollout.responses must "
+            f"be at least 2. Got {config.rollout.responses}."
+        )
+    return None
+
+
+def _given(config: online.OnlineConfig) -> str | None:
+    if (config.given.source == "hint") != (config.given.hint is not None):
+        return "--given.source hint and --given.hint TEXT need each other."
+    return None
+
+
 def _needs_group(config: online.OnlineConfig) -> str | None:
     name = online.method_of(config)
     if online.METHODS[name].has_groups and config.rollout.responses < 2:
@@ -300,6 +339,11 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.OnlineConfig, _ensemble),
     (online.OnlineConfig, _critic_start),
     (online.OnlineConfig, _needs_group),
+    (online.OnlineConfig, _adaptive_kl),
+    (online.OnlineConfig, _curriculum),
+    (online.OnlineConfig, _given),
+    (online.CONFIGS["ppo"], _shared_critic),
+    (online.CONFIGS["ppo"], _penalised),
     (online.OnlineConfig, _sampling_temperature),
     (online.OnlineConfig, _rollout_minibatches),
     (c.InitConfig, _heads_divide),

@@ -40,8 +40,6 @@ class RewardsConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, or as the rule, function or shape; 0 only
     logs."""
-    missing_eos_penalty: float = 0.0
-    """Subtracted from the reward of an answer that did not end."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,15 @@ class RolloutConfig:
     """Passes over one rollout."""
     minibatches: int = 1
     """Optimiser steps in one pass over a rollout."""
+    target_kl: float | None = None
+    """Leave the rest of a rollout once a step's KL from the policy that sampled, in nats per token, is above this."""
+    ahead: bool = False
+    """Sample the next rollout while this one is trained on, with the weights from before (one step off-policy)."""
+    correction: float = 2.0
+    """Most that a token counts for where trainer and sampler disagree on its probability: its importance weight is the
+    ratio of the two, up to this (arXiv 1802.01561). 0: no correction."""
+    show: int = 2
+    """Prompts of each rollout whose answers are shown on a terminal and written to samples.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,13 @@ class KLConfig:
     """Weight of the KL; 0 needs no reference."""
     place: Literal["reward", "loss"] = "reward"
     """Whether it is subtracted from the reward of each token or added to the loss."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """-log r, (log r)^2 / 2, or r - 1 - log r, with r the reference's probability over the policy's."""
+    estimator: Literal["k1", "k2", "k3", "full"] = "k1"
+    """-log r, (log r)^2 / 2, or r - 1 - log r, with r the reference's probability over the policy's; full: the sum over
+    the whole vocabulary."""
+    target: float | None = None
+    """Move `coef` after each rollout so that the KL comes near this many nats an answer (arXiv 1909.08593; there 6)."""
+    horizon: int = 10_000
+    """Answers in which `target` moves `coef` by at most a fifth."""
     reference: str | None = None
     """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
 
@@ -98,10 +110,72 @@ class CriticConfig:
 
     start: str = "reward"
     """Where it starts: reward (a copy of the reward model), policy (with a new value head), or a folder."""
+    shared: bool = False
+    """No model of its own: a value head on the policy's last hidden states."""
     lr: float | None = None
     """Its learning rate; default: that of the policy."""
     clip: float = 0.2
     """Range of the value around its rollout value; 0 turns it off."""
+    coef: float = 1.0
+    """Weight of its loss. Matters where it shares the policy's layers, or where gradients are clipped."""
+    warmup: int = 0
+    """Rollouts at the start in which it learns alone."""
+
+
+@dataclass(frozen=True)
+class ShapingConfig:
+    """What becomes of a reward before it is credited, in this order."""
+
+    baseline: Literal["none", "row", "running"] = "none"
+    """Subtract for each prompt: the reward of the answer in the row, or the mean reward of its answers so far."""
+    normalise: Literal["none", "running", "batch"] = "none"
+    """Scale to mean 0 and variance 1, over all rewards so far or over those of a rollout."""
+    clip: float | None = None
+    """Bound of its absolute value."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted where an answer did not end."""
+    overlong: float = 0.0
+    """Share of the longest length over which a penalty grows from 0 to 1 (arXiv 2503.14476)."""
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """Which prompts are asked, and when."""
+
+    order: Literal["random", "easy", "hard"] = "random"
+    """random; or by difficulty, easy or hard prompts first: that of `column`, else by the mean reward so far."""
+    column: str | None = None
+    """Column of the rows with a number for the difficulty."""
+    rest: int = 0
+    """Passes over the data in which a prompt is left out after all of its answers were worth the same (always right,
+    always wrong); then it is asked again."""
+
+
+@dataclass(frozen=True)
+class GivenConfig:
+    """Right answers that the policy did not sample, as further answers to their prompt."""
+
+    source: Literal["none", "row", "hint"] = "none"
+    """row: the answer in the data. hint: one that the policy samples when `hint` stands below the prompt."""
+    hint: str | None = None
+    """Text below the prompt; {answer} stands for the answer in the row, {NAME} for a column."""
+    coef: float = 0.5
+    """Weight of such an answer: its probability when sampled is unknown, so this stands for the importance ratio, and
+    no clip holds it."""
+    when: Literal["always", "better"] = "better"
+    """better: only where it is worth more than every sampled answer."""
+
+
+@dataclass(frozen=True)
+class PtxConfig:
+    """Pretraining or demonstration data mixed into every step (arXiv 2203.02155)."""
+
+    data: str | None = None
+    """File, folder or hub id; default: nothing is mixed in."""
+    coef: float = 0.2
+    """Weight of their mean loss per token."""
+    batch_size: int = 8
+    """Rows in each optimiser step."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +187,32 @@ class OnlineConfig(c.RunConfig):
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    given: GivenConfig = field(default_factory=GivenConfig)
+    ptx: PtxConfig = field(default_factory=PtxConfig)
     sampling: c.SamplingConfig = field(default_factory=c.SamplingConfig)
 
 
 OPTIONS: dict[str, Option] = {
+    "objective": Option(
+        Literal["clip", "none", "penalty"], "What holds a step near the policy that sampled: the clip, nothing "
+        "(conservative policy iteration), or a penalty on KL(old || new).",
+    ),
+    "penalty": Option(float, "Weight of that penalty.", NOT_NEGATIVE),
+    "penalty_target": Option(
+        float | None, "Halve or double the penalty after each rollout to bring that KL, in nats per token, near this.",
+        POSITIVE,
+    ),
+    "ewma": Option(
+        float | None, "Clip around an average of the policy's weights with this decay per step (PPO-EWMA, arXiv "
+        "2110.00641) in place of the policy that sampled.", INSIDE,
+    ),
+    "tuned_batch": Option(
+        int | None, "train.batch_size that optim.lr and ewma were tuned for: both are rescaled to this run's "
+        "(batch-size invariance, arXiv 2110.00641).", COUNT,
+    ),
+    "entropy": Option(float, "Weight of an entropy bonus, per token.", NOT_NEGATIVE),
     "clip": Option(float, "How far a probability ratio may move from 1 and still gain.", INSIDE),
     "clip_high": Option(float | None, "How far it may move upwards; default: as far as downwards.", POSITIVE),
     "dual_clip": Option(
@@ -141,8 +237,8 @@ Advantage = Literal["gae", "return", "group", "leave_one_out", "greedy"]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`options` are those of `loss` with the paper's defaults; `rollout` and `kl` hold other defaults of these
-    sections."""
+    """`options` are those of `loss` with the paper's defaults; `rollout`, `kl` and `shaping` hold other defaults of
+    these sections."""
 
     name: str
     summary: str
@@ -152,6 +248,8 @@ class Method:
     options: Mapping[str, Any]
     rollout: Mapping[str, Any] = field(default_factory=dict)
     kl: Mapping[str, Any] = field(default_factory=dict)
+
+    shaping: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_critic(self) -> bool:
@@ -163,12 +261,16 @@ class Method:
         return self.advantage in ("group", "leave_one_out")
 
 
+PPO = {
+    "objective": "clip", "clip": 0.2, "clip_high": None, "dual_clip": None, "penalty": 1.0, "penalty_target": None,
+    "ewma": None, "tuned_batch": None,
+}  # fmt: skip
 GROUP = {"responses": 8}
 NO_KL = {"coef": 0.0}
 METHODS: dict[str, Method] = {
     "ppo": Method(
         "PPO", "Clipped policy gradient with a critic.", "1707.06347", "gae", "ppo_clip",
-        {"clip": 0.2, "dual_clip": None, "gamma": 1.0, "lam": 0.95, "whiten": True, "reduction": "token"},
+        PPO | {"gamma": 1.0, "lam": 0.95, "whiten": True, "reduction": "token"},
         {"epochs": 2, "minibatches": 2},
     ),
     "reinforce": Method(
@@ -205,6 +307,7 @@ METHODS: dict[str, Method] = {
         "DAPO", "GRPO with a higher upper clip, every token counting the same, groups with signal only.", "2503.14476",
         "group", "ppo_clip",
         {"clip": 0.2, "clip_high": 0.28, "scale": "group", "reduction": "token", "dynamic": True}, GROUP, NO_KL,
+        {"overlong": 0.2},
     ),
     "gspo": Method(
         "GSPO", "GRPO with one ratio for a whole answer.", "2507.18071", "group", "gspo",
@@ -220,11 +323,12 @@ METHODS: dict[str, Method] = {
 
 def _config(key: str) -> type[OnlineConfig]:
     row = METHODS[key]
-    rollout, kl = RolloutConfig(**row.rollout), KLConfig(**row.kl)
+    rollout, kl, shaping = RolloutConfig(**row.rollout), KLConfig(**row.kl), ShapingConfig(**row.shaping)
     fields: list[tuple[str, Any, Any]] = [
         ("loss", SECTIONS[key], field(default_factory=SECTIONS[key])),
         ("rollout", RolloutConfig, field(default_factory=lambda: rollout)),
         ("kl", KLConfig, field(default_factory=lambda: kl)),
+        ("shaping", ShapingConfig, field(default_factory=lambda: shaping)),
     ]
     if row.has_critic:
         fields.append(("critic", CriticConfig, field(default_factory=CriticConfig)))
@@ -233,18 +337,13 @@ def _config(key: str) -> type[OnlineConfig]:
 
 
 SECTIONS: dict[str, type] = {
-    key: make_section(row.name, row.options, OPTIONS, __name__) for key, row in METHODS.items()
+    key: make_section(row.name, {**row.options, "entropy": 0.0}, OPTIONS, __name__) for key, row in METHODS.items()
 }
 """Options of each method: the `loss` of its configuration."""
 CONFIGS: dict[str, type[OnlineConfig]] = {key: _config(key) for key in METHODS}
 """Configuration of each method's command."""
 RULES: dict[type, dict[str, Rule]] = {
-    RewardsConfig: {
-        "deviations": NOT_NEGATIVE,
-        "workers": NOT_NEGATIVE,
-        "time_limit": POSITIVE,
-        "missing_eos_penalty": NOT_NEGATIVE,
-    },
+    RewardsConfig: {"deviations": NOT_NEGATIVE, "workers": NOT_NEGATIVE, "time_limit": POSITIVE},
     RemoteConfig: {
         "timeout": POSITIVE,
         "retries": NOT_NEGATIVE,
@@ -255,13 +354,26 @@ RULES: dict[type, dict[str, Rule]] = {
         "label": NAMED,
         "key_env": NAMED,
     },
-    RolloutConfig: {"responses": COUNT, "epochs": COUNT, "minibatches": COUNT},
-    KLConfig: {"coef": NOT_NEGATIVE, "reference": NAMED},
+    RolloutConfig: {
+        "responses": COUNT,
+        "epochs": COUNT,
+        "minibatches": COUNT,
+        "target_kl": POSITIVE,
+        "correction": NOT_NEGATIVE,
+        "show": NOT_NEGATIVE,
+    },
+    KLConfig: {"coef": NOT_NEGATIVE, "target": POSITIVE, "horizon": COUNT, "reference": NAMED},
     CriticConfig: {
         "start": NAMED,
         "lr": POSITIVE,
         "clip": NOT_NEGATIVE,
+        "coef": POSITIVE,
+        "warmup": NOT_NEGATIVE,
     },
+    ShapingConfig: {"clip": POSITIVE, "missing_eos_penalty": NOT_NEGATIVE, "overlong": SHARE},
+    CurriculumConfig: {"column": NAMED, "rest": NOT_NEGATIVE},
+    GivenConfig: {"hint": NAMED, "coef": POSITIVE},
+    PtxConfig: {"data": NAMED, "coef": POSITIVE, "batch_size": COUNT},
     **{section: section_rules(section, OPTIONS) for section in SECTIONS.values()},
 }
 """Section -> option -> its range."""

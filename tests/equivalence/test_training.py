@@ -15,13 +15,15 @@ from torch import Tensor
 
 from assent.algorithms.credit import credit
 from assent.algorithms.job import Job
-from assent.algorithms.online import Models, Online
+from assent.algorithms.models import Models
+from assent.algorithms.online import Online, assemble
 from assent.algorithms.preference import Preference, balanced
 from assent.algorithms.references import Reference
 from assent.algorithms.reward import Reward
-from assent.algorithms.rollouts import describe
+from assent.algorithms.rollouts import GIVEN, describe
 from assent.algorithms.scoring import ModelReward
 from assent.algorithms.sft import SFT
+from assent.algorithms.surrogate import PROXIMAL
 from assent.config import (
     DataConfig,
     LoraConfig,
@@ -34,11 +36,21 @@ from assent.config import (
 from assent.data.chat import Chat
 from assent.data.mismatch import with_mismatched
 from assent.data.packing import Window, idle, order, window
+from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.errors import NonFiniteError
 from assent.models.loading import load_policy, load_score_model
 from assent.objectives import OBJECTIVES, preference_config
-from assent.online import METHODS, RewardsConfig, online_config
+from assent.online import (
+    METHODS,
+    CriticConfig,
+    GivenConfig,
+    KLConfig,
+    RewardsConfig,
+    RolloutConfig,
+    ShapingConfig,
+    online_config,
+)
 from assent.train.distributed import World
 from assent.train.loop import Loss, train_steps
 from assent.train.optim import build_optimizer
@@ -50,8 +62,8 @@ LENGTH = 128
 Make = Callable[[Path, object], object]
 
 
-def pair_trees(number: int = 7) -> list[TokenTree]:
-    """Pairs of very different lengths, with PPO's fields beside them."""
+def pair_trees(number: int = 7, *, extra: Sequence[str] = ()) -> list[TokenTree]:
+    """Pairs of very different lengths, with the fields of online methods beside them: `extra` are further ones."""
     draw = np.random.default_rng(11)
     made = []
     for key in range(number):
@@ -62,11 +74,16 @@ def pair_trees(number: int = 7) -> list[TokenTree]:
             n = int(trained.sum())
             fields = {
                 "old": draw.uniform(-6, -5.6, n),
+                "sampler": draw.uniform(-6, -5.6, n),
                 "reference": draw.uniform(-6, -5.6, n),
                 "values": draw.normal(size=n),
                 "advantages": draw.normal(size=n),
                 "returns": draw.normal(size=n),
             }
+            if PROXIMAL in extra:
+                fields[PROXIMAL] = draw.uniform(-6, -5.6, n)
+            if GIVEN in extra:
+                fields[GIVEN] = np.full(n, float(draw.random() < 0.4))
             branches.append(Branch(draw.integers(3, 260, size), trained, fields))
         prompt = draw.integers(3, 260, draw.integers(1, 12))
         made.append(TokenTree(prompt, tuple(branches), ((0, 1, float(draw.random())),), key=key))
@@ -132,12 +149,18 @@ def preference(objective: str, lora: int = 0, **options) -> Make:
     return make
 
 
+PROMPTS = [
+    Example((Message("user", text),), (Response((Message("assistant", "So."),)),), origin=Origin("test", i))
+    for i, text in enumerate(("Name three colours.", "How do I boil an egg?", "Hello", "What is 12 + 30?", "Why?"))
+]
+
+
 def online(method: str, **options) -> Make:
     def make(folder: Path, tokenizer) -> Online:
         config = online_config(
             method,
             model=model_config(folder),
-            data=DataConfig("unused"),
+            data=DataConfig("unused", max_length=LENGTH),
             out="unused",
             rewards=RewardsConfig((str(folder),)),
             sampling=SamplingConfig(temperature=0.9, max_new_tokens=12),
@@ -145,13 +168,20 @@ def online(method: str, **options) -> Make:
         )
         chat = Chat(tokenizer, None)
         scorer = load_score_model(config.model, tokenizer, max_length=LENGTH, trainable=False, seed=3)
+        policy = load_policy(config.model, max_length=LENGTH)
+        shared = METHODS[method].has_critic and config.critic.shared
+        if shared:
+            policy.add_value_head()
+            torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(4))
+        own = METHODS[method].has_critic and not shared
+        start = load_policy(config.model, max_length=LENGTH, trainable=False)
         models = Models(
-            policy=load_policy(config.model, max_length=LENGTH),
-            critic=load_score_model(config.model, tokenizer, max_length=LENGTH) if METHODS[method].has_critic else None,
-            reference=load_policy(config.model, max_length=LENGTH, trainable=False) if config.kl.coef > 0 else None,
-            reward=ModelReward("model", scorer, chat, chat, max_length=LENGTH, micro_tokens=4096, world=ONE),
+            policy=policy,
+            critic=load_score_model(config.model, tokenizer, max_length=LENGTH) if own else None,
+            reference=Reference(policy, start) if config.kl.coef > 0 else None,
         )
-        return Online(Job(config, ONE, None, tokenizer, chat), models, [], config)
+        source = ModelReward("model", scorer, chat, chat, max_length=LENGTH, micro_tokens=4096, world=ONE)
+        return assemble(Job(config, ONE, None, tokenizer, chat), models, source, PROMPTS, config)
 
     return make
 
@@ -169,7 +199,16 @@ ALGORITHMS: dict[str, Make] = {
     "dpop": preference("dpop", loss={"penalty": 2.0}),  # 50 would multiply rounding as well
     "dpo + sft + ipo + aot": preference("dpo", plus={"sft": 0.5, "ipo": 0.1, "aot": 2.0}),
     **{name: online(name) for name in METHODS},
+    "ppo without clip": online("ppo", loss={"objective": "none"}),
+    "ppo with penalty": online("ppo", loss={"objective": "penalty", "penalty": 3.0}),
+    "ppo, entropy": online("ppo", loss={"entropy": 0.05, "dual_clip": 3.0}),
+    "ppo, shared": online("ppo", critic=CriticConfig("policy", shared=True, coef=0.3)),
+    "ppo, proximal": online("ppo", loss={"ewma": 0.9}),
+    "grpo, full KL": online("grpo", kl=KLConfig(0.1, place="loss", estimator="full")),
+    "grpo, given": online("grpo", given=GivenConfig("row")),
 }
+EXTRA = {"ppo, proximal": (PROXIMAL,), "grpo, given": (GIVEN,)}
+"""Fields that these read beside the others."""
 
 
 WHOLE_STEP = {"kto", "aot", "aot-unpaired", "dpo + sft + ipo + aot"}
@@ -178,7 +217,7 @@ WHOLE_STEP = {"kto", "aot", "aot-unpaired", "dpo + sft + ipo + aot"}
 
 def trees_of(name: str) -> list[TokenTree]:
     objective = name.partition(" + ")[0]
-    return feedback_trees(objective) if objective in OBJECTIVES else pair_trees()
+    return feedback_trees(objective) if objective in OBJECTIVES else pair_trees(extra=EXTRA.get(name, ()))
 
 
 def prepared(algorithm, made: Window) -> Window:
@@ -360,21 +399,18 @@ def test_a_number_that_is_not_finite_stops_before_the_update(tiny_model_dir: Pat
 
 
 def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: Path, tokenizer) -> None:
-    from assent.data.records import Example, Message, Origin
-
-    algorithm = ppo(tiny_model_dir, tokenizer)
-    prompts = [
-        Example((Message("user", text),), (), origin=Origin("test", i))
-        for i, text in enumerate(("Name three colours.", "How do I boil an egg?", "Hello", "What is 12 + 30?"))
-    ]
-    trees = algorithm.sample(range(4), prompts, 3, seed=1)
-    trees = algorithm.score(trees, prompts, with_critic=True)
+    algorithm = online(
+        "ppo",
+        train=TrainConfig(batch_size=4),
+        rollout=RolloutConfig(responses=3),
+        shaping=ShapingConfig(missing_eos_penalty=0.5),
+    )(tiny_model_dir, tokenizer)
+    trees = algorithm.experience.make(kl_coef=0.1).trees
     branches = [branch for tree in trees for branch in tree.branches]
     assert sum(len(branch) for branch in branches) > 50
     for branch in branches:
         np.testing.assert_allclose(branch.per_token["old"], branch.per_token["sampler"], atol=1e-4)
         np.testing.assert_allclose(branch.per_token["old"], branch.per_token["reference"], atol=1e-5)
-    trees, _ = credit(trees, algorithm.config)
     assert describe(trees)["kl"] == pytest.approx(0, abs=1e-4)
     made = window(trees[:2], micro_tokens=200)
     sums: dict[str, float] = {}
@@ -385,14 +421,10 @@ def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: 
     assert sums["clip_fraction"] == 0.0
 
 
-def test_every_rollout_is_whole(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
+def test_every_rollout_is_whole(tiny_model_dir: Path, tokenizer) -> None:
     """Five prompts in rollouts of four: the orders of the epochs follow each other, and no minibatch is empty."""
     algorithm = ppo(tiny_model_dir, tokenizer)
-    monkeypatch.setattr(algorithm, "prompts", [None] * 5)
-    algorithm.config = replace(algorithm.config, train=TrainConfig(batch_size=4))
-    drawn = []
-    for algorithm.rollout in range(5):
-        drawn += algorithm._next_prompts(4).tolist()
+    drawn = [index for _ in range(5) for index in algorithm.experience.prompts.next(4).tolist()]
     assert [sorted(drawn[start : start + 5]) for start in range(0, 20, 5)] == [list(range(5))] * 4
     assert drawn[:5] == order(5, seed=0, epoch=0).tolist() and drawn[5:10] == order(5, seed=0, epoch=1).tolist()
     algorithm.buffer = pair_trees(4)
@@ -407,7 +439,6 @@ def test_credit_is_gae_over_kl_and_reward(tiny_model_dir: Path, tokenizer) -> No
     config = replace(
         algorithm.config,
         loss=replace(algorithm.config.loss, whiten=False, gamma=0.9, lam=0.8),
-        rewards=RewardsConfig("unused", missing_eos_penalty=0.5),
     )
     draw = np.random.default_rng(2)
     trees = []
@@ -420,14 +451,13 @@ def test_credit_is_gae_over_kl_and_reward(tiny_model_dir: Path, tokenizer) -> No
             )
             for n in draw.integers(1, 6, 2)
         )
-        fields = {"reward": draw.normal(size=2), "finished": np.array([1.0, 0.0])}
+        fields = {"shaped": draw.normal(size=2), "reward": np.zeros(2), "finished": np.array([1.0, 0.0])}
         trees.append(TokenTree(np.array([1, 2]), branches, per_response=fields, key=key))
-    done, _ = credit(trees, config)
+    done, _ = credit(trees, config, 0.3)
     for before, after in zip(trees, done, strict=True):
         for i, (b, a) in enumerate(zip(before.branches, after.branches, strict=True)):
-            penalty = 0.0 if i == 0 else 0.5
-            rewards = -config.kl.coef * (b.per_token["old"] - b.per_token["reference"])
-            rewards[-1] += before.per_response["reward"][i] - penalty
+            rewards = -0.3 * (b.per_token["old"] - b.per_token["reference"])
+            rewards[-1] += before.per_response["shaped"][i]
             values, advantage, want = b.per_token["values"], 0.0, []
             for t in reversed(range(len(rewards))):
                 following = values[t + 1] if t + 1 < len(values) else 0.0

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.job import Job
-from assent.algorithms.online import Models, Online
+from assent.algorithms.models import Models
+from assent.algorithms.online import assemble
+from assent.algorithms.references import Reference
 from assent.config import DataConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
@@ -58,8 +60,9 @@ def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **option
     critic = (
         load_score_model(model, tokenizer, max_length=16, seed=setting.seed) if METHODS[method].has_critic else None
     )
-    models = Models(policy, critic, setting.reference if config.kl.coef > 0 else None, TableReward(world))
-    algorithm = Online(current, models, load_examples(str(world.prompts_file)).examples, config)
+    reference = Reference(policy, setting.reference) if config.kl.coef > 0 else None
+    examples = load_examples(str(world.prompts_file)).examples
+    algorithm = assemble(current, Models(policy, critic, reference), TableReward(world), examples, config)
     learn(algorithm, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95))
     return setting.scores(policy)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assent.algorithms.rollouts import attach, response_field, response_lengths, token_field
+from assent.algorithms.rollouts import GIVEN, attach, response_field, response_lengths, token_field
 from assent.data.tree import TokenTree
 from assent.losses import (
     discounted_returns,
@@ -24,19 +24,19 @@ from assent.losses import (
 from assent.online import METHODS, OnlineConfig, method_of
 
 
-def credit(trees: list[TokenTree], config: OnlineConfig) -> tuple[list[TokenTree], dict[str, float]]:
+def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tuple[list[TokenTree], dict[str, float]]:
     """Adds per-token `advantages` (and `returns` for the critic) by the method's rule; gives the rollout's metrics.
 
-    With the KL in the reward, every token's own reward is -coef * KL. The answer's reward stands at its last token, or
-    is compared as a whole, its KL included, with other answers to the prompt."""
+    With the KL in the reward, every token that the policy sampled has a reward of its own, -kl_coef * KL. The answer's
+    reward (`shaped`) stands at its last token, or is compared as a whole, its KL included, with other answers to the
+    prompt."""
     row, options = METHODS[method_of(config)], vars(config.loss)  # type: ignore[attr-defined]
     lengths = torch.from_numpy(response_lengths(trees))
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    reward = _shaped(trees, config)
+    reward = torch.from_numpy(response_field(trees, "shaped"))
     tokens = torch.zeros(len(response))
-    if config.kl.coef > 0 and config.kl.place == "reward":
-        old, reference = (torch.from_numpy(token_field(trees, name)) for name in ("old", "reference"))
-        tokens = -config.kl.coef * kl_estimate(old, reference, estimator=config.kl.estimator)
+    if kl_coef > 0 and config.kl.place == "reward":
+        tokens = -kl_coef * _kl(trees, config.kl.estimator)
     metrics: dict[str, float] = {}
     fields: dict[str, Tensor] = {}
     if row.advantage in ("gae", "return"):
@@ -62,10 +62,16 @@ def no_signal(trees: Sequence[TokenTree]) -> np.ndarray:
     return np.array([np.ptp(tree.per_response["reward"]) == 0 for tree in trees])
 
 
-def _shaped(trees: Sequence[TokenTree], config: OnlineConfig) -> Tensor:
-    """Rewards of answers with their penalties, [S] float32."""
-    reward, finished = (torch.from_numpy(response_field(trees, name)) for name in ("reward", "finished"))
-    return reward - config.rewards.missing_eos_penalty * (1 - finished)
+def _kl(trees: Sequence[TokenTree], estimator: str) -> Tensor:
+    """KL from the reference at each token, [N]."""
+    if estimator == "full":
+        kl = torch.from_numpy(token_field(trees, "kl"))
+    else:
+        old, reference = (torch.from_numpy(token_field(trees, name)) for name in ("old", "reference"))
+        kl = kl_estimate(old, reference, estimator=estimator)
+    if GIVEN in trees[0].branches[0].per_token:
+        kl = kl * (1 - torch.from_numpy(token_field(trees, GIVEN)))
+    return kl
 
 
 def _compared(trees: Sequence[TokenTree], rewards: Tensor, advantage: str, options: Mapping[str, Any]) -> Tensor:

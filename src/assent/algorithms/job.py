@@ -65,9 +65,11 @@ class Job:
         train = self.config.train
         return train.max_steps if train.max_steps is not None else train.epochs * steps_per_epoch
 
-    def policy(self) -> Policy:
-        """The trained policy, on its device, sharded over the ranks."""
+    def policy(self, *, value_head: bool = False) -> Policy:
+        """The trained policy, on its device, sharded over the ranks; with a critic that shares its layers."""
         policy = load_policy(self.config.model, max_length=self.config.data.max_length, device=self.world.device)
+        if value_head:
+            policy.add_value_head()
         return self._shard(policy)
 
     def reference(self, path: str | None, *, adapters: bool = False) -> Policy:
@@ -79,6 +81,13 @@ class Job:
             config, max_length=self.config.data.max_length, device=self.world.device, trainable=adapters
         )
         return self._shard(policy.requires_grad_(False).eval())
+
+    def plain_policy(self) -> Policy:
+        """The policy's start as a model without adapters, whole on every rank: for an engine to sample from."""
+        config = self._frozen(self.config.model.path)
+        return load_policy(
+            config, max_length=self.config.data.max_length, device=self.world.device, trainable=False
+        ).eval()
 
     def score_model(self, path: str | None = None, *, trainable: bool, new_head: bool) -> ScoreModel:
         """A reward model or critic from `path`, or from the model of the run."""

@@ -45,17 +45,17 @@ class Reference:
         return self.model is None or self.model.tree
 
     @torch.no_grad()
-    def logprobs(self, batch: TreeBatch) -> Tensor:
+    def logprobs(self, batch: TreeBatch, temperature: float = 1.0) -> Tensor:
         """Log-probs of the trained tokens, [N]."""
         if FIELD in batch.per_token:
             return batch.per_token[FIELD]
         with self._active():
-            return (self.model or self.policy)(batch).logprobs
+            return (self.model or self.policy)(batch, temperature).logprobs
 
-    def anchor(self, batch: TreeBatch) -> Anchor:
+    def anchor(self, batch: TreeBatch, temperature: float = 1.0) -> Anchor:
         """What a KL over the whole vocabulary needs of it."""
         with self._active():
-            return (self.model or self.policy).anchor(batch)
+            return (self.model or self.policy).anchor(batch, temperature)
 
     def _active(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.model is not None else self.policy.without_adapters()
@@ -76,22 +76,12 @@ class MovingReference(Reference):
     def __init__(self, policy: Policy, model: Policy, rate: float, every: int) -> None:
         super().__init__(policy, model)
         self.rate, self.every = rate, every
-        self._mix(1.0, "lora_")  # adapters of two loads are drawn independently
+        mix(model, policy, 1.0, "lora_")  # adapters of two loads are drawn independently
 
     def follow(self, step: int) -> None:
         if step and step % self.every == 0:
-            self._mix(self.rate)
-
-    @torch.no_grad()
-    def _mix(self, rate: float, part: str = "") -> None:
-        """Moves the parameters with `part` in their names."""
-        assert self.model is not None
-        distributed.reshard(self.model)
-        distributed.reshard(self.policy)
-        for (name, mine), other in zip(self.model.named_parameters(), self.policy.parameters(), strict=True):
-            local, new = distributed.local_part(mine), distributed.local_part(other)
-            if part in name and local.is_floating_point():
-                local.lerp_(new, rate) if rate < 1 else local.copy_(new)
+            assert self.model is not None
+            mix(self.model, self.policy, self.rate)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.model is not None
@@ -101,6 +91,17 @@ class MovingReference(Reference):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         assert self.model is not None
         distributed.load_full_state_dict(self.model, state["model"])
+
+
+@torch.no_grad()
+def mix(model: Policy, policy: Policy, rate: float, part: str = "") -> None:
+    """Moves those parameters of `model` with `part` in their names towards the policy's: all the way at rate 1."""
+    distributed.reshard(model)
+    distributed.reshard(policy)
+    for (name, mine), other in zip(model.model.named_parameters(), policy.model.parameters(), strict=True):
+        local, new = distributed.local_part(mine), distributed.local_part(other)
+        if part in name and local.is_floating_point():
+            local.lerp_(new, rate) if rate < 1 else local.copy_(new)
 
 
 def live_reference(current: Job, policy: Policy, config: ReferenceConfig) -> Reference:

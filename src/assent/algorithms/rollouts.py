@@ -13,8 +13,11 @@ from torch import Tensor
 from assent.config import SamplingConfig
 from assent.data.packing import window
 from assent.data.tree import Branch, TokenTree, TreeBatch
-from assent.rollout.engine import Engine
-from assent.train.distributed import World, gather_objects
+from assent.rollout.engine import Completion, Engine
+from assent.train.distributed import World, gather_objects, gathered
+
+GIVEN = "given"
+"""Per-token field: 1 in answers that the policy did not sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,15 @@ class Fields:
     per_response: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def collect(
-    engine: Engine, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, world: World
-) -> list[TokenTree]:
-    """`n` responses to each prompt, sampled in equal shares by all ranks, as one tree for each prompt; every rank gets
-    all of them. Branches carry the sampler's log-probs (`sampler`), trees whether each response ended (`finished`)."""
-    share = -(-len(prompts) // world.size)
-    first = world.rank * share
-    mine = engine.generate(prompts[first : first + share], n, sampling, seed, first)
-    groups = [group for part in gather_objects(mine) for group in part]
+def share(number: int, world: World) -> slice:
+    """Which of `number` things this rank does, in equal shares."""
+    size = -(-number // world.size)
+    return slice(world.rank * size, min(number, (world.rank + 1) * size))
+
+
+def as_trees(prompts: Sequence[np.ndarray], groups: Sequence[Sequence[Completion]]) -> list[TokenTree]:
+    """Sampled answers as one tree for each prompt. Branches carry the sampler's log-probs (`sampler`), trees whether
+    each response ended (`finished`)."""
     return [
         TokenTree(
             prompt=prompt,
@@ -43,6 +46,15 @@ def collect(
         )
         for key, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
     ]
+
+
+def collect(
+    engine: Engine, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, world: World
+) -> list[TokenTree]:
+    """`n` responses to each prompt, sampled in equal shares by all ranks; every rank gets all of them."""
+    mine = share(len(prompts), world)
+    parts = gathered(lambda: engine.generate(prompts[mine], n, sampling, seed, mine.start))
+    return as_trees(prompts, [group for part in parts for group in part])
 
 
 @torch.no_grad()
@@ -83,6 +95,14 @@ def attach(tree: TokenTree, per_token: Mapping[str, np.ndarray], per_response: M
     return replace(tree, branches=branches, per_response={**tree.per_response, **per_response})
 
 
+def keep(tree: TokenTree, kept: np.ndarray) -> TokenTree:
+    """The tree with only those responses where `kept` [S of the tree] bool holds."""
+    branches = tuple(branch for branch, stays in zip(tree.branches, kept, strict=True) if stays)
+    return replace(
+        tree, branches=branches, per_response={name: values[kept] for name, values in tree.per_response.items()}
+    )
+
+
 def token_field(trees: Sequence[TokenTree], name: str) -> np.ndarray:
     """A per-token field over all branches of all trees, [N]."""
     return np.concatenate([branch.per_token[name] for tree in trees for branch in tree.branches])
@@ -110,6 +130,9 @@ def describe(trees: Sequence[TokenTree]) -> dict[str, float]:
     lengths = response_lengths(trees)
     reward = response_field(trees, "reward")
     metrics = {"reward": float(reward.mean()), "reward_std": float(reward.std())}
+    for name in trees[0].per_response:
+        if name.startswith("reward/") and np.isfinite(part := response_field(trees, name)).any():
+            metrics[name] = float(np.nanmean(part))
     if "reference" in trees[0].branches[0].per_token:
         moved = token_field(trees, "old") - token_field(trees, "reference")
         metrics["kl"] = float(np.add.reduceat(moved, np.cumsum(lengths) - lengths).mean())

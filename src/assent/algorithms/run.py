@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ import yaml
 from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.job import Job
-from assent.errors import RunFolderError
+from assent.errors import RunFolderError, UserError
 from assent.models.loading import save_model
 from assent.models.policy import Backbone
 from assent.train import checkpoint, distributed
@@ -162,12 +162,23 @@ class Run:
         folder = self.job.folder
         for name, backbone in final.items():
             state = distributed.full_state_dict(backbone)
-            weights = {key.removeprefix("model."): value for key, value in state.items()}
+            weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
             distributed.on_main(partial(save_model, backbone, self.job.tokenizer, folder.path / name, weights))
         if self.job.world.is_main:
             (folder.model / "README.md").write_text(model_card(self.config, self.metrics, self.step), encoding="utf-8")
         distributed.barrier()
         return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
+
+
+def _saving(steps: Iterator[StepResult], state: Run) -> Iterator[StepResult]:
+    """The steps. Where what stands outside of the run gives up (a server, the user's function), nothing is lost: the
+    state of the last step is saved before the error goes on."""
+    try:
+        yield from steps
+    except UserError as error:
+        state.save()
+        error.args = (f"{error}\nCheckpoint of step {state.step} saved; continue with --resume auto.",)
+        raise
 
 
 def run(
@@ -192,9 +203,8 @@ def run(
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
         if evaluate and state.step == 0:
             state.measure()
-        for result in train_steps(
-            algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total
-        ):
+        steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
+        for result in _saving(steps, state):
             state.take(result)
             if bar:
                 bar.update(state.step, {name: result.metrics[name] for name in SHOWN if name in result.metrics})

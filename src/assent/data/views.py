@@ -105,6 +105,14 @@ def prompt_view(examples: Sequence[Example]) -> View:
     )
 
 
+def answered_view(examples: Sequence[Example]) -> View:
+    """The prompts with their meta and, where the row has one worth imitating, one answer. Raises `DataError` when there
+    are no prompts (plain text)."""
+    return _project(
+        examples, lambda example: [_with_best_answer(example)], "prompts are needed: any shape except plain text"
+    )
+
+
 def _project(
     examples: Sequence[Example],
     project: Callable[[Example], list[Example]],
@@ -162,6 +170,15 @@ def _works(project: Callable[[Example], object], example: Example) -> bool:
     except RowError:
         return False
     return True
+
+
+def _with_best_answer(example: Example) -> Example:
+    alone = _only_prompt(example)
+    try:
+        best = best_answers(example)[0]
+    except RowError:
+        return alone
+    return replace(alone, responses=(example.responses[best],))
 
 
 def _only_prompt(example: Example) -> Example:

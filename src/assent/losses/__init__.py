@@ -21,7 +21,7 @@ from assent.losses.advantages import (
     token_weights,
     whiten,
 )
-from assent.losses.controllers import adaptive_kl, adaptive_penalty
+from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
 from assent.losses.kl import ESTIMATORS, kl_estimate
 from assent.losses.policy_gradient import (
     RatioDiagnostics,
@@ -30,6 +30,7 @@ from assent.losses.policy_gradient import (
     gspo,
     mismatch_weights,
     ppo_clip,
+    ppo_penalty,
     ratio_diagnostics,
     reinforce,
 )
@@ -106,6 +107,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "reinforce": reinforce,
     "cpi": cpi,
     "ppo_clip": ppo_clip,
+    "ppo_penalty": ppo_penalty,
     "gspo": gspo,
     "cispo": cispo,
     "clipped_value": clipped_value,
@@ -163,10 +165,12 @@ __all__ = [
     "overlong_penalty",
     "plackett_luce",
     "ppo_clip",
+    "ppo_penalty",
     "r_dpo",
     "ratio_diagnostics",
     "reference_free_dpo",
     "reinforce",
+    "rescaled",
     "robust_dpo",
     "rpo",
     "rrhf",

@@ -1,4 +1,4 @@
-"""Rules that move the weight of a KL penalty between steps so that the KL stays near a target."""
+"""Rules that move hyperparameters: the weight of a KL penalty towards a target, rates with the size of the batch."""
 
 from __future__ import annotations
 
@@ -43,6 +43,26 @@ def adaptive_penalty(beta: float, kl: float, *, target: float) -> float:
     if kl < target / 1.5:
         return beta / 2.0
     return 2.0 * beta if kl > 1.5 * target else beta
+
+
+def rescaled(lr: float, decay: float | None, *, ratio: float) -> tuple[float, float | None]:
+    """What keeps training the same when the batch grows `ratio` times: Adam's learning rate, and the decay of an
+    average of weights, whose centre of mass stays at the same number of samples (arXiv 2110.00641).
+
+        lr    = lr * sqrt(ratio)
+        mass  = decay / (1 - decay) / ratio
+        decay = mass / (1 + mass)
+
+    lr     learning rate that was tuned
+    decay  decay per step that was tuned; None: no average
+    ratio  new batch size / tuned batch size
+
+    Returns (learning rate, decay). Raises ValueError when `ratio` is not above 0.
+    """
+    if not ratio > 0:
+        raise ValueError(f"rescaled: expected a ratio > 0; got {ratio}.")
+    mass = None if decay is None else decay / (1.0 - decay) / ratio
+    return lr * math.sqrt(ratio), None if mass is None else mass / (1.0 + mass)
 
 
 def _check(function: str, kl: float) -> None:

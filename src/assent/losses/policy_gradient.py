@@ -73,6 +73,26 @@ def ppo_clip(
     return loss if dual_clip is None else torch.minimum(loss, dual_clip * advantages.abs())
 
 
+def ppo_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, penalty: float) -> Tensor:
+    """PPO's other objective: the plain surrogate with a penalty on KL(old || new) (arXiv 1707.06347, section 4).
+
+        ratio = exp(logprobs - old_logprobs)
+        loss  = -ratio * advantages + penalty * (ratio - 1 - log ratio)
+
+    The old policy sampled the tokens, so the last term has the value and the gradient of that KL in expectation.
+
+    logprobs      [N]  log-probs of the sampled tokens under the trained policy
+    old_logprobs  [N]  the same under the policy that sampled them
+    advantages    [N]
+    penalty            weight of the KL, in nats per token; `adaptive_penalty` moves it
+
+    Returns [N]. Past ratio e^20 the tangent of exp stands in for exp. Raises ValueError when the shapes differ.
+    """
+    check_shapes("ppo_penalty", "N", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    moved = kl_estimate(old_logprobs, logprobs, estimator="k3")
+    return cpi(logprobs, old_logprobs, advantages) + penalty * moved
+
+
 def gspo(
     logprobs: Tensor,
     old_logprobs: Tensor,

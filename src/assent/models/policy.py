@@ -22,12 +22,14 @@ from assent.models.logprobs import Direction, token_kl, token_logprobs
 @dataclass(frozen=True, slots=True)
 class TokenScores:
     """Of the N trained tokens of a batch, [N] each, fp32: log-probabilities, and of their predictions p the entropy,
-    collision = log sum_v p(v)^2 (a constant) and KL to an anchor. Zeros where they were not asked for."""
+    collision = log sum_v p(v)^2 (a constant) and KL to an anchor. Zeros where they were not asked for. `values` are
+    those of a critic that shares the policy's layers, None where there is none."""
 
     logprobs: Tensor
     entropy: Tensor
     collision: Tensor
     kl: Tensor
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,18 @@ class Policy(Backbone):
     """A causal language model. `policy(batch, temperature)` gives the scores of the trained tokens under
     softmax(logits / temperature)."""
 
+    value_head: nn.Linear | None
+
+    def __init__(self, model: PreTrainedModel, *, precision: str, tree: bool) -> None:
+        super().__init__(model, precision=precision, tree=tree)
+        self.value_head = None
+
+    def add_value_head(self) -> None:
+        """A critic on the last hidden states; it begins at 0 everywhere. Before the module is sharded."""
+        self.value_head = nn.Linear(self.plain.config.get_text_config().hidden_size, 1, device=self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
     def forward(
         self,
         batch: TreeBatch,
@@ -116,19 +130,25 @@ class Policy(Backbone):
         anchor: Anchor | None = None,
         direction: Direction = "forward",
         states: bool = False,
+        head_only: bool = False,
     ) -> TokenScores | Tensor:
         """`entropy`, `collision` and `anchor` ask for what costs extra; `direction` is that of `token_kl`, forward:
-        KL(anchor || policy). With `states`: only the hidden states [N, h] that predict the trained tokens."""
-        hidden = self.hidden(batch).index_select(0, batch.source)
+        KL(anchor || policy). With `states`: only the hidden states [N, h] that predict the trained tokens. With
+        `head_only`, gradients reach the value head alone."""
+        trains = torch.is_grad_enabled()
+        with torch.set_grad_enabled(trains and not head_only):
+            hidden = self.hidden(batch).index_select(0, batch.source)
         if states:
             return hidden
+        values = None if self.value_head is None else self.value_head(hidden.float()).squeeze(-1)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         scale, softcap = logit_transform(self.model)
         own: dict[str, Any] = {"bias": bias, "scale": scale / temperature, "softcap": softcap, "dtype": self.dtype}
-        scores = token_logprobs(hidden, head.weight, batch.targets, **own, entropy=entropy, collision=collision)
+        with torch.set_grad_enabled(trains and not head_only):
+            scores = token_logprobs(hidden, head.weight, batch.targets, **own, entropy=entropy, collision=collision)
         if anchor is None:
-            return TokenScores(*scores, kl=torch.zeros_like(scores[0]))
+            return TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values)
         kl = token_kl(
             hidden,
             head.weight,
@@ -140,17 +160,18 @@ class Policy(Backbone):
             other_scale=anchor.scale,
             other_softcap=anchor.softcap,
         )
-        return TokenScores(*scores, kl=kl)
+        return TokenScores(*scores, kl=kl, values=values)
 
     @torch.no_grad()
-    def anchor(self, batch: TreeBatch) -> Anchor:
-        """This model's predictions, at temperature 1, for another (or itself, later) to be compared with. Every rank
-        must call it. Of a LoRA policy's start: inside `without_adapters()`."""
+    def anchor(self, batch: TreeBatch, temperature: float = 1.0) -> Anchor:
+        """This model's predictions for another (or itself, later) to be compared with. Every rank must call it. Of a
+        LoRA policy's start: inside `without_adapters()`."""
         hidden = self(batch, states=True)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         scale, softcap = logit_transform(self.model)
-        return Anchor(hidden, _whole(head.weight), None if bias is None else _whole(bias), scale, softcap)
+        whole_bias = None if bias is None else _whole(bias)
+        return Anchor(hidden, _whole(head.weight), whole_bias, scale / temperature, softcap)
 
     def without_adapters(self) -> AbstractContextManager[Any]:
         """The start of a LoRA policy: its adapters are off inside this context."""

@@ -130,6 +130,20 @@ def gather_objects(value: T) -> list[T]:
     return box
 
 
+def gathered(action: Callable[[], T]) -> list[T]:
+    """What `action` gives on each rank, in order, on every rank. An error on one rank is raised on all of them."""
+    outcome: tuple[T | None, Exception | None]
+    try:
+        outcome = (action(), None)
+    except Exception as problem:
+        outcome = (None, problem)
+    found = gather_objects(outcome)
+    for _, error in found:
+        if error is not None:
+            raise error
+    return [value for value, _ in found]  # type: ignore[misc]
+
+
 def on_main(action: Callable[[], T]) -> T:
     """Runs `action` on rank 0 and gives its result to every rank. If it raises, every rank raises the same error, so
     none is left waiting."""
@@ -201,10 +215,11 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """All weights and buffers by name, whole and on the CPU, on rank 0; empty on the others. Every rank must call it.
-    Tied weights come out as one tensor under several names. Tensors may share memory with the module."""
-    return dict(_gather(module.state_dict(keep_vars=True).items()))
+def full_state_dict(module: nn.Module, *, everywhere: bool = False) -> dict[str, Tensor]:
+    """All weights and buffers by name, whole and on the CPU, on rank 0; empty on the others, or with `everywhere` on
+    them too. Every rank must call it. Tied weights come out as one tensor under several names. Tensors may share memory
+    with the module."""
+    return dict(_gather(module.state_dict(keep_vars=True).items(), everywhere))
 
 
 def load_full_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -305,17 +320,17 @@ def _is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def _gather(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Whole CPU tensors on rank 0, one at a time; tied tensors are gathered once. A collective on all ranks."""
+def _gather(items: Iterable[tuple[str, Tensor]], everywhere: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Whole CPU tensors on rank 0 or `everywhere`, one at a time; tied tensors are gathered once. A collective."""
     done: dict[int, Tensor] = {}
+    keeps = everywhere or _is_main()
     for name, value in items:
         if id(value) not in done:
             whole = value.detach()
             if isinstance(whole, DTensor):
                 whole = whole.full_tensor()
-            # Only rank 0 keeps what it gathered.
-            done[id(value)] = whole.cpu() if _is_main() else whole.new_empty(0)
-        if _is_main():
+            done[id(value)] = whole.cpu() if keeps else whole.new_empty(0)
+        if keeps:
             yield name, done[id(value)]
 
 

@@ -1,0 +1,381 @@
+"""Rollouts ready to be trained on: prompts are asked, answers scored, rewards shaped and credited to tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from assent.algorithms.credit import credit, no_signal
+from assent.algorithms.given import hinted, row_trees, with_given
+from assent.algorithms.job import Job
+from assent.algorithms.models import Models
+from assent.algorithms.prompts import Prompts, difficulty
+from assent.algorithms.rollouts import (
+    GIVEN,
+    Fields,
+    annotate,
+    attach,
+    describe,
+    drift,
+    keep,
+    pack_state,
+    response_field,
+    token_field,
+    unpack_state,
+)
+from assent.algorithms.run import Evaluation
+from assent.algorithms.sampling import Ask, Sampler
+from assent.algorithms.scoring import groups_of
+from assent.algorithms.shaping import Shaper
+from assent.data.records import Example
+from assent.data.tree import TokenTree, TreeBatch
+from assent.errors import DataError, UserError
+from assent.online import METHODS, OnlineConfig, method_of
+from assent.rewards.group import GroupReward, RewardError
+from assent.statistics import mean_interval
+from assent.train.progress import say
+
+EVAL_SEED = 1 << 40
+"""Evaluations sample with a seed of their own, the same each time."""
+ROUNDS = 4
+"""Most times that a rollout asks further prompts, where it wants groups with signal."""
+SILENCE = 10
+"""Rollouts in a row without any signal after which a person is told."""
+MISMATCH = 0.1
+"""Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is told."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """Prompts that were asked: `trees` are the answers (of training, then greedy ones, then hinted ones, where the
+    method has them), None while they are being sampled."""
+
+    indices: np.ndarray
+    trees: list[list[TokenTree]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Trees with advantages, and what the logs get."""
+
+    trees: list[TokenTree]
+    metrics: dict[str, float]
+    samples: tuple[dict[str, object], ...]
+
+
+class Experience:
+    """The state between rollouts: the queue of prompts, moments of rewards, and what was asked but not used yet."""
+
+    def __init__(
+        self,
+        current: Job,
+        models: Models,
+        source: GroupReward,
+        sampler: Sampler,
+        examples: Sequence[Example],
+        config: OnlineConfig,
+    ) -> None:
+        self.job, self.models, self.source, self.sampler = current, models, source, sampler
+        self.examples, self.config = examples, config
+        self.row = METHODS[method_of(config)]
+        self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
+        chat, column, longest = current.chat, config.curriculum.column, config.sampling.max_new_tokens
+        self.prompt_ids = [chat.prompt_ids(example.prompt) for example in examples]
+        hardness = None if column is None else difficulty(examples, column)
+        self.prompts = Prompts(len(examples), config.curriculum, config.train.seed, hardness)
+        self.shaper = Shaper(config.shaping, longest)
+        wants_rows = config.given.source == "row" or config.shaping.baseline == "row"
+        self.rows = row_trees(chat, examples, longest) if wants_rows else []
+        if wants_rows and not any(self.rows):
+            raise DataError(
+                f"{config.data.train}: no row has an answer of at most {longest} tokens, which --given.source row and "
+                "--shaping.baseline row ask for. See: assent data FILE"
+            )
+        self.row_rewards = np.full(len(examples), np.nan)
+        self.hints = hinted(chat, examples, config.given.hint or "") if config.given.source == "hint" else []
+        self.number = 0
+        self.asked: Asked | None = None
+        self.silent = 0
+        self.told_mismatch = False
+
+    # ---- asking
+
+    def _ask(self, number: int) -> tuple[np.ndarray, list[Ask]]:
+        """The next prompts, and what the engine is asked: `number` tells the rounds of one rollout apart."""
+        indices, config = self.prompts.next(self.config.train.batch_size), self.config
+        prompts, seed = [self.prompt_ids[i] for i in indices], self._seed(number)
+        asks = [Ask(prompts, config.rollout.responses, seed)]
+        if self.row.advantage == "greedy":
+            asks.append(Ask(prompts, 1, seed, temperature=0.0))
+        if self.hints:
+            asks.append(Ask([self.hints[i] for i in indices], 1, self._seed(number, ROUNDS)))
+        return indices, asks
+
+    def _seed(self, *numbers: int) -> int:
+        """A seed for each rollout of each run and each of its rounds; neighbouring run seeds share none."""
+        entropy = (self.config.train.seed, self.number, *(number for number in numbers if number))
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _sampled(self, number: int) -> Asked:
+        indices, asks = self._ask(number)
+        return Asked(indices, self.sampler.sample(asks))
+
+    def settle(self) -> None:
+        """Waits for answers that are being sampled."""
+        if self.asked is not None and self.asked.trees is None:
+            self.asked.trees = self.sampler.finish()
+
+    def look_ahead(self) -> None:
+        """Begins to sample the rollout after this one."""
+        if self.config.rollout.ahead:
+            indices, asks = self._ask(0)
+            self.sampler.begin(asks)
+            self.asked = Asked(indices, None)
+
+    # ---- a rollout
+
+    def make(self, kl_coef: float) -> Rollout:
+        """Raises UserError where a source of rewards gives up; the answers are kept, and scored when this is called
+        again."""
+        begun = time.perf_counter()
+        self.settle()
+        asked = self.asked or self._sampled(0)
+        self.asked = None
+        sampled = time.perf_counter()
+        before = self.prompts.state_dict()
+        try:
+            indices, trees, metrics = self._scored(asked)
+            given = self._given(indices, asked) if self.config.given.source != "none" else None
+        except UserError:
+            self.prompts.load_state_dict(before)
+            self.asked = asked
+            raise
+        self.prompts.record(indices, [tree.per_response["reward"] for tree in trees])
+        if given is not None:
+            trees, metrics["given"] = with_given(self.config.given, trees, given)
+        trees = self._with_numbers([replace(tree, key=key) for key, tree in enumerate(trees)], critic=True)
+        metrics |= describe(_sampled_only(trees)) | self._mismatch(trees)
+        baseline = self._baseline(indices)
+        self.shaper.learn(trees, baseline)
+        trees = self._with_greedy(self.shaper.shape(trees, baseline), indices, asked, baseline)
+        trees, credited = credit(trees, self.config, kl_coef)
+        metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
+        if self.config.curriculum.rest:
+            metrics["resting"] = self.prompts.resting
+        self._watch(metrics)
+        metrics |= {"time/sample": sampled - begun, "time/score": time.perf_counter() - sampled}
+        shown = self.config.rollout.show
+        samples = self.samples(trees[:shown], [self.examples[i] for i in indices[:shown]])
+        self.number += 1
+        return Rollout(trees, metrics, tuple(samples))
+
+    def _scored(self, asked: Asked) -> tuple[np.ndarray, list[TokenTree], dict[str, float]]:
+        """Prompts and answers with rewards; groups with signal only, where the method wants that."""
+        size, dynamic = self.config.train.batch_size, self.options.get("dynamic", False)
+        found: list[tuple[int, TokenTree]] = []
+        unscored, total = 0, 0
+        for number in range(ROUNDS if dynamic else 1):
+            now = asked if number == 0 else self._sampled(number)
+            assert now.trees is not None
+            trees, missing = self._rewarded(now.trees[0], now.indices)
+            unscored, total = unscored + missing, total + len(now.indices) * self.config.rollout.responses
+            scored = [(int(i), tree) for i, tree in zip(now.indices, trees, strict=True) if tree.branches]
+            silent = no_signal([tree for _, tree in scored]) if dynamic else np.zeros(len(scored), bool)
+            found += [pair for pair, quiet in zip(scored, silent, strict=True) if not quiet]
+            if len(found) >= size:
+                break
+        if not found:
+            if not scored:
+                raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored.")
+            say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
+            found = scored
+        metrics = {"unscored": unscored / total}
+        return np.array([i for i, _ in found[:size]]), [tree for _, tree in found[:size]], metrics
+
+    def _rewarded(self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray) -> tuple[list[TokenTree], int]:
+        """The trees with the rewards and their parts, without the answers that have none; how many those were."""
+        return rewarded(self.source, trees, [self.examples[i] for i in indices], self.job)
+
+    def _given(self, indices: np.ndarray, asked: Asked) -> list[TokenTree | None]:
+        """A scored answer from elsewhere for each prompt, where there is one."""
+        if self.config.given.source == "row":
+            candidates = [self.rows[i] for i in indices]
+        else:
+            assert asked.trees is not None
+            found = dict(zip(asked.indices.tolist(), asked.trees[-1], strict=True))
+            candidates = [
+                None if i not in found else replace(found[i], prompt=self.prompt_ids[i]) for i in indices.tolist()
+            ]
+        there = [number for number, tree in enumerate(candidates) if tree is not None]
+        trees, _ = self._rewarded([candidates[n] for n in there], indices[there]) if there else ([], 0)
+        scored: dict[int, TokenTree] = dict(zip(there, trees, strict=True))
+        return [scored.get(number) for number in range(len(indices))]
+
+    def _baseline(self, indices: np.ndarray) -> np.ndarray:
+        """What `shaping.baseline` subtracts for each of these prompts, [P]."""
+        kind = self.config.shaping.baseline
+        if kind == "running":
+            return self.prompts.means()[indices]
+        if kind == "row":
+            new = [i for i in dict.fromkeys(indices.tolist()) if np.isnan(self.row_rewards[i])]
+            trees = [tree for i in new if (tree := self.rows[i]) is not None]
+            known = [i for i in new if self.rows[i] is not None]
+            self.row_rewards[new] = 0.0
+            if trees:
+                for i, tree in zip(known, self._rewarded(trees, known)[0], strict=True):
+                    if tree.branches:
+                        self.row_rewards[i] = tree.per_response["reward"][0]
+            return self.row_rewards[indices]
+        return np.zeros(len(indices))
+
+    def _with_greedy(
+        self, trees: list[TokenTree], indices: np.ndarray, asked: Asked, baseline: np.ndarray
+    ) -> list[TokenTree]:
+        """With the shaped reward of each prompt's most likely answer, where answers are compared with that."""
+        if self.row.advantage != "greedy":
+            return trees
+        assert asked.trees is not None
+        found = dict(zip(asked.indices.tolist(), self._rewarded(asked.trees[1], asked.indices)[0], strict=True))
+        best = [found[i] for i in indices.tolist()]
+        if any(not tree.branches for tree in best):
+            raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
+        shaped = self.shaper.shape(best, baseline)
+        return [
+            attach(tree, {}, {"baseline": np.repeat(other.per_response["shaped"], len(tree.branches))})
+            for tree, other in zip(trees, shaped, strict=True)
+        ]
+
+    # ---- numbers of the models
+
+    def _with_numbers(self, trees: list[TokenTree], *, critic: bool) -> list[TokenTree]:
+        """Adds per-token `old`, `entropy`, and `reference`, `kl`, `values` where the method needs them."""
+        models, kl, temperature = self.models, self.config.kl, self.config.sampling.temperature
+
+        def numbers(batch: TreeBatch) -> Fields:
+            reference = models.reference
+            full = reference is not None and kl.estimator == "full"
+            anchor = reference.anchor(batch, temperature) if full and reference is not None else None
+            scores = models.policy(batch, temperature, entropy=True, anchor=anchor, direction="reverse")
+            per_token = {"old": scores.logprobs, "entropy": scores.entropy}
+            if reference is not None:
+                per_token["reference"] = reference.logprobs(batch, temperature)
+            if full:
+                per_token["kl"] = scores.kl
+            if critic and models.has_critic:
+                per_token["values"] = models.values(batch, scores)
+            return Fields(per_token)
+
+        train = self.config.train
+        return annotate(trees, numbers, micro_tokens=train.micro_tokens, world=self.job.world, flat=models.flat)
+
+    def _mismatch(self, trees: Sequence[TokenTree]) -> dict[str, float]:
+        """How far the sampler's log-probs are from the trainer's, over the tokens that it sampled."""
+        apart = np.abs(token_field(trees, "old") - token_field(trees, "sampler"))
+        apart = apart[np.isfinite(apart)]
+        mean = float(apart.mean()) if len(apart) else 0.0
+        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch:
+            self.told_mismatch = True
+            say(
+                f"rollout {self.number + 1}: sampler and trainer differ by {mean:.2g} nats a token (expected below "
+                f"{MISMATCH:g}) although their weights are the same. Do they run the same model, in like precision? "
+                "--rollout.correction bounds what it does to the gradient."
+            )
+        return {"mismatch": mean, "mismatch_max": float(apart.max()) if len(apart) else 0.0}
+
+    def _watch(self, metrics: Mapping[str, float]) -> None:
+        self.silent = self.silent + 1 if metrics.get("no_signal") == 1.0 else 0
+        if self.silent == SILENCE:
+            say(
+                f"rollout {self.number + 1}: for {SILENCE} rollouts all answers to a prompt were worth the same, so "
+                "nothing is learnt. Are the prompts too easy or too hard, or the rewards constant?"
+            )
+
+    # ---- state, samples, evaluation
+
+    def state_dict(self) -> dict[str, Any]:
+        self.settle()
+        asked = None
+        if self.asked is not None:
+            assert self.asked.trees is not None
+            asked = {"indices": self.asked.indices, "trees": [pack_state(trees) for trees in self.asked.trees]}
+        return {
+            "number": self.number,
+            "prompts": self.prompts.state_dict(),
+            "shaper": self.shaper.state_dict(),
+            "row_rewards": self.row_rewards,
+            "silent": self.silent,
+            "asked": asked,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.number, self.silent = int(state["number"]), int(state["silent"])
+        self.prompts.load_state_dict(state["prompts"])
+        self.shaper.load_state_dict(state["shaper"])
+        self.row_rewards = np.array(state["row_rewards"])
+        if (asked := state["asked"]) is not None:
+            self.asked = Asked(np.array(asked["indices"]), [unpack_state(trees) for trees in asked["trees"]])
+
+    def samples(self, trees: Sequence[TokenTree], prompts: Sequence[Example]) -> list[dict[str, object]]:
+        """Rows for samples.jsonl."""
+        return [
+            {
+                "prompt": [{"role": message.role, "content": message.content} for message in example.prompt],
+                "response": self.job.chat.decode(branch.ids),
+                **{
+                    name: float(values[i])
+                    for name, values in tree.per_response.items()
+                    if name == "reward" or name.startswith("reward/")
+                },
+                **({"advantage": float(a.mean())} if (a := branch.per_token.get("advantages")) is not None else {}),
+                **({"given": bool(g[0])} if (g := branch.per_token.get(GIVEN)) is not None else {}),
+                **drift(branch),
+                "length": len(branch),
+                "finished": bool(tree.per_response["finished"][i]),
+            }
+            for tree, example in zip(trees, prompts, strict=True)
+            for i, branch in enumerate(tree.branches)
+        ]
+
+    def evaluate(self, examples: Sequence[Example]) -> Evaluation:
+        """One answer of the policy to each held-out prompt, sampled as in training."""
+        self.settle()
+        prompts = [self.job.chat.prompt_ids(example.prompt) for example in examples]
+        (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
+        trees, unscored = rewarded(self.source, trees, examples, self.job)
+        there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
+        if not there:
+            raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored.")
+        trees = self._with_numbers([tree for tree, _ in there], critic=False)
+        metrics = {f"eval/{name}": value for name, value in describe(trees).items()}
+        interval = mean_interval(response_field(trees, "reward").tolist())
+        metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
+        metrics["eval/unscored"] = unscored / len(examples)
+        return Evaluation(metrics, self.samples(trees, [example for _, example in there]))
+
+
+def _sampled_only(trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
+    """The trees without given answers."""
+    if GIVEN not in trees[0].branches[0].per_token:
+        return trees
+    return [keep(tree, np.array([branch.per_token[GIVEN][0] == 0 for branch in tree.branches])) for tree in trees]
+
+
+def rewarded(
+    source: GroupReward, trees: Sequence[TokenTree], examples: Sequence[Example], current: Job
+) -> tuple[list[TokenTree], int]:
+    """The trees with `reward` and its parts for each answer, without unscored answers, and how many those were."""
+    scores = source.score(groups_of(trees, examples, current.chat))
+    cuts = np.cumsum([len(tree.branches) for tree in trees])[:-1]
+    fields = {"reward": scores.values}
+    if len(scores.parts) > 1:
+        fields |= {f"reward/{name}": values for name, values in scores.parts.items()}
+    split: dict[str, list[np.ndarray]] = {
+        name: np.split(np.asarray(values, np.float32), cuts) for name, values in fields.items()
+    }
+    made = [attach(tree, {}, {name: parts[i] for name, parts in split.items()}) for i, tree in enumerate(trees)]
+    made = [keep(tree, np.isfinite(tree.per_response["reward"])) for tree in made]
+    return made, int(np.isnan(scores.values).sum())

@@ -1,0 +1,91 @@
+"""Right answers that the policy did not sample: those of the data, or those that it finds when it is given a hint."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from assent.algorithms.rollouts import GIVEN
+from assent.data.chat import Chat
+from assent.data.records import Example, Message, RowError
+from assent.data.tree import Branch, TokenTree
+from assent.errors import ConfigError
+from assent.online import GivenConfig
+
+
+def row_trees(chat: Chat, examples: Sequence[Example], longest: int) -> list[TokenTree | None]:
+    """For each prompt a tree with the row's own answer, as if it had been sampled; None where it cannot be: it is
+    missing, longer than `longest` tokens, or has tokens of the template inside."""
+    return [_row_tree(chat, example, longest) for example in examples]
+
+
+def _row_tree(chat: Chat, example: Example, longest: int) -> TokenTree | None:
+    if not example.responses:
+        return None
+    prompt = chat.prompt_ids(example.prompt)
+    try:
+        tree = chat.tree(replace(example, responses=example.responses[:1]), len(prompt) + longest, 0)
+    except RowError:
+        return None
+    branch = tree.branches[0]
+    size = int(branch.trained.sum())
+    ids = branch.ids[:size]
+    if not branch.trained[:size].all() or not size or ids[-1] not in chat.eos_ids:
+        return None
+    return TokenTree(prompt, (Branch(ids, np.ones(size, bool), {}),), per_response={"finished": np.ones(1, np.float32)})
+
+
+def hinted(chat: Chat, examples: Sequence[Example], hint: str) -> list[np.ndarray]:
+    """The prompts with the hint below their last message, as token ids. Raises ConfigError where a row lacks what the
+    hint names."""
+    names = [name for _, name, _, _ in string.Formatter().parse(hint) if name is not None]
+    prompts = []
+    for example in examples:
+        values = {"answer": example.responses[0].text if example.responses else example.meta.get("answer")}
+        values |= {name: example.meta.get(name) for name in names if name != "answer"}
+        if missing := [name for name in names if values[name] is None]:
+            raise ConfigError(
+                f"--given.hint {hint!r}: {example.origin} has no {missing[0]}. It can name: answer, "
+                f"{', '.join(example.meta) or 'no column'}."
+            )
+        *before, last = example.prompt
+        told = Message(last.role, f"{last.content}\n\n{hint.format(**values)}")
+        prompts.append(chat.prompt_ids((*before, told)))
+    return prompts
+
+
+def with_given(
+    config: GivenConfig, trees: Sequence[TokenTree], given: Sequence[TokenTree | None]
+) -> tuple[list[TokenTree], float]:
+    """The trees with the given answers (scored as they are, one each) behind the sampled ones, and the share of prompts
+    that got one."""
+    made = []
+    for tree, extra in zip(trees, given, strict=True):
+        fits = extra is not None and len(extra.branches) > 0
+        if fits and config.when == "better":
+            assert extra is not None
+            fits = bool(extra.per_response["reward"][0] > tree.per_response["reward"].max())
+        made.append(_joined(tree, extra if fits else None))
+    return made, float(np.mean([len(new.branches) > len(old.branches) for new, old in zip(made, trees, strict=True)]))
+
+
+def _joined(tree: TokenTree, extra: TokenTree | None) -> TokenTree:
+    """The branches of both; "given" tells them apart, and the sampler's log-probs of the given ones are not known."""
+    branches = [(branch, 0.0) for branch in tree.branches]
+    per_response = dict(tree.per_response)
+    if extra is not None:
+        branches += [(branch, 1.0) for branch in extra.branches]
+        unknown = np.full(len(extra.branches), np.nan, np.float32)
+        per_response = {
+            name: np.concatenate([values, extra.per_response.get(name, unknown)])
+            for name, values in per_response.items()
+        }
+    made = []
+    for branch, given in branches:
+        size = int(branch.trained.sum())
+        sampler = np.full(size, np.nan, np.float32) if given else branch.per_token["sampler"]
+        made.append(replace(branch, per_token={"sampler": sampler, GIVEN: np.full(size, given, np.float32)}))
+    return replace(tree, branches=tuple(made), per_response=per_response)

@@ -1,0 +1,91 @@
+"""Answers of the policy, from its own weights or from an engine that has a copy of them; at once, or while training
+goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from assent.algorithms.job import Job
+from assent.algorithms.rollouts import as_trees, share
+from assent.config import SamplingConfig
+from assent.data.tree import TokenTree
+from assent.models.loading import merged_weights
+from assent.models.policy import Policy
+from assent.rollout.engine import Completion, Engine
+from assent.train import distributed
+
+Answers = list[list[Completion]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """`n` answers to each of these prompts (token ids); at another temperature than that of `SamplingConfig` where one
+    is given."""
+
+    prompts: Sequence[np.ndarray]
+    n: int
+    seed: int
+    temperature: float | None = None
+
+
+class Sampler:
+    """Every rank samples its share of the prompts and gets all answers. `owns_weights` says that the engine has a copy
+    of the policy's weights, which it is sent before it samples; without it they are the very same tensors."""
+
+    def __init__(
+        self, current: Job, policy: Policy, engine: Engine, sampling: SamplingConfig, *, owns_weights: bool
+    ) -> None:
+        self.job, self.policy, self.engine, self.sampling = current, policy, engine, sampling
+        self.owns_weights = owns_weights
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self._under_way: tuple[Sequence[Ask], Future[list[Answers]]] | None = None
+
+    def sample(self, asks: Sequence[Ask]) -> list[list[TokenTree]]:
+        """For each of `asks` one tree for each of its prompts, by the policy as it is now."""
+        assert self._under_way is None, "the engine is busy"
+        if not self.owns_weights:
+            with distributed.unsharded(self.policy):
+                return self._gather(asks, lambda: self._generate(asks))
+        self.engine.update_weights(weights_of(self.policy))
+        return self._gather(asks, lambda: self._generate(asks))
+
+    def begin(self, asks: Sequence[Ask]) -> None:
+        """Starts to sample by the policy as it is now, and returns at once."""
+        assert self.owns_weights and self._under_way is None
+        self.engine.update_weights(weights_of(self.policy))
+        self._under_way = (asks, self._thread.submit(self._generate, asks))
+
+    def finish(self) -> list[list[TokenTree]]:
+        """What was begun, as `sample` gives it."""
+        assert self._under_way is not None, "nothing was begun"
+        (asks, future), self._under_way = self._under_way, None
+        return self._gather(asks, future.result)
+
+    def _generate(self, asks: Sequence[Ask]) -> list[Answers]:
+        """This rank's share. No collectives in here: it may run beside the training."""
+        found = []
+        for ask in asks:
+            mine = share(len(ask.prompts), self.job.world)
+            sampling = self.sampling
+            if ask.temperature is not None:
+                sampling = replace(sampling, temperature=ask.temperature)
+            found.append(self.engine.generate(ask.prompts[mine], ask.n, sampling, ask.seed, mine.start))
+        return found
+
+    def _gather(self, asks: Sequence[Ask], generate: Callable[[], list[Answers]]) -> list[list[TokenTree]]:
+        parts = distributed.gathered(generate)
+        return [
+            as_trees(ask.prompts, [group for part in parts for group in part[number]])
+            for number, ask in enumerate(asks)
+        ]
+
+
+def weights_of(policy: Policy) -> dict[str, Tensor]:
+    """The policy's weights as those of a plain Hugging Face model, whole, on every rank; adapters are merged in."""
+    state = distributed.full_state_dict(policy.model, everywhere=True)
+    return merged_weights(policy.model, state) if hasattr(policy.model, "peft_config") else state
