@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,27 +178,35 @@ class Experience:
         """Prompts and answers with rewards; groups with signal only, where the method wants that."""
         size, dynamic = self.config.train.batch_size, self.options.get("dynamic", False)
         found: list[tuple[int, TokenTree]] = []
+        missing: Counter[str] = Counter()
         unscored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
             now = asked if number == 0 else self._sampled(number)
             assert now.trees is not None
-            trees, missing = self._rewarded(now.trees[0], now.indices)
-            unscored, total = unscored + missing, total + len(now.indices) * self.config.rollout.responses
+            trees, failures = self._rewarded(now.trees[0], now.indices)
+            missing.update(failures)
+            total += len(now.indices) * self.config.rollout.responses
+            unscored += len(now.indices) * self.config.rollout.responses - sum(len(tree.branches) for tree in trees)
             scored = [(int(i), tree) for i, tree in zip(now.indices, trees, strict=True) if tree.branches]
             silent = no_signal([tree for _, tree in scored]) if dynamic else np.zeros(len(scored), bool)
             found += [pair for pair, quiet in zip(scored, silent, strict=True) if not quiet]
             if len(found) >= size:
                 break
+        reasons = _listed(missing)
+        if unscored:
+            say(f"rollout {self.number + 1}: {unscored} of {total} answers have no reward ({reasons})")
         if not found:
             if not scored:
-                raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored.")
+                raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
             say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
             found = scored
         metrics = {"unscored": unscored / total}
         return np.array([i for i, _ in found[:size]]), [tree for _, tree in found[:size]], metrics
 
-    def _rewarded(self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray) -> tuple[list[TokenTree], int]:
-        """The trees with the rewards and their parts, without the answers that have none; how many those were."""
+    def _rewarded(
+        self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray
+    ) -> tuple[list[TokenTree], Mapping[str, int]]:
+        """The trees with the rewards and their parts, without the answers that have none; why those have none."""
         return rewarded(self.source, trees, [self.examples[i] for i in indices], self.job)
 
     def _given(self, indices: np.ndarray, asked: Asked) -> list[TokenTree | None]:
@@ -211,7 +220,7 @@ class Experience:
                 None if i not in found else replace(found[i], prompt=self.prompt_ids[i]) for i in indices.tolist()
             ]
         there = [number for number, tree in enumerate(candidates) if tree is not None]
-        trees, _ = self._rewarded([candidates[n] for n in there], indices[there]) if there else ([], 0)
+        trees, _ = self._rewarded([candidates[n] for n in there], indices[there]) if there else ([], {})
         scored: dict[int, TokenTree] = dict(zip(there, trees, strict=True))
         return [scored.get(number) for number in range(len(indices))]
 
@@ -306,7 +315,7 @@ class Experience:
             "number": self.number,
             "prompts": self.prompts.state_dict(),
             "shaper": self.shaper.state_dict(),
-            "row_rewards": self.row_rewards,
+            "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
             "silent": self.silent,
             "asked": asked,
         }
@@ -315,7 +324,8 @@ class Experience:
         self.number, self.silent = int(state["number"]), int(state["silent"])
         self.prompts.load_state_dict(state["prompts"])
         self.shaper.load_state_dict(state["shaper"])
-        self.row_rewards = np.array(state["row_rewards"])
+        if state["row_rewards"] is not None:
+            self.row_rewards = np.array(state["row_rewards"])
         if (asked := state["asked"]) is not None:
             self.asked = Asked(np.array(asked["indices"]), [unpack_state(trees) for trees in asked["trees"]])
 
@@ -345,15 +355,15 @@ class Experience:
         self.settle()
         prompts = [self.job.chat.prompt_ids(example.prompt) for example in examples]
         (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
-        trees, unscored = rewarded(self.source, trees, examples, self.job)
+        trees, missing = rewarded(self.source, trees, examples, self.job)
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
         if not there:
-            raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored.")
+            raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({_listed(missing)}).")
         trees = self._with_numbers([tree for tree, _ in there], critic=False)
         metrics = {f"eval/{name}": value for name, value in describe(trees).items()}
         interval = mean_interval(response_field(trees, "reward").tolist())
         metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
-        metrics["eval/unscored"] = unscored / len(examples)
+        metrics["eval/unscored"] = 1 - len(there) / len(examples)
         return Evaluation(metrics, self.samples(trees, [example for _, example in there]))
 
 
@@ -366,8 +376,8 @@ def _sampled_only(trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
 
 def rewarded(
     source: GroupReward, trees: Sequence[TokenTree], examples: Sequence[Example], current: Job
-) -> tuple[list[TokenTree], int]:
-    """The trees with `reward` and its parts for each answer, without unscored answers, and how many those were."""
+) -> tuple[list[TokenTree], Mapping[str, int]]:
+    """The trees with `reward` and its parts for each answer, without unscored answers; and why those are unscored."""
     scores = source.score(groups_of(trees, examples, current.chat))
     cuts = np.cumsum([len(tree.branches) for tree in trees])[:-1]
     fields = {"reward": scores.values}
@@ -378,4 +388,9 @@ def rewarded(
     }
     made = [attach(tree, {}, {name: parts[i] for name, parts in split.items()}) for i, tree in enumerate(trees)]
     made = [keep(tree, np.isfinite(tree.per_response["reward"])) for tree in made]
-    return made, int(np.isnan(scores.values).sum())
+    unexplained = int(np.isnan(scores.values).sum()) - sum(scores.failures.values())
+    return made, {**scores.failures, **({"no reason given": unexplained} if unexplained > 0 else {})}
+
+
+def _listed(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason}: {number}" for reason, number in failures.items())

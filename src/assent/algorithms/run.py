@@ -19,7 +19,7 @@ from assent.algorithms.job import Job
 from assent.errors import RunFolderError, UserError
 from assent.models.loading import save_model
 from assent.models.policy import Backbone
-from assent.train import checkpoint, distributed
+from assent.train import checkpoint, completions, distributed
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
 from assent.train.optim import build_optimizer
@@ -206,6 +206,8 @@ def run(
         steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
         for result in _saving(steps, state):
             state.take(result)
+            if bar and result.window.samples:
+                bar.show(completions.table(result.window.samples))
             if bar:
                 bar.update(state.step, {name: result.metrics[name] for name in SHOWN if name in result.metrics})
             last = state.step == total

@@ -19,6 +19,10 @@ class RewardError(UserError):
     """A source of rewards that cannot be used, or gave something else than rewards."""
 
 
+class NonFiniteReward(RewardError, NonFiniteError):
+    """A reward that is NaN or infinite. It ends the run like every reward that cannot be had: with its state saved."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The answers to one prompt. `example` has the prompt's messages and, as `meta`, the row's other columns."""
@@ -72,7 +76,7 @@ class GroupReward(Protocol):
         ...
 
     def score(self, groups: Sequence[Group]) -> Scores:
-        """The rewards of all answers. Raises RewardError or NonFiniteError where it has none to give."""
+        """The rewards of all answers. Raises RewardError where it has none to give."""
         ...
 
 
@@ -129,7 +133,7 @@ def by_source(sources: Sequence[GroupReward], scores: Sequence[Scores]) -> tuple
 def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.ndarray:
     """What `who` gave for all answers in order, [S] float64; None (unscored) becomes NaN.
 
-    Raises RewardError when there are more or fewer values than answers or one is no number, and NonFiniteError, with
+    Raises RewardError when there are more or fewer values than answers or one is no number, and NonFiniteReward, with
     the row and the answer, when one is NaN or infinite."""
     answers = [(group.example, text) for group in groups for text in group.texts]
     if len(values) != len(answers):
@@ -155,7 +159,7 @@ def _number(who: str, example: Example, text: str, value: object) -> float:
             f"{who} gave {reprlib.repr(value)} {about}; expected a number, or None for no reward."
         ) from None
     if not math.isfinite(number):
-        raise NonFiniteError(f"{who} gave {number} {about}; expected a finite number, or None for no reward.")
+        raise NonFiniteReward(f"{who} gave {number} {about}; expected a finite number, or None for no reward.")
     return number
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from assent.data.records import Example
-from assent.errors import NonFiniteError, UserError
+from assent.errors import UserError
 from assent.rewards.group import Group, GroupReward, RewardError, Scores, checked
 
 Build = Callable[[], GroupReward]
@@ -192,7 +192,7 @@ def serve(descriptor: int) -> None:
 
 def portable(error: Exception) -> Exception:
     """An error that can be pickled: a person's as it is, any other as its text."""
-    return error if isinstance(error, UserError | NonFiniteError) else RewardError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, UserError) else RewardError(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent(parent: int) -> None:

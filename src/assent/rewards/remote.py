@@ -126,7 +126,7 @@ class RemoteReward:
 
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises ServerUnavailable when the budget is spent, ServerAnswerError for an answer that trying again would
-        not better, NonFiniteError for a reward that is NaN or infinite."""
+        not better, NonFiniteReward for a reward that is NaN or infinite."""
         deadline = time.monotonic() + self.server.budget
         items = [
             Item(prompt, text, group.example.meta.get(self.server.label))

@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType, TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
@@ -28,6 +28,17 @@ def say(message: str) -> None:
     console.print(Text(message), soft_wrap=True)
 
 
+class _Bars(RichProgress):
+    """Bars with something above them."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
+
+
 class Progress:
     """Progress of one phase: a live bar on a terminal, elsewhere a line at most every ten seconds and at the end.
 
@@ -37,7 +48,7 @@ class Progress:
     `start` is the step that a resumed run begins at. Phases may be nested.
     """
 
-    _bars: RichProgress | None = None  # one for the process; nested phases are rows of it
+    _bars: _Bars | None = None  # one for the process; nested phases are rows of it
     _depth = 0
 
     def __init__(self, total: int, label: str, start: int = 0):
@@ -51,7 +62,7 @@ class Progress:
         self._began = self._spoke = time.monotonic()
         if console.is_terminal:
             if Progress._bars is None:
-                Progress._bars = RichProgress(
+                Progress._bars = _Bars(
                     TextColumn("{task.description}"),
                     BarColumn(bar_width=30),
                     MofNCompleteColumn(),
@@ -77,6 +88,11 @@ class Progress:
             self._spoke = now
             parts = (f"{self.label} {step}/{self.total}", self._left(), shown)
             say("  ".join(part for part in parts if part))
+
+    def show(self, above: RenderableType) -> None:
+        """Something to stand above the bars until the next; nothing where there is no terminal."""
+        if Progress._bars is not None:
+            Progress._bars.above = above
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
