@@ -38,7 +38,7 @@ def normalised(result: Mapping[str, Any]) -> np.ndarray:
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """The table over all tasks, the agreement with the paper's order, and a table of each task's own scores."""
     seeds = np.mean([normalised(result) for result in results], axis=0)
-    ours, spread = seeds.mean(1), seeds.std(1, ddof=1) if seeds.shape[1] > 1 else np.full(len(seeds), np.nan)
+    ours, spread = seeds.mean(1), seeds.std(1, ddof=1)
     paper = np.array([setting.paper for setting in SETTINGS])
     lines = ["| setting | paper | rank | here | rank |", "|---|--:|--:|--:|--:|"]
     for setting, value, deviation, theirs, rank in zip(SETTINGS, ours, spread, ranks(paper), ranks(ours)):

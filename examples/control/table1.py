@@ -50,8 +50,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.steps < LEAST_STEPS:
         parser.error(f"--steps: expected at least {LEAST_STEPS}, got {args.steps}; the last tenth of a run is scored")
-    if args.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {args.seeds}")
+    if args.seeds < 2:
+        parser.error(f"--seeds: expected at least 2, got {args.seeds}; the table has the spread over seeds")
     torch.set_num_threads(1)  # the matrices are small; a second core is better used by a second process
     try:
         run(args.out, args.tasks, args.steps, args.seeds)

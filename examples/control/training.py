@@ -84,10 +84,8 @@ class Training:
         self.runs = [(setting, seed) for setting in settings for seed in seeds]
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in self.runs]
         self.experience = Experience(make, [seed for _, seed in self.runs], self.generators)
-        sizes = (
-            getattr(self.experience.environments[0], f"{name}_space").shape[0] for name in ("observation", "action")
-        )
-        self.networks = ActorCritics(*sizes, self.generators)
+        env = self.experience.environments[0]
+        self.networks = ActorCritics(env.observation_space.shape[0], env.action_space.shape[0], self.generators)
         self.optimizer = torch.optim.Adam(
             self.networks.parameters(), lr=self.hp.learning_rate, eps=self.hp.epsilon, fused=True
         )
