@@ -75,6 +75,28 @@ def test_gae_of_long_responses():
     torch.testing.assert_close(gae(rewards, values, response, gamma=1.0, lam=0.98), expected)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
+def test_gae_with_steps_is_n_step_returns_less_the_value(steps: int):
+    """lam 1: n rewards, discounted, and the value after them where the response goes on that long."""
+    draw = torch.Generator().manual_seed(5)
+    rewards, values = torch.randn(2, 20, dtype=torch.float64, generator=draw)
+    response = torch.repeat_interleave(torch.arange(3), torch.tensor([1, 12, 7]))
+    expected = []
+    for t in range(20):
+        mine = [k for k in range(t, 20) if response[k] == response[t]]
+        told = sum(0.9**i * float(rewards[k]) for i, k in enumerate(mine[:steps]))
+        after = 0.9**steps * float(values[mine[steps]]) if len(mine) > steps else 0.0
+        expected.append(told + after - float(values[t]))
+    got = gae(rewards, values, response, gamma=0.9, lam=1.0, steps=steps)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gae_needs_a_step():
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="steps of at least 1; got 0"):
+        gae(one, one, torch.zeros(1, dtype=torch.int64), gamma=1.0, lam=1.0, steps=0)
+
+
 def test_gae_episodes_do_not_see_each_other():
     rewards, values, response = vector(0, 0, math.nan), vector(0.5, 0.6, 0.7), torch.tensor([0, 0, 1])
     advantages = gae(rewards, values, response, gamma=1.0, lam=0.95)

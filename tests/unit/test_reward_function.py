@@ -126,7 +126,7 @@ def test_numbers_that_are_not_finite_name_the_row_and_the_answer(reward, bad: st
     source = reward(f"import numpy as np\nimport torch\ndef f(completions):\n    return [1, {bad}, 2]\n")
     with pytest.raises(NonFiniteError) as caught:
         source.score(GROUPS)
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 2
     for words in (
         "mine.py:f: f gave",
         "nan" if "nan" in bad else "inf",

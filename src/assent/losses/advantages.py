@@ -14,27 +14,38 @@ REDUCTIONS = ("token", "response", "fixed")
 """How `token_weights` makes one number of the losses of a step."""
 
 
-def gae(rewards: Tensor, values: Tensor, response: Tensor, *, gamma: float, lam: float) -> Tensor:
+def gae(
+    rewards: Tensor, values: Tensor, response: Tensor, *, gamma: float, lam: float, steps: int | None = None
+) -> Tensor:
     """Generalised advantage estimation; each response is an episode that ends at its last token (arXiv 1506.02438).
 
         delta[t]      = rewards[t] + gamma * values[t + 1] - values[t]
         advantages[t] = delta[t] + gamma * lam * advantages[t + 1]
 
     with values and advantages 0 after the last token of a response. The critic's targets are `advantages + values`.
+    With lam 0 they are 1-step, with lam 1 all rewards to come less the value. `steps` ends the sum early:
+
+        advantages[t] = sum over k < steps of (gamma * lam)^k * delta[t + k]         with lam 1: n-step returns
 
     rewards   [N]  reward for each token
     values    [N]  the critic's value of the state before each token
     response  [N]  which response each token belongs to, never decreasing
+    steps          how many deltas are summed, at least 1; None: all to the end of the response
 
-    Returns [N]. Raises ValueError when shapes differ or `response` decreases.
+    Returns [N]. Raises ValueError when shapes differ, `response` decreases or `steps` is below 1.
     """
     check_shapes("gae", "N", rewards=rewards, values=values, response=response)
     check_sorted("gae", response)
+    if steps is not None and steps < 1:
+        raise ValueError(f"gae: expected steps of at least 1; got {steps}.")
 
     delta = rewards - values
     if len(values) > 1:
         delta = delta + gamma * _ahead(values, response, 1)
-    return _discounted_sum(delta, response, gamma * lam)
+    total = _discounted_sum(delta, response, gamma * lam)
+    if steps is None or steps >= len(values):
+        return total
+    return total - (gamma * lam) ** steps * _ahead(total, response, steps)
 
 
 def discounted_returns(rewards: Tensor, response: Tensor, *, gamma: float) -> Tensor:
