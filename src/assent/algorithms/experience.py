@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from assent.algorithms.credit import credit, no_signal
-from assent.algorithms.given import hinted, row_trees, with_given
+from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
 from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.prompts import Prompts, difficulty
@@ -57,6 +57,10 @@ class Asked:
 
     indices: np.ndarray
     trees: list[list[TokenTree]] | None
+
+
+Groups = list[tuple[int, TokenTree]]
+"""Prompts by number, with their scored answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +153,23 @@ class Experience:
         sampled = time.perf_counter()
         before = self.prompts.state_dict()
         try:
-            indices, trees, metrics = self._scored(asked)
+            seen, found, metrics = self._scored(asked)
+            indices, trees = np.array([i for i, _ in found]), [tree for _, tree in found]
             given = self._given(indices, asked) if self.config.given.source != "none" else None
+            baseline, greedy = self._baseline(indices), self._greedy(indices, asked)
         except UserError:
             self.prompts.load_state_dict(before)
             self.asked = asked
             raise
-        self.prompts.record(indices, [tree.per_response["reward"] for tree in trees])
+        self.prompts.record([i for i, _ in seen], [tree.per_response["reward"] for _, tree in seen])
         if given is not None:
             trees, metrics["given"] = with_given(self.config.given, trees, given)
         trees = self._with_numbers([replace(tree, key=key) for key, tree in enumerate(trees)], critic=True)
-        metrics |= describe(_sampled_only(trees)) | self._mismatch(trees)
-        baseline = self._baseline(indices)
+        metrics |= describe(sampled_only(trees)) | self._mismatch(trees)
         self.shaper.learn(trees, baseline)
-        trees = self._with_greedy(self.shaper.shape(trees, baseline), indices, asked, baseline)
+        trees = self.shaper.shape(trees, baseline)
+        if greedy is not None:
+            trees = _against(trees, self.shaper.shape(greedy, baseline))
         trees, credited = credit(trees, self.config, kl_coef)
         metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
         if self.config.curriculum.rest:
@@ -174,10 +181,10 @@ class Experience:
         self.number += 1
         return Rollout(trees, metrics, tuple(samples))
 
-    def _scored(self, asked: Asked) -> tuple[np.ndarray, list[TokenTree], dict[str, float]]:
-        """Prompts and answers with rewards; groups with signal only, where the method wants that."""
+    def _scored(self, asked: Asked) -> tuple[Groups, Groups, dict[str, float]]:
+        """All groups that were scored; of these what is trained on: with signal only, where the method wants that."""
         size, dynamic = self.config.train.batch_size, self.options.get("dynamic", False)
-        found: list[tuple[int, TokenTree]] = []
+        seen, found = Groups(), Groups()
         missing: Counter[str] = Counter()
         unscored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
@@ -189,19 +196,18 @@ class Experience:
             unscored += len(now.indices) * self.config.rollout.responses - sum(len(tree.branches) for tree in trees)
             scored = [(int(i), tree) for i, tree in zip(now.indices, trees, strict=True) if tree.branches]
             silent = no_signal([tree for _, tree in scored]) if dynamic else np.zeros(len(scored), bool)
+            seen += scored
             found += [pair for pair, quiet in zip(scored, silent, strict=True) if not quiet]
             if len(found) >= size:
                 break
         reasons = _listed(missing)
         if unscored:
             say(f"rollout {self.number + 1}: {unscored} of {total} answers have no reward ({reasons})")
+        if not seen:
+            raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
         if not found:
-            if not scored:
-                raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
             say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
-            found = scored
-        metrics = {"unscored": unscored / total}
-        return np.array([i for i, _ in found[:size]]), [tree for _, tree in found[:size]], metrics
+        return seen, (found or seen)[:size], {"unscored": unscored / total}
 
     def _rewarded(
         self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray
@@ -233,30 +239,24 @@ class Experience:
             new = [i for i in dict.fromkeys(indices.tolist()) if np.isnan(self.row_rewards[i])]
             trees = [tree for i in new if (tree := self.rows[i]) is not None]
             known = [i for i in new if self.rows[i] is not None]
+            scored = self._rewarded(trees, known)[0] if trees else []
             self.row_rewards[new] = 0.0
-            if trees:
-                for i, tree in zip(known, self._rewarded(trees, known)[0], strict=True):
-                    if tree.branches:
-                        self.row_rewards[i] = tree.per_response["reward"][0]
+            for i, tree in zip(known, scored, strict=True):
+                if tree.branches:
+                    self.row_rewards[i] = tree.per_response["reward"][0]
             return self.row_rewards[indices]
         return np.zeros(len(indices))
 
-    def _with_greedy(
-        self, trees: list[TokenTree], indices: np.ndarray, asked: Asked, baseline: np.ndarray
-    ) -> list[TokenTree]:
-        """With the shaped reward of each prompt's most likely answer, where answers are compared with that."""
+    def _greedy(self, indices: np.ndarray, asked: Asked) -> list[TokenTree] | None:
+        """Each prompt's most likely answer, scored, where answers are compared with that."""
         if self.row.advantage != "greedy":
-            return trees
+            return None
         assert asked.trees is not None
         found = dict(zip(asked.indices.tolist(), self._rewarded(asked.trees[1], asked.indices)[0], strict=True))
         best = [found[i] for i in indices.tolist()]
         if any(not tree.branches for tree in best):
             raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
-        shaped = self.shaper.shape(best, baseline)
-        return [
-            attach(tree, {}, {"baseline": np.repeat(other.per_response["shaped"], len(tree.branches))})
-            for tree, other in zip(trees, shaped, strict=True)
-        ]
+        return best
 
     # ---- numbers of the models
 
@@ -367,11 +367,12 @@ class Experience:
         return Evaluation(metrics, self.samples(trees, [example for _, example in there]))
 
 
-def _sampled_only(trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
-    """The trees without given answers."""
-    if GIVEN not in trees[0].branches[0].per_token:
-        return trees
-    return [keep(tree, np.array([branch.per_token[GIVEN][0] == 0 for branch in tree.branches])) for tree in trees]
+def _against(trees: Sequence[TokenTree], others: Sequence[TokenTree]) -> list[TokenTree]:
+    """The trees with `baseline`: the shaped reward of the one answer to the same prompt in `others`."""
+    return [
+        attach(tree, {}, {"baseline": np.repeat(other.per_response["shaped"], len(tree.branches))})
+        for tree, other in zip(trees, others, strict=True)
+    ]
 
 
 def rewarded(

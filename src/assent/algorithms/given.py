@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from assent.algorithms.rollouts import GIVEN
+from assent.algorithms.rollouts import GIVEN, keep
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, RowError
 from assent.data.tree import Branch, TokenTree
@@ -89,3 +89,10 @@ def _joined(tree: TokenTree, extra: TokenTree | None) -> TokenTree:
         sampler = np.full(size, np.nan, np.float32) if given else branch.per_token["sampler"]
         made.append(replace(branch, per_token={"sampler": sampler, GIVEN: np.full(size, given, np.float32)}))
     return replace(tree, branches=tuple(made), per_response=per_response)
+
+
+def sampled_only(trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
+    """The trees without given answers."""
+    if GIVEN not in trees[0].branches[0].per_token:
+        return trees
+    return [keep(tree, np.array([branch.per_token[GIVEN][0] == 0 for branch in tree.branches])) for tree in trees]
