@@ -196,6 +196,7 @@ CASES: dict[str, Case] = {
     "ppo_clip": of("ppo_clip", clip=0.2),
     "ppo_clip:higher": of("ppo_clip", clip=0.2, clip_high=0.5),
     "ppo_clip:dual": of("ppo_clip", clip=0.2, dual_clip=1.7),
+    "ppo_penalty": of("ppo_penalty", penalty=0.7),
     "gspo": of("gspo", Groups, clip=0.2, clip_high=0.3),
     "cispo": of("cispo", clip_high=0.5),
     "clipped_value": of("clipped_value", clip=0.2),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.losses import cispo, cpi, gspo, mismatch_weights, ppo_clip, ratio_diagnostics, reinforce
+from assent.losses import cispo, cpi, gspo, mismatch_weights, ppo_clip, ppo_penalty, ratio_diagnostics, reinforce
 
 LN2 = math.log(2.0)
 
@@ -134,6 +134,27 @@ def test_reinforce_and_cpi_known_numbers():
     loss = cpi(logprobs, old, advantages)  # ratios 2 and 1/2
     torch.testing.assert_close(loss, vector(-6.0, 2.0))
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), logprobs)[0], vector(-6.0, 2.0).detach())
+
+
+def test_ppo_penalty_known_numbers():
+    # ratios 2 and 1/2
+    logprobs, old, advantages = vector(-1.0, -2.0), vector(-1.0 - LN2, -2.0 + LN2), vector(3.0, -4.0)
+    loss = ppo_penalty(logprobs, old, advantages, penalty=10.0)
+    torch.testing.assert_close(loss, vector(-6.0 + 10 * (1 - LN2), 2.0 + 10 * (LN2 - 0.5)))
+    slopes = torch.autograd.grad(loss.sum(), logprobs)[0]
+    torch.testing.assert_close(slopes, vector(-6.0 + 10.0, 2.0 - 5.0).detach())
+    assert torch.equal(ppo_penalty(logprobs, old, advantages, penalty=0.0), cpi(logprobs, old, advantages))
+
+
+def test_ppo_penalty_is_the_kl_from_the_old_policy_in_value_and_gradient():
+    """Over a whole vocabulary, weighted by the probability that a token was sampled with."""
+    logits = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    policy, old = logits.log_softmax(-1), torch.randn(9, dtype=torch.float64).log_softmax(-1)
+    exact = 0.7 * (old.exp() * (old - policy)).sum()
+    estimate = (old.exp() * ppo_penalty(policy, old, torch.zeros(9, dtype=torch.float64), penalty=0.7)).sum()
+    torch.testing.assert_close(estimate, exact)
+    wanted = torch.autograd.grad(exact, logits, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(estimate, logits)[0], wanted)
 
 
 def test_gradients_over_a_whole_vocabulary_are_those_of_the_expected_reward():

@@ -1,4 +1,5 @@
-"""Running moments against numpy, DAPO's penalty, and the two rules for the weight of a KL penalty."""
+"""Running moments against numpy, DAPO's penalty, the two rules for the weight of a KL penalty, and rates that move with
+the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assent.losses import RunningMoments, adaptive_kl, adaptive_penalty, overlong_penalty
+from assent.losses import RunningMoments, adaptive_kl, adaptive_penalty, overlong_penalty, rescaled
 
 BATCHES = st.lists(st.lists(st.floats(-100, 100, width=32), max_size=7), max_size=6)
 
@@ -122,3 +123,26 @@ def test_a_kl_that_is_no_number_moves_nothing(kl: float):
         adaptive_kl(0.1, kl, target=6.0, horizon=100, responses=10)
     with pytest.raises(ValueError, match=f"adaptive_penalty: expected a finite KL; got {kl}"):
         adaptive_penalty(0.1, kl, target=6.0)
+
+
+def test_rescaled_known_numbers():
+    assert rescaled(1e-3, None, ratio=4.0) == (pytest.approx(2e-3), None)
+    lr, decay = rescaled(1e-3, 0.9, ratio=0.25)
+    assert lr == pytest.approx(5e-4) and decay == pytest.approx(36 / 37)  # centre of mass 9 batches, then 36
+    assert rescaled(3e-4, 0.5, ratio=1.0) == (pytest.approx(3e-4), pytest.approx(0.5))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 3.0])
+def test_rescaled_keeps_the_samples_that_an_average_reaches_back(ratio: float):
+    def samples(decay: float, batch: float) -> float:
+        """Mean age of what is averaged, in samples."""
+        return batch * sum(age * decay**age for age in range(5000)) / sum(decay**age for age in range(5000))
+
+    _, decay = rescaled(1.0, 0.8, ratio=ratio)
+    assert samples(decay, 100 * ratio) == pytest.approx(samples(0.8, 100), rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, math.nan])
+def test_rescaled_refuses_what_is_no_ratio(ratio: float):
+    with pytest.raises(ValueError, match=f"rescaled: expected a ratio > 0; got {ratio}"):
+        rescaled(1.0, 0.9, ratio=ratio)
