@@ -60,13 +60,13 @@ def run_demo(config: DemoConfig) -> Path:
         raise RunFolderError(
             f"--out {out}: an earlier demo is there. Continue it with --resume, or choose another --out."
         )
-    paths = _world(out / "world", config)
-    stages = _stages(out, paths, config)
-    for number, (name, train, stage) in enumerate(stages, 1):
-        say(f"[{number}/{len(stages) + 1}] {name}")
+    paths = make_world(out / "world", config)
+    runs = stages(out, paths, config)
+    for number, (name, train, stage) in enumerate(runs, 1):
+        say(f"[{number}/{len(runs) + 1}] {name}")
         if not (Path(stage.out) / "model" / "README.md").is_file():
             train(stage)
-    say(f"[{len(stages) + 1}/{len(stages) + 1}] evaluation: gold reward, which no training step has seen")
+    say(f"[{len(runs) + 1}/{len(runs) + 1}] evaluation: gold reward, which no training step has seen")
     table = evaluate(out, paths, config.seed)
     table.save(out / EVALUATION)
     table.render(Console(width=None if sys.stdout.isatty() else 110))
@@ -76,7 +76,8 @@ def run_demo(config: DemoConfig) -> Path:
     return report
 
 
-def _world(folder: Path, config: DemoConfig) -> WorldPaths:
+def make_world(folder: Path, config: DemoConfig) -> WorldPaths:
+    """The assistant world in `folder`, made where it is not there yet."""
     paths = WorldPaths(folder)
     if not paths.base.is_dir():
         say("[0] world: knowledge, demonstrations, labels of simulated annotators, a random model")
@@ -84,7 +85,7 @@ def _world(folder: Path, config: DemoConfig) -> WorldPaths:
     return paths
 
 
-def _stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, Callable[[Any], Any], RunConfig]]:
+def stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, Callable[[Any], Any], RunConfig]]:
     """Name, function and configuration of each training run, in order."""
     sft, reward = str(out / "sft"), str(out / "reward")
 
