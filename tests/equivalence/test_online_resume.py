@@ -1,0 +1,184 @@
+"""Online runs with every option that has a state of its own, stopped after each step and continued: the same bytes as
+one that ran straight through. A stop lies inside a rollout, between two, and while the next is being sampled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import assent.algorithms.run as run_module
+from assent.algorithms.online import train_online
+from assent.algorithms.prompts import Prompts
+from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.online import (
+    METHODS,
+    CriticConfig,
+    CurriculumConfig,
+    GivenConfig,
+    KLConfig,
+    OnlineConfig,
+    PtxConfig,
+    RewardsConfig,
+    RolloutConfig,
+    ShapingConfig,
+    online_config,
+)
+from assent.train import checkpoint
+from assent.train.log import read_jsonl, read_metrics
+from assent.train.progress import ShutdownRequested
+
+STEPS = 6
+PROMPTS = 5  # rollouts of two reach over the ends of passes
+TWO = RolloutConfig(responses=2, minibatches=2, show=9)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ahead": ("ppo", {"rollout": replace(TWO, ahead=True)}),
+    "ahead greedy": ("remax", {"rollout": replace(TWO, responses=1, ahead=True)}),
+    "ewma": ("ppo", {"loss": {"ewma": 0.5, "tuned_batch": 8}, "rollout": TWO}),
+    "ptx": ("ppo", {"ptx": PtxConfig("DATA", batch_size=2), "rollout": TWO}),
+    "given row": ("grpo", {"given": GivenConfig("row", when="always"), "rollout": TWO}),
+    "given hint": (
+        "grpo",
+        {"given": GivenConfig("hint", "Say {answer} {level}", when="always"), "rollout": replace(TWO, ahead=True)},
+    ),
+    "curriculum": ("rloo", {"curriculum": CurriculumConfig("easy", rest=1), "rollout": TWO}),
+    "shaping running": ("rloo", {"shaping": ShapingConfig("running", "running", clip=1.0), "rollout": TWO}),
+    "shaping row": ("reinforce", {"shaping": ShapingConfig("row", "batch", missing_eos_penalty=0.5), "rollout": TWO}),
+    "shared critic": ("ppo", {"critic": CriticConfig(shared=True, warmup=1), "rollout": TWO}),
+    "critic warm-up": ("ppo", {"critic": CriticConfig("policy", warmup=2), "rollout": TWO}),
+    "target_kl": ("ppo", {"rollout": replace(TWO, epochs=2, target_kl=1e-4)}),
+    "adaptive": (
+        "ppo",
+        {
+            "kl": KLConfig(target=0.1, horizon=8),
+            "loss": {"objective": "penalty", "penalty_target": 1e-3},
+            "rollout": replace(TWO, epochs=2, minibatches=1),
+        },
+    ),
+    "dynamic": (
+        "dapo",
+        {
+            "curriculum": CurriculumConfig("hard", column="level", rest=1),
+            "rewards": RewardsConfig(rules=("length=2,8",)),
+            "rollout": replace(TWO, ahead=True),
+        },
+    ),
+}
+Make = Callable[[str, Path], OnlineConfig]
+
+
+@pytest.fixture(scope="module")
+def make(tiny_model_dir: Path, tmp_path_factory) -> Make:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    answers = ("paris", "red green", "egg", "water seven minutes boil cool red green blue", "blue egg")
+    rows = [{"prompt": f"{i} red?", "completion": answers[i], "level": i, "gold": "e"} for i in range(PROMPTS)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def build(name: str, out: Path) -> OnlineConfig:
+        method, options = CASES[name]
+        ptx = options.get("ptx")
+        filled = options | ({"ptx": replace(ptx, data=str(file))} if ptx else {})
+        critic = {"critic": CriticConfig("policy")} if METHODS[method].has_critic else {}
+        shared: dict[str, Any] = {
+            "model": ModelConfig(str(tiny_model_dir), precision="fp32"),
+            "data": DataConfig(str(file), max_length=64),
+            "out": str(out),
+            "optim": OptimConfig(lr=1e-2, warmup=0.0, weight_decay=0.01),
+            "train": TrainConfig(batch_size=2, micro_tokens=100, max_steps=STEPS, threads=1, keep=9),
+            "rewards": RewardsConfig(rules=("length=5,6", "contains=gold")),
+            "sampling": SamplingConfig(max_new_tokens=6),
+        }
+        return online_config(method, **{**shared, **critic, **filled})
+
+    return build
+
+
+@pytest.fixture
+def stop_after(monkeypatch) -> Callable[[int | None], None]:
+    """Sends this process SIGTERM while the given step is recorded."""
+    take, wanted = run_module.Run.take, [None]
+
+    def taking(self: Any, result: Any) -> None:
+        take(self, result)
+        if result.step == wanted[0]:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_module.Run, "take", taking)
+
+    def choose(step: int | None) -> None:
+        wanted[0] = step  # type: ignore[call-overload]
+
+    return choose
+
+
+def outcome(out: Path) -> dict[str, object]:
+    """All that a run computes: weights, the last checkpoint, metrics without times, samples."""
+    files = [*checkpoint.newest_complete(out / "checkpoints").glob("*.safetensors"), *out.glob("*/model.safetensors")]
+    found: dict[str, object] = {
+        str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+    return found | {
+        "metrics": read_metrics(out / "metrics.jsonl", times=False),
+        "samples": read_jsonl(out / "samples.jsonl"),
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_after_every_step_is_straight(name: str, make: Make, stop_after, tmp_path: Path, monkeypatch) -> None:
+    asked: list[list[int]] = []
+    take = Prompts.next
+
+    def taking(self: Prompts, size: int) -> Any:
+        indices = take(self, size)
+        asked.append(indices.tolist())
+        return indices
+
+    monkeypatch.setattr(Prompts, "next", taking)
+    train_online(make(name, tmp_path / "straight"))
+    straight, wanted = outcome(tmp_path / "straight"), list(asked)
+    asked.clear()
+    for step in range(1, STEPS + 1):
+        config = replace(make(name, tmp_path / "stopped"), resume="auto" if step > 1 else None)
+        stop_after(step if step < STEPS else None)
+        if step < STEPS:
+            with pytest.raises(ShutdownRequested):
+                train_online(config)
+        else:
+            train_online(config)
+    assert outcome(tmp_path / "stopped") == straight
+    assert asked == wanted, "no prompt is lost or asked again"
+    worked(name, straight["metrics"], wanted)  # type: ignore[arg-type]
+
+
+def worked(name: str, metrics: list[dict[str, float]], asked: list[list[int]]) -> None:
+    """That the case has the state it is about."""
+    fresh = [row for row in metrics if "rollout" in row]
+    assert len(metrics) == STEPS and len(fresh) >= 2
+    if "rest=" not in repr(CASES[name][1].get("curriculum")):
+        each = Counter(index for rollout in asked for index in rollout)
+        assert max(each.values()) - min(each.values()) <= 1 and len(each) == PROMPTS
+    match name:
+        case "ahead" | "ahead greedy" | "given hint":
+            assert len(asked) == len(fresh) + 1, "the last one is under way when the run ends"
+            assert fresh[0]["importance"] == pytest.approx(1, abs=1e-3) and fresh[1]["mismatch"] > 1e-3
+        case "given row":
+            assert all(row["given"] > 0 for row in fresh)
+        case "curriculum" | "dynamic":
+            assert any(0 < row["resting"] for row in fresh)
+        case "target_kl":
+            assert [row["step"] for row in fresh] != [1, 5], "rollouts of four steps are left early"
+            assert any(row["approx_kl"] > 1e-4 for row in metrics)
+        case "adaptive":
+            assert len({row["penalty"] for row in fresh}) == len({row["kl_coef"] for row in fresh}) == len(fresh)
+        case "shared critic" | "critic warm-up":
+            warming = [row["step"] for row in metrics if "policy_loss" not in row]
+            assert warming == ([1, 2] if name == "shared critic" else [1, 2, 3, 4])
+        case "ptx":
+            assert all(row["ptx_nll"] > 0 for row in metrics)
