@@ -17,7 +17,7 @@ PINS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test lint demo bench docs clean
+.PHONY: setup test test-vllm lint demo bench docs clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile
+
+# vLLM for CPUs and its tests, in an environment of their own: vLLM pins torch and transformers.
+test-vllm: .venv-vllm/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -q tests/vllm
+
+.venv-vllm/.installed: tests/vllm/requirements.txt pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip -q --disable-pip-version-check install $(INDEX) $$(grep '^torch==' $<)
+	.venv-vllm/bin/python -m pip -q --disable-pip-version-check install -r $< -e .
+	.venv-vllm/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
+	@touch $@
 
 lint: setup
 	$(VENV)/bin/ruff check

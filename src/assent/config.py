@@ -227,6 +227,26 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What computes sampled answers."""
+
+    name: Literal["torch", "vllm"] = "torch"
+    """torch samples from the policy's own weights, on any machine; vllm (an extra) from a copy of them, which it is
+    sent before each rollout."""
+    url: str | None = None
+    """vllm: server to ask, http://HOST:PORT; default: vLLM is started inside the run."""
+    weights: str | None = None
+    """vllm: folder that weights go through, which a server must see (on one machine /dev/shm/NAME is fastest); default:
+    `engine` in the run folder."""
+    memory: float = 0.4
+    """vllm inside the run: share of the GPU's memory (without one, of the machine's) for its weights and cache."""
+    timeout: float = 600.0
+    """Most seconds for one request to the server."""
+    patience: float = 600.0
+    """Seconds to wait for a server that does not answer, for example because it is being started anew."""
+
+
+@dataclass(frozen=True)
 class InitConfig:
     """A byte-level BPE tokenizer trained on the data, and a small random model with a ChatML template."""
 
@@ -293,6 +313,7 @@ class GenerateConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute precision."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)

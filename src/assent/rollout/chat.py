@@ -17,8 +17,15 @@ from assent.data.formats import load_examples
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
-from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
+from assent.models.loading import (
+    load_policy,
+    load_tokenizer,
+    model_folder,
+    quiet_transformers,
+    resolve_precision,
+)
 from assent.rollout.engine import Completion, Engine
+from assent.rollout.engines import engine_for
 from assent.rollout.torch_engine import TorchEngine
 
 HELP = "/system TEXT sets the system message, /reset forgets the conversation, /exit leaves."
@@ -124,6 +131,10 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = ModelConfig(path=config.model, precision=config.precision, layout="flat")
     chat = Chat(load_tokenizer(model))
+    if config.engine.name == "vllm":
+        precision = resolve_precision(config.precision, device)
+        path = model_folder(config.model)
+        return chat, engine_for(path, config.engine, chat.eos_ids, config.sampling, precision)
     policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
     return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision)
 

@@ -1,0 +1,93 @@
+"""The engine that the options name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from assent.config import EngineConfig, SamplingConfig
+from assent.errors import ConfigError
+from assent.models.policy import Policy
+from assent.models.quantize import without_quantisation
+from assent.rollout.engine import Engine
+from assent.rollout.torch_engine import TorchEngine
+from assent.rollout.vllm_engine import VllmEngine
+from assent.rollout.vllm_server import VllmServer
+from assent.rollout.vllm_shared import Weights, WeightsFolder, stored
+
+
+def engine_of(
+    policy: Policy,
+    config: EngineConfig,
+    eos_ids: Collection[int],
+    sampling: SamplingConfig,
+    *,
+    max_length: int,
+    folder: Path,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Engine:
+    """An engine for a policy that is being trained. `torch` samples from the policy's own weights; `vllm` from a copy,
+    so it samples only after `update_weights`, which every rank must call with whole weights. `max_length` is that of
+    the longest prompt plus response, `folder` where weights go through by default.
+
+    With several ranks vLLM is a server: rank 0 gives it the weights, each rank asks it for its own share. Raises
+    ConfigError where vLLM is not installed, cannot report the log-probs of `sampling`, or would run inside a run of
+    several ranks."""
+    if config.name == "torch":
+        return TorchEngine(policy.model, eos_ids, policy.precision)
+    if config.url is None and ranks > 1:
+        raise ConfigError(
+            f"--engine.name vllm inside a run needs a run of one process; this one has {ranks}. Start a vLLM server, "
+            "and give it as --engine.url."
+        )
+
+    def save(path: Path, state: Mapping[str, Tensor]) -> None:
+        dtype = torch.bfloat16 if policy.precision == "bf16" else torch.float32
+        weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in state.items()}
+        without_quantisation(policy.plain).save_pretrained(path, state_dict=weights)
+
+    source = WeightsFolder(Path(config.weights) if config.weights else folder, save, writes=rank == 0)
+    return _vllm(config, source, eos_ids, sampling, policy.precision, max_length, logprobs=True)
+
+
+def engine_for(
+    path: str, config: EngineConfig, eos_ids: Collection[int], sampling: SamplingConfig, precision: str
+) -> Engine:
+    """vLLM for a model folder or hub id as it is; its completions have no log-probs."""
+    return _vllm(config, stored(path), eos_ids, sampling, precision, None, logprobs=False)
+
+
+def _vllm(
+    config: EngineConfig,
+    source: WeightsFolder | Weights,
+    eos_ids: Collection[int],
+    sampling: SamplingConfig,
+    precision: str,
+    max_length: int | None,
+    *,
+    logprobs: bool,
+) -> Engine:
+    if config.url is None:
+        return VllmEngine(
+            source,
+            eos_ids,
+            sampling,
+            precision=precision,
+            max_length=max_length,
+            memory=config.memory,
+            logprobs=logprobs,
+        )
+    return VllmServer(
+        config.url,
+        source,
+        eos_ids,
+        sampling,
+        precision=precision,
+        timeout=config.timeout,
+        patience=config.patience,
+        logprobs=logprobs,
+    )
