@@ -140,12 +140,14 @@ class Surrogate:
         return {name: self.options[name] for name in CLIPS if name in self.options}
 
     def _moved(self, batch: TreeBatch, logprobs: Tensor, sampled: Tensor) -> Sums:
-        """How far the policy has moved from the one that sampled."""
-        clips = self._clips() if self.loss_name != "ppo_penalty" else {}
+        """How far the policy has moved from the one that sampled, and what the clip holds."""
+        clips = {"clip": float("inf")} | (self._clips() if self.loss_name != "ppo_penalty" else {})
         response = batch.response if self.loss_name == "gspo" else None
         old, advantages = batch.per_token["old"], batch.per_token["advantages"]
-        moved = ratio_diagnostics(logprobs, old, advantages, response, **({"clip": float("inf")} | clips))
-        sums = {"clip_fraction": moved.clipped, "approx_kl": moved.approx_kl, "ratio": moved.ratio}
+        base = batch.per_token.get(PROXIMAL, old)
+        moved = ratio_diagnostics(logprobs, old, advantages, response, **clips)
+        held = moved if base is old else ratio_diagnostics(logprobs, base, advantages, response, **clips)
+        sums = {"clip_fraction": held.clipped, "approx_kl": moved.approx_kl, "ratio": moved.ratio}
         return {name: ((values * sampled).sum(), float(sampled.sum())) for name, values in sums.items()}
 
     def _mixed_in(self, batch: TreeBatch) -> Loss:
