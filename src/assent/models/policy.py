@@ -140,7 +140,9 @@ class Policy(Backbone):
             hidden = self.hidden(batch).index_select(0, batch.source)
         if states:
             return hidden
-        values = None if self.value_head is None else self.value_head(hidden.float()).squeeze(-1)
+        values = None
+        if self.value_head is not None:  # its weights are fp32, or where sharding gathers them so, bf16
+            values = self.value_head(hidden.to(self.value_head.weight.dtype)).float().squeeze(-1)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         scale, softcap = logit_transform(self.model)
