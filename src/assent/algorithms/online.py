@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from assent.algorithms.experience import Experience
+from assent.algorithms.given import sampled_only
 from assent.algorithms.job import Job, job
 from assent.algorithms.models import Models
 from assent.algorithms.proximal import Proximal
@@ -169,7 +170,7 @@ class Online:
             shown["penalty"] = self.surrogate.penalty
         if (target := self.config.kl.target) is not None:
             shown["kl_coef"] = self.surrogate.kl_coef
-            answers = sum(len(tree.branches) for tree in self.buffer)
+            answers = sum(len(tree.branches) for tree in sampled_only(self.buffer))
             self.surrogate.kl_coef = adaptive_kl(
                 self.surrogate.kl_coef, metrics["kl"], target=target, horizon=self.config.kl.horizon, responses=answers
             )
