@@ -1,4 +1,5 @@
-"""Writes what can be derived from the code: docs/cli.md, the tables of docs/objectives.md, the file map of README.md.
+"""Writes what can be derived from the code: docs/cli.md, tables of docs/objectives.md and docs/online.md, the file map
+of README.md.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -21,8 +22,9 @@ from assent import cli, config, online, settings  # noqa: E402
 from assent.checks import WORDS  # noqa: E402
 from assent.data import conversions  # noqa: E402
 from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
+from assent.online import METHODS, Method  # noqa: E402
 
-PAGE, README = ROOT / "docs" / "objectives.md", ROOT / "README.md"
+PAGE, ONLINE, README = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "README.md"
 
 
 # ---- docs/cli.md
@@ -46,16 +48,17 @@ def cli_page() -> str:
         "| command | what it does | Python |",
         "|---|---|---|",
     ]
-    names = [name for group in cli.GROUPS.values() for name in group if name not in OBJECTIVES]
+    names = [name for group in cli.GROUPS.values() for name in group if name not in {**OBJECTIVES, **METHODS}]
     for name in names:
         command = cli.COMMANDS[name]
         module, _, function = command.target.partition(":")
         lines.append(f"| [`{name}`](#{name}) | {command.help} | `{module}.{function}({command.config.__name__})` |")
     for heading, group in cli.GROUPS.items():
-        if group[0] in OBJECTIVES:
-            links = ", ".join(f"[`{name}`](#{name})" for name in group)
+        if group[0] in OBJECTIVES or group[0] in METHODS:
+            links = ", ".join(f"[`{name}`](#{anchor(name)})" for name in group)
             target = cli.COMMANDS[group[0]].target.replace(":", ".")
-            lines.append(f"| {links} | {heading}. | `{target}(preference_config(NAME, ...))` |")
+            make = "preference_config" if group[0] in OBJECTIVES else "online_config"
+            lines.append(f"| {links} | {heading}. | `{target}({make}(NAME, ...))` |")
     shared = settings.options(config.RunConfig)
     for name in names:
         command = cli.COMMANDS[name]
@@ -72,7 +75,7 @@ def cli_page() -> str:
             rows = without(rows, shared)
             lines[-1] += ", and:" if rows else "."
         lines += table(rows, command.positional)
-    lines += every_objective()
+    lines += every_objective() + every_method()
     lines += ["", "## Every training command", "", one_line(config.RunConfig.__doc__ or ""), *table(shared)]
     return "\n".join(lines) + "\n"
 
@@ -102,6 +105,38 @@ def every_objective() -> list[str]:
         text = f"[{row.name}](objectives.md#{name}). {one_line(row.summary)}"
         lines += ["", f"### {name}", "", f"`assent {name} [OPTIONS]`. {text}", *table(own_options(name))]
     return lines
+
+
+def every_method() -> list[str]:
+    """The commands that learn from rewards of sampled answers: what they share, then what is each one's own."""
+    shared, common = settings.options(config.RunConfig), settings.options(online.OnlineConfig)
+    lines = [
+        "",
+        "## Every online method",
+        "",
+        "`assent METHOD [OPTIONS]` learns from rewards of its own answers; [online.md](online.md) says which one to "
+        "choose, and what the sections of options are for. Each has the [options of every training "
+        "command](#every-training-command), and:",
+        *table(without(common, shared)),
+    ]
+    for name, row in METHODS.items():
+        text = f"[{row.name}](online.md). {one_line(row.summary)}"
+        lines += ["", f"### {name}", "", f"`assent {name} [OPTIONS]`. {text}", *table(method_options(name))]
+    return lines
+
+
+def method_options(name: str) -> list[settings.Option]:
+    """The options of an online method that others have not, or with another default."""
+    usual = {option.name: option.default for option in settings.options(online.OnlineConfig)}
+    rows = settings.options(cli.COMMANDS[name].config)
+    return [option for option in rows if option.name not in usual or option.default != usual[option.name]]
+
+
+def anchor(name: str) -> str:
+    """What Markdown viewers make of a method's or objective's heading; of like ones, the later get a number."""
+    plain = {each: re.sub(r"[^\w-]", "", each) for each in (*OBJECTIVES, *METHODS)}
+    before = [each for each in plain if plain[each] == plain[name]].index(name)
+    return f"{plain[name]}-{before}" if before else plain[name]
 
 
 def without(rows: list[settings.Option], others: list[settings.Option]) -> list[settings.Option]:
@@ -194,7 +229,7 @@ def objective(name: str) -> list[str]:
     """The section of one objective."""
     row = OBJECTIVES[name]
     formula, remarks = docstring_parts(LOSSES[row.loss])
-    anchor = {"yes": "a reference", "–": "no reference"}.get(reference(row), f"a {reference(row)} reference")
+    compared = {"yes": "a reference", "–": "no reference"}.get(reference(row), f"a {reference(row)} reference")
     lines = [
         "",
         f"## {name}",
@@ -203,7 +238,7 @@ def objective(name: str) -> list[str]:
         "",
         f"When to use it: {row.use}",
         "",
-        " · ".join([f"`assent {name}`", f"learns from {LEARNS[row.feedback]}", anchor, *needs(row)]),
+        " · ".join([f"`assent {name}`", f"learns from {LEARNS[row.feedback]}", compared, *needs(row)]),
         "",
         f"```\n{formula}\n```",
     ]
@@ -245,6 +280,59 @@ def loss_functions() -> dict[str, ast.FunctionDef]:
 
 
 LOSSES = loss_functions()
+
+
+# ---- docs/online.md
+
+
+def online_page() -> str:
+    """docs/online.md: its own text, and the table of methods."""
+    return filled(ONLINE, {"table of methods": methods()})
+
+
+ADVANTAGES = {
+    "gae": "GAE with a critic",
+    "return": "rewards to come",
+    "group": "reward less the group's mean",
+    "leave_one_out": "reward less the mean of the others",
+    "greedy": "reward less that of the most likely answer",
+}
+POLICY_LOSSES = {
+    "ppo_clip": "clipped ratio",
+    "reinforce": "log-prob",
+    "gspo": "clipped ratio of whole answers",
+    "cispo": "log-prob, bounded weight",
+}
+REDUCED = {"token": "every token", "response": "every answer", "fixed": "every token, by the longest length"}
+
+
+def methods() -> str:
+    """One line for each online method: what it combines."""
+    lines = [
+        "| command | what it does | advantage | loss | counts the same | KL | answers | paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in METHODS.items():
+        options = {**row.options}
+        scale = {"group": ", over its standard deviation", "batch": ", over the step's"}.get(options.get("scale"), "")
+        advantage = ADVANTAGES[row.advantage] + scale + (", whitened" if options.get("whiten") else "")
+        cells = [
+            f"[`{name}`](cli.md#{anchor(name)})",
+            row.summary,
+            advantage,
+            POLICY_LOSSES[row.loss],
+            REDUCED[options["reduction"]],
+            kl_of(row),
+            str(row.rollout.get("responses", 1)),
+            f"[{row.paper}](https://arxiv.org/abs/{row.paper})",
+        ]
+        lines.append("| " + " | ".join(map(one_line, cells)) + " |")
+    return "\n".join(lines)
+
+
+def kl_of(row: Method) -> str:
+    kl = online.KLConfig(**row.kl)
+    return f"{kl.coef:g}, {kl.estimator}, in the {kl.place}" if kl.coef else "none"
 
 
 # ---- README.md
@@ -324,7 +412,12 @@ def first_sentence(text: str) -> str:
 
 
 def main() -> int:
-    pages = {ROOT / "docs" / "cli.md": cli_page(), PAGE: objectives_page(), README: readme_page()}
+    pages = {
+        ROOT / "docs" / "cli.md": cli_page(),
+        PAGE: objectives_page(),
+        ONLINE: online_page(),
+        README: readme_page(),
+    }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:

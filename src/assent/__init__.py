@@ -45,7 +45,18 @@ PUBLIC = {
     "assent.lab.demo": ("run_demo",),
     "assent.models.init": ("init_model",),
     "assent.objectives": ("preference_config",),
-    "assent.online": ("CriticConfig", "KLConfig", "RewardsConfig", "RolloutConfig", "online_config"),
+    "assent.online": (
+        "CriticConfig",
+        "CurriculumConfig",
+        "GivenConfig",
+        "KLConfig",
+        "PtxConfig",
+        "RemoteConfig",
+        "RewardsConfig",
+        "RolloutConfig",
+        "ShapingConfig",
+        "online_config",
+    ),
     "assent.rollout.chat": ("generate",),
 }
 """Module -> the names it gives to the package."""

@@ -70,6 +70,13 @@ RULES: dict[type, dict[str, Rule]] = {
         "top_p": UP_TO_ONE,
         "max_batch": COUNT,
     },
+    c.EngineConfig: {
+        "url": NAMED,
+        "weights": NAMED,
+        "memory": UP_TO_ONE,
+        "timeout": POSITIVE,
+        "patience": POSITIVE,
+    },
     c.InitConfig: {
         "data": NAMED,
         "out": NAMED,
@@ -220,6 +227,15 @@ def _sampling_temperature(config: online.OnlineConfig) -> str | None:
     return None
 
 
+def _room_for_prompts(config: online.OnlineConfig) -> str | None:
+    if config.sampling.max_new_tokens >= config.data.max_length:
+        return (
+            f"--sampling.max_new_tokens {config.sampling.max_new_tokens} leaves no room for a prompt within "
+            f"--data.max_length {config.data.max_length}."
+        )
+    return None
+
+
 def _rollout_minibatches(config: online.OnlineConfig) -> str | None:
     if config.rollout.minibatches > config.train.batch_size:
         return (
@@ -317,6 +333,16 @@ def _compared(config: c.CompareConfig) -> str | None:
     return None
 
 
+def _engine_is_asked(config: Any) -> str | None:
+    """For every command that samples."""
+    engine = config.engine
+    if engine.url is not None and engine.name != "vllm":
+        return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
+    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, c.GenerateConfig)):
+        return "--engine.weights is read only in training with --engine.name vllm."
+    return None
+
+
 def _heads_divide(config: c.InitConfig) -> str | None:
     if config.heads < 1 or config.kv_heads < 1:
         return None  # reported by the table
@@ -346,6 +372,9 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.CONFIGS["ppo"], _penalised),
     (online.OnlineConfig, _sampling_temperature),
     (online.OnlineConfig, _rollout_minibatches),
+    (online.OnlineConfig, _room_for_prompts),
+    (online.OnlineConfig, _engine_is_asked),
+    (c.GenerateConfig, _engine_is_asked),
     (c.InitConfig, _heads_divide),
     (c.RunConfig, _quantized_adapters),
     (CONFIGS["simpo"], _gamma_per_token),

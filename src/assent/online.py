@@ -192,6 +192,7 @@ class OnlineConfig(c.RunConfig):
     given: GivenConfig = field(default_factory=GivenConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)
     sampling: c.SamplingConfig = field(default_factory=c.SamplingConfig)
+    engine: c.EngineConfig = field(default_factory=c.EngineConfig)
 
 
 OPTIONS: dict[str, Option] = {
@@ -221,6 +222,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "gamma": Option(float, "Discount of later rewards.", SHARE),
     "lam": Option(float, "GAE's lambda.", SHARE),
+    "steps": Option(
+        int | None, "Tokens that an advantage looks ahead before it trusts the critic (with lam 1: n-step returns); "
+        "default: to the end of the answer.", COUNT,
+    ),
     "whiten": Option(bool, "Scale advantages to mean 0 and variance 1 over the rollout."),
     "scale": Option(
         Literal["group", "batch", "none"], "Divide by the standard deviation of a prompt's rewards, of all, or not."
@@ -270,7 +275,7 @@ NO_KL = {"coef": 0.0}
 METHODS: dict[str, Method] = {
     "ppo": Method(
         "PPO", "Clipped policy gradient with a critic.", "1707.06347", "gae", "ppo_clip",
-        PPO | {"gamma": 1.0, "lam": 0.95, "whiten": True, "reduction": "token"},
+        PPO | {"gamma": 1.0, "lam": 0.95, "steps": None, "whiten": True, "reduction": "token"},
         {"epochs": 2, "minibatches": 2},
     ),
     "reinforce": Method(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from assent.losses import adaptive_kl, adaptive_penalty, rescaled
 from assent.models.policy import Policy, ScoreModel
 from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.group import GroupReward
-from assent.rollout.torch_engine import TorchEngine
+from assent.rollout.engines import engine_of
 from assent.train import distributed
 from assent.train.loop import Loss, add_sums
 from assent.train.progress import say
@@ -280,11 +281,21 @@ def _twin(current: Job, config: OnlineConfig) -> Policy:
 
 
 def _sampler(current: Job, policy: Policy, config: OnlineConfig) -> Sampler:
-    """The engine samples from the policy's own weights, or from a copy where it is to sample while they are trained."""
-    ahead = config.rollout.ahead
-    model = current.plain_policy().model if ahead else policy.model
-    engine = TorchEngine(model, eos_ids=current.chat.eos_ids, precision=policy.precision)
-    return Sampler(current, policy, engine, config.sampling, owns_weights=ahead)
+    """The engine samples from the policy's own weights, or from a copy: in another program, or where it is to sample
+    while they are trained."""
+    owns_weights = config.rollout.ahead or config.engine.name != "torch"
+    copies = owns_weights and config.engine.name == "torch"
+    engine = engine_of(
+        current.plain_policy() if copies else policy,
+        config.engine,
+        current.chat.eos_ids,
+        config.sampling,
+        max_length=config.data.max_length,
+        folder=current.folder.path / "engine" if owns_weights and not copies else Path(),
+        rank=current.world.rank,
+        ranks=current.world.size,
+    )
+    return Sampler(current, policy, engine, config.sampling, owns_weights=owns_weights)
 
 
 def _mixed(current: Job, models: Models, config: PtxConfig) -> EpochStream:
