@@ -40,8 +40,11 @@ def _row_tree(chat: Chat, example: Example, longest: int) -> TokenTree | None:
 
 def hinted(chat: Chat, examples: Sequence[Example], hint: str) -> list[np.ndarray]:
     """The prompts with the hint below their last message, as token ids. Raises ConfigError where a row lacks what the
-    hint names."""
-    names = [name for _, name, _, _ in string.Formatter().parse(hint) if name is not None]
+    hint names, and where its braces cannot be read."""
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(hint) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"--given.hint {hint!r}: {error}. A brace itself is written twice: {{{{ or }}}}.") from None
     prompts = []
     for example in examples:
         values = {"answer": example.responses[0].text if example.responses else example.meta.get("answer")}
