@@ -1,13 +1,16 @@
 """Measures assent and its peers on the same models and data, in turns, and writes docs/benchmarks.json and the table of
-docs/benchmarks.md (a whole run only; part of the rows, or a quick trial, is printed, and written where --out says).
+docs/benchmarks.md. That is for a whole run: part of the rows, or a quick trial, is printed, and put in place of the
+same rows where --out says. After Ctrl-C, the rows that are done are what was measured.
 
     make bench                                    sets the peers' environments up, then runs everything
     python -m benchmarks --rows dpo --models tiny --precision bf16
+    python -m benchmarks --rows grpo --out docs/benchmarks.json
     python -m benchmarks --render                 only the table, from docs/benchmarks.json
 
 The data is dpo_en_demo.json, kto_en_demo.json and alpaca_en_demo.json (from LLaMA-Factory's data folder) in the folder
 ASSENT_REAL_DATA.
-TRL_PYTHON and TRL_PPO_PYTHON name the peers' interpreters; by default .venv-trl and .venv-trl-ppo.
+TRL_PYTHON, TRL_PPO_PYTHON and VLLM_PYTHON name the peers' interpreters; by default those of .venv-trl, .venv-trl-ppo
+and .venv-vllm.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 from benchmarks import plan
 from benchmarks.plan import Row
 from benchmarks.sides import ROOT, SideFailed, measure
-from benchmarks.table import HEADER, cells, machine_line, rates, rewrite, save
+from benchmarks.table import HEADER, Report, cells, load, machine_line, merged, rates, rewrite, save
 
 JSON, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 DATA_FILES = ("dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json")
@@ -36,32 +39,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=_choice(plan.WHATS), default=list(plan.WHATS), metavar=",".join(plan.WHATS))
+    parser.add_argument(
+        "--rows",
+        type=_choice(plan.WHATS),
+        default=list(plan.WHATS),
+        metavar="NAMES",
+        help=f"some of {', '.join(plan.WHATS)}",
+    )
     parser.add_argument("--models", type=_choice(plan.MODELS), default=list(plan.MODELS), metavar=",".join(plan.MODELS))
     parser.add_argument(
         "--precision", type=_choice(plan.PRECISIONS), default=list(plan.PRECISIONS), metavar=",".join(plan.PRECISIONS)
     )
     parser.add_argument("--quick", action="store_true", help="one warm-up step and one or two timed ones: a trial")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of both sides; 0: all usable cores")
-    parser.add_argument("--out", type=Path, help="JSON file; default: docs/benchmarks.json for a whole run, else none")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file that the results go into; default: docs/benchmarks.json for a whole run"
+    )
     parser.add_argument("--render", action="store_true", help="rewrite the table from --out, measure nothing")
     args = parser.parse_args()
     if args.render:
-        rewrite(PAGE, json.loads((args.out or JSON).read_text(encoding="utf-8")))
+        rewrite(PAGE, load(args.out or JSON))
         return 0
     rows = plan.rows(args.rows, args.models, args.precision)
-    whole = not args.quick and len(rows) == len(plan.RATIO) * len(plan.PRECISIONS)
+    whole = not args.quick and rows == plan.rows(list(plan.WHATS), plan.MODELS, plan.PRECISIONS)
     out = args.out or (JSON if whole else None)
     interpreters = _interpreters(parser, rows)
     report = run(rows, args.quick, args.threads, interpreters, _data(parser))
     if out:
-        save(out, report)
-    if whole:
-        rewrite(PAGE, report)
+        save(out, merged(load(out), report))
+        if out.resolve() == JSON:
+            rewrite(PAGE, load(JSON))
     return int(any("error" in result for result in report["rows"]))
 
 
-def run(rows: Sequence[Row], quick: bool, threads: int, interpreters: Mapping[str, str], data: Path) -> dict[str, Any]:
+def run(rows: Sequence[Row], quick: bool, threads: int, interpreters: Mapping[str, str], data: Path) -> Report:
     """All rows, printed as they are done, with the machine's speed before and after."""
     threads = threads or _cores()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
@@ -82,7 +93,10 @@ def run(rows: Sequence[Row], quick: bool, threads: int, interpreters: Mapping[st
             except SideFailed as error:
                 results.append({"what": row.what, "model": row.model, "precision": row.precision, "error": str(error)})
                 print(error, file=sys.stderr)
-            print("  ".join(cells(results[-1], rates(report)[row.precision])), flush=True)
+            except KeyboardInterrupt:
+                print(f"stopped before {row}")
+                break
+            print("  ".join(cells(results[-1], rates(report)[row.precision], 1)), flush=True)
     machine.append(_json(interpreters["ours"], "benchmarks.machine", env))
     load.append(os.getloadavg()[0])
     print(machine_line(report))
@@ -110,13 +124,12 @@ def _choice(names: Sequence[str]) -> Any:
 
 def _interpreters(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> dict[str, str]:
     """Python of each environment that the rows need."""
-    homes = {"trl": ("TRL_PYTHON", ".venv-trl"), "trl-ppo": ("TRL_PPO_PYTHON", ".venv-trl-ppo")}
     found = {"ours": sys.executable}
-    for name in {row.environment for row in rows} - {"ours"}:
-        variable, venv = homes[name]
+    for name in {row.kind.environment for row in rows} - {"ours"}:
+        variable, venv = f"{name.upper().replace('-', '_')}_PYTHON", f".venv-{name}"
         found[name] = os.environ.get(variable) or str(ROOT / venv / "bin" / "python")
         if not Path(found[name]).exists():
-            parser.error(f"{found[name]} does not exist; make it with `make {venv}`, or set {variable}")
+            parser.error(f"{found[name]} does not exist; `make bench` makes it; or set {variable}")
     return found
 
 

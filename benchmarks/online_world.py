@@ -7,8 +7,9 @@ that training never sees; and PPO with one of its stabilisers changed at a time.
 
 World, SFT and reward model are made once, as `assent demo` makes them. Every answer that the engine gives counts, those
 that a method throws away too; a run ends with the rollout in which it has spent its tokens. The best learning rate of a
-method is chosen by gold reward on some held-out prompts, and reported on the others. Finished runs are kept in --out:
-the same command goes on, and more seeds or rates are added to what is there. The tables go to --out/*.md.
+method is chosen by gold reward on some held-out prompts, and reported on the others. Times are seconds of processor
+time. Finished runs are kept in --out: the same command goes on, and more seeds or rates are added to what is there. The
+tables go to --out/*.md.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
     interrupted begins anew."""
     shutil.rmtree(folder, ignore_errors=True)
     config = configuration(cell, base, folder)
-    begun = time.perf_counter()
+    begun = time.process_time()
     current = job(config)
     algorithm, _ = set_up(current, config)
     sampler = algorithm.experience.sampler
@@ -153,7 +154,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
         progress.update(budget)
     log.close()
     save_model(algorithm.models.policy, current.tokenizer, folder / "model")
-    took = {"seconds": time.perf_counter() - begun, "budget": budget, "tokens": engine.tokens, "steps": steps}
+    took = {"seconds": time.process_time() - begun, "budget": budget, "tokens": engine.tokens, "steps": steps}
     took["rollouts"] = algorithm.experience.number
     _save(folder / TOOK, {**asdict(cell), **took})
 
@@ -273,7 +274,7 @@ def method_table(out: Path, cells: Sequence[Cell]) -> str:
         took = [f"{best.mean('rollouts'):.0f}", f"{best.mean('steps'):.0f}", f"{best.mean('seconds'):.0f}"]
         line = [METHODS[method].name, _gold(best), best.against(start), *best.cells(), *took, f"{rate:g}", others]
         rows.append((best.gold().mean, line))
-    header = ["method", "gold", GAIN, "proxy", "KL", "tokens", "unfinished", "rollouts", "steps", "seconds", "rate"]
+    header = ["method", "gold", GAIN, "proxy", "KL", "tokens", "unfinished", "rollouts", "steps", "CPU s", "rate"]
     lines = [[START, _gold(start), "", *start.cells(), *[""] * 5]]
     lines += [line for _, line in sorted(rows, key=lambda row: -row[0])]
     return _markdown([*header, "gold at other rates"], lines)
@@ -290,7 +291,7 @@ def ablation_table(out: Path, cells: Sequence[Cell]) -> str:
         label = VARIANTS[cell.variant][0] + (f", seed {cell.seed}" if cell.seed or cell.variant == BASE else "")
         gain = "" if first else found.against(base[compared])
         lines.append([label, _gold(found), gain, *found.cells(), f"{found.mean('seconds'):.0f}"])
-    return _markdown(["PPO", "gold", "difference [95 %]", "proxy", "KL", "tokens", "unfinished", "seconds"], lines)
+    return _markdown(["PPO", "gold", "difference [95 %]", "proxy", "KL", "tokens", "unfinished", "CPU s"], lines)
 
 
 def _gold(graded: Graded) -> str:

@@ -34,16 +34,29 @@ from assent.data.tree import TokenTree
 from assent.data.views import pair_view, sft_view
 from assent.models.loading import quiet_transformers
 from assent.objectives import preference_config
-from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
+from assent.online import METHODS, KLConfig, OnlineConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from benchmarks.operations import Weights, multiplied_weights
-from benchmarks.plan import BATCH, LORA_ALPHA, LORA_RANK, MAX_LENGTH, NEW_TOKENS, PROMPTS, SEED, data_file
+from benchmarks.plan import (
+    ANSWERS,
+    BATCH,
+    BETA,
+    GROUP,
+    LORA_ALPHA,
+    LORA_RANK,
+    MAX_LENGTH,
+    NEW_TOKENS,
+    ROLLOUTS,
+    SEED,
+    WHATS,
+)
 from benchmarks.turns import Turns
 
 STEPS = 10_000  # more than any run takes
 Work = dict[str, float]
-PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12)}
+REWARD = f"{Path(__file__).with_name('reward.py')}:remainder"
+PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (12, 12), "rloo": (12, 12)}
 """Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
 
 
@@ -57,10 +70,10 @@ def main() -> None:
 
 
 def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Work]:
-    """Takes an optimiser step (in PPO: with its rollout) for each item asked for."""
+    """Takes an optimiser step (of what samples: with its rollout) for each item asked for."""
     with tempfile.TemporaryDirectory() as out:
         current = job(configuration(what, name, precision, folder, out))
-        algorithm = build(current, folder / f"{name}-reward")
+        algorithm = build(current)
         optim = current.config.optim
         optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)
         for result in train_steps(algorithm, optimizer, optim, current.world, start=0, total=STEPS):
@@ -69,19 +82,24 @@ def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Wor
 
 def configuration(what: str, name: str, precision: str, folder: Path, out: str) -> RunConfig:
     """The same work as the peer's script asks for."""
-    rollout = what == "ppo"
     lora = LoraConfig(rank=LORA_RANK if what == "lora-dpo" else 0, alpha=LORA_ALPHA)
     common = {
         "model": ModelConfig(str(folder / name), precision=precision, lora=lora),  # type: ignore[arg-type]
-        "data": DataConfig(str(folder / data_file(what)), max_length=MAX_LENGTH, strict=True),
-        "optim": OptimConfig(lr=1e-5 if rollout else 1e-4),
-        "train": TrainConfig(batch_size=PROMPTS if rollout else BATCH, seed=SEED),
+        "data": DataConfig(str(folder / WHATS[what].data), max_length=MAX_LENGTH, strict=True),
+        "optim": OptimConfig(lr=1e-5 if what == "ppo" else 1e-4),
+        "train": TrainConfig(batch_size=BATCH, seed=SEED),
         "out": out,
     }
-    if rollout:
-        rewards = RewardsConfig((str(folder / f"{name}-reward"),))
-        sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=PROMPTS)
-        return online_config("ppo", **common, rewards=rewards, rollout=RolloutConfig(), sampling=sampling)
+    if WHATS[what].data == ROLLOUTS:
+        group = GROUP.get(what, 1)
+        common["train"] = TrainConfig(batch_size=ANSWERS // group, seed=SEED)
+        if what == "ppo":
+            common["rewards"] = RewardsConfig((str(folder / f"{name}-reward"),))
+        else:
+            common["rewards"] = RewardsConfig(functions=(REWARD,))
+            common["kl"] = KLConfig(**{**METHODS[what].kl, "coef": BETA[what]})
+        sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=ANSWERS)
+        return online_config(what, **common, rollout=RolloutConfig(responses=group), sampling=sampling)
     if what in ("sft", "reward"):
         return {"sft": SFTConfig, "reward": RewardConfig}[what](**common)  # type: ignore[arg-type]
     if what == "dpo-cached":
@@ -89,7 +107,7 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str) 
     return preference_config("dpo" if what in ("dpo-cached", "lora-dpo") else what, **common)
 
 
-def build(current: Job, reward_model: Path) -> Algorithm:
+def build(current: Job) -> Algorithm:
     """The algorithm of the configuration, as its command makes it."""
     config = current.config
     if isinstance(config, OnlineConfig):
@@ -115,12 +133,26 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     the head only at trained tokens.
 
     sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
-    what `mismatched_work` says; reward 6 B; ppo 12 (B + H) (sampling, old and reference log-probs 2 each, training 6)
-    + 10 B (reward model and old values 2 each, training the critic 6).
+    what `mismatched_work` says; reward 6 B; grpo and rloo 12 (B + H) (sampling, old and reference log-probs 2 each,
+    training 6); ppo the same + 10 B (reward model and old values 2 each, training the critic 6).
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
     backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.
     """
+    module = algorithm.modules.get("policy") or algorithm.modules["reward"]
+    weights = multiplied_weights(module.plain)  # type: ignore[arg-type]
+    per_body, per_head = PER_TOKEN.get(what, (6, 6))
+    work = window_work(window, per_body * weights.body + 6 * weights.adapters, per_head * weights.head)
+    if isinstance(algorithm, Preference) and algorithm.row.loss == "kto":
+        more = mismatched_work(algorithm.stream.trees, window, weights)
+        work["flops"], work["computed_flops"] = work["flops"] + more[0], work["computed_flops"] + more[1]
+    if WHATS[what].data == ROLLOUTS:
+        work["tokens"] = window.counts.tokens
+    return work
+
+
+def window_work(window: Window, on_body: int, on_head: int) -> Work:
+    """Tokens, and operations by these numbers for each token: of the method, and of what was really computed."""
     lengths = [
         (segment.prompt_end - segment.start, end - start)
         for batch in window.batches
@@ -130,15 +162,11 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     tokens = sum(prompt + response for prompt, response in lengths)
     packed = sum(batch.num_tokens for batch in window.batches)
     trained = sum(len(batch.label) for batch in window.batches)
-    module = algorithm.modules.get("policy") or algorithm.modules["reward"]
-    weights = multiplied_weights(module.plain)  # type: ignore[arg-type]
-    per_body, per_head = PER_TOKEN.get(what, (6, 6))
-    on_body, on_head = per_body * weights.body + 6 * weights.adapters, per_head * weights.head
-    flops, computed = (on_body + on_head) * tokens, on_body * packed + on_head * trained
-    if isinstance(algorithm, Preference) and algorithm.row.loss == "kto":
-        more = mismatched_work(algorithm.stream.trees, window, weights)
-        flops, computed = flops + more[0], computed + more[1]
-    return {"tokens": trained if what == "ppo" else tokens, "flops": flops, "computed_flops": computed}
+    return {
+        "tokens": tokens,
+        "flops": (on_body + on_head) * tokens,
+        "computed_flops": on_body * packed + on_head * trained,
+    }
 
 
 def mismatched_work(trees: Sequence[TokenTree], window: Window, weights: Weights) -> tuple[int, int]:

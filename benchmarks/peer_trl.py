@@ -23,7 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from benchmarks.plan import BATCH, LORA_ALPHA, LORA_RANK, MAX_LENGTH, SEED, data_file
+from benchmarks.plan import BATCH, LORA_ALPHA, LORA_RANK, MAX_LENGTH, SEED, WHATS
 from benchmarks.turns import Turns
 
 LEARNING_RATE = 1e-4
@@ -69,7 +69,7 @@ def main() -> None:
     what, name, precision, warmup, folder = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5])
     versions = {package: importlib.metadata.version(package) for package in ("trl", "transformers", "torch")}
     clock = Clock(Turns(warmup, versions=versions))
-    rows = json.loads((folder / f"peer-{data_file(what)}").read_text(encoding="utf-8"))
+    rows = json.loads((folder / f"peer-{WHATS[what].data}").read_text(encoding="utf-8"))
     path = str(folder / name)
     with tempfile.TemporaryDirectory() as out:
         options = {

@@ -23,7 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from benchmarks.plan import NEW_TOKENS, PROMPTS, SEED
+from benchmarks.plan import ANSWERS, NEW_TOKENS, SEED
 from benchmarks.turns import Turns
 
 LEARNING_RATE = 1e-5
@@ -37,7 +37,7 @@ class Clock(TrainerCallback):
         self.turns = turns
 
     def on_step_end(self, *_: object, **__: object) -> None:
-        self.turns.step(tokens=PROMPTS * NEW_TOKENS)
+        self.turns.step(tokens=ANSWERS * NEW_TOKENS)
 
 
 def main() -> None:
@@ -57,11 +57,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         args = trl.PPOConfig(
             output_dir=out,
-            per_device_train_batch_size=PROMPTS,
-            local_rollout_forward_batch_size=PROMPTS,
+            per_device_train_batch_size=ANSWERS,
+            local_rollout_forward_batch_size=ANSWERS,
             num_mini_batches=1,
             num_ppo_epochs=1,
-            total_episodes=PROMPTS * ROLLOUTS,
+            total_episodes=ANSWERS * ROLLOUTS,
             response_length=NEW_TOKENS,
             temperature=1.0,
             num_sample_generations=0,
@@ -85,7 +85,7 @@ def main() -> None:
             callbacks=[clock],
         )
         # Its own loader shuffles; this one hands out the same prompts as the other side gets, in the same order.
-        loader = DataLoader(data, batch_size=PROMPTS, collate_fn=trainer.data_collator, drop_last=True)
+        loader = DataLoader(data, batch_size=ANSWERS, collate_fn=trainer.data_collator, drop_last=True)
         trainer.dataloader = trainer.accelerator.prepare(loader)
         trainer.train()
 

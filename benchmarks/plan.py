@@ -2,57 +2,115 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
-WHATS = ("sft", "dpo", "dpo-cached", "lora-dpo", "kto", "simpo", "orpo", "cpo", "reward", "ppo", "generate")
 MODELS = ("tiny", "small")
 PRECISIONS = ("fp32", "bf16")
 
 BATCH = 4
-"""Examples in one optimiser step of everything but PPO."""
+"""Examples in one optimiser step of what learns from data."""
 MAX_LENGTH = 512
 """Longest prompt plus response of those, in tokens."""
-PROMPTS = 32
-"""Prompts in one PPO rollout, and in one generation."""
+ANSWERS = 32
+"""Answers in one rollout of PPO, GRPO and RLOO."""
+GROUP = {"grpo": 4, "rloo": 4}
+"""Answers to each prompt; 1 in PPO."""
+BETA = {"grpo": 0.04, "rloo": 0.05}
+"""Weight of the KL to the reference: in GRPO's loss (k3), in RLOO's reward (k1)."""
 PROMPT_LIMIT = 200
-"""PPO's prompts are shorter than this, in tokens."""
+"""The prompts of rollouts are shorter than this, in tokens."""
 NEW_TOKENS = 128
 """Tokens sampled for each prompt; EOS does not end an answer."""
 GENERATE_PROMPT = 24
-"""Tokens of each prompt of the generation rows (random ids)."""
+"""Tokens of each prompt of the sampling rows (random ids)."""
+SHARE_PROMPT, SHARE_ANSWER, SHARE_ANSWERS = 256, 64, 16
+"""Tokens of each prompt and of each answer of the sharing rows (random ids), and answers in a step."""
 LORA_RANK, LORA_ALPHA = 16, 32
 """Of the adapters in all linear layers but the head."""
 SEED = 0
 """Of weights, order and sampling."""
 
-RATIO = {
-    ("sft", "tiny"): (3.5, 3.5),
-    ("sft", "small"): (1.8, 2.4),
-    ("dpo", "tiny"): (4.5, 4.5),
-    ("dpo", "small"): (2.5, 3.0),
-    ("dpo-cached", "tiny"): (1.25, 1.25),
-    ("dpo-cached", "small"): (1.25, 1.25),
-    ("lora-dpo", "tiny"): (2.5, 2.5),
-    ("lora-dpo", "small"): (2.5, 2.5),
-    ("kto", "tiny"): (3.0, 3.0),
-    ("kto", "small"): (3.0, 3.0),
-    ("simpo", "tiny"): (2.5, 2.5),
-    ("simpo", "small"): (2.5, 2.5),
-    ("orpo", "tiny"): (2.5, 2.5),
-    ("orpo", "small"): (2.5, 2.5),
-    ("cpo", "tiny"): (2.5, 2.5),
-    ("cpo", "small"): (2.5, 2.5),
-    ("reward", "tiny"): (1.4, 1.4),
-    ("reward", "small"): (1.4, 1.4),
-    ("ppo", "tiny"): (4.0, 4.0),
-    ("ppo", "small"): (4.0, 4.0),
-    ("generate", "tiny"): (2.0, 2.0),
-    ("generate", "small"): (2.0, 2.0),
-}
-"""Wanted tokens/s relative to the peer: (fp32, bf16)."""
 MFU = 0.65
-"""The share of the measured matrix-product rate that rows of training, except PPO, may reach instead."""
+"""The share of the measured matrix-product rate that rows of training from data may reach instead of the ratio."""
+
+Bars = Mapping[tuple[str, str], float | None]
+
+
+def bars(tiny: tuple[float, float], small: tuple[float, float]) -> Bars:
+    """Wanted tokens/s relative to the peer, (fp32, bf16), by (model, precision)."""
+    return {
+        (model, name): bar for model, both in (("tiny", tiny), ("small", small)) for name, bar in zip(PRECISIONS, both)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of work. `bars` has one entry for each row of it; None: measured without a bar. `ours` and `peer` are the
+    workers, `environment` is where the peer's runs, `task` what the peer is told to do where it is not the same. `rest`
+    seconds pass before each turn. `or_mfu`: MFU may stand in for the ratio."""
+
+    name: str
+    bars: Bars
+    data: str = "pairs.json"
+    ours: str = "ours"
+    peer: str = "peer_trl"
+    environment: str = "trl"
+    task: str | None = None
+    rest: float = 0.0
+    or_mfu: bool = True
+
+
+def sampling(number: int, bars: Bars) -> Kind:
+    """Answers to `number` prompts at a time."""
+    return Kind(f"sampling {number}", bars, "", "ours_generate", "peer_generate", or_mfu=False)
+
+
+def against_vllm(number: int) -> Kind:
+    """The same against vLLM, whose worker looks for work for a second before it sleeps."""
+    name, bars = f"sampling {number}, vLLM", {("small", "bf16"): 1.0}
+    return Kind(name, bars, "", "ours_generate", "peer_vllm", "vllm", rest=1.5, or_mfu=False)
+
+
+def sharing(group: int) -> Kind:
+    """A GRPO step with `group` answers to each prompt: prompts once, against prompts once for each answer."""
+    name = f"GRPO step, {group} to a prompt"
+    return Kind(name, LARGE, "", "ours_sharing", "ours_sharing", "ours", f"flat-{group}", or_mfu=False)
+
+
+LARGE: Bars = {("small", "bf16"): None}
+FOUR = bars((4.0, 4.0), (4.0, 4.0))
+ROLLOUTS = "prompts.json"
+
+WHATS: dict[str, Kind] = {
+    "sft": Kind("SFT", bars((3.5, 3.5), (1.8, 2.4))),
+    "dpo": Kind("DPO", bars((4.5, 4.5), (2.5, 3.0))),
+    "dpo-cached": Kind(
+        "DPO, cached reference", bars((1.25, 1.25), (1.25, 1.25)), peer="ours", environment="ours", task="dpo"
+    ),
+    "lora-dpo": Kind("DPO, LoRA", bars((2.5, 2.5), (2.5, 2.5))),
+    "kto": Kind("KTO", bars((3.0, 3.0), (3.0, 3.0)), "labels.json"),
+    "simpo": Kind("SimPO", bars((2.5, 2.5), (2.5, 2.5))),
+    "orpo": Kind("ORPO", bars((2.5, 2.5), (2.5, 2.5))),
+    "cpo": Kind("CPO", bars((2.5, 2.5), (2.5, 2.5))),
+    "reward": Kind("reward model", bars((1.4, 1.4), (1.4, 1.4)), "whole-pairs.json"),
+    "grpo": Kind("GRPO", FOUR, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
+    "rloo": Kind("RLOO", FOUR, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
+    "ppo": Kind(
+        "PPO", bars((5.0, 5.0), (5.0, 5.0)), ROLLOUTS, peer="peer_trl_ppo", environment="trl-ppo", or_mfu=False
+    ),
+    "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
+    "generate-128": sampling(128, LARGE),
+    "generate-256": sampling(256, LARGE),
+    "vllm-32": against_vllm(32),
+    "vllm-128": against_vllm(128),
+    "vllm-256": against_vllm(256),
+    "share-1": sharing(1),
+    "share-4": sharing(4),
+    "share-16": sharing(16),
+}
+"""All kinds of work, in the table's order. Numbers in names are `size_of` them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +125,23 @@ class Row:
         return f"{self.what} {self.model} {self.precision}"
 
     @property
-    def target(self) -> float:
-        return RATIO[self.what, self.model][PRECISIONS.index(self.precision)]
+    def kind(self) -> Kind:
+        return WHATS[self.what]
 
     @property
-    def environment(self) -> str:
-        """Where the peer runs: in one of the peers' two environments, or in ours."""
-        return {"ppo": "trl-ppo", "dpo-cached": "ours"}.get(self.what, "trl")
+    def target(self) -> float | None:
+        """The wanted ratio, if there is one."""
+        return self.kind.bars[self.model, self.precision]
 
     @property
     def modules(self) -> dict[str, str]:
         """The worker of each side."""
-        peer = {"ppo": "peer_trl_ppo", "generate": "peer_generate", "dpo-cached": "ours"}.get(self.what, "peer_trl")
-        return {"ours": "ours_generate" if self.what == "generate" else "ours", "peer": peer}
+        return {"ours": self.kind.ours, "peer": self.kind.peer}
 
     @property
     def tasks(self) -> dict[str, str]:
-        """What each side does: the same, but DPO with a cached reference is measured against DPO without."""
-        return {"ours": self.what, "peer": "dpo" if self.what == "dpo-cached" else self.what}
+        """What each side does: the same, but for rows that measure one way of ours against another."""
+        return {"ours": self.what, "peer": self.kind.task or self.what}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +153,37 @@ class Length:
     steps: int
 
 
-def data_file(what: str) -> str:
-    """Which of the prepared files (see benchmarks.prepare) a kind of training reads."""
-    return {"ppo": "prompts.json", "reward": "whole-pairs.json", "kto": "labels.json"}.get(what, "pairs.json")
+def size_of(what: str) -> int:
+    """Sequences in a batch (sampling), answers to a prompt (sharing)."""
+    return int(what.rpartition("-")[2])
 
 
-def rows(whats: list[str], models: list[str], precisions: list[str]) -> list[Row]:
-    """The table's lines, in order."""
-    return [Row(*key) for key in product(whats, models, precisions)]
+def rows(whats: Sequence[str], models: Sequence[str], precisions: Sequence[str]) -> list[Row]:
+    """The table's lines of these, in order."""
+    return [
+        Row(what, model, precision)
+        for what, kind in WHATS.items()
+        for model, precision in kind.bars
+        if what in whats and model in models and precision in precisions
+    ]
 
 
 def length(row: Row, quick: bool) -> Length:
-    """Enough steps for a median, few enough that all rows take about an hour on two cores."""
+    """Enough steps for a median, few enough that all rows take about two hours on two cores."""
+    if row.what in ("ppo", "grpo", "rloo"):
+        return Length(warmup=1, turns=1 if quick else 3, steps=1)
     if quick:
-        return Length(warmup=1, turns=2 if row.what != "ppo" else 1, steps=1)
-    if row.what == "ppo":
-        return Length(warmup=1, turns=3, steps=1)
-    if row.what == "generate":
+        return Length(warmup=1, turns=2, steps=1)
+    if not row.kind.or_mfu:
         return Length(warmup=1, turns=4, steps=1)
     if row.model == "tiny":
         return Length(warmup=3, turns=4, steps=4)
     return Length(warmup=2, turns=3 if row.precision == "bf16" else 2, steps=2)
+
+
+def random_prompts(number: int, vocabulary: int) -> Iterator[list[list[int]]]:
+    """Batches of `number` prompts of random token ids, each batch new: nobody can keep anything from the last. The same
+    on all sides."""
+    draw = random.Random(SEED)
+    while True:
+        yield [[draw.randrange(10, vocabulary) for _ in range(GENERATE_PROMPT)] for _ in range(number)]

@@ -8,8 +8,9 @@ OUT/old/...                         the same for transformers 4, which does not 
 OUT/pairs.json                      rows of dpo_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/whole-pairs.json                those of them whose answers fit whole: TRL's reward trainer drops the others
 OUT/labels.json                     rows of kto_en_demo.json whose prompt leaves room for an answer, untouched
-OUT/prompts.json                    rows with short prompts, for PPO
-OUT/peer-....json                   the same rows as TRL wants them, in the order in which assent takes them
+OUT/prompts.json                    rows with short prompts, for rollouts
+OUT/peer-....json                   the same rows as TRL wants them, in the order in which assent takes them; of the
+                                    prompts as tokens (PPO) and as messages (peer-rollouts.json)
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from assent.data.tree import TokenTree
 from assent.data.views import binary_view, pair_view, prompt_view
 from assent.models.init import train_tokenizer
 from assent.models.loading import quiet_transformers
-from benchmarks.plan import BATCH, MAX_LENGTH, PROMPT_LIMIT, PROMPTS, SEED
+from benchmarks.plan import ANSWERS, BATCH, MAX_LENGTH, PROMPT_LIMIT, SEED
 
-PAIRS, LABELS, ANSWERS = "dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json"
+PAIRS, LABELS, DEMONSTRATIONS = "dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json"
 SIZES = {
     "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": 4, "kv_heads": 2},
     "small": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "heads": 8, "kv_heads": 4},
@@ -46,7 +47,7 @@ def main() -> None:
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     quiet_transformers()
     examples = load_examples(data / PAIRS).examples
-    tokenizer = train_tokenizer(_texts([*examples, *load_examples(data / ANSWERS).examples]), VOCABULARY)
+    tokenizer = train_tokenizer(_texts([*examples, *load_examples(data / DEMONSTRATIONS).examples]), VOCABULARY)
     for name in SIZES:
         write_models(name, tokenizer, out)
     chat = Chat(tokenizer)
@@ -61,10 +62,11 @@ def main() -> None:
     judged = [labels[tree.key] for tree in chat.trees(labels, MAX_LENGTH)[0]]
     write_rows("labels", json.loads((data / LABELS).read_text(encoding="utf-8")), judged, out)
     prompts, _ = prompt_view(examples)
-    short = whole_steps([prompts[tree.key] for tree in chat.trees(prompts, PROMPT_LIMIT)[0]], PROMPTS)
+    short = whole_steps([prompts[tree.key] for tree in chat.trees(prompts, PROMPT_LIMIT)[0]], ANSWERS)
     _write(out / "prompts.json", [raw[example.origin.row - 1] for example in short])
-    ids = [chat.prompt_ids(short[i].prompt).tolist() for i in order(len(short), seed=SEED, epoch=0)]
-    _write(out / "peer-prompts.json", ids)
+    asked = [short[i].prompt for i in order(len(short), seed=SEED, epoch=0)]
+    _write(out / "peer-prompts.json", [chat.prompt_ids(prompt).tolist() for prompt in asked])
+    _write(out / "peer-rollouts.json", [{"prompt": _plain(prompt)} for prompt in asked])
 
 
 def write_models(name: str, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:

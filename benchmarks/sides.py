@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,7 +86,7 @@ def measure(
     with ExitStack() as stack:
         sides = {}
         for name, module in row.modules.items():
-            python = interpreters["ours" if name == "ours" else row.environment]
+            python = interpreters["ours" if name == "ours" else row.kind.environment]
             arguments = (row.tasks[name], row.model, row.precision, str(length.warmup), str(folder))
             command = [python, "-m", f"benchmarks.{module}", *arguments]
             sides[name] = stack.enter_context(Side(command, env, folder / f"{name}.log"))
@@ -93,6 +94,7 @@ def measure(
             result[name] = {"turns": [], "peak_rss": 0, **side.read()["ready"]}
         for _ in range(length.turns):
             for name, side in sides.items():
+                time.sleep(row.kind.rest)
                 report = side.turn(length.steps)
                 result[name]["turns"].append(report["steps"])
                 result[name]["peak_rss"] = report["peak_rss"]

@@ -56,11 +56,28 @@ class Turns:
 
 
 def peak_rss() -> int:
-    """Most resident memory of this process so far, in bytes. Linux's VmHWM starts anew with the program; ru_maxrss,
-    used elsewhere, would include the process that started this one."""
+    """Most resident memory of this process so far, and of those that it started, in bytes. Linux's VmHWM starts anew
+    with the program; ru_maxrss, used elsewhere, would include the process that started this one."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
+        return _with_children("self")
+    except OSError:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return used if sys.platform == "darwin" else used * 1024
+
+
+def _with_children(process: str) -> int:
+    with open(f"/proc/{process}/status", encoding="utf-8") as file:
+        used = next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
+    children: list[str] = []
+    for task in os.listdir(f"/proc/{process}/task"):
+        try:
+            with open(f"/proc/{process}/task/{task}/children", encoding="ascii") as file:
+                children += file.read().split()
+        except OSError:
+            continue
+    for child in children:
+        try:
+            used += _with_children(child)
+        except OSError:  # it has ended
+            continue
+    return used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from assent.data.tree import Branch, TokenTree  # noqa: E402
 from benchmarks import plan, table  # noqa: E402
 from benchmarks.operations import Weights, multiplied_weights  # noqa: E402
 from benchmarks.ours import build, configuration, mismatched_work, train_work, training  # noqa: E402
+from benchmarks.ours_sharing import passes, random_tree  # noqa: E402
+from benchmarks.reward import remainder  # noqa: E402
 from benchmarks.sides import Side, SideFailed  # noqa: E402
+from benchmarks.turns import peak_rss  # noqa: E402
 
 WORKER = """
 import time
@@ -60,12 +64,32 @@ def test_summary_of_known_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "what, computed, reached", [("dpo", 65.0, "MFU"), ("kto", 65.0, "MFU"), ("dpo", 64.0, "no"), ("ppo", 65.0, "no")]
+    "what, computed, reached",
+    [
+        ("dpo", 65.0, "MFU"),
+        ("kto", 65.0, "MFU"),
+        ("dpo", 64.0, "no"),
+        ("ppo", 65.0, "no"),
+        ("grpo", 65.0, "no"),
+        ("vllm-32", 65.0, "no"),
+    ],
 )
 def test_utilisation_may_stand_in_for_the_ratio_in_training(what: str, computed: float, reached: str) -> None:
     ours = [steps(1.0, tokens=10.0, flops=100.0, computed_flops=computed)]
     found = table.summary(result(ours, [steps(2.0, tokens=10.0)], what=what), rate=100.0)
     assert found["ratio"] == 2.0 and found["speed"] == reached
+
+
+def test_a_row_without_a_bar_reaches_nothing() -> None:
+    ours = [steps(1.0, tokens=10.0, flops=100.0, computed_flops=90.0)]
+    row = result(ours, [steps(2.0, tokens=10.0)], what="share-4", target=None)
+    assert table.summary(row, rate=100.0)["speed"] == ""
+    for side in ("ours", "peer"):
+        row[side]["versions"] = {}
+    shown = dict(zip(table.HEADER, table.cells(row, 100.0, 1)))
+    assert (shown["what"], shown["wanted"], shown["reached"]) == ("GRPO step, 4 to a prompt", "-", "")
+    row["ours"]["peak_rss"] = 2**32
+    assert dict(zip(table.HEADER, table.cells(row, 100.0, 1)))["reached"] == "more memory"
 
 
 def test_utilisation_is_of_the_faster_matrix_products() -> None:
@@ -109,6 +133,8 @@ def stand_in(rank: int = 0) -> Any:
         ("simpo", 11, 6 * 22 * 11, 6 * 12 * 8 + 6 * 10 * 4),
         ("lora-dpo", 11, 6 * (22 + 14) * 11, 6 * (12 + 14) * 8 + 6 * 10 * 4),
         ("ppo", 4, (22 * 12 + 12 * 10) * 11, 22 * 12 * 8 + 12 * 10 * 4),
+        ("grpo", 4, 12 * 22 * 11, 12 * 12 * 8 + 12 * 10 * 4),
+        ("rloo", 4, 12 * 22 * 11, 12 * 12 * 8 + 12 * 10 * 4),
     ],
 )
 def test_work_of_a_step(what: str, tokens: int, flops: int, computed: int) -> None:
@@ -149,9 +175,9 @@ def prepared(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "chosen": {"from": "gpt", "value": f"It is {i}."},
             "rejected": {"from": "gpt", "value": "No idea."},
         }
-        for i in range(plan.PROMPTS)
+        for i in range(plan.ANSWERS)
     ]
-    for name in {plan.data_file(what) for what in plan.WHATS}:
+    for name in {kind.data for kind in plan.WHATS.values() if kind.data}:
         (folder / name).write_text(json.dumps(rows))
     labels = [
         {
@@ -160,23 +186,60 @@ def prepared(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         }
         for i in range(2 * plan.BATCH)
     ]
-    (folder / plan.data_file("kto")).write_text(json.dumps(labels))
+    (folder / plan.WHATS["kto"].data).write_text(json.dumps(labels))
     return folder
 
 
-@pytest.mark.parametrize("what", [what for what in plan.WHATS if what != "generate"])
+@pytest.mark.parametrize("what", [what for what, kind in plan.WHATS.items() if kind.data])
 def test_our_side_takes_steps(what: str, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.ours.NEW_TOKENS", 3)
     work = next(training(what, "tiny", "fp32", prepared))
     assert work["tokens"] > 0 and 0 < work["computed_flops"] <= work["flops"]
-    if what == "ppo":
-        assert work["tokens"] == 3 * plan.PROMPTS  # EOS ends nothing
+    if what in ("ppo", "grpo", "rloo"):
+        assert work["tokens"] == 3 * plan.ANSWERS  # EOS ends nothing
+
+
+def test_our_rollouts_are_the_peers(prepared: Path, tmp_path: Path) -> None:
+    for what, group, kl in (("grpo", 4, ("loss", "k3", 0.04)), ("rloo", 4, ("reward", "k1", 0.05))):
+        config: Any = configuration(what, "tiny", "fp32", prepared, str(tmp_path / what))
+        assert config.rollout.responses == plan.GROUP[what] == group
+        assert config.train.batch_size * group == plan.ANSWERS == config.sampling.max_batch
+        assert (config.rollout.epochs, config.rollout.minibatches) == (1, 1)
+        assert (config.kl.place, config.kl.estimator, config.kl.coef) == kl and plan.BETA[what] == kl[2]
+        assert config.rewards.functions == (f"{ROOT / 'benchmarks' / 'reward.py'}:remainder",)
+    ppo: Any = configuration("ppo", "tiny", "fp32", prepared, str(tmp_path / "ppo"))
+    assert ppo.train.batch_size == plan.ANSWERS and ppo.rewards.model and ppo.rollout.responses == 1
+
+
+def test_the_reward_function() -> None:
+    answers = [[{"role": "assistant", "content": "x" * length}] for length in (0, 6, 7, 9)]
+    assert remainder(completions=answers, prompts=["p"] * 4, other=1) == [0.0, 6.0, 0.0, 2.0]
+
+
+def test_sharing_saves_prompts_and_nothing_else(tiny_model_dir: Path) -> None:
+    name, folder = tiny_model_dir.name, tiny_model_dir.parent
+    shared, flat = (next(passes(f"{layout}-8", name, "fp32", folder)) for layout in ("share", "flat"))
+    answers, prompt = plan.SHARE_ANSWERS, plan.SHARE_PROMPT
+    assert shared["tokens"] == flat["tokens"] == answers * (prompt + plan.SHARE_ANSWER)
+    assert shared["flops"] == flat["flops"] >= flat["computed_flops"] > shared["computed_flops"]
+    alone = next(passes("share-1", name, "fp32", folder))
+    assert alone["computed_flops"] == flat["computed_flops"]
+    tree = random_tree(3, 100, np.random.default_rng(0))
+    assert (len(tree.prompt), len(tree.branches), tree.num_trained) == (prompt, 3, 3 * plan.SHARE_ANSWER)
+
+
+def test_prompts_to_sample_from_are_new_each_time_and_the_same_everywhere() -> None:
+    one, other = plan.random_prompts(3, 50), plan.random_prompts(3, 50)
+    first, second = next(one), next(one)
+    assert first != second and [next(other), next(other)] == [first, second]
+    assert [len(ids) for ids in first] == [plan.GENERATE_PROMPT] * 3
+    assert all(10 <= token < 50 for ids in first for token in ids)
 
 
 def test_our_side_does_what_the_row_is_called(prepared: Path, tmp_path: Path) -> None:
     def built(what: str) -> Any:
         current = job(configuration(what, "tiny", "fp32", prepared, str(tmp_path / what)))
-        return build(current, prepared / "tiny-reward")
+        return build(current)
 
     def trained(algorithm: Any) -> set[bool]:
         return {weight.requires_grad for weight in algorithm.policy.parameters()}
@@ -202,16 +265,27 @@ def _keys(step: Window) -> set[int]:
 
 
 def test_every_row_has_a_target() -> None:
-    rows = plan.rows(list(plan.WHATS), list(plan.MODELS), list(plan.PRECISIONS))
-    assert len(rows) == 44 and all(row.target >= 1.25 and row.what in table.NAMES for row in rows)
+    rows = plan.rows(list(plan.WHATS), plan.MODELS, plan.PRECISIONS)
+    assert len(rows) == len(set(rows)) == 60
+    without = {row.what for row in rows if row.target is None}
+    assert without == {"generate-128", "generate-256", "share-1", "share-4", "share-16"}
+    assert all(row.target >= 1.0 for row in rows if row.target is not None)
     assert plan.Row("dpo", "small", "bf16").target == 3.0 and plan.Row("dpo", "small", "fp32").target == 2.5
+    assert plan.Row("ppo", "tiny", "bf16").target == 5.0 and plan.Row("rloo", "small", "fp32").target == 4.0
+    assert [str(row) for row in plan.rows(["vllm-32", "generate-32"], ["small"], ["bf16"])] == [
+        "generate-32 small bf16",
+        "vllm-32 small bf16",
+    ]
+    assert [plan.size_of(what) for what in ("generate-32", "vllm-256", "flat-16")] == [32, 256, 16]
 
 
 def test_a_cached_reference_is_measured_against_our_own_dpo() -> None:
     cached, kto = plan.Row("dpo-cached", "tiny", "bf16"), plan.Row("kto", "tiny", "bf16")
     assert cached.tasks == {"ours": "dpo-cached", "peer": "dpo"} and kto.tasks == {"ours": "kto", "peer": "kto"}
-    assert cached.modules == {"ours": "ours", "peer": "ours"} and cached.environment == "ours"
-    assert kto.modules == {"ours": "ours", "peer": "peer_trl"} and kto.environment == "trl"
+    assert cached.modules == {"ours": "ours", "peer": "ours"} and cached.kind.environment == "ours"
+    assert kto.modules == {"ours": "ours", "peer": "peer_trl"} and kto.kind.environment == "trl"
+    shared = plan.Row("share-4", "small", "bf16")
+    assert shared.tasks == {"ours": "share-4", "peer": "flat-4"} and shared.kind.environment == "ours"
 
 
 def test_a_worker_waits_for_its_turn(tmp_path: Path) -> None:
@@ -242,15 +316,39 @@ def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
         row[side]["versions"] = {"torch": "2"}
     failed = {"what": "sft", "model": "tiny", "precision": "bf16", "error": "x"}
     report = {"date": "D", "quick": False, "threads": 2, "load": [0.0, 1.0], "machine": [machine] * 2}
-    table.rewrite(page, {**report, "rows": [row, failed]})
+    table.rewrite(page, [{**report, "rows": [row]}, {**report, "date": "E", "rows": [failed]}])
     text = page.read_text()
     assert table.CACHED not in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "| DPO | tiny | fp32 | 9 | 2 | 5.00 (5.00–5.00) | 4.5 |" in lines[2] and lines[3].endswith("| failed |")
-    table.rewrite(page, {**report, "rows": [{**row, "what": "dpo-cached", "target": 1.25}]})
+    assert "1. Measured on D:" in text and "2. Measured on E:" in text
+    assert lines[2].startswith("| SFT") and lines[2].endswith("| failed | 2 |")  # in the order of the plan
+    assert "| DPO | tiny | fp32 | 9 | 2 | 5.00 (5.00–5.00) | 4.5 |" in lines[3] and lines[3].endswith("| ratio | 1 |")
+    table.rewrite(page, [{**report, "rows": [{**row, "what": "dpo-cached", "target": 1.25}]}])
     assert "| 1.25 |" in page.read_text() and page.read_text().endswith(f"{table.CACHED}\n{table.END}\nafter\n")
+
+
+def test_new_rows_take_the_place_of_old_ones(tmp_path: Path) -> None:
+    def run(date: str, *whats: str) -> dict[str, Any]:
+        return {"date": date, "rows": [{"what": what, "model": "tiny", "precision": "bf16"} for what in whats]}
+
+    path = tmp_path / "benchmarks.json"
+    assert table.load(path) == []
+    for measured in (run("first", "sft", "dpo"), run("second", "kto"), run("third", "dpo", "kto")):
+        table.save(path, table.merged(table.load(path), measured))
+    assert table.load(path) == [run("first", "sft"), run("third", "dpo", "kto")]
+
+
+def test_memory_of_children_counts() -> None:
+    alone = peak_rss()
+    code = "x = bytearray(80 << 20); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        together = peak_rss()
+        child.communicate(b"\n")
+    assert together - alone > 80 << 20
 
 
 def test_torch_is_not_needed_by_the_driver() -> None:
