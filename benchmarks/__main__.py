@@ -41,7 +41,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--rows",
-        type=_choice(plan.WHATS),
+        type=_choice(list(plan.WHATS)),
         default=list(plan.WHATS),
         metavar="NAMES",
         help=f"some of {', '.join(plan.WHATS)}",
