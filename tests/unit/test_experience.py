@@ -1,0 +1,253 @@
+"""Rollouts over a scripted sampler and source of rewards: baselines, groups without signal, and sources that
+give up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from assent.algorithms.experience import ROUNDS, Experience, Rollout
+from assent.algorithms.job import Job
+from assent.algorithms.models import Models
+from assent.algorithms.rollouts import as_trees, response_field, token_field
+from assent.algorithms.sampling import Ask
+from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from assent.data.chat import Chat
+from assent.data.records import Example, Message, Response
+from assent.data.tree import TokenTree, TreeBatch
+from assent.models.policy import TokenScores
+from assent.online import CurriculumConfig, GivenConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig
+from assent.online import online_config as config_of
+from assent.rewards.group import Group, RewardError, Scores
+from assent.rollout.engine import Completion
+from assent.train.distributed import World
+
+NUMBER = 4
+
+
+class FakePolicy(torch.nn.Module):
+    tree = True
+    value_head = None
+
+    def forward(self, batch: TreeBatch, temperature: float, **options: Any) -> TokenScores:
+        zero = torch.zeros(len(batch.label))
+        return TokenScores(zero, zero, zero, zero)
+
+
+class FakeSampler:
+    """The nth answer that it ever gives is the token n: nobody else's."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sequence[Ask]] = []
+        self.answers = 0
+
+    def sample(self, asks: Sequence[Ask]) -> list[list[TokenTree]]:
+        self.asked.append(asks)
+        return [as_trees(ask.prompts, [[self._answer() for _ in range(ask.n)] for _ in ask.prompts]) for ask in asks]
+
+    def _answer(self) -> Completion:
+        self.answers += 1
+        return Completion(np.array([self.answers % 300 + 5]), np.zeros(1, np.float32), True)
+
+
+class Source:
+    """Rewards by a function of the prompt's number and the index of the answer; it can give up at the nth question."""
+
+    name = "source"
+
+    def __init__(self, reward: Callable[[int, int], float]) -> None:
+        self.reward = reward
+        self.questions: list[list[int]] = []
+        self.fails_at: int | None = None
+
+    def check(self, examples: Sequence[Example]) -> None:
+        pass
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        numbers = [int(group.example.meta["number"]) for group in groups]  # type: ignore[call-overload]
+        self.questions.append(numbers)
+        if len(self.questions) == self.fails_at:
+            raise RewardError("the source gives up")
+        return Scores(
+            np.array([self.reward(n, i) for n, group in zip(numbers, groups, strict=True) for i in range(len(group))])
+        )
+
+
+@pytest.fixture
+def make(tokenizer) -> Callable[..., tuple[Experience, Source]]:
+    chat = Chat(tokenizer)
+    rows = [
+        Example(
+            (Message("user", f"{number}?"),),
+            () if number == 2 else (Response((Message("assistant", "red"),)),),
+            meta={"number": number},
+        )
+        for number in range(NUMBER)
+    ]
+
+    def build(method: str, reward: Callable[[int, int], float], **options: Any) -> tuple[Experience, Source]:
+        shared: dict[str, Any] = {
+            "model": ModelConfig("unused"),
+            "data": DataConfig("unused"),
+            "out": "unused",
+            "train": TrainConfig(batch_size=2),
+            "rewards": RewardsConfig(("unused",)),
+            "sampling": SamplingConfig(max_new_tokens=30),
+            "rollout": RolloutConfig(responses=2),
+            "kl": KLConfig(coef=0.0),
+        }
+        config = config_of(method, **{**shared, **options})
+        current = Job(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), tokenizer, chat)
+        models, source = Models(cast("Any", FakePolicy()), None, None), Source(reward)
+        return Experience(current, models, source, cast("Any", FakeSampler()), rows, config), source
+
+    return build
+
+
+def prompts_of(experience: Experience, rollout: Rollout) -> list[int]:
+    known = {tuple(ids.tolist()): index for index, ids in enumerate(experience.prompt_ids)}
+    return [known[tuple(tree.prompt.tolist())] for tree in rollout.trees]
+
+
+# ---- baselines
+
+
+def test_the_running_baseline_is_the_mean_before_this_rollout(make) -> None:
+    """An answer is not compared with itself; a prompt that was not asked yet counts as the others do."""
+    experience, _ = make("reinforce", lambda n, i: 10.0 * n + i, shaping=ShapingConfig("running"))
+    known: dict[int, list[float]] = {}
+    for _ in range(6):
+        rollout = experience.make(0.0)
+        prompts = prompts_of(experience, rollout)
+        means = {n: float(np.mean(values)) for n, values in known.items()}
+        others = float(np.mean(list(means.values()))) if means else 0.0
+        for n, tree in zip(prompts, rollout.trees, strict=True):
+            wanted = tree.per_response["reward"] - means.get(n, others)
+            assert tree.per_response["shaped"].tolist() == pytest.approx(wanted.tolist())
+            assert token_field([tree], "advantages").tolist() == pytest.approx(wanted.tolist())
+        for n, tree in zip(prompts, rollout.trees, strict=True):
+            known.setdefault(n, []).extend(tree.per_response["reward"].tolist())
+    assert len(known) == NUMBER
+
+
+def test_the_row_baseline_is_the_reward_of_the_rows_answer(make) -> None:
+    """Asked for once for each prompt; 0 where the row has no answer."""
+    experience, source = make("reinforce", lambda n, i: 10.0 * n + i, shaping=ShapingConfig("row"))
+    for _ in range(4):
+        rollout = experience.make(0.0)
+        for n, tree in zip(prompts_of(experience, rollout), rollout.trees, strict=True):
+            base = 0.0 if n == 2 else 10.0 * n
+            assert tree.per_response["shaped"].tolist() == [10.0 * n - base, 10.0 * n + 1 - base]
+    asked = [n for numbers in source.questions for n in numbers]
+    assert sorted(asked) == sorted([*range(NUMBER), *range(NUMBER), 0, 1, 3]), "two passes, and each row once"
+
+
+def test_remax_compares_with_the_greedy_answer_shaped_alike(make) -> None:
+    experience, _ = make(
+        "remax",
+        lambda n, i: 3.0 * n + 5.0 * i,
+        rollout=RolloutConfig(responses=2),
+        shaping=ShapingConfig(normalise="batch"),
+    )
+    rollout = experience.make(0.0)
+    (main, greedy), *_ = experience.sampler.asked  # type: ignore[attr-defined]
+    assert greedy.temperature == 0.0 and greedy.n == 1 and main.temperature is None
+    rewards = response_field(rollout.trees, "reward")
+    wanted = np.tile([0.0, 5.0], 2) / rewards.std()  # the greedy answer is worth 3 n
+    assert token_field(rollout.trees, "advantages") == pytest.approx(wanted, rel=1e-5)
+
+
+# ---- groups without signal
+
+
+def signal(n: int, i: int) -> float:
+    return float(i) if n in (0, 3) else 1.0
+
+
+def test_silent_groups_are_replaced_and_rest(make) -> None:
+    experience, _ = make("dapo", signal, curriculum=CurriculumConfig(rest=3))
+    rollout = experience.make(0.0)
+    assert set(prompts_of(experience, rollout)) == {0, 3}
+    seen = [n for n in range(NUMBER) if experience.prompts.count[n]]
+    assert {0, 3} <= set(seen) and len(seen) > 2, "what was left out was seen too"
+    assert all((experience.prompts.wakes[n] > 0) == (n in (1, 2)) for n in seen)
+
+
+def test_the_mean_reward_counts_silent_groups(make) -> None:
+    experience, _ = make("dapo", lambda n, i: float(n) + i * (n in (0, 3)))
+    for _ in range(3):
+        experience.make(0.0)
+    assert experience.prompts.means().tolist() == [0.5, 1.0, 2.0, 3.5]
+
+
+def test_without_any_signal_what_was_seen_is_used(make, capsys) -> None:
+    """Even where the last round could not be scored."""
+    experience, source = make("dapo", lambda n, i: 1.0)
+    source.reward = lambda n, i: float("nan") if len(source.questions) == ROUNDS else 1.0
+    rollout = experience.make(0.0)
+    assert len(rollout.trees) == 2 and rollout.metrics["no_signal"] == 1
+    assert rollout.metrics["unscored"] == 1 / ROUNDS
+    assert f"no group of {ROUNDS * 2} had answers of different rewards" in capsys.readouterr().err
+
+
+def test_rounds_of_a_rollout_sample_with_seeds_of_their_own(make) -> None:
+    experience, _ = make("dapo", lambda n, i: 1.0, given=GivenConfig("hint", "Say red"))
+    for _ in range(2):
+        experience.make(0.0)
+    seeds = [ask.seed for asks in experience.sampler.asked for ask in asks]  # type: ignore[attr-defined]
+    hints = {asks[-1].seed for asks in experience.sampler.asked}  # type: ignore[attr-defined]
+    mains = {asks[0].seed for asks in experience.sampler.asked}  # type: ignore[attr-defined]
+    assert len(seeds) == 2 * 2 * ROUNDS and len(mains) == 2 * ROUNDS and not mains & hints
+
+
+# ---- sources that give up
+
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "row baseline": ("reinforce", {"shaping": ShapingConfig("row", "running")}),
+    "running baseline": ("reinforce", {"shaping": ShapingConfig("running", "running")}),
+    "greedy": ("remax", {"shaping": ShapingConfig(normalise="running")}),
+    "given row": ("rloo", {"given": GivenConfig("row", when="always")}),
+    "given hint": ("rloo", {"given": GivenConfig("hint", "Say red", when="always")}),
+    "dynamic": ("dapo", {"curriculum": CurriculumConfig(rest=1)}),
+}
+
+
+@pytest.mark.parametrize("question", range(1, 5))
+@pytest.mark.parametrize("name", METHODS)
+def test_a_source_that_gives_up_at_any_question_loses_nothing(name: str, question: int, make) -> None:
+    """Its answers are kept and scored when it is there again: in the same run, or in one that loads the state."""
+    method, options = METHODS[name]
+
+    def rolls(experience: Experience, number: int) -> list[Any]:
+        made = [experience.make(0.0) for _ in range(number)]
+        return [
+            (
+                prompts_of(experience, rollout),
+                token_field(rollout.trees, "advantages").tolist(),
+                [branch.ids.tolist() for tree in rollout.trees for branch in tree.branches],
+            )
+            for rollout in made
+        ]
+
+    straight = rolls(make(method, signal, **options)[0], 4)
+    experience, source = make(method, signal, **options)
+    source.fails_at = question
+    done: list[Any] = []
+    with pytest.raises(RewardError, match="the source gives up"):
+        for _ in range(4):
+            done += rolls(experience, 1)
+    state = experience.state_dict()
+    resumed, _ = make(method, signal, **options)
+    resumed.load_state_dict(state)
+    resumed.sampler.answers = experience.sampler.answers  # type: ignore[attr-defined]
+    left = 4 - len(done)
+    again = rolls(resumed, left)
+    for made in (done + again, done + rolls(experience, left)):
+        assert [row[:2] for row in made] == [row[:2] for row in straight]
+        if name != "dynamic":  # there, what a later round had sampled is sampled again
+            assert [row[2] for row in made] == [row[2] for row in straight]

@@ -1,0 +1,165 @@
+"""Options of online methods that contradict one another: what is said, from Python and on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assent import settings
+from assent.cli import main
+from assent.config import DataConfig, ModelConfig
+from assent.errors import ConfigError
+from assent.online import (
+    METHODS,
+    CriticConfig,
+    CurriculumConfig,
+    GivenConfig,
+    KLConfig,
+    OnlineConfig,
+    RewardsConfig,
+    RolloutConfig,
+    online_config,
+)
+
+CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "adaptive KL": (
+        "rloo",
+        {"kl": KLConfig(coef=0.0, target=6.0)},
+        "--kl.coef 0 --kl.target 6",
+        "--kl.target moves --kl.coef, which must then begin above 0. Got 0.",
+    ),
+    "column without order": (
+        "grpo",
+        {"curriculum": CurriculumConfig(column="level")},
+        "--curriculum.column level",
+        "--curriculum.column is read with --curriculum.order easy or hard. Got random.",
+    ),
+    "rest with one answer": (
+        "ppo",
+        {"curriculum": CurriculumConfig(rest=2)},
+        "--curriculum.rest 2",
+        "--curriculum.rest looks at whether all answers to a prompt are worth the same: --rollout.responses must be at "
+        "least 2. Got 1.",
+    ),
+    "hint without text": (
+        "grpo",
+        {"given": GivenConfig("hint")},
+        "--given.source hint",
+        "--given.source hint and --given.hint TEXT need each other.",
+    ),
+    "text without hint": (
+        "grpo",
+        {"given": GivenConfig("row", "Say {answer}")},
+        "--given.source row --given.hint TEXT",
+        "--given.source hint and --given.hint TEXT need each other.",
+    ),
+    "shared critic with a rate": (
+        "ppo",
+        {"critic": CriticConfig(shared=True, lr=1e-5)},
+        "--critic.shared --critic.lr 1e-5",
+        "--critic.lr has no place with --critic.shared: one optimiser step moves both. Use --critic.coef.",
+    ),
+    "target of no penalty": (
+        "ppo",
+        {"loss": {"penalty_target": 0.01}},
+        "--loss.penalty_target 0.01",
+        "--loss.penalty_target moves the penalty of --loss.objective penalty. Got --loss.objective clip.",
+    ),
+    "more minibatches than prompts": (
+        "ppo",
+        {"rollout": RolloutConfig(minibatches=9)},
+        "--rollout.minibatches 9",
+        "--rollout.minibatches must be at most --train.batch_size (8), the prompts of a rollout. Got 9.",
+    ),
+    "critic of no reward model": (
+        "ppo",
+        {"rewards": RewardsConfig(rules=("length=1,2",))},
+        "",
+        "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got 0. Use "
+        "--critic.start policy.",
+    ),
+}
+
+
+def built(method: str, **options: Any) -> OnlineConfig:
+    shared: dict[str, Any] = {"model": ModelConfig("m"), "data": DataConfig("d.jsonl"), "out": "run"}
+    made = online_config(method, **{**shared, "rewards": RewardsConfig(("r",)), **options})
+    return replace(made, train=replace(made.train, batch_size=8))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_contradiction_is_named(name: str) -> None:
+    method, options, _, message = CASES[name]
+    with pytest.raises(ConfigError) as wrong:
+        settings.validate(built(method, **options))
+    assert str(wrong.value) == message
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_command_refuses_it_at_once(name: str, tmp_path: Path, capsys) -> None:
+    method, _, flags, message = CASES[name]
+    rewards = ["--rewards.rules", "length=1,2"] if name.startswith("critic of no") else ["--rewards.model", "r"]
+    out = tmp_path / "run"
+    paths = ["--model.path", "m", "--data.train", "d.jsonl", "--out", str(out), "--train.batch_size", "8"]
+    assert main([method, *paths, *rewards, *flags.split()]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {message}\n" and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rloo", {"kl": KLConfig(target=6.0)}),
+        ("grpo", {"curriculum": CurriculumConfig("easy", column="level", rest=2)}),
+        ("ppo", {"curriculum": CurriculumConfig("hard")}),
+        ("grpo", {"given": GivenConfig("hint", "Say {answer}")}),
+        ("ppo", {"given": GivenConfig("row")}),
+        ("ppo", {"critic": CriticConfig(shared=True, coef=0.1)}),
+        ("ppo", {"critic": CriticConfig(lr=1e-5)}),
+        ("ppo", {"critic": CriticConfig(shared=True), "rewards": RewardsConfig(rules=("length=1,2",))}),
+        ("ppo", {"loss": {"objective": "penalty", "penalty_target": 0.01}}),
+        ("ppo", {"loss": {"objective": "none", "ewma": 0.9, "tuned_batch": 64}}),
+        ("ppo", {"rollout": RolloutConfig(minibatches=8)}),
+    ],
+)
+def test_what_fits_together_passes(method: str, options: dict[str, Any]) -> None:
+    settings.validate(built(method, **options))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("rollout.target_kl", "0"),
+        ("rollout.correction", "-1"),
+        ("kl.target", "0"),
+        ("kl.horizon", "0"),
+        ("critic.coef", "0"),
+        ("critic.warmup", "-1"),
+        ("shaping.clip", "0"),
+        ("shaping.overlong", "1.5"),
+        ("curriculum.rest", "-1"),
+        ("given.coef", "0"),
+        ("ptx.coef", "0"),
+        ("ptx.batch_size", "0"),
+        ("loss.penalty", "-1"),
+        ("loss.ewma", "1"),
+        ("loss.tuned_batch", "0"),
+        ("loss.dual_clip", "1"),
+    ],
+)
+def test_ranges_of_the_options(flag: str, value: str, capsys) -> None:
+    paths = ["--model.path", "m", "--data.train", "d.jsonl", "--out", "run", "--rewards.model", "r"]
+    assert main(["ppo", *paths, f"--{flag}", value]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --{flag} must be ") and f"Got {value}" in said
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ppos_own_options_belong_to_it_alone(method: str) -> None:
+    names = {option.name for option in settings.options(type(built(method)))}
+    for name in ("loss.objective", "loss.penalty_target", "loss.ewma", "loss.tuned_batch", "critic.shared"):
+        assert (name in names) == (method == "ppo"), name
+    assert {"rollout.ahead", "given.source", "curriculum.rest", "ptx.data", "kl.target", "shaping.baseline"} <= names
