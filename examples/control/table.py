@@ -40,14 +40,16 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     seeds = np.mean([normalised(result) for result in results], axis=0)
     ours, spread = seeds.mean(1), seeds.std(1, ddof=1)
     paper = np.array([setting.paper for setting in SETTINGS])
-    lines = ["| setting | paper | rank | here | rank |", "|---|--:|--:|--:|--:|"]
+    lines = ["| setting | paper | rank | here | rank | KL |", "|---|--:|--:|--:|--:|--:|"]
     for setting, value, deviation, theirs, rank in zip(SETTINGS, ours, spread, ranks(paper), ranks(ours)):
-        lines.append(f"| {setting.name} | {setting.paper:.2f} | {theirs} | {value:.2f} ± {deviation:.2f} | {rank} |")
+        kl = np.mean([result["kl"][setting.name] for result in results])
+        cells = f"{setting.paper:.2f} | {theirs} | {value:.2f} ± {deviation:.2f} | {rank} | {kl:.2g} |"
+        lines.append(f"| {setting.name} | {cells}")
     alone = ", ".join(f"{correlation(paper, one):.2f}" for one in seeds.T)
     lines += [
         "",
         f"{results[0]['steps']:,} steps a run, {seeds.shape[1]} seeds, {len(results)} tasks. ± is the standard"
-        " deviation of the seeds' averages over the tasks.",
+        " deviation of the seeds' averages over the tasks; KL is KL(old \\|\\| new) of a segment's update, in nats.",
         f"Spearman's correlation with the paper's scores: {correlation(paper, ours):.2f} (each seed alone: {alone});"
         f" without the first row {correlation(paper[1:], ours[1:]):.2f}.",
         "",

@@ -33,7 +33,7 @@ from control.training import SETTINGS, Hyperparameters, Training
 from assent.errors import AssentError, UserError
 from assent.train.progress import Progress, say
 
-TASKS = ("HalfCheetah-v5", "Reacher-v5", "Swimmer-v5", "InvertedDoublePendulum-v5")
+TASKS = ("HalfCheetah-v5", "Reacher-v5", "Swimmer-v5")
 LEAST_STEPS = 10 * Hyperparameters.horizon
 """So that the last tenth, which is what counts, is a segment: two of the longest episodes."""
 RANDOM_EPISODES = 100

@@ -228,7 +228,8 @@ def test_score_is_the_end_of_the_run() -> None:
 def outcome(task: str, random: float, scale: float) -> dict:
     """Seed 0 in the paper's own order, seed 1 in the opposite one, the best of all in seed 0."""
     scores = {s.name: [random + scale * s.paper, random - 0.1 * scale * s.paper] for s in SETTINGS}
-    return {"task": task, "steps": 20_480, "seeds": 2, "random": random, "scores": scores}
+    kl = {s.name: [0.01, 0.02] for s in SETTINGS}
+    return {"task": task, "steps": 20_480, "seeds": 2, "random": random, "scores": scores, "kl": kl}
 
 
 def test_table_of_known_numbers() -> None:
@@ -236,8 +237,8 @@ def test_table_of_known_numbers() -> None:
     assert table.normalised(first) == pytest.approx(table.normalised(second))
     assert table.normalised(first)[2] == pytest.approx([1.0, -0.1]) and table.normalised(first)[0, 0] < 0
     page = table.markdown([first, second])
-    assert "| clipping, 0.2 | 0.82 | 1 | 0.45 ± 0.78 | 1 |" in page
-    assert "| adaptive KL, 0.03 | 0.71 | 5.5 | 0.39 ± 0.67 | 5.5 |" in page
+    assert "| clipping, 0.2 | 0.82 | 1 | 0.45 ± 0.78 | 1 | 0.015 |" in page
+    assert "| adaptive KL, 0.03 | 0.71 | 5.5 | 0.39 ± 0.67 | 5.5 | 0.015 |" in page
     assert "paper's scores: 1.00 (each seed alone: 1.00, -1.00); without the first row 1.00" in page
     assert "| untrained | -5.0 | 300.0 |" in page and "| clipping, 0.2 | -1.3 ± 6.4 | 1,038.0 ± 1,275.6 |" in page
 
@@ -274,6 +275,12 @@ def test_finished_tasks_are_kept(tmp_path, monkeypatch, capsys) -> None:
     assert table1.main() == 2
     complaint = " ".join(capsys.readouterr().err.split())
     assert "A-v0.json has 512 steps and 2 seeds; got --steps 512 and --seeds 3" in complaint
+
+
+def test_the_page_shows_the_results() -> None:
+    results = table1.load(ROOT / "examples" / "control" / "results", 120_832, 3)
+    assert [result["task"] for result in results] == sorted(table1.TASKS)
+    assert table.markdown(results) in (ROOT / "docs" / "control.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("options", [["--steps", "20479"], ["--seeds", "1"]])
