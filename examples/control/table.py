@@ -43,8 +43,8 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| setting | paper | rank | here | rank | KL |", "|---|--:|--:|--:|--:|--:|"]
     for setting, value, deviation, theirs, rank in zip(SETTINGS, ours, spread, ranks(paper), ranks(ours)):
         kl = np.mean([result["kl"][setting.name] for result in results])
-        cells = f"{setting.paper:.2f} | {theirs} | {value:.2f} ± {deviation:.2f} | {rank} | {kl:.2g} |"
-        lines.append(f"| {setting.name} | {cells}")
+        row = f"{setting.paper:.2f} | {theirs} | {value:.2f} ± {deviation:.2f} | {rank} | {kl:.2g} |"
+        lines.append(f"| {setting.name} | {row}")
     alone = ", ".join(f"{correlation(paper, one):.2f}" for one in seeds.T)
     lines += [
         "",
