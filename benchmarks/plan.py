@@ -175,7 +175,7 @@ def length(row: Row, quick: bool) -> Length:
     if quick:
         return Length(warmup=1, turns=2, steps=1)
     if not row.kind.or_mfu:
-        return Length(warmup=1, turns=4, steps=1)
+        return Length(warmup=1, turns=4 if row.what in ("generate-32", "vllm-32") else 3, steps=1)
     if row.model == "tiny":
         return Length(warmup=3, turns=4, steps=4)
     return Length(warmup=2, turns=3 if row.precision == "bf16" else 2, steps=2)
