@@ -8,18 +8,24 @@ are all those from its first, and neither positions nor masks are rebuilt from s
     slot 0            p p r r     first = 2
     slot 1        p p p p p r     first = 0
     slot 2              p p r     first = 3
+
+A step looks at a window of columns that ends with its own and begins at or before the earliest one in use, so that its
+width is a multiple of `_WINDOW`; a mask hides the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from assent.models.attention import Attend
+from assent.rollout.packed_linear import is_native
 
+_WINDOW = 16  # oneDNN prepares each width of a bf16 product at some cost, so there are few
 _ROOM = 1.5  # how much a full cache grows, and how empty it must be to be shifted instead
 _EXTRA = 64  # columns that it grows by besides
 _NONE = 1 << 40  # first column of a free slot: it keeps no column alive
@@ -29,24 +35,24 @@ class SlotCache:
     """The cache and, as an `attend` object, the attention of a decoding step over it.
 
     Slots 0 .. active-1 take part in a step, free ones among them for nothing. Grouped queries are put beside each other
-    as rows of one matrix product, so keys and values are never repeated. Keys lie transposed, [slots, Hkv, D, columns],
-    which suits that product.
+    as rows of one matrix product, so keys and values are never repeated. Keys have the shape [slots, Hkv, D, columns],
+    values [slots, Hkv, columns, D].
     """
 
     def __init__(self, slots: int, longest_prompt: int, columns: int, device: torch.device) -> None:
         assert columns >= longest_prompt
         self.slots = slots
-        self.longest_prompt = longest_prompt
-        self.columns = columns
-        self.end = longest_prompt
+        self.reserve = longest_prompt + _WINDOW  # columns always kept before the current one
+        self.columns = columns + _WINDOW
+        self.end = self.reserve
         self.active = 0
         self.first = np.full(slots, _NONE)
         self.device = device
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
-        self._mask = torch.zeros(slots, columns, device=device)
-        self._low = 0
-        self._step_mask: Tensor | None = None
+        self._mask = torch.zeros(slots, self.columns, device=device)
+        self._seen = slice(0, 0)
+        self._step_mask = self._mask
 
     def admit(self, slots: Sequence[int], prompt: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         """Puts one prompt, layer -> (key, value) of [Hkv, T, D] each, into `slots`, ending at the current column."""
@@ -79,12 +85,14 @@ class SlotCache:
 
     def begin_step(self) -> None:
         """Makes room for one column and fixes what all layers of this step share."""
-        first = self.first[: self.active]
+        low = int(self.first[: self.active].min())
         if self.end == self.columns:
-            self._make_room(max(self.end - int(first.min()), self.longest_prompt))
-        self._low = int(first.min())
-        ragged = bool((first != self._low).any())
-        self._step_mask = self._mask[: self.active, None, None, self._low : self.end + 1] if ragged else None
+            kept = max(self.end - low + _WINDOW, self.reserve)
+            low -= self.end - kept
+            self._make_room(kept)
+        end = self.end + 1
+        self._seen = slice(end + (low - end) // _WINDOW * _WINDOW, end)
+        self._step_mask = self._mask[: self.active, None, None, self._seen]
 
     def end_step(self) -> None:
         self.end += 1
@@ -101,7 +109,9 @@ class SlotCache:
                 return old
             shape = list(old.shape)
             shape[axis] = columns
-            new = old.new_zeros(shape)
+            strides = old.stride()
+            order = sorted(range(old.ndim), key=lambda dim: -strides[dim])
+            new = torch.empty_permuted(shape, order, dtype=old.dtype, device=old.device).zero_()
             new.narrow(axis, 0, width).copy_(kept)
             return new
 
@@ -119,22 +129,24 @@ class SlotCache:
         keys, values = self._layer(int(module.layer_idx), key[0], value[0])  # type: ignore[arg-type]
         keys[:batch, :, :, self.end] = key[:, :, 0]
         values[:batch, :, self.end] = value[:, :, 0]
-        seen = slice(self._low, self.end + 1)
         grouped = query.reshape(batch, key.shape[1], -1, width).to(keys.dtype)
-        with torch.autocast(self.device.type, enabled=False):
-            scores = torch.matmul(grouped, keys[:batch, :, :, seen]).float().mul_(scaling)
-            if self._step_mask is not None:
-                scores += self._step_mask
-            out = torch.matmul(scores.softmax(-1).to(values.dtype), values[:batch, :, seen])
+        widened = keys.dtype != query.dtype
+        with torch.autocast(self.device.type, enabled=False) if widened else nullcontext():
+            scores = torch.matmul(grouped, keys[:batch, :, :, self._seen])
+            weights = torch.add(self._step_mask, scores, alpha=scaling).softmax(-1).to(values.dtype)
+            out = torch.matmul(weights, values[:batch, :, self._seen])
         return out.view(batch, 1, heads, value.shape[-1])
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written."""
+        """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written. Keys
+        lie transposed for oneDNN's bf16 product, as they come for the others, which is faster for each."""
         if layer not in self._keys:
             heads, _, width = key.shape
-            # bf16 products of changing width cost oneDNN a new kernel each on a CPU: more than half the bytes save
-            dtype = torch.promote_types(key.dtype, torch.float32) if key.device.type == "cpu" else key.dtype
-            self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns, dtype=dtype)
+            dtype = key.dtype if is_native(key.dtype, key.device) else torch.promote_types(key.dtype, torch.float32)
+            if dtype == torch.bfloat16 and key.device.type == "cpu":
+                self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns, dtype=dtype)
+            else:
+                self._keys[layer] = key.new_zeros(self.slots, heads, self.columns, width, dtype=dtype).transpose(2, 3)
             self._values[layer] = value.new_zeros(self.slots, heads, self.columns, value.shape[-1], dtype=dtype)
         return self._keys[layer], self._values[layer]
 

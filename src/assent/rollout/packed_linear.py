@@ -1,8 +1,9 @@
-"""Linear layers for decoding: a step multiplies a few rows with every weight, so weights are laid out for that once."""
+"""Linear layers for decoding: a step multiplies a few rows with every weight, so weights are laid out for that once,
+and layers that are given the same input (queries, keys and values; gate and up) become one product."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,36 +17,118 @@ _ROWS = 32  # the batch that oneDNN lays the weight out for; others give the sam
 @contextmanager
 def packed_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside, the linear layers of `model` multiply in `dtype` with copies of their weights, repacked for oneDNN on a
-    CPU. Autocast would cast (and oneDNN repack) frozen weights again in every step. The copies are made on entry, so
-    weights that a trainer has changed in place are always current."""
-    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _is_plain(module)]
+    CPU. Autocast would cast (and oneDNN repack) frozen weights again in every step. The copies are made anew each time,
+    so weights that a trainer has changed in place are always current."""
+    modules = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _is_plain(module)]
+    first = _FirstPass()
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.forward = _multiply(layer, dtype)  # type: ignore[method-assign]
+        for module in modules:
+            module.forward = _Linear(module, dtype, first)  # type: ignore[method-assign]
         yield
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for module in modules:
+            vars(module).pop("forward", None)
+
+
+def is_native(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies matrices of `dtype` itself; a CPU without bf16 instructions converts them."""
+    if device.type != "cpu" or dtype in (torch.float32, torch.float64):
+        return True
+    has_onednn = torch.backends.mkldnn.is_available()
+    return dtype == torch.bfloat16 and has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _Linear:
+    """The forward of one layer: by itself in the first pass over the model, as a part of its product after it."""
+
+    def __init__(self, module: nn.Linear | Conv1D, dtype: torch.dtype, first: _FirstPass) -> None:
+        self.module, self.dtype = module, dtype
+        packs = _can_pack(module.weight.device, dtype)
+        self.first = first if packs else None
+        self.kept = None if packs else self.cast()
+        self.product: _Product | None = None
+        self.part = 0
+
+    def cast(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [N, K] and bias [N] as they are multiplied."""
+        with torch.no_grad():
+            weight: Tensor = self.module.weight.t() if isinstance(self.module, Conv1D) else self.module.weight
+            bias: Tensor | None = self.module.bias
+            return weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.product is None and self.first is not None:
+            self.first.note(self, x)
+        if self.product is not None:
+            return self.product(x, self.part)
+        return F.linear(x.to(self.dtype), *(self.kept or self.cast()))
+
+
+class _FirstPass:
+    """Notes which layers are called one after the other with the same input, until one of them is called again: then
+    each such group becomes a product. A layer that was left out (an expert without tokens) is noted when it comes."""
+
+    def __init__(self) -> None:
+        self._groups: list[list[_Linear]] = []
+        self._noted: set[_Linear] = set()
+        self._input: Tensor | None = None
+        self._version = 0
+
+    def note(self, layer: _Linear, x: Tensor) -> None:
+        if layer in self._noted:
+            for group in self._groups:
+                _Product(group)
+            self._groups, self._noted, self._input = [], set(), None
+            return
+        if self._input is x and self._version == x._version:
+            self._groups[-1].append(layer)
+        else:
+            self._groups.append([layer])
+            self._input, self._version = x, x._version
+        self._noted.add(layer)
+
+
+class _Product:
+    """One product for layers that are called one after the other with the same input: the first call computes all of
+    it, the others take their parts. Whoever comes with another input has it computed again, so nothing rests on the
+    layers being called as in the first pass."""
+
+    def __init__(self, layers: list[_Linear]) -> None:
+        weights, biases = zip(*(layer.cast() for layer in layers), strict=True)
+        self.dtype = layers[0].dtype
+        self.widths = [len(weight) for weight in weights]
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), _ROWS)
+        self.bias: Tensor | None = None
+        if any(bias is not None for bias in biases):
+            pairs = zip(weights, biases, strict=True)
+            self.bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+        self._input: Tensor | None = None
+        self._version = 0
+        self._parts: list[Tensor | None] = []
+        for part, layer in enumerate(layers):
+            layer.product, layer.part = self, part
+
+    def __call__(self, x: Tensor, part: int) -> Tensor:
+        if len(self.widths) == 1:
+            return self._multiply(x)
+        known = x is self._input and x._version == self._version
+        if not known or self._parts[part] is None:
+            self._input, self._version = x, x._version
+            self._parts = list(self._multiply(x).split(self.widths, -1))
+        out, self._parts[part] = self._parts[part], None  # given away once: its owner may change it in place
+        assert out is not None
+        if part == len(self.widths) - 1:
+            self._input, self._parts = None, []
+        return out
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
 
 
 def _is_plain(module: nn.Module) -> bool:
     return type(module).forward in (nn.Linear.forward, Conv1D.forward) and "forward" not in vars(module)
 
 
-def _multiply(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    weight: Tensor = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
-    weight = weight.to(dtype)
-    bias: Tensor | None = None if layer.bias is None else layer.bias.to(dtype)
-    if not _can_pack(weight):
-        return lambda x: F.linear(x.to(dtype), weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-    product = torch.ops.mkldnn._linear_pointwise
-    return lambda x: product(x.to(dtype), packed, bias, "none", [], "")
-
-
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    native = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return native or weight.dtype == torch.float32
+def _can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    packable = dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and packable and is_native(dtype, device)

@@ -39,8 +39,8 @@ def sample(
     temperature 1).
     """
     assert logits.ndim == 2 and uniform.shape == logits.shape[:1], (logits.shape, uniform.shape)
-    z = logits if temperature in (0.0, 1.0) else logits.float() / temperature
-    p = torch.softmax(z, dim=-1, dtype=torch.float32)
+    z = logits.float()  # first: softmax(dtype=...) of bf16 takes several times as long on a CPU
+    p = torch.softmax(z if temperature in (0.0, 1.0) else z / temperature, dim=-1)
     if temperature == 0.0:
         ids = logits.argmax(-1)
     else:
