@@ -90,7 +90,7 @@ class Client:
         expected: str,
         failed: str,
         advice: str = "",
-        on_failure: Callable[[str], None] = lambda reason: None,
+        on_failure: Callable[[str], object] = lambda reason: None,
     ) -> T:
         """What `read` makes of the JSON that the server answers, tried again as long as that may help. `body` None asks
         with GET, everything else is posted as JSON. `read` raises KeyError, TypeError, ValueError or AttributeError for

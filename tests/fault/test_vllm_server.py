@@ -3,6 +3,7 @@ faults. The real vLLM is in tests/vllm."""
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -24,6 +25,7 @@ from assent.rollout import vllm_server
 from assent.rollout.engines import engine_for, engine_of
 from assent.rollout.vllm_server import VllmServer
 from assent.rollout.vllm_shared import WeightsFolder, agree, completion, logprobs_mode, request, stored
+from assent.rollout.vllm_worker import HEAD_REFRESH
 from assent.settings import validate
 
 EOS = (7,)
@@ -44,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: dict | None) -> None:
         self.body, path = body, self.path.partition("?")[0]
         with self.server.lock:
-            self.server.requests.append((self.path, body))
+            self.server.requests.append((path, body))
             script = self.server.scripts.get(path)
             act = script.pop(0) if script else say()
         try:
@@ -67,7 +69,8 @@ class FakeVllm(ThreadingHTTPServer):
         self.requests: list[tuple[str, dict | None]] = []
         self.lock = threading.Lock()
         self.released = threading.Event()
-        self.version, self.weights, self.paused, self.mode = "default", "old", False, mode
+        self.version, self.weights, self.refreshed, self.paused, self.mode = "default", "old", "old", False, mode
+        self.device, self.extension = "cuda", ""
         super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
@@ -90,15 +93,25 @@ class FakeVllm(ThreadingHTTPServer):
             case "/weight_info":
                 return {"weight_version": self.version}
             case "/server_info":
-                return {"vllm_config": {"model_config": {"logprobs_mode": self.mode, "max_model_len": 32}}}
+                return {
+                    "vllm_config": {
+                        "model_config": {"logprobs_mode": self.mode, "max_model_len": 32},
+                        "device_config": {"device": self.device},
+                        "parallel_config": {"worker_extension_cls": self.extension},
+                    }
+                }
             case "/pause":
                 assert path.endswith("mode=abort")
                 self.paused = True
             case "/resume":
                 self.paused = False
             case "/collective_rpc":
-                assert self.paused and body["method"] == "reload_weights"
-                self.weights = (Path(body["kwargs"]["weights_path"]) / "model").read_text()
+                assert self.paused
+                if body["method"] == "reload_weights":
+                    self.weights = (Path(body["kwargs"]["weights_path"]) / "model").read_text()
+                else:
+                    assert body == {"method": "refresh_head"}
+                    self.refreshed = self.weights
             case "/update_weight_version":
                 self.version = body["new_version"]
             case "/inference/v1/generate":
@@ -181,8 +194,8 @@ def right(letters: int, n: int = 2) -> list[list[list[int]]]:
 def test_weights_first_and_then_answers(fake: FakeVllm, tmp_path: Path):
     sampler = engine(fake.url + "/", tmp_path)
     sampler.update_weights(weights(5))
-    loaded = ["/pause?mode=abort", "/collective_rpc", "/resume", "/update_weight_version"]
-    assert fake.paths() == ["/weight_info", *loaded, "/weight_info", "/server_info?config_format=json"]
+    loaded = ["/pause", "/collective_rpc", "/resume", "/update_weight_version", "/weight_info"]
+    assert fake.paths() == ["/weight_info", "/server_info", *loaded]
     groups = sampler.generate(PROMPTS, 2, SAMPLING, seed=3, first=6)
     assert ids(groups) == right(5) and all(c.finished for group in groups for c in group)
     assert groups[0][1].logprobs.tolist() == [-10 / 8, -1 / 8, -105 / 8, -7 / 8]
@@ -194,17 +207,29 @@ def test_weights_first_and_then_answers(fake: FakeVllm, tmp_path: Path):
     fake.requests.clear()
     sampler.update_weights(weights(5))  # the same: it has them
     sampler.update_weights(weights(6))
-    assert fake.paths() == ["/weight_info"] * 2 + loaded + ["/weight_info", "/server_info?config_format=json"]
+    assert fake.paths() == ["/weight_info", "/weight_info", "/server_info", *loaded]
     assert ids(sampler.generate(PROMPTS, 2, SAMPLING, seed=3)) == right(6)
     (kept,) = tmp_path.iterdir()
     assert kept.name == f"weights-{fake.version}"
+    del sampler
+    gc.collect()
+    assert not tmp_path.exists()
 
 
 def test_a_run_that_goes_on_sends_nothing_that_the_server_has(fake: FakeVllm, tmp_path: Path):
     engine(fake.url, tmp_path / "one").update_weights(weights(5))
     fake.requests.clear()
     engine(fake.url, tmp_path / "two").update_weights(weights(5))
-    assert fake.paths() == ["/weight_info", "/server_info?config_format=json"]
+    assert fake.paths() == ["/weight_info", "/server_info"]
+
+
+def test_a_server_on_a_cpu_needs_its_head_refreshed(fake: FakeVllm, tmp_path: Path):
+    fake.device = "cpu"
+    with pytest.raises(ConfigError, match=f"Start it with: .* --worker-extension-cls {HEAD_REFRESH}"):
+        engine(fake.url, tmp_path).update_weights(weights(5))
+    fake.extension = HEAD_REFRESH
+    engine(fake.url, tmp_path).update_weights(weights(5))
+    assert fake.refreshed == fake.weights == "xxxxx"
 
 
 def test_what_vllm_is_asked():
@@ -272,12 +297,14 @@ def test_a_rank_that_does_not_write_waits_for_the_one_that_does(fake: FakeVllm, 
     while fake.paths().count("/weight_info") < 3:
         time.sleep(0.01)
     assert "/inference/v1/generate" not in fake.paths()
-    engine(fake.url, tmp_path).update_weights(weights(5))
+    first = engine(fake.url, tmp_path)
+    first.update_weights(weights(5))
     asking.join()
     assert ids(found[0]) == right(5)
 
     fake.scripts["/inference/v1/generate"] = [forget]  # then it may send what the other has written
     assert ids(second.generate(PROMPTS, 2, SAMPLING, 0)) == right(5)
+    assert first._folder is not None
 
     late = engine(fake.url, tmp_path, rank=1, patience=0.1)
     late.update_weights(weights(6))

@@ -23,6 +23,7 @@ from assent.data.tree import Branch, TokenTree, collate
 from assent.models.attention import install
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
+from assent.rollout.vllm_worker import HEAD_REFRESH
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles one function of its sampler: half a minute for nothing here
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -35,7 +36,7 @@ MEMORY = 0.08
 LENGTHS = (3, 40, 11, 1, 24)
 
 
-def policy(seed: int, precision: str = "fp32") -> Policy:
+def policy(seed: int, precision: str = "fp32", tied: bool = False) -> Policy:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -47,6 +48,7 @@ def policy(seed: int, precision: str = "fp32") -> Policy:
         head_dim=32,  # the least that vLLM's attention for CPUs can do
         max_position_embeddings=256,
         initializer_range=0.15,
+        tie_word_embeddings=tied,
     )
     model = LlamaForCausalLM(config).float()
     install(model)
@@ -88,16 +90,16 @@ class RealServer:
 
     def start(self) -> None:
         flags = "--tokens-only --logprobs-mode raw_logprobs --dtype float32 --enforce-eager --host 127.0.0.1"
-        numbers = {"port": self.port, "max-model-len": LONGEST, "gpu-memory-utilization": MEMORY, "max-num-seqs": 16}
-        command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            str(self.model),
-            *flags.split(),
-        ]
-        command += [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
+        options: dict[str, object] = {
+            "model": self.model,
+            "port": self.port,
+            "max-model-len": LONGEST,
+            "gpu-memory-utilization": MEMORY,
+            "max-num-seqs": 16,
+            "worker-extension-cls": HEAD_REFRESH,
+        }
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags.split()]
+        command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -124,9 +126,9 @@ class RealServer:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    """It serves weights that no test wants: those of seed 9."""
+    """It serves weights that no test wants: those of seed 9. Its output head is tied to its embedding."""
     folder = tmp_path_factory.mktemp("server")
-    policy(9).model.save_pretrained(folder / "model")
+    policy(9, tied=True).model.save_pretrained(folder / "model")
     real = RealServer(folder / "model", folder / "log")
     real.start()
     try:

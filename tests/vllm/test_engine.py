@@ -100,13 +100,13 @@ def test_ctrl_c_reaches_none_of_its_processes(engine: VllmEngine) -> None:
         assert blocked >> (signal.SIGINT - 1) & 1
 
 
-def test_bf16(tmp_path: Path) -> None:
-    model = policy(0, "bf16")
+def test_bf16_and_a_head_tied_to_the_embedding(tmp_path: Path) -> None:
+    model = policy(0, "bf16", tied=True)
     engine = started(model, tmp_path)
     try:
         worst = []
         for seed in (0, 1):
-            model = policy(seed, "bf16")
+            model = policy(seed, "bf16", tied=True)
             engine.update_weights(model.model.state_dict())
             groups = engine.generate(prompts(), 8, SAMPLING, seed=5)
             gap = np.abs(sampled_logprobs(groups) - training_logprobs(model, groups, 0.8))

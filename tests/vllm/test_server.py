@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from assent.rollout.engines import engine_of
 from assent.rollout.torch_engine import TorchEngine
 from assent.rollout.vllm_server import VllmServer
 
-from .conftest import EOS, LONGEST, RealServer, policy, prompts, same, sampled_logprobs, training_logprobs
+from . import conftest
+from .conftest import EOS, LONGEST, RealServer, prompts, same, sampled_logprobs, training_logprobs
 
+policy = partial(conftest.policy, tied=True)
 SAMPLING = SamplingConfig(max_new_tokens=24, max_batch=16)
 
 

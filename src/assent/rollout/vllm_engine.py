@@ -25,6 +25,7 @@ from assent.rollout.vllm_shared import (
     logprobs_mode,
     request,
 )
+from assent.rollout.vllm_worker import HEAD_REFRESH
 
 INSTALL = (
     "--engine.name vllm needs vLLM, which is not installed here. Install it (pip install 'assent[vllm]'; on a machine "
@@ -75,6 +76,7 @@ class VllmEngine:
             "generation_config": "vllm",  # not the model's own temperature and penalties
             "load_format": "safetensors",
             "use_tqdm_on_load": False,
+            "worker_extension_cls": HEAD_REFRESH,
             "disable_log_stats": True,
         }
         self._llm: Any = None
@@ -129,12 +131,13 @@ class VllmEngine:
             with _without_interrupts():
                 self._llm = self._ask("starting", lambda: LLM(weights.path, **self._options))
         else:
-            self._ask(
-                "taking new weights",
-                lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": weights.path}),
-            )
-            self._llm.reset_prefix_cache()  # keys and values of the old weights
+            self._ask("taking new weights", lambda: self._reload(weights))
         self._version = weights.version
+
+    def _reload(self, weights: Weights) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": weights.path})
+        self._llm.collective_rpc("refresh_head")
+        self._llm.reset_prefix_cache()  # keys and values of the old weights
 
     def _ask(self, doing: str, call: Callable[[], Any]) -> Any:
         try:

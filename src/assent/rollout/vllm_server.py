@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,7 @@ from assent.rollout.vllm_shared import (
     logprobs_mode,
     request,
 )
+from assent.rollout.vllm_worker import HEAD_REFRESH
 
 T = TypeVar("T")
 
@@ -39,6 +40,16 @@ RETRIES = 6
 _ORDERS = 2  # how often an order is given again: one that fails usually fails again
 _QUESTION = 30.0  # seconds for a question that needs no work
 _LOOK = 0.5  # seconds between looks for weights that another rank writes
+
+
+class Settings(NamedTuple):
+    """What a server was started with: the kind of log-probs, the longest sequence, where it runs, and the extension of
+    its workers."""
+
+    mode: str
+    limit: int
+    on_cpu: bool
+    extension: str
 
 
 class VllmServer:
@@ -78,8 +89,7 @@ class VllmServer:
         )
         self._folder = source if isinstance(source, WeightsFolder) else None
         self._weights = source if isinstance(source, Weights) else None
-        self._mode: str | None = None  # of log-probs, and the longest sequence: known once it was asked
-        self._limit = 0
+        self._settings: Settings | None = None  # known once it was asked
         self._lock = threading.Lock()
 
     def generate(
@@ -94,13 +104,13 @@ class VllmServer:
         if sampling.temperature == 0.0 and n > 1:  # vLLM refuses: they are all the same
             return [group * n for group in self.generate(prompts, 1, sampling, seed, first)]
         stop = threading.Event()
-        self._ready(stop)
-        if self.logprobs and not agree(self._mode or "", sampling):
+        settings = self._ready(stop)
+        if self.logprobs and not agree(settings.mode, sampling):
             raise ConfigError(
-                f"{self._client.who} was started with --logprobs-mode {self._mode}, but this sampling needs "
+                f"{self._client.who} was started with --logprobs-mode {settings.mode}, but this sampling needs "
                 f"{logprobs_mode(sampling)}. Start it with: {self.command}"
             )
-        check_lengths(prompts, sampling, self._limit)
+        check_lengths(prompts, sampling, settings.limit)
         with ThreadPoolExecutor(max(1, sampling.max_batch // n)) as threads:
             try:
                 groups = [
@@ -163,7 +173,7 @@ class VllmServer:
 
     # ---- the server and its weights
 
-    def _ready(self, stop: threading.Event) -> None:
+    def _ready(self, stop: threading.Event) -> Settings:
         """Returns when the server is up and has the weights that it should have. Where another rank writes them, it
         waits for them."""
         assert self._weights is not None, "an engine needs weights before it samples"
@@ -171,28 +181,37 @@ class VllmServer:
             begun = time.monotonic()
             while True:
                 patience = Patience(self._timeout, time.monotonic() + self._patience, pause=self._pause, stop=stop)
-                if self._question("/weight_info", _version, patience) == self._weights.version:
-                    break
-                self._mode = None
+                has = self._question("/weight_info", _version, patience)
+                if self._settings is None or has != self._weights.version:  # it may be another server by now
+                    self._settings = self._checked(self._question("/server_info?config_format=json", _read, patience))
+                if has == self._weights.version:
+                    return self._settings
                 if time.monotonic() > begun + self._patience:
                     raise ServerUnavailable(
                         f"{self._client.who} did not get the newest weights within {self._patience:g} s, or had others "
                         "again at once. If it serves another run as well, give each run its own."
                     )
                 if self._folder is None or self._folder.has(self._weights):
-                    self._load(self._weights, patience)
+                    self._load(self._weights, self._settings, patience)
                 else:
                     patience.stop.wait(_LOOK)
-            if self._mode is None:
-                self._mode, self._limit = self._question("/server_info?config_format=json", _settings, patience)
 
-    def _load(self, weights: Weights, patience: Patience) -> None:
+    def _checked(self, settings: Settings) -> Settings:
+        if settings.on_cpu and settings.extension != HEAD_REFRESH:
+            raise ConfigError(
+                f"{self._client.who} runs on a CPU, where vLLM cannot take all new weights by itself. Start it with: "
+                f"{self.command} --worker-extension-cls {HEAD_REFRESH}"
+            )
+        return settings
+
+    def _load(self, weights: Weights, settings: Settings, patience: Patience) -> None:
         """Has the server read these weights. What it is doing meanwhile is of no use to anyone and ends; keys and
         values of the old weights are forgotten. The version comes last: whoever sees it can rely on all the rest."""
         read = {"method": "reload_weights", "kwargs": {"weights_path": weights.path}}
         orders: list[tuple[str, object]] = [
             ("/pause?mode=abort", {}),
             ("/collective_rpc", read),
+            *([("/collective_rpc", {"method": "refresh_head"})] if settings.on_cpu else []),
             ("/resume", {}),
             ("/update_weight_version", {"new_version": weights.version}),
         ]
@@ -233,6 +252,11 @@ def _version(reply: Any) -> str:
     return str(reply["weight_version"])
 
 
-def _settings(reply: Any) -> tuple[str, int]:
-    model = reply["vllm_config"]["model_config"]
-    return str(model["logprobs_mode"]), int(model["max_model_len"])
+def _read(reply: Any) -> Settings:
+    config = reply["vllm_config"]
+    return Settings(
+        mode=str(config["model_config"]["logprobs_mode"]),
+        limit=int(config["model_config"]["max_model_len"]),
+        on_cpu=config["device_config"]["device"] == "cpu",
+        extension=str(config["parallel_config"]["worker_extension_cls"]),
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,13 +120,15 @@ class WeightsFolder:
     """Where a policy's weights are left for vLLM: `folder`/weights-VERSION, complete or absent, only the newest kept.
 
     The version is computed from the weights, so that all ranks know it without asking, and vLLM is told nothing that it
-    has. Only the rank that `writes` does; the others need not see the folder."""
+    has. Only the rank that `writes` does; the others need not see the folder. It is emptied when this object goes."""
 
     def __init__(self, folder: Path, save: Callable[[Path, Mapping[str, Tensor]], None], writes: bool) -> None:
         """`save` writes a Hugging Face folder with these weights."""
         self.folder = folder.resolve()
         self.save = save
         self.writes = writes
+        if writes:
+            weakref.finalize(self, _clear, self.folder)  # at the latest when Python ends
 
     def put(self, state: Mapping[str, Tensor]) -> Weights:
         """Leaves these weights there."""
@@ -145,9 +149,15 @@ class WeightsFolder:
     def keep(self, weights: Weights) -> None:
         """Removes all others."""
         if self.writes:
-            for other in (*self.folder.glob("weights-*"), *self.folder.glob("unfinished-*")):
-                if other != Path(weights.path):
-                    shutil.rmtree(other, ignore_errors=True)
+            _clear(self.folder, but=Path(weights.path))
+
+
+def _clear(folder: Path, but: Path | None = None) -> None:
+    for found in (*folder.glob("weights-*"), *folder.glob("unfinished-*")):
+        if found != but:
+            shutil.rmtree(found, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()  # where nothing is left
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
