@@ -16,10 +16,11 @@ from assent.algorithms.experience import Rollout
 from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import Online, _rates
+from assent.algorithms.surrogate import PTX
 from assent.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from assent.data.packing import Window
+from assent.data.packing import EpochStream, Window
 from assent.data.tree import Branch, TokenTree
-from assent.online import CriticConfig, KLConfig, RolloutConfig, online_config
+from assent.online import CriticConfig, KLConfig, PtxConfig, RolloutConfig, online_config
 from assent.train.distributed import World
 
 PROMPTS = 6
@@ -226,6 +227,34 @@ def test_the_critic_learns_alone_for_as_many_rollouts_as_asked() -> None:
         driven.step()
         warming.append(driven.algorithm.surrogate.warming)
     assert warming == [True] * 4 + [False] * 2
+
+
+# ---- data mixed in
+
+
+def test_mixed_in_data_weigh_as_a_mean_over_their_tokens() -> None:
+    """Whatever the micro-batches; their number of tokens is not among the counts of the step."""
+    trees = [
+        TokenTree(np.array([7]), (Branch(np.arange(size), np.ones(size, bool)),), key=100 + size) for size in (2, 5, 9)
+    ]
+    algorithm = online(FakeExperience(), RolloutConfig(), ptx=PtxConfig("unused", coef=0.3))
+    algorithm.mixed = EpochStream(trees, batch_size=3, micro_tokens=9, seed=0, flat=False)
+    window = Driven(algorithm).step()
+    plain = [batch for batch in window.batches if PTX not in batch.per_token]
+    mixed = [batch for batch in window.batches if PTX in batch.per_token]
+    assert sorted(key for batch in mixed for key in batch.keys) == [102, 105, 109] and len(mixed) > 1
+    weights = torch.cat([batch.per_token[PTX] for batch in mixed])
+    assert weights.tolist() == pytest.approx([0.3 / 16] * 16)
+    assert window.counts.tokens == sum(len(batch.label) for batch in plain) == PROMPTS
+
+
+def test_nothing_is_mixed_in_while_the_critic_learns_alone() -> None:
+    trees = [TokenTree(np.array([7]), (Branch(np.arange(3), np.ones(3, bool)),))]
+    algorithm = online(FakeExperience(), RolloutConfig(), critic=CriticConfig("policy", warmup=1))
+    algorithm.mixed = EpochStream(trees, batch_size=1, micro_tokens=9, seed=0, flat=False)
+    driven = Driven(algorithm)
+    found = [any(PTX in batch.per_token for batch in driven.step().batches) for _ in range(3)]
+    assert found == [False, True, True] and algorithm.mixed.given == 2
 
 
 # ---- rates
