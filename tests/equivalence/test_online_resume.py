@@ -113,7 +113,7 @@ def stop_after(monkeypatch) -> Callable[[int | None], None]:
     monkeypatch.setattr(run_module.Run, "take", taking)
 
     def choose(step: int | None) -> None:
-        wanted[0] = step  # type: ignore[call-overload]
+        wanted[0] = step
 
     return choose
 
@@ -154,7 +154,7 @@ def test_stopped_after_every_step_is_straight(name: str, make: Make, stop_after,
             train_online(config)
     assert outcome(tmp_path / "stopped") == straight
     assert asked == wanted, "no prompt is lost or asked again"
-    worked(name, straight["metrics"], wanted)  # type: ignore[arg-type]
+    worked(name, straight["metrics"], wanted)
 
 
 def worked(name: str, metrics: list[dict[str, float]], asked: list[list[int]]) -> None:

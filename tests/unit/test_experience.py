@@ -68,7 +68,7 @@ class Source:
         pass
 
     def score(self, groups: Sequence[Group]) -> Scores:
-        numbers = [int(group.example.meta["number"]) for group in groups]  # type: ignore[call-overload]
+        numbers = [int(group.example.meta["number"]) for group in groups]
         self.questions.append(numbers)
         if len(self.questions) == self.fails_at:
             raise RewardError("the source gives up")
@@ -154,7 +154,7 @@ def test_remax_compares_with_the_greedy_answer_shaped_alike(make) -> None:
         shaping=ShapingConfig(normalise="batch"),
     )
     rollout = experience.make(0.0)
-    (main, greedy), *_ = experience.sampler.asked  # type: ignore[attr-defined]
+    (main, greedy), *_ = experience.sampler.asked
     assert greedy.temperature == 0.0 and greedy.n == 1 and main.temperature is None
     rewards = response_field(rollout.trees, "reward")
     wanted = np.tile([0.0, 5.0], 2) / rewards.std()  # the greedy answer is worth 3 n
@@ -198,9 +198,9 @@ def test_rounds_of_a_rollout_sample_with_seeds_of_their_own(make) -> None:
     experience, _ = make("dapo", lambda n, i: 1.0, given=GivenConfig("hint", "Say red"))
     for _ in range(2):
         experience.make(0.0)
-    seeds = [ask.seed for asks in experience.sampler.asked for ask in asks]  # type: ignore[attr-defined]
-    hints = {asks[-1].seed for asks in experience.sampler.asked}  # type: ignore[attr-defined]
-    mains = {asks[0].seed for asks in experience.sampler.asked}  # type: ignore[attr-defined]
+    seeds = [ask.seed for asks in experience.sampler.asked for ask in asks]
+    hints = {asks[-1].seed for asks in experience.sampler.asked}
+    mains = {asks[0].seed for asks in experience.sampler.asked}
     assert len(seeds) == 2 * 2 * ROUNDS and len(mains) == 2 * ROUNDS and not mains & hints
 
 
@@ -244,7 +244,7 @@ def test_a_source_that_gives_up_at_any_question_loses_nothing(name: str, questio
     state = experience.state_dict()
     resumed, _ = make(method, signal, **options)
     resumed.load_state_dict(state)
-    resumed.sampler.answers = experience.sampler.answers  # type: ignore[attr-defined]
+    resumed.sampler.answers = experience.sampler.answers
     left = 4 - len(done)
     again = rolls(resumed, left)
     for made in (done + again, done + rolls(experience, left)):

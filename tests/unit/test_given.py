@@ -126,7 +126,7 @@ def test_when_a_given_answer_is_joined(when: str, kept: list[bool]) -> None:
     """Better, equal, worse, none, unscored."""
     trees = [sampled_tree(1.0, 2.0) for _ in range(5)]
     given = [given_tree(2.5), given_tree(2.0), given_tree(0.0), None, given_tree(None)]
-    joined, share = with_given(GivenConfig("row", when=when), trees, given)  # type: ignore[arg-type]
+    joined, share = with_given(GivenConfig("row", when=when), trees, given)
     assert [len(tree.branches) == 3 for tree in joined] == kept
     assert share == pytest.approx(sum(kept) / 5)
 

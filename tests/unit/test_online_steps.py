@@ -128,7 +128,7 @@ def test_minibatches_without_an_answer_are_no_steps() -> None:
         made = make(kl_coef)
         return Rollout(made.trees[:2], made.metrics, made.samples)
 
-    experience.make = few  # type: ignore[method-assign]
+    experience.make = few
     driven = Driven(online(experience, RolloutConfig(minibatches=4)))
     assert [rollout_of(driven.step()) for _ in range(5)] == [1, 1, 2, 2, 3]
 

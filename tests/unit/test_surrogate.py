@@ -146,7 +146,7 @@ def token_loss(x: float, old: float, a: float, how: dict[str, Any]) -> float:
 
 def by_hand(config: OnlineConfig, per_token: dict[str, Tensor], logprobs: list[float], penalty: float) -> float:
     """The sum over tokens in plain Python. (The weights of a step are float32.)"""
-    options = vars(config.loss)  # type: ignore[attr-defined]
+    options = vars(config.loss)
     sizes = [length for group in LENGTHS for length in group for _ in range(length)]
     total = 0.0
     for i, x in enumerate(logprobs):
@@ -204,7 +204,7 @@ def test_equals_a_loop(objective: str, place: str, averaged: bool) -> None:
     start = policy.logprobs.tolist()
     assert float(total) == pytest.approx(by_hand(config, per_token, start, penalty), rel=1e-6, abs=1e-7)
     wanted = slopes(lambda at: by_hand(config, per_token, at, penalty), start)
-    assert policy.logprobs.grad.tolist() == pytest.approx(wanted, abs=1e-8)  # type: ignore[union-attr]
+    assert policy.logprobs.grad.tolist() == pytest.approx(wanted, abs=1e-8)
     assert policy.asked == [
         {"temperature": TEMPERATURE, "entropy": False, "anchor": None, "direction": "reverse", "head_only": False}
     ]
@@ -287,9 +287,9 @@ def test_a_given_answer_is_pulled_up_by_its_advantage_alone() -> None:
     total, policy, metrics = policy_loss(config, per_token)
     without = {name: value for name, value in fields("reference").items() if name != GIVEN}
     _, plain, _ = policy_loss(replace(config, given=GivenConfig()), without)
-    torch.testing.assert_close(policy.logprobs.grad[~given], plain.logprobs.grad[~given])  # type: ignore[index]
+    torch.testing.assert_close(policy.logprobs.grad[~given], plain.logprobs.grad[~given])
     torch.testing.assert_close(
-        policy.logprobs.grad[given],  # type: ignore[index]
+        policy.logprobs.grad[given],
         -0.4 * per_token["advantages"][given] / COUNTS.tokens,
     )
     assert math.isfinite(float(total)) and all(map(math.isfinite, metrics.values()))
