@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from assent.algorithms.prompts import Prompts, difficulty
+from assent.data.packing import order
 from assent.data.records import Example, Message, Origin
 from assent.errors import DataError
 from assent.online import CurriculumConfig
@@ -58,6 +59,15 @@ def test_easy_and_hard_by_a_column():
     assert len(ties) > 1, "what is as hard stands in a fresh order each pass"
 
 
+def test_ties_keep_the_order_of_the_pass():
+    """Exactly a stable sort of it, also where there are many."""
+    hardness = np.arange(60) % 3
+    prompts = Prompts(60, CurriculumConfig(order="easy", column="level"), 4, hardness)
+    for number in range(3):
+        shuffled = order(60, seed=4, epoch=number).tolist()
+        assert taken(prompts, 60) == sorted(shuffled, key=lambda index: hardness[index])
+
+
 def test_the_column_goes_before_the_rewards():
     prompts = Prompts(6, CurriculumConfig(order="easy", column="level"), 0, HARDNESS)
     prompts.record(range(6), [np.array([value]) for value in HARDNESS])
@@ -65,8 +75,8 @@ def test_the_column_goes_before_the_rewards():
 
 
 def test_easy_and_hard_by_the_mean_reward_so_far():
-    for order, wanted in (("easy", [2, 0, 3, 1]), ("hard", [1, 3, 0, 2])):
-        prompts = Prompts(4, CurriculumConfig(order=order), 0)
+    for first, wanted in (("easy", [2, 0, 3, 1]), ("hard", [1, 3, 0, 2])):
+        prompts = Prompts(4, CurriculumConfig(order=first), 0)
         assert sorted(taken(prompts, 4)) == [0, 1, 2, 3]
         prompts.record([0, 1], [np.array([1.0, 1.0]), np.array([-4.0, 0.0])])
         prompts.record([2, 0, 3], [np.array([7.0]), np.array([4.0, 2.0]), np.array([0.0])])
