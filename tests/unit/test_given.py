@@ -75,6 +75,16 @@ def test_rows_without_a_plain_answer_have_none(chat: Chat) -> None:
     assert [tree is None for tree in found] == [True, True, True, False]
 
 
+def test_several_turns_are_no_answer_however_long_they_are(chat: Chat) -> None:
+    """Also where the number of trained tokens happens to end at another turn's end."""
+    turns = [
+        (Message("assistant", "Red."), Message("user", "Sure?"), Message("assistant", "red " * length))
+        for length in range(1, 40)
+    ]
+    rows = [Example((Message("user", "Red or blue?"),), (Response(messages),)) for messages in turns]
+    assert row_trees(chat, rows, 200) == [None] * len(rows)
+
+
 # ---- hints
 
 
@@ -199,14 +209,18 @@ def test_the_kl_in_the_reward_is_that_of_sampled_answers(estimator: Any) -> None
 
 
 class Lengths:
-    """Rewards an answer for its tokens, in two parts."""
+    """Rewards an answer for its tokens, in two parts; notes the prompts that it is shown."""
 
     name = "lengths"
+
+    def __init__(self) -> None:
+        self.shown: list[list[int]] = []
 
     def check(self, examples: Sequence[Example]) -> None:
         pass
 
     def score(self, groups: Sequence[Group]) -> Scores:
+        self.shown += [list(group.prompt_ids) for group in groups]
         values = np.array([float(length) for group in groups for length in group.lengths])
         return Scores(values, {"half": values / 2, "other": values / 2})
 
@@ -278,6 +292,7 @@ def test_a_hinted_answer_is_an_answer_to_the_prompt_alone(experience, chat: Chat
     made.sampler.sample = lambda asks: asked.append((asks, sample(asks))) or asked[-1][1]
     rollout = made.make(0.1)
     ((main, hints), (_, answers)) = asked[0]
+    assert made.source.shown == [prompt.tolist() for prompt in main.prompts] * 2
     assert hints.n == 1 and main.seed != hints.seed
     assert rollout.metrics["given"] == 1.0
     for tree, prompt, told, answer in zip(rollout.trees, main.prompts, hints.prompts, answers, strict=True):

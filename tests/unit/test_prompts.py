@@ -132,6 +132,7 @@ def test_where_everything_rests_everything_is_asked():
     taken(prompts, 4)
     record(prompts, 0, 1, 2, 3)
     assert prompts.resting == 1 and sorted(taken(prompts, 4)) == [0, 1, 2, 3]
+    assert prompts.passes == 2, "no pass goes by empty"
 
 
 def test_those_awake_still_come_by_difficulty():
