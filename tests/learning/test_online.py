@@ -57,9 +57,11 @@ def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **option
     tokenizer = load_tokenizer(model)
     current = Job(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
     policy = load_policy(model, max_length=16)
-    critic = (
-        load_score_model(model, tokenizer, max_length=16, seed=setting.seed) if METHODS[method].has_critic else None
-    )
+    shared, critic = METHODS[method].has_critic and config.critic.shared, None
+    if shared:
+        policy.add_value_head()
+    elif METHODS[method].has_critic:
+        critic = load_score_model(model, tokenizer, max_length=16, seed=setting.seed)
     reference = Reference(policy, setting.reference) if config.kl.coef > 0 else None
     examples = load_examples(str(world.prompts_file)).examples
     algorithm = assemble(current, Models(policy, critic, reference), TableReward(world), examples, config)

@@ -1,0 +1,38 @@
+"""PPO's other objectives, an averaged or shared model and sampling ahead still learn: with the KL in the reward each
+closes at least 90 % of the regret to the optimum, as PPO's clip does. One seed here: three take minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assent.lab.enumerable import regret_closed
+from assent.online import CriticConfig, KLConfig, RolloutConfig
+
+_spec = importlib.util.spec_from_file_location("learning_online", Path(__file__).parent / "test_online.py")
+assert _spec is not None and _spec.loader is not None
+online = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(online)
+
+PPO: dict[str, Any] = {"loss": {"lam": 1.0}, "rollout": RolloutConfig(64, epochs=4)}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("ppo", {"loss": {"lam": 1.0, "objective": "none"}, "rollout": RolloutConfig(64, epochs=2)}),
+    "penalty": ("ppo", {"loss": {"lam": 1.0, "objective": "penalty", "penalty_target": 0.01}}),
+    "full KL": ("ppo", {"kl": KLConfig(coef=online.COEF, estimator="full")}),
+    "shared critic": ("ppo", {"critic": CriticConfig(shared=True, coef=0.1)}),
+    "ewma": ("ppo", {"loss": {"lam": 1.0, "ewma": 0.8}}),
+    "ahead": ("ppo", {"rollout": RolloutConfig(64, epochs=4, ahead=True)}),
+}
+
+
+@pytest.mark.parametrize("setting", [0], indirect=True, ids="seed{}".format)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reaches_the_optimum(setting, learn, name: str) -> None:
+    method, options = VARIANTS[name]
+    logp = online.train(setting, learn, method, 300, 5e-3, **{"kl": online.KL, **PPO, **options})
+    closed = regret_closed(logp, setting.ref, setting.rewards, online.COEF)
+    print(f"{name}, seed {setting.seed}: {closed:.3f} of the regret closed")
+    assert closed >= 0.9
