@@ -7,6 +7,7 @@ import gc
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from assent.rollout import vllm_server
 from assent.rollout.engines import engine_for, engine_of
 from assent.rollout.vllm_server import VllmServer
 from assent.rollout.vllm_shared import WeightsFolder, agree, completion, logprobs_mode, request, stored
-from assent.rollout.vllm_worker import HEAD_REFRESH
+from assent.rollout.vllm_worker import EXTENSION
 from assent.settings import validate
 
 EOS = (7,)
@@ -225,11 +226,28 @@ def test_a_run_that_goes_on_sends_nothing_that_the_server_has(fake: FakeVllm, tm
 
 def test_a_server_on_a_cpu_needs_its_head_refreshed(fake: FakeVllm, tmp_path: Path):
     fake.device = "cpu"
-    with pytest.raises(ConfigError, match=f"Start it with: .* --worker-extension-cls {HEAD_REFRESH}"):
+    with pytest.raises(ConfigError, match=f"Start it with: .* --worker-extension-cls {EXTENSION}"):
         engine(fake.url, tmp_path).update_weights(weights(5))
-    fake.extension = HEAD_REFRESH
+    fake.extension = EXTENSION
     engine(fake.url, tmp_path).update_weights(weights(5))
     assert fake.refreshed == fake.weights == "xxxxx"
+
+
+CORE = """
+import os, subprocess, sys, time
+worker = "import sys, time; from assent.rollout.vllm_worker import Extension; Extension().end_with(int(sys.argv[1])); "
+worker += "print('ready', flush=True); time.sleep(600)"
+subprocess.run([sys.executable, "-c", worker, str(os.getppid())])
+"""
+
+
+def test_nothing_is_left_of_a_run_that_was_killed():
+    run = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    process = subprocess.Popen([sys.executable, "-c", run, CORE], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"  # run, core and worker are there, and all hold the pipe
+    process.kill()
+    assert process.stdout.read() == b""  # none of them holds it any more
+    process.wait()
 
 
 def test_what_vllm_is_asked():

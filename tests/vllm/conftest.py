@@ -23,7 +23,7 @@ from assent.data.tree import Branch, TokenTree, collate
 from assent.models.attention import install
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
-from assent.rollout.vllm_worker import HEAD_REFRESH
+from assent.rollout.vllm_worker import EXTENSION
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles one function of its sampler: half a minute for nothing here
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -96,7 +96,7 @@ class RealServer:
             "max-model-len": LONGEST,
             "gpu-memory-utilization": MEMORY,
             "max-num-seqs": 16,
-            "worker-extension-cls": HEAD_REFRESH,
+            "worker-extension-cls": EXTENSION,
         }
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags.split()]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]

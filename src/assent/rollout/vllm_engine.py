@@ -25,7 +25,7 @@ from assent.rollout.vllm_shared import (
     logprobs_mode,
     request,
 )
-from assent.rollout.vllm_worker import HEAD_REFRESH
+from assent.rollout.vllm_worker import EXTENSION
 
 INSTALL = (
     "--engine.name vllm needs vLLM, which is not installed here. Install it (pip install 'assent[vllm]'; on a machine "
@@ -76,7 +76,7 @@ class VllmEngine:
             "generation_config": "vllm",  # not the model's own temperature and penalties
             "load_format": "safetensors",
             "use_tqdm_on_load": False,
-            "worker_extension_cls": HEAD_REFRESH,
+            "worker_extension_cls": EXTENSION,
             "disable_log_stats": True,
         }
         self._llm: Any = None
@@ -130,6 +130,7 @@ class VllmEngine:
 
             with _without_interrupts():
                 self._llm = self._ask("starting", lambda: LLM(weights.path, **self._options))
+            self._llm.collective_rpc("end_with", args=(os.getpid(),))
         else:
             self._ask("taking new weights", lambda: self._reload(weights))
         self._version = weights.version

@@ -31,7 +31,7 @@ from assent.rollout.vllm_shared import (
     logprobs_mode,
     request,
 )
-from assent.rollout.vllm_worker import HEAD_REFRESH
+from assent.rollout.vllm_worker import EXTENSION
 
 T = TypeVar("T")
 
@@ -197,10 +197,10 @@ class VllmServer:
                     patience.stop.wait(_LOOK)
 
     def _checked(self, settings: Settings) -> Settings:
-        if settings.on_cpu and settings.extension != HEAD_REFRESH:
+        if settings.on_cpu and settings.extension != EXTENSION:
             raise ConfigError(
                 f"{self._client.who} runs on a CPU, where vLLM cannot take all new weights by itself. Start it with: "
-                f"{self.command} --worker-extension-cls {HEAD_REFRESH}"
+                f"{self.command} --worker-extension-cls {EXTENSION}"
             )
         return settings
 
