@@ -54,7 +54,7 @@ lint: setup
 demo: setup
 	$(VENV)/bin/assent demo
 
-bench: setup $(if $(TRL_PYTHON),,.venv-trl) $(if $(TRL_PPO_PYTHON),,.venv-trl-ppo)
+bench: setup $(if $(TRL_PYTHON),,.venv-trl) $(if $(TRL_PPO_PYTHON),,.venv-trl-ppo) $(if $(VLLM_PYTHON),,.venv-vllm/.installed)
 	$(VENV)/bin/python -m benchmarks
 
 # The peers' environments, which only the benchmarks need. TRL_PYTHON and TRL_PPO_PYTHON name existing ones instead.

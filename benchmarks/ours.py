@@ -56,7 +56,7 @@ from benchmarks.turns import Turns
 STEPS = 10_000  # more than any run takes
 Work = dict[str, float]
 REWARD = f"{Path(__file__).with_name('reward.py')}:remainder"
-PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (12, 12), "rloo": (12, 12)}
+PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (10, 10), "rloo": (12, 12)}
 """Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
 
 
@@ -133,8 +133,8 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     the head only at trained tokens.
 
     sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
-    what `mismatched_work` says; reward 6 B; grpo and rloo 12 (B + H) (sampling, old and reference log-probs 2 each,
-    training 6); ppo the same + 10 B (reward model and old values 2 each, training the critic 6).
+    what `mismatched_work` says; reward 6 B; rloo 12 (B + H) (sampling, old and reference log-probs 2 each, training 6);
+    grpo 10 (B + H), its one step on a rollout being the first to need old log-probs; ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6).
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
     backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.

@@ -25,7 +25,6 @@ from assent.algorithms.rollouts import (
     keep,
     pack_state,
     response_field,
-    token_field,
     unpack_state,
 )
 from assent.algorithms.run import Evaluation
@@ -46,8 +45,6 @@ ROUNDS = 4
 """Most times that a rollout asks further prompts, where it wants groups with signal."""
 SILENCE = 10
 """Rollouts in a row without any signal after which a person is told."""
-MISMATCH = 0.1
-"""Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is told."""
 
 
 @dataclass(slots=True)
@@ -105,7 +102,6 @@ class Experience:
         self.number = 0
         self.asked: Asked | None = None
         self.silent = 0
-        self.told_mismatch = False
 
     # ---- asking
 
@@ -164,8 +160,9 @@ class Experience:
         self.prompts.record([i for i, _ in seen], [tree.per_response["reward"] for _, tree in seen])
         if given is not None:
             trees, metrics["given"] = with_given(self.config.given, trees, given)
-        trees = self._with_numbers([replace(tree, key=key) for key, tree in enumerate(trees)], critic=True)
-        metrics |= describe(sampled_only(trees)) | self._mismatch(trees)
+        trees = [replace(tree, key=key) for key, tree in enumerate(trees)]
+        trees = self._with_numbers(trees, policy=self.needs_old, critic=True)
+        metrics |= describe(sampled_only(trees))
         self.shaper.learn(trees, baseline)
         trees = self.shaper.shape(trees, baseline)
         if greedy is not None:
@@ -260,18 +257,31 @@ class Experience:
 
     # ---- numbers of the models
 
-    def _with_numbers(self, trees: list[TokenTree], *, critic: bool) -> list[TokenTree]:
-        """Adds per-token `old`, `entropy`, and `reference`, `kl`, `values` where the method needs them."""
+    @property
+    def needs_old(self) -> bool:
+        """Whether the policy's own log-probs are needed before the first step on a rollout. Where there is but one, and
+        no reward or value depends on them, they are those of the step itself: a forward pass less."""
+        section, kl = self.config.rollout, self.config.kl
+        in_reward = kl.coef > 0 and (kl.place == "reward" or kl.target is not None)
+        several = section.epochs * section.minibatches > 1 or self.options.get("ewma") is not None
+        return several or in_reward or self.models.has_critic
+
+    def _with_numbers(self, trees: list[TokenTree], *, policy: bool, critic: bool) -> list[TokenTree]:
+        """Adds per-token `old` and `entropy` with `policy`, and `reference`, `kl`, `values` where the method needs
+        them."""
         models, kl, temperature = self.models, self.config.kl, self.config.sampling.temperature
+        if not policy and models.reference is None:
+            return trees
 
         def numbers(batch: TreeBatch) -> Fields:
             reference = models.reference
-            full = reference is not None and kl.estimator == "full"
+            per_token = {} if reference is None else {"reference": reference.logprobs(batch, temperature)}
+            if not policy:
+                return Fields(per_token)
+            full = reference is not None and kl.estimator == "full" and kl.place == "reward"
             anchor = reference.anchor(batch, temperature) if full and reference is not None else None
             scores = models.policy(batch, temperature, entropy=True, anchor=anchor, direction="reverse")
-            per_token = {"old": scores.logprobs, "entropy": scores.entropy}
-            if reference is not None:
-                per_token["reference"] = reference.logprobs(batch, temperature)
+            per_token |= {"old": scores.logprobs, "entropy": scores.entropy}
             if full:
                 per_token["kl"] = scores.kl
             if critic and models.has_critic:
@@ -280,20 +290,6 @@ class Experience:
 
         train = self.config.train
         return annotate(trees, numbers, micro_tokens=train.micro_tokens, world=self.job.world, flat=models.flat)
-
-    def _mismatch(self, trees: Sequence[TokenTree]) -> dict[str, float]:
-        """How far the sampler's log-probs are from the trainer's, over the tokens that it sampled."""
-        apart = np.abs(token_field(trees, "old") - token_field(trees, "sampler"))
-        apart = apart[np.isfinite(apart)]
-        mean = float(apart.mean()) if len(apart) else 0.0
-        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch:
-            self.told_mismatch = True
-            say(
-                f"rollout {self.number + 1}: sampler and trainer differ by {mean:.2g} nats a token (expected below "
-                f"{MISMATCH:g}) although their weights are the same. Do they run the same model, in like precision? "
-                "--rollout.correction bounds what it does to the gradient."
-            )
-        return {"mismatch": mean, "mismatch_max": float(apart.max()) if len(apart) else 0.0}
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.silent = self.silent + 1 if metrics.get("no_signal") == 1.0 else 0
@@ -359,7 +355,7 @@ class Experience:
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
         if not there:
             raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({_listed(missing)}).")
-        trees = self._with_numbers([tree for tree, _ in there], critic=False)
+        trees = self._with_numbers([tree for tree, _ in there], policy=True, critic=False)
         metrics = {f"eval/{name}": value for name, value in describe(trees).items()}
         interval = mean_interval(response_field(trees, "reward").tolist())
         metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}

@@ -39,6 +39,9 @@ from assent.train import distributed
 from assent.train.loop import Loss, add_sums
 from assent.train.progress import say
 
+MISMATCH = 0.1
+"""Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is told."""
+
 
 class Online:
     """The state between optimiser steps is: that of the experience, the rollout that is trained on, how many of its
@@ -67,6 +70,7 @@ class Online:
         self.left = False
         self.pending: dict[str, tuple[Any, float]] = {}
         self.moved: list[float] = []
+        self.told_mismatch = False
 
     @property
     def steps_per_rollout(self) -> int:
@@ -138,7 +142,7 @@ class Online:
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
         loss = self.surrogate(batch, counts)
         if "approx_kl" in loss.metrics:
-            add_sums(self.pending, {"approx_kl": loss.metrics["approx_kl"]})
+            add_sums(self.pending, {name: loss.metrics[name] for name in ("approx_kl", "mismatch")})
         return loss
 
     # ---- after a step, after a rollout
@@ -147,6 +151,7 @@ class Online:
         """What follows from the step that was taken; called once for each, also before its state is saved."""
         if not self.pending:
             return
+        self._watch(self.pending.get("mismatch", (0.0, 0.0)))
         if self.config.rollout.target_kl is not None or self.options.get("penalty_target") is not None:
             total, number = distributed.all_sum_dict(self.pending)["approx_kl"]
             self.moved.append(total / max(1.0, number))
@@ -155,6 +160,17 @@ class Online:
         self.pending = {}
         if self.proximal is not None:
             self.proximal.follow()
+
+    def _watch(self, mismatch: tuple[Any, float]) -> None:
+        """Tells a person, once, where sampler and trainer have the same weights and yet differ much."""
+        mean = float(mismatch[0]) / max(1.0, mismatch[1])
+        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch and self.job.world.is_main:
+            self.told_mismatch = True
+            say(
+                f"rollout {self.rollout + 1}: sampler and trainer differ by {mean:.2g} nats a token (expected below "
+                f"{MISMATCH:g}) although their weights are the same. Do they run the same model, in like precision? "
+                "--rollout.correction bounds what it does to the gradient."
+            )
 
     def _next_rollout(self) -> None:
         target = self.options.get("penalty_target")

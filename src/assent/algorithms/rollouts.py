@@ -120,7 +120,7 @@ def response_lengths(trees: Sequence[TokenTree]) -> np.ndarray:
 
 def drift(branch: Branch) -> dict[str, float]:
     """The KL of an answer from the reference in nats, where the reference was asked."""
-    if "reference" not in branch.per_token:
+    if "reference" not in branch.per_token or "old" not in branch.per_token:
         return {}
     return {"kl": float((branch.per_token["old"] - branch.per_token["reference"]).sum())}
 
@@ -133,10 +133,12 @@ def describe(trees: Sequence[TokenTree]) -> dict[str, float]:
     for name in trees[0].per_response:
         if name.startswith("reward/") and np.isfinite(part := response_field(trees, name)).any():
             metrics[name] = float(np.nanmean(part))
-    if "reference" in trees[0].branches[0].per_token:
+    known = trees[0].branches[0].per_token
+    if "reference" in known and "old" in known:
         moved = token_field(trees, "old") - token_field(trees, "reference")
         metrics["kl"] = float(np.add.reduceat(moved, np.cumsum(lengths) - lengths).mean())
-    metrics["entropy"] = float(token_field(trees, "entropy").mean())
+    if "entropy" in known:
+        metrics["entropy"] = float(token_field(trees, "entropy").mean())
     metrics["length"] = float(lengths.mean())
     metrics["unfinished"] = float(1 - response_field(trees, "finished").mean())
     return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,11 @@ class Surrogate:
         total = torch.zeros((), device=batch.tokens.device)
         metrics: Sums = {}
         if not self.warming:
+            unseen = "old" not in batch.per_token
+            if unseen:  # the one step of a rollout: the policy is still the one that sampled
+                batch = replace(batch, per_token={**batch.per_token, "old": scores.logprobs.detach()})
             total, metrics = self._policy(batch, scores, counts)
+            metrics |= _first_sight(batch, scores) if unseen else {}
         if self.critic is not None:
             values = self.models.values(batch, scores)
             losses = clipped_value(values, batch.per_token["values"], batch.per_token["returns"], clip=self.critic.clip)
@@ -77,7 +82,7 @@ class Surrogate:
         return self.models.policy(
             batch,
             temperature,
-            entropy=self.options["entropy"] > 0,
+            entropy=self.options["entropy"] > 0 or "old" not in batch.per_token,
             anchor=anchor,
             direction="reverse",
             head_only=self.warming,
@@ -97,9 +102,10 @@ class Surrogate:
         losses = self._losses(batch, scores.logprobs)
         number = float(sampled.sum())
         metrics: Sums = {"policy_loss": ((losses * sampled).sum(), number)}
+        sampler = torch.where(sampled > 0, token["sampler"], token["old"])
+        metrics["mismatch"] = ((token["old"] - sampler).abs().sum(), number)
         limit = self.config.rollout.correction
         if limit > 0:
-            sampler = torch.where(sampled > 0, token["sampler"], token["old"])
             importance = mismatch_weights(token["old"], sampler, limit=limit)
             losses = losses * importance
             metrics["importance"] = ((importance * sampled).sum(), number)
@@ -154,3 +160,13 @@ class Surrogate:
         """The likelihood of pretraining or demonstration data."""
         logprobs = self.models.policy(batch).logprobs
         return Loss(-(batch.per_token[PTX] * logprobs).sum(), {"ptx_nll": (-logprobs.sum(), len(logprobs))})
+
+
+def _first_sight(batch: TreeBatch, scores: TokenScores) -> Sums:
+    """What a rollout tells of the policy, where its one step is the first to compute it."""
+    sampled = 1 - batch.per_token[GIVEN] if GIVEN in batch.per_token else torch.ones_like(scores.entropy)
+    metrics: Sums = {"entropy": ((scores.entropy.detach() * sampled).sum(), float(sampled.sum()))}
+    if "reference" in batch.per_token:
+        drift = (scores.logprobs.detach() - batch.per_token["reference"]) * sampled
+        metrics["kl"] = (drift.sum(), float((batch.sum_by_response(sampled) > 0).sum()))
+    return metrics
