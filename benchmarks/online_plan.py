@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     "kl-loss-k2": ("KL in the loss, k2", {"kl": {"place": "loss", "estimator": "k2"}}),
     "kl-loss-k3": ("KL in the loss, k3", {"kl": {"place": "loss", "estimator": "k3"}}),
     "kl-none": ("no KL", {"kl": {"coef": 0.0}}),
-    "kl-target": ("KL weight adapted to 6 nats", {"kl": {"target": 6.0}}),
+    "kl-target": ("KL weight adapted to 6 nats, horizon 500", {"kl": {"target": 6.0, "horizon": 500}}),
     "clip-0.1": ("clip 0.1", {"loss": {"clip": 0.1}}),
     "clip-0.3": ("clip 0.3", {"loss": {"clip": 0.3}}),
     "no-clip": ("objective none", {"loss": {"objective": "none"}}),
@@ -49,7 +49,7 @@ VARIANTS: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     "ewma": ("clip around an average, decay 0.9", {"loss": {"ewma": 0.9}}),
     "ptx": ("demonstrations mixed in (ptx 0.2)", {"ptx": {"data": FILE}}),
     "demonstration-prompts": ("prompts of the demonstrations", {"data": {"train": FILE}}),
-    "given": ("the same, demonstrations as given answers", {"data": {"train": FILE}, "given": {"source": "row"}}),
+    "given": ("these prompts, demonstrations as given answers", {"data": {"train": FILE}, "given": {"source": "row"}}),
 }  # fmt: skip
 """What is changed, in words, and as options of the sections."""
 

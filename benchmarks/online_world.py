@@ -3,7 +3,7 @@ that training never sees; and PPO with one of its stabilisers changed at a time.
 
     python -m benchmarks.online_world --out runs/online                       the methods, each at every rate
     python -m benchmarks.online_world --out runs/online --ablations           PPO's stabilisers
-    python -m benchmarks.online_world --out runs/online --methods ppo grpo --seeds 0 1 2 --tokens 24000
+    python -m benchmarks.online_world --out runs/online --methods ppo grpo --seeds 0 1 2 --rates 2e-4
 
 World, SFT and reward model are made once, as `assent demo` makes them. Every answer that the engine gives counts, those
 that a method throws away too; a run ends with the rollout in which it has spent its tokens. The best learning rate of a
@@ -46,7 +46,7 @@ from assent.train.optim import build_optimizer
 from assent.train.progress import Progress, clock, say
 from benchmarks.online_plan import BASE, VARIANTS, Base, Cell, configuration
 
-TOKENS, RATES, BASE_RATE = 24_000, (2e-4, 6e-4), 2e-4
+TOKENS, RATES, BASE_RATE = 16_000, (2e-4, 6e-4), 2e-4
 SELECTION = 4
 """Learning rates are chosen by every fourth held-out prompt; all numbers are of the others."""
 PER_PROMPT = 2
