@@ -150,7 +150,7 @@ def test_without_a_target_no_kl_ends_a_rollout() -> None:
 @pytest.mark.parametrize("stop", range(1, 8))
 def test_a_state_saved_after_any_step_goes_on_alike(stop: int) -> None:
     """Also right after the step that ends a rollout early, and whether or not the run itself goes on."""
-    kls = (0.05, 0.2, 0.0, 0.0, 0.01, 0.3, 0.0, 0.0, 0.0)
+    kls = (0.05, 0.2, 0.0, 0.0, 0.01, 0.1, 0.0, 0.0, 0.0)
     options = {
         "loss": {"objective": "penalty", "penalty_target": 0.05},
         "kl": KLConfig(target=0.5, horizon=60),
