@@ -147,9 +147,8 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
         for result in train_steps(algorithm, optimizer, config.optim, current.world, start=0, total=LONG):
             log.write(result.step, result.metrics)
             steps = result.step
-            shown: dict[str, float] = {
-                name: result.metrics[name] for name in ("reward", "kl", "length") if name in result.metrics
-            }
+            names = [name for name in ("reward", "kl", "length") if name in result.metrics]
+            shown: dict[str, float] = {name: result.metrics[name] for name in names}
             if engine.tokens >= budget and algorithm.state_dict()["done"] == 0:
                 break
             progress.update(min(engine.tokens, budget - 1), shown)
