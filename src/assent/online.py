@@ -117,7 +117,8 @@ class CriticConfig:
     clip: float = 0.2
     """Range of the value around its rollout value; 0 turns it off."""
     coef: float = 1.0
-    """Weight of its loss. Matters where it shares the policy's layers, or where gradients are clipped."""
+    """Weight of its loss. Matters where it shares the policy's layers (take 0.1 there), or where gradients are
+    clipped."""
     warmup: int = 0
     """Rollouts at the start in which it learns alone."""
 

@@ -19,7 +19,7 @@ from assent import settings
 from assent.algorithms import scoring
 from assent.algorithms.job import Job
 from assent.algorithms.scoring import ModelReward, Shared, groups_of, reward_source
-from assent.config import DataConfig, ModelConfig, TrainConfig
+from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response, RowError
 from assent.data.tree import Branch, TokenTree, collate
@@ -91,6 +91,7 @@ def build(tiny_model_dir: Path, tokenizer) -> Callable[..., tuple[Any, OnlineCon
             data=DataConfig("unused", max_length=max_length),
             out="unused",
             train=TrainConfig(micro_tokens=40),
+            sampling=SamplingConfig(max_new_tokens=8),
             rewards=RewardsConfig(**rewards),
             remote=remote,
         )

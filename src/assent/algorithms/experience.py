@@ -289,7 +289,7 @@ class Experience:
             return Fields(per_token)
 
         train = self.config.train
-        return annotate(trees, numbers, micro_tokens=train.micro_tokens, world=self.job.world, flat=models.flat)
+        return annotate(trees, numbers, micro_tokens=train.micro_tokens, world=self.job.world, flat=not models.tree)
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.silent = self.silent + 1 if metrics.get("no_signal") == 1.0 else 0

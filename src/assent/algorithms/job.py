@@ -47,12 +47,13 @@ class Job:
             self.folder.record_data(data.report)
         return data
 
-    def stream(self, trees: Sequence[TokenTree], *models: SharesPrompts) -> EpochStream:
-        """Windows of the training data for this rank, in a layout that all these models can read."""
+    def stream(self, trees: Sequence[TokenTree], *models: SharesPrompts, batch_size: int | None = None) -> EpochStream:
+        """Windows of these trees for this rank, in a layout that all these models can read; of `train.batch_size` where
+        no other size is given."""
         train = self.config.train
         return EpochStream(
             trees,
-            batch_size=train.batch_size,
+            batch_size=batch_size or train.batch_size,
             micro_tokens=train.micro_tokens,
             seed=train.seed,
             flat=not all(model.tree for model in models),

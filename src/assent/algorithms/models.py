@@ -20,9 +20,9 @@ class Models:
     reference: Reference | None
 
     @property
-    def flat(self) -> bool:
-        """Whether some model cannot share prompts."""
-        return not all(model.tree for model in (self.policy, self.critic, self.reference) if model is not None)
+    def tree(self) -> bool:
+        """Whether all models can share prompts."""
+        return all(model.tree for model in (self.policy, self.critic, self.reference) if model is not None)
 
     @property
     def has_critic(self) -> bool:

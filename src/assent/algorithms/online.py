@@ -119,7 +119,7 @@ class Online:
 
     def _window(self, trees: list[TokenTree]) -> Window:
         """The minibatch for this rank, and behind it the data that are mixed in."""
-        train, world, flat = self.config.train, self.job.world, self.models.flat
+        train, world, flat = self.config.train, self.job.world, not self.models.tree
         if (proximal := self.proximal) is not None:
             temperature = self.config.sampling.temperature
             trees = annotate(
@@ -319,16 +319,7 @@ def _mixed(current: Job, models: Models, config: PtxConfig) -> EpochStream:
     assert config.data is not None
     rows = replace(current.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
     data = distributed.on_main(lambda: prepare(rows, current.chat, sft_view))
-    train, world = current.config.train, current.world
-    return EpochStream(
-        data.train,
-        batch_size=config.batch_size,
-        micro_tokens=train.micro_tokens,
-        seed=train.seed,
-        flat=models.flat,
-        rank=world.rank,
-        ranks=world.size,
-    )
+    return current.stream(data.train, models, batch_size=config.batch_size)
 
 
 def _rates(config: OnlineConfig) -> tuple[float, float | None]:
