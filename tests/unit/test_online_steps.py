@@ -16,10 +16,10 @@ from assent.algorithms.experience import Rollout
 from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import Online, _rates
-from assent.algorithms.surrogate import PTX
-from assent.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from assent.algorithms.surrogate import PROXIMAL, PTX
+from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.packing import EpochStream, Window
-from assent.data.tree import Branch, TokenTree
+from assent.data.tree import Branch, TokenTree, TreeBatch
 from assent.online import CriticConfig, KLConfig, PtxConfig, RolloutConfig, online_config
 from assent.train.distributed import World
 
@@ -227,6 +227,39 @@ def test_the_critic_learns_alone_for_as_many_rollouts_as_asked() -> None:
         driven.step()
         warming.append(driven.algorithm.surrogate.warming)
     assert warming == [True] * 4 + [False] * 2
+
+
+# ---- an averaged policy
+
+
+class FakeProximal:
+    """Its log-probs tell how many steps it has followed."""
+
+    def __init__(self) -> None:
+        self.followed = 0
+
+    def follow(self) -> None:
+        self.followed += 1
+
+    def logprobs(self, batch: TreeBatch, temperature: float) -> torch.Tensor:
+        assert temperature == 0.7
+        return torch.full(batch.label.shape, float(self.followed))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"followed": self.followed}
+
+
+def test_the_average_follows_every_step_once_before_the_next() -> None:
+    algorithm = online(FakeExperience(), RolloutConfig(minibatches=2), sampling=SamplingConfig(temperature=0.7))
+    algorithm.proximal = fake = cast("Any", FakeProximal())
+    driven = Driven(algorithm)
+    for step in range(5):
+        window = driven.step(0.0)
+        assert fake.followed == step
+        for batch in window.batches:
+            assert batch.per_token[PROXIMAL].tolist() == [float(step)] * len(batch.label)
+        if step % 2:  # a saved state has followed the step already, and it is not followed again
+            assert [algorithm.state_dict()["proximal"] for _ in range(2)] == [{"followed": step + 1}] * 2
 
 
 # ---- data mixed in
