@@ -327,7 +327,7 @@ def test_the_critics_loss_is_weighted_and_clipped() -> None:
     plain, alone, _ = policy_loss(config, per_token)
     rows = zip(critic.value.tolist(), per_token["values"].tolist(), per_token["returns"].tolist(), strict=True)
     wanted = sum(max((v - r) ** 2, (min(max(v, old - 0.3), old + 0.3) - r) ** 2) / 2 for v, old, r in rows)
-    assert float(loss.total - plain) == pytest.approx(2.5 * wanted / COUNTS.tokens)
+    assert float(loss.total.detach() - plain) == pytest.approx(2.5 * wanted / COUNTS.tokens)
     value, number = loss.metrics["value_loss"]
     assert float(value) == pytest.approx(wanted) and number == NUMBER
     assert torch.equal(policy.logprobs.grad, alone.logprobs.grad) and critic.value.grad is not None
