@@ -95,7 +95,7 @@ class KLConfig:
     """Whether it is subtracted from the reward of each token or added to the loss."""
     estimator: Literal["k1", "k2", "k3", "full"] = "k1"
     """-log r, (log r)^2 / 2, or r - 1 - log r, with r the reference's probability over the policy's; full: the sum over
-    the whole vocabulary."""
+    the whole vocabulary. In the reward, a token's own part is k1 always: only that has the right gradient."""
     target: float | None = None
     """Move `coef` after each rollout so that the KL comes near this many nats an answer (arXiv 1909.08593; there 6)."""
     horizon: int = 10_000

@@ -22,6 +22,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("ppo", {"loss": {"lam": 1.0, "objective": "none"}, "rollout": RolloutConfig(64, epochs=2)}),
     "penalty": ("ppo", {"loss": {"lam": 1.0, "objective": "penalty", "penalty_target": 0.01}}),
     "full KL": ("ppo", {"kl": KLConfig(coef=online.COEF, estimator="full")}),
+    "k3 in the reward": ("ppo", {"kl": KLConfig(coef=online.COEF, estimator="k3")}),
     "shared critic": ("ppo", {"critic": CriticConfig(shared=True, coef=0.1)}),
     "ewma": ("ppo", {"loss": {"lam": 1.0, "ewma": 0.8}}),
     "ahead": ("ppo", {"rollout": RolloutConfig(64, epochs=4, ahead=True)}),

@@ -29,8 +29,9 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
 
     With the KL in the reward, every token that the policy sampled has a reward of its own, -kl_coef * KL. The answer's
     reward (`shaped`) stands at its last token, or is compared as a whole, its KL included, with other answers to the
-    prompt. The full KL is the same whatever was sampled, so it says nothing about the token itself: to that token's
-    advantage, and to no other, -kl_coef * (k1 - full) is added, which has mean 0 (arXiv 2504.10637)."""
+    prompt. Of a token's own KL only k1 has a policy gradient that holds it: the full KL is the same whatever was
+    sampled, and the gradients of k2 and k3 vanish near the reference. So to that token's advantage, and to no other,
+    -kl_coef * (k1 - estimate) is added (arXiv 2504.10637)."""
     row, options = METHODS[method_of(config)], vars(config.loss)  # type: ignore[attr-defined]
     lengths = torch.from_numpy(response_lengths(trees))
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
@@ -38,7 +39,7 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
     tokens = own = torch.zeros(len(response))
     if kl_coef > 0 and config.kl.place == "reward":
         tokens = -kl_coef * _kl(trees, config.kl.estimator)
-        if config.kl.estimator == "full":
+        if config.kl.estimator != "k1":
             own = -kl_coef * _kl(trees, "k1") - tokens
     metrics: dict[str, float] = {}
     fields: dict[str, Tensor] = {}

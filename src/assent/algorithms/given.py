@@ -56,7 +56,10 @@ def hinted(chat: Chat, examples: Sequence[Example], hint: str) -> list[np.ndarra
             )
         *before, last = example.prompt
         told = Message(last.role, f"{last.content}\n\n{hint.format(**values)}")
-        prompts.append(chat.prompt_ids((*before, told)))
+        try:
+            prompts.append(chat.prompt_ids((*before, told)))
+        except RowError as error:
+            raise ConfigError(f"--given.hint {hint!r}: {example.origin}: {error}") from None
     return prompts
 
 
