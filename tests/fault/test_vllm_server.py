@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def weights(letters: int) -> dict[str, torch.Tensor]:
 
 
 def engine(url: str, folder: Path, rank: int = 0, **options: object) -> VllmServer:
-    quick = {"precision": "fp32", "timeout": 5.0, "patience": 20.0, "pause": 0.01}
+    quick = {"precision": "fp32", "timeout": 30.0, "patience": 120.0, "pause": 0.01}
     return VllmServer(url, WeightsFolder(folder, save, rank == 0), EOS, SAMPLING, **{**quick, **options})
 
 
@@ -305,20 +306,18 @@ def test_no_more_sequences_are_under_way_than_the_batch(fake: FakeVllm, tmp_path
 
 
 def test_a_rank_that_does_not_write_waits_for_the_one_that_does(fake: FakeVllm, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(vllm_server, "_LOOK", 0.01)
+    monkeypatch.setattr(vllm_server, "_LOOK", 0.05)
     second = engine(fake.url, tmp_path, rank=1)
     second.update_weights(weights(5))
     assert not fake.requests and not list(tmp_path.iterdir())
-    found = []
-    asking = threading.Thread(target=lambda: found.append(second.generate(PROMPTS, 2, SAMPLING, 0)))
-    asking.start()
-    while fake.paths().count("/weight_info") < 3:
-        time.sleep(0.01)
-    assert "/inference/v1/generate" not in fake.paths()
-    first = engine(fake.url, tmp_path)
-    first.update_weights(weights(5))
-    asking.join()
-    assert ids(found[0]) == right(5)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(second.generate, PROMPTS, 2, SAMPLING, 0)
+        while fake.paths().count("/weight_info") < 3 and not asked.done():
+            time.sleep(0.01)
+        assert "/inference/v1/generate" not in fake.paths()
+        first = engine(fake.url, tmp_path)
+        first.update_weights(weights(5))
+        assert ids(asked.result()) == right(5)
 
     fake.scripts["/inference/v1/generate"] = [forget]  # then it may send what the other has written
     assert ids(second.generate(PROMPTS, 2, SAMPLING, 0)) == right(5)
@@ -352,7 +351,7 @@ def aborted(choice: dict) -> None:
     ids=["500", "503-429", "drop", "hang", "forget", "forget twice", "abort", "all"],
 )
 def test_faults_while_it_samples(fake: FakeVllm, tmp_path: Path, faults: list[Act]):
-    sampler = engine(fake.url, tmp_path, timeout=0.5)
+    sampler = engine(fake.url, tmp_path, timeout=1.0)
     sampler.update_weights(weights(5))
     fake.scripts["/inference/v1/generate"] = list(faults)
     groups = sampler.generate(PROMPTS, 2, SAMPLING, 0)
@@ -369,7 +368,7 @@ def test_a_server_that_forgot_between_rollouts(fake: FakeVllm, tmp_path: Path):
 @pytest.mark.parametrize("path", ["/weight_info", "/pause", "/collective_rpc", "/resume", "/update_weight_version"])
 @pytest.mark.parametrize("fault", [say("", 500), drop, hang], ids=["500", "drop", "hang"])
 def test_faults_while_it_is_given_weights(fake: FakeVllm, tmp_path: Path, path: str, fault: Act):
-    sampler = engine(fake.url, tmp_path, timeout=0.5)
+    sampler = engine(fake.url, tmp_path, timeout=1.0)
     fake.scripts[path] = [fault]
     sampler.update_weights(weights(5))
     assert ids(sampler.generate(PROMPTS, 2, SAMPLING, 0)) == right(5)
@@ -414,7 +413,7 @@ def test_a_server_that_is_not_there(tmp_path: Path, capsys):
 
 @pytest.mark.parametrize("fault", [say("", 500), hang], ids=["500", "hang"])
 def test_a_server_that_dies_for_good(fake: FakeVllm, tmp_path: Path, fault: Act):
-    sampler = engine(fake.url, tmp_path, patience=0.5, timeout=0.2)
+    sampler = engine(fake.url, tmp_path, patience=3.0, timeout=1.0)
     sampler.update_weights(weights(5))
     fake.scripts = {"/inference/v1/generate": [drop] * 100, "/weight_info": [say(), *[fault] * 100]}
     with pytest.raises(ServerUnavailable, match="/weight_info did not answer"):
