@@ -19,7 +19,7 @@ from assent.algorithms.given import sampled_only
 from assent.algorithms.job import Job, job
 from assent.algorithms.models import Models
 from assent.algorithms.proximal import Proximal
-from assent.algorithms.references import Reference
+from assent.algorithms.references import frozen_reference
 from assent.algorithms.rollouts import Fields, annotate, pack_state, unpack_state
 from assent.algorithms.run import RunResult, run
 from assent.algorithms.sampling import Sampler
@@ -234,7 +234,7 @@ def set_up(current: Job, config: OnlineConfig) -> tuple[Online, Prepared]:
     models = Models(
         policy=policy,
         critic=None if section is None or section.shared else _critic(current, config, section),
-        reference=_reference(current, policy, config),
+        reference=frozen_reference(current, policy, config.kl.reference) if config.kl.coef > 0 else None,
     )
     return assemble(current, models, source, data.train_examples, config), data
 
@@ -282,13 +282,6 @@ def _critic(current: Job, config: OnlineConfig, section: CriticConfig) -> ScoreM
     if section.start == "reward":
         return current.score_model(config.rewards.model[0], trainable=True, new_head=False)
     return current.score_model(None if section.start == "policy" else section.start, trainable=True, new_head=True)
-
-
-def _reference(current: Job, policy: Policy, config: OnlineConfig) -> Reference | None:
-    if config.kl.coef == 0:
-        return None
-    own_start = config.model.lora.rank > 0 and config.kl.reference is None
-    return Reference(policy, None if own_start else current.reference(config.kl.reference))
 
 
 def _twin(current: Job, config: OnlineConfig) -> Policy:

@@ -109,7 +109,13 @@ def live_reference(current: Job, policy: Policy, config: ReferenceConfig) -> Ref
     lora = current.config.model.lora.rank > 0
     if config.mode == "moving":
         return MovingReference(policy, current.reference(config.path, adapters=lora), config.rate, config.every)
-    return Reference(policy, None if lora and config.path is None else current.reference(config.path))
+    return frozen_reference(current, policy, config.path)
+
+
+def frozen_reference(current: Job, policy: Policy, path: str | None) -> Reference:
+    """The model at `path`, or the policy's start: with LoRA the policy without its adapters."""
+    own_start = current.config.model.lora.rank > 0 and path is None
+    return Reference(policy, None if own_start else current.reference(path))
 
 
 def cached_reference(
