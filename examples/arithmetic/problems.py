@@ -1,8 +1,9 @@
 """Arithmetic word problems in GSM8K's shape (arXiv 2110.14168), made from templates.
 
 A problem is an opening (what somebody has), events (more, fewer, half of it) and a question. Every calculation in it is
-a line of the worked solution, and `steps` counts them. Train and test share names, things and sentences, but never the
-same story with the same numbers.
+a line of the worked solution, and `steps` counts them. Train and test share names, things, sentences and calculations,
+but never the same story with the same numbers. The calculations alone are a file too: what is to be learned from stories
+is which of them to do.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from assent.errors import UserError
 
 STEPS = (1, 2, 3)
 """Calculations in a problem; as many problems of each number."""
-LARGEST = 80
+LARGEST = 20
 """Most things that anybody has."""
+FACTS = 20_000
+"""Stories whose calculations are those that there are (409 at 20 things)."""
 
 TRIES = 50
 """Stories made for each row that is asked for, before there are taken to be no more."""
@@ -70,13 +73,13 @@ class Story:
 
 
 def has(story: Story) -> None:
-    story.now = story.rng.randint(3, 60)
+    story.now = story.rng.randint(3, 12)
     story.plot.append(f"has {story.now}")
     story.tell("{name} has {now} {things}.", "There are {now} {things} on the table of {name}.", now=story.now)
 
 
 def holders(story: Story) -> None:
-    a, b = story.rng.randint(2, 6), story.rng.randint(2, 9)
+    a, b = story.rng.randint(2, 5), story.rng.randint(2, 5)
     story.plot.append(f"holders {a} {b}")
     story.tell("{name} has {a} {holders} with {b} {things} each.", "{name} fills {a} {holders}, {b} {things} in each.",
                a=a, b=b)  # fmt: skip
@@ -84,7 +87,7 @@ def holders(story: Story) -> None:
 
 
 def two_sources(story: Story) -> None:
-    a, b = story.rng.randint(3, 60), story.rng.randint(2, 9)
+    a, b = story.rng.randint(3, 12), story.rng.randint(2, 9)
     story.plot.append(f"sources {a} {b}")
     story.tell("{name} has {a} {things} at home and {b} at school.", "{name} got {a} {things} on Monday and {b} on "
                "Tuesday.", a=a, b=b)  # fmt: skip
@@ -117,7 +120,7 @@ def how_many(story: Story) -> None:
 
 
 def sold(story: Story) -> None:
-    price = story.rng.randint(2, 9)
+    price = story.rng.randint(2, 5)
     story.plot.append(f"sold {price}")
     story.tell("{He} sells them for ${p} each. How many dollars does {he} get?", "Each of them is worth ${p}. How much "
                "are they worth?", p=price)  # fmt: skip
@@ -148,7 +151,7 @@ FITS: dict[Part, Callable[[int], bool]] = {
     more: lambda now: now <= LARGEST - 9,
     fewer: lambda now: now >= 3,
     half: lambda now: now % 2 == 0 and now >= 4,
-    sold: lambda now: now <= 12,
+    sold: lambda now: now <= 9,
     shared: lambda now: any(now % k == 0 and now > k for k in range(2, 10)),
 }
 """When a part can follow, by how many things there are: numbers stay whole and small. The others always can."""
@@ -227,11 +230,28 @@ def problems(file: str, number: int, seed: int) -> list[dict[str, object]]:
     return rows
 
 
+def calculations(number: int, seed: int) -> list[dict[str, object]]:
+    """`number` rows of two to five calculations that stories have: half of them are asked for, half are free."""
+    rng = random.Random(f"calculations {seed}")
+    stories = (story(rng, rng.choice(STEPS)) for _ in range(FACTS))
+    facts = sorted({fact for told in stories for fact in re.findall("<<(.*?)>>", "".join(told.solution))})
+    rows: list[dict[str, object]] = []
+    for index in range(number):
+        chosen = rng.sample(facts, rng.randint(2, 5))
+        asked = ", ".join(fact.partition("=")[0] for fact in chosen)
+        told = "\n".join([*(f"{fact}." for fact in chosen), f"#### {chosen[-1].partition('=')[2]}"])
+        rows.append({"question": "Write some calculations." if index % 2 else f"Work out {asked}.", "answer": told})
+    return rows
+
+
 def write(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
     """Writes FILE.jsonl for each file of `sizes`, and words.jsonl: text to train a tokenizer on, the SFT rows without
     their digits. No token can then join two digits, or a digit and what stands beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = {file: problems(file, number, seed) for file, number in sizes.items()}
+    made = {
+        file: calculations(number, seed) if file == "calculations" else problems(file, number, seed)
+        for file, number in sizes.items()
+    }
     made["words"] = [
         {"prompt": _without_digits(row["question"]), "completion": _without_digits(row["answer"])}
         for row in made["sft"]
