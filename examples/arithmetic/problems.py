@@ -2,8 +2,8 @@
 
 A problem is an opening (what somebody has), events (more, fewer, half of it) and a question. Every calculation in it is
 a line of the worked solution, and `steps` counts them. Train and test share names, things, sentences and calculations,
-but never the same story with the same numbers. The calculations alone are a file too: what is to be learned from stories
-is which of them to do.
+but never the same story with the same numbers. The calculations alone are a file too: what is left to learn is which of
+them a story asks for.
 """
 
 from __future__ import annotations

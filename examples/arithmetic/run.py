@@ -91,10 +91,10 @@ def run(out: Path, methods: Sequence[str], scale: float, seed: int) -> None:
     if not base.exists():
         assent("init", "--data", data / "words.jsonl", "--out", base, "--vocab_size", 600, "--hidden_size", 96,
                "--context", 512, "--seed", seed)  # fmt: skip
-    train("sft", "--model.path", base, "--data.train", data / "calculations.jsonl", "--out", first, "--train.seed", seed,
-          "--train.batch_size", 32, "--train.epochs", 3, "--optim.lr", 3e-3)  # fmt: skip
-    train("sft", "--model.path", first, "--data.train", data / "sft.jsonl", "--out", sft, "--train.seed", seed,
-          "--train.batch_size", 32, "--train.epochs", 6, "--optim.lr", 1e-3)  # fmt: skip
+    train("sft", "--model.path", base, "--data.train", data / "calculations.jsonl", "--out", first,
+          "--train.seed", seed, "--train.batch_size", 32, "--train.epochs", 3, "--optim.lr", 3e-3)  # fmt: skip
+    train("sft", "--model.path", first, "--data.train", data / "sft.jsonl", "--out", sft,
+          "--train.seed", seed, "--train.batch_size", 32, "--train.epochs", 6, "--optim.lr", 1e-3)  # fmt: skip
     for method in methods:
         name, *options = METHODS[method]
         train(name, "--model.path", sft, "--data.train", data / "rl.jsonl", "--out", out / method, "--train.seed", seed,

@@ -157,14 +157,14 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropy, collision, lse = (head.per_row() for _ in range(4))
         for part in head.chunks():
             z = head.logits(part)
-            logp = z.log_softmax(-1)
-            picked = targets[part, None]
-            logprobs[part] = logp.gather(1, picked).squeeze(1)
-            lse[part] = z.gather(1, picked).squeeze(1) - logprobs[part]
+            # softmax is one pass with a fast exponential; log_softmax and then exp would be two with a slow one
+            p = z.softmax(-1)
+            lse[part] = z.amax(-1) - p.amax(-1).log()
+            logprobs[part] = z.gather(1, targets[part, None]).squeeze(1) - lse[part]
             if with_entropy:
-                entropy[part] = -logp.exp().mul_(logp).sum(-1)
+                entropy[part] = lse[part] - torch.linalg.vecdot(p, z)
             if with_collision:
-                collision[part] = logp.mul_(2).logsumexp(-1)
+                collision[part] = torch.linalg.vecdot(p, p).log()
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.options = (options, with_entropy)
         ctx.mark_non_differentiable(collision)
@@ -198,12 +198,10 @@ def _grad_logits(
 ) -> Tensor:
     """d/dz of sum_n grad_logprobs_n * logprob_n + grad_entropy_n * entropy_n:
     grad_logprobs * (onehot - p) - grad_entropy * p * (log p + entropy)."""
-    logp = z - lse[:, None]
     weight = -grad_logprobs[:, None]
     if entropy_used:
-        weight = weight - grad_entropy[:, None] * (logp + entropy[:, None])
-    grad_z = logp.exp_() if not entropy_used else logp.exp()
-    grad_z = grad_z.mul_(weight)
+        weight = weight - grad_entropy[:, None] * (z - lse[:, None] + entropy[:, None])
+    grad_z = z.softmax(-1).mul_(weight)
     grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
     return grad_z
 

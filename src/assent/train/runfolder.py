@@ -1,6 +1,6 @@
 """The run folder: one run, everything about it.
 
-resolved.yaml       every option as it was used (`assent sft resolved.yaml` repeats the run)
+resolved.yaml       every option as it was used (`assent sft --config resolved.yaml` repeats the run)
 environment.json    versions, processor, ranks, code revision
 data.json           what was read, used and left out
 metrics.jsonl       one row per logged step
