@@ -172,7 +172,7 @@ def test_ppos_own_options_belong_to_it_alone(method: str) -> None:
         (
             "--rewards.servers",
             "opnrlhf=http://host",
-            "there is no server shape 'opnrlhf'. Perhaps you meant 'openrlhf'.",
+            "no server shape 'opnrlhf'. Perhaps you meant 'openrlhf'.",
         ),
         ("--rewards.servers", "http://me:word@host", "expected SHAPE=URL"),
     ],
