@@ -9,7 +9,6 @@ from typing import Any
 
 from assent import config as c
 from assent import online
-from assent.errors import ConfigError
 from assent.objectives import CONFIGS, OBJECTIVES, OPTIONS, SECTIONS, SFT, objective_of
 from assent.rules import (
     BELOW_ONE,
@@ -144,24 +143,6 @@ def _reward_lists(config: online.OnlineConfig) -> str | None:
     for name, weight in config.rewards.weights.items():
         if not math.isfinite(weight):
             return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number."
-    return None
-
-
-def _sources_exist(config: online.OnlineConfig) -> str | None:
-    # here, so that whoever asks for no rewards does not load them
-    from assent.rewards.remote import RemoteReward, Server, shape_and_url
-    from assent.rewards.rules import rule_reward
-
-    flag = "--rewards.rules"
-    try:
-        for spec in config.rewards.rules:
-            rule_reward(spec, spec)
-        flag = "--rewards.servers"
-        for spec in config.rewards.servers:
-            shape, url = shape_and_url(spec)
-            RemoteReward(shape, Server(url, shape), str)
-    except ConfigError as error:
-        return f"{flag}: {error}"
     return None
 
 
@@ -381,7 +362,6 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _trackers_once),
     (online.OnlineConfig, _needs_reward),
     (online.OnlineConfig, _reward_lists),
-    (online.OnlineConfig, _sources_exist),
     (online.OnlineConfig, _ensemble),
     (online.OnlineConfig, _critic_start),
     (online.OnlineConfig, _needs_group),

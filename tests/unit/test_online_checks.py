@@ -163,22 +163,3 @@ def test_ppos_own_options_belong_to_it_alone(method: str) -> None:
     for name in ("loss.objective", "loss.penalty_target", "loss.ewma", "loss.tuned_batch", "critic.shared"):
         assert (name in names) == (method == "ppo"), name
     assert {"rollout.ahead", "given.source", "curriculum.rest", "ptx.data", "kl.target", "shaping.baseline"} <= names
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("--rewards.rules", "numerc", "There is no rule 'numerc'. Perhaps you meant 'numeric'."),
-        (
-            "--rewards.servers",
-            "opnrlhf=http://host",
-            "no server shape 'opnrlhf'. Perhaps you meant 'openrlhf'.",
-        ),
-        ("--rewards.servers", "http://me:word@host", "expected SHAPE=URL"),
-    ],
-)
-def test_misspelt_sources_are_refused_before_the_model_is_looked_for(option, value, words, capsys):
-    arguments = ["grpo", "--model.path", "no-model", "--data.train", "no-file", "--out", "no-run", "--dry_run"]
-    assert main([*arguments, option, value]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"{option}: " in told and words in told and "word@" not in told

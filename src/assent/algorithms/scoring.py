@@ -24,7 +24,7 @@ from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import Group, GroupReward, Scores, WeightedSum, checked
 from assent.rewards.pool import PooledReward, portable
-from assent.rewards.remote import RemoteReward, Server, shape_and_url
+from assent.rewards.remote import RemoteReward, Server
 from assent.rewards.rules import rule_reward
 from assent.settings import suggestion
 from assent.train.distributed import World, gather_objects
@@ -205,23 +205,25 @@ def _function(spec: str, rewards: RewardsConfig, world: World, name: str) -> Gro
 
 
 def _server(spec: str, remote: RemoteConfig, current: Job, name: str) -> GroupReward:
+    shape, given, url = spec.partition("=")
+    if not given:  # the text is not shown: it may hold a password
+        raise ConfigError("--rewards.servers: expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
     key = "" if remote.key_env is None else os.environ.get(remote.key_env, "")
     if remote.key_env is not None and not key:
         raise ConfigError(f"--remote.key_env: the environment variable {remote.key_env} is not set, or empty.")
+    server = Server(
+        url,
+        shape,
+        model=remote.model or "",
+        label=remote.label or "",
+        key=key,
+        timeout=remote.timeout,
+        retries=remote.retries,
+        budget=remote.budget,
+        concurrency=remote.concurrency,
+        batch=remote.batch,
+    )
     try:
-        shape, url = shape_and_url(spec)
-        server = Server(
-            url,
-            shape,
-            model=remote.model or "",
-            label=remote.label or "",
-            key=key,
-            timeout=remote.timeout,
-            retries=remote.retries,
-            budget=remote.budget,
-            concurrency=remote.concurrency,
-            batch=remote.batch,
-        )
         return Shared(RemoteReward(name, server, current.chat.prompt_text), current.world)
     except ConfigError as error:
         raise ConfigError(f"--rewards.servers: {error}") from None

@@ -95,14 +95,6 @@ class Server:
     """Answers in one request."""
 
 
-def shape_and_url(spec: str) -> tuple[str, str]:
-    """The two parts of SHAPE=URL. Raises ConfigError for anything else."""
-    shape, given, url = spec.partition("=")
-    if not given:  # the text is not shown: it may hold a password
-        raise ConfigError("expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
-    return shape, url
-
-
 class RemoteReward:
     """A reward server as a source. `render` writes a prompt as the text that the server's model reads before the answer
     (usually the policy's chat template, with the opening of the assistant's turn)."""
