@@ -157,14 +157,14 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropy, collision, lse = (head.per_row() for _ in range(4))
         for part in head.chunks():
             z = head.logits(part)
-            # softmax is one pass with a fast exponential; log_softmax and then exp would be two with a slow one
-            p = z.softmax(-1)
-            lse[part] = z.amax(-1) - p.amax(-1).log()
-            logprobs[part] = z.gather(1, targets[part, None]).squeeze(1) - lse[part]
+            logp = z.log_softmax(-1)
+            picked = targets[part, None]
+            logprobs[part] = logp.gather(1, picked).squeeze(1)
+            lse[part] = z.gather(1, picked).squeeze(1) - logprobs[part]
             if with_entropy:
-                entropy[part] = lse[part] - torch.linalg.vecdot(p, z)
+                entropy[part] = -logp.exp().mul_(logp).sum(-1)
             if with_collision:
-                collision[part] = torch.linalg.vecdot(p, p).log()
+                collision[part] = logp.mul_(2).logsumexp(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.options = (options, with_entropy)
         ctx.mark_non_differentiable(collision)
