@@ -18,6 +18,7 @@ from assent.algorithms.reward import Reward
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,
+    EngineConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
@@ -65,14 +66,15 @@ def main() -> None:
     versions = {package: importlib.metadata.version(package) for package in ("transformers", "torch")}
     turns = Turns(warmup, versions=versions)
     quiet_transformers()
-    for work in training(what, name, precision, folder):
+    kind = what.removesuffix("-compiled")
+    for work in training(kind, name, precision, folder, what != kind):
         turns.step(**work)
 
 
-def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Work]:
+def training(what: str, name: str, precision: str, folder: Path, compiled: bool = False) -> Iterator[Work]:
     """Takes an optimiser step (of what samples: with its rollout) for each item asked for."""
     with tempfile.TemporaryDirectory() as out:
-        current = job(configuration(what, name, precision, folder, out))
+        current = job(configuration(what, name, precision, folder, compiled, out))
         algorithm = build(current)
         optim = current.config.optim
         optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)
@@ -80,7 +82,7 @@ def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Wor
             yield train_work(what, algorithm, result.window)
 
 
-def configuration(what: str, name: str, precision: str, folder: Path, out: str) -> RunConfig:
+def configuration(what: str, name: str, precision: str, folder: Path, compiled: bool, out: str) -> RunConfig:
     """The same work as the peer's script asks for."""
     lora = LoraConfig(rank=LORA_RANK if what == "lora-dpo" else 0, alpha=LORA_ALPHA)
     common = {
@@ -99,7 +101,8 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str) 
             common["rewards"] = RewardsConfig(functions=(REWARD,))
             common["kl"] = KLConfig(**{**METHODS[what].kl, "coef": BETA[what]})
         sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=ANSWERS)
-        return online_config(what, **common, rollout=RolloutConfig(responses=group), sampling=sampling)
+        rollout = RolloutConfig(responses=group)
+        return online_config(what, **common, rollout=rollout, sampling=sampling, engine=EngineConfig(compile=compiled))
     if what in ("sft", "reward"):
         return {"sft": SFTConfig, "reward": RewardConfig}[what](**common)  # type: ignore[arg-type]
     if what == "dpo-cached":

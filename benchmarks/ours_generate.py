@@ -1,6 +1,6 @@
 """Our side of a row of sampling: assent's torch engine.
 
-python -m benchmarks.ours_generate generate-NUMBER MODEL PRECISION WARMUP FOLDER
+python -m benchmarks.ours_generate generate-NUMBER|compiled-NUMBER MODEL PRECISION WARMUP FOLDER
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     quiet_transformers()
     config = ModelConfig(str(Path(sys.argv[5]) / name), precision=precision)  # type: ignore[arg-type]
     policy = load_policy(config, max_length=MAX_LENGTH, trainable=False)
-    engine = TorchEngine(policy.model, (), precision)
+    engine = TorchEngine(policy.model, (), precision, compiled=sys.argv[1].startswith("compiled"))
     sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=number)
     body, head, _ = multiplied_weights(policy.model)
     for prompts in random_prompts(number, policy.model.config.vocab_size):

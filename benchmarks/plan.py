@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MODELS = ("tiny", "small")
 PRECISIONS = ("fp32", "bf16")
@@ -67,6 +67,17 @@ def sampling(number: int, bars: Bars) -> Kind:
     return Kind(f"sampling {number}", bars, "", "ours_generate", "peer_generate", or_mfu=False)
 
 
+def compiled_sampling(number: int, bars: Bars) -> Kind:
+    """The same with --engine.compile."""
+    name, task = f"sampling {number}, compiled", f"generate-{number}"
+    return Kind(name, bars, "", "ours_generate", "peer_generate", task=task, or_mfu=False)
+
+
+def compiled(kind: Kind, what: str) -> Kind:
+    """The same work with --engine.compile on our side."""
+    return replace(kind, name=f"{kind.name}, compiled", task=what)
+
+
 def against_vllm(number: int) -> Kind:
     """The same against vLLM, whose worker looks for work for a second before it sleeps."""
     name, bars = f"sampling {number}, vLLM", {("small", "bf16"): 1.0}
@@ -83,6 +94,14 @@ LARGE: Bars = {("small", "bf16"): None}
 FOUR = bars((4.0, 4.0), (4.0, 4.0))
 ROLLOUTS = "prompts.json"
 
+ONLINE: dict[str, Kind] = {
+    "grpo": Kind("GRPO", FOUR, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
+    "rloo": Kind("RLOO", FOUR, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
+    "ppo": Kind(
+        "PPO", bars((5.0, 5.0), (5.0, 5.0)), ROLLOUTS, peer="peer_trl_ppo", environment="trl-ppo", or_mfu=False
+    ),
+}
+
 WHATS: dict[str, Kind] = {
     "sft": Kind("SFT", bars((3.5, 3.5), (1.8, 2.4))),
     "dpo": Kind("DPO", bars((4.5, 4.5), (2.5, 3.0))),
@@ -95,14 +114,14 @@ WHATS: dict[str, Kind] = {
     "orpo": Kind("ORPO", bars((2.5, 2.5), (2.5, 2.5))),
     "cpo": Kind("CPO", bars((2.5, 2.5), (2.5, 2.5))),
     "reward": Kind("reward model", bars((1.4, 1.4), (1.4, 1.4)), "whole-pairs.json"),
-    "grpo": Kind("GRPO", FOUR, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
-    "rloo": Kind("RLOO", FOUR, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
-    "ppo": Kind(
-        "PPO", bars((5.0, 5.0), (5.0, 5.0)), ROLLOUTS, peer="peer_trl_ppo", environment="trl-ppo", or_mfu=False
-    ),
+    **ONLINE,
+    **{f"{what}-compiled": compiled(kind, what) for what, kind in ONLINE.items()},
     "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
     "generate-128": sampling(128, LARGE),
     "generate-256": sampling(256, LARGE),
+    "compiled-32": compiled_sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
+    "compiled-128": compiled_sampling(128, LARGE),
+    "compiled-256": compiled_sampling(256, LARGE),
     "vllm-32": against_vllm(32),
     "vllm-128": against_vllm(128),
     "vllm-256": against_vllm(256),
@@ -170,12 +189,12 @@ def rows(whats: Sequence[str], models: Sequence[str], precisions: Sequence[str])
 
 def length(row: Row, quick: bool) -> Length:
     """Enough steps for a median, few enough that all rows take about two hours on two cores."""
-    if row.what in ("ppo", "grpo", "rloo"):
+    if row.kind.data == ROLLOUTS:
         return Length(warmup=1, turns=1 if quick else 3, steps=1)
     if quick:
         return Length(warmup=1, turns=2, steps=1)
     if not row.kind.or_mfu:
-        return Length(warmup=1, turns=4 if row.what in ("generate-32", "vllm-32") else 3, steps=1)
+        return Length(warmup=1, turns=4 if row.what in ("generate-32", "compiled-32", "vllm-32") else 3, steps=1)
     if row.model == "tiny":
         return Length(warmup=3, turns=4, steps=4)
     return Length(warmup=2, turns=3 if row.precision == "bf16" else 2, steps=2)

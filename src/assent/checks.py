@@ -336,6 +336,8 @@ def _compared(config: c.CompareConfig) -> str | None:
 def _engine_is_asked(config: Any) -> str | None:
     """For every command that samples."""
     engine = config.engine
+    if engine.compile and engine.name != "torch":
+        return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
     if engine.url is not None and engine.name != "vllm":
         return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
     if engine.weights is not None and (engine.name != "vllm" or isinstance(config, c.GenerateConfig)):

@@ -17,7 +17,7 @@ import pytest
 import assent.algorithms.run as run_module
 from assent.algorithms.online import train_online
 from assent.algorithms.prompts import Prompts
-from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.online import (
     METHODS,
     CriticConfig,
@@ -41,6 +41,7 @@ TWO = RolloutConfig(responses=2, minibatches=2, show=9)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("ppo", {"rollout": replace(TWO, ahead=True)}),
     "ahead greedy": ("remax", {"rollout": replace(TWO, responses=1, ahead=True)}),
+    "compiled": ("grpo", {"engine": EngineConfig(compile=True), "rollout": replace(TWO, ahead=True)}),
     "ewma": ("ppo", {"loss": {"ewma": 0.5, "tuned_batch": 8}, "rollout": TWO}),
     "ptx": ("ppo", {"ptx": PtxConfig("DATA", batch_size=2), "rollout": TWO}),
     "given row": ("grpo", {"given": GivenConfig("row", when="always"), "rollout": TWO}),
@@ -165,7 +166,7 @@ def worked(name: str, metrics: list[dict[str, float]], asked: list[list[int]]) -
         each = Counter(index for rollout in asked for index in rollout)
         assert max(each.values()) - min(each.values()) <= 1 and len(each) == PROMPTS
     match name:
-        case "ahead" | "ahead greedy" | "given hint":
+        case "ahead" | "ahead greedy" | "given hint" | "compiled":
             assert len(asked) == len(fresh) + 1, "the last one is under way when the run ends"
             assert fresh[0]["importance"] == pytest.approx(1, abs=1e-3) and fresh[1]["mismatch"] > 1e-3
         case "given row":

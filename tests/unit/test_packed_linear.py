@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from assent.rollout.packed_linear import packed_linears
+from assent.rollout.packed_linear import PackedLinears
 
 Product = Callable[..., Tensor]
 
@@ -59,7 +59,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_layers_of_the_same_input_become_one_product(products: list[int]) -> None:
     block = Block()
     want = [block(x) for x in inputs(3)]
-    with packed_linears(block, torch.float32):
+    with PackedLinears(block, torch.float32):
         for x, expected in zip(inputs(3), want, strict=True):
             agree(block(x), expected)
     assert products == [20, 8, 20, 8]  # the first pass only looks
@@ -70,7 +70,7 @@ def test_layers_called_otherwise_than_at_first_are_still_right(products: list[in
     block = Block()
     routes = ("abc", "abc", "cba", "b", "bb", "ac")
     want = [block(x, route) for x, route in zip(inputs(6), routes, strict=True)]
-    with packed_linears(block, torch.float32):
+    with PackedLinears(block, torch.float32):
         for x, route, expected in zip(inputs(6), routes, want, strict=True):
             agree(block(x, route), expected)
 
@@ -78,7 +78,7 @@ def test_layers_called_otherwise_than_at_first_are_still_right(products: list[in
 @torch.no_grad()
 def test_an_input_or_a_part_changed_in_place_is_not_taken_for_the_old_one() -> None:
     block = Block()
-    with packed_linears(block, torch.float32):
+    with PackedLinears(block, torch.float32):
         for x in inputs(2):
             block(x)
         x = inputs(1)[0]
@@ -95,7 +95,7 @@ def test_a_layer_without_a_call_in_the_first_pass_joins_later(products: list[int
     block = Block()
     routes = ("a", "a", "abc", "abc")
     want = [block(x, route) for x, route in zip(inputs(4), routes, strict=True)]
-    with packed_linears(block, torch.float32):
+    with PackedLinears(block, torch.float32):
         for x, route, expected in zip(inputs(4), routes, want, strict=True):
             agree(block(x, route), expected)
     assert products[-3:] == [6, 14, 8]
@@ -105,7 +105,7 @@ def test_a_layer_without_a_call_in_the_first_pass_joins_later(products: list[int
 def test_products_are_made_in_the_precision_asked_for() -> None:
     block = Block()
     x = inputs(1)[0]
-    with packed_linears(block, torch.bfloat16):
+    with PackedLinears(block, torch.bfloat16):
         for _ in range(2):
             got = block(x)
             assert {part.dtype for part in got.values()} == {torch.bfloat16}
@@ -116,7 +116,7 @@ def test_products_are_made_in_the_precision_asked_for() -> None:
 
 def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
     block = Block()
-    with pytest.raises(ZeroDivisionError), packed_linears(block, torch.float32):
+    with pytest.raises(ZeroDivisionError), PackedLinears(block, torch.float32):
         assert all("forward" in vars(layer) for layer in block.children())
         raise ZeroDivisionError
     assert all("forward" not in vars(layer) for layer in block.children())

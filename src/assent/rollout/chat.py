@@ -136,7 +136,7 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
         path = model_folder(config.model)
         return chat, engine_for(path, config.engine, chat.eos_ids, config.sampling, precision)
     policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
-    return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision)
+    return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision, compiled=config.engine.compile)
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:

@@ -36,9 +36,11 @@ def engine_of(
 
     With several ranks vLLM is a server: rank 0 gives it the weights, each rank asks it for its own share. Raises
     ConfigError where vLLM is not installed, cannot report the log-probs of `sampling`, or would run inside a run of
-    several ranks."""
+    several ranks, and for a compiled torch engine in such a run."""
     if config.name == "torch":
-        return TorchEngine(policy.model, eos_ids, policy.precision)
+        if config.compile and ranks > 1:
+            raise ConfigError(f"--engine.compile needs a run of one process; this one has {ranks}. Leave it off.")
+        return TorchEngine(policy.model, eos_ids, policy.precision, compiled=config.compile)
     if config.url is None and ranks > 1:
         raise ConfigError(
             f"--engine.name vllm inside a run needs a run of one process; this one has {ranks}. Start a vLLM server, "

@@ -3,31 +3,44 @@ and layers that are given the same input (queries, keys and values; gate and up)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from assent.rollout import opaque
+
 _ROWS = 32  # the batch that oneDNN lays the weight out for; others give the same numbers
 
 
-@contextmanager
-def packed_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, the linear layers of `model` multiply in `dtype` with copies of their weights, repacked for oneDNN on a
-    CPU. Autocast would cast (and oneDNN repack) frozen weights again in every step. The copies are made anew each time,
-    so weights that a trainer has changed in place are always current."""
-    modules = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _is_plain(module)]
-    first = _FirstPass()
-    try:
-        for module in modules:
-            module.forward = _Linear(module, dtype, first)  # type: ignore[method-assign]
-        yield
-    finally:
-        for module in modules:
-            vars(module).pop("forward", None)
+class PackedLinears:
+    """Inside `with`, the linear layers of `model` multiply in `dtype` with copies of their weights, repacked for oneDNN
+    on a CPU. Autocast would cast (and oneDNN repack) frozen weights again in every step. The copies are made anew each
+    time, so weights that a trainer has changed in place are always current; which layers share an input stays known."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        modules = [
+            module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _is_plain(module)
+        ]
+        self.dtype = dtype
+        self.products: list[_Product] = []
+        self._first = _FirstPass(self.products)
+        self._layers = [_Linear(module, dtype, self._first) for module in modules]
+
+    def settle(self) -> None:
+        """Ends the first pass now, and not when a second one begins."""
+        self._first.settle()
+
+    def __enter__(self) -> None:
+        for layer in self._layers:
+            layer.module.forward = layer  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._layers:
+            vars(layer.module).pop("forward", None)
+            layer.kept = None
+        for product in self.products:
+            product.release()
 
 
 def is_native(dtype: torch.dtype, device: torch.device) -> bool:
@@ -43,9 +56,9 @@ class _Linear:
 
     def __init__(self, module: nn.Linear | Conv1D, dtype: torch.dtype, first: _FirstPass) -> None:
         self.module, self.dtype = module, dtype
-        packs = _can_pack(module.weight.device, dtype)
-        self.first = first if packs else None
-        self.kept = None if packs else self.cast()
+        self.packs = _can_pack(module.weight.device, dtype)
+        self.first = first
+        self.kept: tuple[Tensor, Tensor | None] | None = None
         self.product: _Product | None = None
         self.part = 0
 
@@ -57,10 +70,12 @@ class _Linear:
             return weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.product is None and self.first is not None:
+        if self.packs and self.product is None:
             self.first.note(self, x)
         if self.product is not None:
             return self.product(x, self.part)
+        if not self.packs and self.kept is None:
+            self.kept = self.cast()
         return F.linear(x.to(self.dtype), *(self.kept or self.cast()))
 
 
@@ -68,7 +83,8 @@ class _FirstPass:
     """Notes which layers are called one after the other with the same input, until one of them is called again: then
     each such group becomes a product. A layer that was left out (an expert without tokens) is noted when it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: list[_Product]) -> None:
+        self._products = products
         self._groups: list[list[_Linear]] = []
         self._noted: set[_Linear] = set()
         self._input: Tensor | None = None
@@ -76,9 +92,7 @@ class _FirstPass:
 
     def note(self, layer: _Linear, x: Tensor) -> None:
         if layer in self._noted:
-            for group in self._groups:
-                _Product(group)
-            self._groups, self._noted, self._input = [], set(), None
+            self.settle()
             return
         if self._input is x and self._version == x._version:
             self._groups[-1].append(layer)
@@ -87,21 +101,22 @@ class _FirstPass:
             self._input, self._version = x, x._version
         self._noted.add(layer)
 
+    def settle(self) -> None:
+        self._products += [_Product(group, len(self._products) + i) for i, group in enumerate(self._groups)]
+        self._groups, self._noted, self._input = [], set(), None
+
 
 class _Product:
     """One product for layers that are called one after the other with the same input: the first call computes all of
     it, the others take their parts. Whoever comes with another input has it computed again, so nothing rests on the
     layers being called as in the first pass."""
 
-    def __init__(self, layers: list[_Linear]) -> None:
-        weights, biases = zip(*(layer.cast() for layer in layers), strict=True)
+    def __init__(self, layers: list[_Linear], number: int) -> None:
+        self.layers, self.number = layers, number
         self.dtype = layers[0].dtype
-        self.widths = [len(weight) for weight in weights]
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), _ROWS)
+        self.widths = [_width(layer.module) for layer in layers]
+        self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            pairs = zip(weights, biases, strict=True)
-            self.bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
         self._input: Tensor | None = None
         self._version = 0
         self._parts: list[Tensor | None] = []
@@ -111,9 +126,9 @@ class _Product:
     def __call__(self, x: Tensor, part: int) -> Tensor:
         if len(self.widths) == 1:
             return self._multiply(x)
-        known = x is self._input and x._version == self._version
+        known = x is self._input and _version(x) == self._version
         if not known or self._parts[part] is None:
-            self._input, self._version = x, x._version
+            self._input, self._version = x, _version(x)
             self._parts = list(self._multiply(x).split(self.widths, -1))
         out, self._parts[part] = self._parts[part], None  # given away once: its owner may change it in place
         assert out is not None
@@ -122,7 +137,35 @@ class _Product:
         return out
 
     def _multiply(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        if torch.compiler.is_compiling():
+            return opaque.linear(x.to(self.dtype), self.number, sum(self.widths))
+        return self.multiply(x.to(self.dtype))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The whole product [..., sum of widths] of `x` as it is multiplied."""
+        if self.weight is None:
+            self._pack()
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def release(self) -> None:
+        self.weight = self.bias = self._input = None
+        self._parts = []
+
+    def _pack(self) -> None:
+        weights, biases = zip(*(layer.cast() for layer in self.layers), strict=True)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), _ROWS)
+        if any(bias is not None for bias in biases):
+            pairs = zip(weights, biases, strict=True)
+            self.bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+
+
+def _version(x: Tensor) -> int:
+    """Counts the changes of `x` in place; while a compiler traces, which sees those by itself, always 0."""
+    return 0 if torch.compiler.is_compiling() else x._version
+
+
+def _width(module: nn.Linear | Conv1D) -> int:
+    return module.weight.shape[1 if isinstance(module, Conv1D) else 0]
 
 
 def _is_plain(module: nn.Module) -> bool:

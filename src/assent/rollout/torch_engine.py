@@ -21,9 +21,11 @@ from assent.config import SamplingConfig
 from assent.data.tree import Segment
 from assent.errors import ModelError, NonFiniteError
 from assent.models.attention import TreeAttend, inexact_reason, install
-from assent.rollout.cache import PromptCapture, SlotCache
+from assent.rollout.cache import Kernel, PromptCapture, SlotCache, two_products
+from assent.rollout.compiled import CompiledAttention, CompiledStep
 from assent.rollout.engine import Completion
-from assent.rollout.packed_linear import packed_linears
+from assent.rollout.opaque import opened
+from assent.rollout.packed_linear import PackedLinears
 from assent.rollout.sampler import sample, uniforms
 
 _PREFILL_TOKENS = 2048  # prompts computed in one forward
@@ -39,6 +41,7 @@ class TorchEngine:
     eos_ids      tokens that end a response
     precision    of matrix products; weights stay as they are
     on_progress  called with (finished responses, all responses) as responses finish
+    compiled     decoding steps are compiled when the first is due, which takes a while and on a CPU a C++ compiler
     """
 
     def __init__(
@@ -47,11 +50,16 @@ class TorchEngine:
         eos_ids: Collection[int],
         precision: str = "fp32",
         on_progress: Callable[[int, int], None] | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.eos_ids = sorted(eos_ids)
         self.precision = precision
         self.on_progress = on_progress
+        self._compiled = CompiledStep(model) if compiled else None
+        self._attention = CompiledAttention() if compiled else two_products
+        self._linears: PackedLinears | None = None
 
     def generate(
         self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, first: int = 0
@@ -66,9 +74,23 @@ class TorchEngine:
         with self._ready():
             return _Generation(self, prompts, n, sampling, seed, first).run()
 
+    def logits(self, ids: Tensor, positions: Tensor, cache: SlotCache) -> Tensor:
+        """Of one more token, `ids` and `positions` [B, 1], for each sequence in `cache`: [B, V]."""
+        if self._compiled is not None and len(ids) > 1:
+            assert self._linears is not None
+            with opened(self._linears.products, cache):
+                return self._compiled(ids, positions)
+        out: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False, attend=cache).logits[:, 0]
+        return out
+
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copies new weights into the model. Not needed where a trainer changes this very model in place."""
         self.model.load_state_dict(dict(state_dict))
+
+    @property
+    def kernel(self) -> Kernel:
+        """What computes the attention of a decoding step."""
+        return self._attention if self.device.type == "cpu" else two_products
 
     @property
     def device(self) -> torch.device:
@@ -102,11 +124,26 @@ class TorchEngine:
         install(self.model)
         self.model.eval()
         try:
-            with torch.no_grad(), autocast, packed_linears(self.model, dtype):
+            with torch.no_grad(), autocast, self._packed(dtype):
                 yield
         finally:
             self.model.train(training)
             self.model.set_attn_implementation(attention)
+
+    def _packed(self, dtype: torch.dtype) -> PackedLinears:
+        """The model's linear layers, whose products a compiled step knows by number: so these stay the same, and are
+        found by a pass over one token and not while responses are computed, which would make the first call another
+        than the later ones."""
+        if self._compiled is None:
+            return PackedLinears(self.model, dtype)
+        if self._linears is None:
+            self._linears = PackedLinears(self.model, dtype)
+            token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            with self._linears:
+                attend = TreeAttend([Segment(0, 1, ())], 1)
+                self.model(input_ids=token, position_ids=token, use_cache=False, attend=attend)
+                self._linears.settle()
+        return self._linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +177,8 @@ class _Generation:
         device, longest = engine.device, max(len(prompt) for prompt in prompts)
         slots, length = min(sampling.max_batch, len(prompts) * n), sampling.max_new_tokens
         self.device = device
-        self.cache = SlotCache(slots, longest, longest + min(length, _FIRST_COLUMNS), device)
+        columns = longest + min(length, _FIRST_COLUMNS)
+        self.cache = SlotCache(slots, longest, columns, device, engine.kernel)
         # longest first: neighbours of like length waste few columns, and long ones do not come last and alone
         self.unread = deque(sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt])))
         self.waiting: deque[_Waiting] = deque()
@@ -226,12 +264,7 @@ class _Generation:
         """Feeds every slot its last token and draws the next."""
         active = self.cache.active
         self.cache.begin_step()
-        logits = self.engine.model(
-            input_ids=self.token[:active, None],
-            position_ids=self.position[:active, None],
-            use_cache=False,
-            attend=self.cache,
-        ).logits[:, 0]
+        logits = self.engine.logits(self.token[:active, None], self.position[:active, None], self.cache)
         self.cache.end_step()
         self.position[:active] += 1
         self._draw(self.rows[:active], logits)
