@@ -66,15 +66,16 @@ def main() -> None:
     versions = {package: importlib.metadata.version(package) for package in ("transformers", "torch")}
     turns = Turns(warmup, versions=versions)
     quiet_transformers()
-    kind = what.removesuffix("-compiled")
-    for work in training(kind, name, precision, folder, what != kind):
+    for work in training(what, name, precision, folder):
         turns.step(**work)
 
 
-def training(what: str, name: str, precision: str, folder: Path, compiled: bool = False) -> Iterator[Work]:
+def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Work]:
     """Takes an optimiser step (of what samples: with its rollout) for each item asked for."""
+    plain = what.removesuffix("-compiled")
+    compiled, what = what != plain, plain
     with tempfile.TemporaryDirectory() as out:
-        current = job(configuration(what, name, precision, folder, compiled, out))
+        current = job(configuration(what, name, precision, folder, out, compiled))
         algorithm = build(current)
         optim = current.config.optim
         optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)
@@ -82,7 +83,7 @@ def training(what: str, name: str, precision: str, folder: Path, compiled: bool 
             yield train_work(what, algorithm, result.window)
 
 
-def configuration(what: str, name: str, precision: str, folder: Path, compiled: bool, out: str) -> RunConfig:
+def configuration(what: str, name: str, precision: str, folder: Path, out: str, compiled: bool = False) -> RunConfig:
     """The same work as the peer's script asks for."""
     lora = LoraConfig(rank=LORA_RANK if what == "lora-dpo" else 0, alpha=LORA_ALPHA)
     common = {
