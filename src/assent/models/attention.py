@@ -84,9 +84,10 @@ def inexact_reason(model: PreTrainedModel, max_length: int) -> str | None:
 class TreeAttend:
     """Attention over packed trees: a prompt sees itself causally, a response its prompt and itself causally.
 
-    On the CPU a long tree is three kinds of rectangles (prompt on prompt, all responses on the prompt, each response
-    on itself) computed by the flash kernel without a mask and joined by their log-sum-exps; short trees of similar
-    length run side by side as one masked batch, where a call of the kernel would cost more than its arithmetic.
+    On the CPU a long tree is three kinds of rectangles (prompt and first response on themselves, the other responses on
+    the prompt, each of them on itself) computed by the flash kernel without a mask and joined by their log-sum-exps;
+    short trees of similar length run side by side as one masked batch, where a call of the kernel would cost more than
+    its arithmetic.
     Elsewhere FlexAttention runs the same pattern as a block mask.
     """
 
@@ -212,8 +213,8 @@ class _Plan:
     """How a packed stream is computed: rectangles of long trees, and short trees side by side."""
 
     rectangles: tuple[tuple[int, int, int, int, bool], ...]
-    """(query start, query end, key start, key end, causal); a causal one that is not a prompt joins what is there."""
-    prompts: frozenset[int]
+    """(query start, query end, key start, key end, causal); a causal one that begins no tree joins what is there."""
+    starts: frozenset[int]
     sides: tuple[_Side, ...]
 
     @classmethod
@@ -237,10 +238,11 @@ class _Plan:
 
 def _rectangles(segment: Segment) -> list[tuple[int, int, int, int, bool]]:
     """The rectangles of one tree; together they are exactly its visibility."""
-    parts = [(segment.start, segment.prompt_end, segment.start, segment.prompt_end, True)]
-    if segment.branches:
-        parts.append((segment.prompt_end, segment.end, segment.start, segment.prompt_end, False))
-    parts += [(start, end, start, end, True) for start, end in segment.branches]
+    first, *others = [end for _, end in segment.branches] or [segment.prompt_end]
+    parts = [(segment.start, first, segment.start, first, True)]  # the first response continues the prompt
+    if others:
+        parts.append((first, segment.end, segment.start, segment.prompt_end, False))
+    parts += [(start, end, start, end, True) for start, end in segment.branches[1:]]
     return parts
 
 
@@ -259,7 +261,7 @@ class _TreeFlash(torch.autograd.Function):
             part, part_lse = _forward(
                 query[:, :, q0:q1], key[:, :, k0:k1], value[:, :, k0:k1], 0.0, causal, scale=scaling
             )
-            if causal and k0 not in plan.prompts:  # a response on itself joins what it got from the prompt
+            if causal and k0 not in plan.starts:  # a response on itself joins what it got from the prompt
                 joint = torch.logaddexp(lse[:, :, q0:q1], part_lse)
                 kept = out[:, :, q0:q1] * (lse[:, :, q0:q1] - joint).exp().unsqueeze(-1)
                 part = torch.addcmul(kept, part, (part_lse - joint).exp().unsqueeze(-1))
