@@ -11,15 +11,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 from transformers.models.gemma import GemmaConfig
 from transformers.models.gpt2 import GPT2Config
 
 from assent.config import EngineConfig, GenerateConfig, SamplingConfig
 from assent.errors import ConfigError, ModelError
-from assent.rollout import compiled as compiled_module
-from assent.rollout.cache import two_products
-from assent.rollout.compiled import CompiledAttention
 from assent.rollout.engine import Completion
 from assent.rollout.engines import engine_of
 from assent.rollout.torch_engine import TorchEngine
@@ -87,7 +85,11 @@ def test_long_answers_outgrow_the_cache_and_its_first_window() -> None:
     both(build(), SamplingConfig(max_new_tokens=300, max_batch=8), eos=(), n=1)
 
 
-def test_weights_changed_between_calls_are_seen() -> None:
+@pytest.mark.parametrize("packs", [True, False])
+def test_weights_changed_between_calls_are_seen(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where weights are only cast, as on a GPU."""
+    if not packs:
+        monkeypatch.setattr("assent.rollout.packed_linear._can_pack", lambda *_: False)
     model = build()
     engine = TorchEngine(model, (0, 1), compiled=True)
     before = engine.generate(prompts(), 2, SAMPLING, 5)
@@ -154,34 +156,16 @@ def test_more_engines_than_a_compiler_keeps_for_one_function() -> None:
         assert len(engine.generate(prompts()[:2], 1, replace(SAMPLING, max_new_tokens=2), 5)[0][0]) == 2
 
 
-def attention_case(batch: int, heads: int, group: int, width: int, columns: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(columns)
-    query = torch.randn(batch, heads, group, width, generator=generator)
-    keys, values = torch.randn(2, batch, heads, 200, width, generator=generator)
-    mask = torch.zeros(batch, 1, 1, 200)
-    mask[: batch // 2, ..., : 200 - columns // 2] = -torch.inf
-    window = slice(200 - columns, 200)
-    return query, keys.transpose(2, 3)[..., window], values[:, :, window], mask[..., window]
-
-
-def test_attention_is_compiled_once_for_all_batches_and_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, made = CompiledAttention(), []
-    compiled = compiled_module._compiled
-    monkeypatch.setattr(compiled_module, "_compiled", lambda function: made.append(function) or compiled(function))
-    for batch, columns in ((8, 16), (16, 16), (16, 48), (3, 160), (1, 32)):  # width, batch and window alike at first
-        query, keys, values, mask = attention_case(batch, 2, 2, 8, columns)
-        torch.testing.assert_close(
-            attention(query, keys, values, mask, 0.3),
-            two_products(query, keys, values, mask, 0.3),
-            rtol=1e-5,
-            atol=1e-5,
-        )
-    assert len(made) == 1
-    query, keys, values, mask = attention_case(8, 2, 2, 8, 16)
-    torch.testing.assert_close(
-        attention(query, keys, values, mask, 0.7), two_products(query, keys, values, mask, 0.7), rtol=1e-5, atol=1e-5
-    )
-    assert len(made) == 2
+def test_one_compilation_serves_all_batches_and_windows() -> None:
+    """Also where at first batch, window and width of a head happen to be the same number."""
+    model = build(LlamaConfig(**COMMON | {"head_dim": 16}))
+    engine, plain = TorchEngine(model, (), compiled=True), TorchEngine(model, ())
+    counters.clear()
+    for batch, length in ((16, 2), (16, 40), (5, 130), (2, 20), (40, 3)):
+        asked = [np.array([2 + number % 60]) for number in range(batch)]
+        sampling = SamplingConfig(max_new_tokens=length, max_batch=batch)
+        agree(engine.generate(asked, 1, sampling, 5), plain.generate(asked, 1, sampling, 5))
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_without_a_cpp_compiler_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

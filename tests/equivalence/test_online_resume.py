@@ -169,6 +169,8 @@ def worked(name: str, metrics: list[dict[str, float]], asked: list[list[int]]) -
         case "ahead" | "ahead greedy" | "given hint" | "compiled":
             assert len(asked) == len(fresh) + 1, "the last one is under way when the run ends"
             assert fresh[0]["importance"] == pytest.approx(1, abs=1e-3) and fresh[1]["mismatch"] > 1e-3
+        case "ewma":
+            assert metrics[0]["lr"] == pytest.approx(5e-3), "that of batches of 8, for batches of 2"
         case "given row":
             assert all(row["given"] > 0 for row in fresh)
         case "curriculum" | "dynamic":

@@ -87,12 +87,15 @@ def test_bf16_is_near_fp32(tiny_model_dir: Path) -> None:
         assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.98
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.1)])
-def test_engine_logprobs_are_training_logprobs(precision: str, tolerance: float, tiny_model_dir: Path) -> None:
+def test_engine_logprobs_are_training_logprobs(
+    precision: str, tolerance: float, compiled: bool, tiny_model_dir: Path
+) -> None:
     policy = load_policy(ModelConfig(str(tiny_model_dir), precision=precision), max_length=512, device="cuda")
     prompts = [tree.prompt for tree in trees()]
     sampling = SamplingConfig(max_new_tokens=40, max_batch=4, temperature=0.9)
-    engine = TorchEngine(policy.model, eos_ids=(2,), precision=precision)
+    engine = TorchEngine(policy.model, eos_ids=(2,), precision=precision, compiled=compiled)
     answers = engine.generate(prompts, 3, sampling, seed=3)
     sampled = [
         TokenTree(prompt, tuple(Branch(c.ids, np.ones(len(c), bool)) for c in group))

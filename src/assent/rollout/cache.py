@@ -15,7 +15,7 @@ width is a multiple of `_WINDOW`; a mask hides the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -31,17 +31,6 @@ _EXTRA = 64  # columns that it grows by besides
 _NONE = 1 << 40  # first column of a free slot: it keeps no column alive
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-
-
-def two_products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Softmax attention: query [B, H, G, D], keys [B, H, D, W], values [B, H, W, D], mask [B, 1, 1, W] of 0 and -inf ->
-    [B, H, G, D]."""
-    scores = torch.matmul(query, keys)
-    weights = torch.add(mask, scores, alpha=scaling).softmax(-1).to(values.dtype)
-    return torch.matmul(weights, values)
-
-
 class SlotCache:
     """The cache and, as an `attend` object, the attention of a decoding step over it.
 
@@ -51,10 +40,11 @@ class SlotCache:
     """
 
     def __init__(
-        self, slots: int, longest_prompt: int, columns: int, device: torch.device, kernel: Kernel = two_products
+        self, slots: int, longest_prompt: int, columns: int, device: torch.device, *, in_order: bool = False
     ) -> None:
+        """`in_order`: keys lie column after column whatever their precision, for who reads `windows`."""
         assert columns >= longest_prompt
-        self.kernel = kernel
+        self.in_order = in_order
         self.slots = slots
         self.reserve = longest_prompt + _WINDOW  # columns always kept before the current one
         self.columns = columns + _WINDOW
@@ -137,21 +127,26 @@ class SlotCache:
         self.first[self.first != _NONE] -= shift
         self.columns, self.end = columns, width
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        return self.attend(int(module.layer_idx), query, key, value, scaling)  # type: ignore[arg-type]
+    def windows(self) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
+        """What a step sees, its own column included: the mask [B, 1, 1, W] of 0 and -inf, and by layer keys and values
+        [B, Hkv, W, D], views into the cache."""
+        keys = {layer: x[: self.active, :, :, self._seen].transpose(2, 3) for layer, x in self._keys.items()}
+        values = {layer: x[: self.active, :, self._seen] for layer, x in self._values.items()}
+        return self._step_mask, keys, values
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [B, Hq, 1, D], key and value [B, Hkv, 1, D] -> [B, 1, Hq, D]."""
         batch, heads, _, width = query.shape
-        keys, values = self._layer(layer, key[0], value[0])
+        keys, values = self._layer(int(module.layer_idx), key[0], value[0])  # type: ignore[arg-type]
         keys[:batch, :, :, self.end] = key[:, :, 0]
         values[:batch, :, self.end] = value[:, :, 0]
         grouped = query.reshape(batch, key.shape[1], -1, width).to(keys.dtype)
         widened = keys.dtype != query.dtype
-        seen = keys[:batch, :, :, self._seen], values[:batch, :, self._seen]
         with torch.autocast(self.device.type, enabled=False) if widened else nullcontext():
-            out = self.kernel(grouped, *seen, self._step_mask, scaling)
-        return out.view(batch, 1, heads, value.shape[-1]).to(value.dtype)
+            scores = torch.matmul(grouped, keys[:batch, :, :, self._seen])
+            weights = torch.add(self._step_mask, scores, alpha=scaling).softmax(-1).to(values.dtype)
+            out = torch.matmul(weights, values[:batch, :, self._seen])
+        return out.view(batch, 1, heads, value.shape[-1])
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Storage of a layer, allocated (as zeros: a masked column must hold numbers) when it is first written. Keys
@@ -159,7 +154,7 @@ class SlotCache:
         if layer not in self._keys:
             heads, _, width = key.shape
             dtype = key.dtype if is_native(key.dtype, key.device) else torch.promote_types(key.dtype, torch.float32)
-            if dtype == torch.bfloat16 and key.device.type == "cpu" and self.kernel is two_products:
+            if dtype == torch.bfloat16 and key.device.type == "cpu" and not self.in_order:
                 self._keys[layer] = key.new_zeros(self.slots, heads, width, self.columns, dtype=dtype)
             else:
                 self._keys[layer] = key.new_zeros(self.slots, heads, self.columns, width, dtype=dtype).transpose(2, 3)

@@ -1,12 +1,9 @@
-"""A decoding step compiled as a whole: norms, rotary embeddings, activations and casts become few kernels.
-
-Products with packed weights and the attention over the cache are left to `assent.rollout.opaque`.
-"""
+"""A decoding step compiled as a whole: norms, rotary embeddings, attention over the cache, activations and casts become
+few kernels. Products with packed weights stay what they are (`assent.rollout.packed_linear`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -18,81 +15,42 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from transformers import PreTrainedModel
 
 from assent.errors import ModelError
-from assent.rollout import opaque
-from assent.rollout.cache import two_products
+
+Windows = dict[int, Tensor]
+"""By layer."""
 
 
 class CompiledStep:
-    """From the last tokens of at least two sequences and their positions, [B, 1] each, to logits [B, V]. Compiled when
-    it is first called, once for all B. Raises ModelError where that fails."""
+    """The logits [B, V] of one more token for each of at least two sequences. Compiled when it is first called, once
+    for all batches and windows of the cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        def step(ids: Tensor, positions: Tensor) -> Tensor:
-            out: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False, attend=_attend).logits[:, 0]
+        def step(ids: Tensor, positions: Tensor, mask: Tensor, keys: Windows, values: Windows) -> Tensor:
+            attend = _Windowed(mask, keys, values)
+            out: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False, attend=attend).logits[:, 0]
             return out
 
-        self._step = _compiled(step)
+        # A function with code of its own, because compilations belong to code, and there is room for a few only.
+        # Without guards, which cost a tenth of a small model's step: what they would watch is the same in every call.
+        own = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
+        guards = torch.compiler.skip_all_guards_unsafe
+        options: dict[str, str | int | bool | Callable[..., Any]] = {"guard_filter_fn": guards}
+        self._step: Callable[..., Tensor] = torch.compile(own, fullgraph=True, options=options)
+        self._is_compiled = False
 
-    def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, keys: Windows, values: Windows) -> Tensor:
+        """ids and positions [B, 1]; mask, keys and values as of `SlotCache.windows`, whose last column is written.
+        Raises ModelError where the step cannot be compiled."""
         assert len(ids) > 1, "a compiler makes one sequence a case of its own"
-        for tensor in (ids, positions):
+        if self._is_compiled:
+            return self._step(ids, positions, mask, keys, values)
+        for tensor in (ids, positions, mask, *keys.values(), *values.values()):
             torch._dynamo.mark_dynamic(tensor, 0)
-        return self._step(ids, positions)
-
-
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    return opaque.attention(query, key, value, int(module.layer_idx), scaling)  # type: ignore[arg-type]
-
-
-class CompiledAttention:
-    """What `cache.two_products` computes, in fp32 and by one kernel, which neither copies its window of the cache nor
-    is held up by the start of two products. Compiled for each shape of a model's heads, once for all batches and
-    windows."""
-
-    def __init__(self) -> None:
-        self._kernels: dict[tuple[float, int, int, int, int], Callable[..., Tensor]] = {}
-
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-        if len(query) == 1:
-            return two_products(query, keys, values, mask, scaling)
-        shape = (scaling, *query.shape[1:], values.shape[-1])
-        kernel = self._kernels.get(shape)
-        if kernel is None:
-            kernel = self._kernels[shape] = _compiled(partial(_one_pass, scaling=scaling))
-            for tensor in (query, keys, values, mask):
-                torch._dynamo.mark_dynamic(tensor, 0)
-            for tensor, dim in ((keys, 3), (values, 2), (mask, 3)):
-                torch._dynamo.mark_dynamic(tensor, dim)
-        return kernel(query, keys, values, mask)
-
-
-def _one_pass(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scaling: float) -> Tensor:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    rows, values = keys.transpose(2, 3).to(wide), values.to(wide)
-    out = []
-    for one in query.to(wide).unbind(2):  # the queries of a group one by one: keys and values are then read in order
-        scores = (one[:, :, None] * rows).sum(-1) * scaling + mask[:, 0]
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        out.append((weights[..., None] * values).sum(-2) / weights.sum(-1, keepdim=True))
-    return torch.stack(out, 2)
-
-
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compiled as a whole when it is first called. Without guards, which cost a tenth of a small model's step: whatever
-    they would watch is the same in every call. As a function with code of its own, because compilations belong to code,
-    and there is room for a few only."""
-
-    def call(*args: Tensor) -> Tensor:
-        return function(*args)
-
-    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    guards = torch.compiler.skip_all_guards_unsafe
-    options: dict[str, str | int | bool | Callable[..., Any]] = {"guard_filter_fn": guards}
-    compiled: Callable[..., Tensor] = torch.compile(own, fullgraph=True, options=options)
-
-    def checked(*args: Tensor) -> Tensor:
+        torch._dynamo.mark_dynamic(mask, 3)
+        for tensor in (*keys.values(), *values.values()):
+            torch._dynamo.mark_dynamic(tensor, 2)
         try:
-            return compiled(*args)
+            out = self._step(ids, positions, mask, keys, values)
         except (TorchDynamoException, InductorError, ConstraintViolationError) as error:
             reason = " ".join(str(error).partition("Set TORCH")[0].split())[:300]
             raise ModelError(
@@ -100,5 +58,29 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 "(Debian: apt install g++) and a model that takes no branches by its data. Leave the option off to "
                 "sample without."
             ) from error
+        self._is_compiled = True
+        return out
 
-    return checked
+
+class _Windowed:
+    """The `attend` object of a compiled step: attention as sums, which a compiler makes one kernel of. It reads keys
+    and values in their order in memory, one query of a group after the other."""
+
+    def __init__(self, mask: Tensor, keys: Windows, values: Windows) -> None:
+        self.mask, self.keys, self.values = mask, keys, values
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [B, Hq, 1, D], key and value [B, Hkv, 1, D] -> [B, 1, Hq, D]."""
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, -1] = key[:, :, 0]
+        values[:, :, -1] = value[:, :, 0]
+        wide = torch.promote_types(query.dtype, torch.float32)
+        keys, values = keys.to(wide), values.to(wide)
+        groups = query.to(wide).view(query.shape[0], key.shape[1], -1, query.shape[-1])
+        out = []
+        for one in groups.unbind(2):
+            scores = (one[:, :, None] * keys).sum(-1) * scaling + self.mask[:, 0]
+            weights = (scores - scores.amax(-1, keepdim=True)).exp()
+            out.append((weights[..., None] * values).sum(-2) / weights.sum(-1, keepdim=True))
+        return torch.stack(out, 2).view(query.shape[0], 1, query.shape[1], -1).to(value.dtype)

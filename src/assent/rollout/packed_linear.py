@@ -3,12 +3,12 @@ and layers that are given the same input (queries, keys and values; gate and up)
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-
-from assent.rollout import opaque
 
 _ROWS = 32  # the batch that oneDNN lays the weight out for; others give the same numbers
 
@@ -32,15 +32,33 @@ class PackedLinears:
         self._first.settle()
 
     def __enter__(self) -> None:
+        _opened.products = self.products
         for layer in self._layers:
             layer.module.forward = layer  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
+        _opened.products = []
         for layer in self._layers:
             vars(layer.module).pop("forward", None)
             layer.kept = None
         for product in self.products:
             product.release()
+
+
+class _Opened(threading.local):
+    """Inside `with PackedLinears`, its products."""
+
+    products: list[_Product] = []
+
+
+_opened = _Opened()
+# A packed weight is no tensor that a compiler can trace, so the product is an operator that knows it by a number.
+_library = torch.library.Library("assent", "FRAGMENT")
+_library.define("packed_linear(Tensor x, int product, int width) -> Tensor")
+_library.impl("packed_linear", lambda x, product, width: _opened.products[product].multiply(x), "CPU")
+torch.library.register_fake(
+    "assent::packed_linear", lambda x, product, width: x.new_empty(*x.shape[:-1], width), lib=_library
+)
 
 
 def is_native(dtype: torch.dtype, device: torch.device) -> bool:
@@ -138,7 +156,8 @@ class _Product:
 
     def _multiply(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return opaque.linear(x.to(self.dtype), self.number, sum(self.widths))
+            out: Tensor = torch.ops.assent.packed_linear(x.to(self.dtype), self.number, sum(self.widths))
+            return out
         return self.multiply(x.to(self.dtype))
 
     def multiply(self, x: Tensor) -> Tensor:

@@ -21,10 +21,9 @@ from assent.config import SamplingConfig
 from assent.data.tree import Segment
 from assent.errors import ModelError, NonFiniteError
 from assent.models.attention import TreeAttend, inexact_reason, install
-from assent.rollout.cache import Kernel, PromptCapture, SlotCache, two_products
-from assent.rollout.compiled import CompiledAttention, CompiledStep
+from assent.rollout.cache import PromptCapture, SlotCache
+from assent.rollout.compiled import CompiledStep
 from assent.rollout.engine import Completion
-from assent.rollout.opaque import opened
 from assent.rollout.packed_linear import PackedLinears
 from assent.rollout.sampler import sample, uniforms
 
@@ -58,7 +57,6 @@ class TorchEngine:
         self.precision = precision
         self.on_progress = on_progress
         self._compiled = CompiledStep(model) if compiled else None
-        self._attention = CompiledAttention() if compiled else two_products
         self._linears: PackedLinears | None = None
 
     def generate(
@@ -77,9 +75,7 @@ class TorchEngine:
     def logits(self, ids: Tensor, positions: Tensor, cache: SlotCache) -> Tensor:
         """Of one more token, `ids` and `positions` [B, 1], for each sequence in `cache`: [B, V]."""
         if self._compiled is not None and len(ids) > 1:
-            assert self._linears is not None
-            with opened(self._linears.products, cache):
-                return self._compiled(ids, positions)
+            return self._compiled(ids, positions, *cache.windows())
         out: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False, attend=cache).logits[:, 0]
         return out
 
@@ -88,9 +84,8 @@ class TorchEngine:
         self.model.load_state_dict(dict(state_dict))
 
     @property
-    def kernel(self) -> Kernel:
-        """What computes the attention of a decoding step."""
-        return self._attention if self.device.type == "cpu" else two_products
+    def compiles(self) -> bool:
+        return self._compiled is not None
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +173,7 @@ class _Generation:
         slots, length = min(sampling.max_batch, len(prompts) * n), sampling.max_new_tokens
         self.device = device
         columns = longest + min(length, _FIRST_COLUMNS)
-        self.cache = SlotCache(slots, longest, columns, device, engine.kernel)
+        self.cache = SlotCache(slots, longest, columns, device, in_order=engine.compiles)
         # longest first: neighbours of like length waste few columns, and long ones do not come last and alone
         self.unread = deque(sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt])))
         self.waiting: deque[_Waiting] = deque()

@@ -91,7 +91,7 @@ def train_steps(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         metrics |= dict(window.metrics)
-        metrics["lr"] = config.lr * factor
+        metrics["lr"] = optimizer.param_groups[0]["lr"]
         metrics["tokens"] = float(window.counts.tokens)
         ended = time.perf_counter()
         metrics["time/step"] = ended - begun
