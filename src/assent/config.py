@@ -235,7 +235,7 @@ class EngineConfig:
     sent before each rollout."""
     compile: bool = False
     """torch, one process: compile the decoding step, which takes 10 to 60 seconds before the first answer (less in a
-    later run) and, without a GPU, a C++ compiler; sampling is then up to 1.7 times as fast."""
+    later run) and, without a GPU, a C++ compiler; sampling is then up to twice as fast."""
     url: str | None = None
     """vllm: server to ask, http://HOST:PORT; default: vLLM is started inside the run."""
     weights: str | None = None

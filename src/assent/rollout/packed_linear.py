@@ -22,7 +22,6 @@ class PackedLinears:
         modules = [
             module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _is_plain(module)
         ]
-        self.dtype = dtype
         self.products: list[_Product] = []
         self._first = _FirstPass(self.products)
         self._layers = [_Linear(module, dtype, self._first) for module in modules]
