@@ -25,10 +25,12 @@ from assent.models.policy import Policy
 from assent.rollout.engine import Completion
 from assent.rollout.vllm_worker import EXTENSION
 
-os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles one function of its sampler: half a minute for nothing here
-os.environ["VLLM_NO_USAGE_STATS"] = "1"
-
-collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+if importlib.util.find_spec("vllm"):
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles one function of its sampler: half a minute for nothing here
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    collect_ignore_glob = []
+else:
+    collect_ignore_glob = ["test_*.py"]
 
 VOCAB, LONGEST = 400, 128
 EOS = (3, 11, 20, 50)
