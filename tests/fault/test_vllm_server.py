@@ -160,6 +160,12 @@ def forget(handler: Handler) -> None:
     say()(handler)
 
 
+def die(handler: Handler) -> None:
+    """As if it had been killed before it answers, and started anew at once."""
+    handler.server.version, handler.server.weights = "default", "old"
+    drop(handler)
+
+
 def hang(handler: Handler) -> None:
     handler.server.released.wait(10)
 
@@ -196,7 +202,8 @@ def right(letters: int, n: int = 2) -> list[list[list[int]]]:
 def test_weights_first_and_then_answers(fake: FakeVllm, tmp_path: Path):
     sampler = engine(fake.url + "/", tmp_path)
     sampler.update_weights(weights(5))
-    loaded = ["/pause", "/collective_rpc", "/resume", "/update_weight_version", "/weight_info"]
+    label = "/update_weight_version"
+    loaded = [label, "/pause", "/collective_rpc", "/resume", "/weight_info", label, "/weight_info"]
     assert fake.paths() == ["/weight_info", "/server_info", *loaded]
     groups = sampler.generate(PROMPTS, 2, SAMPLING, seed=3, first=6)
     assert ids(groups) == right(5) and all(c.finished for group in groups for c in group)
@@ -362,6 +369,24 @@ def test_a_server_that_forgot_between_rollouts(fake: FakeVllm, tmp_path: Path):
     sampler = engine(fake.url, tmp_path)
     sampler.update_weights(weights(5))
     fake.version, fake.weights = "default", "old"
+    assert ids(sampler.generate(PROMPTS, 2, SAMPLING, 0)) == right(5)
+
+
+@pytest.mark.parametrize(
+    ("path", "faults"),
+    [
+        ("/resume", [forget]),
+        ("/update_weight_version", [say(), die]),
+        ("/update_weight_version", [say(), die, say(), die]),
+    ],
+)
+def test_a_server_started_anew_while_it_reads_weights_is_not_told_that_it_has_them(
+    fake: FakeVllm, tmp_path: Path, path: str, faults: list[Act]
+):
+    sampler = engine(fake.url, tmp_path)
+    fake.scripts[path] = list(faults)
+    sampler.update_weights(weights(5))
+    assert (fake.weights, fake.scripts[path]) == ("xxxxx", [])
     assert ids(sampler.generate(PROMPTS, 2, SAMPLING, 0)) == right(5)
 
 

@@ -206,25 +206,45 @@ class VllmServer:
 
     def _load(self, weights: Weights, settings: Settings, patience: Patience) -> None:
         """Has the server read these weights. What it is doing meanwhile is of no use to anyone and ends; keys and
-        values of the old weights are forgotten. The version comes last: whoever sees it can rely on all the rest."""
+        values of the old weights are forgotten. The version comes last: whoever sees it can rely on all the rest. Until
+        then it is a mark: a server that has lost it was started anew in between, and is not told the version."""
+        mark = f"loading {weights.version}"
+        self._order("/update_weight_version", {"new_version": mark}, weights, patience)
+        self._order("/pause?mode=abort", {}, weights, patience)
         read = {"method": "reload_weights", "kwargs": {"weights_path": weights.path}}
-        orders: list[tuple[str, object]] = [
-            ("/pause?mode=abort", {}),
-            ("/collective_rpc", read),
-            *([("/collective_rpc", {"method": "refresh_head"})] if settings.on_cpu else []),
-            ("/resume", {}),
-            ("/update_weight_version", {"new_version": weights.version}),
-        ]
-        for path, body in orders:
-            self._client.ask(
-                self._client.base + path,
-                body,
-                lambda reply: None,
-                replace(patience, retries=_ORDERS),
-                expected=f"what vLLM answers in its development mode. Start it with: {self.command}",
-                failed="could not be given weights",
-                advice=f"It must serve the model that is trained, and see the folder {weights.path}.",
-            )
+        self._order("/collective_rpc", read, weights, patience)
+        if settings.on_cpu:
+            self._order("/collective_rpc", {"method": "refresh_head"}, weights, patience)
+        self._order("/resume", {}, weights, patience)
+
+        def check(_: str = "") -> None:
+            if self._question("/weight_info", _version, patience) not in (mark, weights.version):
+                raise _StartedAnew
+
+        try:
+            check()
+            self._order("/update_weight_version", {"new_version": weights.version}, weights, patience, check)
+        except _StartedAnew:
+            return
+
+    def _order(
+        self,
+        path: str,
+        body: object,
+        weights: Weights,
+        patience: Patience,
+        on_failure: Callable[[str], object] = lambda reason: None,
+    ) -> None:
+        self._client.ask(
+            self._client.base + path,
+            body,
+            lambda reply: None,
+            replace(patience, retries=_ORDERS),
+            expected=f"what vLLM answers in its development mode. Start it with: {self.command}",
+            failed="could not be given weights",
+            advice=f"It must serve the model that is trained, and see the folder {weights.path}.",
+            on_failure=on_failure,
+        )
 
     def _question(self, path: str, read: Callable[[Any], T], patience: Patience) -> T:
         """An answer that costs the server nothing; waits for a server that is away."""
@@ -246,6 +266,10 @@ class VllmServer:
             advice=f"Start it with: {self.command}",
             on_failure=tell,
         )
+
+
+class _StartedAnew(Exception):
+    """The server has forgotten what it was told."""
 
 
 def _version(reply: Any) -> str:
