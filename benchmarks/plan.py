@@ -67,12 +67,6 @@ def sampling(number: int, bars: Bars) -> Kind:
     return Kind(f"sampling {number}", bars, "", "ours_generate", "peer_generate", or_mfu=False)
 
 
-def compiled_sampling(number: int, bars: Bars) -> Kind:
-    """The same with --engine.compile."""
-    name, task = f"sampling {number}, compiled", f"generate-{number}"
-    return Kind(name, bars, "", "ours_generate", "peer_generate", task=task, or_mfu=False)
-
-
 def compiled(kind: Kind, what: str) -> Kind:
     """The same work with --engine.compile on our side."""
     return replace(kind, name=f"{kind.name}, compiled", task=what)
@@ -119,9 +113,9 @@ WHATS: dict[str, Kind] = {
     "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
     "generate-128": sampling(128, LARGE),
     "generate-256": sampling(256, LARGE),
-    "compiled-32": compiled_sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
-    "compiled-128": compiled_sampling(128, LARGE),
-    "compiled-256": compiled_sampling(256, LARGE),
+    "compiled-32": compiled(sampling(32, bars((2.5, 2.5), (2.5, 2.5))), "generate-32"),
+    "compiled-128": compiled(sampling(128, LARGE), "generate-128"),
+    "compiled-256": compiled(sampling(256, LARGE), "generate-256"),
     "vllm-32": against_vllm(32),
     "vllm-128": against_vllm(128),
     "vllm-256": against_vllm(256),
