@@ -249,13 +249,11 @@ def test_one_compilation_serves_all_batches_and_windows() -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_without_a_cpp_compiler_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "nothing")))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+def test_without_a_cpp_compiler_the_error_says_so(tmp_path: Path) -> None:
     engine = TorchEngine(build("llama"), (), compiled=True)
-    with pytest.raises(
-        ModelError, match=r"--engine.compile: .*could not be compiled .*needs a C\+\+ compiler"
-    ) as caught:
+    nowhere = torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "nothing")), "force_disable_caches": True})
+    message = r"--engine.compile: .*could not be compiled .*needs a C\+\+ compiler"
+    with nowhere, pytest.raises(ModelError, match=message) as caught:
         engine.generate(prompts(), 1, SAMPLING, 5)
     assert "TORCH" not in str(caught.value)
 
