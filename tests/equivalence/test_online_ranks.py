@@ -38,6 +38,7 @@ from assent.train.log import read_jsonl, read_metrics
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 WORDS = "red green blue paris egg water seven minutes boil cool".split()
 TWO = RolloutConfig(responses=2, minibatches=2, show=9)
+TRAIN = TrainConfig(batch_size=5, micro_tokens=60, max_steps=4, threads=1)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("rloo", {"rollout": replace(TWO, ahead=True)}),
     "ahead lora": ("rloo", {"rollout": replace(TWO, ahead=True)}),
@@ -45,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hint": ("dr-grpo", {"given": GivenConfig("hint", "Say {answer}", when="always")}),
     "ewma": ("ppo", {"loss": {"ewma": 0.5}, "rollout": replace(TWO, target_kl=1e-5, epochs=2)}),
     "shared critic": ("ppo", {"critic": CriticConfig(shared=True, warmup=1)}),
+    "one step": ("ppo", {"rollout": RolloutConfig(responses=2, show=9), "train": replace(TRAIN, micro_tokens=4096)}),
     "ptx": ("rloo", {"ptx": PtxConfig("DATA", coef=0.5, batch_size=3)}),
     "full reward": ("rloo", {"kl": KLConfig(coef=0.2, estimator="full")}),
     "full loss": ("grpo", {"kl": KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50)}),
@@ -65,7 +67,7 @@ def configurations(out: Path, model: Path, data: Path) -> dict[str, OnlineConfig
             "out": str(out / name.replace(" ", "-")),
             # eps above the rounding of gradients, which Adam would otherwise blow up to whole steps
             "optim": OptimConfig(lr=1e-3, eps=1e-4, warmup=0.0, weight_decay=0.1, max_grad_norm=0.5),
-            "train": TrainConfig(batch_size=5, micro_tokens=60, max_steps=4, threads=1),
+            "train": TRAIN,
             "rewards": RewardsConfig(rules=("length=2,8",)),
             "rollout": TWO,
             "sampling": SamplingConfig(max_new_tokens=8, max_batch=4),

@@ -38,10 +38,15 @@ from assent.train.progress import ShutdownRequested
 STEPS = 6
 PROMPTS = 5  # rollouts of two reach over the ends of passes
 TWO = RolloutConfig(responses=2, minibatches=2, show=9)
+TRAIN = TrainConfig(batch_size=2, micro_tokens=100, max_steps=STEPS, threads=1, keep=9)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("ppo", {"rollout": replace(TWO, ahead=True)}),
     "ahead greedy": ("remax", {"rollout": replace(TWO, responses=1, ahead=True)}),
     "compiled": ("grpo", {"engine": EngineConfig(compile=True), "rollout": replace(TWO, ahead=True)}),
+    "one step": (
+        "ppo",
+        {"rollout": replace(TWO, minibatches=1, ahead=True), "train": replace(TRAIN, micro_tokens=4096)},
+    ),
     "ewma": ("ppo", {"loss": {"ewma": 0.5, "tuned_batch": 8}, "rollout": TWO}),
     "ptx": ("ppo", {"ptx": PtxConfig("DATA", batch_size=2), "rollout": TWO}),
     "given row": ("grpo", {"given": GivenConfig("row", when="always"), "rollout": TWO}),
@@ -92,7 +97,7 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Make:
             "data": DataConfig(str(file), max_length=64),
             "out": str(out),
             "optim": OptimConfig(lr=1e-2, warmup=0.0, weight_decay=0.01),
-            "train": TrainConfig(batch_size=2, micro_tokens=100, max_steps=STEPS, threads=1, keep=9),
+            "train": TRAIN,
             "rewards": RewardsConfig(rules=("length=5,6", "contains=gold")),
             "sampling": SamplingConfig(max_new_tokens=6),
         }

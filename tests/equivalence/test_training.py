@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.errors import NonFiniteError
 from assent.models.loading import load_policy, load_score_model
+from assent.models.policy import Policy
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import (
     METHODS,
@@ -296,6 +298,39 @@ def test_an_idle_rank_adds_zeros_to_every_gradient(name: str, tiny_model_dir: Pa
     loss, grads = gradient(algorithm, [replace(busy, batches=(idle(trees[0]),))])
     assert loss == 0.0 and grads.keys() == touched
     assert not any(grad.any() for grad in grads.values())
+
+
+ONCE = RolloutConfig(responses=2)
+READ_ONCE: dict[str, Make] = {
+    "ppo": online("ppo", rollout=ONCE),
+    "ppo, shared": online("ppo", rollout=ONCE, critic=CriticConfig("policy", shared=True, coef=0.3)),
+    "ppo, entropy": online("ppo", rollout=ONCE, loss={"entropy": 0.05}),
+    "ppo, proximal": online("ppo", rollout=ONCE, loss={"ewma": 0.9}),
+    "ppo, full KL": online("ppo", rollout=ONCE, kl=KLConfig(0.1, estimator="full")),
+    "ppo, full KL in the loss": online("ppo", rollout=ONCE, kl=KLConfig(0.1, place="loss", estimator="full")),
+    "reinforce++": online("reinforce++", rollout=ONCE),
+    "rloo": online("rloo", rollout=ONCE),
+}
+
+
+@pytest.mark.parametrize("name", READ_ONCE)
+def test_a_forward_pass_kept_for_the_one_step_is_that_of_the_step(name: str, tiny_model_dir: Path, tokenizer) -> None:
+    algorithm = READ_ONCE[name](tiny_model_dir, tokenizer)
+    made, kept = next(algorithm.windows()), algorithm.models.kept
+    assert list(kept) == [batch.keys for batch in made.batches]
+    with patch.object(Policy, "forward", side_effect=AssertionError("read twice")):
+        got = gradient(algorithm, [made])
+    assert not kept
+    close(got, gradient(algorithm, [made]), 1e-7)
+    assert sum(g.abs().sum() for g in got[1].values()) > 1e-2
+
+
+def test_a_forward_pass_is_kept_where_the_rollout_is_one_micro_batch_alone(tiny_model_dir: Path, tokenizer) -> None:
+    for micro_tokens, kept in ((1 << 20, 1), (60, 0)):
+        make = online("ppo", rollout=ONCE, train=TrainConfig(micro_tokens=micro_tokens))
+        algorithm = make(tiny_model_dir, tokenizer)
+        made = next(algorithm.windows())
+        assert (len(made.batches) == 1) == bool(kept) == bool(algorithm.models.kept)
 
 
 class Fixed:

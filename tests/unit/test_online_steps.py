@@ -39,9 +39,11 @@ class FakeExperience:
         self.number = 0
         self.coefficients: list[float] = []
         self.looked: list[int] = []
+        self.keeps: list[bool] = []
 
-    def make(self, kl_coef: float) -> Rollout:
+    def make(self, kl_coef: float, *, keep: bool) -> Rollout:
         self.number += 1
+        self.keeps.append(keep)
         self.coefficients.append(kl_coef)
         fields = {"sampler": np.zeros(1, np.float32)}
         branches = tuple(Branch(np.array([9]), np.ones(1, bool), fields) for _ in range(self.answers))
@@ -124,8 +126,8 @@ def test_minibatches_without_an_answer_are_no_steps() -> None:
     experience = FakeExperience()
     make = experience.make
 
-    def few(kl_coef: float) -> Rollout:
-        made = make(kl_coef)
+    def few(kl_coef: float, *, keep: bool) -> Rollout:
+        made = make(kl_coef, keep=keep)
         return Rollout(made.trees[:2], made.metrics, made.samples)
 
     experience.make = few
@@ -227,6 +229,20 @@ def test_the_critic_learns_alone_for_as_many_rollouts_as_asked() -> None:
         driven.step()
         warming.append(driven.algorithm.surrogate.warming)
     assert warming == [True] * 4 + [False] * 2
+
+
+def test_a_rollout_is_read_for_its_step_where_that_is_the_only_one_and_trains_the_policy() -> None:
+    experience = FakeExperience()
+    driven = Driven(online(experience, RolloutConfig(), critic=CriticConfig("policy", warmup=2)))
+    for _ in range(4):
+        driven.step()
+    assert experience.keeps == [False, False, True, True]
+    for rollout in (RolloutConfig(epochs=2), RolloutConfig(minibatches=2)):
+        experience = FakeExperience()
+        driven = Driven(online(experience, rollout))
+        for _ in range(4):
+            driven.step()
+        assert experience.keeps == [False, False]
 
 
 # ---- an averaged policy

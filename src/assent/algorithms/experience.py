@@ -13,12 +13,10 @@ import numpy as np
 from assent.algorithms.credit import credit, no_signal
 from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
 from assent.algorithms.job import Job
-from assent.algorithms.models import Models
+from assent.algorithms.models import Models, Reader
 from assent.algorithms.prompts import Prompts, difficulty
 from assent.algorithms.rollouts import (
     GIVEN,
-    Fields,
-    annotate,
     attach,
     describe,
     drift,
@@ -32,7 +30,7 @@ from assent.algorithms.sampling import Ask, Sampler
 from assent.algorithms.scoring import groups_of
 from assent.algorithms.shaping import Shaper
 from assent.data.records import Example
-from assent.data.tree import TokenTree, TreeBatch
+from assent.data.tree import TokenTree
 from assent.errors import DataError, UserError
 from assent.online import METHODS, OnlineConfig, method_of
 from assent.rewards.group import GroupReward, RewardError
@@ -81,7 +79,8 @@ class Experience:
         examples: Sequence[Example],
         config: OnlineConfig,
     ) -> None:
-        self.job, self.models, self.source, self.sampler = current, models, source, sampler
+        self.job, self.source, self.sampler = current, source, sampler
+        self.reader = Reader(models, config, current.world)
         self.examples, self.config = examples, config
         self.row = METHODS[method_of(config)]
         self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
@@ -139,9 +138,9 @@ class Experience:
 
     # ---- a rollout
 
-    def make(self, kl_coef: float) -> Rollout:
-        """Raises UserError where a source of rewards gives up; the answers are kept, and scored when this is called
-        again."""
+    def make(self, kl_coef: float, *, keep: bool = False) -> Rollout:
+        """`keep` is that of `Reader.read`. Raises UserError where a source of rewards gives up; the answers are kept,
+        and scored when this is called again."""
         begun = time.perf_counter()
         self.settle()
         asked = self.asked or self._sampled(0)
@@ -161,7 +160,7 @@ class Experience:
         if given is not None:
             trees, metrics["given"] = with_given(self.config.given, trees, given)
         trees = [replace(tree, key=key) for key, tree in enumerate(trees)]
-        trees = self._with_numbers(trees, policy=self.needs_old, critic=True)
+        trees = self.reader.read(trees, policy=self.reader.needs_old, critic=True, keep=keep)
         metrics |= describe(sampled_only(trees))
         self.shaper.learn(trees, baseline)
         trees = self.shaper.shape(trees, baseline)
@@ -255,42 +254,6 @@ class Experience:
             raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
         return best
 
-    # ---- numbers of the models
-
-    @property
-    def needs_old(self) -> bool:
-        """Whether the policy's own log-probs are needed before the first step on a rollout. Where there is but one, and
-        no reward or value depends on them, they are those of the step itself: a forward pass less."""
-        section, kl = self.config.rollout, self.config.kl
-        in_reward = kl.coef > 0 and (kl.place == "reward" or kl.target is not None)
-        several = section.epochs * section.minibatches > 1 or self.options.get("ewma") is not None
-        return several or in_reward or self.models.has_critic
-
-    def _with_numbers(self, trees: list[TokenTree], *, policy: bool, critic: bool) -> list[TokenTree]:
-        """Adds per-token `old` and `entropy` with `policy`, and `reference`, `kl`, `values` where the method needs
-        them."""
-        models, kl, temperature = self.models, self.config.kl, self.config.sampling.temperature
-        if not policy and models.reference is None:
-            return trees
-
-        def numbers(batch: TreeBatch) -> Fields:
-            reference = models.reference
-            per_token = {} if reference is None else {"reference": reference.logprobs(batch, temperature)}
-            if not policy:
-                return Fields(per_token)
-            full = reference is not None and kl.estimator == "full" and kl.place == "reward"
-            anchor = reference.anchor(batch, temperature) if full and reference is not None else None
-            scores = models.policy(batch, temperature, entropy=True, anchor=anchor, direction="reverse")
-            per_token |= {"old": scores.logprobs, "entropy": scores.entropy}
-            if full:
-                per_token["kl"] = scores.kl
-            if critic and models.has_critic:
-                per_token["values"] = models.values(batch, scores)
-            return Fields(per_token)
-
-        train = self.config.train
-        return annotate(trees, numbers, micro_tokens=train.micro_tokens, world=self.job.world, flat=not models.tree)
-
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.silent = self.silent + 1 if metrics.get("no_signal") == 1.0 else 0
         if self.silent == SILENCE:
@@ -355,7 +318,7 @@ class Experience:
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
         if not there:
             raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({_listed(missing)}).")
-        trees = self._with_numbers([tree for tree, _ in there], policy=True, critic=False)
+        trees = self.reader.read([tree for tree, _ in there], policy=True)
         metrics = {f"eval/{name}": value for name, value in describe(trees).items()}
         interval = mean_interval(response_field(trees, "reward").tolist())
         metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}

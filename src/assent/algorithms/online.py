@@ -86,7 +86,8 @@ class Online:
                 self._next_rollout()
             self.surrogate.warming = self.rollout < self._critic_warmup
             if self.done == 0:
-                made = self.experience.make(self.surrogate.kl_coef)
+                once = self.steps_per_rollout == 1 and not self.surrogate.warming
+                made = self.experience.make(self.surrogate.kl_coef, keep=once)
                 self.buffer, samples = made.trees, made.samples
                 metrics = made.metrics | self._coefficients(made.metrics)
                 self.experience.look_ahead()
@@ -108,6 +109,8 @@ class Online:
         return section.warmup if section is not None else 0
 
     def _minibatch(self, number: int) -> list[TokenTree]:
+        if self.config.rollout.minibatches == 1:
+            return self.buffer
         epoch, part = divmod(number, self.config.rollout.minibatches)
         shuffled = order(
             len(self.buffer),

@@ -75,8 +75,11 @@ def annotate(
         of_token, of_response = batch.prompt[batch.response].numpy(), batch.prompt.numpy()
         for position, key in enumerate(batch.keys):
             found[key] = (
-                {name: x.float().cpu().numpy()[of_token == position] for name, x in fields.per_token.items()},
-                {name: x.float().cpu().numpy()[of_response == position] for name, x in fields.per_response.items()},
+                {name: x.detach().float().cpu().numpy()[of_token == position] for name, x in fields.per_token.items()},
+                {
+                    name: x.detach().float().cpu().numpy()[of_response == position]
+                    for name, x in fields.per_response.items()
+                },
             )
     everyone: dict[int, Any] = {}
     for part in gather_objects(found):

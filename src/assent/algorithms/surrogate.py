@@ -54,7 +54,8 @@ class Surrogate:
     def __call__(self, batch: TreeBatch, counts: Counts) -> Loss:
         if PTX in batch.per_token:
             return self._mixed_in(batch)
-        scores = self._scores(batch)
+        kept = self.models.kept.pop(batch.keys, None)
+        scores, values = (self._scores(batch), None) if kept is None else kept
         total = torch.zeros((), device=batch.tokens.device)
         metrics: Sums = {}
         if not self.warming:
@@ -64,7 +65,7 @@ class Surrogate:
             total, metrics = self._policy(batch, scores, counts)
             metrics |= _first_sight(batch, scores) if unseen else {}
         if self.critic is not None:
-            values = self.models.values(batch, scores)
+            values = self.models.values(batch, scores) if values is None else values
             losses = clipped_value(values, batch.per_token["values"], batch.per_token["returns"], clip=self.critic.clip)
             total = total + self.critic.coef * losses.sum() / counts.tokens
             metrics["value_loss"] = (losses.sum(), len(losses))
