@@ -56,9 +56,13 @@ from benchmarks.turns import Turns
 
 STEPS = 10_000  # more than any run takes
 Work = dict[str, float]
+TOGETHER = 8192
+"""Tokens of a micro-batch that hold a whole rollout, as the peers' batches do."""
 REWARD = f"{Path(__file__).with_name('reward.py')}:remainder"
 PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (10, 10), "rloo": (12, 12)}
 """Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
+READ_ONCE = {"ppo": (4, 2), "rloo": (2, 2)}
+"""Of these what is not computed: old log-probs and values are those of the forward pass of the one step on a rollout."""
 
 
 def main() -> None:
@@ -95,7 +99,7 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str, 
     }
     if WHATS[what].data == ROLLOUTS:
         group = GROUP.get(what, 1)
-        common["train"] = TrainConfig(batch_size=ANSWERS // group, seed=SEED)
+        common["train"] = TrainConfig(batch_size=ANSWERS // group, micro_tokens=TOGETHER, seed=SEED)
         if what == "ppo":
             common["rewards"] = RewardsConfig((str(folder / f"{name}-reward"),))
         else:
@@ -139,7 +143,7 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
     what `mismatched_work` says; reward 6 B; rloo 12 (B + H) (sampling, old and reference log-probs 2 each, training 6);
     grpo 10 (B + H), its one step on a rollout being the first to need old log-probs; ppo as rloo + 10 B (reward model
-    and old values 2 each, training the critic 6).
+    and old values 2 each, training the critic 6). In truth old log-probs and values are by-products of the training.
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
     backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.
@@ -147,7 +151,13 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     module = algorithm.modules.get("policy") or algorithm.modules["reward"]
     weights = multiplied_weights(module.plain)  # type: ignore[arg-type]
     per_body, per_head = PER_TOKEN.get(what, (6, 6))
-    work = window_work(window, per_body * weights.body + 6 * weights.adapters, per_head * weights.head)
+    fewer_body, fewer_head = READ_ONCE.get(what, (0, 0))
+    work = window_work(
+        window,
+        per_body * weights.body + 6 * weights.adapters,
+        per_head * weights.head,
+        once=(fewer_body * weights.body, fewer_head * weights.head),
+    )
     if isinstance(algorithm, Preference) and algorithm.row.loss == "kto":
         more = mismatched_work(algorithm.stream.trees, window, weights)
         work["flops"], work["computed_flops"] = work["flops"] + more[0], work["computed_flops"] + more[1]
@@ -156,8 +166,9 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     return work
 
 
-def window_work(window: Window, on_body: int, on_head: int) -> Work:
-    """Tokens, and operations by these numbers for each token: of the method, and of what was really computed."""
+def window_work(window: Window, on_body: int, on_head: int, once: tuple[int, int] = (0, 0)) -> Work:
+    """Tokens, and operations by these numbers for each token: of the method, and of what was really computed, which is
+    less by `once`."""
     lengths = [
         (segment.prompt_end - segment.start, end - start)
         for batch in window.batches
@@ -170,7 +181,7 @@ def window_work(window: Window, on_body: int, on_head: int) -> Work:
     return {
         "tokens": tokens,
         "flops": (on_body + on_head) * tokens,
-        "computed_flops": on_body * packed + on_head * trained,
+        "computed_flops": (on_body - once[0]) * packed + (on_head - once[1]) * trained,
     }
 
 
