@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -236,11 +236,15 @@ class Graded:
         return {index: float(np.mean(values)) for index, values in found.items()}
 
     def against(self, other: Graded) -> str:
-        """The difference in gold reward from other runs on the same prompts, with its interval."""
+        """The difference in gold reward from other runs, with its interval."""
+        d = self.difference(other)
+        return f"{d.mean:+.2f} [{d.low:.2f}, {d.high:.2f}]"
+
+    def difference(self, other: Graded) -> Interval:
+        """The difference in gold reward from other runs, paired over the prompts of both."""
         ours, theirs = self.by_prompt(), other.by_prompt()
         prompts = sorted(ours.keys() & theirs.keys())
-        d = paired_difference([ours[i] for i in prompts], [theirs[i] for i in prompts]).difference
-        return f"{d.mean:+.2f} [{d.low:.2f}, {d.high:.2f}]"
+        return paired_difference([ours[i] for i in prompts], [theirs[i] for i in prompts]).difference
 
     def cells(self) -> list[str]:
         """proxy, KL, length, share unfinished."""
@@ -282,17 +286,25 @@ def method_table(out: Path, cells: Sequence[Cell]) -> str:
 
 
 def ablation_table(out: Path, cells: Sequence[Cell]) -> str:
-    """What is changed, and the difference from the base of the same seed; the base's other seeds tell what is noise."""
-    base = {cell.seed: Graded.load(out / "runs" / cell.name) for cell in cells if cell.variant == BASE}
-    lines = []
+    """What is changed, and the difference from the base with the same seeds: over all of them with the interval of the
+    noise of evaluation, and for each seed, which tells the noise of training. Of the base: what each seed came to."""
+    variants: dict[str, dict[int, Cell]] = {}
     for cell in cells:
-        found = Graded.load(out / "runs" / cell.name)
-        first = cell.variant == BASE and cell.seed == min(base)
-        compared = min(base) if cell.variant == BASE else cell.seed
-        label = VARIANTS[cell.variant][0] + (f", seed {cell.seed}" if cell.seed or cell.variant == BASE else "")
-        gain = "" if first else found.against(base[compared])
-        lines.append([label, _gold(found), gain, *found.cells(), f"{found.mean('seconds'):.0f}"])
-    return _markdown(["PPO", "gold", "difference [95 %]", "proxy", "KL", "tokens", "unfinished", "CPU s"], lines)
+        variants.setdefault(cell.variant, {})[cell.seed] = cell
+
+    def graded(variant: str, seeds: Iterable[int]) -> Graded:
+        return Graded.load(*(out / "runs" / variants[variant][seed].name for seed in seeds))
+
+    lines = []
+    for variant, seeds in variants.items():
+        found = graded(variant, seeds)
+        gains = ["", ", ".join(f"{graded(variant, [seed]).gold().mean:.2f}" for seed in seeds)]
+        if variant != BASE:
+            each = [graded(variant, [seed]).difference(graded(BASE, [seed])).mean for seed in seeds]
+            gains = [found.against(graded(BASE, seeds)), ", ".join(f"{gain:+.2f}" for gain in each)]
+        lines.append([VARIANTS[variant][0], _gold(found), *gains, *found.cells(), f"{found.mean('seconds'):.0f}"])
+    header = ["PPO", "gold", "difference [95 %]", "of each seed", "proxy", "KL", "tokens", "unfinished", "CPU s"]
+    return _markdown(header, lines)
 
 
 def _gold(graded: Graded) -> str:

@@ -62,7 +62,7 @@ REWARD = f"{Path(__file__).with_name('reward.py')}:remainder"
 PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (10, 10), "rloo": (12, 12)}
 """Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
 READ_ONCE = {"ppo": (4, 2), "rloo": (2, 2)}
-"""Of these what is not computed: old log-probs and values are those of the forward pass of the one step on a rollout."""
+"""Of these what is not computed: the one step on a rollout gives old log-probs and values with its own forward pass."""
 
 
 def main() -> None:

@@ -46,7 +46,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hint": ("dr-grpo", {"given": GivenConfig("hint", "Say {answer}", when="always")}),
     "ewma": ("ppo", {"loss": {"ewma": 0.5}, "rollout": replace(TWO, target_kl=1e-5, epochs=2)}),
     "shared critic": ("ppo", {"critic": CriticConfig(shared=True, warmup=1)}),
-    "one step": ("ppo", {"rollout": RolloutConfig(responses=2, show=9), "train": replace(TRAIN, micro_tokens=4096)}),
+    "one step": (
+        "ppo",
+        {"rollout": replace(TWO, minibatches=1, ahead=True), "train": replace(TRAIN, micro_tokens=4096)},
+    ),
     "ptx": ("rloo", {"ptx": PtxConfig("DATA", coef=0.5, batch_size=3)}),
     "full reward": ("rloo", {"kl": KLConfig(coef=0.2, estimator="full")}),
     "full loss": ("grpo", {"kl": KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50)}),

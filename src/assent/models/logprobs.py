@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits alive at a time: 16 MB in fp32, which stays in a processor's last cache."""
+"""Logits alive at a time: 16 MB in fp32."""
 
 Direction = Literal["forward", "reverse"]
 
@@ -93,13 +93,15 @@ def _check_shapes(hidden_name: str, hidden: Tensor, weight_name: str, weight: Te
 
 
 class _Head:
-    """An output head on its way through the rows: logits of a chunk, and the gradients that come back from them."""
+    """An output head on its way through the rows: logits of a chunk, and the gradients that come back from them. All
+    chunks use the same memory, which so stays in a processor's last cache."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> None:
         self.hidden, self.bias = hidden, bias
         self.scale, self.softcap, self.dtype = options
         self.weight = weight.to(self.dtype)
         self.stats = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self._memory: dict[str, Tensor] = {}
 
     def chunks(self, alive: int = 1) -> list[slice]:
         """The rows, cut so that `alive` tensors of logits stay within the limit."""
@@ -109,13 +111,28 @@ class _Head:
     def per_row(self) -> Tensor:
         return torch.zeros(len(self.hidden), dtype=self.stats, device=self.hidden.device)
 
+    def memory(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        """Room for [rows, V], the same in every call; the first chunk is the largest."""
+        if name not in self._memory:
+            self._memory[name] = self.weight.new_empty(rows, self.weight.shape[0], dtype=dtype)
+        return self._memory[name][:rows]
+
     def logits(self, part: slice) -> Tensor:
-        z = (self.hidden[part].to(self.dtype) @ self.weight.T).to(self.stats)
+        """z of the rows `part`, until it is asked for others."""
+        hidden = self.hidden[part].to(self.dtype)
+        product = torch.mm(hidden, self.weight.T, out=self.memory("product", len(hidden), self.dtype))
+        z = product if self.dtype == self.stats else self.memory("z", len(hidden), self.stats).copy_(product)
         if self.bias is not None:
             z += self.bias
         if self.softcap is not None:
             z = z.div_(self.softcap).tanh_().mul_(self.softcap)
         return z if self.scale == 1.0 else z.mul_(self.scale)
+
+    def slope(self, z: Tensor) -> Tensor | float:
+        """dz / d(hidden @ weight.T + bias)."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (z / (self.scale * self.softcap)) ** 2)  # z = scale * softcap * tanh(.)
 
 
 class _Gradients:
@@ -125,16 +142,15 @@ class _Gradients:
         self.head = head
         self.sums = tuple(torch.zeros_like(x) if x is not None and need else None for x, need in zip(inputs, needed))
 
-    def add(self, part: slice, z: Tensor, grad_z: Tensor) -> None:
-        """Takes d/dz of the rows `part`, whose logits are z; overwrites grad_z."""
+    def add(self, part: slice, slope: Tensor | float, grad_z: Tensor) -> None:
+        """Takes d/dz of the rows `part`, where the head has this slope; overwrites grad_z."""
         head, (hidden, weight, bias) = self.head, self.sums
-        if head.softcap is not None:  # z = scale * softcap * tanh(.), so dz/dx = scale * (1 - tanh^2)
-            grad_z *= 1 - (z / (head.scale * head.softcap)) ** 2
-        if head.scale != 1.0:
-            grad_z *= head.scale
+        if not isinstance(slope, float) or slope != 1.0:
+            grad_z *= slope
         if bias is not None:
             bias += grad_z.sum(0)
-        grad_z = grad_z.to(head.dtype)
+        if head.dtype != grad_z.dtype:
+            grad_z = head.memory("product", len(grad_z), head.dtype).copy_(grad_z)
         if hidden is not None:
             hidden[part] = grad_z @ head.weight
         if weight is not None:
@@ -157,12 +173,14 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropy, collision, lse = (head.per_row() for _ in range(4))
         for part in head.chunks():
             z = head.logits(part)
-            logp = z.log_softmax(-1)
             picked = targets[part, None]
+            lse[part] = z.gather(1, picked).squeeze(1)
+            logp = _log_softmax_(z)
             logprobs[part] = logp.gather(1, picked).squeeze(1)
-            lse[part] = z.gather(1, picked).squeeze(1) - logprobs[part]
+            lse[part] -= logprobs[part]
             if with_entropy:
-                entropy[part] = -logp.exp().mul_(logp).sum(-1)
+                p = torch.exp(logp, out=head.memory("p", len(z), head.stats))
+                entropy[part] = -p.mul_(logp).sum(-1)
             if with_collision:
                 collision[part] = logp.mul_(2).logsumexp(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
@@ -180,10 +198,11 @@ class _TokenLogprobs(torch.autograd.Function):
         gradients = _Gradients(head, (hidden, weight, bias), ctx.needs_input_grad)
         for part in head.chunks():
             z = head.logits(part)
+            slope = head.slope(z)
             grad_z = _grad_logits(
                 z, targets[part], lse[part], grad_logprobs[part], entropy[part], grad_entropy[part], entropy_used
             )
-            gradients.add(part, z, grad_z)
+            gradients.add(part, slope, grad_z)
         return *gradients.sums, None, None, None, None
 
 
@@ -197,13 +216,18 @@ def _grad_logits(
     entropy_used: bool,
 ) -> Tensor:
     """d/dz of sum_n grad_logprobs_n * logprob_n + grad_entropy_n * entropy_n:
-    grad_logprobs * (onehot - p) - grad_entropy * p * (log p + entropy)."""
+    grad_logprobs * (onehot - p) - grad_entropy * p * (log p + entropy), in the memory of z."""
     weight = -grad_logprobs[:, None]
     if entropy_used:
         weight = weight - grad_entropy[:, None] * (z - lse[:, None] + entropy[:, None])
-    grad_z = z.softmax(-1).mul_(weight)
+    grad_z = torch.softmax(z, -1, out=z).mul_(weight)
     grad_z.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
     return grad_z
+
+
+def _log_softmax_(z: Tensor) -> Tensor:
+    """In the memory of z."""
+    return torch.log_softmax(z, -1, out=z)
 
 
 class _TokenKL(torch.autograd.Function):
@@ -223,7 +247,7 @@ class _TokenKL(torch.autograd.Function):
         own, other = _Head(hidden, weight, bias, options), _Head(other_hidden, other_weight, other_bias, other_options)
         kl = own.per_row()
         for part in own.chunks(alive=2):
-            logp, logq = own.logits(part).log_softmax(-1), other.logits(part).log_softmax(-1)
+            logp, logq = _log_softmax_(own.logits(part)), _log_softmax_(other.logits(part))
             true, guess = (logq, logp) if forward_kl else (logp, logq)
             kl[part] = (true - guess).mul_(true.exp()).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, other_hidden, other_weight, other_bias, kl)
@@ -239,10 +263,11 @@ class _TokenKL(torch.autograd.Function):
         gradients = _Gradients(own, (hidden, weight, bias), ctx.needs_input_grad)
         for part in own.chunks(alive=2):
             z = own.logits(part)
-            logp, logq = z.log_softmax(-1), other.logits(part).log_softmax(-1)
+            slope = own.slope(z)
+            logp, logq = _log_softmax_(z), _log_softmax_(other.logits(part))
             if forward_kl:
                 grad_z = logp.exp_() - logq.exp_()
             else:
                 grad_z = (logp - logq).sub_(kl[part, None]).mul_(logp.exp_())
-            gradients.add(part, z, grad_z.mul_(grads[0][part, None]))
+            gradients.add(part, slope, grad_z.mul_(grads[0][part, None]))
         return *gradients.sums, None, None, None, None, None, None
