@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import assent.algorithms.experience as experience_module
 from assent.algorithms.credit import credit
 from assent.algorithms.experience import Experience
 from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
@@ -24,7 +25,7 @@ from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree, collate
-from assent.errors import ConfigError
+from assent.errors import ConfigError, DataError
 from assent.models.loading import load_policy
 from assent.online import GivenConfig, KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.rewards.group import Group, Scores
@@ -91,7 +92,7 @@ def test_several_turns_are_no_answer_however_long_they_are(chat: Chat) -> None:
 
 def test_the_hint_stands_below_the_prompt(chat: Chat) -> None:
     rows = [example("Blue.", level=3), example(None, "2 + 2?", answer="4", level="easy")]
-    found = hinted(chat, rows, "Say {answer} ({level}) in {{braces}}")
+    found = hinted(chat, rows, "Say {answer} ({level}) in {{braces}}", 96)
     wanted = [("Red or blue?", "Blue.", "3"), ("2 + 2?", "4", "easy")]
     for ids, row, (question, answer, level) in zip(found, rows, wanted, strict=True):
         told = f"{question}\n\nSay {answer} ({level}) in {{braces}}"
@@ -108,7 +109,7 @@ def test_the_hint_stands_below_the_prompt(chat: Chat) -> None:
 )
 def test_a_hint_that_cannot_be_filled_says_so(hint: str, words: str, chat: Chat) -> None:
     with pytest.raises(ConfigError, match="^--given.hint .*" + words):
-        hinted(chat, [example("Blue.", level=1), example(None, number=2, level=2)], hint)
+        hinted(chat, [example("Blue.", level=1), example(None, number=2, level=2)], hint, 96)
 
 
 # ---- joining
@@ -287,7 +288,7 @@ def test_better_looks_at_the_sampled_rewards(experience) -> None:
 
 def test_a_hinted_answer_is_an_answer_to_the_prompt_alone(experience, chat: Chat) -> None:
     """What was sampled below the hint is scored and trained on without it."""
-    made = experience(given=GivenConfig("hint", "Say {answer}", when="always"))
+    made = experience(given=GivenConfig("hint", "Say red", when="always"))
     asked: list[Any] = []
     sample = made.sampler.sample
     made.sampler.sample = lambda asks: asked.append((asks, sample(asks))) or asked[-1][1]
@@ -303,3 +304,22 @@ def test_a_hinted_answer_is_an_answer_to_the_prompt_alone(experience, chat: Chat
         assert tree.branches[-1].ids.tolist() == answer.branches[0].ids.tolist()
         assert tree.branches[-1].per_token[GIVEN][0] == 1 and len(tree.branches) == 3
         assert tree.per_response["finished"][-1] == answer.per_response["finished"][0]
+
+
+def test_a_prompt_that_is_too_long_with_its_hint_gets_none(experience, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(experience_module, "say", said.append)
+    made = experience(given=GivenConfig("hint", "Say {answer} {answer}", when="always"))
+    assert [hint is None for hint in made.hints] == [False, True, False]
+    assert said == ["unused: 1 of 3 prompts have more than 87 tokens with --given.hint and get no hint"]
+    state = made.state_dict()
+    rollout = made.make(0.1)
+    assert rollout.metrics["given"] == pytest.approx(2 / 3)
+    assert sorted(len(tree.branches) for tree in rollout.trees) == [2, 3, 3]
+    made.hints = [None] * 3
+    made.load_state_dict(state)
+    assert made.make(0.1).metrics["given"] == 0.0
+    with pytest.raises(
+        DataError, match=r"3 of 3 prompts have more than 87 tokens with --given.hint \(--data.max_length less"
+    ):
+        experience(given=GivenConfig("hint", "Say {answer} " + "red " * 90))

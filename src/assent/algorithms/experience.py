@@ -97,10 +97,24 @@ class Experience:
                 "--shaping.baseline row ask for. See: assent data FILE"
             )
         self.row_rewards = np.full(len(examples), np.nan)
-        self.hints = hinted(chat, examples, config.given.hint or "") if config.given.source == "hint" else []
+        self.hints = self._hints() if config.given.source == "hint" else []
         self.number = 0
         self.asked: Asked | None = None
         self.silent = 0
+
+    def _hints(self) -> list[np.ndarray | None]:
+        room = self.config.data.max_length - self.config.sampling.max_new_tokens
+        hints = hinted(self.job.chat, self.examples, self.config.given.hint or "", room)
+        without = sum(hint is None for hint in hints)
+        count = f"{self.config.data.train}: {without} of {len(hints)} prompts"
+        told = f"{count} have more than {room} tokens with --given.hint"
+        if without == len(hints):
+            raise DataError(
+                f"{told} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
+            )
+        if without and self.job.world.is_main:
+            say(f"{told} and get no hint")
+        return hints
 
     # ---- asking
 
@@ -112,7 +126,8 @@ class Experience:
         if self.row.advantage == "greedy":
             asks.append(Ask(prompts, 1, seed, temperature=0.0))
         if self.hints:
-            asks.append(Ask([self.hints[i] for i in indices], 1, self._seed(number, ROUNDS)))
+            told = [hint for i in indices if (hint := self.hints[i]) is not None]
+            asks += [Ask(told, 1, self._seed(number, ROUNDS))] if told else []
         return indices, asks
 
     def _seed(self, *numbers: int) -> int:
@@ -217,7 +232,8 @@ class Experience:
             candidates = [self.rows[i] for i in indices]
         else:
             assert asked.trees is not None
-            found = dict(zip(asked.indices.tolist(), asked.trees[-1], strict=True))
+            told = [i for i in asked.indices.tolist() if self.hints[i] is not None]
+            found = dict(zip(told, asked.trees[-1], strict=True)) if told else {}
             candidates = [
                 None if i not in found else replace(found[i], prompt=self.prompt_ids[i]) for i in indices.tolist()
             ]

@@ -38,14 +38,14 @@ def _row_tree(chat: Chat, example: Example, longest: int) -> TokenTree | None:
     return TokenTree(prompt, (Branch(ids, np.ones(size, bool), {}),), per_response={"finished": np.ones(1, np.float32)})
 
 
-def hinted(chat: Chat, examples: Sequence[Example], hint: str) -> list[np.ndarray]:
-    """The prompts with the hint below their last message, as token ids. Raises ConfigError where a row lacks what the
-    hint names, and where its braces cannot be read."""
+def hinted(chat: Chat, examples: Sequence[Example], hint: str, longest: int) -> list[np.ndarray | None]:
+    """The prompts with the hint below their last message, as token ids; None where those are more than `longest`.
+    Raises ConfigError where a row lacks what the hint names, and where its braces cannot be read."""
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(hint) if name is not None]
     except ValueError as error:
         raise ConfigError(f"--given.hint {hint!r}: {error}. A brace itself is written twice: {{{{ or }}}}.") from None
-    prompts = []
+    prompts: list[np.ndarray | None] = []
     for example in examples:
         values = {"answer": example.responses[0].text if example.responses else example.meta.get("answer")}
         values |= {name: example.meta.get(name) for name in names if name != "answer"}
@@ -57,9 +57,10 @@ def hinted(chat: Chat, examples: Sequence[Example], hint: str) -> list[np.ndarra
         *before, last = example.prompt
         told = Message(last.role, f"{last.content}\n\n{hint.format(**values)}")
         try:
-            prompts.append(chat.prompt_ids((*before, told)))
+            ids = chat.prompt_ids((*before, told))
         except RowError as error:
             raise ConfigError(f"--given.hint {hint!r}: {example.origin}: {error}") from None
+        prompts.append(ids if len(ids) <= longest else None)
     return prompts
 
 
