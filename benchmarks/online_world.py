@@ -67,7 +67,9 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="learning rates to choose from")
     parser.add_argument("--ablations", action="store_true", help="PPO's stabilisers instead of the methods")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT", help="beside the base"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the runs (the world's is 0)")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="generated tokens of each run")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the world; below 1 only for a trial")
@@ -75,7 +77,11 @@ def main() -> int:
     quiet_transformers()
     base = make_base(args.out, args.scale)
     if args.ablations:
-        cells = [Cell("ppo", BASE_RATE, seed, variant) for variant in args.variants for seed in args.seeds]
+        cells = [
+            Cell("ppo", BASE_RATE, seed, variant)
+            for variant in dict.fromkeys([BASE, *args.variants])
+            for seed in args.seeds
+        ]
     else:
         cells = [Cell(method, rate, seed) for method in args.methods for rate in args.rates for seed in args.seeds]
     grader = Grader(base)
@@ -298,8 +304,9 @@ def ablation_table(out: Path, cells: Sequence[Cell]) -> str:
     lines = []
     for variant, seeds in variants.items():
         found = graded(variant, seeds)
-        gains = ["", ", ".join(f"{graded(variant, [seed]).gold().mean:.2f}" for seed in seeds)]
-        if variant != BASE:
+        if variant == BASE:
+            gains = ["", ", ".join(f"{graded(BASE, [seed]).gold().mean:.2f}" for seed in seeds)]
+        else:
             each = [graded(variant, [seed]).difference(graded(BASE, [seed])).mean for seed in seeds]
             gains = [found.against(graded(BASE, seeds)), ", ".join(f"{gain:+.2f}" for gain in each)]
         lines.append([VARIANTS[variant][0], _gold(found), *gains, *found.cells(), f"{found.mean('seconds'):.0f}"])

@@ -75,9 +75,7 @@ class Reader:
         models.kept.clear()
         if not policy and models.reference is None:
             return trees
-        micro_tokens, flat = self.config.train.micro_tokens, not models.tree
-        sizes = [packed_size(tree, flat) for tree in trees]
-        keep = keep and policy and len(plan(sizes, micro_tokens=micro_tokens, ranks=self.world.size)[0]) == 1
+        keep = keep and policy and self._in_one_batch(trees)
 
         def fields(batch: TreeBatch) -> Fields:
             reference = models.reference
@@ -93,8 +91,16 @@ class Reader:
             if keep:
                 models.kept[batch.keys] = scores, values
             per_token |= {"old": scores.logprobs, "entropy": scores.entropy}
-            per_token |= {"kl": scores.kl} if full and in_reward else {}
-            per_token |= {} if values is None else {"values": values}
+            if full and in_reward:
+                per_token["kl"] = scores.kl
+            if values is not None:
+                per_token["values"] = values
             return Fields(per_token)
 
-        return annotate(trees, fields, micro_tokens=micro_tokens, flat=flat, world=self.world)
+        micro_tokens = self.config.train.micro_tokens
+        return annotate(trees, fields, micro_tokens=micro_tokens, flat=not models.tree, world=self.world)
+
+    def _in_one_batch(self, trees: list[TokenTree]) -> bool:
+        """Whether each rank reads its share of the trees in one micro-batch."""
+        sizes = [packed_size(tree, flat=not self.models.tree) for tree in trees]
+        return len(plan(sizes, micro_tokens=self.config.train.micro_tokens, ranks=self.world.size)[0]) == 1

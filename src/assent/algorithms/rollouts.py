@@ -72,19 +72,21 @@ def annotate(
     found: dict[int, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
     for batch in batches:
         fields = score(batch.to(world.device))
+        per_token, per_response = _arrays(fields.per_token), _arrays(fields.per_response)
         of_token, of_response = batch.prompt[batch.response].numpy(), batch.prompt.numpy()
         for position, key in enumerate(batch.keys):
             found[key] = (
-                {name: x.detach().float().cpu().numpy()[of_token == position] for name, x in fields.per_token.items()},
-                {
-                    name: x.detach().float().cpu().numpy()[of_response == position]
-                    for name, x in fields.per_response.items()
-                },
+                {name: values[of_token == position] for name, values in per_token.items()},
+                {name: values[of_response == position] for name, values in per_response.items()},
             )
     everyone: dict[int, Any] = {}
     for part in gather_objects(found):
         everyone |= part
     return [attach(tree, *everyone[key]) for key, tree in enumerate(trees)]
+
+
+def _arrays(fields: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: x.detach().float().cpu().numpy() for name, x in fields.items()}
 
 
 def attach(tree: TokenTree, per_token: Mapping[str, np.ndarray], per_response: Mapping[str, np.ndarray]) -> TokenTree:

@@ -145,7 +145,7 @@ class _Gradients:
     def add(self, part: slice, slope: Tensor | float, grad_z: Tensor) -> None:
         """Takes d/dz of the rows `part`, where the head has this slope; overwrites grad_z."""
         head, (hidden, weight, bias) = self.head, self.sums
-        if not isinstance(slope, float) or slope != 1.0:
+        if isinstance(slope, Tensor) or slope != 1.0:
             grad_z *= slope
         if bias is not None:
             bias += grad_z.sum(0)
