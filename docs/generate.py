@@ -19,10 +19,10 @@ SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
 from assent import cli, config, online, settings  # noqa: E402
-from assent.checks import WORDS  # noqa: E402
 from assent.data import conversions  # noqa: E402
 from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
 from assent.online import METHODS, Method  # noqa: E402
+from assent.relations import WORDS  # noqa: E402
 
 PAGE, ONLINE, README = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "README.md"
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 from assent import __version__, config, online, settings
-from assent.checks import WORDS
 from assent.errors import AssentError, ConfigError
 from assent.objectives import CONFIGS, OBJECTIVES
+from assent.relations import WORDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from assent.checks import RELATIONS, RULES
+from assent.checks import RULES
 from assent.errors import ConfigError
+from assent.relations import RELATIONS
 from assent.rules import Rule
 
 T = TypeVar("T")

@@ -12,11 +12,32 @@ from assent.errors import AssentError
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that an assistant message makes. `arguments` is a JSON object as text."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is "system", "user", "assistant" or "tool"."""
+    """One turn. `role` is "system", "developer", "user", "assistant" or "tool".
+
+    reasoning     what an assistant thought before `content`, where it stands in a field of its own
+    tool_calls    what an assistant message calls; its `content` may then be empty
+    name          whose message it is: of a tool's result, the tool
+    tool_call_id  which call a tool's result answers
+    trained       False for an assistant turn that is context only (`weight` 0 or `train` false in its row)
+    """
 
     role: str
     content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt, responses to it, and feedback on them.
+    """A prompt, responses to it, and feedback on them. `meta` has the row's other columns, `tools` what the assistant
+    may call, as the text of a JSON list, and `template_kwargs` variables for the chat template.
 
     >>> Example(
     ...     prompt=(Message("user", "2+2?"),),
@@ -110,6 +132,8 @@ class Example:
     feedback: tuple[Feedback, ...] = ()
     origin: Origin = Origin("<memory>", 0)
     meta: Mapping[str, object] = field(default_factory=dict)
+    tools: str | None = None
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,293 @@
+"""The relations between options: each a function of a configuration that gives the sentence that says what is wrong, or
+None. `assent.settings.validate` applies the table at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from assent import config as c
+from assent import online
+from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
+
+
+def _one_eval_source(config: c.RunConfig) -> str | None:
+    if config.data.eval is not None and config.data.eval_fraction > 0:
+        return "--data.eval and --data.eval_fraction exclude each other. Give one of them."
+    return None
+
+
+def _eval_needs_data(config: c.RunConfig) -> str | None:
+    if config.train.eval_every > 0 and config.data.eval is None and config.data.eval_fraction == 0:
+        return "--train.eval_every needs something to evaluate on. Give --data.eval or --data.eval_fraction."
+    return None
+
+
+def _trackers_once(config: c.RunConfig) -> str | None:
+    if len(set(config.report_to)) < len(config.report_to):
+        return f"--report_to names a tracker twice. Got {', '.join(config.report_to)}."
+    return None
+
+
+def _needs_reward(config: online.OnlineConfig) -> str | None:
+    if not any(getattr(config.rewards, kind) for kind in SOURCES):
+        return (
+            "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
+            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+        )
+    return None
+
+
+def _reward_lists(config: online.OnlineConfig) -> str | None:
+    for kind in SOURCES:
+        given = getattr(config.rewards, kind)
+        if isinstance(given, str):  # from Python; its letters would be taken for names
+            return f"--rewards.{kind} must be several names, in Python a tuple. Got one text."
+        if "" in given or len(set(given)) < len(given):
+            return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
+    for name, weight in config.rewards.weights.items():
+        if not math.isfinite(weight):
+            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number."
+    return None
+
+
+def _ensemble(config: online.OnlineConfig) -> str | None:
+    rewards = config.rewards
+    if rewards.ensemble != "mean" and len(rewards.model) < 2:
+        return (
+            f"--rewards.ensemble {rewards.ensemble} is about several reward models. Give --rewards.model two or more. "
+            f"Got {len(rewards.model)}."
+        )
+    return None
+
+
+def _critic_start(config: online.OnlineConfig) -> str | None:
+    critic: online.CriticConfig | None = getattr(config, "critic", None)
+    if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
+        return None
+    if _needs_reward(config):
+        return None  # said already
+    return (
+        "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got "
+        f"{len(config.rewards.model)}. Use --critic.start policy."
+    )
+
+
+SOURCES = ("model", "rules", "functions", "servers")
+"""The options of `rewards` that name what answers are scored by."""
+
+
+def _adaptive_kl(config: online.OnlineConfig) -> str | None:
+    if config.kl.target is not None and config.kl.coef == 0:
+        return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
+    return None
+
+
+def _shared_critic(config: Any) -> str | None:
+    if config.critic.shared and config.critic.lr is not None:
+        return "--critic.lr has no place with --critic.shared: one optimiser step moves both. Use --critic.coef."
+    return None
+
+
+def _penalised(config: Any) -> str | None:
+    if config.loss.penalty_target is not None and config.loss.objective != "penalty":
+        return (
+            "--loss.penalty_target moves the penalty of --loss.objective penalty. Got --loss.objective "
+            f"{config.loss.objective}."
+        )
+    return None
+
+
+def _curriculum(config: online.OnlineConfig) -> str | None:
+    curriculum = config.curriculum
+    if curriculum.column is not None and curriculum.order == "random":
+        return "--curriculum.column is read with --curriculum.order easy or hard. Got random."
+    if curriculum.rest and config.rollout.responses < 2:
+        return (
+            "--curriculum.rest looks at whether all answers to a prompt are worth the same: --rollout.responses must "
+            f"be at least 2. Got {config.rollout.responses}."
+        )
+    return None
+
+
+def _given(config: online.OnlineConfig) -> str | None:
+    if (config.given.source == "hint") != (config.given.hint is not None):
+        return "--given.source hint and --given.hint TEXT need each other."
+    return None
+
+
+def _needs_group(config: online.OnlineConfig) -> str | None:
+    name = online.method_of(config)
+    if online.METHODS[name].has_groups and config.rollout.responses < 2:
+        return (
+            f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
+            f"{config.rollout.responses}."
+        )
+    return None
+
+
+def _sampling_temperature(config: online.OnlineConfig) -> str | None:
+    if config.sampling.temperature == 0:
+        return "--sampling.temperature must be > 0 to train: at 0 every answer has probability 1. Got 0."
+    return None
+
+
+def _room_for_prompts(config: online.OnlineConfig) -> str | None:
+    if config.sampling.max_new_tokens >= config.data.max_length:
+        return (
+            f"--sampling.max_new_tokens {config.sampling.max_new_tokens} leaves no room for a prompt within "
+            f"--data.max_length {config.data.max_length}."
+        )
+    return None
+
+
+def _rollout_minibatches(config: online.OnlineConfig) -> str | None:
+    if config.rollout.minibatches > config.train.batch_size:
+        return (
+            f"--rollout.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
+            f"rollout. Got {config.rollout.minibatches}."
+        )
+    return None
+
+
+def _quantized_adapters(config: c.RunConfig) -> str | None:
+    if config.model.lora.quantize != "none" and config.model.lora.rank == 0:
+        return (
+            f"--model.lora.quantize {config.model.lora.quantize} needs adapters to train beside the frozen weights. "
+            "Give --model.lora.rank, for example 16."
+        )
+    return None
+
+
+def _gamma_per_token(config: Any) -> str | None:
+    if config.loss.gamma > 0 and not config.loss.length_normalised:
+        return (
+            f"--loss.gamma {config.loss.gamma:g} is a gap per token and means nothing for whole answers. Leave "
+            "--loss.length_normalised on, or set --loss.gamma 0."
+        )
+    return None
+
+
+def _smoothed_target(config: Any) -> str | None:
+    if config.loss.label_smoothing == 0:
+        return "--loss.label_smoothing must be > 0 for exo: the rejected answer keeps that probability. Got 0."
+    return None
+
+
+def _reference_mode(config: Any) -> str | None:
+    """For every objective with a reference."""
+    reference, key = getattr(config, "reference", None), objective_of(config)
+    if reference is None:
+        return None
+    if reference.cache is not None and reference.mode != "cached":
+        return f"--reference.cache is read only with --reference.mode cached. Got --reference.mode {reference.mode}."
+    if reference.mode == "cached" and "tdpo" in {key, *getattr(config, "plus", {})}:
+        return (
+            "--reference.mode cached keeps the log-probs of the answers' own tokens; tdpo compares whole "
+            "distributions. Use --reference.mode frozen."
+        )
+    return None
+
+
+def _added_objectives(config: c.PairConfig) -> str | None:
+    """What --plus may name: pairwise objectives whose needs are met, each once."""
+    key = objective_of(config)
+    row = OBJECTIVES[key]
+    for name, weight in config.plus.items():
+        start = f"--plus {name}:{weight:g}:"
+        other = OBJECTIVES.get(name)
+        if name != SFT and other is None:
+            return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
+        if not 0 < weight < math.inf:
+            return f"{start} a weight must be > 0."
+        if name == SFT and "sft_weight" in row.options:
+            return f"{start} {key} has this term already. Set --loss.sft_weight."
+        if name == SFT and key == "orpo":
+            return f"{start} orpo has this term already, with weight 1."
+        if other is None:
+            continue
+        if name == key:
+            return f"{start} the sum has {key} already. Change its options instead."
+        if other.feedback != "pairs":
+            return f"{start} {name} learns from {WORDS[other.feedback]}, {key} from pairs: they share no data."
+        if other.needs_reference and not row.needs_reference:
+            return f"{start} {name} needs a reference, {key} has none. Turn it round: assent {name} --plus {key}:WEIGHT"
+        if other.reference:
+            return f"{start} {name} is dpo with another reference. Use --reference.mode {other.reference['mode']}."
+    return None
+
+
+WORDS = {"binary": "yes/no labels", "ranking": "rankings", "rating": "ratings"}
+
+
+def _pairwise() -> list[str]:
+    return [name for name, row in OBJECTIVES.items() if row.feedback == "pairs" and not row.reference]
+
+
+def _compared(config: c.CompareConfig) -> str | None:
+    unknown = [name for name in config.objectives if name not in OBJECTIVES]
+    if unknown:
+        return f"--objectives: no objective is called '{unknown[0]}'. Known: {', '.join(OBJECTIVES)}."
+    if len(set(config.objectives)) < len(config.objectives):
+        return f"--objectives names one twice. Got {' '.join(config.objectives)}."
+    if config.scorer is None and config.reward_model is None:
+        return "assent compare needs something that scores answers. Give --scorer FILE.py:function or --reward_model."
+    for name in config.options:
+        if name.partition(".")[0] not in config.objectives:
+            return f"--options {name}: begins with none of --objectives ({', '.join(config.objectives)})."
+    return None
+
+
+def _engine_is_asked(config: Any) -> str | None:
+    """For every command that samples."""
+    engine = config.engine
+    if engine.compile and engine.name != "torch":
+        return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
+    if engine.url is not None and engine.name != "vllm":
+        return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
+    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, c.GenerateConfig)):
+        return "--engine.weights is read only in training with --engine.name vllm."
+    return None
+
+
+def _heads_divide(config: c.InitConfig) -> str | None:
+    if config.heads < 1 or config.kv_heads < 1:
+        return None  # reported by the table
+    if config.hidden_size % (2 * config.heads):
+        return (
+            f"--hidden_size must be a multiple of 2 x --heads ({2 * config.heads}): every head needs an even width. "
+            f"Got {config.hidden_size}."
+        )
+    if config.heads % config.kv_heads:
+        return f"--heads must be a multiple of --kv_heads ({config.kv_heads}). Got {config.heads}."
+    return None
+
+
+RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
+    (c.RunConfig, _one_eval_source),
+    (c.RunConfig, _eval_needs_data),
+    (c.RunConfig, _trackers_once),
+    (online.OnlineConfig, _needs_reward),
+    (online.OnlineConfig, _reward_lists),
+    (online.OnlineConfig, _ensemble),
+    (online.OnlineConfig, _critic_start),
+    (online.OnlineConfig, _needs_group),
+    (online.OnlineConfig, _adaptive_kl),
+    (online.OnlineConfig, _curriculum),
+    (online.OnlineConfig, _given),
+    (online.CONFIGS["ppo"], _shared_critic),
+    (online.CONFIGS["ppo"], _penalised),
+    (online.OnlineConfig, _sampling_temperature),
+    (online.OnlineConfig, _rollout_minibatches),
+    (online.OnlineConfig, _room_for_prompts),
+    (online.OnlineConfig, _engine_is_asked),
+    (c.GenerateConfig, _engine_is_asked),
+    (c.InitConfig, _heads_divide),
+    (c.RunConfig, _quantized_adapters),
+    (CONFIGS["simpo"], _gamma_per_token),
+    (CONFIGS["exo"], _smoothed_target),
+    (c.PreferenceConfig, _reference_mode),
+    (c.PairConfig, _added_objectives),
+    (c.CompareConfig, _compared),
+)
