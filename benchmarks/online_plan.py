@@ -10,7 +10,8 @@ from typing import Any
 from assent.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from assent.lab.artifacts import WorldPaths
 from assent.lab.demo import SAMPLING
-from assent.online import CONFIGS, METHODS, OnlineConfig, RewardsConfig, online_config
+from assent.methods import METHODS
+from assent.online import CONFIGS, OnlineConfig, RewardsConfig, online_config
 
 ANSWERS = 64
 """Answers that are trained on in one rollout, of every method: 64 prompts, or fewer with more answers each."""

@@ -35,7 +35,7 @@ from assent.data.tree import TokenTree
 from assent.data.views import pair_view, sft_view
 from assent.models.loading import quiet_transformers
 from assent.objectives import preference_config
-from assent.online import METHODS, KLConfig, OnlineConfig, RewardsConfig, RolloutConfig, online_config
+from assent.online import OnlineConfig, RewardsConfig, online_config
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from benchmarks.operations import Weights, multiplied_weights
@@ -104,9 +104,9 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str, 
             common["rewards"] = RewardsConfig((str(folder / f"{name}-reward"),))
         else:
             common["rewards"] = RewardsConfig(functions=(REWARD,))
-            common["kl"] = KLConfig(**{**METHODS[what].kl, "coef": BETA[what]})
+            common["kl"] = {"coef": BETA[what]}
         sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=ANSWERS)
-        rollout = RolloutConfig(responses=group)
+        rollout = {"responses": group, "epochs": 1, "minibatches": 1}
         return online_config(what, **common, rollout=rollout, sampling=sampling, engine=EngineConfig(compile=compiled))
     if what in ("sft", "reward"):
         return {"sft": SFTConfig, "reward": RewardConfig}[what](**common)  # type: ignore[arg-type]

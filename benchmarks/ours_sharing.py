@@ -19,7 +19,7 @@ from assent.config import DataConfig, ModelConfig
 from assent.data.packing import window
 from assent.data.tree import Branch, TokenTree
 from assent.models.loading import load_policy, quiet_transformers
-from assent.online import KLConfig, online_config
+from assent.online import online_config
 from benchmarks.operations import multiplied_weights
 from benchmarks.ours import Work, window_work
 from benchmarks.plan import BETA, MAX_LENGTH, SEED, SHARE_ANSWER, SHARE_ANSWERS, SHARE_PROMPT, size_of
@@ -39,7 +39,7 @@ def passes(task: str, name: str, precision: str, folder: Path) -> Iterator[Work]
     """Computes the gradient of a step for each item asked for. Prompts and answers are random tokens; the log-probs of
     sampler and reference and the advantages are random numbers, which cost the same as any others."""
     model = ModelConfig(str(folder / name), precision=precision)  # type: ignore[arg-type]
-    kl = KLConfig(coef=BETA["grpo"], place="loss", estimator="k3")
+    kl = {"coef": BETA["grpo"]}
     config = online_config("grpo", model=model, data=DataConfig("none"), out="none", kl=kl)
     policy = load_policy(model, max_length=MAX_LENGTH)
     surrogate = Surrogate(Models(policy, None, None), config)

@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
-from assent import cli, config, online, settings  # noqa: E402
+from assent import cli, config, methods, online, settings  # noqa: E402
 from assent.data import conversions  # noqa: E402
+from assent.methods import METHODS, Method  # noqa: E402
 from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
-from assent.online import METHODS, Method  # noqa: E402
 from assent.relations import WORDS  # noqa: E402
 
 PAGE, ONLINE, README = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "README.md"
@@ -158,7 +158,7 @@ def meaning(option: settings.Option) -> str:
     if option.section in SECTIONS.values():
         text = OPTIONS[last].help
     elif option.section in online.SECTIONS.values():
-        text = online.OPTIONS[last].help
+        text = methods.OPTIONS[last].help
     else:
         text = next(DOCS[base.__name__, last] for base in option.section.__mro__ if (base.__name__, last) in DOCS)
     return f"{one_line(text)}{choices(option.kind)}"
@@ -287,7 +287,7 @@ LOSSES = loss_functions()
 
 def online_page() -> str:
     """docs/online.md: its own text, and the table of methods."""
-    return filled(ONLINE, {"table of methods": methods()})
+    return filled(ONLINE, {"table of methods": methods_table()})
 
 
 ADVANTAGES = {
@@ -306,7 +306,7 @@ POLICY_LOSSES = {
 REDUCED = {"token": "every token", "response": "every answer", "fixed": "every token, by the longest length"}
 
 
-def methods() -> str:
+def methods_table() -> str:
     """One line for each online method: what it combines."""
     lines = [
         "| command | what it does | advantage | loss | counts the same | KL | answers | paper |",

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, config, online, settings
+from assent import __version__, config, methods, online, settings
 from assent.errors import AssentError, ConfigError
+from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
 from assent.relations import WORDS
 
@@ -46,7 +47,7 @@ COMMANDS: dict[str, Command] = {
     ),
     **{
         name: Command(online.CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.online:train_online")
-        for name, row in online.METHODS.items()
+        for name, row in methods.METHODS.items()
     },
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
     "report": Command(
@@ -63,7 +64,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
-    "From rewards of sampled answers": tuple(online.METHODS),
+    "From rewards of sampled answers": tuple(methods.METHODS),
     "Evaluation": ("generate", "compare", "report", "demo"),
 }
 """The commands under the headings of `assent --help`."""
@@ -85,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, *rest = args
         if name not in COMMANDS:
-            raise ConfigError(
-                f"Unknown command '{name}'.{settings.suggestion(name, list(COMMANDS))} See: assent --help"
-            )
+            raise ConfigError(f"Unknown command '{name}'.{suggestion(name, list(COMMANDS))} See: assent --help")
         dry_run, options = parse(name, rest)
         if dry_run:
             print(settings.dump(options), end="")
@@ -188,7 +187,7 @@ def _refuse_unknown(name: str, command: Command, args: list[str]) -> None:
         flag = arg.partition("=")[0].removeprefix("--").replace("-", "_")
         if arg.startswith("--") and flag not in [*known, "help"]:
             problems.append(
-                f"Unknown option '{arg.partition('=')[0]}' of assent {name}.{settings.suggestion(flag, known, '--')}"
+                f"Unknown option '{arg.partition('=')[0]}' of assent {name}.{suggestion(flag, known, '--')}"
             )
     if problems:
         raise ConfigError("\n".join([*problems, f"See: assent {name} --help"]))

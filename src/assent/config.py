@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from assent.sections import Sections
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -24,7 +26,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Sections):
     """The model that is trained."""
 
     path: str
@@ -122,7 +124,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Sections):
     """What every training command shares."""
 
     model: ModelConfig
@@ -298,7 +300,7 @@ class InspectConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Sections):
     """Answers from a model, for a file of prompts or in an interactive chat."""
 
     model: str

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from assent import config as c
+from assent.errors import ConfigError
+from assent.names import suggestion
 from assent.rules import BELOW_HALF, INSIDE, NOT_NEGATIVE, POSITIVE, SHARE
-from assent.sections import Option, class_name, make_class, make_section
+from assent.sections import Option, class_name, configuration, make_class, make_section, own_defaults
 
 OPTIONS: dict[str, Option] = {
     "beta": Option(float, "Scale of the implicit reward. With a reference: smaller moves further from it.", POSITIVE),
@@ -223,13 +225,14 @@ SFT = "sft"
 
 def _config(key: str) -> type[c.PreferenceConfig]:
     row = OBJECTIVES[key]
+    name = class_name(row.name)
     fields: list[tuple[str, Any, Any]] = [("loss", SECTIONS[key], field(default_factory=SECTIONS[key]))]
     if row.needs_reference:
-        start = c.ReferenceConfig(**row.reference)
-        fields.append(("reference", c.ReferenceConfig, field(default_factory=lambda: start)))
+        reference = own_defaults(c.ReferenceConfig, row.reference, f"{name}Reference", __name__)
+        fields.append(("reference", reference, field(default_factory=reference)))
     base = {"pairs": c.PairConfig, "binary": c.BinaryConfig}.get(row.feedback, c.PreferenceConfig)
     doc = f"{row.name}: {row.summary.rstrip('.')} (arXiv {row.paper})."
-    return make_class(f"{class_name(row.name)}Config", fields, (base,), doc, __name__)
+    return make_class(f"{name}Config", fields, (base,), doc, __name__)
 
 
 SECTIONS: dict[str, type] = {
@@ -240,15 +243,20 @@ CONFIGS: dict[str, type[c.PreferenceConfig]] = {key: _config(key) for key in OBJ
 """Configuration of each objective's command."""
 
 
-def preference_config(objective: str, *, loss: Mapping[str, Any] | None = None, **options: Any) -> c.PreferenceConfig:
-    """The configuration of an objective from Python: `loss` holds options of the objective that differ from their
-    defaults, `options` are the configuration's other fields.
+def preference_config(objective: str, **options: Any) -> c.PreferenceConfig:
+    """The configuration of an objective from Python. A section (`loss`, `reference`, ...) is given as a mapping of the
+    options that differ from the objective's defaults, as in YAML; others keep them. Raises `ConfigError` for an
+    objective or an option that does not exist.
 
     >>> config = preference_config(
-    ...     "simpo", model=c.ModelConfig("m"), data=c.DataConfig("pairs.jsonl"), out="runs/simpo", loss={"gamma": 0.5}
+    ...     "simpo", model={"path": "m"}, data={"train": "pairs.jsonl"}, out="runs/simpo", loss={"gamma": 0.5}
     ... )
+    >>> config.loss.beta
+    2.0
     """
-    return CONFIGS[objective](**options, loss=SECTIONS[objective](**(loss or {})))  # type: ignore[call-arg]
+    if objective not in CONFIGS:
+        raise ConfigError(f"There is no objective '{objective}'.{suggestion(objective, CONFIGS)}")
+    return configuration(CONFIGS[objective], options)
 
 
 def objective_of(config: c.PreferenceConfig) -> str:

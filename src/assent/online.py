@@ -1,18 +1,18 @@
-"""The methods that learn from rewards of their own answers: one row each.
-
-Commands, their options and the tests are made from this table. A row combines an advantage, a loss (a pure function of
-`assent.losses`) and how a step's tokens are weighted. Nothing heavy is imported here.
+"""The configurations of the methods that learn from rewards of their own answers: sections that all share, and one
+class for each row of `assent.methods`, with that method's defaults. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from assent import config as c
-from assent.rules import COUNT, INSIDE, NAMED, NOT_NEGATIVE, POSITIVE, SHARE, Rule
-from assent.sections import Option, class_name, make_class, make_section, section_rules
+from assent.errors import ConfigError
+from assent.methods import METHODS, OPTIONS
+from assent.names import suggestion
+from assent.rules import COUNT, NAMED, NOT_NEGATIVE, POSITIVE, SHARE, Rule
+from assent.sections import class_name, configuration, make_class, make_section, own_defaults, section_rules
 
 
 @dataclass(frozen=True)
@@ -196,150 +196,22 @@ class OnlineConfig(c.RunConfig):
     engine: c.EngineConfig = field(default_factory=c.EngineConfig)
 
 
-OPTIONS: dict[str, Option] = {
-    "objective": Option(
-        Literal["clip", "none", "penalty"], "What holds a step near the policy that sampled: the clip, nothing "
-        "(conservative policy iteration), or a penalty on KL(old || new).",
-    ),
-    "penalty": Option(float, "Weight of that penalty.", NOT_NEGATIVE),
-    "penalty_target": Option(
-        float | None, "Halve or double the penalty after each rollout to bring that KL, in nats per token, near this.",
-        POSITIVE,
-    ),
-    "ewma": Option(
-        float | None, "Clip around an average of the policy's weights with this decay per step (PPO-EWMA, arXiv "
-        "2110.00641) in place of the policy that sampled.", INSIDE,
-    ),
-    "tuned_batch": Option(
-        int | None, "train.batch_size that optim.lr and ewma were tuned for: both are rescaled to this run's "
-        "(batch-size invariance, arXiv 2110.00641).", COUNT,
-    ),
-    "entropy": Option(float, "Weight of an entropy bonus, per token.", NOT_NEGATIVE),
-    "clip": Option(float, "How far a probability ratio may move from 1 and still gain.", INSIDE),
-    "clip_high": Option(float | None, "How far it may move upwards; default: as far as downwards.", POSITIVE),
-    "dual_clip": Option(
-        float | None, "Bound of the ratio where the advantage is negative (arXiv 1912.09729); default: none.",
-        Rule("above 1", lambda v: v > 1),
-    ),
-    "gamma": Option(float, "Discount of later rewards.", SHARE),
-    "lam": Option(float, "GAE's lambda.", SHARE),
-    "steps": Option(
-        int | None, "Tokens that an advantage looks ahead before it trusts the critic (with lam 1: n-step returns); "
-        "default: to the end of the answer.", COUNT,
-    ),
-    "whiten": Option(bool, "Scale advantages to mean 0 and variance 1 over the rollout."),
-    "scale": Option(
-        Literal["group", "batch", "none"], "Divide by the standard deviation of a prompt's rewards, of all, or not."
-    ),
-    "reduction": Option(
-        Literal["token", "response", "fixed"], "Every token of a step counts the same, every response does, or every "
-        "token as one of a response of the longest length.",
-    ),
-    "dynamic": Option(bool, "Sample further prompts in place of those whose answers are all worth the same."),
-}  # fmt: skip
-
-Advantage = Literal["gae", "return", "group", "leave_one_out", "greedy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """`options` are those of `loss` with the paper's defaults; `rollout`, `kl` and `shaping` hold other defaults of
-    these sections."""
-
-    name: str
-    summary: str
-    paper: str
-    advantage: Advantage
-    loss: str
-    options: Mapping[str, Any]
-    rollout: Mapping[str, Any] = field(default_factory=dict)
-    kl: Mapping[str, Any] = field(default_factory=dict)
-
-    shaping: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def has_critic(self) -> bool:
-        return self.advantage == "gae"
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether answers are compared with others to the same prompt."""
-        return self.advantage in ("group", "leave_one_out")
-
-
-PPO = {
-    "objective": "clip", "clip": 0.2, "clip_high": None, "dual_clip": None, "penalty": 1.0, "penalty_target": None,
-    "ewma": None, "tuned_batch": None,
-}  # fmt: skip
-GROUP = {"responses": 8}
-NO_KL = {"coef": 0.0}
-METHODS: dict[str, Method] = {
-    "ppo": Method(
-        "PPO", "Clipped policy gradient with a critic.", "1707.06347", "gae", "ppo_clip",
-        PPO | {"gamma": 1.0, "lam": 0.95, "steps": None, "whiten": True, "reduction": "token"},
-        {"epochs": 2, "minibatches": 2},
-    ),
-    "reinforce": Method(
-        "REINFORCE", "Policy gradient with the rewards that follow a token.", "1909.08593", "return", "reinforce",
-        {"gamma": 1.0, "whiten": False, "reduction": "token"},
-    ),
-    "reinforce++": Method(
-        "REINFORCE++", "Clipped policy gradient, advantages scaled over the whole rollout.", "2501.03262", "return",
-        "ppo_clip", {"clip": 0.2, "gamma": 1.0, "whiten": True, "reduction": "token"}, {}, {"coef": 0.01},
-    ),
-    "reinforce++-baseline": Method(
-        "REINFORCE++ baseline", "The same with the mean of a prompt's answers as baseline.", "2501.03262", "group",
-        "ppo_clip", {"clip": 0.2, "scale": "none", "whiten": True, "reduction": "token"}, GROUP,
-        {"coef": 0.01, "place": "loss", "estimator": "k2"},
-    ),
-    "rloo": Method(
-        "RLOO", "Each answer against the mean of the others to its prompt.", "2402.14740", "leave_one_out",
-        "reinforce", {"whiten": False, "reduction": "fixed"}, {"responses": 4},
-    ),
-    "remax": Method(
-        "ReMax", "Each answer against the most likely one.", "2310.10505", "greedy", "reinforce",
-        {"whiten": False, "reduction": "fixed"},
-    ),
-    "grpo": Method(
-        "GRPO", "Rewards scaled within a prompt's group of answers.", "2402.03300", "group", "ppo_clip",
-        {"clip": 0.2, "scale": "group", "reduction": "response"}, GROUP,
-        {"coef": 0.04, "place": "loss", "estimator": "k3"},
-    ),
-    "dr-grpo": Method(
-        "Dr. GRPO", "GRPO without its biases for length and difficulty.", "2503.20783", "group", "ppo_clip",
-        {"clip": 0.2, "scale": "none", "reduction": "fixed"}, GROUP, NO_KL,
-    ),
-    "dapo": Method(
-        "DAPO", "GRPO with a higher upper clip, every token counting the same, groups with signal only.", "2503.14476",
-        "group", "ppo_clip",
-        {"clip": 0.2, "clip_high": 0.28, "scale": "group", "reduction": "token", "dynamic": True}, GROUP, NO_KL,
-        {"overlong": 0.2},
-    ),
-    "gspo": Method(
-        "GSPO", "GRPO with one ratio for a whole answer.", "2507.18071", "group", "gspo",
-        {"clip": 3e-4, "clip_high": 4e-4, "scale": "group", "reduction": "response"},
-        GROUP | {"minibatches": 4}, NO_KL,
-    ),
-    "cispo": Method(
-        "CISPO", "REINFORCE with a bounded importance weight and group advantages.", "2506.13585", "group", "cispo",
-        {"clip_high": 4.0, "scale": "group", "reduction": "token"}, GROUP, NO_KL,
-    ),
-}  # fmt: skip
-
-
 def _config(key: str) -> type[OnlineConfig]:
     row = METHODS[key]
-    rollout, kl, shaping = RolloutConfig(**row.rollout), KLConfig(**row.kl), ShapingConfig(**row.shaping)
-    fields: list[tuple[str, Any, Any]] = [
-        ("loss", SECTIONS[key], field(default_factory=SECTIONS[key])),
-        ("rollout", RolloutConfig, field(default_factory=lambda: rollout)),
-        ("kl", KLConfig, field(default_factory=lambda: kl)),
-        ("shaping", ShapingConfig, field(default_factory=lambda: shaping)),
-    ]
+    name = class_name(row.name)
+    sections = {
+        "loss": SECTIONS[key],
+        "rollout": own_defaults(RolloutConfig, row.rollout, f"{name}Rollout", __name__),
+        "kl": own_defaults(KLConfig, row.kl, f"{name}KL", __name__),
+        "shaping": own_defaults(ShapingConfig, row.shaping, f"{name}Shaping", __name__),
+    }
     if row.has_critic:
-        fields.append(("critic", CriticConfig, field(default_factory=CriticConfig)))
+        sections["critic"] = CriticConfig
+    fields: list[tuple[str, Any, Any]] = [
+        (section, kind, field(default_factory=kind)) for section, kind in sections.items()
+    ]
     doc = f"{row.name}: {row.summary.rstrip('.')} (arXiv {row.paper})."
-    return make_class(f"{class_name(row.name)}Config", fields, (OnlineConfig,), doc, __name__)
+    return make_class(f"{name}Config", fields, (OnlineConfig,), doc, __name__)
 
 
 SECTIONS: dict[str, type] = {
@@ -385,10 +257,20 @@ RULES: dict[type, dict[str, Rule]] = {
 """Section -> option -> its range."""
 
 
-def online_config(method: str, *, loss: Mapping[str, Any] | None = None, **options: Any) -> OnlineConfig:
-    """The configuration of a method from Python: `loss` holds options of the method that differ from their defaults,
-    `options` are the configuration's other fields (`rollout` and `kl` whole)."""
-    return CONFIGS[method](**options, loss=SECTIONS[method](**(loss or {})))  # type: ignore[call-arg]
+def online_config(method: str, **options: Any) -> OnlineConfig:
+    """The configuration of a method from Python. A section (`rollout`, `kl`, `loss`, ...) is given as a mapping of the
+    options that differ from the method's defaults, as in YAML; others keep them. Raises `ConfigError` for a method or
+    an option that does not exist.
+
+    >>> config = online_config(
+    ...     "grpo", model={"path": "m"}, data={"train": "prompts.jsonl"}, out="runs/grpo", kl={"coef": 0.1}
+    ... )
+    >>> config.kl.place, config.kl.estimator
+    ('loss', 'k3')
+    """
+    if method not in CONFIGS:
+        raise ConfigError(f"There is no online method '{method}'.{suggestion(method, CONFIGS)}")
+    return configuration(CONFIGS[method], options)
 
 
 def method_of(config: OnlineConfig) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from assent import config as c
-from assent import online
+from assent import methods, online
 from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
 
 
@@ -42,8 +42,6 @@ def _needs_reward(config: online.OnlineConfig) -> str | None:
 def _reward_lists(config: online.OnlineConfig) -> str | None:
     for kind in SOURCES:
         given = getattr(config.rewards, kind)
-        if isinstance(given, str):  # from Python; its letters would be taken for names
-            return f"--rewards.{kind} must be several names, in Python a tuple. Got one text."
         if "" in given or len(set(given)) < len(given):
             return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
     for name, weight in config.rewards.weights.items():
@@ -119,7 +117,7 @@ def _given(config: online.OnlineConfig) -> str | None:
 
 def _needs_group(config: online.OnlineConfig) -> str | None:
     name = online.method_of(config)
-    if online.METHODS[name].has_groups and config.rollout.responses < 2:
+    if methods.METHODS[name].has_groups and config.rollout.responses < 2:
         return (
             f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
             f"{config.rollout.responses}."

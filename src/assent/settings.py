@@ -6,20 +6,22 @@ A nested mapping is a nested dataclass: the key `lr` under `optim` is the option
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 
 from assent.checks import RULES
 from assent.errors import ConfigError
+from assent.names import suggestion
 from assent.relations import RELATIONS
 from assent.rules import Rule
+from assent.sections import hints_of
 
 T = TypeVar("T")
 
@@ -43,20 +45,6 @@ class Option:
 def options(cls: type) -> list[Option]:
     """Every option of a configuration class, in the order of its fields."""
     return list(_options(cls, "", REQUIRED))
-
-
-def nearest(name: str, names: list[str]) -> str | None:
-    """The name that was probably meant: one with the same last part, else the one spelled most alike."""
-    last = name.rpartition(".")[2]
-    same = [other for other in names if other.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(name, names, n=1)
-    return next(iter([*same, *close]), None)
-
-
-def suggestion(name: str, names: list[str], prefix: str = "") -> str:
-    """The sentence that goes after "unknown option"; empty where nothing is near."""
-    near = nearest(name, names)
-    return f" Perhaps you meant '{prefix}{near}'." if near else ""
 
 
 def read(cls: type[T], path: str | Path, missing: object = REQUIRED) -> T:
@@ -94,11 +82,18 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
 
 def dump(config: Any) -> str:
     """The configuration as YAML text; `load(type(config), dump(config)) == config`."""
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return yaml.dump(_plain(config, type(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
 def validate(config: Any) -> None:
-    """Raises one `ConfigError` that names every option out of range and every contradiction."""
+    """Raises one `ConfigError` that names every option out of range and every contradiction, or, before these can be
+    asked about, every value of a wrong type (from Python)."""
+    if wrong := [
+        f"--{option.name} must be {_describe(option.kind)}. Got {value!r}."
+        for option in options(type(config))
+        if not _fits(value := _at(config, option.name), option.kind)
+    ]:
+        raise ConfigError("\n".join(wrong))
     problems = [
         f"--{option.name} must be {rule.words}. Got {_at(config, option.name)!r}."
         for option in options(type(config))
@@ -121,6 +116,24 @@ def _at(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from Python has the type of an option."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(value is None if arm is types.NoneType else _fits(value, arm) for arm in args)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if kind is float and type(value) is int:
+        return abs(value) <= sys.float_info.max
+    if kind is int and isinstance(value, bool):
+        return False
+    return isinstance(value, kind)
 
 
 # ---- reading
@@ -151,7 +164,7 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
         name = f"'{prefix[:-1]}'" if prefix else "the file"
         reader.problems.append(f"{reader.where(node)}: {name} must hold `key: value` lines. Got {_show(node)}.")
         return
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     for key_node, value in node.value:
         key, where = str(key_node.value), reader.where(key_node)
@@ -260,7 +273,7 @@ def _describe(kind: Any) -> str:
 
 def _options(cls: type, prefix: str, holder: Any) -> Iterator[Option]:
     """`holder` is the default instance of `cls` that the enclosing class gives, or `REQUIRED`."""
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for field in dataclasses.fields(cls):
         default = _default(field, holder)
         if dataclasses.is_dataclass(hints[field.name]):
@@ -278,7 +291,7 @@ def _default(field: dataclasses.Field[Any], holder: Any) -> Any:
 
 
 def _build(cls: type, prefix: str, holder: Any, given: dict[str, Any], missing: object) -> Any:
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     values = {}
     for field in dataclasses.fields(cls):
         name, default = prefix + field.name, _default(field, holder)
@@ -300,11 +313,16 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, kind: Any) -> Any:
+    """A value as YAML has it; the whole number 1 where a number is asked for is 1.0, as it would be when read."""
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+        hints = hints_of(type(value))
+        return {
+            field.name: _plain(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, tuple | list):
+        return [_plain(item, get_args(kind)[0]) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item, get_args(kind)[1]) for key, item in value.items()}
+    number = kind is float or float in get_args(kind)
+    return float(value) if number and isinstance(value, int | float) else value

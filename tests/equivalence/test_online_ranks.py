@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from assent import settings
 from assent.algorithms.online import train_online
 from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.methods import METHODS
 from assent.online import (
-    METHODS,
     CriticConfig,
     GivenConfig,
     KLConfig,
@@ -37,7 +37,7 @@ from assent.train.log import read_jsonl, read_metrics
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 WORDS = "red green blue paris egg water seven minutes boil cool".split()
-TWO = RolloutConfig(responses=2, minibatches=2, show=9)
+TWO = vars(RolloutConfig(responses=2, minibatches=2, show=9))
 TRAIN = TrainConfig(batch_size=5, micro_tokens=60, max_steps=4, threads=1)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("rloo", {"rollout": replace(TWO, ahead=True)}),
@@ -51,8 +51,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rollout": replace(TWO, minibatches=1, ahead=True), "train": replace(TRAIN, micro_tokens=4096)},
     ),
     "ptx": ("rloo", {"ptx": PtxConfig("DATA", coef=0.5, batch_size=3)}),
-    "full reward": ("rloo", {"kl": KLConfig(coef=0.2, estimator="full")}),
-    "full loss": ("grpo", {"kl": KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50)}),
+    "full reward": ("rloo", {"kl": vars(KLConfig(coef=0.2, estimator="full"))}),
+    "full loss": ("grpo", {"kl": vars(KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50))}),
 }
 
 

@@ -18,8 +18,8 @@ import assent.algorithms.run as run_module
 from assent.algorithms.online import train_online
 from assent.algorithms.prompts import Prompts
 from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.methods import METHODS
 from assent.online import (
-    METHODS,
     CriticConfig,
     CurriculumConfig,
     GivenConfig,
@@ -37,7 +37,7 @@ from assent.train.progress import ShutdownRequested
 
 STEPS = 6
 PROMPTS = 5  # rollouts of two reach over the ends of passes
-TWO = RolloutConfig(responses=2, minibatches=2, show=9)
+TWO = vars(RolloutConfig(responses=2, minibatches=2, show=9))
 TRAIN = TrainConfig(batch_size=2, micro_tokens=100, max_steps=STEPS, threads=1, keep=9)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("ppo", {"rollout": replace(TWO, ahead=True)}),
@@ -55,15 +55,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"given": GivenConfig("hint", "Say {answer} {level}", when="always"), "rollout": replace(TWO, ahead=True)},
     ),
     "curriculum": ("rloo", {"curriculum": CurriculumConfig("easy", rest=1), "rollout": TWO}),
-    "shaping running": ("rloo", {"shaping": ShapingConfig("running", "running", clip=1.0), "rollout": TWO}),
-    "shaping row": ("reinforce", {"shaping": ShapingConfig("row", "batch", missing_eos_penalty=0.5), "rollout": TWO}),
+    "shaping running": ("rloo", {"shaping": vars(ShapingConfig("running", "running", clip=1.0)), "rollout": TWO}),
+    "shaping row": (
+        "reinforce",
+        {"shaping": ShapingConfig("row", "batch", missing_eos_penalty=0.5), "rollout": TWO},
+    ),
     "shared critic": ("ppo", {"critic": CriticConfig(shared=True, warmup=1), "rollout": TWO}),
     "critic warm-up": ("ppo", {"critic": CriticConfig("policy", warmup=2), "rollout": TWO}),
     "target_kl": ("ppo", {"rollout": replace(TWO, epochs=2, target_kl=1e-4)}),
     "adaptive": (
         "ppo",
         {
-            "kl": KLConfig(target=0.1, horizon=8),
+            "kl": vars(KLConfig(target=0.1, horizon=8)),
             "loss": {"objective": "penalty", "penalty_target": 1e-3},
             "rollout": replace(TWO, epochs=2, minibatches=1),
         },

@@ -32,8 +32,9 @@ from assent.config import (
     SFTConfig,
     TrainConfig,
 )
+from assent.methods import METHODS
 from assent.objectives import CONFIGS, OBJECTIVES, preference_config
-from assent.online import METHODS, OnlineConfig, RewardsConfig, RolloutConfig, online_config
+from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
 from assent.train import distributed as d
 from assent.train.log import read_jsonl, read_metrics
@@ -65,7 +66,7 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
     def preference(name: str, **options) -> PreferenceConfig:
         objective = name.split()[0]
         if objective == "tr-dpo":
-            options["reference"] = ReferenceConfig(mode="moving", rate=0.5, every=1)
+            options["reference"] = {"mode": "moving", "rate": 0.5, "every": 1}
         if "cached" in name:
             options["reference"] = ReferenceConfig(mode="cached", cache=str(out / "cached.safetensors"))
         if objective == "dpop":
@@ -77,7 +78,7 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
             name.split()[0],
             **{**shared(name), "train": replace(shared(name)["train"], max_steps=4)},
             rewards=RewardsConfig((str(reward),)),
-            rollout=RolloutConfig(responses=2, epochs=1, minibatches=2),
+            rollout=vars(RolloutConfig(responses=2, epochs=1, minibatches=2)),
             sampling=SamplingConfig(max_new_tokens=8, max_batch=4),
         )
 

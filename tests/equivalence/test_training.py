@@ -40,11 +40,11 @@ from assent.data.packing import Window, idle, order, window
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.errors import NonFiniteError
+from assent.methods import METHODS
 from assent.models.loading import load_policy, load_score_model
 from assent.models.policy import Policy
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import (
-    METHODS,
     CriticConfig,
     GivenConfig,
     KLConfig,
@@ -206,7 +206,7 @@ ALGORITHMS: dict[str, Make] = {
     "ppo, entropy": online("ppo", loss={"entropy": 0.05, "dual_clip": 3.0}),
     "ppo, shared": online("ppo", critic=CriticConfig("policy", shared=True, coef=0.3)),
     "ppo, proximal": online("ppo", loss={"ewma": 0.9}),
-    "grpo, full KL": online("grpo", kl=KLConfig(0.1, place="loss", estimator="full")),
+    "grpo, full KL": online("grpo", kl=vars(KLConfig(0.1, place="loss", estimator="full"))),
     "grpo, given": online("grpo", given=GivenConfig("row")),
 }
 EXTRA = {"ppo, proximal": (PROXIMAL,), "grpo, given": (GIVEN,)}
@@ -300,14 +300,14 @@ def test_an_idle_rank_adds_zeros_to_every_gradient(name: str, tiny_model_dir: Pa
     assert not any(grad.any() for grad in grads.values())
 
 
-ONCE = RolloutConfig(responses=2)
+ONCE = vars(RolloutConfig(responses=2))
 READ_ONCE: dict[str, Make] = {
     "ppo": online("ppo", rollout=ONCE),
     "ppo, shared": online("ppo", rollout=ONCE, critic=CriticConfig("policy", shared=True, coef=0.3)),
     "ppo, entropy": online("ppo", rollout=ONCE, loss={"entropy": 0.05}),
     "ppo, proximal": online("ppo", rollout=ONCE, loss={"ewma": 0.9}),
-    "ppo, full KL": online("ppo", rollout=ONCE, kl=KLConfig(0.1, estimator="full")),
-    "ppo, full KL in the loss": online("ppo", rollout=ONCE, kl=KLConfig(0.1, place="loss", estimator="full")),
+    "ppo, full KL": online("ppo", rollout=ONCE, kl=vars(KLConfig(0.1, estimator="full"))),
+    "ppo, full KL in the loss": online("ppo", rollout=ONCE, kl=vars(KLConfig(0.1, place="loss", estimator="full"))),
     "reinforce++": online("reinforce++", rollout=ONCE),
     "rloo": online("rloo", rollout=ONCE),
 }
@@ -437,8 +437,8 @@ def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: 
     algorithm = online(
         "ppo",
         train=TrainConfig(batch_size=4),
-        rollout=RolloutConfig(responses=3),
-        shaping=ShapingConfig(missing_eos_penalty=0.5),
+        rollout=vars(RolloutConfig(responses=3)),
+        shaping=vars(ShapingConfig(missing_eos_penalty=0.5)),
     )(tiny_model_dir, tokenizer)
     trees = algorithm.experience.make(kl_coef=0.1).trees
     branches = [branch for tree in trees for branch in tree.branches]

@@ -39,8 +39,9 @@ from assent.config import (
     TrainConfig,
 )
 from assent.errors import NonFiniteError, RunFolderError
+from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, preference_config
-from assent.online import CONFIGS, METHODS, CriticConfig, RewardsConfig, RolloutConfig, online_config
+from assent.online import CONFIGS, CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
 from assent.train.log import read_metrics
 from assent.train.progress import ShutdownRequested
@@ -101,7 +102,7 @@ def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
             case objective if objective in OBJECTIVES:
                 options = {"probe": ProbeConfig(prompts=2, max_new_tokens=4)}
                 if objective == "tr-dpo":
-                    options["reference"] = ReferenceConfig(mode="moving", rate=0.5, every=2)
+                    options["reference"] = {"mode": "moving", "rate": 0.5, "every": 2}
                 if "cached" in name:
                     options["reference"] = ReferenceConfig(mode="cached", cache=str(out.parent / "cache.safetensors"))
                 return preference_config(objective, **shared, **options)
@@ -113,7 +114,7 @@ def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
                     **shared,
                     **critic,
                     rewards=RewardsConfig((str(reward_dir),)),
-                    rollout=RolloutConfig(responses=2, epochs=2, minibatches=2),
+                    rollout=vars(RolloutConfig(responses=2, epochs=2, minibatches=2)),
                     sampling=SamplingConfig(max_new_tokens=6),
                 )
         raise ValueError(name)

@@ -130,7 +130,7 @@ def test_reward_and_ppo_run(tiny_model_dir: Path, tmp_path: Path) -> None:
         **shared,
         out=str(tmp_path / "ppo"),
         rewards=RewardsConfig((str(tmp_path / "reward"),)),
-        rollout=RolloutConfig(responses=2, epochs=2, minibatches=2),
+        rollout=vars(RolloutConfig(responses=2, epochs=2, minibatches=2)),
         sampling=SamplingConfig(max_new_tokens=16),
     )
     train_online(config)

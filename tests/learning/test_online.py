@@ -21,21 +21,22 @@ from assent.config import DataConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.lab.enumerable import TableReward, optimum, regret_closed
+from assent.methods import METHODS
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
-from assent.online import METHODS, KLConfig, RewardsConfig, RolloutConfig, online_config
+from assent.online import KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train.distributed import World
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 COEF = 2.0
 RISE = 1.0
-KL = KLConfig(coef=COEF)
+KL = vars(KLConfig(coef=COEF))
 
 TO_OPTIMUM: dict[str, dict[str, Any]] = {
-    "ppo": {"loss": {"lam": 1.0}, "rollout": RolloutConfig(64, epochs=4)},
-    "reinforce": {"loss": {"whiten": True}, "rollout": RolloutConfig(64)},
-    "reinforce++": {"rollout": RolloutConfig(64, epochs=2)},
-    "rloo": {"rollout": RolloutConfig(64)},
-    "remax": {"rollout": RolloutConfig(64)},
+    "ppo": {"loss": {"lam": 1.0}, "rollout": vars(RolloutConfig(64, epochs=4))},
+    "reinforce": {"loss": {"whiten": True}, "rollout": vars(RolloutConfig(64))},
+    "reinforce++": {"rollout": vars(RolloutConfig(64, epochs=2))},
+    "rloo": {"rollout": vars(RolloutConfig(64))},
+    "remax": {"rollout": vars(RolloutConfig(64))},
 }
 """Methods with the KL in the reward, and their options."""
 RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo")
@@ -84,7 +85,7 @@ def test_reaches_the_optimum(setting, learn, method: str) -> None:
 @pytest.mark.parametrize("method", RAISING)
 def test_raises_the_gold_reward(setting, learn, method: str) -> None:
     options = {"loss": {"clip": 0.2, "clip_high": 0.2}} if method == "gspo" else {}  # its own range suits long answers
-    logp = train(setting, learn, method, 60, 2e-3, rollout=RolloutConfig(16), **options)
+    logp = train(setting, learn, method, 60, 2e-3, rollout=vars(RolloutConfig(16)), **options)
     start, best = setting.gold(setting.ref), setting.gold(optimum(setting.ref, setting.rewards, COEF))
     rise = (setting.gold(logp) - start) / (best - start)
     print(f"{method}, seed {setting.seed}: {rise:.2f} of the way up")

@@ -17,15 +17,15 @@ assert _spec is not None and _spec.loader is not None
 online = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(online)
 
-PPO: dict[str, Any] = {"loss": {"lam": 1.0}, "rollout": RolloutConfig(64, epochs=4)}
+PPO: dict[str, Any] = {"loss": {"lam": 1.0}, "rollout": vars(RolloutConfig(64, epochs=4))}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "none": ("ppo", {"loss": {"lam": 1.0, "objective": "none"}, "rollout": RolloutConfig(64, epochs=2)}),
+    "none": ("ppo", {"loss": {"lam": 1.0, "objective": "none"}, "rollout": vars(RolloutConfig(64, epochs=2))}),
     "penalty": ("ppo", {"loss": {"lam": 1.0, "objective": "penalty", "penalty_target": 0.01}}),
-    "full KL": ("ppo", {"kl": KLConfig(coef=online.COEF, estimator="full")}),
-    "k3 in the reward": ("ppo", {"kl": KLConfig(coef=online.COEF, estimator="k3")}),
+    "full KL": ("ppo", {"kl": vars(KLConfig(coef=online.COEF, estimator="full"))}),
+    "k3 in the reward": ("ppo", {"kl": vars(KLConfig(coef=online.COEF, estimator="k3"))}),
     "shared critic": ("ppo", {"critic": CriticConfig(shared=True, coef=0.1)}),
     "ewma": ("ppo", {"loss": {"lam": 1.0, "ewma": 0.8}}),
-    "ahead": ("ppo", {"rollout": RolloutConfig(64, epochs=4, ahead=True)}),
+    "ahead": ("ppo", {"rollout": vars(RolloutConfig(64, epochs=4, ahead=True))}),
 }
 
 

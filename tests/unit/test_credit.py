@@ -46,7 +46,7 @@ def advantages(policy: Table, other: Table, rewards: Tensor, method: str, estima
         model=ModelConfig("unused"),
         data=DataConfig("unused"),
         out="unused",
-        kl=KLConfig(estimator=estimator),
+        kl=vars(KLConfig(estimator=estimator)),
     )
     with torch.no_grad():
         full = (policy.rows.exp() * (policy.rows - other.rows)).sum(-1)
@@ -105,7 +105,7 @@ def test_the_critic_learns_the_full_kl_without_a_tokens_own_part() -> None:
         model=ModelConfig("unused"),
         data=DataConfig("unused"),
         out="unused",
-        kl=KLConfig(estimator="full"),
+        kl=vars(KLConfig(estimator="full")),
     )
     fields = {"old": np.float32([-1, -2]), "reference": np.float32([-3, -1]), "kl": np.float32([0.5, 0.25])}
     branch = Branch(np.array([1, 2]), np.ones(2, bool), {**fields, "values": np.zeros(2, np.float32)})

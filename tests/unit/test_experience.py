@@ -97,8 +97,8 @@ def make(tokenizer) -> Callable[..., tuple[Experience, Source]]:
             "train": TrainConfig(batch_size=2),
             "rewards": RewardsConfig(("unused",)),
             "sampling": SamplingConfig(max_new_tokens=30),
-            "rollout": RolloutConfig(responses=2),
-            "kl": KLConfig(coef=0.0),
+            "rollout": vars(RolloutConfig(responses=2)),
+            "kl": vars(KLConfig(coef=0.0)),
         }
         config = config_of(method, **{**shared, **options})
         current = Job(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), tokenizer, chat)
@@ -118,7 +118,7 @@ def prompts_of(experience: Experience, rollout: Rollout) -> list[int]:
 
 def test_the_running_baseline_is_the_mean_before_this_rollout(make) -> None:
     """An answer is not compared with itself; a prompt that was not asked yet counts as the others do."""
-    experience, _ = make("reinforce", lambda n, i: 10.0 * n + i, shaping=ShapingConfig("running"))
+    experience, _ = make("reinforce", lambda n, i: 10.0 * n + i, shaping=vars(ShapingConfig("running")))
     known: dict[int, list[float]] = {}
     for _ in range(6):
         rollout = experience.make(0.0)
@@ -136,7 +136,7 @@ def test_the_running_baseline_is_the_mean_before_this_rollout(make) -> None:
 
 def test_the_row_baseline_is_the_reward_of_the_rows_answer(make) -> None:
     """Asked for once for each prompt; 0 where the row has no answer."""
-    experience, source = make("reinforce", lambda n, i: 10.0 * n + i, shaping=ShapingConfig("row"))
+    experience, source = make("reinforce", lambda n, i: 10.0 * n + i, shaping=vars(ShapingConfig("row")))
     for _ in range(4):
         rollout = experience.make(0.0)
         for n, tree in zip(prompts_of(experience, rollout), rollout.trees, strict=True):
@@ -150,8 +150,8 @@ def test_remax_compares_with_the_greedy_answer_shaped_alike(make) -> None:
     experience, _ = make(
         "remax",
         lambda n, i: 3.0 * n + 5.0 * i,
-        rollout=RolloutConfig(responses=2),
-        shaping=ShapingConfig(normalise="batch"),
+        rollout=vars(RolloutConfig(responses=2)),
+        shaping=vars(ShapingConfig(normalise="batch")),
     )
     rollout = experience.make(0.0)
     (main, greedy), *_ = experience.sampler.asked
@@ -208,9 +208,9 @@ def test_rounds_of_a_rollout_sample_with_seeds_of_their_own(make) -> None:
 
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "row baseline": ("reinforce", {"shaping": ShapingConfig("row", "running")}),
-    "running baseline": ("reinforce", {"shaping": ShapingConfig("running", "running")}),
-    "greedy": ("remax", {"shaping": ShapingConfig(normalise="running")}),
+    "row baseline": ("reinforce", {"shaping": vars(ShapingConfig("row", "running"))}),
+    "running baseline": ("reinforce", {"shaping": vars(ShapingConfig("running", "running"))}),
+    "greedy": ("remax", {"shaping": vars(ShapingConfig(normalise="running"))}),
     "given row": ("rloo", {"given": GivenConfig("row", when="always")}),
     "given hint": ("rloo", {"given": GivenConfig("hint", "Say red", when="always")}),
     "dynamic": ("dapo", {"curriculum": CurriculumConfig(rest=1)}),

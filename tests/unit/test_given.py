@@ -193,7 +193,7 @@ def test_the_kl_in_the_reward_is_that_of_sampled_answers(estimator: Any) -> None
         model=ModelConfig("unused"),
         data=DataConfig("unused"),
         out="unused",
-        kl=KLConfig(estimator=estimator),
+        kl=vars(KLConfig(estimator=estimator)),
     )
 
     def advantages(trees: Sequence[TokenTree], count: int) -> np.ndarray:
@@ -245,7 +245,7 @@ def experience(tiny_model_dir: Path, chat: Chat) -> Any:
             train=TrainConfig(batch_size=3),
             rewards=RewardsConfig(("lengths",)),
             sampling=SamplingConfig(max_new_tokens=9),
-            rollout=RolloutConfig(responses=2, epochs=2, show=3),
+            rollout=vars(RolloutConfig(responses=2, epochs=2, show=3)),
             **options,
         )
         current = Job(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), chat.tokenizer, chat)

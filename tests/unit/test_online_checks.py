@@ -12,8 +12,8 @@ from assent import settings
 from assent.cli import main
 from assent.config import DataConfig, ModelConfig
 from assent.errors import ConfigError
+from assent.methods import METHODS
 from assent.online import (
-    METHODS,
     CriticConfig,
     CurriculumConfig,
     GivenConfig,
@@ -27,7 +27,7 @@ from assent.online import (
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "adaptive KL": (
         "rloo",
-        {"kl": KLConfig(coef=0.0, target=6.0)},
+        {"kl": vars(KLConfig(coef=0.0, target=6.0))},
         "--kl.coef 0 --kl.target 6",
         "--kl.target moves --kl.coef, which must then begin above 0. Got 0.",
     ),
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "more minibatches than prompts": (
         "ppo",
-        {"rollout": RolloutConfig(minibatches=9)},
+        {"rollout": vars(RolloutConfig(minibatches=9))},
         "--rollout.minibatches 9",
         "--rollout.minibatches must be at most --train.batch_size (8), the prompts of a rollout. Got 9.",
     ),
@@ -112,7 +112,7 @@ def test_the_command_refuses_it_at_once(name: str, tmp_path: Path, capsys) -> No
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("rloo", {"kl": KLConfig(target=6.0)}),
+        ("rloo", {"kl": vars(KLConfig(target=6.0))}),
         ("grpo", {"curriculum": CurriculumConfig("easy", column="level", rest=2)}),
         ("ppo", {"curriculum": CurriculumConfig("hard")}),
         ("grpo", {"given": GivenConfig("hint", "Say {answer}")}),
@@ -122,7 +122,7 @@ def test_the_command_refuses_it_at_once(name: str, tmp_path: Path, capsys) -> No
         ("ppo", {"critic": CriticConfig(shared=True), "rewards": RewardsConfig(rules=("length=1,2",))}),
         ("ppo", {"loss": {"objective": "penalty", "penalty_target": 0.01}}),
         ("ppo", {"loss": {"objective": "none", "ewma": 0.9, "tuned_batch": 64}}),
-        ("ppo", {"rollout": RolloutConfig(minibatches=8)}),
+        ("ppo", {"rollout": vars(RolloutConfig(minibatches=8))}),
     ],
 )
 def test_what_fits_together_passes(method: str, options: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def online(experience: FakeExperience, rollout: RolloutConfig, **options: Any) -
         model=ModelConfig("unused"),
         data=DataConfig("unused"),
         out="unused",
-        rollout=rollout,
+        rollout=vars(rollout),
         **{"train": TrainConfig(batch_size=PROMPTS), **options},
     )
     current = Job(config, World(0, 1, 0, torch.device("cpu")), *cast("Any", (None, None, None)))

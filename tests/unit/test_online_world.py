@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from assent import settings  # noqa: E402
 from assent.config import SamplingConfig  # noqa: E402
 from assent.lab.artifacts import WorldPaths, build_world  # noqa: E402
-from assent.online import METHODS  # noqa: E402
+from assent.methods import METHODS  # noqa: E402
 from benchmarks import online_plan, online_world  # noqa: E402
 from benchmarks.online_plan import ANSWERS, BASE, VARIANTS, Base, Cell, configuration  # noqa: E402
 from benchmarks.online_world import ablation_table, method_table, train  # noqa: E402

@@ -69,7 +69,7 @@ def train(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., RunResult]:
                 out=str(tmp_path / name),
                 optim=OptimConfig(lr=1e-3, eps=1e-4, schedule="constant", warmup=0.0),
                 train=TrainConfig(batch_size=4, max_steps=4, micro_tokens=160, eval_every=2),
-                reference=reference,
+                reference=vars(reference),
                 probe=ProbeConfig(prompts=0),
             )
         )

@@ -337,7 +337,7 @@ def test_every_option_of_rewards_has_an_effect(build, models, functions, groups)
             {},
             "Nothing says what an answer is worth. Give --rewards.model FOLDER .* --rewards.rules, --rewards.functions",
         ),
-        ({"model": "runs/reward"}, "--rewards.model must be several names, in Python a tuple"),
+        ({"model": "runs/reward"}, "--rewards.model must be a list of values, each text"),
         ({"rules": ("exact", "exact")}, "--rewards.rules: one is empty, or there twice. Got 2, 1 different."),
         ({"model": ("",)}, "--rewards.model: one is empty"),
         ({"rules": ("exact",), "ensemble": "min"}, "--rewards.ensemble min is about several reward models.* Got 0"),

@@ -23,10 +23,11 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("config",),
-    ("rules", "http"),
+    ("names", "rules", "http"),
     ("sections",),
-    ("objectives", "online"),
+    ("config",),
+    ("methods", "objectives"),
+    ("online",),
     ("checks", "relations"),
     ("settings",),
     ("statistics", "functions"),
@@ -52,6 +53,8 @@ LIGHT = (
     "cli.py",
     "config.py",
     "errors.py",
+    "methods.py",
+    "names.py",
     "objectives.py",
     "online.py",
     "relations.py",

@@ -109,7 +109,7 @@ def make_batch(per_token: dict[str, Tensor]) -> TreeBatch:
 def config_of(method: str = "ppo", loss: dict[str, Any] | None = None, **options: Any) -> OnlineConfig:
     shared = {"model": ModelConfig("unused"), "data": DataConfig("unused"), "out": "unused"}
     sampling = SamplingConfig(max_new_tokens=LONGEST, temperature=TEMPERATURE)
-    return online_config(method, loss=loss, sampling=sampling, **{"kl": KLConfig(coef=0.0), **shared, **options})
+    return online_config(method, loss=loss, sampling=sampling, **{"kl": vars(KLConfig(coef=0.0)), **shared, **options})
 
 
 def models_of(policy: Any, critic: Any = None, reference: Any = None) -> Models:
@@ -184,11 +184,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "penalty": {"objective": "penalty", "penalty": 0.9},
 }
 PLACES: dict[str, dict[str, Any]] = {
-    "plain": {"rollout": RolloutConfig(correction=0.0)},
-    "corrected": {"rollout": RolloutConfig(correction=1.1)},
-    "k1": {"kl": KLConfig(coef=0.3, place="loss", estimator="k1")},
-    "k2": {"kl": KLConfig(coef=0.3, place="loss", estimator="k2")},
-    "k3": {"kl": KLConfig(coef=0.3, place="loss", estimator="k3")},
+    "plain": {"rollout": vars(RolloutConfig(correction=0.0))},
+    "corrected": {"rollout": vars(RolloutConfig(correction=1.1))},
+    "k1": {"kl": vars(KLConfig(coef=0.3, place="loss", estimator="k1"))},
+    "k2": {"kl": vars(KLConfig(coef=0.3, place="loss", estimator="k2"))},
+    "k3": {"kl": vars(KLConfig(coef=0.3, place="loss", estimator="k3"))},
 }
 
 
@@ -224,7 +224,7 @@ def test_the_fields_hold_every_case() -> None:
 
 
 def test_weights_that_controllers_move_are_the_ones_used() -> None:
-    config = config_of(loss={"objective": "penalty"}, kl=KLConfig(coef=0.3, place="loss", estimator="k2"))
+    config = config_of(loss={"objective": "penalty"}, kl=vars(KLConfig(coef=0.3, place="loss", estimator="k2")))
     per_token = fields("reference")
     total, policy, _ = policy_loss(config, per_token, penalty=4.0, kl_coef=0.8)
     moved = replace(config, kl=replace(config.kl, coef=0.8))
@@ -233,12 +233,12 @@ def test_weights_that_controllers_move_are_the_ones_used() -> None:
 
 def test_kl_in_the_reward_is_not_in_the_loss() -> None:
     plain, _, _ = policy_loss(config_of(), fields("reference"))
-    rewarded, policy, metrics = policy_loss(config_of(kl=KLConfig(coef=0.3)), fields("reference"))
+    rewarded, policy, metrics = policy_loss(config_of(kl=vars(KLConfig(coef=0.3))), fields("reference"))
     assert rewarded == plain and "kl_loss" not in metrics and policy.asked[0]["anchor"] is None
 
 
 def test_full_kl_in_the_loss() -> None:
-    config = config_of(kl=KLConfig(coef=0.3, place="loss", estimator="full"))
+    config = config_of(kl=vars(KLConfig(coef=0.3, place="loss", estimator="full")))
     plain, _, _ = policy_loss(config_of(), fields())
     total, policy, metrics = policy_loss(config, fields())
     assert policy.asked[0]["anchor"] == f"anchor at {TEMPERATURE}" and policy.asked[0]["direction"] == "reverse"
@@ -279,7 +279,7 @@ def test_without_a_clip_nothing_is_clipped(objective: str) -> None:
 
 def test_a_given_answer_is_pulled_up_by_its_advantage_alone() -> None:
     """coef * reinforce: no ratio, clip, correction or KL; and the sampled tokens are as they are without it."""
-    kl = KLConfig(coef=0.3, place="loss", estimator="k2")
+    kl = vars(KLConfig(coef=0.3, place="loss", estimator="k2"))
     config = config_of("grpo", {"reduction": "token"}, kl=kl, given=GivenConfig("row", coef=0.4))
     per_token = fields("reference", GIVEN)
     given = per_token[GIVEN] == 1
@@ -334,7 +334,7 @@ def test_the_critics_loss_is_weighted_and_clipped() -> None:
 
 
 def test_while_warming_a_critic_of_its_own_the_policy_is_not_asked() -> None:
-    config = config_of(critic=CriticConfig("policy"), loss={"entropy": 0.1}, kl=KLConfig(place="loss"))
+    config = config_of(critic=CriticConfig("policy"), loss={"entropy": 0.1}, kl=vars(KLConfig(place="loss")))
     policy, critic = FakePolicy(), FakeCritic()
     surrogate = Surrogate(models_of(policy, critic, FakeReference()), config)
     surrogate.warming = True
@@ -371,7 +371,7 @@ def test_full_kl_in_the_loss_is_that_of_the_whole_distribution(tiny: Any, tiny_m
     other = load_policy(ModelConfig(str(tiny_model_dir), precision="fp32"), max_length=64, trainable=False)
     with torch.no_grad():
         other.model.get_input_embeddings().weight.mul_(1.5)
-    config = config_of("grpo", kl=KLConfig(coef=0.5, place="loss", estimator="full"))
+    config = config_of("grpo", kl=vars(KLConfig(coef=0.5, place="loss", estimator="full")))
     batch = tiny_batch(tiny, advantages=0.0)
     counts = Counts(1, len(ANSWERS), 0, sum(ANSWERS))
     loss = Surrogate(models_of(tiny, reference=Reference(tiny, other)), config)(batch, counts)
@@ -439,7 +439,7 @@ def test_warming_runs_leave_the_policy_as_it_was(shared: bool, tiny_model_dir: P
             optim=OptimConfig(lr=1e-2, weight_decay=0.5, warmup=0.0),
             train=TrainConfig(batch_size=2, max_steps=steps, threads=1),
             rewards=RewardsConfig(rules=("length=2,4",)),
-            rollout=RolloutConfig(responses=2),
+            rollout=vars(RolloutConfig(responses=2)),
             critic=CriticConfig("policy", shared=shared, warmup=2),
         )
         train_online(config)

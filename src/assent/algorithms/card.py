@@ -7,8 +7,9 @@ from pathlib import Path
 
 from assent import settings
 from assent.config import PreferenceConfig, RunConfig
+from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, objective_of
-from assent.online import METHODS, OnlineConfig, method_of
+from assent.online import OnlineConfig, method_of
 
 TASKS = {
     "SFTConfig": ("supervised fine-tuning", "text-generation", "AutoModelForCausalLM"),

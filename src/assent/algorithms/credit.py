@@ -21,7 +21,8 @@ from assent.losses import (
     leave_one_out,
     whiten,
 )
-from assent.online import METHODS, OnlineConfig, method_of
+from assent.methods import METHODS
+from assent.online import OnlineConfig, method_of
 
 
 def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tuple[list[TokenTree], dict[str, float]]:

@@ -32,7 +32,8 @@ from assent.algorithms.shaping import Shaper
 from assent.data.records import Example
 from assent.data.tree import TokenTree
 from assent.errors import DataError, UserError
-from assent.online import METHODS, OnlineConfig, method_of
+from assent.methods import METHODS
+from assent.online import OnlineConfig, method_of
 from assent.rewards.group import GroupReward, RewardError
 from assent.statistics import mean_interval
 from assent.train.progress import say

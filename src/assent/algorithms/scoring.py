@@ -19,6 +19,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch
 from assent.errors import ConfigError, DataError
 from assent.models.loading import load_tokenizer
 from assent.models.policy import ScoreModel
+from assent.names import suggestion
 from assent.online import OnlineConfig, RemoteConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
@@ -26,7 +27,6 @@ from assent.rewards.group import Group, GroupReward, Scores, WeightedSum, checke
 from assent.rewards.pool import PooledReward, portable
 from assent.rewards.remote import RemoteReward, Server
 from assent.rewards.rules import rule_reward
-from assent.settings import suggestion
 from assent.train.distributed import World, gather_objects
 
 MODELS = "model"

@@ -23,8 +23,9 @@ from assent.losses import (
     reinforce,
     token_weights,
 )
+from assent.methods import METHODS
 from assent.models.policy import TokenScores
-from assent.online import METHODS, CriticConfig, OnlineConfig, method_of
+from assent.online import CriticConfig, OnlineConfig, method_of
 from assent.train.loop import Loss
 
 CLIPS = ("clip", "clip_high", "dual_clip")

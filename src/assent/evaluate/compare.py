@@ -22,6 +22,7 @@ from assent.evaluate.report import write_report
 from assent.evaluate.runs import EVALUATION
 from assent.functions import load_function
 from assent.models.loading import model_folder, quiet_transformers
+from assent.names import suggestion
 from assent.objectives import CONFIGS
 from assent.train.progress import say
 
@@ -84,7 +85,7 @@ def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:
         if objective == name:
             known = [known.name for known in settings.options(cls)]
             if key not in known:
-                hint = settings.suggestion(key, known, f"{name}.")
+                hint = suggestion(key, known, f"{name}.")
                 raise ConfigError(f"--options {option}: {name} has no option '{key}'.{hint}")
             _set(plain, key.split("."), yaml.safe_load(value))
     loaded = settings.load(cls, yaml.safe_dump(plain), f"--options of {name}")

@@ -13,8 +13,8 @@ import numpy as np
 
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
+from assent.methods import METHODS
 from assent.objectives import OBJECTIVES
-from assent.online import METHODS
 from assent.sections import class_name
 from assent.statistics import Interval
 

@@ -40,7 +40,7 @@ from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import World, load_world
 from assent.models.loading import quiet_transformers
 from assent.objectives import preference_config
-from assent.online import KLConfig, RewardsConfig, ShapingConfig, online_config
+from assent.online import RewardsConfig, online_config
 from assent.statistics import mean_interval
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say
@@ -126,8 +126,8 @@ def stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, 
                 model=model(sft),
                 data=data(paths.prompts, paths.prompts_eval),
                 rewards=RewardsConfig((reward,)),
-                shaping=ShapingConfig(missing_eos_penalty=1.0),
-                kl=KLConfig(0.4),
+                shaping={"missing_eos_penalty": 1.0},
+                kl={"coef": 0.4},
                 sampling=SAMPLING,
                 **common("ppo", 2e-4, batch_size=64, epochs=1, eval_every=32),
             ),

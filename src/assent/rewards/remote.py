@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from assent.data.records import Example, Message
 from assent.errors import ConfigError
 from assent.http import Client, Patience, ServerAnswerError
+from assent.names import suggestion
 from assent.rewards.group import Group, Scores, checked
-from assent.settings import suggestion
 
 
 class Item(NamedTuple):

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError
+from assent.names import suggestion
 from assent.rewards.group import Group, Scores, checked
-from assent.settings import suggestion
 
 MARK = "####"
 """What GSM8K writes before the final answer."""
