@@ -63,8 +63,8 @@ def own_defaults(base: type, changed: Mapping[str, Any], name: str, module: str)
 def _section(cls: type, name: str, kind: type, value: Any) -> Any:
     if type(value) is kind:
         return value
-    if isinstance(value, Mapping):
-        return _merged(kind, _default(cls, name), value, f"{name}.")
+    if value is None or isinstance(value, Mapping):  # an empty section in YAML is None as well
+        return _merged(kind, _default(cls, name), value or {}, f"{name}.")
     base = kind.__mro__[1]
     if type(value) is base:
         given, own = base.__name__, _differences(kind, base)
