@@ -102,7 +102,9 @@ def test_every_column_of_every_shape(fmt: Format, name: str):
         assert wrong.value.column == name
         return
     if fmt.name == "preference-transcripts" and name == "prompt":
-        changed |= {column: marked(row["prompt"]) + row[column].removeprefix(row["prompt"]) for column in ("chosen", "rejected")}
+        changed |= {
+            column: marked(row["prompt"]) + row[column].removeprefix(row["prompt"]) for column in ("chosen", "rejected")
+        }
     if fmt.name == "gsm8k" and name == "answer":
         changed[name] = f"{MARK} {row[name]}"
     after = fmt.parse(changed, ORIGIN)
@@ -178,7 +180,11 @@ def test_every_key_of_a_message(key: str):
     plain = conversation()
     assert about
     if fate is Fate.MASK:
-        assert conversation(**{key: 1}) == plain == conversation(**{key: True if "weight" not in key and key != "loss_scale" else 1.0})
+        assert (
+            conversation(**{key: 1})
+            == plain
+            == conversation(**{key: True if "weight" not in key and key != "loss_scale" else 1.0})
+        )
         assert conversation(**{key: 0}).responses[0].messages[0].trained is False
         for wrong in (0.5, 2, "yes"):
             with pytest.raises(RowError) as refused:
