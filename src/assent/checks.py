@@ -88,6 +88,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "file": NAMED,
         "model": NAMED,
         "max_length": LENGTH,
+        "limit": COUNT,
         "show": NOT_NEGATIVE,
         "problems": NOT_NEGATIVE,
     },

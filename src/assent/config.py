@@ -63,8 +63,12 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Column map, expected name to the file's name, for example prompt:question."""
     max_length: int = 2048
-    """Longest prompt plus response, in tokens. A longer prompt is a problem row; a longer response is cut, without
-    EOS."""
+    """Longest prompt plus response, in tokens. A longer response is cut, without EOS; for prompts see `long`."""
+    long: Literal["drop", "refuse", "truncate_prompt_left"] = "drop"
+    """What becomes of a row whose prompt leaves no room for an answer. drop: it is left out and counted. refuse: it is
+    a problem row. truncate_prompt_left: from every row that is longer than `max_length`, the first turns of the
+    conversation are taken, whole ones, until it fits; a system message and the last question stay, and what is still
+    too long is dropped."""
     strict: bool = False
     """Stop at the first problem row."""
     max_bad: float = 0.01
@@ -292,7 +296,11 @@ class InspectConfig:
     split: str = "train"
     """Split of a hub id."""
     max_length: int = 2048
-    """Length limit used to find problem rows."""
+    """Length limit, as in training."""
+    long: Literal["drop", "refuse", "truncate_prompt_left"] = "drop"
+    """What becomes of longer rows, as in training."""
+    limit: int | None = None
+    """Use only the first rows."""
     show: int = 2
     """Examples to preview."""
     problems: int = 20

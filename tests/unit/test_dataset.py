@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -54,12 +55,12 @@ def test_trees_and_their_examples(chat, write):
 def test_every_row_is_accounted_for(chat, write):
     rows = [demo(i) for i in range(20)] + ["{broken", demo(21, ""), demo(22, None), demo(23, "egg " * 300)]
     rows.append({"prompt": "egg " * 300, "completion": "long"})
-    data = prepare(DataConfig(write(rows), max_bad=0.5, max_length=80), chat, sft_view)
+    data = prepare(DataConfig(write(rows), max_bad=0.5, max_length=80, long="refuse"), chat, sft_view)
     [file] = data.report["files"]
     assert (file["format"], file["rows"], file["rows_used"], file["rows_skipped"]) == ("completion", 25, 21, 4)
     assert sum(file["skipped"].values()) == 4 == len(file["problems"])
     assert [problem.split(":")[1] for problem in file["problems"]] == ["21", "22", "23", "25"]
-    assert any(reason.startswith("prompt: has N tokens") for reason in file["skipped"])
+    assert any(re.match(r"prompt: has \d+ tokens: no room", reason) for reason in file["skipped"])
     train = data.report["train"]
     assert (train["examples"], train["responses"], train["prompts"]) == (21, 21, 21)
     assert train["responses_cut"] == 1
@@ -88,7 +89,7 @@ def test_strict_stops_at_the_first_problem_row(chat, write):
         prepare(DataConfig(path, strict=True), chat, pair_view)
     path = write([pair(0), {**pair(1), "prompt": "egg " * 300}])
     with pytest.raises(DataError, match=":2: prompt: has"):
-        prepare(DataConfig(path, strict=True, max_length=100), chat, pair_view)
+        prepare(DataConfig(path, strict=True, max_length=100, long="refuse"), chat, pair_view)
 
 
 def test_rows_without_use_are_no_fault(chat, write):
@@ -221,6 +222,8 @@ def test_lengths_and_reasons():
     where = Origin("f", 1)
     problems = [Problem(where, "a", "has 7 tokens"), Problem(where, "a", "has 12 tokens"), Problem(where, None, "x")]
     assert count_reasons(problems) == {"a: has N tokens": 2, "x": 1}
+    same = [Problem(where, "label", "got the number 0.5"), Problem(Origin("f", 2), "label", "got the number 0.5")]
+    assert count_reasons(same) == {"label: got the number 0.5": 2}
 
 
 def test_real_preference_rows(chat, real_data):

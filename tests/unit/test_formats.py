@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assent.data.formats import FORMATS, RowError, detect, load_examples, to_row
-from assent.data.formats.table import fitting
+from assent.data.formats.detect import fitting
 from assent.data.records import (
     Binary,
     Critique,
@@ -59,11 +59,11 @@ SHAPES = [
     ("sharegpt", {"conversations": gpt("human", "q", "gpt", "a")}, example(Q, [said("a")])),
     (
         "sharegpt",
-        {"conversations": gpt("human", "p", "gpt", "r", "human", "q", "gpt", "a"), "system": "s", "tools": "t"},
+        {"conversations": gpt("human", "p", "gpt", "r", "human", "q", "gpt", "a"), "system": "s", "tool": "t"},
         example(
             turns("system", "s", "user", "p"),
             [Response(turns("assistant", "r", "user", "q", "assistant", "a"))],
-            tools="t",
+            tool="t",
         ),
     ),
     (
@@ -498,15 +498,13 @@ def test_format_override(tmp_path):
 
 def test_csv_cells_get_their_types(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text('prompt,completion,label\nq,42,true\nq,"[1, 2]",False\nq,a,1\nq,a,\n"[{\'role\': 1}]",a,true\n')
+    path.write_text(
+        'prompt,completion,label\nq,42,true\nq,"[1, 2]",FALSE\nq,a,1\nq,a,\n"[{\'role\': 1}]",a,true\nq,b,0\n'
+    )
     loaded = load_examples(path)
-    assert [item.responses[0].text for item in loaded.examples] == ["42", "[1, 2]"]
-    assert [item.feedback[0].label for item in loaded.examples] == [True, False]
-    assert [(problem.origin.row, problem.column) for problem in loaded.problems] == [
-        (3, "label"),
-        (4, "label"),
-        (5, "prompt"),
-    ]
+    assert [item.responses[0].text for item in loaded.examples] == ["42", "[1, 2]", "a", "b"]
+    assert [item.feedback[0].label for item in loaded.examples] == [True, False, True, False]
+    assert [(problem.origin.row, problem.column) for problem in loaded.problems] == [(4, "label"), (5, "prompt")]
     messages = tmp_path / "messages.csv"
     cell = json.dumps(openai("user", "q", "assistant", "a")).replace('"', '""')
     messages.write_text(f'messages\n"{cell}"\n')

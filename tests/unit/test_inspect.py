@@ -34,7 +34,10 @@ def test_with_a_model(pairs, tiny_model_dir, tokenizer):
     assert (found.format, found.rows, found.examples, found.unit) == ("preference", 6, 5, "tokens")
     assert found.contents == {"different prompts": 5, "responses": 10, "pairs": 5}
     assert [use.commands for use in found.uses] == ["sft", "reward, dpo", "kto", "pl-dpo", "nca", "ppo"]
-    assert {use.examples for use in found.uses} == {5}
+    # As in training: one is too long; with room for 128 tokens of an answer to be sampled, all are.
+    assert [(use.examples, use.of) for use in found.uses] == [(4, 5)] * 5 + [(0, 5)]
+    assert all("prompt: has " in " ".join(use.reasons) for use in found.uses)
+    assert "--sampling.max_new_tokens" in found.uses[-1].readings[-1]
     assert [(problem.origin.row, problem.column) for problem in found.problems] == [(3, "chosen"), (5, "prompt")]
     assert "no room for an answer within 100" in found.problems[1].reason
     assert found.cut == 1

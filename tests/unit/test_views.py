@@ -70,7 +70,7 @@ def test_sft_view_takes_the_best_answer(item, answers):
 @pytest.mark.parametrize(
     ("item", "column", "reason", "fault"),
     [
-        (example(""), "responses", "no answer", True),
+        (example(""), "responses", "no answer: the row ends with a user turn", True),
         (example("ab"), "responses", "2 answers and no feedback: which one is to be learnt?", True),
         (example("a", Binary(0, False)), "label", "no answer is labelled desirable", False),
         (example("a", Binary(0, False), Binary(0, True)), "label", "no answer is labelled desirable", False),

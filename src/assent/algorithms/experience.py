@@ -29,6 +29,7 @@ from assent.algorithms.run import Evaluation
 from assent.algorithms.sampling import Ask, Sampler
 from assent.algorithms.scoring import groups_of
 from assent.algorithms.shaping import Shaper
+from assent.data.formats import message_row
 from assent.data.records import Example
 from assent.data.tree import TokenTree
 from assent.errors import DataError, UserError
@@ -309,7 +310,7 @@ class Experience:
         """Rows for samples.jsonl."""
         return [
             {
-                "prompt": [{"role": message.role, "content": message.content} for message in example.prompt],
+                "prompt": [message_row(message) for message in example.prompt],
                 "response": self.job.chat.decode(branch.ids),
                 **{
                     name: float(values[i])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from assent.algorithms.rollouts import GIVEN, keep
 from assent.data.chat import Chat
-from assent.data.records import Example, Message, RowError
+from assent.data.columns import column, column_names
+from assent.data.records import Example, RowError
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ConfigError
 from assent.online import GivenConfig
@@ -38,6 +40,13 @@ def _row_tree(chat: Chat, example: Example, longest: int) -> TokenTree | None:
     return TokenTree(prompt, (Branch(ids, np.ones(size, bool), {}),), per_response={"finished": np.ones(1, np.float32)})
 
 
+class _Filled(string.Formatter):
+    """Fills in names as a whole: a dot leads into a column, not to an attribute."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        return kwargs[field_name], field_name
+
+
 def hinted(chat: Chat, examples: Sequence[Example], hint: str, longest: int) -> list[np.ndarray | None]:
     """The prompts with the hint below their last message, as token ids; None where those are more than `longest`.
     Raises ConfigError where a row lacks what the hint names, and where its braces cannot be read."""
@@ -47,15 +56,16 @@ def hinted(chat: Chat, examples: Sequence[Example], hint: str, longest: int) -> 
         raise ConfigError(f"--given.hint {hint!r}: {error}. A brace itself is written twice: {{{{ or }}}}.") from None
     prompts: list[np.ndarray | None] = []
     for example in examples:
-        values = {"answer": example.responses[0].text if example.responses else example.meta.get("answer")}
-        values |= {name: example.meta.get(name) for name in names if name != "answer"}
+        values = {name: column(example.meta, name) for name in names}
+        if example.responses and "answer" in values:
+            values["answer"] = example.responses[0].text
         if missing := [name for name in names if values[name] is None]:
             raise ConfigError(
                 f"--given.hint {hint!r}: {example.origin} has no {missing[0]}. It can name: answer, "
-                f"{', '.join(example.meta) or 'no column'}."
+                f"{', '.join(column_names([example.meta])) or 'no column'}."
             )
         *before, last = example.prompt
-        told = Message(last.role, f"{last.content}\n\n{hint.format(**values)}")
+        told = replace(last, content=f"{last.content}\n\n{_Filled().vformat(hint, (), values)}")
         try:
             ids = chat.prompt_ids((*before, told))
         except RowError as error:

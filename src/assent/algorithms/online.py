@@ -25,7 +25,7 @@ from assent.algorithms.run import RunResult, run
 from assent.algorithms.sampling import Sampler
 from assent.algorithms.scoring import reward_source
 from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
-from assent.data.dataset import Prepared, prepare
+from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import Counts, EpochStream, Window, order, window
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
@@ -315,6 +315,8 @@ def _mixed(current: Job, models: Models, config: PtxConfig) -> EpochStream:
     assert config.data is not None
     rows = replace(current.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
     data = distributed.on_main(lambda: prepare(rows, current.chat, sft_view))
+    if current.world.is_main:
+        say(summary(data.report))
     return current.stream(data.train, models, batch_size=config.batch_size)
 
 

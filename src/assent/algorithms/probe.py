@@ -11,6 +11,7 @@ from assent.algorithms.references import Reference
 from assent.algorithms.rollouts import Fields, annotate, collect, response_field, response_lengths, token_field
 from assent.algorithms.run import Evaluation
 from assent.config import ProbeConfig, SamplingConfig
+from assent.data.formats import message_row
 from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.models.policy import Policy
@@ -60,7 +61,7 @@ class Probe:
             metrics["eval/kl"] = float(np.sum(token_field(trees, "drift")) / len(trees))
         samples = [
             {
-                "prompt": [{"role": message.role, "content": message.content} for message in example.prompt],
+                "prompt": [message_row(message) for message in example.prompt],
                 "response": self.job.chat.decode(tree.branches[0].ids),
                 "length": len(tree.branches[0]),
                 "finished": bool(tree.per_response["finished"][0]),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from assent.data.columns import column, column_names
+from assent.data.formats.values import number
 from assent.data.packing import order
-from assent.data.records import Example
+from assent.data.records import Example, RowError
 from assent.errors import DataError
 from assent.online import CurriculumConfig
 
@@ -77,15 +80,17 @@ class Prompts:
         )
 
 
-def difficulty(examples: Sequence[Example], column: str) -> np.ndarray:
+def difficulty(examples: Sequence[Example], name: str) -> np.ndarray:
     """The numbers of a column of the rows, [P]. Raises DataError where one is missing or no number."""
     values = np.zeros(len(examples))
     for index, example in enumerate(examples):
-        value = example.meta.get(column)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        value = column(example.meta, name)
+        try:
+            values[index] = number(value, name)
+        except RowError:
+            found = ", ".join(column_names([example.meta])) or "none beside the prompt"
             raise DataError(
-                f"--curriculum.column {column}: {example.origin} has {value!r} there; expected a number. Its columns: "
-                f"{', '.join(example.meta) or 'none beside the prompt'}."
-            )
-        values[index] = value
+                f"--curriculum.column {name}: {example.origin} has {reprlib.repr(value)} there; expected a number. Its "
+                f"columns: {found}."
+            ) from None
     return values

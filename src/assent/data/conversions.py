@@ -66,7 +66,7 @@ def kinds_read(example: Example, groups: tuple[Kinds, ...]) -> Kinds:
 def best_answers(example: Example) -> list[int]:
     """Indices of the responses worth imitating."""
     if not example.responses:
-        raise RowError("responses", "no answer")
+        raise RowError("responses", f"no answer: the row ends with a {example.prompt[-1].role} turn")
     kinds = {type(item) for item in example.feedback}
     if kinds & {Pair, Ranking, Rating}:
         return [_best(example)]

@@ -6,22 +6,26 @@ import hashlib
 import json
 import logging
 import re
+import shlex
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from assent.config import DataConfig
 from assent.data.chat import Chat
+from assent.data.fit import fitted
 from assent.data.formats import load_examples
-from assent.data.records import Example, Problem
+from assent.data.records import Example, Message, Problem
 from assent.data.tree import TokenTree
 from assent.errors import DataError
 
 log = logging.getLogger(__name__)
 
+PromptKey = tuple[tuple[str, ...], ...]
 View = Callable[[Sequence[Example]], tuple[list[Example], list[Problem]]]
 
 LISTED = 10  # problem rows in an error
@@ -43,13 +47,16 @@ class Prepared:
 
 @dataclass(slots=True)
 class _Source:
-    """One file and what is known of its rows so far."""
+    """One file and what is known of its rows so far. `long` examples were left out for their length, `shortened` ones
+    lost turns of their prompt."""
 
     file: str
     format: str
     num_rows: int
     examples: list[Example]
     problems: list[Problem]
+    long: int = 0
+    shortened: int = 0
 
     @property
     def faults(self) -> list[Problem]:
@@ -65,30 +72,34 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
     hash < `config.eval_fraction` are held out, all rows of one prompt together: which side a prompt is on depends on
     its text alone, so runs on different selections of the same data agree.
     """
-    source = held_source = _read(config, config.train, view)
+    source = held_source = _read(config, config.train, view, chat)
     kept, held_out = source.examples, []
     if config.eval is not None:
-        held_source = _read(config, config.eval, view)
+        held_source = _read(config, config.eval, view, chat)
         held_out = held_source.examples
     elif config.eval_fraction > 0:
         kept = [example for example in source.examples if prompt_hash(example) >= config.eval_fraction]
         held_out = [example for example in source.examples if prompt_hash(example) < config.eval_fraction]
-    train, train_examples = _tokenise(source, kept, chat, config.max_length)
-    held, eval_examples = _tokenise(held_source, held_out, chat, config.max_length)
+    train, train_examples = _tokenise(source, kept, chat, config)
+    held, eval_examples = _tokenise(held_source, held_out, chat, config)
     sources = [source] if held_source is source else [source, held_source]
     for each in sources:
-        _check(config, each)
+        _check(config, each, chat)
     _require(config, source, train, held)
-    overlap = len(_prompts(train_examples) & _prompts(eval_examples))
-    if overlap:
-        log.warning("%d prompts of %s are also trained on: its numbers will be too good", overlap, config.eval)
+    overlap, near = _overlap(train_examples, eval_examples)
+    if overlap or near:
+        file = config.eval or "the held-out rows"
+        also = f", and {near} more but for white space, capitals or Unicode form" if near else ""
+        log.warning("%d prompts of %s are also trained on%s: its numbers will be too good", overlap, file, also)
     report = {
         "fingerprint": fingerprint(train + held),
         "max_length": config.max_length,
+        "long": config.long,
         "files": [_rows(each) for each in sources],
         "train": _contents(train, train_examples, chat),
         "eval": _contents(held, eval_examples, chat),
         "overlap": overlap,
+        "overlap_near": near,
     }
     return Prepared(train, held, train_examples, eval_examples, report)
 
@@ -124,30 +135,36 @@ def lengths(values: Sequence[int]) -> dict[str, float]:
 
 
 def count_reasons(problems: Iterable[Problem]) -> dict[str, int]:
-    """How many rows have each problem, the commonest first; numbers in a reason do not tell two apart."""
-    texts = (": ".join(filter(None, (problem.column, problem.reason))) for problem in problems)
-    return dict(Counter(re.sub(r"\d+", "N", text) for text in texts).most_common())
+    """How many rows have each problem, the commonest first; numbers in a reason do not tell two apart, and are N where
+    they differ."""
+    texts = [": ".join(filter(None, (problem.column, problem.reason))) for problem in problems]
+    alike: dict[str, set[str]] = {}
+    for text in texts:
+        alike.setdefault(re.sub(r"\d+", "N", text), set()).add(text)
+    names = {text: text if len(each) == 1 else kind for kind, each in alike.items() for text in each}
+    return dict(Counter(names[text] for text in texts).most_common())
 
 
-def _read(config: DataConfig, file: str, view: View) -> _Source:
+def _read(config: DataConfig, file: str, view: View, chat: Chat) -> _Source:
     loaded = load_examples(file, format=config.format, columns=config.columns, split=config.split, limit=config.limit)
     examples, unfit = view(loaded.examples) if loaded.examples else ([], [])
     source = _Source(file, loaded.format, loaded.num_rows, examples, loaded.problems + unfit)
-    _check(config, source)
+    _check(config, source, chat)
     return source
 
 
 def _tokenise(
-    source: _Source, examples: list[Example], chat: Chat, max_length: int
+    source: _Source, examples: list[Example], chat: Chat, config: DataConfig
 ) -> tuple[list[TokenTree], list[Example]]:
     """Trees and their examples, renumbered; the problems go to the source."""
-    trees, problems = chat.trees(examples, max_length)
-    source.problems += problems
-    used = [examples[tree.key] for tree in trees]
-    return [replace(tree, key=key) for key, tree in enumerate(trees)], used
+    fit = fitted(chat, examples, config.max_length, config.long)
+    source.problems += fit.problems
+    source.long += fit.long
+    source.shortened += fit.shortened
+    return [replace(tree, key=key) for key, tree in enumerate(fit.trees)], fit.examples
 
 
-def _check(config: DataConfig, source: _Source) -> None:
+def _check(config: DataConfig, source: _Source, chat: Chat) -> None:
     """The problem-row policy."""
     faults = source.faults
     if not faults:
@@ -157,12 +174,28 @@ def _check(config: DataConfig, source: _Source) -> None:
     bad = len({problem.origin for problem in faults})
     if bad > config.max_bad * source.num_rows:
         reasons = [f"  {count} rows: {reason}" for reason, count in count_reasons(faults).items()]
+        advice = ""
+        if config.long == "refuse" and source.long:
+            advice = "\nRows that are too long can be left out (--data.long drop) or lose their first turns "
+            advice += "(--data.long truncate_prompt_left)."
         raise DataError(
             f"{source.file}: {bad} of {source.num_rows} rows cannot be used; --data.max_bad {config.max_bad:g} allows "
             f"{int(config.max_bad * source.num_rows)}.\n"
             + "\n".join(reasons[:LISTED] + ["The first:"] + [f"  {problem}" for problem in faults[:LISTED]])
-            + f"\nSee all of them: assent data {source.file} --problems 0 --model MODEL"
+            + f"{advice}\nSee all of them: {see_all(config, source.file, chat)}"
         )
+
+
+def see_all(config: DataConfig, file: str, chat: Chat) -> str:
+    """The command that lists every problem row of a file under the same options."""
+    words = ["assent", "data", file, "--problems", "0", "--model", str(chat.tokenizer.name_or_path or "MODEL")]
+    usual = {option.name: option.default for option in fields(DataConfig)}
+    for name in ("format", "split", "max_length", "long", "limit"):
+        if (value := getattr(config, name)) != usual[name]:
+            words += [f"--{name}", str(value)]
+    if config.columns:
+        words += ["--columns", *(f"{expected}:{name}" for expected, name in config.columns.items())]
+    return shlex.join(words)
 
 
 def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: list[TokenTree]) -> None:
@@ -194,6 +227,8 @@ def _rows(source: _Source) -> dict[str, Any]:
         "rows_used": source.num_rows - len(skipped | left),
         "rows_skipped": len(skipped),
         "rows_unused": len(left - skipped),
+        "too_long": source.long,
+        "shortened": source.shortened,
         "skipped": count_reasons(faults),
         "unused": count_reasons(unused),
         "problems": [str(problem) for problem in faults[:RECORDED]],
@@ -216,10 +251,56 @@ def _contents(trees: list[TokenTree], examples: list[Example], chat: Chat) -> di
     }
 
 
-def _prompts(examples: Iterable[Example]) -> set[tuple[tuple[str, str], ...]]:
+def summary(report: Mapping[str, Any]) -> str:
+    """In one line, what a run trains on, and what it leaves out."""
+    parts = []
+    for file in report["files"]:
+        used = f"{file['file']}: {file['rows_used']:,} of {file['rows']:,} rows used"
+        long, refused = file["too_long"], report["long"] == "refuse"
+        counts = {
+            "bad": file["rows_skipped"] - long * refused,
+            "too long": long,
+            "of no use here": file["rows_unused"] - long * (not refused),
+            "shortened": file["shortened"],
+        }
+        parts.append(", ".join([used, *(f"{count:,} {words}" for words, count in counts.items() if count > 0)]))
+    train, held = report["train"], report["eval"]
+    cut = train["responses_cut"] + held["responses_cut"]
+    answers = f"; {cut:,} answers cut at {report['max_length']:,} tokens" if cut else ""
+    kept = f", {held['examples']:,} held out" if held["examples"] else ""
+    return f"Data: {'; '.join(parts)}{answers}. {train['examples']:,} examples to train on{kept}."
+
+
+def _overlap(train: Iterable[Example], held: Iterable[Example]) -> tuple[int, int]:
+    """How many held-out prompts are trained on as they are, and how many others but for their writing."""
+    exact, trained = _prompts(train), {*map(_loosely, _prompts(train))}
+    others = _prompts(held) - exact
+    return len(_prompts(held) & exact), sum(_loosely(key) in trained for key in others)
+
+
+def _loosely(key: PromptKey) -> PromptKey:
+    """Without what a reader hardly sees: white space, capitals, and in which of its forms Unicode writes a letter."""
+    return tuple(
+        tuple(" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in turn) for turn in key
+    )
+
+
+def _prompts(examples: Iterable[Example]) -> set[PromptKey]:
     return {_prompt_key(example) for example in examples}
 
 
-def _prompt_key(example: Example) -> tuple[tuple[str, str], ...]:
-    messages = example.prompt or tuple(m for response in example.responses for m in response.messages)
-    return tuple((message.role, message.content) for message in messages)
+def _prompt_key(example: Example) -> PromptKey:
+    """What is asked. Variables of the template change how, not what."""
+    turns = example.prompt or tuple(turn for response in example.responses for turn in response.messages)
+    tools = () if example.tools is None else (("tools", example.tools),)
+    return (*map(_turn_key, turns), *tools)
+
+
+def _turn_key(turn: Message) -> tuple[str, ...]:
+    """Role and content; with the names and texts of the other fields where a turn has them."""
+    more = {
+        "reasoning": turn.reasoning,
+        "name": turn.name,
+        "calls": json.dumps([[call.name, call.arguments] for call in turn.tool_calls]) if turn.tool_calls else None,
+    }
+    return (turn.role, turn.content, *(word for pair in more.items() if pair[1] is not None for word in pair))

@@ -16,26 +16,27 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from assent.config import InspectConfig
+from assent.config import InspectConfig, SamplingConfig
 from assent.data import views
 from assent.data.chat import Chat
 from assent.data.dataset import count_reasons, lengths
+from assent.data.fit import fitted
 from assent.data.formats import FORMATS, load_examples
 from assent.data.records import Example, Message, Origin, Pair, Problem
 from assent.data.tree import TokenTree
 from assent.data.views import View, binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
 from assent.errors import DataError, ModelError
 
+ONLINE = "ppo"
 VIEWS: dict[str, Callable[[Sequence[Example]], View]] = {
     "sft": sft_view,
     "reward, dpo": pair_view,
     "kto": partial(binary_view, threshold=0.0),  # any threshold would do: which answers reach it is not counted
     "pl-dpo": ranking_view,
     "nca": rating_view,
-    "ppo": prompt_view,
+    ONLINE: prompt_view,
 }
 """What an example is projected to, by the commands that train on it; a command stands for all of its kind."""
-UNLIMITED = 2**40
 SHOWN = 700  # characters of one span in a preview
 
 
@@ -51,28 +52,33 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How many examples a command can train on, why not the others, and how feedback of another kind is read."""
+    """How many examples a command can train on (of how many that it has a use for: with a model, some are too long),
+    why not the others, and how feedback of another kind is read."""
 
     commands: str
     examples: int
+    of: int
     reasons: dict[str, int]
     readings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a data file holds. Lengths are in `unit`: tokens with a model, else characters."""
+    """What a data file holds. Lengths are in `unit`: tokens with a model, else characters. `kept` are the columns that
+    are not part of the conversation or the feedback."""
 
     file: str
     format: str
     rows: int
     examples: int
     contents: dict[str, int]
+    kept: tuple[str, ...]
     uses: tuple[Use, ...]
     unit: str
     lengths: dict[str, dict[str, float]]
     max_length: int
     cut: int
+    shortened: int
     previews: tuple[tuple[Origin, tuple[Span, ...]], ...]
     problems: tuple[Problem, ...]
 
@@ -91,33 +97,28 @@ def inspect(config: InspectConfig) -> Inspection:
     tokenizer.
     """
     chat = _load_chat(config.model) if config.model is not None else None
-    loaded = load_examples(config.file, format=config.format, columns=config.columns, split=config.split)
+    loaded = load_examples(
+        config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit
+    )
     examples = loaded.examples
     if chat is None:
         sizes = [(_characters(e.prompt), [_characters(r.messages) for r in e.responses]) for e in examples]
-        unfit, cut = list[Problem](), 0
+        unfit, cut, shortened = list[Problem](), 0, 0
         previews = [(e.origin, tuple(_message_spans(e))) for e in examples[: config.show]]
     else:
-        whole, unfit = chat.trees(examples, UNLIMITED)
-        sizes = [(len(tree.prompt), [len(branch) for branch in tree.branches]) for tree in whole]
-        long = [tree.key for tree, (prompt, rest) in zip(whole, sizes, strict=True)
-                if prompt + max(rest, default=1) > config.max_length]  # fmt: skip
-        trimmed, too_long = chat.trees([examples[key] for key in long], config.max_length)
-        unfit += too_long
-        cut = sum(int(branch.ids[-1]) not in chat.eos_ids for tree in trimmed for branch in tree.branches)
-        trees = {tree.key: tree for tree in whole if tree.key not in set(long)}
-        trees |= {long[tree.key]: tree for tree in trimmed}
-        previews = [
-            (examples[key].origin, tuple(_token_spans(chat, examples[key], trees[key])))
-            for key in sorted(trees)[: config.show]
-        ]
+        fit = fitted(chat, examples, config.max_length, config.long)
+        sizes, unfit, shortened = fit.sizes, fit.problems, fit.shortened
+        cut = sum(int(branch.ids[-1]) not in chat.eos_ids for tree in fit.trees for branch in tree.branches)
+        shown = list(zip(fit.examples, fit.trees, strict=True))[: config.show]
+        previews = [(example.origin, tuple(_token_spans(chat, example, tree))) for example, tree in shown]
     return Inspection(
         file=config.file,
         format=loaded.format,
         rows=loaded.num_rows,
         examples=len(examples),
         contents=_contents(examples),
-        uses=tuple(_use(commands, examples) for commands in VIEWS),
+        kept=tuple(dict.fromkeys(name for example in examples for name in example.meta)),
+        uses=tuple(_use(commands, examples, chat, config) for commands in VIEWS),
         unit="characters" if chat is None else "tokens",
         lengths={
             "prompt": lengths([prompt for prompt, _ in sizes]),
@@ -126,6 +127,7 @@ def inspect(config: InspectConfig) -> Inspection:
         },
         max_length=config.max_length,
         cut=cut,
+        shortened=shortened,
         previews=tuple(previews),
         problems=tuple(
             sorted([*loaded.problems, *unfit], key=lambda problem: (problem.origin.file, problem.origin.row))
@@ -143,17 +145,33 @@ def _load_chat(model: str) -> Chat:
 
 
 def _characters(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages)
+    return sum(len(text) for message in messages for _, text in _parts(message))
+
+
+def _parts(message: Message) -> list[tuple[str, str]]:
+    """What a message says, with a label for each part."""
+    parts = [("reasoning", message.reasoning)] if message.reasoning is not None else []
+    parts += [("", message.content)] if message.content or not message.tool_calls else []
+    return parts + [(f"call {call.name}", call.arguments) for call in message.tool_calls]
+
+
+def _all_messages(example: Example) -> list[Message]:
+    return [*example.prompt, *(message for response in example.responses for message in response.messages)]
 
 
 def _contents(examples: Sequence[Example]) -> dict[str, int]:
     """Counts of what the examples have, without what none has."""
     counts = {
-        "different prompts": len({example.prompt for example in examples if example.prompt}),
+        "different prompts": len({(example.prompt, example.tools) for example in examples if example.prompt}),
         "with a system message": sum(any(m.role == "system" for m in example.prompt) for example in examples),
         "with earlier turns": sum(any(m.role == "assistant" for m in example.prompt) for example in examples),
         "responses": sum(len(example.responses) for example in examples),
         "responses of several turns": sum(len(r.messages) > 1 for example in examples for r in example.responses),
+        "with tools": sum(example.tools is not None for example in examples),
+        "with variables for the template": sum(bool(example.template_kwargs) for example in examples),
+        "messages with tool calls": sum(bool(m.tool_calls) for example in examples for m in _all_messages(example)),
+        "messages with reasoning": sum(m.reasoning is not None for example in examples for m in _all_messages(example)),
+        "turns that are only read": sum(not m.trained for example in examples for m in _all_messages(example)),
     }
     for example in examples:
         for item in example.feedback:
@@ -164,7 +182,8 @@ def _contents(examples: Sequence[Example]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _use(commands: str, examples: Sequence[Example]) -> Use:
+def _use(commands: str, examples: Sequence[Example], chat: Chat | None, config: InspectConfig) -> Use:
+    """What a command makes of these examples, with a model as tokens too, under the same options as training."""
     readings: list[str] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -178,10 +197,18 @@ def _use(commands: str, examples: Sequence[Example]) -> Use:
     try:
         fitting, problems = VIEWS[commands](examples)
     except DataError:
-        return Use(commands, 0, {})
+        return Use(commands, 0, 0, {})
     finally:
         log.removeFilter(collect)
-    return Use(commands, len(fitting), count_reasons(problems), tuple(readings))
+    usable = total = len(fitting)
+    if chat is not None and fitting:
+        room = SamplingConfig().max_new_tokens if commands == ONLINE else 0
+        if room:
+            readings.append(f"with room for {room:,} tokens of an answer (--sampling.max_new_tokens)")
+        fit = fitted(chat, fitting, max(config.max_length - room, 1), config.long)
+        usable = len(fit.trees)
+        problems = [*problems, *fit.problems]
+    return Use(commands, usable, total, count_reasons(problems), tuple(readings))
 
 
 def _label(example: Example, index: int) -> str:
@@ -193,11 +220,17 @@ def _label(example: Example, index: int) -> str:
 
 def _message_spans(example: Example) -> list[Span]:
     """Without a tokenizer: messages, by role."""
-    spans = [Span(message.role, message.content, trained=False) for message in example.prompt]
+    spans = [Span("tools", example.tools, trained=False)] if example.tools is not None else []
+
+    def add(message: Message, label: str, trained: bool) -> None:
+        spans.extend(Span(" ".join(filter(None, (label, part))), text, trained) for part, text in _parts(message))
+
+    for message in example.prompt:
+        add(message, message.role, trained=False)
     for index, response in enumerate(example.responses):
         for message in response.messages:
-            trained = message.role in ("assistant", "text")
-            spans.append(Span(_label(example, index) if trained else message.role, message.content, trained))
+            answers = message.role in ("assistant", "text")
+            add(message, _label(example, index) if answers else message.role, answers and message.trained)
     return spans
 
 
@@ -227,9 +260,11 @@ def render(inspection: Inspection, console: Console, listed: int = 20) -> None:
     console.print(_length_table(inspection))
     if inspection.unit == "characters":
         console.print("Give --model FOLDER to see tokens, and rows that are too long.", style="dim")
-    elif inspection.cut:
-        limit = f"--max_length {inspection.max_length}"
+    limit = f"--max_length {inspection.max_length}"
+    if inspection.cut:
         console.print(f"{inspection.cut:,} responses are cut at {limit}, without their EOS.\n", highlight=False)
+    if inspection.shortened:
+        console.print(f"{inspection.shortened:,} prompts lose their first turns to fit {limit}.\n", highlight=False)
     for origin, spans in inspection.previews:
         console.print(_preview(origin, spans))
     if inspection.previews:
@@ -249,8 +284,12 @@ def _summary(inspection: Inspection) -> Table:
     table.add_row("rows", rows)
     held = [f"{count:,} {name}" for name, count in inspection.contents.items()]
     table.add_row("holds", ", ".join(held))
+    if inspection.kept:
+        names = ", ".join(_visible(name) for name in inspection.kept)
+        table.add_row("kept", Text(f"{names} (columns for rewards, rules and the curriculum)"))
     for use in inspection.uses:
-        text = Text(f"{use.examples:,} examples" if use.examples else "none", style="" if use.examples else "dim")
+        of = f" of {use.of:,}" if use.examples < use.of else ""
+        text = Text(f"{use.examples:,}{of} examples" if use.of else "none", style="" if use.examples else "dim")
         for reading in use.readings:
             text.append(f"\n{reading}", style="dim")
         for reason, count in use.reasons.items():

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,22 +125,68 @@ def _jsonl_rows(path: Path) -> Rows:
 
 def _parse_line(line: bytes, origin: Origin) -> Row | Problem:
     try:
-        value = json.loads(line.decode("utf-8").strip())
+        value, flawed = _parse(line.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         return Problem(origin, None, f"not UTF-8 at byte {error.start + 1} of the line ({error.reason})")
     except json.JSONDecodeError as error:
         return Problem(origin, None, _json_error(error))
     except RecursionError:
         return Problem(origin, None, "not usable JSON: nested too deeply")
-    return _as_row(value, origin)
+    return _as_row(value, origin, flawed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flaw:
+    """Stands where a value cannot be used although it is JSON."""
+
+    reason: str
+
+
+def _parse(text: str) -> tuple[Any, bool]:
+    """The value of a JSON text, and whether it has a `_Flaw` inside."""
+    flawed = False
+
+    def whole(digits: str) -> int | _Flaw:
+        nonlocal flawed
+        try:
+            return int(digits)
+        except ValueError:
+            flawed = True
+            return _Flaw(f"a whole number of {len(digits.lstrip('-'))} digits is too large")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal flawed
+        made: dict[str, Any] = dict(pairs)
+        if len(made) < len(pairs):
+            flawed = True
+            twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+            made[twice] = _Flaw(f"the key {twice!r} stands twice in one object; which one is right?")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=once), flawed
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # too many digits for int; a hook for numbers costs time, so only now
+        return json.loads(text, object_pairs_hook=once, parse_int=whole), flawed
+
+
+def _flaw(value: object) -> _Flaw | None:
+    if isinstance(value, _Flaw):
+        return value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for each in inner if (found := _flaw(each)) is not None), None)
 
 
 def _json_error(error: json.JSONDecodeError) -> str:
     return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
-def _as_row(value: object, origin: Origin) -> Row | Problem:
+def _as_row(value: object, origin: Origin, flawed: bool = False) -> Row | Problem:
     if isinstance(value, dict):
+        for column, each in value.items() if flawed else ():
+            if (flaw := _flaw(each)) is not None:
+                return Problem(origin, column, flaw.reason)
         return value
     return Problem(origin, None, f"expected an object {{...}}, got {type(value).__name__}")
 
@@ -151,7 +198,7 @@ def _json_rows(path: Path) -> Rows:
     try:
         text = raw.decode("utf-8-sig")
         del raw
-        value = json.loads(text)
+        value, flawed = _parse(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
     except RecursionError as error:
@@ -164,13 +211,13 @@ def _json_rows(path: Path) -> Rows:
         yield from _jsonl_rows(path)
         return
     del text
-    yield from _numbered(str(path), _rows_of(value, path))
+    yield from _numbered(str(path), _rows_of(value, path), flawed)
 
 
 def _first_line_is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text.lstrip().split("\n", 1)[0]), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -187,10 +234,10 @@ def _rows_of(value: object, path: Path) -> list[object]:
     raise DataError(f"{path}: expected an array of objects, or an object with 'rows', got {type(value).__name__}")
 
 
-def _numbered(file: str, values: Iterable[object]) -> Rows:
+def _numbered(file: str, values: Iterable[object], flawed: bool = False) -> Rows:
     for number, value in enumerate(values, start=1):
         origin = Origin(file, number)
-        yield origin, _as_row(value, origin)
+        yield origin, _as_row(value, origin, flawed)
 
 
 def _parquet_rows(path: Path) -> Rows:
@@ -201,7 +248,7 @@ def _parquet_rows(path: Path) -> Rows:
         with parquet.ParquetFile(path) as file:
             batches = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
             yield from _numbered(str(path), batches)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
 
 
@@ -210,22 +257,32 @@ def _csv_rows(path: Path, delimiter: str) -> Rows:
     csv.field_size_limit(sys.maxsize)  # an answer may be longer than the 128 KiB that csv allows by itself
     with _open(path) as handle:
         lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(handle))
-        reader = csv.reader(lines, delimiter=delimiter)
-        number = 0
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        number = start = 0
         try:
             header = next(reader)
             if len(set(header)) < len(header):
                 raise DataError(f"{path}: the header names a column twice: {', '.join(header)}")
+            start = reader.line_num
             for cells in reader:
                 if cells:
                     number += 1
                     origin = Origin(str(path), number)
                     yield origin, _csv_row(header, cells, origin)
+                start = reader.line_num
         except UnicodeDecodeError as error:
             where = f"{path}: after line {reader.line_num}"
             raise DataError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not readable as csv: {error}") from error
+            raise DataError(_csv_error(path, start + 1, reader.line_num, error)) from error
+
+
+def _csv_error(path: Path, first: int, last: int, error: csv.Error) -> str:
+    """A quote that is never closed swallows all lines up to the next one, so the line where the record begins says
+    more than that where it breaks."""
+    through = f" (the record goes on to line {last})" if last > first else ""
+    hint = ". Is there a quote that is not closed? Inside a quoted cell a quote is written twice."
+    return f"{path}:{first}: not readable as csv: {error}{through}{hint}"
 
 
 def _csv_row(header: list[str], cells: list[str], origin: Origin) -> Row | Problem:

@@ -124,7 +124,10 @@ def _project(
     read: Kinds = {}
     for example in examples:
         try:
-            kept.extend(project(example))
+            projected = project(example)
+            for each in projected:
+                _check_trained(each)
+            kept.extend(projected)
         except RowError as error:
             problems.append(replace(error.at(example.origin), fault=not isinstance(error, Unused)))
         else:
@@ -137,6 +140,14 @@ def _project(
     for sentence in filter(None, read.values()):
         log.warning("%s: %s", examples[0].origin.file, sentence)
     return kept, problems
+
+
+def _check_trained(example: Example) -> None:
+    """Raises where a response has nothing to train: all its turns are there to be read only."""
+    for index, response in enumerate(example.responses):
+        if not any(turn.trained for turn in response.messages if turn.role in ("assistant", "text")):
+            which = "" if len(example.responses) == 1 else f" of response {index + 1}"
+            raise RowError("responses", f"no turn{which} is trained: all have weight 0 or train false")
 
 
 def _kinds(examples: Sequence[Example]) -> str:

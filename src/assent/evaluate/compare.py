@@ -106,7 +106,7 @@ def _prompts(config: CompareConfig) -> list[Example]:
         raise ConfigError("assent compare needs prompts to answer. Give --prompts FILE or --data.eval FILE.")
     shape: Mapping[str, Any] = {} if config.prompts else {"format": config.data.format, "columns": config.data.columns}
     examples = load_examples(file, **shape).examples
-    unique = list({example.prompt: example for example in examples if example.prompt}.values())
+    unique = list({(example.prompt, example.tools): example for example in examples if example.prompt}.values())
     if not unique:
         raise DataError(f"{file}: no row has a prompt to answer.")
     return unique

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from assent.data.records import Message
+from assent.data.records import Message, ToolCall
 from assent.errors import DataError, UserError
 from assent.statistics import (
     Interval,
@@ -169,7 +169,7 @@ class PolicyTable:
                 policies=tuple(_load_policy(policy) for policy in raw["policies"]),
                 comparisons=tuple(
                     Comparison(
-                        tuple(Message(**message) for message in entry["prompt"]),
+                        tuple(_load_message(turn) for turn in entry["prompt"]),
                         {name: Answer(**answer) for name, answer in entry["answers"].items()},
                     )
                     for entry in raw["comparisons"]
@@ -323,6 +323,11 @@ def _without_nan(value: object) -> object:
 def _load_interval(raw: Mapping[str, Any]) -> Interval:
     mean, low, high = (math.nan if raw[key] is None else float(raw[key]) for key in ("mean", "low", "high"))
     return Interval(mean, low, high, int(raw["n"]), int(raw["missing"]))
+
+
+def _load_message(raw: Mapping[str, Any]) -> Message:
+    calls = tuple(ToolCall(**call) for call in raw.get("tool_calls", ()))
+    return Message(**{**raw, "tool_calls": calls})
 
 
 def _load_policy(raw: Mapping[str, Any]) -> PolicyResult:

@@ -13,7 +13,6 @@ No prompt of an *_eval file occurs in any other file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from assent.config import InitConfig
+from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, Pair, Rating, Response
 from assent.errors import ConfigError, RunFolderError
 from assent.lab.annotators import PANEL, Annotator, annotate
@@ -122,7 +122,7 @@ def _messages(messages: Iterable[Message]) -> list[dict[str, str]]:
 
 
 def _write(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
 
 def _two_answers(world: World, prompt: Prompt, rng: np.random.Generator) -> Example:

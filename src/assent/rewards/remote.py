@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from assent.data.columns import column, column_names, has_column
 from assent.data.records import Example, Message
 from assent.errors import ConfigError
 from assent.http import Client, Patience, ServerAnswerError
@@ -117,8 +118,9 @@ class RemoteReward:
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises ConfigError where no row has the column that is sent as the label."""
-        columns = {column: None for example in examples for column in example.meta}
-        if self.server.label and self.server.label not in columns:
+        label = self.server.label
+        if label and not any(has_column(example.meta, label) for example in examples):
+            columns = column_names([example.meta for example in examples])
             raise ConfigError(
                 f"{self.name}: no row has the column '{self.server.label}', which is to be sent as the label. Columns "
                 f"beside the prompt: {', '.join(columns) or 'none'}."
@@ -129,7 +131,7 @@ class RemoteReward:
         not better, NonFiniteReward for a reward that is NaN or infinite."""
         deadline = time.monotonic() + self.server.budget
         items = [
-            Item(prompt, text, group.example.meta.get(self.server.label))
+            Item(prompt, text, column(group.example.meta, self.server.label) if self.server.label else None)
             for group in groups
             for prompt in [self.render(group.example.prompt)]
             for text in group.texts

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from assent.data.columns import column, column_names, has_column
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError
 from assent.names import suggestion
@@ -205,10 +206,10 @@ class RuleReward:
             raise DataError(f"{group.example.origin}: {self.gold}: {error}.") from error
 
     def _gold(self, example: Example) -> str:
-        value = example.meta.get(self.gold)
+        value = column(example.meta, self.gold)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            found = ", ".join(example.meta) or "none"
-            got = f"got {value!r}" if self.gold in example.meta else "there is no such column"
+            found = ", ".join(column_names([example.meta])) or "none"
+            got = f"got {value!r}" if has_column(example.meta, self.gold) else "there is no such column"
             raise DataError(
                 f"{example.origin}: {self.gold}: the rule '{self.rule}' needs the right answer, as text or a number; "
                 f"{got}. Columns beside the prompt: {found}."

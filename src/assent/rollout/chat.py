@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -13,7 +12,8 @@ import torch
 
 from assent.config import GenerateConfig, ModelConfig
 from assent.data.chat import Chat
-from assent.data.formats import load_examples
+from assent.data.formats import load_examples, message_row
+from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
@@ -80,7 +80,7 @@ def answer(
         groups = engine.generate([ids for _, ids in part], 1, config.sampling, config.seed, start)
         for (prompt, _), (completion,) in zip(part, groups, strict=True):
             yield {
-                "prompt": [asdict(message) for message in prompt],
+                "prompt": [message_row(message) for message in prompt],
                 "response": chat.decode(completion.ids),
                 "tokens": len(completion),
                 "finished": completion.finished,
@@ -153,7 +153,7 @@ def _read_prompts(config: GenerateConfig) -> list[Example]:
 def _write(rows: Iterable[dict[str, object]], file: TextIO) -> int:
     count = 0
     for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json_line(row))
         file.flush()
         count += 1
     return count

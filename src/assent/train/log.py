@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from assent.data.jsonl import json_line
 from assent.errors import UserError
 
 TIME = "time/"
@@ -45,8 +46,7 @@ class JsonlLog:
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Appends one object. A lone surrogate in a text becomes its JSON escape."""
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode("utf-8", "backslashreplace"))
+        self._file.write(json_line(row).encode())
         self._file.flush()
 
     def position(self) -> int:

@@ -2,80 +2,72 @@
 
 from __future__ import annotations
 
-from assent.data.formats.fields import (
-    Row,
-    answer,
-    boolean,
-    check_answer,
-    check_prompt,
-    get,
-    listed,
-    message,
-    messages,
-    optional_text,
-    pair_example,
-    rest,
-    split_first,
-    split_last,
-    text,
-    with_system,
-)
+from assent.data.formats.fields import answer, check_answer, check_prompt, pair_example, split_first, split_last
+from assent.data.formats.message import message, messages, with_thoughts
+from assent.data.formats.pairs import THOUGHTS, strength_of
+from assent.data.formats.values import Row, boolean, get, listed, optional_text, text
 from assent.data.records import Binary, Example, Message, Origin, Response, RowError
 
 
+def _conversation(column: str, row: Row, origin: Origin) -> Example:
+    """A conversation that ends with an answer; one that ends with a question is a prompt."""
+    turns = messages(get(row, column), column)
+    if turns[-1].role != "assistant":
+        return Example(check_prompt(turns, column), (), (), origin)
+    prompt, response = split_first(turns, column)
+    return Example(prompt, (response,), (), origin)
+
+
+def _judged_conversation(column: str, verdict: str, row: Row, origin: Origin) -> Example:
+    prompt, response = split_last(messages(get(row, column), column), column)
+    return Example(prompt, (response,), (Binary(0, boolean(get(row, verdict), verdict)),), origin)
+
+
 def sharegpt(row: Row, origin: Origin) -> Example:
-    turns = with_system(messages(get(row, "conversations"), "conversations"), row)
-    prompt, response = split_first(turns, "conversations")
-    return Example(prompt, (response,), (), origin, rest(row, ("conversations", "system")))
+    return _conversation("conversations", row, origin)
 
 
 def sharegpt_binary(row: Row, origin: Origin) -> Example:
-    turns = with_system(messages(get(row, "conversations"), "conversations"), row)
-    prompt, response = split_last(turns, "conversations")
-    label = boolean(get(row, "kto_tag"), "kto_tag")
-    meta = rest(row, ("conversations", "system", "kto_tag"))
-    return Example(prompt, (response,), (Binary(0, label),), origin, meta)
+    return _judged_conversation("conversations", "kto_tag", row, origin)
 
 
 def sharegpt_preference(row: Row, origin: Origin) -> Example:
-    turns = with_system(messages(get(row, "conversations"), "conversations"), row)
-    prompt = check_prompt(turns, "conversations")
+    prompt = check_prompt(messages(get(row, "conversations"), "conversations"), "conversations")
     chosen, rejected = (
         Response(check_answer((message(get(row, column), column),), column, prompt[-1].role))
         for column in ("chosen", "rejected")
     )
-    meta = rest(row, ("conversations", "system", "chosen", "rejected"))
-    return pair_example(prompt, chosen, rejected, origin, meta=meta)
+    return pair_example(prompt, chosen, rejected, origin, *strength_of(row))
 
 
 def openai_messages(row: Row, origin: Origin) -> Example:
-    prompt, response = split_first(messages(get(row, "messages"), "messages"), "messages")
-    return Example(prompt, (response,), (), origin, rest(row, ("messages",)))
+    return _conversation("messages", row, origin)
 
 
 def openai_binary(row: Row, origin: Origin) -> Example:
-    prompt, response = split_last(messages(get(row, "messages"), "messages"), "messages")
-    label = boolean(get(row, "label"), "label")
-    return Example(prompt, (response,), (Binary(0, label),), origin, rest(row, ("messages", "label")))
+    return _judged_conversation("messages", "label", row, origin)
 
 
 def openai_rejected(row: Row, origin: Origin) -> Example:
     """`messages` ends with the chosen answer; the rejected one is a string, or a whole second conversation."""
-    turns = messages(get(row, "messages"), "messages")
-    prompt, chosen = split_last(turns, "messages")
-    used = ("messages", "rejected_response", "rejected_messages")
+    prompt, chosen = split_last(messages(get(row, "messages"), "messages"), "messages")
     if row.get("rejected_messages") is not None:
+        if row.get("rejected_response") is not None:
+            raise RowError("rejected_response", "there is rejected_messages as well; which one is right?")
         other = messages(row["rejected_messages"], "rejected_messages")
         other_prompt, rejected = split_last(other, "rejected_messages")
         if other_prompt != prompt:
             raise RowError("rejected_messages", "the prompts differ: not the turns of messages before its answer")
+    elif isinstance(get(row, "rejected_response"), list | tuple):
+        turns = messages(row["rejected_response"], "rejected_response")
+        rejected = Response(check_answer(turns, "rejected_response", prompt[-1].role))
     else:
-        rejected = answer(get(row, "rejected_response"), "rejected_response")
-    return pair_example(prompt, chosen, rejected, origin, meta=rest(row, used))
+        rejected = answer(row["rejected_response"], "rejected_response")
+    return pair_example(prompt, chosen, rejected, origin, *strength_of(row))
 
 
 def _alpaca_prompt(row: Row) -> tuple[Message, ...]:
-    """instruction + newline + input, after the earlier turns of `history` and the `system` message."""
+    """instruction + newline + input, after the earlier turns of `history`."""
     turns: list[Message] = []
     for index, past in enumerate(listed(row["history"], "history") if row.get("history") else ()):
         where = f"history[{index}]"
@@ -86,25 +78,19 @@ def _alpaca_prompt(row: Row) -> tuple[Message, ...]:
     question = text(get(row, "instruction"), "instruction")
     extra = optional_text(row, "input")
     turns.append(Message("user", f"{question}\n{extra}" if extra.strip() else question))
-    return with_system(tuple(turns), row)
-
-
-ALPACA_PROMPT = ("instruction", "input", "system", "history")
+    return tuple(turns)
 
 
 def alpaca(row: Row, origin: Origin) -> Example:
-    prompt = _alpaca_prompt(row)
-    return Example(prompt, (answer(get(row, "output"), "output"),), (), origin, rest(row, (*ALPACA_PROMPT, "output")))
+    response = with_thoughts(answer(get(row, "output"), "output"), row)
+    return Example(_alpaca_prompt(row), (response,), (), origin)
 
 
 def alpaca_binary(row: Row, origin: Origin) -> Example:
-    prompt, response = _alpaca_prompt(row), answer(get(row, "output"), "output")
-    label = boolean(get(row, "kto_tag"), "kto_tag")
-    meta = rest(row, (*ALPACA_PROMPT, "output", "kto_tag"))
-    return Example(prompt, (response,), (Binary(0, label),), origin, meta)
+    prompt, response = _alpaca_prompt(row), with_thoughts(answer(get(row, "output"), "output"), row, THOUGHTS)
+    return Example(prompt, (response,), (Binary(0, boolean(get(row, "kto_tag"), "kto_tag")),), origin)
 
 
 def alpaca_preference(row: Row, origin: Origin) -> Example:
-    prompt = _alpaca_prompt(row)
     chosen, rejected = answer(get(row, "chosen"), "chosen"), answer(get(row, "rejected"), "rejected")
-    return pair_example(prompt, chosen, rejected, origin, meta=rest(row, (*ALPACA_PROMPT, "chosen", "rejected")))
+    return pair_example(_alpaca_prompt(row), chosen, rejected, origin, *strength_of(row))

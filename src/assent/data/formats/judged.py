@@ -5,24 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
-from assent.data.formats.fields import (
-    Row,
-    answer,
-    check_answer,
-    check_prompt,
-    describe,
-    get,
-    listed,
-    messages,
-    number,
-    pair_example,
-    rest,
-    same_answer,
-    text,
-    text_prompt,
-)
+from assent.data.formats.fields import answer, check_answer, check_prompt, pair_example, same_answer, text_prompt
+from assent.data.formats.message import messages
+from assent.data.formats.values import Row, describe, get, listed, number, text
 from assent.data.records import Critique, Example, Feedback, Message, Origin, Pair, Ranking, Rating, Response, RowError
 
 HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -42,20 +28,17 @@ def helpsteer2(row: Row, origin: Origin) -> Example:
     prompt = _marked_prompt(get(row, "prompt"), "prompt")
     response = answer(get(row, "response"), "response")
     scores = {name: number(get(row, name), name, 0, 4) for name in HELPSTEER_ATTRIBUTES}
-    meta = rest(row, ("prompt", "response", *HELPSTEER_ATTRIBUTES))
-    return Example(prompt, (response,), (Rating(0, scores),), origin, meta)
+    return Example(prompt, (response,), (Rating(0, scores),), origin)
 
 
 def helpsteer2_preference(row: Row, origin: Origin) -> Example:
     prompt = _marked_prompt(get(row, "prompt"), "prompt")
-    meta = rest(row, ("prompt", "response_1", "response_2", "preference_strength"))
-    return _signed_pair(row, prompt, ("response_1", "response_2"), "preference_strength", origin, meta)
+    return _signed_pair(row, prompt, ("response_1", "response_2"), "preference_strength", origin)
 
 
 def helpsteer3_preference(row: Row, origin: Origin) -> Example:
     prompt = check_prompt(messages(get(row, "context"), "context"), "context")
-    meta = rest(row, ("context", "response1", "response2", "overall_preference"))
-    return _signed_pair(row, prompt, ("response1", "response2"), "overall_preference", origin, meta)
+    return _signed_pair(row, prompt, ("response1", "response2"), "overall_preference", origin)
 
 
 def _signed_pair(
@@ -64,7 +47,6 @@ def _signed_pair(
     columns: tuple[str, str],
     verdict: str,
     origin: Origin,
-    meta: Mapping[str, Any],
 ) -> Example:
     """Two answers and a verdict from -3 (the first is much better) to 3; 0 is a tie, kept as a one-level ranking."""
     responses = tuple(answer(get(row, column), column) for column in columns)
@@ -73,7 +55,7 @@ def _signed_pair(
         raise RowError(columns[1], f"equal to {columns[0]}")
     better, worse = (0, 1) if strength < 0 else (1, 0)
     feedback: Feedback = Pair(better, worse, abs(strength)) if strength else Ranking(((0, 1),))
-    return Example(prompt, responses, (feedback,), origin, meta)
+    return Example(prompt, responses, (feedback,), origin)
 
 
 def ultrafeedback(row: Row, origin: Origin) -> Example:
@@ -92,7 +74,7 @@ def ultrafeedback(row: Row, origin: Origin) -> Example:
             feedback.append(Rating(index, scores))
         if isinstance(item.get("critique"), str) and item["critique"].strip():
             feedback.append(Critique(index, text(item["critique"], f"{where}.critique")))
-    return Example(prompt, tuple(responses), tuple(feedback), origin, rest(row, ("instruction", "completions")))
+    return Example(prompt, tuple(responses), tuple(feedback), origin)
 
 
 def _annotations(value: object, column: str) -> dict[str, float]:
@@ -108,7 +90,7 @@ def _annotations(value: object, column: str) -> dict[str, float]:
             continue
         try:
             rating = float(rating)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise RowError(f"{where}.Rating", f"expected a number, got {describe(rating)}") from None
         scores[name] = number(rating, f"{where}.Rating")
     return scores
@@ -133,7 +115,7 @@ def ranked(row: Row, origin: Origin) -> Example:
             turns = messages(value, f"{where}.completion")
             responses.append(Response(check_answer(turns, f"{where}.completion", prompt[-1].role)))
     levels = tuple(tuple(by_rank[rank]) for rank in sorted(by_rank))
-    return Example(prompt, tuple(responses), (Ranking(levels),), origin, rest(row, ("context", "completions")))
+    return Example(prompt, tuple(responses), (Ranking(levels),), origin)
 
 
 def best_of(row: Row, origin: Origin) -> Example:
@@ -145,10 +127,9 @@ def best_of(row: Row, origin: Origin) -> Example:
     ]
     cut = len(groups[0])
     levels = (tuple(range(cut)), tuple(range(cut, cut + len(groups[1]))))
-    meta = rest(row, ("prompt", "chosen", "rejected"))
     if all(len(group) == 1 for group in groups):
-        return pair_example(prompt, groups[0][0], groups[1][0], origin, meta=meta)
-    return Example(prompt, tuple(groups[0] + groups[1]), (Ranking(levels),), origin, meta)
+        return pair_example(prompt, groups[0][0], groups[1][0], origin)
+    return Example(prompt, tuple(groups[0] + groups[1]), (Ranking(levels),), origin)
 
 
 def gsm8k(row: Row, origin: Origin) -> Example:
@@ -160,4 +141,4 @@ def gsm8k(row: Row, origin: Origin) -> Example:
     if not mark or not final or not steps.strip():
         raise RowError("answer", 'expected a solution that ends with "#### number"')
     response = answer(re.sub(r"<<[^<>]*>>", "", solution), "answer")
-    return Example(prompt, (response,), (), origin, {**rest(row, ("question",)), "final_answer": final})
+    return Example(prompt, (response,), (), origin, {"answer": solution, "final_answer": final})

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from assent.data.formats.fields import Row
+from assent.data.formats.detect import check_columns, choose, columns_of, detect, rename
+from assent.data.formats.fates import Fate
 from assent.data.formats.judged import HELPSTEER_ATTRIBUTES
+from assent.data.formats.message import without_nulls
 from assent.data.formats.pairs import STRENGTH
-from assent.data.formats.table import Format, choose, columns_of, detect, known_columns, suggest
+from assent.data.formats.shape import Format
+from assent.data.formats.values import Row, json_value
 from assent.data.readers import read_rows
 from assent.data.records import Binary, Critique, Example, Feedback, Origin, Pair, Problem, Ranking, Rating, RowError
 from assent.errors import DataError
@@ -20,7 +23,8 @@ from assent.errors import DataError
 SAMPLE = 100  # readable rows from which the shape is told
 # Columns of a csv file, where every cell is text, that are not text.
 CSV_VALUES = {
-    *("label", "kto_tag", "history", "preference_strength", "overall_preference"),
+    *("label", "kto_tag", "history", "preference_strength", "overall_preference", "completions"),
+    *("responses", "feedback", "meta"),
     *STRENGTH,
     *HELPSTEER_ATTRIBUTES,
 }
@@ -56,7 +60,6 @@ def load_examples(
     where = str(path)
     chosen = None if format == "auto" else choose(format)
     columns = dict(columns or {})
-    _check_expected(columns)
     rows = islice(read_rows(path, split), limit)
     sample: list[tuple[Origin, Row | Problem]] = []
     readable: list[Row] = []
@@ -70,8 +73,8 @@ def load_examples(
         raise DataError(f"{where}: no rows")
     if not readable:
         raise DataError(f"{where}: no row can be read. The first: {sample[0][1]}")
-    _check_found(columns, readable, where)
-    named = [_rename(row, columns) for row in readable]
+    check_columns(columns, readable, where)
+    named = [rename(row, columns) for row in readable]
     if chosen is None:
         chosen = choose(detect([_sample_cells(row, sample[0][0]) for row in named], where))
     else:
@@ -89,11 +92,14 @@ def _parse_all(rows: Iterator[tuple[Origin, Row | Problem]], fmt: Format, column
             problems.append(row)
             continue
         try:
-            example = fmt.parse(_cells(_rename(row, columns), origin), origin)
+            example = fmt.parse(_typed(rename(row, columns), origin, fmt), origin)
         except RowError as error:
             problems.append(error.at(origin))
             continue
-        if fmt.merges and examples and examples[-1].prompt == example.prompt:
+        except RecursionError:
+            problems.append(Problem(origin, None, "nested too deeply"))
+            continue
+        if fmt.merges and examples and _asks(examples[-1]) == _asks(example):
             examples[-1] = merge(examples[-1], example)
         else:
             examples.append(example)
@@ -117,22 +123,8 @@ def _shifted(item: Feedback, shift: int) -> Feedback:
             return replace(item, response=item.response + shift)
 
 
-def _check_expected(columns: Mapping[str, str]) -> None:
-    known = sorted(known_columns())
-    for expected in columns:
-        if expected not in known:
-            hint = suggest(expected, known)
-            raise DataError(f"--data.columns: no shape has a column {expected!r}{hint}. Known: {', '.join(known)}")
-
-
-def _check_found(columns: Mapping[str, str], rows: Sequence[Row], where: str) -> None:
-    found = columns_of(rows)
-    for expected, name in columns.items():
-        if name not in found:
-            hint = suggest(name, found)
-            raise DataError(
-                f"--data.columns: {expected}:{name}: {where} has no column {name!r}{hint}. Found: {', '.join(found)}"
-            )
+def _asks(example: Example) -> tuple[object, ...]:
+    return example.prompt, example.tools, example.template_kwargs
 
 
 def _check_required(fmt: Format, rows: Sequence[Row], where: str) -> None:
@@ -145,32 +137,33 @@ def _check_required(fmt: Format, rows: Sequence[Row], where: str) -> None:
         )
 
 
-def _rename(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row with the file's names replaced by the expected ones (a mapped name wins over one of the same name)."""
-    if not columns:
+def _typed(row: Row, origin: Origin, fmt: Format) -> Row:
+    """The row as its kind of file means it: cells of a csv file decoded; without the keys that Arrow adds to objects
+    whose neighbours have them, in what the shape reads."""
+    kind = Path(origin.file.removesuffix(".gz")).suffix.lower()
+    if kind in (".csv", ".tsv"):
+        return _cells(row)
+    if kind in (".jsonl", ".ndjson", ".json"):
         return row
-    taken = {*columns, *columns.values()}
-    kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {expected: row[name] for expected, name in columns.items() if name in row}
+    return {name: value if fmt.fate(name)[0] is Fate.META else without_nulls(value) for name, value in row.items()}
 
 
-def _cells(row: Row, origin: Origin) -> Row:
+def _cells(row: Row) -> Row:
     """A csv row with the cells decoded that are no text: verdicts and numbers by their column, messages by their look;
-    an empty one of these is absent. Rows of other files know their types."""
-    if not origin.file.removesuffix(".gz").endswith((".csv", ".tsv")):
-        return row
+    an empty one of these is absent."""
     return {name: _cell(name, value) for name, value in row.items()}
 
 
 def _cell(name: str, value: str) -> Any:
-    looks_like_messages = value.lstrip().startswith("[{")
+    start = re.sub(r"\s", "", value[:40])
+    looks_like_messages = start.startswith(("[{", '{"from":', '{"role":', "{'from':", "{'role':"))
     if not (name in CSV_VALUES or looks_like_messages):
         return value
     if not value.strip():
         return None
     try:
-        return json.loads(value.lower() if value in ("True", "False") else value)
-    except json.JSONDecodeError as error:
+        return json_value(value.lower() if value.strip().lower() in ("true", "false") else value, name)
+    except RowError as error:
         if looks_like_messages:
             raise RowError(name, "looks like a list of messages but is not JSON; write json.dumps, not str") from error
         return value
@@ -178,6 +171,6 @@ def _cell(name: str, value: str) -> Any:
 
 def _sample_cells(row: Row, origin: Origin) -> Row:
     try:
-        return _cells(row, origin)
+        return _cells(row) if origin.file.lower().removesuffix(".gz").endswith((".csv", ".tsv")) else row
     except RowError:
         return row

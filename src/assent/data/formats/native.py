@@ -9,23 +9,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
-from assent.data.formats.fields import (
-    Row,
-    boolean,
-    check_answer,
-    check_prompt,
-    describe,
-    get,
-    listed,
-    messages,
-    number,
-    rest,
-    same_answer,
-    text,
-)
+from assent.data.formats.fields import check_answer, check_prompt, same_answer
+from assent.data.formats.message import messages
+from assent.data.formats.values import Row, boolean, describe, get, listed, number, text
 from assent.data.records import (
     Binary,
     Critique,
@@ -52,12 +41,33 @@ KINDS: dict[str, type[Feedback]] = {
 def to_row(example: Example) -> dict[str, Any]:
     """`example` as a JSON object that `native` reads back to an equal record (its origin apart)."""
     names = {cls: name for name, cls in KINDS.items()}
-    return {
-        "prompt": [asdict(turn) for turn in example.prompt],
-        "responses": [_without_none(asdict(response)) for response in example.responses],
+    row: dict[str, Any] = {
+        "prompt": [message_row(turn) for turn in example.prompt],
+        "responses": [
+            _without_none({"messages": [message_row(turn) for turn in each.messages], "source": each.source})
+            for each in example.responses
+        ],
         "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
         "meta": dict(example.meta),
     }
+    if example.tools is not None:
+        row["tools"] = example.tools
+    if example.template_kwargs:
+        row["chat_template_kwargs"] = dict(example.template_kwargs)
+    return row
+
+
+def message_row(turn: Message) -> dict[str, Any]:
+    """A message as a JSON object, without the fields that it does not use."""
+    calls = [_without_none({"name": call.name, "arguments": call.arguments, "id": call.id}) for call in turn.tool_calls]
+    optional = {
+        "reasoning": turn.reasoning,
+        "tool_calls": calls or None,
+        "name": turn.name,
+        "tool_call_id": turn.tool_call_id,
+        "trained": None if turn.trained else False,
+    }
+    return {"role": turn.role, "content": turn.content, **_without_none(optional)}
 
 
 def _fields(item: Feedback) -> dict[str, Any]:
@@ -84,8 +94,7 @@ def native(row: Row, origin: Origin) -> Example:
     meta = row.get("meta") or {}
     if not isinstance(meta, Mapping):
         raise RowError("meta", f"expected an object, got {describe(meta)}")
-    extra = rest(row, ("prompt", "responses", "feedback", "meta"))
-    return Example(prompt, responses, feedback, origin, {**meta, **extra})
+    return Example(prompt, responses, feedback, origin, dict(meta))
 
 
 def _items(row: Row, column: str) -> list[Mapping[str, Any]]:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from assent.data.formats.fields import (
-    Row,
     answer,
-    boolean,
+    answered_dialogue,
+    as_context,
     check_answer,
     check_prompt,
-    describe,
-    dialogue,
-    get,
-    messages,
-    number,
-    optional_number,
     pair_example,
-    rest,
     split_common,
-    text,
     text_prompt,
 )
+from assent.data.formats.message import messages, with_thoughts
+from assent.data.formats.values import Row, boolean, describe, get, number, optional_number, text
 from assent.data.records import Binary, Example, Feedback, Message, Origin, Rating, Response, RowError
 
 STRENGTH = ("margin", "score_chosen", "score_rejected")
+THOUGHTS = ("reasoning_content", "thinking")
+"""Columns of what was thought before an answer that is judged; `reasoning` may be the judge's."""
 
 
 def _prompt(row: Row) -> tuple[Message, ...]:
@@ -47,13 +42,13 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> Response:
         raise RowError(column, "mixed types: a string where prompt is a list; write both as messages")
     turns = messages(value, column)
     if turns[0].role != "assistant":
-        if turns[: len(prompt)] != tuple(prompt):
+        if tuple(map(as_context, turns[: len(prompt)])) != tuple(prompt):
             raise RowError(column, f"begins with a {turns[0].role} turn but not with the prompt")
         turns = turns[len(prompt) :]
     return Response(check_answer(turns, column, prompt[-1].role))
 
 
-def _strength(row: Row) -> tuple[float | None, tuple[Feedback, ...]]:
+def strength_of(row: Row) -> tuple[float | None, tuple[Feedback, ...]]:
     """`margin`, or the gap of `score_chosen` and `score_rejected`, which are also kept as ratings."""
     margin = optional_number(row, "margin", low=0.0)
     if row.get("score_chosen") is None and row.get("score_rejected") is None:
@@ -65,29 +60,26 @@ def _strength(row: Row) -> tuple[float | None, tuple[Feedback, ...]]:
 
 
 def prompt_only(row: Row, origin: Origin) -> Example:
-    return Example(_prompt(row), (), (), origin, rest(row, ("prompt",)))
+    return Example(_prompt(row), (), (), origin)
 
 
 def prompt_completion(row: Row, origin: Origin) -> Example:
     prompt = _prompt(row)
-    return Example(prompt, (_answer(row, "completion", prompt),), (), origin, rest(row, ("prompt", "completion")))
+    return Example(prompt, (with_thoughts(_answer(row, "completion", prompt), row),), (), origin)
 
 
 def binary(row: Row, origin: Origin) -> Example:
     prompt = _prompt(row)
-    response = _answer(row, "completion", prompt)
-    label = boolean(get(row, "label"), "label")
-    meta = rest(row, ("prompt", "completion", "label"))
-    return Example(prompt, (response,), (Binary(0, label),), origin, meta)
+    response = with_thoughts(_answer(row, "completion", prompt), row, THOUGHTS)
+    return Example(prompt, (response,), (Binary(0, boolean(get(row, "label"), "label")),), origin)
 
 
 def begins_with_prompt(row: Row) -> bool:
     """Whether prompt, chosen and rejected are strings and both answers repeat the prompt."""
-    values: list[Any] = [row.get(column) for column in ("prompt", "chosen", "rejected")]
-    if not all(isinstance(value, str) and value.strip() for value in values):
+    prompt, *answers = (row.get(column) for column in ("prompt", "chosen", "rejected"))
+    if not isinstance(prompt, str) or not prompt.strip():
         return False
-    prompt, chosen, rejected = values
-    return chosen.startswith(prompt) and rejected.startswith(prompt)
+    return all(isinstance(answer, str) and answer.strip() and answer.startswith(prompt) for answer in answers)
 
 
 def preference(row: Row, origin: Origin) -> Example:
@@ -96,9 +88,7 @@ def preference(row: Row, origin: Origin) -> Example:
         # "Hi" / "Hi there" may be an answer or a transcript; only the other rows of the file can tell.
         raise RowError("chosen", "chosen and rejected both begin with the prompt, unlike the other rows of the file")
     chosen, rejected = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
-    strength, ratings = _strength(row)
-    meta = rest(row, ("prompt", "chosen", "rejected", *STRENGTH))
-    return pair_example(prompt, chosen, rejected, origin, strength, ratings, meta)
+    return pair_example(prompt, chosen, rejected, origin, *strength_of(row))
 
 
 def preference_transcripts(row: Row, origin: Origin) -> Example:
@@ -112,24 +102,20 @@ def preference_transcripts(row: Row, origin: Origin) -> Example:
         return answer(transcript.removeprefix(whole).strip(), column)
 
     chosen, rejected = continuation("chosen"), continuation("rejected")
-    strength, ratings = _strength(row)
-    meta = rest(row, ("prompt", "chosen", "rejected", *STRENGTH))
-    return pair_example(_prompt(row), chosen, rejected, origin, strength, ratings, meta)
+    return pair_example(_prompt(row), chosen, rejected, origin, *strength_of(row))
 
 
 def preference_implicit(row: Row, origin: Origin) -> Example:
     """Two whole conversations; the prompt is their common leading messages."""
     prompt, chosen, rejected = split_common(_conversation(row, "chosen"), _conversation(row, "rejected"))
-    strength, ratings = _strength(row)
-    meta = rest(row, ("chosen", "rejected", *STRENGTH))
-    return pair_example(prompt, chosen, rejected, origin, strength, ratings, meta)
+    return pair_example(prompt, chosen, rejected, origin, *strength_of(row))
 
 
 def preference_redundant(row: Row, origin: Origin) -> Example:
     """Whole conversations beside a string prompt that repeats one of their user turns (UltraFeedback-binarized,
     Tulu 3). The string is checked, not prepended."""
     repeated = text(get(row, "prompt"), "prompt").strip()
-    example = preference_implicit({name: row[name] for name in row if name not in ("prompt", "messages")}, origin)
+    example = preference_implicit(row, origin)
     if all(turn.role != "user" or turn.content.strip() != repeated for turn in example.prompt):
         raise RowError("prompt", "is none of the user turns that chosen and rejected share; which one is right?")
     return example
@@ -148,13 +134,13 @@ def hh_rlhf(row: Row, origin: Origin) -> Example:
     """Two dialogues as strings. The prompt ends at the last "\\n\\nAssistant:" they share; answers are compared as
     whole turns, so equal first words stay where they are."""
     prompt, chosen, rejected = split_common(
-        dialogue(get(row, "chosen"), "chosen"), dialogue(get(row, "rejected"), "rejected")
+        answered_dialogue(get(row, "chosen"), "chosen"), answered_dialogue(get(row, "rejected"), "rejected")
     )
-    return pair_example(prompt, chosen, rejected, origin, meta=rest(row, ("chosen", "rejected")))
+    return pair_example(prompt, chosen, rejected, origin, *strength_of(row))
 
 
 def plain_text(row: Row, origin: Origin) -> Example:
     """Text without roles: no prompt, and one response whose only message has the role "text": all of it is trained,
     without chat template."""
     response = Response((Message("text", text(get(row, "text"), "text")),))
-    return Example((), (response,), (), origin, rest(row, ("text",)))
+    return Example((), (response,), (), origin)

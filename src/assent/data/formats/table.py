@@ -1,44 +1,14 @@
-"""The table of row shapes, and how a file's shape is found."""
+"""The table of row shapes: for each its columns, what becomes of them, and one row as an example."""
 
 from __future__ import annotations
 
-import difflib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from assent.data.formats import conversations, judged, native, pairs
-from assent.data.formats.fields import Row, is_dialogue
-from assent.data.records import Example, Origin
-from assent.errors import DataError
-
-
-def _always(row: Row) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """One shape of rows: `parse` reads a row that has the columns `required`. `matches` tells it from shapes with the
-    same columns by the kind of their values, not by their correctness: a bad value is a problem of its row.
-    `allowed` are columns that belong to the shape although they are required by others. With `merges`, consecutive
-    rows of one prompt are one example."""
-
-    name: str
-    description: str
-    required: tuple[str, ...]
-    parse: Callable[[Row, Origin], Example]
-    matches: Callable[[Row], bool] = _always
-    allowed: tuple[str, ...] = ()
-    merges: bool = False
-
-    def fits(self, row: Row) -> bool:
-        return all(row.get(column) is not None for column in self.required) and self.matches(row)
-
-    def includes(self, other: Format) -> bool:
-        """Whether a row of this shape has, by nature, all columns of the other: then this one says more about it."""
-        own, others = set(self.required), set(other.required)
-        return others <= own | set(self.allowed) and not own <= others
+from assent.data.formats.fates import REASONING, Fate
+from assent.data.formats.fields import is_dialogue
+from assent.data.formats.shape import Fields, Format
+from assent.data.formats.values import Row
 
 
 def _lists(*columns: str) -> Callable[[Row], bool]:
@@ -83,13 +53,63 @@ def _no_answers(row: Row) -> bool:
     return not any(row.get(column) is not None for column in ANSWERS)
 
 
-SCORES = (*pairs.STRENGTH, "messages", "prompt_id")
+def _text(**columns: str) -> Fields:
+    """Columns whose text is the conversation's, with a word about each."""
+    return {name: (Fate.TEXT, about) for name, about in columns.items()}
+
+
+def _feedback(**columns: str) -> Fields:
+    return {name: (Fate.FEEDBACK, about) for name, about in columns.items()}
+
+
+THOUGHT: Fields = dict.fromkeys(REASONING, (Fate.TEXT, "what was thought before the answer"))
+JUDGED_THOUGHT: Fields = dict.fromkeys(pairs.THOUGHTS, (Fate.TEXT, "what was thought before the answer"))
+STRENGTH: Fields = _feedback(
+    margin="how clearly chosen is better, from 0",
+    score_chosen="rating of chosen; the gap is the strength where there is no margin",
+    score_rejected="rating of rejected",
+)
+NO_MESSAGES: Fields = dict.fromkeys(
+    ("system", "tools", "chat_template_kwargs"),
+    (Fate.REFUSED, "plain text has no messages, so this has no place: remove the column, or write messages"),
+)
+INSTRUCTION: Fields = _text(
+    instruction="the question, or its first part",
+    input="appended to it on a new line where it is not empty",
+    history="earlier turns, [[question, answer], ...]",
+)
+TURNS = "the turns; what follows the first question is the answer; one that ends with a question is a prompt"
+KEPT_PROMPT: Fields = {"prompt": (Fate.META, "not read: the question stands in the conversation")}
+ASK, SAY, NO = (
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "assistant", "content": "5"},
+)
+HUMAN, GPT, WORSE = {"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}, {"from": "gpt", "value": "5"}
+REPEATED: Fields = {
+    "messages": (Fate.META, "not read: chosen and rejected say it"),
+    "prompt_id": (Fate.META, "a name of the prompt"),
+}
+MARGIN: Row = {"margin": 1.5, "score_chosen": 4.0, "score_rejected": 2.5}
+DIALOGUE = "\n\nHuman: 2+2?\n\nAssistant: "
+
 ROWS = (
     Format(
         "assent",
         "assent's own records: prompt, responses and feedback by response index",
         ("prompt", "responses", "feedback"),
         native.native,
+        {
+            **_text(prompt="messages up to the last question", responses="[{messages, source}]"),
+            **_feedback(feedback="[{kind: pair, ranking, rating, binary or critique, ...}] by index of the responses"),
+            "meta": (Fate.ENTRIES, "an object of further columns"),
+        },
+        {
+            "prompt": [ASK],
+            "responses": [{"messages": [SAY], "source": "human"}, {"messages": [NO]}],
+            "feedback": [{"kind": "pair", "chosen": 0, "rejected": 1, "strength": 2.0}],
+            "meta": {"topic": "sums"},
+        },
         _lists("responses", "feedback"),
     ),
     Format(
@@ -97,38 +117,56 @@ ROWS = (
         "ShareGPT conversations: conversations [{from, value}], optional system",
         ("conversations",),
         conversations.sharegpt,
+        _text(conversations=TURNS),
+        {"conversations": [HUMAN, GPT]},
     ),
     Format(
         "sharegpt-preference",
         "ShareGPT conversations, with chosen and rejected as one {from, value} each",
         ("conversations", "chosen", "rejected"),
         conversations.sharegpt_preference,
+        _text(conversations="the prompt's turns", chosen="the better answer", rejected="the worse answer") | STRENGTH,
+        {"conversations": [HUMAN], "chosen": GPT, "rejected": WORSE, **MARGIN},
     ),
     Format(
         "sharegpt-binary",
         "ShareGPT conversations whose last answer has kto_tag true or false",
         ("conversations", "kto_tag"),
         conversations.sharegpt_binary,
+        _text(conversations="the turns, the last of which is judged")
+        | _feedback(kto_tag="true or false (or 1, 0): whether the answer is desirable"),
+        {"conversations": [HUMAN, GPT], "kto_tag": True},
     ),
     Format(
         "messages",
         "OpenAI conversations: messages [{role, content}]",
         ("messages",),
         conversations.openai_messages,
+        _text(messages=TURNS) | KEPT_PROMPT,
+        {"messages": [ASK, SAY], "prompt": "2+2?"},
         lambda row: not _has_rejected_answer(row),
-        allowed=("prompt",),
     ),
     Format(
         "messages-binary",
         "OpenAI conversations whose last answer has label true or false",
         ("messages", "label"),
         conversations.openai_binary,
+        _text(messages="the turns, the last of which is judged")
+        | _feedback(label="true or false (or 1, 0): whether the answer is desirable"),
+        {"messages": [ASK, SAY], "label": True},
     ),
     Format(
         "messages-preference",
         "OpenAI conversations that end with the chosen answer, with rejected_response or rejected_messages",
         ("messages",),
         conversations.openai_rejected,
+        _text(
+            messages="the turns, the last of which is the better answer",
+            rejected_response="the worse answer, as text or messages",
+            rejected_messages="or the whole conversation with the worse answer",
+        )
+        | STRENGTH,
+        {"messages": [ASK, SAY], "rejected_response": "5", **MARGIN},
         _has_rejected_answer,
     ),
     Format(
@@ -136,70 +174,115 @@ ROWS = (
         "Alpaca: instruction, output, optional input, system, history",
         ("instruction", "output"),
         conversations.alpaca,
-        allowed=("text",),
+        {**INSTRUCTION, **_text(output="the answer"), **THOUGHT, "text": (Fate.META, "the row as one text, not read")},
+        {
+            "instruction": "Add.",
+            "input": "2+2",
+            "history": [["Hi", "Hello"]],
+            "output": "4",
+            "reasoning": "2 and 2",
+            "text": "…",
+        },
     ),
     Format(
         "alpaca-preference",
         "Alpaca with answers chosen and rejected",
         ("instruction", "chosen", "rejected"),
         conversations.alpaca_preference,
+        INSTRUCTION | _text(chosen="the better answer", rejected="the worse answer") | STRENGTH,
+        {"instruction": "Add.", "input": "2+2", "history": [["Hi", "Hello"]], "chosen": "4", "rejected": "5", **MARGIN},
     ),
     Format(
         "alpaca-binary",
         "Alpaca whose output has kto_tag true or false",
         ("instruction", "output", "kto_tag"),
         conversations.alpaca_binary,
+        INSTRUCTION
+        | _text(output="the answer")
+        | JUDGED_THOUGHT
+        | _feedback(kto_tag="true or false (or 1, 0): whether the answer is desirable"),
+        {"instruction": "Add.", "input": "2+2", "history": [["Hi", "Hello"]], "output": "4", "kto_tag": False},
     ),
-    Format("prompt", "prompts alone (text or messages)", ("prompt",), pairs.prompt_only, _no_answers),
+    Format(
+        "prompt",
+        "prompts alone (text or messages)",
+        ("prompt",),
+        pairs.prompt_only,
+        _text(prompt="the question, as text or messages"),
+        {"prompt": [ASK], "answer": "4"},
+        _no_answers,
+    ),
     Format(
         "completion",
         "prompt and completion (text or messages)",
         ("prompt", "completion"),
         pairs.prompt_completion,
+        _text(prompt="the question, as text or messages", completion="the answer, of the same kind") | THOUGHT,
+        {"prompt": "2+2?", "completion": "4", "reasoning_content": "2 and 2"},
     ),
     Format(
         "binary",
         "prompt and completion with label true or false (text or messages)",
         ("prompt", "completion", "label"),
         pairs.binary,
+        _text(prompt="the question, as text or messages", completion="the answer, of the same kind")
+        | JUDGED_THOUGHT
+        | _feedback(label="true or false (or 1, 0): whether the answer is desirable"),
+        {"prompt": "2+2?", "completion": "5", "label": False},
     ),
     Format(
         "preference",
         "prompt, chosen and rejected (text or messages), optional margin or score_chosen and score_rejected",
         ("prompt", "chosen", "rejected"),
         pairs.preference,
+        _text(prompt="the question, as text or messages", chosen="the better answer", rejected="the worse answer")
+        | STRENGTH
+        | REPEATED,
+        {"prompt": "2+2?", "chosen": "4", "rejected": "5", **MARGIN},
         _plain_preference,
-        allowed=SCORES,
     ),
     Format(
         "preference-transcripts",
         "prompt, chosen and rejected as text, where both answers repeat the prompt",
         ("prompt", "chosen", "rejected"),
         pairs.preference_transcripts,
+        _text(prompt="the question", chosen="prompt and better answer", rejected="prompt and worse answer")
+        | STRENGTH
+        | REPEATED,
+        {"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5", **MARGIN},
         pairs.begins_with_prompt,
-        allowed=SCORES,
     ),
     Format(
         "preference-implicit",
         "chosen and rejected as whole conversations (messages); the prompt is their common beginning",
         ("chosen", "rejected"),
         pairs.preference_implicit,
+        _text(chosen="question and better answer", rejected="question and worse answer") | STRENGTH | REPEATED,
+        {"chosen": [ASK, SAY], "rejected": [ASK, NO], **MARGIN},
         lambda row: isinstance(row["chosen"], list) or isinstance(row["rejected"], list),
-        allowed=SCORES,
     ),
     Format(
         "ultrafeedback-binarized",
         "chosen and rejected as whole conversations beside a text prompt that repeats their question",
         ("prompt", "chosen", "rejected"),
         pairs.preference_redundant,
+        {
+            "prompt": (Fate.CHECKED, "one of the questions of chosen and rejected"),
+            **_text(chosen="question and better answer", rejected="question and worse answer"),
+            **STRENGTH,
+            **REPEATED,
+            "messages": (Fate.PASSED, "repeats chosen"),
+        },
+        {"prompt": "2+2?", "chosen": [ASK, SAY], "rejected": [ASK, NO], "messages": [ASK, SAY], **MARGIN},
         _redundant_prompt,
-        allowed=SCORES,
     ),
     Format(
         "hh-rlhf",
         'chosen and rejected as dialogues in one text: "\\n\\nHuman: ...\\n\\nAssistant: ..."',
         ("chosen", "rejected"),
         pairs.hh_rlhf,
+        _text(chosen="dialogue with the better answer", rejected="dialogue with the worse answer") | STRENGTH,
+        {"chosen": DIALOGUE + "4", "rejected": DIALOGUE + "5", **MARGIN},
         _dialogues,
     ),
     Format(
@@ -207,6 +290,8 @@ ROWS = (
         "text prompt with lists of right (chosen) and wrong (rejected) answers",
         ("prompt", "chosen", "rejected"),
         judged.best_of,
+        _text(prompt="the question", chosen="right answers", rejected="wrong answers"),
+        {"prompt": "2+2?", "chosen": ["4", "four"], "rejected": ["5", "22"]},
         _several_answers,
     ),
     Format(
@@ -214,12 +299,20 @@ ROWS = (
         "context with completions [{rank, completion}], lowest rank best",
         ("context", "completions"),
         judged.ranked,
+        _text(context="the question, as text or messages", completions="[{rank, completion}]; equal ranks are tied"),
+        {"context": [ASK], "completions": [{"rank": 0, "completion": "4"}, {"rank": 1, "completion": "5"}]},
     ),
     Format(
         "helpsteer2",
         "prompt and response rated 0 to 4 in five attributes; consecutive rows of a prompt belong together",
         ("prompt", "response", *judged.HELPSTEER_ATTRIBUTES),
         judged.helpsteer2,
+        _text(
+            prompt="the question; earlier turns behind lines <extra_id_1>Assistant and <extra_id_1>User",
+            response="the answer",
+        )
+        | _feedback(**dict.fromkeys(judged.HELPSTEER_ATTRIBUTES, "0 to 4")),
+        {"prompt": "2+2?", "response": "4", **dict.fromkeys(judged.HELPSTEER_ATTRIBUTES, 3)},
         merges=True,
     ),
     Format(
@@ -227,94 +320,52 @@ ROWS = (
         "prompt, response_1, response_2 and preference_strength from -3 (first) to 3 (second)",
         ("prompt", "response_1", "response_2", "preference_strength"),
         judged.helpsteer2_preference,
+        _text(prompt="as in helpsteer2", response_1="the first answer", response_2="the second answer")
+        | _feedback(preference_strength="below 0: the first is better; 0: a tie"),
+        {"prompt": "2+2?", "response_1": "5", "response_2": "4", "preference_strength": 2},
     ),
     Format(
         "helpsteer3-preference",
         "context (messages), response1, response2 and overall_preference from -3 (first) to 3 (second)",
         ("context", "response1", "response2", "overall_preference"),
         judged.helpsteer3_preference,
+        _text(context="the prompt's turns", response1="the first answer", response2="the second answer")
+        | _feedback(overall_preference="below 0: the first is better; 0: a tie"),
+        {"context": [ASK], "response1": "4", "response2": "5", "overall_preference": -1},
     ),
     Format(
         "ultrafeedback",
         "instruction with completions [{response, annotations}] rated in several attributes",
         ("instruction", "completions"),
         judged.ultrafeedback,
+        _text(
+            instruction="the question",
+            completions="[{response, annotations: {attribute: {Rating}}, model, critique}]; a Rating N/A is none",
+        ),
+        {
+            "instruction": "2+2?",
+            "completions": [
+                {"response": "4", "annotations": {"helpfulness": {"Rating": "5"}}, "model": "a", "critique": "Right."},
+                {"response": "5", "annotations": {"helpfulness": {"Rating": "1"}}, "model": "b"},
+            ],
+        },
     ),
     Format(
         "gsm8k",
         'question and worked answer that ends with "#### number"',
         ("question", "answer"),
         judged.gsm8k,
+        _text(question="the question", answer="the answer, without <<...>>; also kept, and its number as final_answer"),
+        {"question": "2+2?", "answer": "2 and 2 is <<2+2=4>>4.\n#### 4"},
         lambda row: isinstance(row["answer"], str) and "####" in row["answer"],
     ),
-    Format("text", "plain text without roles, trained as it is", ("text",), pairs.plain_text),
+    Format(
+        "text",
+        "plain text without roles, trained as it is",
+        ("text",),
+        pairs.plain_text,
+        _text(text="trained as a whole") | NO_MESSAGES,
+        {"text": "Two and two make four."},
+    ),
 )
 FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in ROWS}
-
-
-def fitting(row: Row) -> list[str]:
-    """Names of the shapes a row can be read as, without those that another one includes."""
-    fits = [fmt for fmt in ROWS if fmt.fits(row)]
-    return [fmt.name for fmt in fits if not any(other.includes(fmt) for other in fits)]
-
-
-def detect(rows: Sequence[Row], where: str = "data") -> str:
-    """The shape that most of the sample rows have. Broken values count for no shape, so a bad row cannot outvote the
-    rest. Raises `DataError` when no shape fits (with the columns found and the nearest shapes), or when several fit
-    equally."""
-    if not rows:
-        raise DataError(f"{where}: no rows")
-    votes = Counter(name for row in rows for name in fitting(row))
-    if not votes:
-        raise DataError(_unknown_shape(rows, where))
-    top = max(votes.values())
-    best = [name for name in FORMATS if votes[name] == top]
-    if len(best) > 1:
-        lines = "".join(f"\n  {name}: {FORMATS[name].description}" for name in best)
-        raise DataError(f"{where}: the rows fit several shapes; choose one with --data.format:{lines}")
-    return best[0]
-
-
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All columns of the rows, in order of appearance."""
-    return list(dict.fromkeys(str(column) for row in rows for column in row))
-
-
-def _unknown_shape(rows: Sequence[Row], where: str) -> str:
-    found = columns_of(rows)
-
-    def missing(fmt: Format) -> list[str]:
-        return [column for column in fmt.required if column not in found]
-
-    def distance(fmt: Format) -> tuple[float, int]:
-        return len(missing(fmt)) / len(fmt.required), len(fmt.required)
-
-    lines = []
-    for fmt in sorted(ROWS, key=distance)[:3]:
-        lacks = ", ".join(missing(fmt))
-        why = f"missing: {lacks}" if lacks else "its values are of another kind"
-        lines.append(f"\n  {fmt.name}: {fmt.description} ({why})")
-    return (
-        f"{where}: unknown shape. Columns found: {', '.join(found) or 'none'}. Nearest shapes:{''.join(lines)}\n"
-        "Name the shape with --data.format and, where only names differ, the columns with "
-        "--data.columns EXPECTED:FOUND."
-    )
-
-
-def choose(name: str) -> Format:
-    """The shape of that name. Raises `DataError` with the nearest name."""
-    if name in FORMATS:
-        return FORMATS[name]
-    raise DataError(f"unknown format {name!r}{suggest(name, list(FORMATS))}. Known: auto, {', '.join(FORMATS)}")
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' where something near is known."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def known_columns() -> set[str]:
-    """Every column that some shape reads."""
-    optional = ("system", "input", "history", "rejected_response", "rejected_messages", "meta", *pairs.STRENGTH)
-    return {column for fmt in ROWS for column in fmt.required} | set(optional)
