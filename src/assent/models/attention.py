@@ -16,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from assent.data.tree import Segment
+from assent.errors import ModelError
 
 NAME = "assent"
 
@@ -36,7 +37,8 @@ def _attention(
     attend: Attend | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    assert attend is not None, "a model with assent's attention is called through assent.models.policy"
+    if attend is None:  # its layers do not hand on what they are called with, or somebody called it who does not attend
+        raise ModelError("its layers do not pass on what the attention over shared prompts needs")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -98,6 +100,12 @@ class TreeAttend:
         self._plan: _Plan | None = None
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        width, wide = value.shape[-1], max(query.shape[-1], value.shape[-1])
+        if query.shape[-1] != width:  # latent attention has narrower values; zeros change nothing
+            query, key, value = (nn.functional.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
+        return self._run(query, key, value, scaling)[..., :width]
+
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         if query.device.type == "cpu":
             if self._plan is None:
                 self._plan = _Plan.of(self.segments, query.shape[1] * query.shape[3])
