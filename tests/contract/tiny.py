@@ -4,6 +4,7 @@ small sizes wherever a field is named like a size."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -37,11 +38,17 @@ SIZES: dict[int, str] = {
     1: "n_group topk_group n_groups mamba_n_groups num_shared_experts n_shared_experts mamba_ngroups "
     "first_k_dense_replace moe_layer_start_index ssm_n_groups",
     VOCAB: "vocab_size n_vocab vocab_size_per_layer_input",
-    256: "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length context_length max_target_positions",
+    256: "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length context_length "
+    "max_target_positions",
     0: "num_mtp_layers num_nextn_predict_layers mtp_num_layers",
 }
 SIZE = {name: size for size, names in SIZES.items() for name in names.split()}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1, "sep_token_id": 2}
+
+NOISE = re.compile(r"drop(?!_)|jitter")
+"""Rates of chance: switched on."""
+LOGITS = re.compile(r"logit|lm_head")
+"""Factors: made to matter."""
 
 PER_TYPE: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
@@ -50,6 +57,7 @@ PER_TYPE: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [8, 24], "axial_pos_shape": [16, 16]},
@@ -65,6 +73,12 @@ def shrunk(config_class: type[PreTrainedConfig], **fields: Any) -> PreTrainedCon
     names = {field.name for field in dataclasses.fields(config_class)}
     attribute_map = getattr(config_class, "attribute_map", {})
     own = {name: value for name, value in {**SIZE, **IDS}.items() if name in names and name not in attribute_map}
+    for field in dataclasses.fields(config_class):
+        default = field.default
+        if NOISE.search(field.name) and isinstance(default, float) and field.name not in attribute_map:
+            own[field.name] = 0.3
+        elif default == 1.0 and isinstance(default, float) and LOGITS.search(field.name):
+            own[field.name] = 0.6
     if "kv_lora_rank" in names:  # latent attention: every head has its own keys
         own["num_key_value_heads"] = own["num_attention_heads"]
     for name, sub in (config_class.sub_configs or {}).items():

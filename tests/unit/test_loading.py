@@ -17,6 +17,7 @@ from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import loading
+from assent.models.head import Transform, measure
 from assent.models.loading import (
     load_policy,
     load_score_model,
@@ -25,8 +26,6 @@ from assent.models.loading import (
     resolve_precision,
     save_model,
 )
-from assent.models.head import Transform, measure
-from assent.models.policy import Backbone
 
 
 def batch() -> TreeBatch:

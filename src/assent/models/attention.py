@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from assent.data.tree import Segment
 from assent.errors import ModelError
+from assent.models.parts import decoder_of, plain_of
 
 NAME = "assent"
 
@@ -55,7 +56,24 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 def install(model: PreTrainedModel) -> None:
     """Makes a model call `attend` objects. Raises ValueError where its code has no attention interface."""
-    model.set_attn_implementation(NAME)
+    use_attention(model, NAME)
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The name of the attention that the decoder of a model runs on."""
+    name: str = _decoder(model).config._attn_implementation
+    return name
+
+
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Changes it; other parts of a composite model keep theirs. Raises ValueError where the decoder has no such."""
+    _decoder(model).set_attn_implementation(name)
+
+
+def _decoder(model: PreTrainedModel) -> Any:
+    plain = plain_of(model)
+    decoder = decoder_of(plain)
+    return decoder if isinstance(decoder, PreTrainedModel) else plain
 
 
 def inexact_reason(model: PreTrainedModel, max_length: int) -> str | None:

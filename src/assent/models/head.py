@@ -1,6 +1,6 @@
 """From final hidden states to logits as an architecture does it. What stands after the decoder is measured: numbers go
-through the model's own code with the decoder left out. Where that is a product with the head's weight, scaled or capped,
-the product is computed in chunks (`assent.models.logprobs`); else the model's own code runs, in chunks as well."""
+through the model's own code with the decoder left out. Where that is a product with the head's weight, scaled or
+capped, the product is computed in chunks (`assent.models.logprobs`); else the model's own code runs, in chunks too."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def fit(before: Tensor, after: Tensor) -> Transform | None:
 
 
 def _fit_cap(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """(scale, softcap) by Gauss-Newton on the logarithms of slope a and limit L of L * tanh(a x / L), every row counting
+    """(scale, softcap) by Gauss-Newton on the logarithms of slope a and limit L of L * tanh(a x / L); rows count
     alike."""
     size = after.abs().amax(1, keepdim=True).clamp(min=1e-12)
     slope = ((before[0] * after[0]).sum() / before[0].square().sum()).clamp(min=1e-12).log()
@@ -266,9 +266,7 @@ def head_kl(
     if isinstance(head, Linear) and isinstance(other, Linear):
         theirs = {f"other_{name}": value for name, value in other.options(other_temperature).items()}
         options = {**head.options(temperature), **theirs}
-        return token_kl(
-            hidden, head.weight, other_hidden, other.weight, **options, direction=direction, dtype=dtype
-        )
+        return token_kl(hidden, head.weight, other_hidden, other.weight, **options, direction=direction, dtype=dtype)
     if head.vocab != other.vocab:
         raise ValueError(f"a KL needs one vocabulary. Got {head.vocab} and {other.vocab} tokens")
 

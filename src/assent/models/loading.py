@@ -12,7 +12,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,6 +21,7 @@ from transformers import (
 
 from assent.config import LoraConfig, ModelConfig
 from assent.errors import ModelError
+from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
 from assent.models.policy import Backbone, Policy, ScoreModel
 from assent.models.quantize import (
     dequantised,
@@ -156,20 +156,21 @@ def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any
 
 
 def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
+    stored = read_config(folder, config)
+    check_causal(stored, config.path)
     model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
     if "score.weight" in info["unexpected_keys"]:  # with tied embeddings nothing is missing
         raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
+    check_parts(model, stored, config.path)
     return model
 
 
 def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its head is new."""
-    hf_config = AutoConfig.from_pretrained(
-        folder, revision=config.revision, trust_remote_code=config.trust_remote_code, num_labels=1
-    )
+    hf_config = read_config(folder, config, num_labels=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = _from_pretrained(
@@ -187,6 +188,13 @@ def _check_length(model: PreTrainedModel, config: ModelConfig, max_length: int) 
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and 0 < limit < max_length:
         raise ModelError(f"{config.path} reads at most {limit} tokens. Got --data.max_length {max_length}.")
+    limit = rope_limit(model)
+    if limit is not None and limit < max_length:
+        raise ModelError(
+            f"{config.path}: its rotary embedding changes for a whole batch when one of its sequences has more than "
+            f"{limit} tokens, so results would depend on what else is in the batch. Got --data.max_length "
+            f"{max_length}; it can be {limit} at most."
+        )
 
 
 def _prepare(
@@ -196,6 +204,7 @@ def _prepare(
     quieten(model)
     settle(model)
     model.requires_grad_(trainable and config.lora.rank == 0)  # adapters come with their own; packed weights have none
+    freeze_towers(model)
     model.train(trainable)
     if trainable and config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

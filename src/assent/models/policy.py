@@ -149,9 +149,7 @@ class Policy(Backbone):
             )
         if anchor is None:
             return TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values)
-        kl = head_kl(
-            head, hidden, anchor.head, anchor.hidden, temperature, anchor.temperature, self.dtype, direction
-        )
+        kl = head_kl(head, hidden, anchor.head, anchor.hidden, temperature, anchor.temperature, self.dtype, direction)
         return TokenScores(*scores, kl=kl, values=values)
 
     @torch.no_grad()

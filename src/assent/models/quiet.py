@@ -1,4 +1,4 @@
-"""A model without chance in it: dropout, dropped layers and router jitter are off, and its configuration, which is saved
+"""A model without chance in it: dropout, dropped layers and router jitter are off; its configuration, which is saved
 with it, stays as it came."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _quiet_view(config: Any) -> Any:
     if not rates:
         return config
     kind = type(config)
-    view = object.__new__(type(kind.__name__, (kind,), {name: property(lambda _: 0.0) for name in rates}))
+    view: Any = object.__new__(type(kind.__name__, (kind,), {name: property(lambda _: 0.0) for name in rates}))
     object.__setattr__(view, "__dict__", vars(config))
     return view
 

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
-from assent.models.attention import inexact_reason, install
+from assent.models.attention import attention_of, inexact_reason, install, use_attention
 from assent.models.parts import decoder_of
 from assent.models.policy import Backbone, Policy
 from assent.models.quantize import quantised_layers
 from assent.models.quiet import noisy_part
 
-TOLERANCE = 1e-2
+TOLERANCE = 2e-3
 """Of the spread of the logits (of hidden states: of their root mean square). One token too many or too few in an
 attention changes them by about that spread."""
 _FEW_BITS = 0.3  # products of few bits round differently in either layout
@@ -47,8 +47,8 @@ class Sample:
         first, second = (states[: len(prompt)] for states in (logits or hidden))
         if not _differ(first, second) <= TOLERANCE:
             raise ModelError(
-                f"{type(model).__name__} sees later tokens when it reads a token (is_decoder is off in its config?), so "
-                "it is no causal language model."
+                f"{type(model).__name__} is no causal language model: it sees later tokens when it reads a token "
+                "(is_decoder may be off in its config.json)."
             )
         return cls(prompt, answers, tuple(hidden), tuple(logits))
 
@@ -76,13 +76,13 @@ def own_outputs(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Final hidden states and logits of each row of ids alone, by the model's own eager attention in evaluation mode.
     Raises ModelError where its code fails."""
-    training, previous = model.training, model.config._attn_implementation
+    training, previous = model.training, attention_of(model)
     modes = {module: module.training for module in model.modules()}
     hidden: list[Tensor] = []
     logits: list[Tensor] = []
     hook = decoder_of(model).register_forward_hook(lambda _, __, out: hidden.append(out.last_hidden_state[0]))
     try:
-        _use_attention(model, "eager")
+        _switch(model, "eager")
         model.eval()
         for row in rows:
             ids = torch.from_numpy(row)[None].to(next(model.parameters()).device)
@@ -91,19 +91,19 @@ def own_outputs(
             else:
                 decoder_of(model)(input_ids=ids, use_cache=False)
     except Exception as error:
-        raise ModelError(f"{type(model).__name__}: its own code fails on a few tokens: {_words(error)}.") from error
+        raise ModelError(f"{type(model).__name__}: its own code fails on a few tokens: {in_words(error)}.") from error
     finally:
         hook.remove()
-        _use_attention(model, previous)
+        _switch(model, previous)
         model.train(training)
         for module, mode in modes.items():
             module.training = mode
     return hidden, logits
 
 
-def _use_attention(model: PreTrainedModel, name: str) -> None:
+def _switch(model: PreTrainedModel, name: str) -> None:
     try:
-        model.set_attn_implementation(name)
+        use_attention(model, name)
     except ValueError:  # it knows no other than it has
         pass
 
@@ -114,7 +114,7 @@ def choose_layout(backbone: Backbone, path: str, layout: str, max_length: int) -
     Raises ModelError where it is exact in no way, with the reason."""
     model = backbone.plain
     sample = Sample.of(backbone)
-    own_attention = model.config._attn_implementation
+    own_attention = attention_of(model)
     reason = None
     if layout != "flat":
         reason = inexact_reason(model, max_length)
@@ -125,7 +125,7 @@ def choose_layout(backbone: Backbone, path: str, layout: str, max_length: int) -
             if reason is None:
                 return
             backbone.tree = False
-            _use_attention(model, own_attention)
+            _switch(model, own_attention)
         if layout == "tree":
             raise ModelError(f"{path} cannot share prompts exactly: {reason}. Use --model.layout flat.")
     wrong = fault(backbone, sample)
@@ -156,7 +156,7 @@ def fault(backbone: Backbone, sample: Sample) -> str | None:
         return str(error)
     except Exception as error:
         what = "shared prompts" if backbone.tree else "padded rows"
-        return f"its code fails on {what}: {_words(error)}"
+        return f"its code fails on {what}: {in_words(error)}"
 
 
 @torch.no_grad()
@@ -184,7 +184,7 @@ def _expected(backbone: Backbone, batch: TreeBatch, sample: Sample) -> tuple[Ten
         logp = torch.log_softmax(logits[start - 1 : -1], -1)
         ids = torch.from_numpy(answer)[:, None].to(logp.device)
         rows.append(torch.stack([logp.gather(1, ids)[:, 0], -(logp.exp() * logp).sum(-1)], 1))
-    return torch.cat(rows), max(torch.cat(sample.logits).std(-1).mean().item(), 1e-3)
+    return torch.cat(rows), _spread(sample.logits)
 
 
 def _inexact(got: Tensor, backbone: Backbone, batch: TreeBatch, sample: Sample) -> str | None:
@@ -202,7 +202,9 @@ def _noise(backbone: Backbone, batch: TreeBatch) -> str:
     """Where it comes from that two passes over the same tokens differ."""
     where = noisy_part(backbone.plain, lambda: _far(*(_outputs(backbone, batch, "fp32") for _ in range(2))))
     mode = "training" if backbone.plain.training else "evaluation"
-    return f"in {mode} mode two passes over the same tokens differ: {where} draws random numbers that no option turns off"
+    return (
+        f"in {mode} mode two passes over the same tokens differ: {where} draws random numbers that no option turns off"
+    )
 
 
 def _far(first: Tensor, second: Tensor) -> bool:
@@ -221,10 +223,20 @@ def _rough(backbone: Backbone, batch: TreeBatch, sample: Sample) -> str | None:
     return f"in {backbone.precision} its results are {worst:.2g} off (use --model.precision fp32)"
 
 
+def allowed(logits: Sequence[Tensor], *, few_bits: bool = False) -> float:
+    """Nats by which log-probs may differ from those that these own logits [T, V] give."""
+    return _spread(logits) * (_FEW_BITS if few_bits else TOLERANCE)
+
+
+def _spread(logits: Sequence[Tensor]) -> float:
+    return max(torch.cat(tuple(logits)).std(-1).mean().item(), 1e-3)
+
+
 def _differ(first: Tensor, second: Tensor) -> float:
     return ((first - second).abs().max() / first.float().std().clamp(min=1e-6)).item()
 
 
-def _words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """For a message."""
     text = str(error).strip()
     return f"{type(error).__name__}{': ' + text.splitlines()[0][:200] if text else ''}"
