@@ -17,6 +17,7 @@ from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import loading
+from assent.models.head import Transform, measure
 from assent.models.loading import (
     load_policy,
     load_score_model,
@@ -25,7 +26,6 @@ from assent.models.loading import (
     resolve_precision,
     save_model,
 )
-from assent.models.policy import Backbone, logit_transform
 
 
 def batch() -> TreeBatch:
@@ -113,18 +113,30 @@ def test_lora_trains_adapters_only(tiny_model_dir: Path) -> None:
     assert torch.equal(policy(batch()).logprobs, start(batch()).logprobs), "adapters begin at nothing"
 
 
-def test_logit_transforms() -> None:
-    """Of the architectures that scale or cap their logits."""
-    from transformers import CohereConfig, Gemma2Config, GraniteConfig
+def tiny(auto, config) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return auto.from_config(config).eval()
 
-    class Holder:
-        def __init__(self, config) -> None:
-            self.config = config
 
-    assert logit_transform(Holder(LlamaConfig())) == (1.0, None)
-    assert logit_transform(Holder(CohereConfig(logit_scale=0.25))) == (0.25, None)
-    assert logit_transform(Holder(GraniteConfig(logits_scaling=4.0))) == (0.25, None)
-    assert logit_transform(Holder(Gemma2Config(final_logit_softcapping=30.0))) == (1.0, 30.0)
+def test_what_follows_the_head_is_measured() -> None:
+    """Of architectures that scale or cap their logits, under whatever name."""
+    from transformers import AutoConfig
+
+    sizes = {"vocab_size": 70, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}  # fmt: skip
+    for kind, options, want in (
+        ("llama", {}, Transform()),
+        ("cohere", {"logit_scale": 0.25}, Transform(0.25)),
+        ("granite", {"logits_scaling": 3.0}, Transform(1 / 3)),
+        ("hyperclovax", {"logits_scaling": 0.125}, Transform(0.125)),
+        ("gemma2", {"final_logit_softcapping": 30.0}, Transform(1.0, 30.0)),
+        ("gemma2", {"final_logit_softcapping": 7.25}, Transform(1.0, 7.25)),
+        ("recurrent_gemma", {"logits_soft_cap": 20.0, "lru_width": 32}, Transform(1.0, 20.0)),
+    ):
+        config = AutoConfig.for_model(kind, **sizes, **options)
+        found = measure(tiny(AutoModelForCausalLM, config))
+        assert found is not None and found.scale == pytest.approx(want.scale, rel=1e-6), kind
+        assert found.softcap == (want.softcap and pytest.approx(want.softcap, rel=1e-5)), kind
 
 
 SMALL = {
@@ -297,10 +309,12 @@ def test_tokenizers_that_cannot_teach_an_end_are_refused(tiny_model_dir: Path, t
     assert tokenizer.pad_token == tokenizer.eos_token
 
 
-def test_every_model_that_shares_prompts_is_verified(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
-    seen: list[Backbone] = []
-    monkeypatch.setattr(loading, "verify", seen.append)
-    policy = load_policy(fp32(tiny_model_dir), max_length=64)
-    scorer = load_score_model(fp32(tiny_model_dir), tokenizer, max_length=64)
-    load_policy(fp32(tiny_model_dir, layout="flat"), max_length=64)
-    assert seen == [policy, scorer]
+def test_every_model_is_checked_in_the_mode_that_trains(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
+    seen: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        loading, "choose_layout", lambda backbone, path, layout, length: seen.append((layout, backbone.model.training))
+    )
+    load_policy(fp32(tiny_model_dir), max_length=64)
+    load_score_model(fp32(tiny_model_dir), tokenizer, max_length=64)
+    load_policy(fp32(tiny_model_dir, layout="flat"), max_length=64, trainable=False)
+    assert seen == [("auto", True), ("auto", True), ("flat", False)]

@@ -97,7 +97,7 @@ def test_forward_is_the_direction_of_the_reference(tiny_model_dir: Path, other_d
     batch = collate(trees())
     policy, reference = (load_policy(fp32(folder), max_length=64) for folder in (tiny_model_dir, other_dir))
     anchor = reference.anchor(batch)
-    assert not anchor.hidden.requires_grad and not anchor.weight.requires_grad
+    assert not anchor.hidden.requires_grad and not anchor.head.weight.requires_grad
     got = policy(batch, anchor=anchor).kl
     want = plain_kl(dense(tiny_model_dir)[1], dense(other_dir)[1], "forward")
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
@@ -126,7 +126,7 @@ def test_kl_of_a_lora_policy_to_its_start(direction: str, tiny_model_dir: Path) 
     policy = load_policy(fp32(tiny_model_dir, lora=LoraConfig(rank=4)), max_length=64)
     with policy.without_adapters():
         anchor = policy.anchor(batch)
-    assert not anchor.hidden.requires_grad and not anchor.weight.requires_grad
+    assert not anchor.hidden.requires_grad and not anchor.head.weight.requires_grad
     start = policy(batch, anchor=anchor, direction=direction).kl
     assert not start.any(), "adapters begin at nothing"
     with torch.no_grad():

@@ -16,6 +16,7 @@ from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.loading import load_policy, load_score_model, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
+from assent.models.vocabulary import check_vocabulary
 from assent.train import distributed
 from assent.train.distributed import World
 from assent.train.progress import say
@@ -71,6 +72,7 @@ class Job:
     def policy(self, *, value_head: bool = False) -> Policy:
         """The trained policy, on its device, sharded over the ranks; with a critic that shares its layers."""
         policy = load_policy(self.config.model, max_length=self.config.data.max_length, device=self.world.device)
+        check_vocabulary(policy.plain, self.tokenizer, self.config.model.path)
         if value_head:
             policy.add_value_head()
         return self._shard(policy)
@@ -104,6 +106,7 @@ class Job:
             seed=self.config.train.seed,
             new_head=new_head,
         )
+        check_vocabulary(model.plain, self.tokenizer, path or config.path)
         return self._shard(model)
 
     def _frozen(self, path: str) -> ModelConfig:

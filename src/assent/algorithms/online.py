@@ -32,8 +32,10 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.losses import adaptive_kl, adaptive_penalty, rescaled
 from assent.models.policy import Policy, ScoreModel
+from assent.models.vocabulary import unused_ids
 from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.group import GroupReward
+from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
 from assent.train import distributed
 from assent.train.loop import Loss, add_sums
@@ -297,6 +299,9 @@ def _sampler(current: Job, policy: Policy, config: OnlineConfig) -> Sampler:
     while they are trained."""
     owns_weights = config.rollout.ahead or config.engine.name != "torch"
     copies = owns_weights and config.engine.name == "torch"
+    if config.engine.name == "torch":
+        with distributed.unsharded(policy):
+            check_sampling(policy.model, config.data.max_length)
     engine = engine_of(
         current.plain_policy() if copies else policy,
         config.engine,
@@ -304,6 +309,7 @@ def _sampler(current: Job, policy: Policy, config: OnlineConfig) -> Sampler:
         config.sampling,
         max_length=config.data.max_length,
         folder=current.folder.path / "engine" if owns_weights and not copies else Path(),
+        unused=unused_ids(policy.plain, current.tokenizer),
         rank=current.world.rank,
         ranks=current.world.size,
     )

@@ -14,9 +14,13 @@ from assent.config import ProbeConfig, SamplingConfig
 from assent.data.formats import message_row
 from assent.data.records import Example
 from assent.data.tree import TreeBatch
+from assent.errors import ModelError
 from assent.models.policy import Policy
+from assent.models.vocabulary import unused_ids
+from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import unsharded
+from assent.train.progress import say
 
 SEED = 1 << 40
 """Every probe samples with the same numbers, so that answers differ only as policies do."""
@@ -36,14 +40,25 @@ class Probe:
         fitting = [
             (e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e.prompt)) <= room
         ]
-        self.prompts = fitting[: config.prompts] if policy.tree else []
+        self.unused = unused_ids(policy.plain, current.tokenizer)
+        self.prompts = fitting[: config.prompts] if policy.tree and self._samples(policy) else []
+
+    def _samples(self, policy: Policy) -> bool:
+        try:
+            with unsharded(policy):
+                check_sampling(policy.model, self.job.config.data.max_length)
+        except ModelError as error:
+            if self.job.world.is_main:
+                say(f"No answers are sampled at evaluations: {error}")
+            return False
+        return True
 
     def __call__(self) -> Evaluation:
         """Length in tokens, share of unfinished answers, KL from the reference (where it is moving: as it is now) in
         nats per answer; the answers."""
         if not self.prompts:
             return Evaluation({})
-        engine = TorchEngine(self.policy.model, self.job.chat.eos_ids, self.policy.precision)
+        engine = TorchEngine(self.policy.model, self.job.chat.eos_ids, self.policy.precision, unused=self.unused)
         with unsharded(self.policy):
             trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.job.world)
         metrics = {

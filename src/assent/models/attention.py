@@ -16,6 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from assent.data.tree import Segment
+from assent.errors import ModelError
+from assent.models.parts import decoder_of, plain_of
 
 NAME = "assent"
 
@@ -36,7 +38,8 @@ def _attention(
     attend: Attend | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    assert attend is not None, "a model with assent's attention is called through assent.models.policy"
+    if attend is None:  # its layers do not hand on what they are called with, or somebody called it who does not attend
+        raise ModelError("its layers do not pass on what the attention over shared prompts needs")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -53,7 +56,24 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 def install(model: PreTrainedModel) -> None:
     """Makes a model call `attend` objects. Raises ValueError where its code has no attention interface."""
-    model.set_attn_implementation(NAME)
+    use_attention(model, NAME)
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The name of the attention that the decoder of a model runs on."""
+    name: str = _decoder(model).config._attn_implementation
+    return name
+
+
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Changes it; other parts of a composite model keep theirs. Raises ValueError where the decoder has no such."""
+    _decoder(model).set_attn_implementation(name)
+
+
+def _decoder(model: PreTrainedModel) -> Any:
+    plain = plain_of(model)
+    decoder = decoder_of(plain)
+    return decoder if isinstance(decoder, PreTrainedModel) else plain
 
 
 def inexact_reason(model: PreTrainedModel, max_length: int) -> str | None:
@@ -98,6 +118,12 @@ class TreeAttend:
         self._plan: _Plan | None = None
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        width, wide = value.shape[-1], max(query.shape[-1], value.shape[-1])
+        if query.shape[-1] != width:  # latent attention has narrower values; zeros change nothing
+            query, key, value = (nn.functional.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
+        return self._run(query, key, value, scaling)[..., :width]
+
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         if query.device.type == "cpu":
             if self._plan is None:
                 self._plan = _Plan.of(self.segments, query.shape[1] * query.shape[3])

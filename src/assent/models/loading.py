@@ -12,7 +12,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,16 +21,17 @@ from transformers import (
 
 from assent.config import LoraConfig, ModelConfig
 from assent.errors import ModelError
-from assent.models.attention import inexact_reason, install
-from assent.models.policy import Backbone, Policy, ScoreModel, verify
+from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
+from assent.models.policy import Backbone, Policy, ScoreModel
 from assent.models.quantize import (
     dequantised,
     is_transposed,
     loading_options,
-    quantised_layers,
     settle,
     without_quantisation,
 )
+from assent.models.quiet import quieten
+from assent.models.verify import choose_layout
 
 
 def quiet_transformers() -> None:
@@ -102,8 +102,7 @@ def load_policy(
     architecture cannot compute exactly, and where the frozen weights cannot be quantised."""
     bits = _bits(config, device, trainable)
     model = _load("model", config.path, lambda folder: _causal(folder, config, bits))
-    tree = _choose_layout(model, config, max_length)
-    policy = _prepare(Policy, model, config, tree, device, trainable)
+    policy = _prepare(Policy, model, config, max_length, device, trainable)
     if trainable and config.lora.rank > 0:
         policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
     return policy
@@ -130,8 +129,7 @@ def load_score_model(
             f"{config.path} --data.train PAIRS --out FOLDER"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    tree = _choose_layout(model, config, max_length)
-    scorer = _prepare(ScoreModel, model, config, tree, device, trainable)
+    scorer = _prepare(ScoreModel, model, config, max_length, device, trainable)
     if trainable and config.lora.rank > 0:
         scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS")
     return scorer
@@ -158,20 +156,21 @@ def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any
 
 
 def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
+    stored = read_config(folder, config)
+    check_causal(stored, config.path)
     model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
     if "score.weight" in info["unexpected_keys"]:  # with tied embeddings nothing is missing
         raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
+    check_parts(model, stored, config.path)
     return model
 
 
 def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its head is new."""
-    hf_config = AutoConfig.from_pretrained(
-        folder, revision=config.revision, trust_remote_code=config.trust_remote_code, num_labels=1
-    )
+    hf_config = read_config(folder, config, num_labels=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = _from_pretrained(
@@ -185,46 +184,32 @@ def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any
     return model, bool(missing)
 
 
-def _choose_layout(model: PreTrainedModel, config: ModelConfig, max_length: int) -> bool:
-    """Whether the model computes trees."""
+def _check_length(model: PreTrainedModel, config: ModelConfig, max_length: int) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and max_length > limit:
+    if limit is not None and 0 < limit < max_length:
         raise ModelError(f"{config.path} reads at most {limit} tokens. Got --data.max_length {max_length}.")
-    if config.layout == "flat":
-        return False
-    reason = inexact_reason(model, max_length)
-    if reason is None:
-        return True
-    if config.layout == "tree":
-        raise ModelError(f"{config.path} cannot share prompts exactly: {reason}. Use --model.layout flat.")
-    print(f"{config.path}: prompts are not shared, because {reason}")
-    return False
+    limit = rope_limit(model)
+    if limit is not None and limit < max_length:
+        raise ModelError(
+            f"{config.path}: its rotary embedding changes for a whole batch when one of its sequences has more than "
+            f"{limit} tokens, so results would depend on what else is in the batch. Got --data.max_length "
+            f"{max_length}; it can be {limit} at most."
+        )
 
 
 def _prepare(
-    kind: Any, model: PreTrainedModel, config: ModelConfig, tree: bool, device: torch.device | str, trainable: bool
+    kind: Any, model: PreTrainedModel, config: ModelConfig, max_length: int, device: torch.device | str, trainable: bool
 ) -> Any:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
-    for module in model.modules():  # some attentions read their rate at construction
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    if tree:
-        install(model)
+    _check_length(model, config, max_length)
+    quieten(model)
     settle(model)
     model.requires_grad_(trainable and config.lora.rank == 0)  # adapters come with their own; packed weights have none
+    freeze_towers(model)
     model.train(trainable)
     if trainable and config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    backbone = kind(model, precision=resolve_precision(config.precision, device), tree=tree).to(device)
-    if tree and quantised_layers(model):
-        verify(backbone, tolerance=0.3)  # products of few bits round differently in either layout
-    elif tree:
-        verify(backbone)
+    backbone = kind(model, precision=resolve_precision(config.precision, device), tree=False).to(device)
+    choose_layout(backbone, config.path, config.layout, max_length)
     return backbone
 
 

@@ -7,16 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from assent.data.tree import Branch, TokenTree, TreeBatch, collate
-from assent.errors import ModelError
+from assent.data.tree import TreeBatch
 from assent.models.attention import TreeAttend
-from assent.models.logprobs import Direction, token_kl, token_logprobs
+from assent.models.head import Head, Transform, head_kl, head_logprobs, head_of, measure
+from assent.models.logprobs import Direction
+from assent.models.parts import blocks_of, decoder_of, plain_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +33,12 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A model's predictions of the N trained tokens of a batch, as constants: hidden [N, h] and the output head, weight
-    [V, h] and bias [V], with `scale` and `softcap` as in `token_kl`. The logits [N, V] never exist."""
+    """A model's predictions of the N trained tokens of a batch, as constants: hidden [N, h], the output head, and the
+    temperature that divides its logits. The logits [N, V] never exist."""
 
     hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
+    head: Head
+    temperature: float
 
 
 class Backbone(nn.Module):
@@ -57,7 +54,7 @@ class Backbone(nn.Module):
     @property
     def plain(self) -> PreTrainedModel:
         """The Hugging Face model itself; LoRA adapters are inside its layers, not around it."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return plain_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -71,8 +68,7 @@ class Backbone(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """The decoder layers, the units of sharding and of activation checkpointing."""
-        lists = [m for m in self.plain.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-        return list(lists[0]) if lists else []
+        return blocks_of(self.plain)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "bf16":
@@ -81,17 +77,17 @@ class Backbone(nn.Module):
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Final hidden states, [T, h]."""
-        base = self.plain.base_model
+        decoder = decoder_of(self.plain)
         with self.autocast():
             if self.tree:
                 attend = TreeAttend(batch.segments, batch.num_tokens)
-                out = base(
+                out = decoder(
                     input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, attend=attend
                 )
                 return out.last_hidden_state[0]
-            return self._padded_hidden(base, batch)
+            return self._padded_hidden(decoder, batch)
 
-    def _padded_hidden(self, base: nn.Module, batch: TreeBatch) -> Tensor:
+    def _padded_hidden(self, decoder: nn.Module, batch: TreeBatch) -> Tensor:
         spans = [(segment.start, segment.end) for segment in batch.segments]
         length = max(end - start for start, end in spans)
         index = torch.zeros(len(spans), length, dtype=torch.int64)
@@ -100,7 +96,7 @@ class Backbone(nn.Module):
             index[row, : end - start] = torch.arange(start, end)
             mask[row, : end - start] = 1
         index, mask = index.to(batch.tokens.device), mask.to(batch.tokens.device)
-        out = base(input_ids=batch.tokens[index] * mask, attention_mask=mask, use_cache=False)
+        out = decoder(input_ids=batch.tokens[index] * mask, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[mask.bool()]
 
 
@@ -109,10 +105,13 @@ class Policy(Backbone):
     softmax(logits / temperature)."""
 
     value_head: nn.Linear | None
+    transform: Transform | None
+    """What follows the product with the output head's weight, as measured; None: the model's own code is the head."""
 
     def __init__(self, model: PreTrainedModel, *, precision: str, tree: bool) -> None:
         super().__init__(model, precision=precision, tree=tree)
         self.value_head = None
+        self.transform = measure(self.plain)
 
     def add_value_head(self) -> None:
         """A critic on the last hidden states; it begins at 0 everywhere. Before the module is sharded."""
@@ -143,25 +142,14 @@ class Policy(Backbone):
         values = None
         if self.value_head is not None:  # its weights are fp32, or where sharding gathers them so, bf16
             values = self.value_head(hidden.to(self.value_head.weight.dtype)).float().squeeze(-1)
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        scale, softcap = logit_transform(self.model)
-        own: dict[str, Any] = {"bias": bias, "scale": scale / temperature, "softcap": softcap, "dtype": self.dtype}
+        head = head_of(self.plain, self.transform, self.dtype)
         with torch.set_grad_enabled(trains and not head_only):
-            scores = token_logprobs(hidden, head.weight, batch.targets, **own, entropy=entropy, collision=collision)
+            scores = head_logprobs(
+                head, hidden, batch.targets, temperature, self.dtype, entropy=entropy, collision=collision
+            )
         if anchor is None:
             return TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values)
-        kl = token_kl(
-            hidden,
-            head.weight,
-            anchor.hidden,
-            anchor.weight,
-            **own,
-            direction=direction,
-            other_bias=anchor.bias,
-            other_scale=anchor.scale,
-            other_softcap=anchor.softcap,
-        )
+        kl = head_kl(head, hidden, anchor.head, anchor.hidden, temperature, anchor.temperature, self.dtype, direction)
         return TokenScores(*scores, kl=kl, values=values)
 
     @torch.no_grad()
@@ -169,11 +157,7 @@ class Policy(Backbone):
         """This model's predictions for another (or itself, later) to be compared with. Every rank must call it. Of a
         LoRA policy's start: inside `without_adapters()`."""
         hidden = self(batch, states=True)
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        scale, softcap = logit_transform(self.model)
-        whole_bias = None if bias is None else _whole(bias)
-        return Anchor(hidden, _whole(head.weight), whole_bias, scale / temperature, softcap)
+        return Anchor(hidden, head_of(self.plain, self.transform, self.dtype, constant=True), temperature)
 
     def without_adapters(self) -> AbstractContextManager[Any]:
         """The start of a LoRA policy: its adapters are off inside this context."""
@@ -188,43 +172,3 @@ class ScoreModel(Backbone):
         hidden = self.hidden(batch).index_select(0, index)
         with self.autocast():
             return self.model.score(hidden).float().squeeze(-1)
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """All of a weight, on every rank, also where FSDP shards it outside of `forward`."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
-
-
-def logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:
-    """(scale, softcap) that the architecture applies to its output logits: Cohere multiplies, Granite divides, Gemma 2
-    caps."""
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return scale, getattr(config, "final_logit_softcapping", None)
-
-
-@torch.no_grad()
-def verify(backbone: Backbone, tolerance: float = 1e-2) -> None:
-    """Compares a small random tree with the model's own forward over each of its sequences, in fp32. Raises ModelError
-    where a final hidden state differs by more than `tolerance` of their root mean square (a token too many or too few
-    in an attention changes them by about that size), so that no architecture is trained inexactly."""
-    vocab = backbone.plain.config.get_text_config().vocab_size
-    rng = np.random.default_rng(0)
-    prompt, *answers = (rng.integers(0, vocab, size) for size in (5, 4, 6))
-    tree = TokenTree(prompt, tuple(Branch(ids, np.ones(len(ids), bool)) for ids in answers))
-    batch = collate([tree]).to(backbone.device)
-    got = Backbone(backbone.model, precision="fp32", tree=True).hidden(batch)
-    previous = backbone.plain.config._attn_implementation
-    backbone.plain.set_attn_implementation("eager")
-    try:
-        rows = [torch.from_numpy(np.concatenate([prompt, ids]))[None].to(backbone.device) for ids in answers]
-        want = [backbone.plain.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
-    finally:
-        backbone.plain.set_attn_implementation(previous)
-    exact = torch.cat([want[0], want[1][len(prompt) :]])
-    worst = ((got - exact).abs().max() / exact.square().mean().sqrt()).item()
-    if not worst <= tolerance:
-        raise ModelError(
-            f"{type(backbone.plain).__name__}: sharing prompts changes its hidden states by {worst:.2g} of their size "
-            f"(allowed {tolerance:g}). Use --model.layout flat."
-        )

@@ -24,6 +24,8 @@ from assent.models.loading import (
     quiet_transformers,
     resolve_precision,
 )
+from assent.models.vocabulary import check_vocabulary, unused_ids
+from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
 from assent.rollout.engines import engine_for
 from assent.rollout.torch_engine import TorchEngine
@@ -136,7 +138,12 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
         path = model_folder(config.model)
         return chat, engine_for(path, config.engine, chat.eos_ids, config.sampling, precision)
     policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
-    return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision, compiled=config.engine.compile)
+    check_vocabulary(policy.plain, chat.tokenizer, config.model)
+    check_sampling(policy.model, config.sampling.max_new_tokens)
+    unused = unused_ids(policy.plain, chat.tokenizer)
+    return chat, TorchEngine(
+        policy.model, chat.eos_ids, policy.precision, compiled=config.engine.compile, unused=unused
+    )
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:

@@ -27,12 +27,13 @@ def engine_of(
     *,
     max_length: int,
     folder: Path,
+    unused: Collection[int] = (),
     rank: int = 0,
     ranks: int = 1,
 ) -> Engine:
     """An engine for a policy that is being trained. `torch` samples from the policy's own weights; `vllm` from a copy,
     so it samples only after `update_weights`, which every rank must call with whole weights. `max_length` is that of
-    the longest prompt plus response, `folder` where weights go through by default.
+    the longest prompt plus response, `folder` where weights go through by default, `unused` ids that no token has.
 
     With several ranks vLLM is a server: rank 0 gives it the weights, each rank asks it for its own share. Raises
     ConfigError where vLLM is not installed, cannot report the log-probs of `sampling`, or would run inside a run of
@@ -40,7 +41,7 @@ def engine_of(
     if config.name == "torch":
         if config.compile and ranks > 1:
             raise ConfigError(f"--engine.compile needs a run of one process; this one has {ranks}. Leave it off.")
-        return TorchEngine(policy.model, eos_ids, policy.precision, compiled=config.compile)
+        return TorchEngine(policy.model, eos_ids, policy.precision, compiled=config.compile, unused=unused)
     if config.url is None and ranks > 1:
         raise ConfigError(
             f"--engine.name vllm inside a run needs a run of one process; this one has {ranks}. Start a vLLM server, "

@@ -24,7 +24,13 @@ def uniforms(seed: int, prompt: int, response: int, count: int) -> np.ndarray:
 
 
 def sample(
-    logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    unused: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws one token per row.
 
@@ -32,18 +38,21 @@ def sample(
 
     where q is p on the tokens that top-k and then top-p keep, and 0 elsewhere. Equal probabilities are kept lowest id
     first, so exactly k tokens remain, and the fewest whose probability (of the k) reaches top_p. A token of zero
-    probability is never drawn. Temperature 0 takes the most likely token.
+    probability is never drawn, nor one of `unused` (ids [U] that no token has, where a vocabulary is padded).
+    Temperature 0 takes the most likely token.
 
     logits [B, V], uniform [B] float64 in [0, 1) -> ids [B] int64, log p of the ids [B] float32. Log-probabilities are
     those of the policy, as training sees them: after the temperature, before top-k and top-p (temperature 0: at
-    temperature 1).
+    temperature 1), and of the whole vocabulary, `unused` included.
     """
     assert logits.ndim == 2 and uniform.shape == logits.shape[:1], (logits.shape, uniform.shape)
     z = logits.float()  # first: softmax(dtype=...) of bf16 takes several times as long on a CPU
     p = torch.softmax(z if temperature in (0.0, 1.0) else z / temperature, dim=-1)
     if temperature == 0.0:
-        ids = logits.argmax(-1)
+        ids = (logits if unused is None else logits.index_fill(-1, unused, float("-inf"))).argmax(-1)
     else:
+        if unused is not None:
+            p.index_fill_(-1, unused, 0.0)
         q = _keep_top_k(p, top_k) if 0 < top_k < p.shape[-1] else p
         ids = _invert(_keep_top_p(q, top_p) if top_p < 1.0 else q, uniform)
     return ids, p.gather(-1, ids[:, None]).squeeze(-1).log()

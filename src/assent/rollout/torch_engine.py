@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from assent.config import SamplingConfig
 from assent.data.tree import Segment
 from assent.errors import ModelError, NonFiniteError
-from assent.models.attention import TreeAttend, inexact_reason, install
+from assent.models.attention import TreeAttend, attention_of, inexact_reason, install, use_attention
 from assent.rollout.cache import PromptCapture, SlotCache
 from assent.rollout.compiled import CompiledStep
 from assent.rollout.engine import Completion
@@ -41,6 +41,8 @@ class TorchEngine:
     precision    of matrix products; weights stay as they are
     on_progress  called with (finished responses, all responses) as responses finish
     compiled     decoding steps are compiled when the first is due, which takes a while and on a CPU a C++ compiler
+    unused       ids that no token has, of a padded vocabulary: never drawn. Log-probs are of the whole vocabulary, as
+                 training sees them, so the draws are from that distribution without the mass of these ids
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class TorchEngine:
         on_progress: Callable[[int, int], None] | None = None,
         *,
         compiled: bool = False,
+        unused: Collection[int] = (),
     ) -> None:
         self.model = model
+        self.unused = sorted(unused)
         self.eos_ids = sorted(eos_ids)
         self.precision = precision
         self.on_progress = on_progress
@@ -115,7 +119,7 @@ class TorchEngine:
         autocast: AbstractContextManager[Any] = nullcontext()
         if self.precision == "bf16":
             autocast = torch.autocast(device, torch.bfloat16, cache_enabled=False)
-        training, attention = self.model.training, self.model.config._attn_implementation
+        training, attention = self.model.training, attention_of(self.model)
         install(self.model)
         self.model.eval()
         try:
@@ -123,7 +127,7 @@ class TorchEngine:
                 yield
         finally:
             self.model.train(training)
-            self.model.set_attn_implementation(attention)
+            use_attention(self.model, attention)
 
     def _packed(self, dtype: torch.dtype) -> PackedLinears:
         """The model's linear layers, whose products a compiled step knows by number: so these stay the same, and are
@@ -183,6 +187,7 @@ class _Generation:
         self.owner: list[tuple[int, int] | None] = [None] * slots
         self.age = np.zeros(slots, dtype=np.int64)
         self.eos = torch.tensor(engine.eos_ids, dtype=torch.int64, device=device)
+        self.unused = torch.tensor(engine.unused, dtype=torch.int64, device=device) if engine.unused else None
         self.rows = torch.arange(slots, device=device)
         self.ids = torch.zeros(slots, length, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(slots, length, device=device)
@@ -274,6 +279,7 @@ class _Generation:
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
+            unused=self.unused,
         )
         self.token[rows] = ids
         self.ids[rows, count] = ids
