@@ -22,7 +22,7 @@ from assent.models.policy import ScoreModel
 from assent.online import OnlineConfig, RemoteConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
-from assent.rewards.group import Group, GroupReward, Scores, WeightedSum, checked
+from assent.rewards.group import Group, GroupReward, Progress, Scores, WeightedSum, checked, in_order
 from assent.rewards.pool import PooledReward, portable
 from assent.rewards.remote import RemoteReward, Server
 from assent.rewards.rules import rule_reward
@@ -53,7 +53,9 @@ def reward_source(current: Job, config: OnlineConfig) -> WeightedSum:
     return WeightedSum("--rewards.weights", [build(name) for name, (_, build) in zip(names, found)], weights)
 
 
-def groups_of(trees: Sequence[TokenTree], examples: Sequence[Example], chat: Chat) -> list[Group]:
+def groups_of(
+    trees: Sequence[TokenTree], examples: Sequence[Example], chat: Chat, progress: Progress | None = None
+) -> list[Group]:
     """Rollout trees as sources of rewards are shown them; `chat` is the policy's."""
     return [
         Group(
@@ -63,6 +65,7 @@ def groups_of(trees: Sequence[TokenTree], examples: Sequence[Example], chat: Cha
             lengths=tuple(len(branch) for branch in tree.branches),
             ids=tuple(branch.ids for branch in tree.branches),
             prompt_ids=tree.prompt,
+            progress=progress or Progress(),
         )
         for tree, example in zip(trees, examples, strict=True)
     ]
@@ -168,7 +171,7 @@ class Shared:
     def score(self, groups: Sequence[Group]) -> Scores:
         share = -(-len(groups) // self.world.size)
         mine = groups[self.world.rank * share :][:share]
-        outcome: Scores | Exception = Scores(np.zeros(0))
+        outcome: Scores | Exception = Scores(np.zeros(0))  # of no answers
         caught: Exception | None = None
         try:
             if mine:
@@ -177,15 +180,11 @@ class Shared:
             if self.world.size == 1:
                 raise
             outcome, caught = portable(error), error
-        values: list[np.ndarray] = []
-        failures: Counter[str] = Counter()
-        for given in gather_objects(outcome):
+        pieces = gather_objects(outcome)
+        for given in pieces:
             if isinstance(given, Exception):
                 raise given from caught
-            assert not given.parts, f"{self.name} is a single source"
-            values.append(given.values)
-            failures.update(given.failures)
-        return Scores(np.concatenate(values), failures=dict(failures))
+        return in_order(pieces)
 
 
 def _rule(spec: str, world: World, name: str) -> GroupReward:

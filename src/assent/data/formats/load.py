@@ -12,6 +12,7 @@ from typing import Any
 from assent.data.formats.fields import Row
 from assent.data.formats.judged import HELPSTEER_ATTRIBUTES
 from assent.data.formats.pairs import STRENGTH
+from assent.data.formats.standard import with_prompt_text
 from assent.data.formats.table import Format, choose, columns_of, detect, known_columns, suggest
 from assent.data.readers import read_rows
 from assent.data.records import Binary, Critique, Example, Feedback, Origin, Pair, Problem, Ranking, Rating, RowError
@@ -89,7 +90,8 @@ def _parse_all(rows: Iterator[tuple[Origin, Row | Problem]], fmt: Format, column
             problems.append(row)
             continue
         try:
-            example = fmt.parse(_cells(_rename(row, columns), origin), origin)
+            cells = _cells(_rename(row, columns), origin)
+            example = with_prompt_text(fmt.parse(cells, origin), cells, fmt.required)
         except RowError as error:
             problems.append(error.at(origin))
             continue

@@ -54,6 +54,7 @@ def to_row(example: Example) -> dict[str, Any]:
     names = {cls: name for name, cls in KINDS.items()}
     return {
         "prompt": [asdict(turn) for turn in example.prompt],
+        **({} if example.prompt_text is None else {"prompt_text": example.prompt_text}),
         "responses": [_without_none(asdict(response)) for response in example.responses],
         "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
         "meta": dict(example.meta),
@@ -84,8 +85,9 @@ def native(row: Row, origin: Origin) -> Example:
     meta = row.get("meta") or {}
     if not isinstance(meta, Mapping):
         raise RowError("meta", f"expected an object, got {describe(meta)}")
-    extra = rest(row, ("prompt", "responses", "feedback", "meta"))
-    return Example(prompt, responses, feedback, origin, {**meta, **extra})
+    extra = rest(row, ("prompt", "prompt_text", "responses", "feedback", "meta"))
+    prompt_text = None if row.get("prompt_text") is None else text(row["prompt_text"], "prompt_text", blank=True)
+    return Example(prompt, responses, feedback, origin, {**meta, **extra}, prompt_text=prompt_text)
 
 
 def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
