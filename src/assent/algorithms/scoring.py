@@ -180,10 +180,11 @@ class Shared:
             if self.world.size == 1:
                 raise
             outcome, caught = portable(error), error
-        pieces = gather_objects(outcome)
-        for given in pieces:
+        pieces: list[Scores] = []
+        for given in gather_objects(outcome):
             if isinstance(given, Exception):
                 raise given from caught
+            pieces.append(given)
         return in_order(pieces)
 
 

@@ -126,7 +126,7 @@ class FunctionReward:
         return returned
 
     def _hint(self, error: Exception, groups: Sequence[Group]) -> str:
-        if "completions" not in self._named or not isinstance(error, TypeError | AttributeError | KeyError):
+        if "completions" not in self._named or not isinstance(error, TypeError | AttributeError):
             return ""
         if all(group.example.prompt_text is None for group in groups):
             return (
@@ -152,7 +152,8 @@ class _Log:
         listed = values.tolist() if hasattr(values, "tolist") else list(values)
         if len(listed) != self.count:
             raise RewardError(
-                f"{self.who}: log_extra('{column}') got {len(listed)} values; expected {self.count}: one for each answer."
+                f"{self.who}: log_extra('{column}') got {len(listed)} values; expected {self.count}: one for each "
+                "answer."
             )
         self.columns[str(column)] = [value if _is_plain(value) else str(value) for value in listed]
 

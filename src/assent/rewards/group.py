@@ -24,7 +24,8 @@ class RewardError(UserError):
 
 
 class NonFiniteReward(RewardError, NonFiniteError):
-    """A reward that is NaN, infinite, or too large for float32. It ends the run like every reward that cannot be had: with its state saved."""
+    """A reward that is NaN, infinite, or too large for float32. It ends the run like every reward that cannot be had:
+    with its state saved."""
 
 
 @dataclass(frozen=True, slots=True)
