@@ -15,6 +15,8 @@ import numpy as np
 from assent.data.records import Example
 from assent.errors import ConfigError, NonFiniteError, UserError
 
+UNREADABLE = "its chat template cannot write the answer"
+"""Why a reward model leaves an answer unscored."""
 LARGEST = float(np.finfo(np.float32).max)
 """Rewards are kept as float32: what is further from 0 would be infinite there."""
 
