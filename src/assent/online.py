@@ -62,6 +62,8 @@ class RemoteConfig:
     """Column of the rows that is sent as the label (openrlhf)."""
     key_env: str | None = None
     """Environment variable with the key that is sent as "Authorization: Bearer KEY"."""
+    tokenizer: str | None = None
+    """vllm: folder or hub id whose tokenizer and chat template the model there reads with; default: the policy's."""
 
 
 @dataclass(frozen=True)

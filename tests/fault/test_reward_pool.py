@@ -60,7 +60,7 @@ def reward(completions: list[str], **columns):
 
 
 def group(*texts: str, row: int = 1, bonus: float = 0.0) -> Group:
-    example = Example((Message("user", "q"),), origin=Origin("rows.jsonl", row), meta={"bonus": bonus})
+    example = Example((Message("user", "q"),), (), (), Origin("rows.jsonl", row), {"bonus": bonus}, prompt_text="q")
     return Group(example, texts, (True,) * len(texts), (1,) * len(texts))
 
 

@@ -21,9 +21,9 @@ from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, NonFiniteError
 from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rewards.group import Group, RewardError
-from assent.rewards.remote import RemoteReward, Server
+from assent.rewards.remote import RemoteReward, Server, Written
 
-PATHS = {"openrlhf": "/get_reward", "llamafactory": "/v1/score/evaluation", "vllm": "/score"}
+PATHS = {"openrlhf": "/get_reward", "llamafactory": "/v1/score/evaluation", "vllm": "/classify"}
 Act = Callable[["Handler"], None]
 
 
@@ -34,7 +34,8 @@ def honest(body: dict) -> dict:
         return {"rewards": [float(len(query) - len(prompt)) for query, prompt in pairs], "scores": [], "extra_logs": {}}
     if "messages" in body:
         return {"object": "score.evaluation", "scores": [len(text.partition("|")[2]) for text in body["messages"]]}
-    data = [{"index": i, "object": "score", "score": len(text)} for i, text in enumerate(body["text_2"])]
+    assert body["use_activation"] is False
+    data = [{"index": i, "probs": [float(sum(token > 0 for token in ids))]} for i, ids in enumerate(body["input"])]
     return {"object": "list", "data": data[::-1]}
 
 
@@ -152,9 +153,19 @@ def render(messages: tuple[Message, ...]) -> str:
     return "/".join(f"{message.role}:{message.content}" for message in messages) + "|"
 
 
+def write(group: Group) -> list[Written | None]:
+    prompt = render(group.example.prompt)
+    return [Written(prompt, prompt + text) for text in group.texts]
+
+
+def write_ids(group: Group) -> list[Written | None]:
+    """A prompt of zeros, and a one for each letter."""
+    return [Written("", [0] * 5 + [1] * len(text)) for text in group.texts]
+
+
 def source(url: str, shape: str = "openrlhf", **options: object) -> RemoteReward:
     quick = {"pause": 0.01, "budget": 20.0, "timeout": 5.0}
-    return RemoteReward("judge", Server(url, shape, **{**quick, **options}), render)
+    return RemoteReward("judge", Server(url, shape, **{**quick, **options}), write_ids if shape == "vllm" else write)
 
 
 # ---------------------------------------------------------------------------------------------------- what is sent
@@ -175,7 +186,11 @@ def test_each_shape_on_the_wire(fake: FakeServer, shape: str):
         == {
             "openrlhf": {"query": whole, "prompts": prompts, "labels": [1, 1, 2]},
             "llamafactory": {"model": "rm", "messages": whole},
-            "vllm": {"model": "rm", "text_1": prompts, "text_2": texts},
+            "vllm": {
+                "model": "rm",
+                "input": [[0] * 5 + [1] * length for length in (1, 2, 3)],
+                "use_activation": False,
+            },
         }[shape]
     )
 
@@ -186,8 +201,11 @@ def test_each_shape_on_the_wire(fake: FakeServer, shape: str):
         ("/", "openrlhf", "/get_reward"),
         ("/get_reward", "openrlhf", "/get_reward"),
         ("/behind/proxy/", "openrlhf", "/behind/proxy/get_reward"),
-        ("/v1/score", "vllm", "/v1/score"),
-        ("/v1", "vllm", "/v1/score"),
+        ("", "vllm", "/classify"),
+        ("/classify", "vllm", "/classify"),
+        ("/v1/", "vllm", "/classify"),
+        ("/behind/proxy/v1", "vllm", "/behind/proxy/classify"),
+        ("/v1", "llamafactory", "/v1/v1/score/evaluation"),
     ],
 )
 def test_urls_with_and_without_the_path(fake: FakeServer, path: str, shape: str, expected: str):
@@ -377,9 +395,12 @@ NOT_REWARDS = [
     ("openrlhf", rewards([1.0], [2.0]), "gave [1.0] as a reward"),
     ("llamafactory", say('{"rewards": [1, 2]}'), 'expected {"scores": [numbers]}'),
     ("llamafactory", say('{"scores": [1]}'), "gave 1 rewards for 2 answers"),
-    ("vllm", say('{"data": [{"index": 0, "score": 1}]}'), "gave 1 rewards for 2 answers"),
-    ("vllm", say('{"data": [{"index": 0, "score": 1}, {"index": 2, "score": 1}]}'), "answered"),
-    ("vllm", say('{"data": [{"index": 0, "score": 1}, {"index": 0, "score": 1}]}'), "answered"),
+    ("vllm", say('{"data": [{"index": 0, "probs": [1]}]}'), "gave 1 rewards for 2 answers"),
+    ("vllm", say('{"data": [{"index": 0, "probs": [1]}, {"index": 2, "probs": [1]}]}'), "answered"),
+    ("vllm", say('{"data": [{"index": 0, "probs": [1]}, {"index": 0, "probs": [1]}]}'), "answered"),
+    ("vllm", say('{"data": [{"index": 0, "probs": [1, 2]}, {"index": 1, "probs": [1, 2]}]}'), "answered"),
+    ("vllm", say('{"data": [{"index": 0, "probs": []}, {"index": 1, "probs": []}]}'), "answered"),
+    ("vllm", say('{"data": [{"index": 0, "score": 1}, {"index": 1, "score": 1}]}'), "answered"),
     ("vllm", say('{"data": [{"index": 0}, {"index": 1}]}'), "answered"),
     ("vllm", say('{"data": [1, 2]}'), "answered"),
     ("vllm", say('{"data": null}'), "answered"),
@@ -406,10 +427,20 @@ def test_rewards_that_are_not_finite_name_the_row_and_the_answer(fake: FakeServe
     assert len(fake.requests) == 1
 
 
-def test_a_number_beyond_floats_is_no_reward(fake: FakeServer):
-    fake.script = [say(f'{{"rewards": [1.0, 1{"0" * 400}]}}')]
-    with pytest.raises(RewardError, match="for the answer 'aa'"):
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 4000, "1e39", "-4e38"])
+def test_a_number_beyond_floats_is_no_reward(fake: FakeServer, number: str):
+    fake.script = [say(f'{{"rewards": [1.0, {number}]}}')]
+    with pytest.raises(RewardError, match="gave .* for the answer 'aa' to rows.jsonl:1; expected a finite number"):
         source(fake.url).score(groups(2))
+
+
+def test_answers_that_cannot_be_written_are_unscored(fake: FakeServer):
+    judge = source(fake.url)
+    judge.write = lambda group: [None if text == "aa" else own for text, own in zip(group.texts, write(group))]
+    scores = judge.score(groups(2, 1))
+    np.testing.assert_array_equal(scores.values, [1.0, np.nan, 3.0])
+    assert scores.failures == {"its chat template cannot write the answer": 1}
+    assert len(fake.requests[0][2]["query"]) == 2
 
 
 def test_one_wrong_answer_stops_the_other_requests(fake: FakeServer):

@@ -11,7 +11,7 @@ import pytest
 from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, NonFiniteError
 from assent.rewards.ensemble import COMBINE, Ensemble
-from assent.rewards.group import Group, RewardError, Scores, WeightedSum, checked, prompt_text
+from assent.rewards.group import Group, RewardError, Scores, WeightedSum, checked
 
 
 class Given:
@@ -147,4 +147,3 @@ def test_groups_hold_one_entry_for_each_answer():
     assert GROUPS[0].alone(1).ids == () and alone.example is three.example
     with pytest.raises(AssertionError):
         Group(GROUPS[0].example, ("a", "b"), (True,), (1, 2))
-    assert prompt_text((Message("system", "s"), Message("user", "u"))) == "s\n\nu"

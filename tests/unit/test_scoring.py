@@ -28,8 +28,9 @@ from assent.models.loading import load_score_model, load_tokenizer, save_model
 from assent.online import OnlineConfig, RemoteConfig, RewardsConfig, online_config
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import Group, RewardError, Scores
-from assent.rewards.remote import RemoteReward
+from assent.rewards.remote import RemoteReward, Written
 from assent.rewards.rules import RuleReward
+from assent.rewards.served import ServedModel
 from assent.train.distributed import World
 
 UNCHANGED = RemoteConfig()
@@ -106,7 +107,8 @@ def rollout(chat: Chat) -> tuple[list[TokenTree], list[Example]]:
     examples, trees = [], []
     for row, texts in enumerate(TEXTS, 1):
         prompt = (Message("user", f"{row} what?"),)
-        examples.append(Example(prompt, origin=Origin("rows.jsonl", row), meta={"answer": "42", "level": row}))
+        meta = {"answer": "42", "level": row}
+        examples.append(Example(prompt, origin=Origin("rows.jsonl", row), meta=meta, prompt_text=prompt[0].content))
         ids = [[i for letter in text for i in chat.tokenizer.encode(letter)] + [min(chat.eos_ids)] for text in texts]
         branches = tuple(Branch(np.array(own, np.int32), np.ones(len(own), bool)) for own in ids)
         finished = {"finished": np.array([i != 1 for i in range(len(texts))], np.float32)}
@@ -288,14 +290,44 @@ REMOTE = RemoteConfig(1.0, 2, 3.0, 5, 7, "judge", "answer", "REWARD_KEY")
 def test_every_remote_option_arrives(build, monkeypatch) -> None:
     monkeypatch.setenv("REWARD_KEY", "secret")
     source, _ = build(servers=("vllm=http://localhost:1", "openrlhf=http://localhost:1/x"), remote=REMOTE)
-    remote = [part.source for part in source.sources]
-    assert [type(part) for part in remote] == [RemoteReward] * 2 and [p.name for p in remote] == ["vllm", "openrlhf"]
+    served, other = [part.source for part in source.sources]
+    assert (type(served), type(other)) == (ServedModel, RemoteReward)
+    assert (served.name, other.name) == ("vllm", "openrlhf")
+    remote = [served.remote, other]
     server = remote[0].server
     assert (server.shape, server.url) == ("vllm", "http://localhost:1")
     assert (server.timeout, server.retries, server.budget, server.concurrency, server.batch) == (1.0, 2, 3.0, 5, 7)
     assert (server.model, server.label, server.key) == ("judge", "answer", "secret")
-    prompt = remote[0].render((Message("user", "1 what?"),))
-    assert prompt.endswith("assistant\n") and "1 what?" in prompt
+    assert served.reading.same_tokens and served.reading.max_length == 64
+
+
+def test_a_server_with_a_tokenizer_of_its_own_is_sent_its_ids(build, models, groups) -> None:
+    source, _ = build(servers=("vllm=http://localhost:1",), remote=RemoteConfig(tokenizer=models["other"]))
+    (served,) = [part.source for part in source.sources]
+    assert not served.reading.same_tokens
+    own = Chat(load_tokenizer(ModelConfig(models["other"])))
+    written = served.remote.write(groups[2])
+    assert written[1] is None  # "seven", which its template refuses
+    answer = Response((Message("assistant", groups[2].texts[0]),))
+    tree = own.tree(Example(groups[2].example.prompt, (answer,)), 64)
+    assert written[0].whole == [*tree.prompt.tolist(), *tree.branches[0].ids.tolist()]
+
+
+@pytest.mark.parametrize("shape", ["openrlhf", "llamafactory"])
+def test_text_servers_are_sent_every_token_as_it_is_spelt(build, groups, shape: str, tokenizer) -> None:
+    source, _ = build(servers=(f"{shape}=http://localhost:1",))
+    (remote,) = [part.source for part in source.sources]
+    chat = Chat(tokenizer)
+    cut = replace(groups[0], ids=(groups[0].ids[0], groups[0].ids[1][:-1]), texts=TEXTS[0][:2], finished=(True, False),
+                  lengths=(4, 10))  # fmt: skip
+    prompt = chat.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1 what?"}], tokenize=False, add_generation_prompt=True
+    )
+    end = chat.tokenizer.convert_ids_to_tokens(min(chat.eos_ids))
+    assert [*remote.write(cut)] == [
+        Written(prompt, f"{prompt}red{end}"),  # finished
+        Written(prompt, f"{prompt}green blue"),  # cut
+    ]
 
 
 def test_every_option_of_rewards_has_an_effect(build, models, functions, groups) -> None:

@@ -80,18 +80,20 @@ def same(one: list[list[Completion]], other: list[list[Completion]]) -> bool:
 
 
 class RealServer:
-    """A vLLM server, as a person would start it."""
+    """A vLLM server, as a person would start it: for rollouts, or with the given flags."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, flags: str | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.model, self.log = model, log
+        self.model, self.log, self.flags = model, log, flags
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        flags = "--tokens-only --logprobs-mode raw_logprobs --dtype float32 --enforce-eager --host 127.0.0.1"
+        flags = "--dtype float32 --enforce-eager --host 127.0.0.1 " + (
+            "--tokens-only --logprobs-mode raw_logprobs" if self.flags is None else self.flags
+        )
         options: dict[str, object] = {
             "model": self.model,
             "port": self.port,

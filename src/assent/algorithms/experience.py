@@ -20,14 +20,13 @@ from assent.algorithms.rollouts import (
     attach,
     describe,
     drift,
-    keep,
     pack_state,
     response_field,
     unpack_state,
 )
 from assent.algorithms.run import Evaluation
 from assent.algorithms.sampling import Ask, Sampler
-from assent.algorithms.scoring import groups_of
+from assent.algorithms.scored import Notes, Rewarded, means, note, rewarded
 from assent.algorithms.shaping import Shaper
 from assent.data.formats import message_row
 from assent.data.records import Example
@@ -35,7 +34,7 @@ from assent.data.tree import TokenTree
 from assent.errors import DataError, UserError
 from assent.methods import METHODS
 from assent.online import OnlineConfig, method_of
-from assent.rewards.group import GroupReward, RewardError
+from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.statistics import mean_interval
 from assent.train.progress import say
 
@@ -70,7 +69,8 @@ class Rollout:
 
 
 class Experience:
-    """The state between rollouts: the queue of prompts, moments of rewards, and what was asked but not used yet."""
+    """The state between rollouts: the queue of prompts, moments of rewards, and what was asked but not used yet.
+    `step` is the number of optimiser steps that were taken with its rollouts."""
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class Experience:
         self.row_rewards = np.full(len(examples), np.nan)
         self.hints = self._hints() if config.given.source == "hint" else []
         self.number = 0
+        self.step = 0
         self.asked: Asked | None = None
         self.silent = 0
 
@@ -165,7 +166,7 @@ class Experience:
         sampled = time.perf_counter()
         before = self.prompts.state_dict()
         try:
-            seen, found, metrics = self._scored(asked)
+            seen, found, metrics, notes = self._scored(asked)
             indices, trees = np.array([i for i, _ in found]), [tree for _, tree in found]
             given = self._given(indices, asked) if self.config.given.source != "none" else None
             baseline, greedy = self._baseline(indices), self._greedy(indices, asked)
@@ -190,21 +191,24 @@ class Experience:
         self._watch(metrics)
         metrics |= {"time/sample": sampled - begun, "time/score": time.perf_counter() - sampled}
         shown = self.config.rollout.show
-        samples = self.samples(trees[:shown], [self.examples[i] for i in indices[:shown]])
+        samples = self.samples(trees[:shown], [self.examples[i] for i in indices[:shown]], notes)
         self.number += 1
         return Rollout(trees, metrics, tuple(samples))
 
-    def _scored(self, asked: Asked) -> tuple[Groups, Groups, dict[str, float]]:
-        """All groups that were scored; of these what is trained on: with signal only, where the method wants that."""
+    def _scored(self, asked: Asked) -> tuple[Groups, Groups, dict[str, float], Notes]:
+        """All groups that were scored; of these what is trained on: with signal only, where the method wants that; and
+        what the sources say beside rewards."""
         size, dynamic = self.config.train.batch_size, self.options.get("dynamic", False)
         seen, found = Groups(), Groups()
         missing: Counter[str] = Counter()
+        said: list[Rewarded] = []
         unscored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
             now = asked if number == 0 else self._sampled(number)
             assert now.trees is not None
-            trees, failures = self._rewarded(now.trees[0], now.indices)
-            missing.update(failures)
+            said.append(made := self._rewarded(now.trees[0], now.indices))
+            trees = made.trees
+            missing.update(made.failures)
             total += len(now.indices) * self.config.rollout.responses
             unscored += len(now.indices) * self.config.rollout.responses - sum(len(tree.branches) for tree in trees)
             scored = [(int(i), tree) for i, tree in zip(now.indices, trees, strict=True) if tree.branches]
@@ -220,13 +224,18 @@ class Experience:
             raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
         if not found:
             say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
-        return seen, (found or seen)[:size], {"unscored": unscored / total}
+        metrics = {"unscored": unscored / total, **means([made.metrics for made in said])}
+        return seen, (found or seen)[:size], metrics, {at: row for made in said for at, row in made.notes.items()}
 
-    def _rewarded(
-        self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray
-    ) -> tuple[list[TokenTree], Mapping[str, int]]:
-        """The trees with the rewards and their parts, without the answers that have none; why those have none."""
-        return rewarded(self.source, trees, [self.examples[i] for i in indices], self.job)
+    def _rewarded(self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray) -> Rewarded:
+        return rewarded(self.source, trees, [self.examples[i] for i in indices], self.job.chat, self.progress)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        rollouts = -(-len(self.examples) // self.config.train.batch_size)
+        steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
+        return Progress(self.step, self.job.total_steps(steps), self.config.train.epochs)
 
     def _given(self, indices: np.ndarray, asked: Asked) -> list[TokenTree | None]:
         """A scored answer from elsewhere for each prompt, where there is one."""
@@ -240,7 +249,7 @@ class Experience:
                 None if i not in found else replace(found[i], prompt=self.prompt_ids[i]) for i in indices.tolist()
             ]
         there = [number for number, tree in enumerate(candidates) if tree is not None]
-        trees, _ = self._rewarded([candidates[n] for n in there], indices[there]) if there else ([], {})
+        trees = self._rewarded([candidates[n] for n in there], indices[there]).trees if there else []
         scored: dict[int, TokenTree] = dict(zip(there, trees, strict=True))
         return [scored.get(number) for number in range(len(indices))]
 
@@ -253,7 +262,7 @@ class Experience:
             new = [i for i in dict.fromkeys(indices.tolist()) if np.isnan(self.row_rewards[i])]
             trees = [tree for i in new if (tree := self.rows[i]) is not None]
             known = [i for i in new if self.rows[i] is not None]
-            scored = self._rewarded(trees, known)[0] if trees else []
+            scored = self._rewarded(trees, known).trees if trees else []
             self.row_rewards[new] = 0.0
             for i, tree in zip(known, scored, strict=True):
                 if tree.branches:
@@ -266,7 +275,7 @@ class Experience:
         if self.row.advantage != "greedy":
             return None
         assert asked.trees is not None
-        found = dict(zip(asked.indices.tolist(), self._rewarded(asked.trees[1], asked.indices)[0], strict=True))
+        found = dict(zip(asked.indices.tolist(), self._rewarded(asked.trees[1], asked.indices).trees, strict=True))
         best = [found[i] for i in indices.tolist()]
         if any(not tree.branches for tree in best):
             raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
@@ -290,6 +299,7 @@ class Experience:
             asked = {"indices": self.asked.indices, "trees": [pack_state(trees) for trees in self.asked.trees]}
         return {
             "number": self.number,
+            "step": self.step,
             "prompts": self.prompts.state_dict(),
             "shaper": self.shaper.state_dict(),
             "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
@@ -298,7 +308,7 @@ class Experience:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.number, self.silent = int(state["number"]), int(state["silent"])
+        self.number, self.step, self.silent = int(state["number"]), int(state["step"]), int(state["silent"])
         self.prompts.load_state_dict(state["prompts"])
         self.shaper.load_state_dict(state["shaper"])
         if state["row_rewards"] is not None:
@@ -306,7 +316,7 @@ class Experience:
         if (asked := state["asked"]) is not None:
             self.asked = Asked(np.array(asked["indices"]), [unpack_state(trees) for trees in asked["trees"]])
 
-    def samples(self, trees: Sequence[TokenTree], prompts: Sequence[Example]) -> list[dict[str, object]]:
+    def samples(self, trees: Sequence[TokenTree], prompts: Sequence[Example], notes: Notes) -> list[dict[str, object]]:
         """Rows for samples.jsonl."""
         return [
             {
@@ -322,6 +332,7 @@ class Experience:
                 **drift(branch),
                 "length": len(branch),
                 "finished": bool(tree.per_response["finished"][i]),
+                **note(notes, tree, branch),
             }
             for tree, example in zip(trees, prompts, strict=True)
             for i, branch in enumerate(tree.branches)
@@ -332,16 +343,16 @@ class Experience:
         self.settle()
         prompts = [self.job.chat.prompt_ids(example.prompt) for example in examples]
         (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
-        trees, missing = rewarded(self.source, trees, examples, self.job)
+        trees, missing, said, notes = rewarded(self.source, trees, examples, self.job.chat, self.progress)
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
         if not there:
             raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({_listed(missing)}).")
         trees = self.reader.read([tree for tree, _ in there], policy=True)
-        metrics = {f"eval/{name}": value for name, value in describe(trees).items()}
+        metrics = {f"eval/{name}": value for name, value in (describe(trees) | means([said])).items()}
         interval = mean_interval(response_field(trees, "reward").tolist())
         metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
         metrics["eval/unscored"] = 1 - len(there) / len(examples)
-        return Evaluation(metrics, self.samples(trees, [example for _, example in there]))
+        return Evaluation(metrics, self.samples(trees, [example for _, example in there], notes))
 
 
 def _against(trees: Sequence[TokenTree], others: Sequence[TokenTree]) -> list[TokenTree]:
@@ -350,24 +361,6 @@ def _against(trees: Sequence[TokenTree], others: Sequence[TokenTree]) -> list[To
         attach(tree, {}, {"baseline": np.repeat(other.per_response["shaped"], len(tree.branches))})
         for tree, other in zip(trees, others, strict=True)
     ]
-
-
-def rewarded(
-    source: GroupReward, trees: Sequence[TokenTree], examples: Sequence[Example], current: Job
-) -> tuple[list[TokenTree], Mapping[str, int]]:
-    """The trees with `reward` and its parts for each answer, without unscored answers; and why those are unscored."""
-    scores = source.score(groups_of(trees, examples, current.chat))
-    cuts = np.cumsum([len(tree.branches) for tree in trees])[:-1]
-    fields = {"reward": scores.values}
-    if len(scores.parts) > 1:
-        fields |= {f"reward/{name}": values for name, values in scores.parts.items()}
-    split: dict[str, list[np.ndarray]] = {
-        name: np.split(np.asarray(values, np.float32), cuts) for name, values in fields.items()
-    }
-    made = [attach(tree, {}, {name: parts[i] for name, parts in split.items()}) for i, tree in enumerate(trees)]
-    made = [keep(tree, np.isfinite(tree.per_response["reward"])) for tree in made]
-    unexplained = int(np.isnan(scores.values).sum()) - sum(scores.failures.values())
-    return made, {**scores.failures, **({"no reason given": unexplained} if unexplained > 0 else {})}
 
 
 def _listed(failures: Mapping[str, int]) -> str:

@@ -96,6 +96,7 @@ class Online:
             trees = self._minibatch(self.done)
             self.done += 1
             if trees:  # there may be fewer answers than minibatches
+                self.experience.step += 1  # by the time that it is read, the step is taken
                 yield replace(self._window(trees), metrics=metrics, samples=samples)
                 self._settle()
                 metrics, samples = {}, ()

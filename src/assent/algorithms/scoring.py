@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
@@ -14,25 +15,25 @@ from assent.algorithms.job import Job
 from assent.algorithms.rollouts import Fields, annotate
 from assent.config import ModelConfig
 from assent.data.chat import Chat
-from assent.data.records import Example, Message, Response, RowError
-from assent.data.tree import Branch, TokenTree, TreeBatch
-from assent.errors import ConfigError, DataError
+from assent.data.records import Example
+from assent.data.tree import TokenTree, TreeBatch
+from assent.errors import ConfigError
 from assent.models.loading import load_tokenizer
 from assent.models.policy import ScoreModel
 from assent.names import suggestion
-from assent.online import OnlineConfig, RemoteConfig, RewardsConfig
+from assent.online import OnlineConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
-from assent.rewards.group import Group, GroupReward, Scores, WeightedSum, checked
+from assent.rewards.group import UNREADABLE, Group, GroupReward, Progress, Scores, WeightedSum, checked, in_order
 from assent.rewards.pool import PooledReward, portable
-from assent.rewards.remote import RemoteReward, Server
+from assent.rewards.reading import Reading
+from assent.rewards.remote import VLLM, RemoteReward, Server, Written
 from assent.rewards.rules import rule_reward
+from assent.rewards.served import ServedModel
 from assent.train.distributed import World, gather_objects
 
 MODELS = "model"
 """What the reward model, or the ensemble of several, is called in weights and logs."""
-LISTED = 5
-"""Prompts in an error."""
 
 
 def reward_source(current: Job, config: OnlineConfig) -> WeightedSum:
@@ -44,7 +45,7 @@ def reward_source(current: Job, config: OnlineConfig) -> WeightedSum:
     found: list[tuple[str, Callable[[str], GroupReward]]] = [
         *((_before(spec), partial(_rule, spec, world)) for spec in rewards.rules),
         *((spec.rpartition(":")[2], partial(_function, spec, rewards, world)) for spec in rewards.functions),
-        *((_before(spec), partial(_server, spec, config.remote, current)) for spec in rewards.servers),
+        *((_before(spec), partial(_server, spec, config, current)) for spec in rewards.servers),
     ]
     if rewards.model:
         found.append((MODELS, partial(_models, current, config)))
@@ -53,7 +54,9 @@ def reward_source(current: Job, config: OnlineConfig) -> WeightedSum:
     return WeightedSum("--rewards.weights", [build(name) for name, (_, build) in zip(names, found)], weights)
 
 
-def groups_of(trees: Sequence[TokenTree], examples: Sequence[Example], chat: Chat) -> list[Group]:
+def groups_of(
+    trees: Sequence[TokenTree], examples: Sequence[Example], chat: Chat, progress: Progress | None = None
+) -> list[Group]:
     """Rollout trees as sources of rewards are shown them; `chat` is the policy's."""
     return [
         Group(
@@ -63,14 +66,15 @@ def groups_of(trees: Sequence[TokenTree], examples: Sequence[Example], chat: Cha
             lengths=tuple(len(branch) for branch in tree.branches),
             ids=tuple(branch.ids for branch in tree.branches),
             prompt_ids=tree.prompt,
+            progress=progress or Progress(),
         )
         for tree, example in zip(trees, examples, strict=True)
     ]
 
 
 class ModelReward:
-    """A frozen reward model with its own tokenizer and chat template. Where those are the policy's, it reads the
-    sampled tokens themselves; otherwise the answers' text in its own words. Its forward passes are shared by all ranks.
+    """A frozen reward model with its own tokenizer and chat template, which reads what `Reading` says. Its forward
+    passes are shared by all ranks.
 
     An answer that its chat template cannot write is unscored."""
 
@@ -88,26 +92,16 @@ class ModelReward:
         """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass."""
         self.name = name
         self.scorer = scorer
-        self.chat = chat
-        self.same_tokens = chat.speaks_like(policy_chat)
-        self.max_length = max_length
+        self.reading = Reading(chat, policy_chat, max_length)
         self.micro_tokens = micro_tokens
         self.world = world
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises DataError for prompts that are too long for it or that its chat template refuses."""
-        if self.same_tokens:
-            return
-        prompts = [Example(example.prompt, origin=example.origin) for example in examples]
-        _, problems = self.chat.trees(prompts, self.max_length)
-        if problems:
-            listed = "\n".join(f"  {problem}" for problem in problems[:LISTED])
-            raise DataError(
-                f"The reward model '{self.name}' cannot read {len(problems)} of {len(examples)} prompts:\n{listed}"
-            )
+        self.reading.check(f"The reward model '{self.name}'", examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
-        read = [self._tree(group) for group in groups]
+        read = [self.reading.tree(group) for group in groups]
         trees = [tree for tree, _ in read if tree is not None]
         scored = iter(self._annotated(trees) if trees else [])
         values: list[float | None] = []
@@ -118,7 +112,7 @@ class ModelReward:
                     own[index] = value
             values += own
         unread = values.count(None)
-        failures = {"its chat template cannot write the answer": unread} if unread else {}
+        failures = {UNREADABLE: unread} if unread else {}
         return Scores(checked(f"The reward model '{self.name}'", groups, values), failures=failures)
 
     def _annotated(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -127,30 +121,6 @@ class ModelReward:
 
         flat = not self.scorer.tree
         return annotate(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
-
-    def _tree(self, group: Group) -> tuple[TokenTree | None, Sequence[int]]:
-        """What the model reads, and which of the answers that is."""
-        every = range(len(group))
-        if self.same_tokens:
-            assert len(group.ids) == len(group) and len(group.prompt_ids), "the sampled tokens are kept"
-            branches = tuple(Branch(np.asarray(ids), np.ones(len(ids), bool)) for ids in group.ids)
-            return TokenTree(np.asarray(group.prompt_ids), branches), every
-        try:
-            return self._reword(group, every), every
-        except RowError:
-            kept = [index for index in every if self._can_read(group, index)]
-            return self._reword(group, kept) if kept else None, kept
-
-    def _can_read(self, group: Group, index: int) -> bool:
-        try:
-            self._reword(group, [index])
-        except RowError:
-            return False
-        return True
-
-    def _reword(self, group: Group, indices: Sequence[int]) -> TokenTree:
-        answers = tuple(Response((Message("assistant", group.texts[index]),)) for index in indices)
-        return self.chat.tree(Example(group.example.prompt, answers), self.max_length)
 
 
 class Shared:
@@ -168,7 +138,7 @@ class Shared:
     def score(self, groups: Sequence[Group]) -> Scores:
         share = -(-len(groups) // self.world.size)
         mine = groups[self.world.rank * share :][:share]
-        outcome: Scores | Exception = Scores(np.zeros(0))
+        outcome: Scores | Exception = Scores(np.zeros(0))  # of no answers
         caught: Exception | None = None
         try:
             if mine:
@@ -177,15 +147,12 @@ class Shared:
             if self.world.size == 1:
                 raise
             outcome, caught = portable(error), error
-        values: list[np.ndarray] = []
-        failures: Counter[str] = Counter()
+        pieces: list[Scores] = []
         for given in gather_objects(outcome):
             if isinstance(given, Exception):
                 raise given from caught
-            assert not given.parts, f"{self.name} is a single source"
-            values.append(given.values)
-            failures.update(given.failures)
-        return Scores(np.concatenate(values), failures=dict(failures))
+            pieces.append(given)
+        return in_order(pieces)
 
 
 def _rule(spec: str, world: World, name: str) -> GroupReward:
@@ -204,10 +171,11 @@ def _function(spec: str, rewards: RewardsConfig, world: World, name: str) -> Gro
     return Shared(source, world)
 
 
-def _server(spec: str, remote: RemoteConfig, current: Job, name: str) -> GroupReward:
+def _server(spec: str, config: OnlineConfig, current: Job, name: str) -> GroupReward:
     shape, given, url = spec.partition("=")
     if not given:  # the text is not shown: it may hold a password
         raise ConfigError("--rewards.servers: expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
+    remote = config.remote
     key = "" if remote.key_env is None else os.environ.get(remote.key_env, "")
     if remote.key_env is not None and not key:
         raise ConfigError(f"--remote.key_env: the environment variable {remote.key_env} is not set, or empty.")
@@ -224,9 +192,25 @@ def _server(spec: str, remote: RemoteConfig, current: Job, name: str) -> GroupRe
         batch=remote.batch,
     )
     try:
-        return Shared(RemoteReward(name, server, current.chat.prompt_text), current.world)
+        if shape == VLLM:
+            own = current.chat
+            if remote.tokenizer is not None:
+                folder = ModelConfig(remote.tokenizer, trust_remote_code=config.model.trust_remote_code)
+                own = Chat(load_tokenizer(folder), None)
+            source: GroupReward = ServedModel(name, server, Reading(own, current.chat, config.data.max_length))
+        else:
+            source = RemoteReward(name, server, partial(written, current.tokenizer))
     except ConfigError as error:
         raise ConfigError(f"--rewards.servers: {error}") from None
+    return Shared(source, current.world)
+
+
+def written(tokenizer: Any, group: Group) -> list[Written | None]:
+    """The answers as text, with the spelling of every token that was sampled: a finished answer ends with the token
+    that ended it, one that was cut does not."""
+    spell = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    prompt = [int(token) for token in group.prompt_ids]
+    return [Written(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
 
 
 def _models(current: Job, config: OnlineConfig, name: str) -> GroupReward:

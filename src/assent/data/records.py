@@ -117,7 +117,8 @@ class Origin:
 @dataclass(frozen=True, slots=True)
 class Example:
     """A prompt, responses to it, and feedback on them. `meta` has the row's other columns, `tools` what the assistant
-    may call, as the text of a JSON list, and `template_kwargs` variables for the chat template.
+    may call, as the text of a JSON list, and `template_kwargs` variables for the chat template. `prompt_text` is the
+    prompt as the row has it where that is text and no messages: reward functions are shown what the row has.
 
     >>> Example(
     ...     prompt=(Message("user", "2+2?"),),
@@ -134,6 +135,7 @@ class Example:
     meta: Mapping[str, object] = field(default_factory=dict)
     tools: str | None = None
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    prompt_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

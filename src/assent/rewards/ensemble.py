@@ -9,7 +9,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import ConfigError
-from assent.rewards.group import Group, GroupReward, Scores, by_source, check_names
+from assent.rewards.group import Group, GroupReward, Scores, check_names, from_sources
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
@@ -60,4 +60,4 @@ class Ensemble:
     def score(self, groups: Sequence[Group]) -> Scores:
         scores = [member.score(groups) for member in self.members]
         values = self._combine(np.stack([score.values for score in scores]), **self._options)
-        return Scores(values, *by_source(self.members, scores))
+        return from_sources(self.members, scores, values)

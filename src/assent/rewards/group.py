@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from assent.data.records import Example, Message
+from assent.data.records import Example
 from assent.errors import ConfigError, NonFiniteError, UserError
+
+UNREADABLE = "its chat template cannot write the answer"
+"""Why a reward model leaves an answer unscored."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Rewards are kept as float32: what is further from 0 would be infinite there."""
 
 
 class RewardError(UserError):
@@ -20,7 +26,22 @@ class RewardError(UserError):
 
 
 class NonFiniteReward(RewardError, NonFiniteError):
-    """A reward that is NaN or infinite. It ends the run like every reward that cannot be had: with its state saved."""
+    """A reward that is NaN, infinite, or too large for float32. It ends the run like every reward that cannot be had:
+    with its state saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: optimiser steps taken, of how many, and passes over the prompts in whole."""
+
+    step: int = 0
+    steps: int = 0
+    epochs: int = 1
+
+    @property
+    def epoch(self) -> float:
+        """Passes done, with their fraction."""
+        return self.epochs * self.step / self.steps if self.steps else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +58,8 @@ class Group:
     """The tokens themselves, for sources that ask for them; empty where nobody kept them."""
     prompt_ids: Sequence[int] | np.ndarray = ()
     """The tokens that they were sampled from."""
+    progress: Progress = Progress()
+    """Where the run stands that asks."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.finished) == len(self.lengths), "one entry for each answer"
@@ -48,8 +71,12 @@ class Group:
     def alone(self, index: int) -> Group:
         """A group of one: that answer."""
         one = slice(index, index + 1)
-        return Group(
-            self.example, self.texts[one], self.finished[one], self.lengths[one], self.ids[one], self.prompt_ids
+        return replace(
+            self,
+            texts=self.texts[one],
+            finished=self.finished[one],
+            lengths=self.lengths[one],
+            ids=self.ids[one],
         )
 
 
@@ -63,6 +90,12 @@ class Scores:
     """What `values` were made from, each [S], by name: for logs."""
     failures: Mapping[str, int] = field(default_factory=dict)
     """Why answers are unscored, and how many."""
+    abstained: np.ndarray | None = None
+    """[S] bool: unscored because the source does not judge such answers (a function's None), as another may."""
+    columns: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    """What else is to be written down about each answer, S of them, by name: for samples."""
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Numbers about the whole, by name; their mean is logged."""
 
 
 class GroupReward(Protocol):
@@ -83,7 +116,8 @@ class GroupReward(Protocol):
 class WeightedSum:
     """`values = sum(weight * values of the source)`; the parts are logged under the names of their sources.
 
-    An answer that a source with a weight other than 0 left unscored is unscored. A weight of 0 only logs."""
+    An answer that a source with a weight other than 0 left unscored is unscored. One that a source abstains from is
+    worth what the others give it, and unscored where all abstain. A weight of 0 only logs."""
 
     def __init__(self, name: str, sources: Sequence[GroupReward], weights: Sequence[float]) -> None:
         """Raises ConfigError unless there is one finite weight for each source, not all of them 0, and every source
@@ -103,12 +137,19 @@ class WeightedSum:
             source.check(examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
+        """Raises NonFiniteReward where a sum is not a float32 number, besides what the sources raise."""
         scores = [source.score(groups) for source in self.sources]
         total = np.zeros(sum(map(len, groups)))
+        judged, failed = np.zeros((2, len(total)), bool)
         for weight, score in zip(self.weights, scores, strict=True):
             if weight:
-                total += weight * score.values
-        return Scores(total, *by_source(self.sources, scores))
+                left = np.zeros(len(total), bool) if score.abstained is None else score.abstained
+                total += np.where(left, 0.0, weight * score.values)
+                judged |= ~left
+                failed |= np.isnan(score.values) & ~left
+        scored = judged & ~failed
+        values = [value if there else None for value, there in zip(total.tolist(), scored, strict=True)]
+        return from_sources(self.sources, scores, checked(self.name, groups, values))
 
 
 def check_names(name: str, sources: Sequence[GroupReward]) -> None:
@@ -119,22 +160,45 @@ def check_names(name: str, sources: Sequence[GroupReward]) -> None:
         raise ConfigError(f"{name}: expected at least one source of rewards, each with a name of its own; got {got}.")
 
 
-def by_source(sources: Sequence[GroupReward], scores: Sequence[Scores]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Parts and failures of several sources under their names."""
+def from_sources(sources: Sequence[GroupReward], scores: Sequence[Scores], values: np.ndarray) -> Scores:
+    """`values`, and what several sources say beside their rewards, under their names."""
     parts: dict[str, np.ndarray] = {}
     failures: dict[str, int] = {}
+    columns: dict[str, Sequence[object]] = {}
+    metrics: dict[str, Sequence[float]] = {}
     for source, score in zip(sources, scores, strict=True):
         parts[source.name] = score.values
-        parts |= {f"{source.name}/{part}": values for part, values in score.parts.items()}
+        parts |= {f"{source.name}/{part}": own for part, own in score.parts.items()}
         failures |= {f"{source.name}: {reason}": count for reason, count in score.failures.items()}
-    return parts, failures
+        columns |= {f"{source.name}/{column}": own for column, own in score.columns.items()}
+        metrics |= {f"{source.name}/{metric}": own for metric, own in score.metrics.items()}
+    return Scores(values, parts, failures, None, columns, metrics)
+
+
+def in_order(pieces: Sequence[Scores]) -> Scores:
+    """What one source gave for one share of the answers after the other, as one. The shares have no parts."""
+    assert not any(piece.parts for piece in pieces), "a single source has no parts"
+    failures: Counter[str] = Counter()
+    metrics: dict[str, list[float]] = {}
+    for piece in pieces:
+        failures.update(piece.failures)
+        for name, numbers in piece.metrics.items():
+            metrics.setdefault(name, []).extend(numbers)
+    names = dict.fromkeys(name for piece in pieces for name in piece.columns)
+    columns = {
+        name: [value for piece in pieces for value in piece.columns.get(name, [None] * len(piece.values))]
+        for name in names
+    }
+    abstained = [np.zeros(len(piece.values), bool) if piece.abstained is None else piece.abstained for piece in pieces]
+    values = [piece.values for piece in pieces]
+    return Scores(np.concatenate(values), {}, dict(failures), np.concatenate(abstained), columns, metrics)
 
 
 def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.ndarray:
     """What `who` gave for all answers in order, [S] float64; None (unscored) becomes NaN.
 
     Raises RewardError when there are more or fewer values than answers or one is no number, and NonFiniteReward, with
-    the row and the answer, when one is NaN or infinite."""
+    the row and the answer, when one is NaN, infinite, or no float32 number."""
     answers = [(group.example, text) for group in groups for text in group.texts]
     if len(values) != len(answers):
         raise RewardError(
@@ -150,19 +214,17 @@ def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.n
 
 def _number(who: str, example: Example, text: str, value: object) -> float:
     about = f"for the answer {reprlib.repr(text)} to {example.origin}"
+    expected = "expected a finite number within float32, or None for no reward"
     try:
         if isinstance(value, str | bytes):  # float would read them
             raise TypeError
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        raise NonFiniteReward(f"{who} gave a number above {sys.float_info.max:.3g} {about}; {expected}.") from None
+    except (TypeError, ValueError):
         raise RewardError(
             f"{who} gave {reprlib.repr(value)} {about}; expected a number, or None for no reward."
         ) from None
-    if not math.isfinite(number):
-        raise NonFiniteReward(f"{who} gave {number} {about}; expected a finite number, or None for no reward.")
+    if not abs(number) <= LARGEST:
+        raise NonFiniteReward(f"{who} gave {number:.6g} {about}; {expected}.")
     return number
-
-
-def prompt_text(messages: Sequence[Message]) -> str:
-    """A prompt as plain text: the contents of its messages, with an empty line between them."""
-    return "\n\n".join(message.content for message in messages)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -21,7 +21,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import UserError
-from assent.rewards.group import Group, GroupReward, RewardError, Scores, checked
+from assent.rewards.group import Group, GroupReward, RewardError, Scores, in_order
 
 Build = Callable[[], GroupReward]
 START_LIMIT = 120.0
@@ -57,8 +57,7 @@ class PooledReward:
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises what the source raises, and RewardError when a worker cannot be started."""
         answers = [group.alone(index) for group in groups for index in range(len(group))]
-        values: list[float | None] = [None] * len(answers)
-        failures: Counter[str] = Counter()
+        given: list[Scores] = [Scores(np.zeros(0))] * len(answers)
         waiting = deque(range(len(answers)))
         left = len(answers)
         try:
@@ -71,16 +70,14 @@ class PooledReward:
                     if (index := worker.index) is None:
                         worker.started()
                         continue
-                    value, reasons = worker.result()
-                    values[index] = value
-                    failures.update(reasons)
+                    given[index] = worker.result()
                     left -= 1
                     if worker.dead:
                         self._workers.remove(worker)
         except BaseException:
             _stop_all(self._workers)  # what is under way belongs to this call
             raise
-        return Scores(checked(self.name, groups, values), failures=dict(failures))
+        return in_order(given) if given else Scores(np.zeros(0))
 
     def close(self) -> None:
         """Ends the workers. The next `score` starts new ones."""
@@ -134,12 +131,12 @@ class _Worker:
             raise error
         self.idle = True
 
-    def result(self) -> tuple[float | None, dict[str, int]]:
-        """The reward and why there is none. Raises what the source raised."""
+    def result(self) -> Scores:
+        """The reward, or why there is none. Raises what the source raised."""
         reply = self._receive()
         if isinstance(reply, str):
             self.stop()
-            return None, {reply: 1}
+            return Scores(np.full(1, np.nan), failures={reply: 1})
         if isinstance(reply, BaseException):
             raise reply
         self.index, self.idle = None, True
@@ -183,9 +180,7 @@ def serve(descriptor: int) -> None:
         while True:
             group = connection.recv()
             try:
-                scores = source.score([group])
-                value = float(scores.values[0])
-                connection.send((None if np.isnan(value) else value, dict(scores.failures)))
+                connection.send(source.score([group]))
             except Exception as error:
                 connection.send(portable(error))
 

@@ -4,26 +4,34 @@ becomes a reward."""
 from __future__ import annotations
 
 import reprlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from assent.data.columns import column, column_names, has_column
-from assent.data.records import Example, Message
+from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.http import Client, Patience, ServerAnswerError
 from assent.names import suggestion
-from assent.rewards.group import Group, Scores, checked
+from assent.rewards.group import UNREADABLE, Group, Scores, checked
+
+T = TypeVar("T")
+
+
+class Written(NamedTuple):
+    """One answer as servers are sent it: `whole` is the prompt (as text `prompt`) with the answer, as text or as token
+    ids, with all special tokens and so, where the answer is finished, with the token that ends it."""
+
+    prompt: str
+    whole: str | list[int]
 
 
 class Item(NamedTuple):
-    """One answer as servers are sent it. `prompt` ends where `answer` begins: together they are the whole text."""
+    """An answer and the value of the row's column that is sent as its label."""
 
-    prompt: str
-    answer: str
+    answer: Written
     label: object
 
 
@@ -39,31 +47,43 @@ class Shape(NamedTuple):
 
 def _openrlhf(items: Sequence[Item], model: str) -> dict[str, object]:
     return {
-        "query": [item.prompt + item.answer for item in items],
-        "prompts": [item.prompt for item in items],
+        "query": [item.answer.whole for item in items],
+        "prompts": [item.answer.prompt for item in items],
         "labels": [item.label for item in items],
     }
 
 
 def _llamafactory(items: Sequence[Item], model: str) -> dict[str, object]:
-    return {"model": model, "messages": [item.prompt + item.answer for item in items]}
+    return {"model": model, "messages": [item.answer.whole for item in items]}
 
 
 def _vllm(items: Sequence[Item], model: str) -> dict[str, object]:
-    return {"model": model, "text_1": [item.prompt for item in items], "text_2": [item.answer for item in items]}
+    return classify([item.answer.whole for item in items], model, activation=False)
 
 
-def _by_index(reply: Any) -> object:
-    scores = {entry["index"]: entry["score"] for entry in reply["data"]}
-    return [scores[index] for index in range(len(reply["data"]))]
+def classify(inputs: Sequence[object], model: str, *, activation: bool) -> dict[str, object]:
+    """The body of a request to vLLM's /classify."""
+    named = {"model": model} if model else {}
+    return {**named, "input": list(inputs), "use_activation": activation}
 
 
+def by_index(reply: Any) -> list[list[float]]:
+    """The numbers for each text, in the order of the request, of what vLLM's /classify answers."""
+    found = {entry["index"]: entry["probs"] for entry in reply["data"]}
+    return [found[index] for index in range(len(reply["data"]))]
+
+
+def _single(reply: Any) -> object:
+    return [number for (number,) in by_index(reply)]
+
+
+VLLM = "vllm"
 SHAPES: dict[str, Shape] = {
     "openrlhf": Shape("/get_reward", _openrlhf, lambda reply: reply["rewards"], '{"rewards": [numbers]}'),
     "llamafactory": Shape(
         "/v1/score/evaluation", _llamafactory, lambda reply: reply["scores"], '{"scores": [numbers]}'
     ),
-    "vllm": Shape("/score", _vllm, _by_index, '{"data": [{"index": 0, "score": number}, ...]}'),
+    VLLM: Shape("/classify", _vllm, _single, '{"data": [{"index": 0, "probs": [number]}, ...]}'),
 }
 """The three kinds of servers in use."""
 
@@ -97,10 +117,10 @@ class Server:
 
 
 class RemoteReward:
-    """A reward server as a source. `render` writes a prompt as the text that the server's model reads before the answer
-    (usually the policy's chat template, with the opening of the assistant's turn)."""
+    """A reward server as a source. `write` gives the answers of a group as they are sent, None for one that cannot be,
+    which is then unscored."""
 
-    def __init__(self, name: str, server: Server, render: Callable[[Sequence[Message]], str]) -> None:
+    def __init__(self, name: str, server: Server, write: Callable[[Group], Sequence[Written | None]]) -> None:
         """Raises ConfigError for an unknown shape, a key with a line end in it, or what is no URL of a server."""
         if server.shape not in SHAPES:
             raise ConfigError(
@@ -109,12 +129,13 @@ class RemoteReward:
             )
         self.name = name
         self.server = server
-        self.render = render
+        self.write = write
         self.shape = SHAPES[server.shape]
         self._client = Client(f"{name}: the reward server", server.url, server.key)
-        base = self._client.base
-        self._path = base if base.endswith(self.shape.path) else base + self.shape.path
-        self._who = self._client.who + self._path
+        self._root = self._client.base.removesuffix(self.shape.path)
+        if server.shape == VLLM:
+            self._root = self._root.removesuffix("/v1")  # where its other clients look
+        self.who = f"{self._client.who}{self._root}{self.shape.path}"
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises ConfigError where no row has the column that is sent as the label."""
@@ -129,34 +150,48 @@ class RemoteReward:
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises ServerUnavailable when the budget is spent, ServerAnswerError for an answer that trying again would
         not better, NonFiniteReward for a reward that is NaN or infinite."""
-        deadline = time.monotonic() + self.server.budget
-        items = [
-            Item(prompt, text, column(group.example.meta, self.server.label) if self.server.label else None)
-            for group in groups
-            for prompt in [self.render(group.example.prompt)]
-            for text in group.texts
+        patience, label = self._patience(), self.server.label
+        answers = [
+            (column(group.example.meta, label) if label else None, own) for group in groups for own in self.write(group)
         ]
+        items = [Item(own, value) for value, own in answers if own is not None]
         batches = [items[first : first + self.server.batch] for first in range(0, len(items), self.server.batch)]
-        stop = threading.Event()
         with ThreadPoolExecutor(self.server.concurrency) as threads:
             try:
-                futures = [threads.submit(self._ask, batch, deadline, stop) for batch in batches]
+                futures = [threads.submit(self._ask, batch, patience) for batch in batches]
                 for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()  # raises what stopped the others
-                values = [value for future in futures for value in future.result()]
+                rewards = iter([value for future in futures for value in future.result()])
             finally:
-                stop.set()  # requests that have not begun end at once
-        return Scores(checked(self._who, groups, values))
+                patience.stop.set()  # requests that have not begun end at once
+        values = [None if own is None else next(rewards) for _, own in answers]
+        unread = values.count(None)
+        return Scores(checked(self.who, groups, values), failures={UNREADABLE: unread} if unread else {})
 
-    def _ask(self, items: Sequence[Item], deadline: float, stop: threading.Event) -> list[object]:
-        """The rewards of one request."""
-        server = self.server
+    def question(self, path: str, body: object, read: Callable[[Any], T], expected: str) -> T:
+        """Anything else that this server is asked; `body` None asks with GET. Raises as `score`."""
         return self._client.ask(
-            self._path,
-            self.shape.body(items, server.model),
+            self._root + path,
+            body,
+            read,
+            self._patience(),
+            expected=expected,
+            failed="did not answer",
+            advice="Check that it runs.",
+        )
+
+    def _patience(self) -> Patience:
+        server = self.server
+        return Patience(server.timeout, time.monotonic() + server.budget, server.retries, server.pause)
+
+    def _ask(self, items: Sequence[Item], patience: Patience) -> list[object]:
+        """The rewards of one request."""
+        return self._client.ask(
+            self._root + self.shape.path,
+            self.shape.body(items, self.server.model),
             lambda reply: self._read(reply, len(items)),
-            Patience(server.timeout, deadline, server.retries, server.pause, stop),
-            expected=f"{self.shape.expected}, the shape '{server.shape}'",
+            patience,
+            expected=f"{self.shape.expected}, the shape '{self.server.shape}'",
             failed="gave no rewards",
             advice="Check that it runs and can keep up, or allow more retries and a larger budget.",
         )
@@ -166,8 +201,8 @@ class RemoteReward:
         if not isinstance(values, list):
             raise TypeError
         if len(values) != count:
-            raise ServerAnswerError(f"{self._who} gave {len(values)} rewards for {count} answers.")
+            raise ServerAnswerError(f"{self.who} gave {len(values)} rewards for {count} answers.")
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ServerAnswerError(f"{self._who} gave {reprlib.repr(value)} as a reward; expected a number.")
+                raise ServerAnswerError(f"{self.who} gave {reprlib.repr(value)} as a reward; expected a number.")
         return values

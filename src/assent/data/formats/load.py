@@ -15,6 +15,7 @@ from assent.data.formats.judged import HELPSTEER_ATTRIBUTES
 from assent.data.formats.message import without_nulls
 from assent.data.formats.pairs import STRENGTH
 from assent.data.formats.shape import Format
+from assent.data.formats.standard import with_prompt_text
 from assent.data.formats.values import Row, json_value
 from assent.data.readers import read_rows
 from assent.data.records import Binary, Critique, Example, Feedback, Origin, Pair, Problem, Ranking, Rating, RowError
@@ -92,7 +93,8 @@ def _parse_all(rows: Iterator[tuple[Origin, Row | Problem]], fmt: Format, column
             problems.append(row)
             continue
         try:
-            example = fmt.parse(_typed(rename(row, columns), origin, fmt), origin)
+            cells = _typed(rename(row, columns), origin, fmt)
+            example = with_prompt_text(fmt.parse(cells, origin), cells, fmt.required)
         except RowError as error:
             problems.append(error.at(origin))
             continue

@@ -50,6 +50,8 @@ def to_row(example: Example) -> dict[str, Any]:
         "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
         "meta": dict(example.meta),
     }
+    if example.prompt_text is not None:
+        row["prompt_text"] = example.prompt_text
     if example.tools is not None:
         row["tools"] = example.tools
     if example.template_kwargs:
@@ -94,7 +96,8 @@ def native(row: Row, origin: Origin) -> Example:
     meta = row.get("meta") or {}
     if not isinstance(meta, Mapping):
         raise RowError("meta", f"expected an object, got {describe(meta)}")
-    return Example(prompt, responses, feedback, origin, dict(meta))
+    prompt_text = None if row.get("prompt_text") is None else text(row["prompt_text"], "prompt_text", blank=True)
+    return Example(prompt, responses, feedback, origin, dict(meta), prompt_text=prompt_text)
 
 
 def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
