@@ -16,6 +16,7 @@ class Fate(StrEnum):
     MASK = "says which turns are trained"
     FEEDBACK = "feedback"
     CHECKED = "compared with the conversation, else no use"
+    SHOWN = "shown to reward functions as it is"
     META = "kept for rewards, rules and the curriculum"
     ENTRIES = "its entries are kept, as columns are"
     PASSED = "no use"

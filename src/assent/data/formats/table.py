@@ -102,12 +102,14 @@ ROWS = (
         {
             **_text(prompt="messages up to the last question", responses="[{messages, source}]"),
             **_feedback(feedback="[{kind: pair, ranking, rating, binary or critique, ...}] by index of the responses"),
+            "prompt_text": (Fate.SHOWN, "the prompt where it was text and no messages"),
             "meta": (Fate.ENTRIES, "an object of further columns"),
         },
         {
             "prompt": [ASK],
             "responses": [{"messages": [SAY], "source": "human"}, {"messages": [NO]}],
             "feedback": [{"kind": "pair", "chosen": 0, "rejected": 1, "strength": 2.0}],
+            "prompt_text": "2+2?",
             "meta": {"topic": "sums"},
         },
         _lists("responses", "feedback"),
