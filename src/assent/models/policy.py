@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -150,7 +151,7 @@ class Policy(Backbone):
         with torch.set_grad_enabled(trains and not head_only):
             scores = token_logprobs(hidden, head.weight, batch.targets, **own, entropy=entropy, collision=collision)
         if anchor is None:
-            return TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values)
+            return self._kept(TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values))
         kl = token_kl(
             hidden,
             head.weight,
@@ -162,7 +163,16 @@ class Policy(Backbone):
             other_scale=anchor.scale,
             other_softcap=anchor.softcap,
         )
-        return TokenScores(*scores, kl=kl, values=values)
+        return self._kept(TokenScores(*scores, kl=kl, values=values))
+
+    def _kept(self, scores: TokenScores) -> TokenScores:
+        """The scores, for whose gradients a sharded head is gathered first, should it have been given back meanwhile.
+        FSDP does so by itself only for outputs in which it finds the tensors; older versions see none in a dataclass."""
+        if isinstance(self, FSDPModule):
+            for output in (scores.logprobs, scores.entropy, scores.kl, scores.values):
+                if output is not None and output.requires_grad:
+                    output.register_hook(lambda _: self.unshard())
+        return scores
 
     @torch.no_grad()
     def anchor(self, batch: TreeBatch, temperature: float = 1.0) -> Anchor:
