@@ -315,7 +315,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 def _plain(value: Any, kind: Any) -> Any:
     """A value as YAML has it; the whole number 1 where a number is asked for is 1.0, as it would be when read."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = hints_of(type(value))
         return {
             field.name: _plain(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(value)
