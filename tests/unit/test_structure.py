@@ -23,7 +23,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("names", "rules", "http"),
+    ("cpus", "names", "rules", "http"),
     ("sections",),
     ("config",),
     ("methods", "objectives"),
@@ -52,6 +52,7 @@ LIGHT = (
     "checks.py",
     "cli.py",
     "config.py",
+    "cpus.py",
     "errors.py",
     "methods.py",
     "names.py",

@@ -167,7 +167,7 @@ class Policy(Backbone):
 
     def _kept(self, scores: TokenScores) -> TokenScores:
         """The scores, for whose gradients a sharded head is gathered first, should it have been given back meanwhile.
-        FSDP does so by itself only for outputs in which it finds the tensors; older versions see none in a dataclass."""
+        FSDP does so by itself only for outputs in which it finds the tensors; older ones see none in a dataclass."""
         if isinstance(self, FSDPModule):
             for output in (scores.logprobs, scores.entropy, scores.kl, scores.values):
                 if output is not None and output.requires_grad:
