@@ -16,8 +16,9 @@ BOUND = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9][0-9.]*)")
 
 def pins(project: Mapping[str, Any]) -> list[str]:
     """One pin for each requirement. Raises ValueError for one without a lower bound."""
+    extras = project["optional-dependencies"]
     found = []
-    for requirement in [*project["dependencies"], *(one for extra in EXTRAS for one in project["optional-dependencies"][extra])]:
+    for requirement in [*project["dependencies"], *(one for extra in EXTRAS for one in extras[extra])]:
         bound = BOUND.fullmatch(requirement)
         if bound is None:
             raise ValueError(f"{requirement!r} has no lower bound of the form NAME>=VERSION")
