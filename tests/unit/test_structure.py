@@ -30,6 +30,7 @@ RANKS = (
     ("online",),
     ("checks", "relations"),
     ("settings",),
+    ("arguments",),
     ("statistics", "functions"),
     ("data",),
     ("models",),
@@ -49,6 +50,7 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 LIGHT = (
     "__init__.py",
     "__main__.py",
+    "arguments.py",
     "checks.py",
     "cli.py",
     "config.py",

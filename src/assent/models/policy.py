@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from assent.models.attention import TreeAttend
 from assent.models.logprobs import Direction, token_kl, token_logprobs
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScores:
+class TokenScores(NamedTuple):
     """Of the N trained tokens of a batch, [N] each, fp32: log-probabilities, and of their predictions p the entropy,
     collision = log sum_v p(v)^2 (a constant) and KL to an anchor. Zeros where they were not asked for. `values` are
-    those of a critic that shares the policy's layers, None where there is none."""
+    those of a critic that shares the policy's layers, None where there is none. A tuple: FSDP must find the
+    tensors in what `forward` returns, and older versions look into no dataclass."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -166,8 +166,8 @@ class Policy(Backbone):
         return self._kept(TokenScores(*scores, kl=kl, values=values))
 
     def _kept(self, scores: TokenScores) -> TokenScores:
-        """The scores, for whose gradients a sharded head is gathered first, should it have been given back meanwhile.
-        FSDP does so by itself only for outputs in which it finds the tensors; older ones see none in a dataclass."""
+        """The scores, for whose gradients a sharded head is gathered first, should it have been given back meanwhile:
+        nobody has to know what FSDP finds in an output, and when it gives back which weights."""
         if isinstance(self, FSDPModule):
             for output in (scores.logprobs, scores.entropy, scores.kl, scores.values):
                 if output is not None and output.requires_grad:

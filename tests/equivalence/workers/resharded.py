@@ -21,12 +21,12 @@ from assent.models.loading import load_policy
 from assent.models.policy import Policy, TokenScores
 from assent.train import distributed as d
 
-WAYS = ("kept", "given back", "given back, unseen", "after every forward", "another pass between")
+WAYS = ("kept", "given back", "given back, unseen", "after every forward", "another pass between", "value head alone")
 """What becomes of the gathered weights before the gradients need them."""
 
 
 class Wrapped:
-    """Something in which no version of FSDP finds the tensors, as older ones find none in a dataclass."""
+    """Something in which FSDP finds no tensors."""
 
     def __init__(self, scores: TokenScores) -> None:
         self.scores = scores
@@ -66,7 +66,7 @@ def gradients(model: Path, way: str, world: d.World, shares: list[TreeBatch]) ->
     if parts and way == "after every forward":
         policy.set_reshard_after_forward(True)
     for share in shares:
-        total = loss(policy, share)
+        total = policy(share, head_only=True).values.sum() if way == "value head alone" else loss(policy, share)
         if way == "another pass between":
             with torch.no_grad(), d.unsharded(policy):
                 policy(share)
