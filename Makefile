@@ -1,7 +1,10 @@
 # Everything needs only Python 3.11 (or newer) and make. The environment lives in .venv and is reused.
-# Choose another torch build before the first setup (or after removing .venv):
-#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130   the tested version, built for that CUDA
+# On Linux pip's torch is the build for CUDA, which brings 5 GB of NVIDIA's libraries and runs on a CPU as well; on macOS
+# and Windows it is the CPU's. Choose another build before the first setup (or after removing .venv):
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu     the tested version for CPUs alone, 5 GB less
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130   the same, built for that CUDA
 #   make setup TORCH=torch==2.12.0 CONSTRAINTS=                     another version, without the tested pins
+# Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 # More test processes: make test JOBS=4
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,13 +14,14 @@ TORCH_INDEX ?=
 CONSTRAINTS ?= constraints.txt
 EXTRAS ?= dev,oracle
 JOBS ?= 2
+LOWEST ?= tests/unit tests/contract tests/fault tests/equivalence
 
 PIP = $(VENV)/bin/python -m pip -q --disable-pip-version-check
 PINS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test test-vllm lint demo bench docs clean
+.PHONY: setup test test-lowest test-vllm lint demo bench docs clean
 
 setup: $(STAMP)
 
@@ -34,6 +38,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile
+
+# The lowest versions that pyproject.toml allows, in an environment of their own: by hand for each release.
+test-lowest: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(LOWEST)
+
+.venv-lowest/.installed: pyproject.toml tests/lowest.py
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/pins.txt
+	.venv-lowest/bin/python -m pip -q --disable-pip-version-check install $(INDEX) $$(grep '^torch==' .venv-lowest/pins.txt)
+	.venv-lowest/bin/python -m pip -q --disable-pip-version-check install -c .venv-lowest/pins.txt -e '.[dev,quant,oracle]'
+	@touch $@
 
 # vLLM for CPUs and its tests, in an environment of their own: vLLM pins torch and transformers.
 test-vllm: .venv-vllm/.installed

@@ -40,6 +40,7 @@ from assent.methods import METHODS
 from assent.models.loading import quiet_transformers, save_model
 from assent.rollout.engine import Completion, Engine
 from assent.statistics import Interval, mean_interval, paired_difference
+from assent.train import distributed
 from assent.train.log import MetricsLog
 from assent.train.loop import train_steps
 from assent.train.optim import build_optimizer
@@ -185,6 +186,7 @@ class Grader:
             reference=self.base.sft / "model",
             reward_model=self.base.reward / "model",
             sampling=SAMPLING,
+            world=distributed.init(),
             per_prompt=PER_PROMPT,
             precision="fp32",
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 
+from assent import cpus
+
 __version__ = "0.1.0"
 
 PUBLIC = {
@@ -60,6 +62,8 @@ PUBLIC = {
     "assent.rollout.chat": ("generate",),
 }
 """Module -> the names it gives to the package."""
+
+cpus.configure()
 
 _HOME = {name: module for module, names in PUBLIC.items() for name in names}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, config, methods, online, settings
+from assent import __version__, arguments, config, methods, online, settings
 from assent.errors import AssentError, ConfigError
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
@@ -73,25 +73,11 @@ COMMON = """--config FILE reads options from YAML; the command line wins over it
 --dry_run prints the resolved options and stops."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite;
     130 when interrupted. Exceptions that assent does not raise on purpose keep their traceback."""
-    args = list(sys.argv[1:] if arguments is None else arguments)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0
-    if args[0] == "--version":
-        print(f"assent {__version__}")
-        return 0
     try:
-        name, *rest = args
-        if name not in COMMANDS:
-            raise ConfigError(f"Unknown command '{name}'.{suggestion(name, list(COMMANDS))} See: assent --help")
-        dry_run, options = parse(name, rest)
-        if dry_run:
-            print(settings.dump(options), end="")
-        else:
-            _function(COMMANDS[name].target)(options)
+        _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
     except AssentError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -99,10 +85,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe left, as in `assent data FILE | head`
+    except BrokenPipeError:  # the reader of a pipe left, as in `assent --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return
+    if words[0] == "--version":
+        print(f"assent {__version__}")
+        return
+    name, *rest = words
+    if name not in COMMANDS:
+        raise ConfigError(f"Unknown command '{name}'.{suggestion(name, COMMANDS)} See: assent --help")
+    try:
+        dry_run, options = parse(name, rest)
+    except SystemExit as end:  # --help
+        if end.code:
+            raise
+        return
+    if dry_run:
+        print(settings.dump(options), end="")
+    else:
+        _function(COMMANDS[name].target)(options)
 
 
 def entry() -> None:
@@ -130,17 +138,21 @@ def overview() -> str:
 
 
 def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
-    """(dry run?, the checked configuration) of a command. Raises `ConfigError`; what only the option parser can see
-    (a missing or misspelt value) leaves by `SystemExit(2)` with its message."""
+    """(dry run?, the checked configuration) of a command. Raises `ConfigError`; --help prints and raises
+    `SystemExit(0)`."""
     import tyro
 
     command = COMMANDS[name]
-    rest, file = _take_config(list(args))
+    rest, file = arguments.take_config(list(args))
     dry_run = any(arg in ("--dry_run", "--dry-run") for arg in rest)
     rest = [arg for arg in rest if arg not in ("--dry_run", "--dry-run")]
-    _refuse_unknown(name, command, rest)
+    default: Any = settings.read(command.config, file, tyro.MISSING) if file else None
+    if not {"-h", "--help"} & set(rest):
+        known = settings.options(command.config)
+        given = {option.name for option in known if default and settings.value_of(default, option.name) != tyro.MISSING}
+        arguments.check(name, known, command.positional, rest, given if default else set())
     cls = command.config if command.positional is None else _with_positional(command.config, command.positional)
-    default: Any = settings.read(cls, file, tyro.MISSING) if file else settings.load(cls, "", missing=tyro.MISSING)
+    default = settings.read(cls, file, tyro.MISSING) if file else settings.load(cls, "", missing=tyro.MISSING)
     parsed = tyro.cli(
         cls,
         args=rest,
@@ -154,43 +166,6 @@ def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
     result = command.config(**fields)
     settings.validate(result)
     return dry_run, result
-
-
-def _take_config(args: list[str]) -> tuple[list[str], str | None]:
-    """The arguments without `--config FILE`, and the file."""
-    file: str | None = None
-    rest = []
-    while args:
-        arg = args.pop(0)
-        if arg != "--config" and not arg.startswith("--config="):
-            rest.append(arg)
-            continue
-        if file is not None:
-            raise ConfigError("--config is given twice. Put everything into one file, or the rest on the command line.")
-        file = arg.partition("=")[2] or (args.pop(0) if args else "")
-        if not file:
-            raise ConfigError("--config needs a YAML file.")
-    return rest, file
-
-
-def _refuse_unknown(name: str, command: Command, args: list[str]) -> None:
-    """Names every flag that the command does not have. (The option parser would list what is missing as well.)"""
-    known = []
-    for option in settings.options(command.config):
-        known.append(option.name)
-        if option.kind is bool:
-            section, _, last = option.name.rpartition(".")
-            known.append(f"{section}.no_{last}" if section else f"no_{last}")
-    known = [flag for flag in known if flag != command.positional]
-    problems = []
-    for arg in args:
-        flag = arg.partition("=")[0].removeprefix("--").replace("-", "_")
-        if arg.startswith("--") and flag not in [*known, "help"]:
-            problems.append(
-                f"Unknown option '{arg.partition('=')[0]}' of assent {name}.{suggestion(flag, known, '--')}"
-            )
-    if problems:
-        raise ConfigError("\n".join([*problems, f"See: assent {name} --help"]))
 
 
 def _with_positional(cls: type, name: str) -> type:

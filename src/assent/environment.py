@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from assent import __version__
+from assent import __version__, cpus
 from assent.config import EnvConfig
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -93,11 +93,13 @@ def matmul_rates(seconds: float = 0.5, size: int = 2048) -> dict[tuple[str, str]
 def _cpu() -> dict[str, Any]:
     from assent.models.loading import native_precision
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = cpus.quota()
     return {
         "model": _cpu_model(),
-        "cores": usable,
+        "cores": cpus.usable(),
+        "quota": "none" if quota is None else f"{quota:g} cores",
         "threads used": torch.get_num_threads(),
+        "threads wait": cpus.said(),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "native precision": native_precision("cpu"),
         "memory": f"{_memory() / 2**30:.1f} GiB",

@@ -22,15 +22,18 @@ class Sections:
     configuration's own defaults, as in YAML, or as an instance of its class."""
 
     def __post_init__(self) -> None:
-        sections = sections_of(type(self))
+        cls: Any = type(self)
+        sections = sections_of(cls)
         for name, value in list(vars(self).items()):
             if name in sections:
-                value = _section(type(self), name, sections[name], value)
+                value = _section(cls, name, sections[name], value)
             object.__setattr__(self, name, _listed(value))  # the dataclass is frozen, and not yet made
 
 
-hints_of = functools.cache(get_type_hints)
-"""The types of a class's fields."""
+@functools.cache
+def hints_of(cls: type) -> Mapping[str, Any]:
+    """The types of a class's fields."""
+    return get_type_hints(cls)
 
 
 @functools.cache

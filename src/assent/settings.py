@@ -89,16 +89,16 @@ def validate(config: Any) -> None:
     """Raises one `ConfigError` that names every option out of range and every contradiction, or, before these can be
     asked about, every value of a wrong type (from Python)."""
     if wrong := [
-        f"--{option.name} must be {_describe(option.kind)}. Got {value!r}."
+        f"--{option.name} must be {describe(option.kind)}. Got {value!r}."
         for option in options(type(config))
-        if not _fits(value := _at(config, option.name), option.kind)
+        if not _fits(value := value_of(config, option.name), option.kind)
     ]:
         raise ConfigError("\n".join(wrong))
     problems = [
-        f"--{option.name} must be {rule.words}. Got {_at(config, option.name)!r}."
+        f"--{option.name} must be {rule.words}. Got {value_of(config, option.name)!r}."
         for option in options(type(config))
         if (rule := _rule(option.section, option.name.rpartition(".")[2])) is not None
-        and (value := _at(config, option.name)) is not None
+        and (value := value_of(config, option.name)) is not None
         and not rule.holds(value)
     ]
     for kind, relation in RELATIONS:
@@ -112,7 +112,8 @@ def _rule(section: type, name: str) -> Rule | None:
     return next((RULES[base][name] for base in section.__mro__ if name in RULES.get(base, {})), None)
 
 
-def _at(config: Any, name: str) -> Any:
+def value_of(config: Any, name: str) -> Any:
+    """The value of the option with this dotted name."""
     for part in name.split("."):
         config = getattr(config, part)
     return config
@@ -186,7 +187,7 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
                 reader.given[name] = _value(value, hints[key])
             except _WrongType as error:
                 place, got = reader.where(error.node), error.got or _show(error.node)
-                reader.problems.append(f"{place}: '{name}' must be {_describe(hints[key])}. Got {got}.")
+                reader.problems.append(f"{place}: '{name}' must be {describe(hints[key])}. Got {got}.")
 
 
 class _WrongType(Exception):
@@ -250,15 +251,15 @@ def _show(node: yaml.Node) -> str:
     return f"{node.value!r} ({kind.get(tag, tag)})" if node.value else kind.get(tag, tag)
 
 
-def _describe(kind: Any) -> str:
-    """A type in words."""
+def describe(kind: Any) -> str:
+    """A type of options in words."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if arm is types.NoneType else _describe(arm) for arm in args)
+        return " or ".join("null" if arm is types.NoneType else describe(arm) for arm in args)
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin is tuple:
-        return f"a list of values, each {_describe(args[0])}"
+        return f"a list of values, each {describe(args[0])}"
     if origin is dict:
         return "a mapping from text to " + ("text" if args[1] is str else "numbers")
     return {
@@ -315,7 +316,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 def _plain(value: Any, kind: Any) -> Any:
     """A value as YAML has it; the whole number 1 where a number is asked for is 1.0, as it would be when read."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = hints_of(type(value))
         return {
             field.name: _plain(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(value)

@@ -37,7 +37,7 @@ from assent.train.log import read_jsonl, read_metrics
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 WORDS = "red green blue paris egg water seven minutes boil cool".split()
-TWO = vars(RolloutConfig(responses=2, minibatches=2, show=9))
+TWO = RolloutConfig(responses=2, minibatches=2, show=9)
 TRAIN = TrainConfig(batch_size=5, micro_tokens=60, max_steps=4, threads=1)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("rloo", {"rollout": replace(TWO, ahead=True)}),
@@ -76,7 +76,8 @@ def configurations(out: Path, model: Path, data: Path) -> dict[str, OnlineConfig
             "sampling": SamplingConfig(max_new_tokens=8, max_batch=4),
         }
         critic = {"critic": CriticConfig("policy")} if METHODS[method].has_critic else {}
-        return online_config(method, **{**shared, **critic, **filled})
+        merged = {**shared, **critic, **filled}
+        return online_config(method, **{**merged, "rollout": vars(merged["rollout"])})
 
     return {name: config(name) for name in CASES}
 

@@ -37,7 +37,7 @@ from assent.train.progress import ShutdownRequested
 
 STEPS = 6
 PROMPTS = 5  # rollouts of two reach over the ends of passes
-TWO = vars(RolloutConfig(responses=2, minibatches=2, show=9))
+TWO = RolloutConfig(responses=2, minibatches=2, show=9)
 TRAIN = TrainConfig(batch_size=2, micro_tokens=100, max_steps=STEPS, threads=1, keep=9)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahead": ("ppo", {"rollout": replace(TWO, ahead=True)}),
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"given": GivenConfig("hint", "Say {answer} {level}", when="always"), "rollout": replace(TWO, ahead=True)},
     ),
     "curriculum": ("rloo", {"curriculum": CurriculumConfig("easy", rest=1), "rollout": TWO}),
-    "shaping running": ("rloo", {"shaping": vars(ShapingConfig("running", "running", clip=1.0)), "rollout": TWO}),
+    "shaping running": ("rloo", {"shaping": ShapingConfig("running", "running", clip=1.0), "rollout": TWO}),
     "shaping row": (
         "reinforce",
         {"shaping": ShapingConfig("row", "batch", missing_eos_penalty=0.5), "rollout": TWO},
@@ -104,7 +104,8 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Make:
             "rewards": RewardsConfig(rules=("length=5,6", "contains=gold")),
             "sampling": SamplingConfig(max_new_tokens=6),
         }
-        return online_config(method, **{**shared, **critic, **filled})
+        whole = {section: vars(filled[section]) for section in ("rollout", "kl") if section in filled}
+        return online_config(method, **{**shared, **critic, **filled, **whole})
 
     return build
 

@@ -153,6 +153,15 @@ def test_manifest_records_what_the_run_was_made_of(tmp_path):
     assert manifest["files"]["state.json"]["size"] == len(json.dumps({"a": 1}))
 
 
+@pytest.mark.parametrize(("build", "metadata"), [("2.13.0+cu130", "2.13.0"), ("2.13.0+cpu", "2.13.0+cpu")])
+def test_torch_is_recorded_with_its_build(tmp_path, monkeypatch, build, metadata):
+    """PyPI's build for CUDA says it only in torch.__version__; a run that goes on with another build is told."""
+    monkeypatch.setattr(torch, "__version__", build)
+    monkeypatch.setattr(checkpoint.metadata, "version", lambda package: metadata)
+    found = checkpoint.read_manifest(checkpoint.save(tmp_path, 1, {"a": 1}))["versions"]
+    assert found["torch"] == build and found["numpy"] == metadata
+
+
 def steps(folder) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
 

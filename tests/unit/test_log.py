@@ -254,12 +254,14 @@ def run(tmp_path) -> Path:
     return folder.path
 
 
-def test_new_folder_records_options_and_environment(tmp_path):
+def test_new_folder_records_options_and_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/assent", "sft", "--out", "my run"])
     folder = RunFolder.create(tmp_path / "a" / "run", config(optim__lr=3e-4), ranks=2)
     assert folder.checkpoint is None
     assert settings.read(SFTConfig, folder.path / "resolved.yaml") == config(optim__lr=3e-4)
     found = json.loads((folder.path / "environment.json").read_text())
-    assert found["command"] == "SFTConfig" and found["ranks"] == 2 and found["run_id"] == folder.run_id
+    assert found["configuration"] == "SFTConfig" and found["command"] == "assent sft --out 'my run'"
+    assert found["ranks"] == 2 and found["run_id"] == folder.run_id
     assert found["versions"]["torch"] == torch.__version__ and found["cores"] >= 1
     text = (folder.path / "environment.json").read_text()
     assert str(tmp_path) not in text and str(Path.home()) + "/" not in text

@@ -73,7 +73,7 @@ def write_run(folder: Path, rows: list[dict] | str, command: str = "PPOConfig", 
     (folder / "metrics.jsonl").write_text(text)
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (folder / "resolved.yaml").write_text(f"model:\n  path: base  # {NASTY[:30]}\n")
-    (folder / "environment.json").write_text(json.dumps({"command": command, "versions": {"torch": "2.13.0"}}))
+    (folder / "environment.json").write_text(json.dumps({"configuration": command, "versions": {"torch": "2.13.0"}}))
     counts = {"rows": 1234, "rows_used": 1225, "rows_skipped": 9, "rows_unused": 0}
     file = {"file": "pairs.jsonl", "format": "preference", **counts, "skipped": {"prompt: too long": 9}, "unused": {}}
     data = {"fingerprint": "ab", "files": [file], "train": {"pairs": 5000}}
@@ -205,7 +205,7 @@ def test_missing_and_broken_files_are_reported_not_fatal(tmp_path: Path):
     folder.mkdir()
     lines = ['{"step": 1, "loss": 2.0}', "oops", '{"loss": 1}', '{"step": 2, "loss": "nan"}', '{"step": 3, "lo']
     (folder / "metrics.jsonl").write_text("\n".join(lines))
-    (folder / "environment.json").write_text('{"command": "SFT')
+    (folder / "environment.json").write_text('{"configuration": "SFT')
     (folder / "data.json").write_bytes(b"\xff\xfe")
     run = read_run(folder)
     assert run.metrics["loss"].steps.tolist() == [1, 2] and math.isnan(run.metrics["loss"].values[1])

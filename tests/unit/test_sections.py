@@ -87,12 +87,12 @@ def test_an_option_set_alone_leaves_the_others_at_the_methods_defaults(name: str
     cls = LEARNING[name]
     names = [option.name for option in settings.options(cls)]
     defaults = settings.load(cls, yaml.safe_dump(REQUIRED))
-    start = {name: settings._at(defaults, name) for name in names}
+    start = {name: settings.value_of(defaults, name) for name in names}
     for option in settings.options(cls):
         value = another(option)
         options = merged(REQUIRED, nested(option.name, plain(value)))
         from_yaml = settings.load(cls, yaml.safe_dump(options))
-        changed = {name: got for name in names if (got := settings._at(from_yaml, name)) != start[name]}
+        changed = {name: got for name in names if (got := settings.value_of(from_yaml, name)) != start[name]}
         assert changed == {option.name: value}
         for from_python in (made(name, options), made(name, merged(REQUIRED, nested(option.name, value)))):
             assert from_python == from_yaml and type(from_python) is cls, option.name

@@ -23,13 +23,14 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("names", "rules", "http"),
+    ("cpus", "names", "rules", "http"),
     ("sections",),
     ("config",),
     ("methods", "objectives"),
     ("online",),
     ("checks", "relations"),
     ("settings",),
+    ("arguments",),
     ("statistics", "functions"),
     ("data",),
     ("models",),
@@ -49,9 +50,11 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 LIGHT = (
     "__init__.py",
     "__main__.py",
+    "arguments.py",
     "checks.py",
     "cli.py",
     "config.py",
+    "cpus.py",
     "errors.py",
     "methods.py",
     "names.py",
@@ -220,3 +223,16 @@ def test_every_option_is_documented(generator):
         for option in generator.settings.options(command.config):
             shown = option.name.upper() if option.name == command.positional else f"--{option.name}"
             assert f"| `{shown}` |" in page, f"{name} {shown}"
+
+
+def test_the_lowest_versions_are_declared():
+    """`make test-lowest` pins them; without a bound anything would be allowed, and nothing of it tested."""
+    spec = importlib.util.spec_from_file_location("lowest", ROOT / "tests" / "lowest.py")
+    lowest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lowest)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = lowest.pins(project)
+    assert {pin.partition("==")[0] for pin in pins} >= {requirement_name(line) for line in project["dependencies"]}
+    assert "torch==2.11" in pins and any(pin.startswith("bitsandbytes==") for pin in pins)
+    with pytest.raises(ValueError, match="'rich' has no lower bound"):
+        lowest.pins({"dependencies": ["rich"], "optional-dependencies": dict.fromkeys(lowest.EXTRAS, [])})

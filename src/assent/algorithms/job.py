@@ -123,5 +123,7 @@ def job(config: RunConfig) -> Job:
     world = distributed.init(config.train.threads)
     torch.manual_seed(config.train.seed)
     folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
+    if folder.checkpoint is not None:
+        torch.set_num_threads(folder.threads)
     tokenizer = load_tokenizer(config.model)
     return Job(config, world, folder, tokenizer, Chat(tokenizer, config.model.chat_template))

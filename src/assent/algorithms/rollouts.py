@@ -53,7 +53,8 @@ def collect(
 ) -> list[TokenTree]:
     """`n` responses to each prompt, sampled in equal shares by all ranks; every rank gets all of them."""
     mine = share(len(prompts), world)
-    parts = gathered(lambda: engine.generate(prompts[mine], n, sampling, seed, mine.start))
+    own = prompts[mine]  # of few prompts, some ranks have none
+    parts = gathered(lambda: engine.generate(own, n, sampling, seed, mine.start) if own else [])
     return as_trees(prompts, [group for part in parts for group in part])
 
 

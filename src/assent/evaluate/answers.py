@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from assent.algorithms.rollouts import Fields, annotate, attach, collect
 from assent.algorithms.scoring import ModelReward, groups_of
@@ -32,18 +31,20 @@ def sample_answers(
     reference: Path,
     reward_model: Path | None,
     sampling: SamplingConfig,
+    world: World,
     per_prompt: int = 1,
     seed: int = 0,
     precision: str = "auto",
 ) -> list[Answer]:
     """`per_prompt` answers of `model` to each prompt. Each carries `kl`, the sum over its tokens of
-    log pi(token) - log pi_ref(token) in nats, and the score "proxy" of the reward model where one is given.
+    log pi(token) - log pi_ref(token) in nats, and the score "proxy" of the reward model where one is given. The work is
+    shared by all ranks, each with the models whole on its device; every rank gets all answers, and they do not depend
+    on the number of ranks.
 
     Raises ModelError where a folder is not a model that fits."""
     limit = max_length(model)
-    policy, chat = _policy(model, limit, precision)
-    anchor, _ = _policy(reference, limit, precision)
-    world = World(0, 1, 0, torch.device("cpu"))
+    policy, chat = _policy(model, limit, precision, world)
+    anchor, _ = _policy(reference, limit, precision, world)
     check_sampling(policy.model, sampling.max_new_tokens)
     unused = unused_ids(policy.plain, chat.tokenizer)
     engine = TorchEngine(policy.model, chat.eos_ids, policy.precision, unused=unused)
@@ -74,7 +75,7 @@ def _judged(
     """The trees with the reward model's score of each answer as `proxy`."""
     own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(own)
-    scorer = load_score_model(own, tokenizer, max_length=limit, trainable=False, new_head=False)
+    scorer = load_score_model(own, tokenizer, max_length=limit, device=world.device, trainable=False, new_head=False)
     judge = ModelReward(
         "proxy", scorer, Chat(tokenizer), chat, max_length=limit, micro_tokens=MICRO_TOKENS, world=world
     )
@@ -91,10 +92,10 @@ def max_length(model: Path) -> int:
     return getattr(config, "max_position_embeddings", None) or 1 << 20
 
 
-def _policy(folder: Path, limit: int, precision: str) -> tuple[Policy, Chat]:
+def _policy(folder: Path, limit: int, precision: str, world: World) -> tuple[Policy, Chat]:
     config = ModelConfig(str(folder), precision=precision)  # type: ignore[arg-type]
     chat = Chat(load_tokenizer(config))
-    return load_policy(config, max_length=limit, trainable=False), chat
+    return load_policy(config, max_length=limit, device=world.device, trainable=False), chat
 
 
 def _answer(index: int, tree: TokenTree, i: int, chat: Chat) -> Answer:

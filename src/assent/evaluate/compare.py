@@ -24,6 +24,7 @@ from assent.functions import load_function
 from assent.models.loading import model_folder, quiet_transformers
 from assent.names import suggestion
 from assent.objectives import CONFIGS
+from assent.train import distributed
 from assent.train.progress import say
 
 START = "start"
@@ -33,24 +34,29 @@ SHARED = ("model", "data", "optim", "train", "report_to")
 
 def compare(config: CompareConfig) -> Path:
     """Trains every objective into `config.out`/NAME, samples answers of each and of the start, scores them, and writes
-    `config.out`/report.html, which it returns. With `resume` finished runs stay and interrupted ones go on.
+    `config.out`/report.html, which it returns. Ranks share the work, on the devices that they train on. With `resume`
+    finished runs stay and interrupted ones go on.
 
     Raises ConfigError for options that an objective does not have, RunFolderError where `config.out` holds something
     and `resume` is off."""
     quiet_transformers()
-    out = Path(config.out)
-    if config.resume is None and out.exists() and any(out.iterdir()):
-        raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
+    world, out = distributed.init(config.train.threads), Path(config.out)
+    distributed.on_main(lambda: _check_free(out, config.resume))
     scorers: dict[str, Scorer] = {}
     if config.scorer is not None:
         scorers["gold"] = load_function(config.scorer, "--scorer")
     runs = {name: objective_config(config, name) for name in config.objectives}
     prompts = _prompts(config)
+
+    def stage(number: int, text: str) -> None:
+        if world.is_main:
+            say(f"[{number}/{len(runs) + 1}] {text}")
+
     for number, (name, run) in enumerate(runs.items(), 1):
-        say(f"[{number}/{len(runs) + 1}] {name}")
-        if not (Path(run.out) / "model" / "README.md").is_file():
+        stage(number, name)
+        if not distributed.on_main((Path(run.out) / "model" / "README.md").is_file):
             train_preference(run)
-    say(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
+    stage(len(runs) + 1, f"answers of {len(runs) + 1} policies to {len(prompts)} prompts")
     start = Path(model_folder(config.model.path))
     folders = {START: start} | {name: Path(run.out) / "model" for name, run in runs.items()}
     answers = {
@@ -60,18 +66,28 @@ def compare(config: CompareConfig) -> Path:
             reference=start,
             reward_model=Path(config.reward_model) if config.reward_model else None,
             sampling=config.sampling,
+            world=world,
             per_prompt=config.answers,
             seed=config.train.seed,
             precision=config.model.precision,
         )
         for name, folder in folders.items()
     }
-    gold = "gold" if scorers else "proxy"
-    table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline=START, gold=gold)
-    table.save(out / EVALUATION)
-    table.render(Console(width=None if sys.stdout.isatty() else 120))
-    title = f"{len(runs)} objectives on {config.data.train}"
-    return write_report(ReportConfig((str(out),), str(out / "report.html"), title))
+
+    def report() -> Path:
+        gold = "gold" if scorers else "proxy"
+        table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline=START, gold=gold)
+        table.save(out / EVALUATION)
+        table.render(Console(width=None if sys.stdout.isatty() else 120))
+        title = f"{len(runs)} objectives on {config.data.train}"
+        return write_report(ReportConfig((str(out),), str(out / "report.html"), title))
+
+    return distributed.on_main(report)
+
+
+def _check_free(out: Path, resume: str | None) -> None:
+    if resume is None and out.exists() and any(out.iterdir()):
+        raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
 
 
 def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:

@@ -50,8 +50,8 @@ class Run:
     def kind(self) -> str:
         """The algorithm, from the configuration's name in environment.json ("PPO" of "PPOConfig", "Robust DPO" of
         "RobustDPOConfig"); empty where unknown."""
-        command = self.environment.get("command") if isinstance(self.environment, dict) else None
-        name = command.removesuffix("Config") if isinstance(command, str) else ""
+        made = self.environment.get("configuration") if isinstance(self.environment, dict) else None
+        name = made.removesuffix("Config") if isinstance(made, str) else ""
         known = [*(row.name for row in OBJECTIVES.values()), *(row.name for row in METHODS.values())]
         return next((each for each in known if class_name(each) == name), name)
 

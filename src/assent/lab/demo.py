@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from assent.data.formats import load_examples
 from assent.data.records import Message
 from assent.errors import RunFolderError
 from assent.evaluate.answers import sample_answers
-from assent.evaluate.generation import PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
 from assent.evaluate.report import write_report
 from assent.evaluate.runs import EVALUATION
 from assent.lab.artifacts import WorldPaths, build_world
@@ -42,6 +42,8 @@ from assent.models.loading import quiet_transformers
 from assent.objectives import preference_config
 from assent.online import RewardsConfig, online_config
 from assent.statistics import mean_interval
+from assent.train import distributed
+from assent.train.distributed import World as Ranks
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say
 
@@ -55,25 +57,39 @@ def run_demo(config: DemoConfig) -> Path:
 
     Raises RunFolderError where `config.out` holds something and `config.resume` is off."""
     quiet_transformers()
-    out, begun = Path(config.out), time.monotonic()
-    if not config.resume and out.exists() and any(out.iterdir()):
+    world, out, begun = distributed.init(), Path(config.out), time.monotonic()
+    distributed.on_main(lambda: _check_free(out, config.resume))
+    paths = distributed.on_main(lambda: make_world(out / "world", config))
+    runs = stages(out, paths, config)
+
+    def stage(number: int, text: str) -> None:
+        if world.is_main:
+            say(f"[{number}/{len(runs) + 1}] {text}")
+
+    for number, (name, train, run) in enumerate(runs, 1):
+        stage(number, name)
+        if not distributed.on_main((Path(run.out) / "model" / "README.md").is_file):
+            train(run)
+    stage(len(runs) + 1, "evaluation: gold reward, which no training step has seen")
+    answers = sampled(out, paths, config.seed, world)
+
+    def report() -> Path:
+        table = evaluate(out, paths, answers)
+        table.save(out / EVALUATION)
+        table.render(Console(width=None if sys.stdout.isatty() else 110))
+        print(f"Reward model: {accuracy(out / 'reward')} of held-out noisy labels right")
+        page = write_report(ReportConfig((str(out),), str(out / "report.html"), "assent demo: the assistant world"))
+        say(f"Done in {clock(time.monotonic() - begun)}.")
+        return page
+
+    return distributed.on_main(report)
+
+
+def _check_free(out: Path, resume: bool) -> None:
+    if not resume and out.exists() and any(out.iterdir()):
         raise RunFolderError(
             f"--out {out}: an earlier demo is there. Continue it with --resume, or choose another --out."
         )
-    paths = make_world(out / "world", config)
-    runs = stages(out, paths, config)
-    for number, (name, train, stage) in enumerate(runs, 1):
-        say(f"[{number}/{len(runs) + 1}] {name}")
-        if not (Path(stage.out) / "model" / "README.md").is_file():
-            train(stage)
-    say(f"[{len(runs) + 1}/{len(runs) + 1}] evaluation: gold reward, which no training step has seen")
-    table = evaluate(out, paths, config.seed)
-    table.save(out / EVALUATION)
-    table.render(Console(width=None if sys.stdout.isatty() else 110))
-    print(f"Reward model: {accuracy(out / 'reward')} of held-out noisy labels right")
-    report = write_report(ReportConfig((str(out),), str(out / "report.html"), "assent demo: the assistant world"))
-    say(f"Done in {clock(time.monotonic() - begun)}.")
-    return report
 
 
 def make_world(folder: Path, config: DemoConfig) -> WorldPaths:
@@ -146,25 +162,31 @@ def stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, 
     ]
 
 
-def evaluate(out: Path, paths: WorldPaths, seed: int) -> PolicyTable:
-    """SFT, PPO and DPO on the held-out prompts, and gold against proxy over PPO's training."""
-    world = load_world(paths.world)
+def sampled(out: Path, paths: WorldPaths, seed: int, ranks: Ranks) -> dict[str, list[Answer]]:
+    """Answers of SFT, PPO and DPO to the held-out prompts. Every rank must call it."""
     prompts = load_examples(str(paths.prompts_eval)).examples
-    answers = {
+    return {
         name: sample_answers(
             out / folder / "model",
             prompts,
             reference=out / "sft" / "model",
             reward_model=out / "reward" / "model",
             sampling=SAMPLING,
+            world=ranks,
             per_prompt=ANSWERS,
             seed=seed,
             precision="fp32",
         )
         for name, folder in (("SFT", "sft"), ("PPO", "ppo"), ("DPO", "dpo"))
     }
+
+
+def evaluate(out: Path, paths: WorldPaths, answers: Mapping[str, list[Answer]]) -> PolicyTable:
+    """The answers' grades, and gold against proxy over PPO's training."""
+    world = load_world(paths.world)
+    prompts = [example.prompt for example in load_examples(str(paths.prompts_eval)).examples]
     scorers = {"gold": lambda prompt, text: world.gold(prompt, text).reward}
-    table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline="SFT")
+    table = evaluate_policies(answers, prompts, scorers, baseline="SFT")
     return PolicyTable(table.baseline, table.gold, table.policies, table.comparisons, (_track(out / "ppo", world),))
 
 

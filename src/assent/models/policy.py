@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from assent.data.tree import TreeBatch
@@ -18,11 +19,11 @@ from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScores:
+class TokenScores(NamedTuple):
     """Of the N trained tokens of a batch, [N] each, fp32: log-probabilities, and of their predictions p the entropy,
     collision = log sum_v p(v)^2 (a constant) and KL to an anchor. Zeros where they were not asked for. `values` are
-    those of a critic that shares the policy's layers, None where there is none."""
+    those of a critic that shares the policy's layers, None where there is none. A tuple: FSDP must find the
+    tensors in what `forward` returns, and older versions look into no dataclass."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -148,9 +149,18 @@ class Policy(Backbone):
                 head, hidden, batch.targets, temperature, self.dtype, entropy=entropy, collision=collision
             )
         if anchor is None:
-            return TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values)
+            return self._kept(TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values))
         kl = head_kl(head, hidden, anchor.head, anchor.hidden, temperature, anchor.temperature, self.dtype, direction)
-        return TokenScores(*scores, kl=kl, values=values)
+        return self._kept(TokenScores(*scores, kl=kl, values=values))
+
+    def _kept(self, scores: TokenScores) -> TokenScores:
+        """The scores, for whose gradients a sharded head is gathered first, should it have been given back meanwhile:
+        nobody has to know what FSDP finds in an output, and when it gives back which weights."""
+        if isinstance(self, FSDPModule):
+            for output in (scores.logprobs, scores.entropy, scores.kl, scores.values):
+                if output is not None and output.requires_grad:
+                    output.register_hook(lambda _: self.unshard())
+        return scores
 
     @torch.no_grad()
     def anchor(self, batch: TreeBatch, temperature: float = 1.0) -> Anchor:

@@ -172,9 +172,10 @@ def find_resume(folder: str | Path, resume: str | None) -> Path | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"assent": __version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy"):
+    """Versions of what decides the numbers; torch's with its build, as in 2.13.0+cpu, which the metadata of builds for
+    CUDA leave out."""
+    found = {"assent": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("transformers", "tokenizers", "safetensors", "peft", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

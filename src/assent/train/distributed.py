@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from assent import cpus
 from assent.errors import CheckpointError
 
 T = TypeVar("T")
@@ -45,11 +46,14 @@ class World:
 
 def init(threads: int = 0) -> World:
     """Joins the process group when `torchrun` set RANK, until the process ends, and sets the CPU threads: `threads`, or
-    with 0 an equal share of the cores for each rank of this machine (one process alone keeps torch's own choice)."""
+    with 0 an equal share of the usable cores for each rank of this machine (one process alone keeps torch's own choice
+    where it is within a container's quota)."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size))) if size > 1 else 1
     if threads or local_size > 1:
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(threads or max(1, cpus.usable() // local_size))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cpus.usable()))
     rank = int(os.environ["RANK"]) if size > 1 else 0
     local_rank = int(os.environ.get("LOCAL_RANK", str(rank))) if size > 1 else 0
     device = torch.device("cpu")

@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 import yaml
 
-from assent import settings
+from assent import cpus, settings
 from assent.config import RunConfig
 from assent.errors import RunFolderError
 from assent.train.checkpoint import find_resume, versions
@@ -52,11 +54,13 @@ MAY_CHANGE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run folder that this process may write to. `checkpoint` is where to continue from, None for a new run."""
+    """A run folder that this process may write to. `checkpoint` is where to continue from, None for a new run;
+    `threads` are the CPU threads of each rank, which a resumed run keeps, since sums depend on them."""
 
     path: Path
     run_id: str
     checkpoint: Path | None = None
+    threads: int = 1
 
     @classmethod
     def create(cls, out: str | Path, config: RunConfig, resume: str | None = None, ranks: int = 1) -> RunFolder:
@@ -71,15 +75,16 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             checkpoint = _start(path, resume) if _is_free(path, resume) else _reopen(path, config, resume)
             before = _read_json(path / "environment.json") if checkpoint else {}
-            now = {"command": type(config).__name__, "run_id": before.get("run_id", uuid.uuid4().hex[:12])}
-            now |= environment(ranks)
+            now: dict[str, Any] = {"command": _command_line(), "configuration": type(config).__name__}
+            now |= {"run_id": before.get("run_id", uuid.uuid4().hex[:12]), **environment(ranks)}
             if checkpoint:
+                now["threads"] = _kept_threads(config, before, now)
                 _tell_changes(before, now)
             _write(path / "environment.json", json.dumps(now, indent=1))
             _write(path / "resolved.yaml", settings.dump(config))
         except OSError as error:
             raise RunFolderError(f"--out {path}: cannot be used as a run folder: {error}.") from error
-        return cls(path, now["run_id"], checkpoint)
+        return cls(path, now["run_id"], checkpoint, now["threads"])
 
     @property
     def checkpoints(self) -> Path:
@@ -124,8 +129,9 @@ def environment(ranks: int = 1) -> dict[str, Any]:
         "versions": versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cpus.usable(),
         "threads": torch.get_num_threads(),
+        "threads wait": cpus.said(),
         "gpus": gpus,
         "ranks": ranks,
         "commit": _commit(),
@@ -169,9 +175,9 @@ def _reopen(path: Path, config: RunConfig, resume: str | None) -> Path | None:
         return None
     if checkpoint.resolve().parent != (path / "checkpoints").resolve():
         raise RunFolderError(f"--resume {resume}: not a checkpoint of --out {path}. Give its own run folder as --out.")
-    command = _read_json(path / "environment.json").get("command")
-    if command != type(config).__name__:
-        raise RunFolderError(f"--out {path}: that run was made with {command}, not {type(config).__name__}.")
+    made = _read_json(path / "environment.json").get("configuration")
+    if made != type(config).__name__:
+        raise RunFolderError(f"--out {path}: that run was made with {made}, not {type(config).__name__}.")
     _compare(path / "resolved.yaml", config)
     return checkpoint
 
@@ -197,9 +203,19 @@ def _compare(file: Path, config: RunConfig) -> None:
 def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """A resumed run repeats the numbers only in the same environment; say where it is another one."""
     then, here = _flat(before), _flat(now)
-    changed = [f"  {name}: {then.get(name)} -> {value}" for name, value in here.items() if then.get(name) != value]
+    decides = {name: value for name, value in here.items() if name not in ("command", "threads wait")}
+    changed = [f"  {name}: {then.get(name)} -> {value}" for name, value in decides.items() if then.get(name) != value]
     if changed:
         say("Resuming in another environment; numbers may differ in their last digits:\n" + "\n".join(changed))
+
+
+def _kept_threads(config: RunConfig, before: Mapping[str, Any], now: Mapping[str, Any]) -> int:
+    """The CPU threads of the run so far, unless the user asks for another number, or other ranks share the work."""
+    threads = before.get("threads", now["threads"])
+    if config.train.threads or before.get("ranks") != now["ranks"] or threads == now["threads"]:
+        return now["threads"]
+    say(f"Resuming with {threads} CPU threads, as the run began, not {now['threads']}: --train.threads changes it.")
+    return threads
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:
@@ -229,6 +245,14 @@ def _write(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
+
+
+def _command_line() -> str:
+    """What this process was started with."""
+    program, *arguments = sys.argv or [""]
+    name = Path(program).name
+    words = ["python", "-m", Path(program).parent.name] if name == "__main__.py" else [name]
+    return shlex.join([*words, *arguments])
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,154 @@
+"""The words of a command line, checked before the option parser sees them, so that every mistake is one line of the
+same style, with what was expected and what was probably meant."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from assent.errors import ConfigError
+from assent.names import suggestion
+from assent.settings import REQUIRED, Option, describe
+
+
+def take_config(words: list[str]) -> tuple[list[str], str | None]:
+    """The words without `--config FILE`, and the file."""
+    file: str | None = None
+    rest = []
+    while words:
+        word = words.pop(0)
+        if word != "--config" and not word.startswith("--config="):
+            rest.append(word)
+            continue
+        if file is not None:
+            raise ConfigError("--config is given twice. Put everything into one file, or the rest on the command line.")
+        file = word.partition("=")[2] or (words.pop(0) if words else "")
+        if not file:
+            raise ConfigError("--config needs a YAML file.")
+    return rest, file
+
+
+def check(
+    command: str, options: Sequence[Option], positional: str | None, words: Sequence[str], given: set[str]
+) -> None:
+    """Raises one `ConfigError` that names, a line each, every option that the command does not have, every value that
+    is missing or does not fit, and, if nothing else is wrong, each required option that is neither here nor in
+    `given`."""
+    known = {option.name: option for option in options}
+    groups, loose = _grouped(known, positional, words)
+    problems = [line for flag, values in groups for line in _wrong(command, flag, values, known, positional)]
+    if positional is None:
+        problems += [f"Unexpected '{word}': options of assent {command} begin with --." for word in loose]
+    elif get_origin(known[positional].kind) is not tuple and len(loose) > 1:
+        problems.append(f"assent {command} takes one {positional.upper()}. Got {' '.join(loose)}.")
+    if not problems:
+        seen = {_name(flag) for flag, _ in groups} | given | ({positional} if loose and positional else set())
+        absent = [option.name for option in options if option.default is REQUIRED and option.name not in seen]
+        shown = [name.upper() if name == positional else f"--{name}" for name in absent]
+        problems = [f"{', '.join(shown)} must be given: no default fits."] if absent else []
+    if problems:
+        raise ConfigError(("\n" if len(problems) > 1 else " ").join([*problems, f"See: assent {command} --help"]))
+
+
+def _grouped(
+    known: dict[str, Option], positional: str | None, words: Sequence[str]
+) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """Each flag, as it was written, with its values; and the words that belong to no flag."""
+    groups: list[tuple[str, list[str]]] = []
+    loose: list[str] = []
+    room = 0.0
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            option = known.get(_name(flag))
+            groups.append((flag, [value] if equals else []))
+            room = 0 if equals or option is None else _most_values(option.kind)
+        elif room > 0:
+            groups[-1][1].append(word)
+            room -= 1
+        elif (
+            groups and _name(groups[-1][0]) not in known and positional is None and not _is_switch(groups[-1][0], known)
+        ):
+            groups[-1][1].append(word)  # of a flag that is not known: said with it
+        else:
+            loose.append(word)
+    return groups, loose
+
+
+def _wrong(
+    command: str, flag: str, values: list[str], known: dict[str, Option], positional: str | None
+) -> Iterator[str]:
+    name = _name(flag)
+    option = known.get(name) if name != positional else None
+    if option is None:
+        if not _is_switch(flag, known):
+            names = [other for other in known if other != positional]
+            yield f"Unknown option '{flag}' of assent {command}.{suggestion(name, names, '--')}"
+        return
+    if option.kind is bool and values:
+        section, dot, last = name.rpartition(".")
+        yield f"--{name} takes no value; --{section}{dot}no_{last} is its opposite. Got '{values[0]}'."
+        return
+    keys = [value.partition(":")[0] for value in values] if get_origin(option.kind) is dict else []
+    if len(set(keys)) < len(keys):
+        yield f"--{name} must be {_wanted(option.kind)}. Got {' '.join(values)}."
+    if not values and _most_values(option.kind) == 1:
+        yield f"--{name} needs a value: {describe(option.kind)}."
+    for value in values:
+        if not _fits(value, option.kind):
+            choices = [str(arm) for arm in _arms(option.kind) if isinstance(arm, str)]
+            yield f"--{name} must be {_wanted(option.kind)}. Got '{value}'.{suggestion(value, choices)}"
+
+
+def _is_switch(flag: str, known: dict[str, Option]) -> bool:
+    """Whether this is --no_X of a switch X."""
+    section, dot, last = _name(flag).rpartition(".")
+    option = known.get(f"{section}{dot}{last.removeprefix('no_')}")
+    return last.startswith("no_") and option is not None and option.kind is bool
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _most_values(kind: Any) -> float:
+    """Words that an option of this type takes."""
+    if kind is bool:
+        return 0
+    return float("inf") if get_origin(kind) in (tuple, dict) else 1
+
+
+def _arms(kind: Any) -> tuple[Any, ...]:
+    """What a value may be: the words of a `Literal`, the types of a union, or of a tuple's items."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return args
+    if origin in (Union, types.UnionType):
+        return tuple(inner for arm in args for inner in _arms(arm))
+    return _arms(args[0]) if origin is tuple else (kind,)
+
+
+def _fits(word: str, kind: Any) -> bool:
+    if get_origin(kind) is dict:
+        key, colon, value = word.partition(":")
+        return bool(key and colon) and _fits(value, get_args(kind)[1])
+    return any(_is(word, arm) for arm in _arms(kind))
+
+
+def _is(word: str, arm: Any) -> bool:
+    if isinstance(arm, str):
+        return word == arm
+    if arm is types.NoneType:
+        return word == "None"
+    try:
+        arm(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _wanted(kind: Any) -> str:
+    if get_origin(kind) is dict:
+        return f"KEY:{'NUMBER' if get_args(kind)[1] is float else 'VALUE'} pairs, each key once"
+    return describe(get_args(kind)[0] if get_origin(kind) is tuple else kind).replace("null", "None")

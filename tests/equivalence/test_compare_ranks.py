@@ -1,0 +1,99 @@
+"""`assent compare` on two ranks gives the table of one: trained, sampled and scored by all ranks, written once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from assent import settings
+from assent.algorithms.reward import train_reward
+from assent.config import CompareConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, SamplingConfig, TrainConfig
+from assent.data.formats import load_examples
+from assent.evaluate import answers as module
+from assent.evaluate.compare import compare
+from assent.evaluate.generation import PolicyTable
+from assent.train import distributed as d
+
+WORKER = Path(__file__).parent / "workers" / "commands.py"
+SCORER = "def score(prompt, answer):\n    return float(len(answer))\n"
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
+    """Two objectives for two steps, three held-out prompts and a reward model; for one rank and for two."""
+    folder = tmp_path_factory.mktemp("compare")
+    rows = [{"prompt": f"Egg {i}?", "chosen": "Yes, boil it.", "rejected": f"No {i}."} for i in range(9)]
+    for name, part in {"train": rows[:6], "held": rows[6:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (folder / "gold.py").write_text(SCORER)
+    model = ModelConfig(str(tiny_model_dir), precision="fp32")
+    data = DataConfig(str(folder / "train.jsonl"), max_length=96)
+    optim, train = OptimConfig(lr=1e-2, eps=1e-4), TrainConfig(batch_size=3, max_steps=2, threads=1)
+    train_reward(RewardConfig(model, data, str(folder / "reward"), optim, train))
+    one = CompareConfig(
+        model,
+        replace(data, eval=str(folder / "held.jsonl")),
+        str(folder / "one"),
+        optim,
+        train,
+        objectives=("dpo", "kto"),
+        scorer=f"{folder / 'gold.py'}:score",
+        reward_model=str(folder / "reward"),
+        sampling=SamplingConfig(max_new_tokens=6),
+        answers=2,
+    )
+    return {"one": one, "two": replace(one, out=str(folder / "two"))}
+
+
+def test_two_ranks_compare_as_one(configs: dict[str, CompareConfig]):
+    file = Path(configs["two"].out).with_suffix(".yaml")
+    file.write_text(settings.dump(configs["two"]))
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env |= {"PYTHONPATH": str(Path(d.__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
+    done = subprocess.run([*command, f"compare:{file}"], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("[3/3] answers of 3 policies to 3 prompts") == 1
+    assert Path(compare(configs["one"])).is_file() and (Path(configs["two"].out) / "report.html").is_file()
+    one, two = (PolicyTable.load(Path(configs[name].out) / "evaluation.json") for name in ("one", "two"))
+    assert one.scorers == two.scorers == ("gold", "proxy")
+    for a, b in zip(one.policies, two.policies, strict=True):
+        assert (a.name, a.length, a.unfinished, a.scores["gold"]) == (b.name, b.length, b.unfinished, b.scores["gold"])
+        assert b.kl.mean == pytest.approx(a.kl.mean, abs=1e-4) and b.kl.n == a.kl.n == 6
+        assert b.scores["proxy"].mean == pytest.approx(a.scores["proxy"].mean, abs=1e-4)
+    for a, b in zip(one.comparisons, two.comparisons, strict=True):
+        assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}
+
+
+def test_evaluation_runs_on_the_device_of_the_run(configs: dict[str, CompareConfig], monkeypatch: pytest.MonkeyPatch):
+    """Every model of it: policy, reference and reward model."""
+    asked = []
+
+    def on(load):
+        def loaded(*arguments, device, **options):
+            asked.append(device)
+            return load(*arguments, device="cpu", **options)
+
+        return loaded
+
+    monkeypatch.setattr(module, "load_policy", on(module.load_policy))
+    monkeypatch.setattr(module, "load_score_model", on(module.load_score_model))
+    config, device = configs["one"], torch.device("cpu", 0)
+    folder = Path(config.model.path)
+    prompts = load_examples(config.data.eval).examples
+    made = module.sample_answers(
+        folder,
+        prompts,
+        reference=folder,
+        reward_model=Path(config.reward_model),
+        sampling=config.sampling,
+        world=d.World(0, 1, 0, device),
+    )
+    assert asked == [device] * 3 and len(made) == 3
