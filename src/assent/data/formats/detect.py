@@ -12,6 +12,7 @@ from assent.data.columns import column, column_names, has_column
 from assent.data.formats.fates import SHARED, Fate
 from assent.data.formats.table import FORMATS, ROWS, Format
 from assent.data.formats.values import Row
+from assent.data.records import Origin, RowError
 from assent.errors import DataError
 
 # Names that public data give to a better and a worse answer.
@@ -89,7 +90,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
 
 def _overlooked(fmt: Format, rows: Sequence[Row], where: str) -> str | None:
     """What to say where a shape without comparison leaves two columns of answers unread."""
-    if fmt.name in PAIR_SHAPES or "feedback" in {fate.name.lower() for fate, _ in fmt.fields.values()}:
+    if fmt.name in PAIR_SHAPES or any(fate is Fate.FEEDBACK for fate, _ in fmt.fields.values()):
         return None
     by_name = _plain_names(rows, but=fmt.fields)
     for kind, names in (("a better and a worse answer", PAIRS), ("two answers", UNDECIDED)):
@@ -109,11 +110,11 @@ def _advice(rows: Sequence[Row], one: str, other: str, undecided: bool) -> str:
         return f"To read them as pairs: {line}"
     if undecided:
         return (
-            "Which of them is better must be said in the row: with a number from -3 (the first) to 3 (the second), "
-            f"--data.columns response_1:{one} response_2:{other} preference_strength:FOUND; otherwise write the better "
-            "one into a column chosen, the other into rejected."
+            "Which of them is better must stand in the row: write the better one into a column chosen, the other into "
+            "rejected; or name a column of numbers from -3 (the first) to 3 (the second): "
+            f"--data.columns response_1:{one} response_2:{other} preference_strength:FOUND"
         )
-    return f"To read them as pairs, write prompt, chosen and rejected: --data.columns chosen:{one} rejected:{other}"
+    return "To read them as pairs, write them as one of the shapes in docs/formats.md (prompt, chosen, rejected)."
 
 
 def _plain_names(rows: Sequence[Row], but: Collection[str] = ()) -> dict[str, str]:
@@ -124,16 +125,24 @@ def _plain_names(rows: Sequence[Row], but: Collection[str] = ()) -> dict[str, st
 
 
 def _proposal(rows: Sequence[Row], pairs_only: bool = False) -> str | None:
-    """A --data.columns option under which the rows have a shape: it is tried, not guessed."""
+    """A --data.columns option with which most rows can be read: it is tried, not guessed."""
     for mapping in _mappings(_plain_names(rows), pairs_only):
-        votes = Counter(name for row in rows for name in fitting(rename(row, mapping)))
-        if not votes:
+        named = [rename(row, mapping) for row in rows]
+        votes = Counter(name for row in named for name in fitting(row))
+        best = [name for name in votes if votes[name] == max(votes.values())]
+        if len(best) != 1 or (pairs_only and best[0] not in PAIR_SHAPES):
             continue
-        name, count = votes.most_common(1)[0]
-        alone = sum(votes[other] == count for other in votes) == 1
-        if alone and 2 * count > len(rows) and (name in PAIR_SHAPES) >= pairs_only:
+        if 2 * sum(_can_read(FORMATS[best[0]], row) for row in named) > len(rows):
             return "--data.columns " + " ".join(shlex.quote(f"{new}:{old}") for new, old in mapping.items())
     return None
+
+
+def _can_read(fmt: Format, row: Row) -> bool:
+    try:
+        fmt.parse(row, Origin("", 0))
+    except RowError:
+        return False
+    return True
 
 
 def _mappings(names: Mapping[str, str], pairs_only: bool) -> Iterator[dict[str, str]]:
