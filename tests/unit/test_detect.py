@@ -41,7 +41,9 @@ def proposed(error: DataError) -> dict[str, str]:
         {"prompt": "q", "preferred": "good", "dispreferred": "bad"},
         {"question": "q", "response_j": "good", "response_k": "bad"},
         {"Question": "q", "Chosen": "good", "Rejected": "bad"},
-        {"prompt": "q", "winner": "good", "loser": "bad"},
+        {"prompt": "q", "winner": "good", "loser": "bad", "chosen_score": 4, "rejected_score": 2},
+        {"prompt": "q", "chosenAnswer": "good", "rejectedAnswer": "bad"},
+        {"prompt": "q", "y_w": "good", "y_l": "bad"},
         {"instruction": "q", "chosen_response": "good", "rejected_response": "bad"},
         {"chosen_messages": ASK + say("good"), "rejected_messages": ASK + say("bad")},
         {"prompt": "q", "chosen_messages": ASK + say("good"), "rejected_messages": ASK + say("bad")},
@@ -145,3 +147,35 @@ def test_an_option_that_would_not_help_is_not_shown(tmp_path):
     with pytest.raises(DataError, match="look like a better and a worse answer") as wrong:
         load_examples(path)
     assert "--data.columns" not in str(wrong.value) and "docs/formats.md" in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": False},
+            "kto_tag",
+        ),
+        ({"instruction": "q", "output": "a", "label": False}, "kto_tag"),
+        ({"messages": [*ASK, *say("a")], "kto_tag": False}, "label"),
+        ({"prompt": "q", "completion": "a", "desirable": False}, "label"),
+    ],
+)
+def test_a_verdict_under_another_name_is_not_overlooked(row, expected, tmp_path):
+    path = write(tmp_path, row)
+    with pytest.raises(DataError, match="looks like a verdict on the answer") as wrong:
+        load_examples(path)
+    columns = proposed(wrong.value)
+    assert list(columns) == [expected]
+    assert load_examples(path, columns=columns).examples[0].feedback[0].label is False
+    chosen = re.search(r"--data\.format (\S+)", str(wrong.value))[1]
+    assert load_examples(path, format=chosen).examples[0].feedback == ()
+
+
+@pytest.mark.parametrize(
+    "extra", [{"chosen_score": 4, "rejected_score": 2}, {"label": "math"}, {"good": True}, {"a": "x"}]
+)
+def test_other_columns_beside_a_prompt_are_no_pair(extra, tmp_path):
+    assert load_examples(write(tmp_path, {"prompt": "q", **extra}), format="prompt").examples[0].meta == extra
+    if "label" not in extra:
+        assert load_examples(write(tmp_path, {"prompt": "q", **extra})).format == "prompt"

@@ -10,25 +10,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from assent.data.columns import column, column_names, has_column
 from assent.data.formats.fates import SHARED, Fate
-from assent.data.formats.table import FORMATS, ROWS, Format
+from assent.data.formats.shape import Format
+from assent.data.formats.table import FORMATS, ROWS
 from assent.data.formats.values import Row
 from assent.data.records import Origin, RowError
 from assent.errors import DataError
 
-# Names that public data give to a better and a worse answer.
-PAIRS = (
-    *(("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected")),
-    *(("chosen_messages", "rejected_messages"), ("chosen_answer", "rejected_answer"), ("accepted", "rejected")),
-    *(("chosen_conversation", "rejected_conversation"), ("chosen_output", "rejected_output"), ("good", "bad")),
-    *(("chosen_completion", "rejected_completion"), ("chosen_text", "rejected_text"), ("better", "worse")),
-    *(("good_answer", "bad_answer"), ("good_response", "bad_response"), ("best", "worst"), ("positive", "negative")),
-    *(("better_response", "worse_response"), ("better_answer", "worse_answer"), ("pos", "neg")),
-    *(("preferred", "dispreferred"), ("preferred", "rejected"), ("preferred", "non_preferred")),
-    *(("preferred", "not_preferred"), ("preferred_response", "dispreferred_response")),
-    *(("preferred_output", "non_preferred_output"), ("preferred_response", "non_preferred_response")),
-    *(("preferred_response", "rejected_response"), ("response_j", "response_k"), ("winner", "loser")),
-    *(("winning_response", "losing_response"), ("response_w", "response_l"), ("y_w", "y_l"), ("win", "lose")),
+# Words in names that tell a better from a worse answer: "chosen_response" and "rejected_response".
+OPPOSITES = (
+    *(("chosen", "rejected"), ("chosen", "reject"), ("accepted", "rejected"), ("preferred", "rejected")),
+    *(("preferred", "dispreferred"), ("preferred", "non_preferred"), ("preferred", "not_preferred")),
+    *(("preferred", "unpreferred"), ("better", "worse"), ("best", "worst"), ("good", "bad"), ("winner", "loser")),
+    *(("winning", "losing"), ("win", "lose"), ("positive", "negative"), ("pos", "neg"), ("j", "k"), ("w", "l")),
 )
+VERDICTS = ("kto_tag", "label", "desirable", "is_desirable", "is_good", "good", "liked", "thumbs_up", "accepted")
+JUDGED = {"sharegpt": "kto_tag", "alpaca": "kto_tag", "messages": "label", "completion": "label"}
+"""Shapes that have a twin with a verdict, and how it is called there."""
 # Names of two answers of which another column says which is better.
 UNDECIDED = (
     *(("response_1", "response_2"), ("response1", "response2"), ("response_a", "response_b"), ("answer_a", "answer_b")),
@@ -89,20 +86,38 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _overlooked(fmt: Format, rows: Sequence[Row], where: str) -> str | None:
-    """What to say where a shape without comparison leaves two columns of answers unread."""
+    """What to say where a shape without feedback leaves a comparison or a verdict unread."""
     if fmt.name in PAIR_SHAPES or any(fate is Fate.FEEDBACK for fate, _ in fmt.fields.values()):
         return None
     by_name = _plain_names(rows, but=fmt.fields)
-    for kind, names in (("a better and a worse answer", PAIRS), ("two answers", UNDECIDED)):
-        for one, other in names:
-            if one in by_name and other in by_name:
-                found = f"{by_name[one]!r} and {by_name[other]!r}"
-                return (
-                    f"{where}: the columns {found} look like {kind}; as shape {fmt.name!r} they would not be read. "
-                    f"{_advice(rows, by_name[one], by_name[other], kind == 'two answers')}\n"
-                    f"To read the rows without them: --data.format {fmt.name}"
-                )
+    anyway = f"\nTo read the rows without them: --data.format {fmt.name}"
+    for kind, pairs in (("a better and a worse answer", _opposites(by_name)), ("two answers", _undecided(by_name))):
+        for one, other in pairs:
+            found = f"the columns {by_name[one]!r} and {by_name[other]!r} look like {kind}"
+            advice = _advice(rows, by_name[one], by_name[other], kind == "two answers")
+            return f"{where}: {found}; as shape {fmt.name!r} they would not be read. {advice}{anyway}"
+    verdicts = _plain_names(rows, but=fmt.fields, kinds=(bool,))
+    for name in VERDICTS if fmt.name in JUDGED else ():
+        if name in verdicts:
+            option = shlex.quote(f"{JUDGED[fmt.name]}:{verdicts[name]}")
+            return (
+                f"{where}: the column {verdicts[name]!r} looks like a verdict on the answer; as shape {fmt.name!r} it "
+                f"would not be read. To read it: --data.columns {option}{anyway}"
+            )
     return None
+
+
+def _opposites(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Names of a better and a worse answer, (better, worse)."""
+    for better, worse in OPPOSITES:
+        for name in names:
+            other = re.sub(rf"(?<![a-z]){better}(?![a-z])", worse, name)
+            if other != name and other in names:
+                yield name, other
+
+
+def _undecided(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    return ((one, other) for one, other in UNDECIDED if one in names and other in names)
 
 
 def _advice(rows: Sequence[Row], one: str, other: str, undecided: bool) -> str:
@@ -117,9 +132,11 @@ def _advice(rows: Sequence[Row], one: str, other: str, undecided: bool) -> str:
     return "To read them as pairs, write them as one of the shapes in docs/formats.md (prompt, chosen, rejected)."
 
 
-def _plain_names(rows: Sequence[Row], but: Collection[str] = ()) -> dict[str, str]:
-    """The columns that most rows fill, by their name in small letters with underscores."""
-    filled = Counter(str(name) for row in rows for name, value in row.items() if value is not None)
+def _plain_names(
+    rows: Sequence[Row], but: Collection[str] = (), kinds: tuple[type, ...] = (str, list, dict)
+) -> dict[str, str]:
+    """The columns that most rows fill with values of these kinds, by their name in small letters with underscores."""
+    filled = Counter(str(name) for row in rows for name, value in row.items() if isinstance(value, kinds))
     names = [name for name, count in filled.items() if 2 * count > len(rows) and name not in but]
     return {re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()): name for name in names}
 
@@ -140,7 +157,7 @@ def _proposal(rows: Sequence[Row], pairs_only: bool = False) -> str | None:
 def _can_read(fmt: Format, row: Row) -> bool:
     try:
         fmt.parse(row, Origin("", 0))
-    except RowError:
+    except (RowError, RecursionError):
         return False
     return True
 
@@ -149,11 +166,9 @@ def _mappings(names: Mapping[str, str], pairs_only: bool) -> Iterator[dict[str, 
     """Expected to found names, the likeliest first: pairs with and without a prompt, then single answers."""
     prompts = [{"prompt": names[name]} for name in PROMPTS if name in names]
     talks = [{"conversations": names[name]} for name in CONVERSATIONS if name in names]
-    for one, other in PAIRS:
-        if one in names and other in names:
-            pair = {"chosen": names[one], "rejected": names[other]}
-            for start in (*prompts, *talks, {}):
-                yield _changes({**start, **pair})
+    for one, other in _opposites(names):
+        for start in (*prompts, *talks, {}):
+            yield _changes({**start, "chosen": names[one], "rejected": names[other]})
     if pairs_only:
         return
     answers = [{"completion": names[name]} for name in ANSWERS if name in names]
@@ -187,7 +202,7 @@ def _unknown_shape(rows: Sequence[Row], where: str) -> str:
         lines.append(f"\n  {fmt.name}: {fmt.description} ({why})")
     line = _proposal(rows)
     names = _plain_names(rows)
-    two = next((pair for pair in UNDECIDED if set(pair) <= set(names)), None)
+    two = next(_undecided(names), None)
     if line is not None:
         advice = f"With these names the rows have a shape: {line}"
     elif two is not None:
