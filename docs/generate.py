@@ -1,5 +1,5 @@
-"""Writes what can be derived from the code: docs/cli.md, tables of docs/objectives.md and docs/online.md, the file map
-of README.md.
+"""Writes what can be derived from the code: docs/cli.md, docs/formats.md, tables of docs/objectives.md and
+docs/online.md, the file map of README.md.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -8,6 +8,7 @@ python docs/generate.py --check   only says whether they are current (exit code 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import textwrap
@@ -20,6 +21,7 @@ sys.path.insert(0, str(SOURCE.parent))
 
 from assent import cli, config, methods, online, settings  # noqa: E402
 from assent.data import conversions  # noqa: E402
+from assent.data.formats import FORMATS, Format, fates  # noqa: E402
 from assent.methods import METHODS, Method  # noqa: E402
 from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
 from assent.relations import WORDS  # noqa: E402
@@ -282,6 +284,90 @@ def loss_functions() -> dict[str, ast.FunctionDef]:
 LOSSES = loss_functions()
 
 
+# ---- docs/formats.md
+
+FORMATS_TEXT = """# Shapes of rows
+
+Made by `make docs` from the tables that the readers follow (`src/assent/data/formats/table.py`, `fates.py`).
+
+A file (jsonl, json, parquet, csv, tsv; also .gz), a folder of them or a hub id holds rows of one of these shapes. The
+shape is detected; `assent data FILE` says which one it is, what becomes of the rows and what each command can do with
+them. `--data.format NAME` chooses a shape, `--data.columns EXPECTED:FOUND ...` names columns that are called otherwise;
+dots lead into objects (`--data.columns answer:reward_model.ground_truth`), here and wherever else a column is named.
+
+Every column is used, kept or refused, never dropped in silence:
+
+- What the tables below name is used as they say. None and empty values are "absent".
+- Any other column is kept: functions, rules (`--rewards.rules numeric=COLUMN`), servers and the curriculum can ask for
+  it.
+- A row that cannot be used is a problem row: it is named with its column and the reason, and left out as long as there
+  are not more than `--data.max_bad` of them.
+
+In a csv or tsv file every cell is text, but for `{csv}`; lists of messages are their JSON.
+A score beyond {largest:g}, a key that stands twice in one object, half of a surrogate pair or a quote that is never
+closed is a problem, not a guess.
+
+## Long rows
+
+`--data.max_length` is the limit on prompt and answer together. A longer answer is cut at the end, then without its EOS.
+`--data.long` says what happens where the prompt leaves no room for an answer: `drop` (usual) leaves the row out and
+counts it, `refuse` makes it a problem row, and `truncate_prompt_left` takes whole turns off the beginning of the
+conversation of every row that is longer than the limit, until it fits; a system message and the last question stay.
+Turns are taken off rather than tokens, so that what remains is a conversation that the chat template has written whole.
+Methods that sample answers keep `--sampling.max_new_tokens` of the limit for them. How many rows are used, skipped,
+shortened and cut stands at the start of every run, and in `assent data FILE --model FOLDER` before.
+"""
+
+
+def formats_page() -> str:
+    """docs/formats.md: every shape, its columns, what becomes of each, and an example row."""
+    from assent.data.formats.load import CSV_VALUES
+    from assent.data.formats.message import ROLES
+    from assent.data.formats.values import LARGEST
+
+    text = FORMATS_TEXT.format(csv="`, `".join(sorted(CSV_VALUES)), largest=LARGEST)
+    lines = [*text.splitlines(), "", "## What a message may hold", ""]
+    roles: dict[str, list[str]] = {}
+    for written, role in ROLES.items():
+        roles.setdefault(role, []).append(f"`{written}`")
+    spoken = [f"{role} ({', '.join(names)})" for role, names in roles.items()]
+    lines += [f"Roles: {'; '.join(spoken)}.", ""]
+    lines += fate_table("key of a message", grouped(fates.MESSAGE))
+    lines += ["| any other | refused | unless it is empty |", "", "## Columns of every shape", ""]
+    lines += fate_table("column", grouped(fates.SHARED))
+    lines += [f"| any other | {fates.Fate.META} | |", "", "## All shapes", "", "| shape | rows |", "|---|---|"]
+    lines += [f"| [`{name}`](#{name}) | {one_line(fmt.description)} |" for name, fmt in FORMATS.items()]
+    for fmt in FORMATS.values():
+        lines += format_section(fmt)
+    return "\n".join(lines) + "\n"
+
+
+def format_section(fmt: Format) -> list[str]:
+    description = fmt.description[0].upper() + fmt.description[1:]
+    row = json.dumps(fmt.example, ensure_ascii=False)
+    needed = ", ".join(f"`{name}`" for name in fmt.required)
+    lines = ["", f"## {fmt.name}", "", f"{description}. Needed: {needed}.", "", f"```json\n{row}\n```", ""]
+    return lines + fate_table("column", grouped(fmt.fields))
+
+
+def grouped(fields: Any) -> list[tuple[list[str], str, str]]:
+    """Neighbours of one fate and meaning in one line."""
+    rows: list[tuple[list[str], str, str]] = []
+    for name, (fate, about) in fields.items():
+        if rows and rows[-1][1:] == (str(fate), about):
+            rows[-1][0].append(name)
+        else:
+            rows.append(([name], str(fate), about))
+    return rows
+
+
+def fate_table(heading: str, rows: list[tuple[list[str], str, str]]) -> list[str]:
+    lines = [f"| {heading} | becomes | about it |", "|---|---|---|"]
+    for names, fate, about in rows:
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {fate} | {one_line(about)} |")
+    return lines
+
+
 # ---- docs/online.md
 
 
@@ -414,6 +500,7 @@ def first_sentence(text: str) -> str:
 def main() -> int:
     pages = {
         ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "formats.md": formats_page(),
         PAGE: objectives_page(),
         ONLINE: online_page(),
         README: readme_page(),

@@ -161,7 +161,7 @@ TRAPS = [
         SFT,
         {"messages": [{"role": "bot", "content": "q"}]},
         "messages[0].role",
-        "unknown role 'bot'; known: system, developer, user, human, assistant, gpt, model, function_call, tool, observation",
+        "unknown role 'bot'; known: system, developer, user, human, assistant, gpt, model, function_call, tool, ",
     ),
     (
         "role missing",

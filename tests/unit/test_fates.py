@@ -1,4 +1,4 @@
-"""The table of fields is true: a value put into any field of any shape becomes what the table says, and nothing else."""
+"""The table of fields is true: a value in any field of any shape becomes what the table says, and nothing else."""
 
 from __future__ import annotations
 

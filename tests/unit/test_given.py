@@ -91,11 +91,11 @@ def test_several_turns_are_no_answer_however_long_they_are(chat: Chat) -> None:
 
 
 def test_the_hint_stands_below_the_prompt(chat: Chat) -> None:
-    rows = [example("Blue.", level=3), example(None, "2 + 2?", answer="4", level="easy")]
-    found = hinted(chat, rows, "Say {answer} ({level}) in {{braces}}", 96)
+    rows = [example("Blue.", level=3, a={"b": 1}), example(None, "2 + 2?", answer="4", level="easy", a={"b": 1})]
+    found = hinted(chat, rows, "Say {answer} ({level}) in {{braces}} {a.b}", 96)
     wanted = [("Red or blue?", "Blue.", "3"), ("2 + 2?", "4", "easy")]
     for ids, row, (question, answer, level) in zip(found, rows, wanted, strict=True):
-        told = f"{question}\n\nSay {answer} ({level}) in {{braces}}"
+        told = f"{question}\n\nSay {answer} ({level}) in {{braces}} 1"
         assert ids.tolist() == chat.prompt_ids((row.prompt[0], Message("user", told))).tolist()
 
 

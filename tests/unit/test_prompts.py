@@ -193,3 +193,10 @@ def test_difficulty_names_the_row_that_has_no_number(value: object):
 def test_difficulty_of_a_column_that_is_not_there():
     with pytest.raises(DataError, match=r"rows\.jsonl:1 has None there; .* Its columns: none beside the prompt\."):
         difficulty([row(1)], "level")
+
+
+def test_difficulty_by_a_column_inside_another():
+    rows = [row(1, about={"level": 3}), row(2, about={"level": 1.5})]
+    assert difficulty(rows, "about.level").tolist() == [3.0, 1.5]
+    with pytest.raises(DataError, match="rows.jsonl:2 has .* there; expected a number"):
+        difficulty([rows[0], row(2, about={"level": 10**400})], "about.level")

@@ -226,3 +226,16 @@ def test_wrong_options_are_refused_before_training(rule: str, options: dict, wor
 
 def test_the_table_names_every_rule():
     assert list(RULES) == ["exact", "numeric", "contains", "regex", "format", "length"]
+
+
+def test_gold_answers_inside_another_column():
+    example = Example(
+        (Message("user", "2 + 2?"),), origin=Origin("rows.jsonl", 1), meta={"reward_model": {"ground_truth": "4"}}
+    )
+    groups = [Group(example, ("It is 4.", "It is 5."), (True, True), (3, 3))]
+    rule = RuleReward("numeric", gold="reward_model.ground_truth")
+    assert rule.score(groups).values.tolist() == [1.0, 0.0]
+    with pytest.raises(
+        DataError, match=r"there is no such column\. Columns beside the prompt: reward_model\.ground_truth"
+    ):
+        RuleReward("numeric", gold="reward_model.answer").check([example])

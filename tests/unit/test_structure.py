@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import sys
 import tomllib
@@ -165,6 +166,15 @@ def generator() -> ModuleType:
 
 def test_the_command_page_is_current(generator):
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generator.cli_page(), "run: make docs"
+
+
+def test_the_page_of_shapes_is_current(generator):
+    page = generator.formats_page()
+    assert (ROOT / "docs" / "formats.md").read_text(encoding="utf-8") == page, "run: make docs"
+    for fmt in generator.FORMATS.values():
+        section = page.split(f"\n## {fmt.name}\n")[1].split("\n## ")[0]
+        assert json.loads(section.split("```json\n")[1].split("\n```")[0]) == fmt.example
+        assert all(f"`{name}`" in section for name in (*fmt.required, *fmt.fields))
 
 
 def test_the_page_of_objectives_is_current(generator):

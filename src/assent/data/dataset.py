@@ -85,7 +85,7 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
     sources = [source] if held_source is source else [source, held_source]
     for each in sources:
         _check(config, each, chat)
-    _require(config, source, train, held)
+    _require(config, source, train, held, chat)
     overlap, near = _overlap(train_examples, eval_examples)
     if overlap or near:
         file = config.eval or "the held-out rows"
@@ -198,7 +198,7 @@ def see_all(config: DataConfig, file: str, chat: Chat) -> str:
     return shlex.join(words)
 
 
-def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: list[TokenTree]) -> None:
+def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: list[TokenTree], chat: Chat) -> None:
     if not train:
         why = "; ".join(f"{reason} ({count})" for reason, count in count_reasons(source.problems).items())
         raise DataError(
@@ -207,7 +207,7 @@ def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: 
     if held:
         return
     if config.eval is not None:
-        raise DataError(f"{config.eval}: no row can be evaluated on. See: assent data {config.eval}")
+        raise DataError(f"{config.eval}: no row can be evaluated on. See: {see_all(config, config.eval, chat)}")
     if config.eval_fraction > 0:
         raise DataError(
             f"--data.eval_fraction {config.eval_fraction:g} holds out none of the {len(train)} examples of "
@@ -298,9 +298,6 @@ def _prompt_key(example: Example) -> PromptKey:
 
 def _turn_key(turn: Message) -> tuple[str, ...]:
     """Role and content; with the names and texts of the other fields where a turn has them."""
-    more = {
-        "reasoning": turn.reasoning,
-        "name": turn.name,
-        "calls": json.dumps([[call.name, call.arguments] for call in turn.tool_calls]) if turn.tool_calls else None,
-    }
-    return (turn.role, turn.content, *(word for pair in more.items() if pair[1] is not None for word in pair))
+    more = [("reasoning", turn.reasoning), ("name", turn.name)]
+    more += [(f"call {call.name}", call.arguments) for call in turn.tool_calls]
+    return (turn.role, turn.content, *(word for name, text in more if text is not None for word in (name, text)))

@@ -154,7 +154,9 @@ def _read_prompts(config: GenerateConfig) -> list[Example]:
     for problem in [*loaded.problems, *unusable]:
         print(f"left out: {problem}", file=sys.stderr)
     system = (Message("system", config.system),) if config.system else ()
-    return [e if e.prompt[0].role == "system" else replace(e, prompt=system + e.prompt) for e in examples]
+    return [
+        e if e.prompt[0].role in ("system", "developer") else replace(e, prompt=system + e.prompt) for e in examples
+    ]
 
 
 def _write(rows: Iterable[dict[str, object]], file: TextIO) -> int:

@@ -10,24 +10,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from assent.data.columns import column, column_names, has_column
 from assent.data.formats.fates import SHARED, Fate
-from assent.data.formats.table import FORMATS, ROWS, Format
+from assent.data.formats.shape import Format
+from assent.data.formats.table import FORMATS, ROWS
 from assent.data.formats.values import Row
+from assent.data.records import Origin, RowError
 from assent.errors import DataError
 
-# Names that public data give to a better and a worse answer.
-PAIRS = (
-    *(("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected")),
-    *(("chosen_messages", "rejected_messages"), ("chosen_answer", "rejected_answer"), ("accepted", "rejected")),
-    *(("chosen_conversation", "rejected_conversation"), ("chosen_output", "rejected_output"), ("good", "bad")),
-    *(("chosen_completion", "rejected_completion"), ("chosen_text", "rejected_text"), ("better", "worse")),
-    *(("good_answer", "bad_answer"), ("good_response", "bad_response"), ("best", "worst"), ("positive", "negative")),
-    *(("better_response", "worse_response"), ("better_answer", "worse_answer"), ("pos", "neg")),
-    *(("preferred", "dispreferred"), ("preferred", "rejected"), ("preferred", "non_preferred")),
-    *(("preferred", "not_preferred"), ("preferred_response", "dispreferred_response")),
-    *(("preferred_output", "non_preferred_output"), ("preferred_response", "non_preferred_response")),
-    *(("preferred_response", "rejected_response"), ("response_j", "response_k"), ("winner", "loser")),
-    *(("winning_response", "losing_response"), ("response_w", "response_l"), ("y_w", "y_l"), ("win", "lose")),
+# Words in names that tell a better from a worse answer: "chosen_response" and "rejected_response".
+OPPOSITES = (
+    *(("chosen", "rejected"), ("chosen", "reject"), ("accepted", "rejected"), ("preferred", "rejected")),
+    *(("preferred", "dispreferred"), ("preferred", "non_preferred"), ("preferred", "not_preferred")),
+    *(("preferred", "unpreferred"), ("better", "worse"), ("best", "worst"), ("good", "bad"), ("winner", "loser")),
+    *(("winning", "losing"), ("win", "lose"), ("positive", "negative"), ("pos", "neg"), ("j", "k"), ("w", "l")),
 )
+VERDICTS = ("kto_tag", "label", "desirable", "is_desirable", "is_good", "good", "liked", "thumbs_up", "accepted")
+JUDGED = {"sharegpt": "kto_tag", "alpaca": "kto_tag", "messages": "label", "completion": "label"}
+"""Shapes that have a twin with a verdict, and how it is called there."""
 # Names of two answers of which another column says which is better.
 UNDECIDED = (
     *(("response_1", "response_2"), ("response1", "response2"), ("response_a", "response_b"), ("answer_a", "answer_b")),
@@ -88,20 +86,38 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _overlooked(fmt: Format, rows: Sequence[Row], where: str) -> str | None:
-    """What to say where a shape without comparison leaves two columns of answers unread."""
-    if fmt.name in PAIR_SHAPES or "feedback" in {fate.name.lower() for fate, _ in fmt.fields.values()}:
+    """What to say where a shape without feedback leaves a comparison or a verdict unread."""
+    if fmt.name in PAIR_SHAPES or any(fate is Fate.FEEDBACK for fate, _ in fmt.fields.values()):
         return None
     by_name = _plain_names(rows, but=fmt.fields)
-    for kind, names in (("a better and a worse answer", PAIRS), ("two answers", UNDECIDED)):
-        for one, other in names:
-            if one in by_name and other in by_name:
-                found = f"{by_name[one]!r} and {by_name[other]!r}"
-                return (
-                    f"{where}: the columns {found} look like {kind}; as shape {fmt.name!r} they would not be read. "
-                    f"{_advice(rows, by_name[one], by_name[other], kind == 'two answers')}\n"
-                    f"To read the rows without them: --data.format {fmt.name}"
-                )
+    anyway = f"\nTo read the rows without them: --data.format {fmt.name}"
+    for kind, pairs in (("a better and a worse answer", _opposites(by_name)), ("two answers", _undecided(by_name))):
+        for one, other in pairs:
+            found = f"the columns {by_name[one]!r} and {by_name[other]!r} look like {kind}"
+            advice = _advice(rows, by_name[one], by_name[other], kind == "two answers")
+            return f"{where}: {found}; as shape {fmt.name!r} they would not be read. {advice}{anyway}"
+    verdicts = _plain_names(rows, but=fmt.fields, kinds=(bool,))
+    for name in VERDICTS if fmt.name in JUDGED else ():
+        if name in verdicts:
+            option = shlex.quote(f"{JUDGED[fmt.name]}:{verdicts[name]}")
+            return (
+                f"{where}: the column {verdicts[name]!r} looks like a verdict on the answer; as shape {fmt.name!r} it "
+                f"would not be read. To read it: --data.columns {option}{anyway}"
+            )
     return None
+
+
+def _opposites(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Names of a better and a worse answer, (better, worse)."""
+    for better, worse in OPPOSITES:
+        for name in names:
+            other = re.sub(rf"(?<![a-z]){better}(?![a-z])", worse, name)
+            if other != name and other in names:
+                yield name, other
+
+
+def _undecided(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    return ((one, other) for one, other in UNDECIDED if one in names and other in names)
 
 
 def _advice(rows: Sequence[Row], one: str, other: str, undecided: bool) -> str:
@@ -109,42 +125,50 @@ def _advice(rows: Sequence[Row], one: str, other: str, undecided: bool) -> str:
         return f"To read them as pairs: {line}"
     if undecided:
         return (
-            "Which of them is better must be said in the row: with a number from -3 (the first) to 3 (the second), "
-            f"--data.columns response_1:{one} response_2:{other} preference_strength:FOUND; otherwise write the better "
-            "one into a column chosen, the other into rejected."
+            "Which of them is better must stand in the row: write the better one into a column chosen, the other into "
+            "rejected; or name a column of numbers from -3 (the first) to 3 (the second): "
+            f"--data.columns response_1:{one} response_2:{other} preference_strength:FOUND"
         )
-    return f"To read them as pairs, write prompt, chosen and rejected: --data.columns chosen:{one} rejected:{other}"
+    return "To read them as pairs, write them as one of the shapes in docs/formats.md (prompt, chosen, rejected)."
 
 
-def _plain_names(rows: Sequence[Row], but: Collection[str] = ()) -> dict[str, str]:
-    """The columns that most rows fill, by their name in small letters with underscores."""
-    filled = Counter(str(name) for row in rows for name, value in row.items() if value is not None)
+def _plain_names(
+    rows: Sequence[Row], but: Collection[str] = (), kinds: tuple[type, ...] = (str, list, dict)
+) -> dict[str, str]:
+    """The columns that most rows fill with values of these kinds, by their name in small letters with underscores."""
+    filled = Counter(str(name) for row in rows for name, value in row.items() if isinstance(value, kinds))
     names = [name for name, count in filled.items() if 2 * count > len(rows) and name not in but]
     return {re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()): name for name in names}
 
 
 def _proposal(rows: Sequence[Row], pairs_only: bool = False) -> str | None:
-    """A --data.columns option under which the rows have a shape: it is tried, not guessed."""
+    """A --data.columns option with which most rows can be read: it is tried, not guessed."""
     for mapping in _mappings(_plain_names(rows), pairs_only):
-        votes = Counter(name for row in rows for name in fitting(rename(row, mapping)))
-        if not votes:
+        named = [rename(row, mapping) for row in rows]
+        votes = Counter(name for row in named for name in fitting(row))
+        best = [name for name in votes if votes[name] == max(votes.values())]
+        if len(best) != 1 or (pairs_only and best[0] not in PAIR_SHAPES):
             continue
-        name, count = votes.most_common(1)[0]
-        alone = sum(votes[other] == count for other in votes) == 1
-        if alone and 2 * count > len(rows) and (name in PAIR_SHAPES) >= pairs_only:
+        if 2 * sum(_can_read(FORMATS[best[0]], row) for row in named) > len(rows):
             return "--data.columns " + " ".join(shlex.quote(f"{new}:{old}") for new, old in mapping.items())
     return None
+
+
+def _can_read(fmt: Format, row: Row) -> bool:
+    try:
+        fmt.parse(row, Origin("", 0))
+    except (RowError, RecursionError):
+        return False
+    return True
 
 
 def _mappings(names: Mapping[str, str], pairs_only: bool) -> Iterator[dict[str, str]]:
     """Expected to found names, the likeliest first: pairs with and without a prompt, then single answers."""
     prompts = [{"prompt": names[name]} for name in PROMPTS if name in names]
     talks = [{"conversations": names[name]} for name in CONVERSATIONS if name in names]
-    for one, other in PAIRS:
-        if one in names and other in names:
-            pair = {"chosen": names[one], "rejected": names[other]}
-            for start in (*prompts, *talks, {}):
-                yield _changes({**start, **pair})
+    for one, other in _opposites(names):
+        for start in (*prompts, *talks, {}):
+            yield _changes({**start, "chosen": names[one], "rejected": names[other]})
     if pairs_only:
         return
     answers = [{"completion": names[name]} for name in ANSWERS if name in names]
@@ -178,7 +202,7 @@ def _unknown_shape(rows: Sequence[Row], where: str) -> str:
         lines.append(f"\n  {fmt.name}: {fmt.description} ({why})")
     line = _proposal(rows)
     names = _plain_names(rows)
-    two = next((pair for pair in UNDECIDED if set(pair) <= set(names)), None)
+    two = next(_undecided(names), None)
     if line is not None:
         advice = f"With these names the rows have a shape: {line}"
     elif two is not None:

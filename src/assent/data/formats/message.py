@@ -67,7 +67,9 @@ def message(value: object, column: str) -> Message:
 
 
 def messages(value: object, column: str) -> tuple[Message, ...]:
-    """A list of turns, in an order that `check_order` accepts after what precedes them."""
+    """A list of turns, or its JSON; their order is for `check_order` to accept."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and "{" in value:
+        value = json_value(value, column)
     return tuple(message(item, f"{column}[{index}]") for index, item in enumerate(listed(value, column)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from assent.data.formats.fates import SHARED, Fate, is_empty
@@ -11,7 +11,7 @@ from assent.data.formats.message import template_kwargs, tools
 from assent.data.formats.values import Row, optional_text
 from assent.data.records import Example, Origin, RowError
 
-Fields = Mapping[str, tuple[Fate, str]]
+Fields = dict[str, tuple[Fate, str]]
 
 
 def _always(row: Row) -> bool:
