@@ -146,8 +146,8 @@ def write(kind: str, folder: Path, seed: int = 0) -> None:
             if weight.is_floating_point():
                 weight.normal_(0.0, 0.15) if weight.ndim >= 2 else weight.add_(0.05 * torch.randn_like(weight))
     model.save_pretrained(folder)
-    if type(model.config) is not type(config):
-        config.save_pretrained(folder)  # as a published folder of the composite model has it
+    if type(model.config) is not type(config) or config.is_encoder_decoder:
+        config.save_pretrained(folder)  # as a published folder has it
 
 
 @dataclasses.dataclass(frozen=True)

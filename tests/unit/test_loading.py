@@ -312,7 +312,6 @@ def test_tokenizers_that_cannot_teach_an_end_are_refused(tiny_model_dir: Path, t
 def test_every_model_is_checked_in_the_mode_that_trains(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
     seen: list[tuple[str, bool]] = []
 
-
     def choose(backbone, sample, path, layout, length) -> None:
         seen.append((layout, backbone.model.training))
 
