@@ -1,5 +1,5 @@
-"""Writes what can be derived from the code: docs/cli.md, docs/formats.md, tables of docs/objectives.md and
-docs/online.md, the file map of README.md.
+"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md and docs/online.md from the
+code, that of docs/models.md from what was measured (docs/models.json), and the file map of README.md.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -26,6 +26,7 @@ from assent.methods import METHODS, Method  # noqa: E402
 from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
 from assent.relations import WORDS  # noqa: E402
 
+MODELS = ROOT / "docs" / "models.md"
 PAGE, ONLINE, README = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "README.md"
 
 
@@ -421,6 +422,42 @@ def kl_of(row: Method) -> str:
     return f"{kl.coef:g}, {kl.estimator}, in the {kl.place}" if kl.coef else "none"
 
 
+# ---- docs/models.md
+
+
+def models_page() -> str:
+    """docs/models.md: its own text, and what was measured of every type."""
+    return filled(MODELS, {"table of models": models_table()})
+
+
+def models_table() -> str:
+    found = json.loads((ROOT / "docs" / "models.json").read_text(encoding="utf-8"))
+    rows = found["types"]
+    tried = {kind: row for kind, row in rows.items() if "untried" not in row}
+    counts = {name: sum(row[name] == "yes" for row in tried.values()) for name in ("trained", "shared", "sampled")}
+    lines = [
+        f"transformers {found['transformers']} has {len(rows)} types. Of the {len(tried)} that were tried, "
+        f"{counts['trained']} are trained, {counts['shared']} with shared prompts, and {counts['sampled']} sampled by "
+        "the torch engine.",
+        "",
+        "| type | trained | prompts shared | sampled by the torch engine | own class |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, row in tried.items():
+        cells = [verdict(row[name]) for name in ("trained", "shared", "sampled")]
+        lines.append(f"| `{kind}` | {' | '.join(cells)} | {'yes' if row['reward'] else 'no'} |")
+    lines += ["", "Not tried: " + "; ".join(f"`{k}` ({r['untried']})" for k, r in rows.items() if k not in tried) + "."]
+    return "\n".join(lines)
+
+
+def verdict(text: str) -> str:
+    """A cell: "yes", or "no" and why, without the name of the class."""
+    if text in ("yes", ""):
+        return text or "no"
+    why = re.sub(r"^(the folder )?\(?\w*\)? ?(cannot be (sampled by the torch engine|trained exactly): )", "", text)
+    return "no: " + one_line(re.sub(r"^\w+(Model|Head|LM|Decoder)\w* ", "", why).removesuffix("."))
+
+
 # ---- README.md
 
 
@@ -503,6 +540,7 @@ def main() -> int:
         ROOT / "docs" / "formats.md": formats_page(),
         PAGE: objectives_page(),
         ONLINE: online_page(),
+        MODELS: models_page(),
         README: readme_page(),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -311,9 +311,11 @@ def test_tokenizers_that_cannot_teach_an_end_are_refused(tiny_model_dir: Path, t
 
 def test_every_model_is_checked_in_the_mode_that_trains(tiny_model_dir: Path, tokenizer, monkeypatch) -> None:
     seen: list[tuple[str, bool]] = []
-    monkeypatch.setattr(
-        loading, "choose_layout", lambda backbone, path, layout, length: seen.append((layout, backbone.model.training))
-    )
+
+    def choose(backbone, sample, path, layout, length) -> None:
+        seen.append((layout, backbone.model.training))
+
+    monkeypatch.setattr(loading, "choose_layout", choose)
     load_policy(fp32(tiny_model_dir), max_length=64)
     load_score_model(fp32(tiny_model_dir), tokenizer, max_length=64)
     load_policy(fp32(tiny_model_dir, layout="flat"), max_length=64, trainable=False)

@@ -182,6 +182,11 @@ def test_the_page_of_objectives_is_current(generator):
     assert page == generator.objectives_page(), "run: make docs"
 
 
+def test_the_page_of_models_is_current(generator):
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert page == generator.models_page(), "run: make docs"
+
+
 def test_every_objective_has_its_section(generator):
     sections = dict(section.split("\n", 1) for section in generator.objectives_page().split("\n## "))
     table = [line for line in generator.chooser().splitlines() if line.startswith("| [`")]

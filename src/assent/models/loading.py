@@ -31,7 +31,7 @@ from assent.models.quantize import (
     without_quantisation,
 )
 from assent.models.quiet import quieten
-from assent.models.verify import choose_layout
+from assent.models.verify import Sample, choose_layout
 
 
 def quiet_transformers() -> None:
@@ -201,7 +201,6 @@ def _prepare(
     kind: Any, model: PreTrainedModel, config: ModelConfig, max_length: int, device: torch.device | str, trainable: bool
 ) -> Any:
     _check_length(model, config, max_length)
-    quieten(model)
     settle(model)
     model.requires_grad_(trainable and config.lora.rank == 0)  # adapters come with their own; packed weights have none
     freeze_towers(model)
@@ -209,7 +208,9 @@ def _prepare(
     if trainable and config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone = kind(model, precision=resolve_precision(config.precision, device), tree=False).to(device)
-    choose_layout(backbone, config.path, config.layout, max_length)
+    sample = Sample.of(backbone)
+    quieten(model)
+    choose_layout(backbone, sample, config.path, config.layout, max_length)
     return backbone
 
 

@@ -108,12 +108,11 @@ def _switch(model: PreTrainedModel, name: str) -> None:
         pass
 
 
-def choose_layout(backbone: Backbone, path: str, layout: str, max_length: int) -> None:
-    """Settles how a loaded model, in the mode in which it will be used, computes batches: as trees where these are
-    exact, else as padded rows by its own attention (and says why), as `layout` ("auto", "tree" or "flat") allows.
-    Raises ModelError where it is exact in no way, with the reason."""
+def choose_layout(backbone: Backbone, sample: Sample, path: str, layout: str, max_length: int) -> None:
+    """Settles how a model, in the mode in which it will be used, computes batches: as trees where these give what its
+    own code gave of `sample` when it was loaded, else as padded rows by its own attention (and says why), as `layout`
+    ("auto", "tree" or "flat") allows. Raises ModelError where it is exact in no way, with the reason."""
     model = backbone.plain
-    sample = Sample.of(backbone)
     own_attention = attention_of(model)
     reason = None
     if layout != "flat":
@@ -136,22 +135,13 @@ def choose_layout(backbone: Backbone, path: str, layout: str, max_length: int) -
 
 
 def fault(backbone: Backbone, sample: Sample) -> str | None:
-    """What is wrong with a backbone as it computes this sample now, or None. A policy whose measured head is wrong gets
-    its model's own code as head."""
+    """What is wrong with a backbone as it computes this sample now, or None."""
     batch = sample.batch(backbone.tree, backbone.device)
     try:
         first, second = (_outputs(backbone, batch, "fp32") for _ in range(2))
         if _far(first, second):
             return _noise(backbone, batch)
-        reason = _inexact(first, backbone, batch, sample)
-        if reason is not None and isinstance(backbone, Policy) and backbone.transform is not None:
-            measured, backbone.transform = backbone.transform, None
-            if _inexact(_outputs(backbone, batch, "fp32"), backbone, batch, sample) is not None:
-                backbone.transform = measured
-                return reason
-        elif reason is not None:
-            return reason
-        return _rough(backbone, batch, sample)
+        return _inexact(first, backbone, batch, sample) or _rough(backbone, batch, sample)
     except ModelError as error:
         return str(error)
     except Exception as error:
