@@ -9,26 +9,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError
 from assent.rewards.group import Group, Scores, checked
+from assent.rewards.numbers import final_number, gold_number
 from assent.settings import suggestion
 
-MARK = "####"
-"""What GSM8K writes before the final answer."""
 GOLD = "answer"
 """The column that holds the right answer, where none is named."""
-
-NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)\]])[-\u2212])?"  # a minus sign, not the operator or dash of "5-3"
-    r"\$?(?P<size>"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"  # 1,450,000  540  28.00
-    r"|(?<![\w.])\.[0-9]+"  # .5
-    r")(?:/(?P<parts>[0-9]+))?"
-)
 
 
 def exact(answer: str, gold: str) -> float:
@@ -44,41 +34,14 @@ def contains(answer: str, gold: str) -> float:
 def numeric(answer: str, gold: str) -> float:
     """1.0 where the answer's final number is the gold number, else 0.0 (GSM8K, arXiv 2110.14168).
 
-    The answer's is the first number after its last "####", or without that mark its last number; see `final_number`.
-    Numbers are compared exactly, as fractions: 540, $540.00, 1,080/2 are the same.
+    Which number that is says `assent.rewards.numbers`. Numbers are compared exactly, as fractions: 540, $540.00,
+    1,080/2 and 5.4e2 are the same.
 
-    gold  the number alone, or a text that ends with "#### number"
+    gold  the number alone, or a text that ends with "#### number" or holds \\boxed{number}
 
     Raises ValueError when `gold` has no such number.
     """
     return float(final_number(answer) == gold_number(gold))
-
-
-def final_number(text: str) -> Fraction | None:
-    """The number that a text ends on: with "$", thousands commas and the period of the sentence taken off, marks of a
-    calculator (`<<3*2=6>>`) left out. None where there is none."""
-    _, mark, final = re.sub(r"<<[^<>]*>>", "", text).rpartition(MARK)
-    found = list(NUMBER.finditer(final))
-    return _value(found[0 if mark else -1]) if found else None
-
-
-def gold_number(gold: str) -> Fraction:
-    """The number of a gold answer. Raises ValueError where anything but one number stands there."""
-    written = gold.rpartition(MARK)[2].strip().removesuffix(".")
-    found = NUMBER.fullmatch(written)
-    number = _value(found) if found else None
-    if number is None:
-        raise ValueError(f"expected a number, alone or at the end after '{MARK}'; got '{written[:40]}'")
-    return number
-
-
-def _value(found: re.Match[str]) -> Fraction | None:
-    """None for a division by zero and for more digits than Python reads: no right answer looks like that."""
-    try:
-        size = Fraction(found["size"].replace(",", "")) / int(found["parts"] or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return -size if found["sign"] else size
 
 
 def regex(answer: str, *, pattern: str) -> float:
