@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from assent.rewards.group import Group, Scores, checked
 from assent.rewards.numbers import final_number, gold_number
 from assent.settings import suggestion
 
+MATH_LIMIT = 5
+"""Seconds in which math-verify must read or compare an expression; it counts as wrong otherwise."""
 GOLD = "answer"
 """The column that holds the right answer, where none is named."""
 
@@ -42,6 +45,27 @@ def numeric(answer: str, gold: str) -> float:
     Raises ValueError when `gold` has no such number.
     """
     return float(final_number(answer) == gold_number(gold))
+
+
+def math(answer: str, gold: str) -> float:
+    """1.0 where the answer's last expression equals the gold one in the judgement of math-verify (an extra), else 0.0:
+    fractions, roots, intervals, sets, equations, in LaTeX or plainly.
+
+    gold  the expression alone or within a text, in LaTeX with or without $ or \\boxed{}
+
+    Raises ConfigError where math-verify is not installed, ValueError when it cannot read `gold`.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise ConfigError("math-verify is not installed here. Install it: pip install 'assent[math]'") from None
+    # Its own limits are alarms, which only the main thread can set; whoever uses the rule sets another.
+    limit = MATH_LIMIT if threading.current_thread() is threading.main_thread() else None
+    right = parse(gold, parsing_timeout=limit) or parse(f"\\boxed{{{gold}}}", parsing_timeout=limit)
+    if not right:
+        raise ValueError(f"expected an expression that math-verify can read; got '{gold.strip()[:40]}'")
+    given = parse(answer, parsing_timeout=limit)
+    return float(bool(given) and verify(right, given, timeout_seconds=limit))
 
 
 def regex(answer: str, *, pattern: str) -> float:
@@ -80,12 +104,15 @@ def length_penalty(length: int, *, target: int, limit: int) -> float:
 RULES: dict[str, Callable[..., float]] = {
     "exact": exact,
     "numeric": numeric,
+    "math": math,
     "contains": contains,
     "regex": regex,
     "format": tags_in_order,
     "length": length_penalty,
 }
 """Names of rules to functions."""
+SLOW = ("math",)
+"""Rules that can take long, or for ever: they run in processes of their own, with a time limit."""
 
 
 def _limits(text: str) -> dict[str, object]:
@@ -107,6 +134,7 @@ class Spelling(NamedTuple):
 SPELLINGS: dict[str, Spelling] = {
     "exact": Spelling("exact or exact=COLUMN"),
     "numeric": Spelling("numeric or numeric=COLUMN"),
+    "math": Spelling("math or math=COLUMN"),
     "contains": Spelling("contains or contains=COLUMN"),
     "regex": Spelling("regex=PATTERN", lambda text: {"pattern": text}),
     "format": Spelling("format=TAG,TAG", lambda text: {"tags": text.split(",")}),
