@@ -234,6 +234,8 @@ def test_expressions_are_compared_by_math_verify() -> None:
         (r"$\frac{\sqrt{3}}{2}$", r"\boxed{\frac{\sqrt 3}{2}}", 1),
         (r"$[1, 2)$", r"\boxed{[1,2)}", 1),
         ("2x + 1", r"\boxed{1 + 2x}", 1),
+        ("Two of four.\n#### 1/2", r"$\frac{2}{4}$", 1),
+        ("Then $x = 3$ or so.", r"\boxed{3}", 1),
         ("7", "The answer is 7.", 1),
         ("7", "The answer is 8.", 0),
         ("7", "", 0),
@@ -241,12 +243,12 @@ def test_expressions_are_compared_by_math_verify() -> None:
     ]:
         assert rule.score([group(answer, answer=gold)]).values.tolist() == [float(right)], (gold, answer)
     with pytest.raises(DataError, match=r"rows\.jsonl:7: answer: expected an expression that math-verify can read"):
-        rule.score([group("1", row=7, answer="?!")])
+        rule.score([group("1", row=7, answer="only a $")])
 
 
 def test_math_without_its_extra_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ConfigError, match=r"The rule 'math': math-verify is not installed here. .*pip install 'assent\[math\]'"):
+    with pytest.raises(ConfigError, match=r"The rule 'math': math-verify is not installed here. .*'assent\[math\]'"):
         rule_reward("math", "math")
 
 

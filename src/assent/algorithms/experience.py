@@ -68,7 +68,7 @@ class Rollout:
 
 class Experience:
     """The state between rollouts: the queue of prompts, moments of rewards, and what was asked but not used yet.
-    `step` is the number of optimiser steps that were taken with its rollouts."""
+    `step`, the number of optimiser steps taken, is kept by whoever trains."""
 
     def __init__(
         self,
@@ -297,7 +297,6 @@ class Experience:
             asked = {"indices": self.asked.indices, "trees": [pack_state(trees) for trees in self.asked.trees]}
         return {
             "number": self.number,
-            "step": self.step,
             "prompts": self.prompts.state_dict(),
             "shaper": self.shaper.state_dict(),
             "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
@@ -306,7 +305,7 @@ class Experience:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.number, self.step, self.silent = int(state["number"]), int(state["step"]), int(state["silent"])
+        self.number, self.silent = int(state["number"]), int(state["silent"])
         self.prompts.load_state_dict(state["prompts"])
         self.shaper.load_state_dict(state["shaper"])
         if state["row_rewards"] is not None:

@@ -79,7 +79,7 @@ def final_number(text: str) -> Fraction | None:
     """The number that a text ends on. None where there is none."""
     if (box := last_box(text)) is not None:
         return _only(box)
-    if (marked := _behind_mark(text)) is not None:
+    if (marked := behind_mark(text)) is not None:
         return _first(marked)
     for cue in reversed([*CUE.finditer(text)][-CUES:]):
         behind = text[cue.end() : cue.end() + LINE].lstrip()
@@ -93,7 +93,7 @@ def final_number(text: str) -> Fraction | None:
 def gold_number(gold: str) -> Fraction:
     """The number of a gold answer: alone, or where `final_number` finds a marked one. Raises ValueError where anything
     but one number stands there."""
-    box, marked = last_box(gold), _behind_mark(gold)
+    box, marked = last_box(gold), behind_mark(gold)
     cues = [*CUE.finditer(gold)]
     written = box if box is not None else marked
     if written is None:
@@ -131,7 +131,7 @@ def _closing(text: str) -> dict[int, int]:
     return ends
 
 
-def _behind_mark(text: str) -> str | None:
+def behind_mark(text: str) -> str | None:
     """What stands behind the last "####" that anything stands behind; None where there is no such mark."""
     _, *behind = text.split(MARK)
     return next((part for part in reversed(behind) if part.strip()), behind[-1] if behind else None)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError
 from assent.rewards.group import Group, Scores, checked
-from assent.rewards.numbers import final_number, gold_number
+from assent.rewards.numbers import behind_mark, final_number, gold_number
 from assent.settings import suggestion
 
 MATH_LIMIT = 5
@@ -51,7 +51,7 @@ def math(answer: str, gold: str) -> float:
     """1.0 where the answer's last expression equals the gold one in the judgement of math-verify (an extra), else 0.0:
     fractions, roots, intervals, sets, equations, in LaTeX or plainly.
 
-    gold  the expression alone or within a text, in LaTeX with or without $ or \\boxed{}
+    gold  the expression alone, behind "####", or within a text between $ signs or in \\boxed{}
 
     Raises ConfigError where math-verify is not installed, ValueError when it cannot read `gold`.
     """
@@ -61,7 +61,9 @@ def math(answer: str, gold: str) -> float:
         raise ConfigError("math-verify is not installed here. Install it: pip install 'assent[math]'") from None
     # Its own limits are alarms, which only the main thread can set; whoever uses the rule sets another.
     limit = MATH_LIMIT if threading.current_thread() is threading.main_thread() else None
-    right = parse(gold, parsing_timeout=limit) or parse(f"\\boxed{{{gold}}}", parsing_timeout=limit)
+    written = behind_mark(gold) or gold
+    marked = any(mark in written for mark in ("$", "\\(", "\\[", "\\boxed"))
+    right = parse(written if marked else f"\\boxed{{{written.strip()}}}", parsing_timeout=limit)
     if not right:
         raise ValueError(f"expected an expression that math-verify can read; got '{gold.strip()[:40]}'")
     given = parse(answer, parsing_timeout=limit)
