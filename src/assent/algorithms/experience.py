@@ -233,7 +233,7 @@ class Experience:
         """Where the run stands."""
         rollouts = -(-len(self.examples) // self.config.train.batch_size)
         steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
-        return Progress(self.step, self.job.total_steps(steps), self.config.train.epochs)
+        return Progress(self.step, self.job.total_steps(steps), steps)
 
     def _given(self, indices: np.ndarray, asked: Asked) -> list[TokenTree | None]:
         """A scored answer from elsewhere for each prompt, where there is one."""
