@@ -27,12 +27,13 @@ class RewardsConfig:
     deviations: float = 1.0
     """lcb: how many."""
     rules: tuple[str, ...] = ()
-    """numeric, exact, contains: against the row's column `answer`, or =COLUMN; regex=PATTERN; format=TAG,TAG;
-    length=TARGET,LIMIT."""
+    """numeric, math (an extra), exact, contains: against the row's column `answer`, or =COLUMN; regex=PATTERN;
+    format=TAG,TAG; length=TARGET,LIMIT."""
     functions: tuple[str, ...] = ()
     """Functions f(prompts, completions, **columns) -> rewards, as FILE.py:function or module:function."""
     workers: int = 0
-    """Processes that functions run in, one answer at a time; 0: none of their own, and no time limit."""
+    """Processes that functions (and the rule math, which has at least one) run in, one answer at a time; 0: none of
+    their own, and no time limit."""
     time_limit: float = 10.0
     """workers: seconds for one answer; one that takes longer is left unscored."""
     servers: tuple[str, ...] = ()

@@ -131,6 +131,19 @@ def _sampling_temperature(config: online.OnlineConfig) -> str | None:
     return None
 
 
+def _whole_distribution(config: online.OnlineConfig) -> str | None:
+    sampling = config.sampling
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return None
+    flag, value = ("top_p", sampling.top_p) if sampling.top_p < 1 else ("top_k", sampling.top_k)
+    return (
+        f"--sampling.{flag} {value:g} is for assent generate. In training every token counts by its probability among "
+        "all tokens, as it is computed when the policy is trained; answers drawn among the likeliest have others, and "
+        "the gradient would be that of no objective. Use --sampling.top_k 0 --sampling.top_p 1; --sampling.temperature "
+        "is part of both."
+    )
+
+
 def _room_for_prompts(config: online.OnlineConfig) -> str | None:
     if config.sampling.max_new_tokens >= config.data.max_length:
         return (
@@ -277,6 +290,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.CONFIGS["ppo"], _shared_critic),
     (online.CONFIGS["ppo"], _penalised),
     (online.OnlineConfig, _sampling_temperature),
+    (online.OnlineConfig, _whole_distribution),
     (online.OnlineConfig, _rollout_minibatches),
     (online.OnlineConfig, _room_for_prompts),
     (online.OnlineConfig, _engine_is_asked),

@@ -90,7 +90,7 @@ def groups(rows: list[dict[str, Any]], folder: Path) -> list[Group]:
             (True, True),
             tuple(map(len, IDS[2 * i : 2 * i + 2])),
             tuple(np.array(ids) for ids in IDS[2 * i : 2 * i + 2]),
-            progress=Progress(3, 12, 2),
+            progress=Progress(3, 12, 6),
         )
         for i, example in enumerate(load_examples(file).examples)
     ]

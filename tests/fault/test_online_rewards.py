@@ -52,6 +52,20 @@ def hanging(completions: list[str], gold):
 def picky(completions: list[str], gold):
     return [None if row == "2" else float(len(text)) for row, text in zip(gold, completions)]
 
+def noted(completions, trainer_state, log_extra, log_metric, **columns):
+    state = trainer_state
+    log_extra("size", [len(text) for text in completions])
+    log_metric("step", state.global_step)
+    with (HERE / "steps").open("a") as file:
+        file.write(f"{state.global_step} {state.max_steps} {state.epoch:g} {state.num_train_epochs}\\n")
+    return [float(len(text)) for text in completions]
+
+def of_even_rows(completions, gold, **columns):
+    return [None if int(row) % 2 else 1.0 for row in gold]
+
+def of_odd_rows(completions, gold, **columns):
+    return [2.0 if int(row) % 2 else None for row in gold]
+
 def never(completions: list[str], **columns):
     return [None] * len(completions)
 """
@@ -118,6 +132,26 @@ def step_of(out: Path) -> int:
 
 
 # ---- the user's function
+
+
+def test_what_a_function_is_told_and_what_it_writes_down(grpo, function, tmp_path: Path) -> None:
+    rewards = ("--rewards.functions", function("noted"), "--rollout.minibatches", "2", "--train.max_steps", "6")
+    assert grpo("run", *rewards, "--train.save_every", "1") == 0
+    # a rollout is two steps, one pass over the prompts two rollouts
+    assert (tmp_path / "steps").read_text() == "0 6 0 2\n2 6 0.5 2\n4 6 1 2\n"
+    logged = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["reward/noted/step"] for row in logged if "reward/noted/step" in row] == [0.0, 2.0, 4.0]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert rows and all(row["noted/size"] == len(row["response"]) for row in rows)
+
+
+def test_functions_that_judge_some_rows_only(grpo, function, tmp_path: Path) -> None:
+    file = function("of_even_rows")
+    both = ("--rewards.functions", file, file.replace("even", "odd"))
+    assert grpo("both", *both) == 0
+    assert all(row["unscored"] == 0 for row in read_metrics(tmp_path / "both" / "metrics.jsonl"))
+    assert grpo("one", *both[:2]) == 0
+    assert any(row["unscored"] > 0 for row in read_metrics(tmp_path / "one" / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_messages_are_given_whole(reward):
 
 def test_where_the_run_stands(reward):
     source = reward("def f(completions, trainer_state):\n    seen.update(locals())\n    return [0, 0, 0]\n")
-    source.score([replace(group, progress=Progress(30, 120, 4)) for group in GROUPS])
+    source.score([replace(group, progress=Progress(30, 120, 30)) for group in GROUPS])
     state = seen(source)["trainer_state"]
     assert (state.global_step, state.max_steps, state.epoch, state.num_train_epochs) == (30, 120, 1.0, 4)
     assert state.is_world_process_zero and not state.log_history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 
 import pytest
@@ -12,7 +13,8 @@ from assent.data.formats import load_examples
 from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, DataError
 from assent.rewards.group import Group
-from assent.rewards.rules import RULES, RuleReward, final_number, gold_number, numeric
+from assent.rewards.numbers import final_number, gold_number
+from assent.rewards.rules import RULES, RuleReward, numeric, rule_reward
 
 # Line of gsm8k_test.jsonl, an answer, and whether it is right: all judged by hand.
 BY_HAND = [
@@ -122,7 +124,7 @@ def test_written_numbers_are_read_back(number: int, cents: int, before: str, aft
         ("1,2,3", Fraction(3)),
         ("12,34", Fraction(34)),
         ("1,2345", Fraction(2345)),
-        ("7:30", Fraction(30)),
+        ("7:30", None),  # a time
         ("7-3", Fraction(3)),
         ("7 - 3", Fraction(3)),
         ("f(x)-3", Fraction(3)),
@@ -224,8 +226,34 @@ def test_wrong_options_are_refused_before_training(rule: str, options: dict, wor
     assert words in str(caught.value)
 
 
+def test_expressions_are_compared_by_math_verify() -> None:
+    pytest.importorskip("math_verify")
+    rule = RuleReward("math")
+    for gold, answer, right in [
+        (r"\frac{1}{2}", r"So it is $\boxed{0.5}$.", 1),
+        (r"$\frac{\sqrt{3}}{2}$", r"\boxed{\frac{\sqrt 3}{2}}", 1),
+        (r"$[1, 2)$", r"\boxed{[1,2)}", 1),
+        ("2x + 1", r"\boxed{1 + 2x}", 1),
+        ("Two of four.\n#### 1/2", r"$\frac{2}{4}$", 1),
+        ("Then $x = 3$ or so.", r"\boxed{3}", 1),
+        ("7", "The answer is 7.", 1),
+        ("7", "The answer is 8.", 0),
+        ("7", "", 0),
+        (r"\frac{1}{2}", r"\boxed{\frac{1}{3}}", 0),
+    ]:
+        assert rule.score([group(answer, answer=gold)]).values.tolist() == [float(right)], (gold, answer)
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: answer: expected an expression that math-verify can read"):
+        rule.score([group("1", row=7, answer="only a $")])
+
+
+def test_math_without_its_extra_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ConfigError, match=r"The rule 'math': math-verify is not installed here. .*'assent\[math\]'"):
+        rule_reward("math", "math")
+
+
 def test_the_table_names_every_rule():
-    assert list(RULES) == ["exact", "numeric", "contains", "regex", "format", "length"]
+    assert list(RULES) == ["exact", "numeric", "math", "contains", "regex", "format", "length"]
 
 
 def test_gold_answers_inside_another_column():

@@ -28,6 +28,7 @@ from assent.models.loading import load_score_model, load_tokenizer, save_model
 from assent.online import OnlineConfig, RemoteConfig, RewardsConfig, online_config
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import Group, RewardError, Scores
+from assent.rewards.pool import PooledReward
 from assent.rewards.remote import RemoteReward, Written
 from assent.rewards.rules import RuleReward
 from assent.rewards.served import ServedModel
@@ -265,6 +266,13 @@ def test_functions_with_workers_run_elsewhere(build, functions, groups, tmp_path
         build(functions=(f"{functions}:length",), workers=1, time_limit=60.0)[0].score(groups).values,
         build(functions=(f"{functions}:length",))[0].score(groups).values,
     )
+
+
+def test_slow_rules_have_a_time_limit(build) -> None:
+    pytest.importorskip("math_verify")
+    source, _ = build(rules=("math",), time_limit=3.0)
+    (pool,) = [part.source for part in source.sources]
+    assert isinstance(pool, PooledReward) and (pool.count, pool.limit) == (1, 3.0)
 
 
 def test_missing_columns_are_named_before_training(build, functions, groups) -> None:

@@ -126,7 +126,7 @@ def test_every_third_party_import_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {requirement_name(line) for line in project["dependencies"]}
     extras = project["optional-dependencies"]
-    optional = {requirement_name(line) for line in (*extras["track"], *extras["vllm"])}
+    optional = {requirement_name(line) for line in (*extras["track"], *extras["vllm"], *extras["math"])}
     used = {}
     for name in NAMES:
         for module, line in imports(SOURCE / name):

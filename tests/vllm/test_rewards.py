@@ -129,7 +129,8 @@ def test_the_server_gives_what_its_folder_gives(served: Served) -> None:
 
 
 def test_a_policy_with_another_tokenizer_needs_to_be_told_the_servers(served: Served, tmp_path: Path) -> None:
-    train_tokenizer(("quite other words stand in here, of other lengths",) * 3, 340).save_pretrained(tmp_path)
+    policy(5).model.save_pretrained(tmp_path)
+    train_tokenizer(("quite other words stand in here, of other lengths",) * 3, 290).save_pretrained(tmp_path)
     url = f"vllm={served.url}/v1"
     mine = groups(tmp_path)
     examples = [group.example for group in mine]
@@ -151,6 +152,7 @@ def test_what_the_server_is_not(served: Served, tmp_path: Path) -> None:
         source(served, RemoteConfig(model="judge"), servers=(url,)).check(examples)
     with pytest.raises(ConfigError, match=f"at most {LONGEST} tokens; --data.max_length allows 200. .*--max-model-len"):
         source(served, length=200, servers=(url,)).check(examples)
+    policy(5).model.save_pretrained(tmp_path)
     words = load_tokenizer(ModelConfig(str(served.policy)))
     words.chat_template = OTHER_TEMPLATE
     words.save_pretrained(tmp_path)

@@ -70,7 +70,7 @@ class Rollout:
 
 class Experience:
     """The state between rollouts: the queue of prompts, moments of rewards, and what was asked but not used yet.
-    `step` is the number of optimiser steps that were taken with its rollouts."""
+    `step`, the number of optimiser steps taken, is kept by whoever trains."""
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class Experience:
         """Where the run stands."""
         rollouts = -(-len(self.examples) // self.config.train.batch_size)
         steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
-        return Progress(self.step, self.job.total_steps(steps), self.config.train.epochs)
+        return Progress(self.step, self.job.total_steps(steps), steps)
 
     def _given(self, indices: np.ndarray, asked: Asked) -> list[TokenTree | None]:
         """A scored answer from elsewhere for each prompt, where there is one."""
@@ -299,7 +299,6 @@ class Experience:
             asked = {"indices": self.asked.indices, "trees": [pack_state(trees) for trees in self.asked.trees]}
         return {
             "number": self.number,
-            "step": self.step,
             "prompts": self.prompts.state_dict(),
             "shaper": self.shaper.state_dict(),
             "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
@@ -308,7 +307,7 @@ class Experience:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.number, self.step, self.silent = int(state["number"]), int(state["step"]), int(state["silent"])
+        self.number, self.silent = int(state["number"]), int(state["silent"])
         self.prompts.load_state_dict(state["prompts"])
         self.shaper.load_state_dict(state["shaper"])
         if state["row_rewards"] is not None:

@@ -47,7 +47,7 @@ MISMATCH = 0.1
 
 class Online:
     """The state between optimiser steps is: that of the experience, the rollout that is trained on, how many of its
-    minibatches are done, and the weights that controllers move."""
+    minibatches are done, the number of steps taken, and the weights that controllers move."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Online:
         self.pending: dict[str, tuple[Any, float]] = {}
         self.moved: list[float] = []
         self.told_mismatch = False
+        self.taken = 0
 
     @property
     def steps_per_rollout(self) -> int:
@@ -96,7 +97,8 @@ class Online:
             trees = self._minibatch(self.done)
             self.done += 1
             if trees:  # there may be fewer answers than minibatches
-                self.experience.step += 1  # by the time that it is read, the step is taken
+                self.taken += 1  # by the time that anyone asks
+                self.experience.step = self.taken
                 yield replace(self._window(trees), metrics=metrics, samples=samples)
                 self._settle()
                 metrics, samples = {}, ()
@@ -209,6 +211,7 @@ class Online:
             "experience": self.experience.state_dict(),
             "rollout": self.rollout,
             "done": self.done,
+            "taken": self.taken,
             "buffer": pack_state(self.buffer) if self.done else None,
             "moved": list(self.moved),
             "kl_coef": self.surrogate.kl_coef,
@@ -219,7 +222,8 @@ class Online:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.experience.load_state_dict(state["experience"])
-        self.rollout, self.done = int(state["rollout"]), int(state["done"])
+        self.rollout, self.done, self.taken = int(state["rollout"]), int(state["done"]), int(state["taken"])
+        self.experience.step = self.taken
         self.buffer = unpack_state(state["buffer"]) if state["buffer"] is not None else []
         self.moved = [float(value) for value in state["moved"]]
         self.surrogate.kl_coef, self.surrogate.penalty = float(state["kl_coef"]), float(state["penalty"])

@@ -28,7 +28,7 @@ from assent.rewards.group import UNREADABLE, Group, GroupReward, Progress, Score
 from assent.rewards.pool import PooledReward, portable
 from assent.rewards.reading import Reading
 from assent.rewards.remote import VLLM, RemoteReward, Server, Written
-from assent.rewards.rules import rule_reward
+from assent.rewards.rules import SLOW, rule_reward
 from assent.rewards.served import ServedModel
 from assent.train.distributed import World, gather_objects
 
@@ -43,7 +43,7 @@ def reward_source(current: Job, config: OnlineConfig) -> WeightedSum:
     for a folder that is no reward model."""
     rewards, world = config.rewards, current.world
     found: list[tuple[str, Callable[[str], GroupReward]]] = [
-        *((_before(spec), partial(_rule, spec, world)) for spec in rewards.rules),
+        *((_before(spec), partial(_rule, spec, rewards, world)) for spec in rewards.rules),
         *((spec.rpartition(":")[2], partial(_function, spec, rewards, world)) for spec in rewards.functions),
         *((_before(spec), partial(_server, spec, config, current)) for spec in rewards.servers),
     ]
@@ -155,11 +155,15 @@ class Shared:
         return in_order(pieces)
 
 
-def _rule(spec: str, world: World, name: str) -> GroupReward:
+def _rule(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupReward:
     try:
-        return Shared(rule_reward(spec, name), world)
+        source: GroupReward = rule_reward(spec, name)
     except ConfigError as error:
         raise ConfigError(f"--rewards.rules: {error}") from None
+    if _before(spec) in SLOW:
+        build = partial(rule_reward, spec, name)
+        source = PooledReward(name, build, workers=max(1, rewards.workers), limit=rewards.time_limit)
+    return Shared(source, world)
 
 
 def _function(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupReward:

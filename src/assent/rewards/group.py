@@ -32,16 +32,21 @@ class NonFiniteReward(RewardError, NonFiniteError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: optimiser steps taken, of how many, and passes over the prompts in whole."""
+    """Where a run stands: optimiser steps taken, of how many, and how many are one pass over the prompts."""
 
     step: int = 0
     steps: int = 0
-    epochs: int = 1
+    per_epoch: int = 1
 
     @property
     def epoch(self) -> float:
         """Passes done, with their fraction."""
-        return self.epochs * self.step / self.steps if self.steps else 0.0
+        return self.step / self.per_epoch
+
+    @property
+    def epochs(self) -> int:
+        """Passes in the whole run, the last perhaps in part."""
+        return -(-self.steps // self.per_epoch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 from assent.data.columns import column, column_names, has_column
@@ -17,19 +17,12 @@ from assent.data.records import Example
 from assent.errors import ConfigError, DataError
 from assent.names import suggestion
 from assent.rewards.group import Group, Scores, checked
+from assent.rewards.numbers import behind_mark, final_number, gold_number
 
-MARK = "####"
-"""What GSM8K writes before the final answer."""
+MATH_LIMIT = 5
+"""Seconds in which math-verify must read or compare an expression; it counts as wrong otherwise."""
 GOLD = "answer"
 """The column that holds the right answer, where none is named."""
-
-NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)\]])[-\u2212])?"  # a minus sign, not the operator or dash of "5-3"
-    r"\$?(?P<size>"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"  # 1,450,000  540  28.00
-    r"|(?<![\w.])\.[0-9]+"  # .5
-    r")(?:/(?P<parts>[0-9]+))?"
-)
 
 
 def exact(answer: str, gold: str) -> float:
@@ -45,41 +38,37 @@ def contains(answer: str, gold: str) -> float:
 def numeric(answer: str, gold: str) -> float:
     """1.0 where the answer's final number is the gold number, else 0.0 (GSM8K, arXiv 2110.14168).
 
-    The answer's is the first number after its last "####", or without that mark its last number; see `final_number`.
-    Numbers are compared exactly, as fractions: 540, $540.00, 1,080/2 are the same.
+    Which number that is says `assent.rewards.numbers`. Numbers are compared exactly, as fractions: 540, $540.00,
+    1,080/2 and 5.4e2 are the same.
 
-    gold  the number alone, or a text that ends with "#### number"
+    gold  the number alone, or a text that ends with "#### number" or holds \\boxed{number}
 
     Raises ValueError when `gold` has no such number.
     """
     return float(final_number(answer) == gold_number(gold))
 
 
-def final_number(text: str) -> Fraction | None:
-    """The number that a text ends on: with "$", thousands commas and the period of the sentence taken off, marks of a
-    calculator (`<<3*2=6>>`) left out. None where there is none."""
-    _, mark, final = re.sub(r"<<[^<>]*>>", "", text).rpartition(MARK)
-    found = list(NUMBER.finditer(final))
-    return _value(found[0 if mark else -1]) if found else None
+def math(answer: str, gold: str) -> float:
+    """1.0 where the answer's last expression equals the gold one in the judgement of math-verify (an extra), else 0.0:
+    fractions, roots, intervals, sets, equations, in LaTeX or plainly.
 
+    gold  the expression alone, behind "####", or within a text between $ signs or in \\boxed{}
 
-def gold_number(gold: str) -> Fraction:
-    """The number of a gold answer. Raises ValueError where anything but one number stands there."""
-    written = gold.rpartition(MARK)[2].strip().removesuffix(".")
-    found = NUMBER.fullmatch(written)
-    number = _value(found) if found else None
-    if number is None:
-        raise ValueError(f"expected a number, alone or at the end after '{MARK}'; got '{written[:40]}'")
-    return number
-
-
-def _value(found: re.Match[str]) -> Fraction | None:
-    """None for a division by zero and for more digits than Python reads: no right answer looks like that."""
+    Raises ConfigError where math-verify is not installed, ValueError when it cannot read `gold`.
+    """
     try:
-        size = Fraction(found["size"].replace(",", "")) / int(found["parts"] or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return -size if found["sign"] else size
+        from math_verify import parse, verify
+    except ImportError:
+        raise ConfigError("math-verify is not installed here. Install it: pip install 'assent[math]'") from None
+    # Its own limits are alarms, which only the main thread can set; whoever uses the rule sets another.
+    limit = MATH_LIMIT if threading.current_thread() is threading.main_thread() else None
+    written = behind_mark(gold) or gold
+    marked = any(mark in written for mark in ("$", "\\(", "\\[", "\\boxed"))
+    right = parse(written if marked else f"\\boxed{{{written.strip()}}}", parsing_timeout=limit)
+    if not right:
+        raise ValueError(f"expected an expression that math-verify can read; got '{gold.strip()[:40]}'")
+    given = parse(answer, parsing_timeout=limit)
+    return float(bool(given) and verify(right, given, timeout_seconds=limit))
 
 
 def regex(answer: str, *, pattern: str) -> float:
@@ -118,12 +107,15 @@ def length_penalty(length: int, *, target: int, limit: int) -> float:
 RULES: dict[str, Callable[..., float]] = {
     "exact": exact,
     "numeric": numeric,
+    "math": math,
     "contains": contains,
     "regex": regex,
     "format": tags_in_order,
     "length": length_penalty,
 }
 """Names of rules to functions."""
+SLOW = ("math",)
+"""Rules that can take long, or for ever: they run in processes of their own, with a time limit."""
 
 
 def _limits(text: str) -> dict[str, object]:
@@ -145,6 +137,7 @@ class Spelling(NamedTuple):
 SPELLINGS: dict[str, Spelling] = {
     "exact": Spelling("exact or exact=COLUMN"),
     "numeric": Spelling("numeric or numeric=COLUMN"),
+    "math": Spelling("math or math=COLUMN"),
     "contains": Spelling("contains or contains=COLUMN"),
     "regex": Spelling("regex=PATTERN", lambda text: {"pattern": text}),
     "format": Spelling("format=TAG,TAG", lambda text: {"tags": text.split(",")}),

@@ -70,9 +70,7 @@ class ServedModel:
         served = self.remote.question("/v1/models", None, _models, '{"data": [{"id": name, ...}]}')
         name, names = self.remote.server.model, [model.name for model in served]
         if name and name not in names:
-            raise ConfigError(
-                f"{self.remote.who} serves no model '{name}' (--remote.model). It has: {', '.join(names)}."
-            )
+            raise ConfigError(f"{self.remote.who} has no model '{name}' (--remote.model). It has: {', '.join(names)}.")
         limit = next((model.longest for model in served if model.name == (name or names[0])), None)
         if limit is not None and limit < self.reading.max_length:
             raise ConfigError(

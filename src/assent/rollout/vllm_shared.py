@@ -47,6 +47,22 @@ def agree(mode: str, sampling: SamplingConfig) -> bool:
     return mode == logprobs_mode(sampling) or (plain and mode in LOGPROBS_MODES)
 
 
+PLAIN: dict[str, Any] = {
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "stop": None,
+    "bad_words": None,
+    "logit_bias": None,
+    "allowed_token_ids": None,
+    "watermarking": False,
+}
+"""All else that moves what vLLM samples, switched off in so many words: a server may have defaults of its own, of its
+flags or the model's generation_config.json."""
+
+
 def request(
     sampling: SamplingConfig, n: int, seed: int, prompt: int, eos_ids: Collection[int], logprobs: bool
 ) -> dict[str, Any]:
@@ -60,6 +76,7 @@ def request(
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
+        **PLAIN,
         "stop_token_ids": sorted(eos_ids),
         "ignore_eos": True,  # only the ids above end a response
         "logprobs": 0 if logprobs else None,  # of the drawn token alone
