@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +21,7 @@ from transformers import (
 from assent.config import LoraConfig, ModelConfig
 from assent.errors import ModelError
 from assent.models.attention import inexact_reason, install
-from assent.models.policy import Backbone, Policy, ScoreModel, verify
+from assent.models.policy import Backbone, Policy, verify
 from assent.models.quantize import (
     dequantised,
     is_transposed,
@@ -64,7 +62,7 @@ def model_folder(path: str) -> str:
     return path
 
 
-def _load(what: str, path: str, load: Callable[[str], Any]) -> Any:
+def load_folder(what: str, path: str, load: Callable[[str], Any]) -> Any:
     folder = model_folder(path)
     try:
         return load(folder)
@@ -91,7 +89,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    return _load("tokenizer", config.path, load)
+    return load_folder("tokenizer", config.path, load)
 
 
 def load_policy(
@@ -100,44 +98,16 @@ def load_policy(
     """A causal language model ready for tree batches: dropout off, assent's attention, LoRA adapters if asked for (and
     then the frozen weights in few bits, if asked for). Raises ModelError where `layout` asks for a tree that the
     architecture cannot compute exactly, and where the frozen weights cannot be quantised."""
-    bits = _bits(config, device, trainable)
-    model = _load("model", config.path, lambda folder: _causal(folder, config, bits))
-    tree = _choose_layout(model, config, max_length)
-    policy = _prepare(Policy, model, config, tree, device, trainable)
+    bits = few_bits(config, device, trainable)
+    model = load_folder("model", config.path, lambda folder: _causal(folder, config, bits))
+    tree = choose_layout(model, config, max_length)
+    policy = prepare(Policy, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
         policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
     return policy
 
 
-def load_score_model(
-    config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    device: torch.device | str = "cpu",
-    trainable: bool = True,
-    seed: int = 0,
-    new_head: bool = True,
-) -> ScoreModel:
-    """A sequence-classification model with one output, from such a folder or, with a fresh head drawn from `seed`,
-    from any causal model. With `new_head=False` a folder without a trained head is refused. Adapters and bits are as in
-    `load_policy`; the head is always trained whole."""
-    bits = _bits(config, device, trainable, keep=["score"])
-    model, fresh = _load("reward model", config.path, lambda folder: _classifier(folder, config, seed, bits))
-    if fresh and not new_head:
-        raise ModelError(
-            f"{config.path} has no trained reward head (score.weight). Train one with: assent reward --model.path "
-            f"{config.path} --data.train PAIRS --out FOLDER"
-        )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    tree = _choose_layout(model, config, max_length)
-    scorer = _prepare(ScoreModel, model, config, tree, device, trainable)
-    if trainable and config.lora.rank > 0:
-        scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS")
-    return scorer
-
-
-def _bits(
+def few_bits(
     config: ModelConfig, device: torch.device | str, trainable: bool, keep: list[str] | None = None
 ) -> dict[str, Any]:
     if not trainable or config.lora.rank == 0:
@@ -146,7 +116,7 @@ def _bits(
     return loading_options(config.lora.quantize, precision=precision, device=device, keep=keep)
 
 
-def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
+def from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
     return auto.from_pretrained(
         folder,
         revision=source.revision,
@@ -158,34 +128,16 @@ def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any
 
 
 def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
-    model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
+    model, info = from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
+    if "score.weight" in info["unexpected_keys"]:
+        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
-    if "score.weight" in info["unexpected_keys"]:  # with tied embeddings nothing is missing
-        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     return model
 
 
-def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its head is new."""
-    hf_config = AutoConfig.from_pretrained(
-        folder, revision=config.revision, trust_remote_code=config.trust_remote_code, num_labels=1
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, info = _from_pretrained(
-            AutoModelForSequenceClassification, folder, config, config=hf_config, output_loading_info=True, **bits
-        )
-    if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"{type(model).__name__} keeps its head under another name than `score`.")
-    missing = set(info["missing_keys"])
-    if missing - {"score.weight", "score.bias"}:
-        raise ModelError(f"{folder} lacks {', '.join(sorted(missing)[:3])}.")
-    return model, bool(missing)
-
-
-def _choose_layout(model: PreTrainedModel, config: ModelConfig, max_length: int) -> bool:
+def choose_layout(model: PreTrainedModel, config: ModelConfig, max_length: int) -> bool:
     """Whether the model computes trees."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and max_length > limit:
@@ -201,7 +153,7 @@ def _choose_layout(model: PreTrainedModel, config: ModelConfig, max_length: int)
     return False
 
 
-def _prepare(
+def prepare(
     kind: Any, model: PreTrainedModel, config: ModelConfig, tree: bool, device: torch.device | str, trainable: bool
 ) -> Any:
     for module in model.modules():
@@ -228,8 +180,8 @@ def _prepare(
     return backbone
 
 
-def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
-    """The model with trainable adapters; everything else is frozen (a reward head stays trained)."""
+def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, keep: Sequence[str] = ()) -> Any:
+    """The model with trainable adapters; everything else is frozen but for the modules named in `keep`."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -241,7 +193,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
             lora_alpha=lora.alpha,
             target_modules=targets,
             task_type=task,
-            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+            modules_to_save=list(keep) or None,
         ),
     )
 

@@ -1,0 +1,238 @@
+"""Reward models and critics: any causal language model's decoder with a linear head on the final hidden state, one
+output, read at chosen tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from assent.config import ModelConfig
+from assent.errors import ModelError
+from assent.models.loading import (
+    add_lora,
+    choose_layout,
+    few_bits,
+    from_pretrained,
+    load_folder,
+    prepare,
+)
+from assent.models.policy import ScoreModel
+
+OWN = "score"
+"""The head of our own, as transformers calls it in most of its classes."""
+SECTION = "assent_head"
+"""What config.json says of the head: its `weight`, the `class` that reads it ("transformers" or "assent"), and where it
+is read and was trained."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """A model with its head. `own`: transformers has no class for it that reads the last token as we do; `fresh`: the
+    head is new."""
+
+    model: PreTrainedModel
+    head: str
+    own: bool
+    fresh: bool
+
+
+def load_score_model(
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    device: torch.device | str = "cpu",
+    trainable: bool = True,
+    seed: int = 0,
+    new_head: bool = True,
+) -> ScoreModel:
+    """A reward model or critic from the folder of one or, with a fresh head drawn from `seed`, from any causal model.
+    With `new_head=False` a folder without a trained head is refused. Where transformers has a sequence-classification
+    class whose logit is its linear head at the last token (which is measured), it is of that class, else one of ours.
+    Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32."""
+    bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
+    found = load_folder("reward model", config.path, lambda folder: _find(folder, config, seed, bits))
+    model = found.model
+    if found.fresh and not new_head:
+        raise ModelError(
+            f"{config.path} has no trained reward head ({found.head}.weight). Train one with: assent reward "
+            f"--model.path {config.path} --data.train PAIRS --out FOLDER"
+        )
+    if found.fresh and (not dist.is_initialized() or dist.get_rank() == 0):
+        reader = "a class of assent's own: transformers has none for it" if found.own else type(model).__name__
+        print(f"{config.path}: its head of one output ({found.head}.weight) is new and untrained, in {reader}")
+    for one in (model.config, model.config.get_text_config()):
+        one.pad_token_id = tokenizer.pad_token_id
+    model.config.problem_type = "regression"  # so that servers and pipelines give the logit itself
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
+    before = getattr(model.config, SECTION, None) or {}
+    model.config.assent_head = {
+        "weight": f"{found.head}.weight",
+        "class": "assent" if found.own else "transformers",
+        "read_at": "the end token of the answer",
+        **{name: before[name] for name in ("trained_at",) if name in before},
+    }
+    tree = choose_layout(model, config, max_length)
+    scorer = prepare(lambda *a, **k: ScoreModel(*a, head=found.head, **k), model, config, tree, device, trainable)
+    if trainable and config.lora.rank > 0:
+        scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS", keep=[found.head])
+    return scorer
+
+
+def _find(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> Found:
+    """The model in transformers' own class where that reads what we read, else in ours."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    hf_config = AutoConfig.from_pretrained(folder, **source, num_labels=1)
+    section = getattr(hf_config, SECTION, None) or {}
+    if section.get("class") != "assent" and _has_class(hf_config, config.trust_remote_code):
+        model, info = _seeded(AutoModelForSequenceClassification, folder, config, hf_config, seed, bits)
+        head = last_token_head(model)
+        if head is not None:
+            return Found(model, head, False, _lacks_only(head, folder, info))
+        hf_config = AutoConfig.from_pretrained(folder, **source, num_labels=1)
+    causal, hf_config = _causal_class(folder, config, hf_config)
+    model, info = _seeded(own_class(causal), folder, config, hf_config, seed, bits)
+    return Found(model, OWN, True, _lacks_only(OWN, folder, info))
+
+
+def _seeded(
+    kind: Any, folder: str, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return from_pretrained(kind, folder, config, config=hf_config, output_loading_info=True, **bits)
+
+
+def _lacks_only(head: str, folder: str, info: dict[str, Any]) -> bool:
+    """Whether the head is new. Raises ModelError where the folder lacks other weights."""
+    missing = set(info["missing_keys"])
+    if others := sorted(missing - {f"{head}.weight", f"{head}.bias"}):
+        raise ModelError(f"{folder} lacks {', '.join(others[:3])}.")
+    return f"{head}.weight" in missing
+
+
+def _has_class(config: PreTrainedConfig, trust_remote_code: bool) -> bool:
+    """Whether transformers, or trusted code in the folder, has a sequence-classification class for it."""
+    remote = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and "AutoModelForSequenceClassification" in remote:
+        return True
+    return type(config) in AutoModelForSequenceClassification._model_mapping
+
+
+def _causal_class(
+    folder: str, config: ModelConfig, hf_config: PreTrainedConfig
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that `AutoModelForCausalLM` would make of the folder, and its configuration."""
+    remote = getattr(hf_config, "auto_map", None) or {}
+    if config.trust_remote_code and "AutoModelForCausalLM" in remote:
+        return get_class_from_dynamic_module(
+            remote["AutoModelForCausalLM"], folder, revision=config.revision
+        ), hf_config
+    kind = AutoModelForCausalLM._model_mapping.get(type(hf_config), None)
+    if kind is None:
+        raise ModelError(f"{folder}: transformers has no causal language model of type {hf_config.model_type}.")
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    text = hf_config.sub_configs.get("text_config")
+    if text is not None and getattr(kind, "config_class", None) == text:
+        section = getattr(hf_config, SECTION, None)
+        hf_config = hf_config.get_text_config()
+        hf_config.num_labels = 1
+        if section is not None:
+            hf_config.assent_head = section
+    return kind, hf_config
+
+
+@cache
+def own_class(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The causal model's class with a linear head on its hidden states instead of its output head: the weights have the
+    names that transformers' sequence-classification classes give them (the decoder's own, and `score.weight`)."""
+
+    def __init__(self: Any, config: PreTrainedConfig, *args: Any, **options: Any) -> None:
+        causal.__init__(self, config, *args, **options)
+        body = body_of(self)
+        self._body_name = next(name for name, module in self.named_modules() if module is body)
+        _keep_only(self, self._body_name)
+        setattr(self, OWN, nn.Linear(config.get_text_config().hidden_size, 1, bias=False))
+
+    def base_model(self: Any) -> nn.Module:
+        name = self.__dict__.get("_body_name")  # not yet there while the causal model is built
+        return getattr(self, self.base_model_prefix, self) if name is None else self.get_submodule(name)
+
+    stem = causal.__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    members = {
+        "__init__": __init__,
+        "__module__": causal.__module__,
+        "base_model": property(base_model),
+        "get_output_embeddings": lambda self: (
+            None if "_body_name" in self.__dict__ else causal.get_output_embeddings(self)
+        ),
+        "_tied_weights_keys": None,
+    }
+    return type(f"{stem}ForSequenceClassification", (causal,), members)
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The decoder whose output is the final hidden states: what holds the input embeddings and has no output head."""
+    embedding, body = model.get_input_embeddings(), model
+    while body.get_output_embeddings() is not None or body is model:
+        body = next(
+            child
+            for child in body.children()
+            if isinstance(child, PreTrainedModel) and any(module is embedding for module in child.modules())
+        )
+    return body
+
+
+def _keep_only(model: nn.Module, path: str) -> None:
+    """Removes what stands beside the module at `path`, at each level above it."""
+    name, _, rest = path.partition(".")
+    for other in [other for other, _ in model.named_children() if other != name]:
+        delattr(model, other)
+    if rest:
+        _keep_only(model.get_submodule(name), rest)
+
+
+@torch.no_grad()
+def last_token_head(model: PreTrainedModel) -> str | None:
+    """The name of the linear layer that gives the model's logit from the final hidden state of the last token, or None
+    where the class reads another token or transforms the state. Measured on one row, with random weights in the head
+    (a head of zeros would hide any difference)."""
+    inside = {id(module) for module in model.base_model.modules()}
+    heads = [
+        (name, module)
+        for name, module in model.named_children()
+        if isinstance(module, nn.Linear) and module.out_features == 1 and id(module) not in inside
+    ]
+    if len(heads) != 1 or model.base_model is model:
+        return None
+    name, head = heads[0]
+    text, training, trained = model.config.get_text_config(), model.training, head.weight.detach().clone()
+    ids = torch.tensor([[i for i in range(min(12, text.vocab_size)) if i != text.pad_token_id]], device=model.device)
+    model.eval()
+    head.weight.copy_(torch.randn(trained.shape, generator=torch.Generator().manual_seed(0)))
+    try:
+        got = model(input_ids=ids).logits.float()
+        want = head(model.base_model(input_ids=ids).last_hidden_state[:, -1]).float()
+        exact = got.shape == want.shape and bool((got - want).abs().max() <= 1e-3 * want.abs().max())
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # it wants other inputs than ids
+        exact = False
+    finally:
+        head.weight.copy_(trained)
+        model.train(training)
+    return name if exact else None
