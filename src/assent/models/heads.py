@@ -4,12 +4,15 @@ output, read at chosen tokens."""
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +24,8 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from assent.config import ModelConfig
+from assent.data.chat import Chat
+from assent.data.tree import collate
 from assent.errors import ModelError
 from assent.models.loading import (
     add_lora,
@@ -29,8 +34,17 @@ from assent.models.loading import (
     from_pretrained,
     load_folder,
     prepare,
+    save_model,
 )
 from assent.models.policy import ScoreModel
+from assent.models.recipe import (
+    Usage,
+    differing_scores,
+    differing_tokens,
+    others_scores,
+    probes,
+    reward_tokenizer,
+)
 
 OWN = "score"
 """The head of our own, as transformers calls it in most of its classes."""
@@ -135,9 +149,7 @@ def _has_class(config: PreTrainedConfig, trust_remote_code: bool) -> bool:
     return type(config) in AutoModelForSequenceClassification._model_mapping
 
 
-def _causal_class(
-    folder: str, config: ModelConfig, hf_config: PreTrainedConfig
-) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+def _causal_class(folder: str, config: ModelConfig, hf_config: PreTrainedConfig) -> tuple[Any, PreTrainedConfig]:
     """The class that `AutoModelForCausalLM` would make of the folder, and its configuration."""
     remote = getattr(hf_config, "auto_map", None) or {}
     if config.trust_remote_code and "AutoModelForCausalLM" in remote:
@@ -159,7 +171,7 @@ def _causal_class(
 
 
 @cache
-def own_class(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def own_class(causal: Any) -> type[PreTrainedModel]:
     """The causal model's class with a linear head on its hidden states instead of its output head: the weights have the
     names that transformers' sequence-classification classes give them (the decoder's own, and `score.weight`)."""
 
@@ -170,18 +182,26 @@ def own_class(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
         _keep_only(self, self._body_name)
         setattr(self, OWN, nn.Linear(config.get_text_config().hidden_size, 1, bias=False))
 
-    def base_model(self: Any) -> nn.Module:
-        name = self.__dict__.get("_body_name")  # not yet there while the causal model is built
-        return getattr(self, self.base_model_prefix, self) if name is None else self.get_submodule(name)
+    def beheaded(self: Any) -> bool:
+        return "_body_name" in self.__dict__  # not yet while the causal model is built
 
-    stem = causal.__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    def base_model(self: Any) -> nn.Module:
+        return self.get_submodule(self._body_name) if beheaded(self) else getattr(self, self.base_model_prefix, self)
+
+    def get_output_embeddings(self: Any) -> nn.Module | None:
+        return None if beheaded(self) else causal.get_output_embeddings(self)
+
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        if module is not self or not beheaded(self):  # some write into their output head here
+            causal._init_weights(self, module)
+
+    stem = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     members = {
         "__init__": __init__,
         "__module__": causal.__module__,
         "base_model": property(base_model),
-        "get_output_embeddings": lambda self: (
-            None if "_body_name" in self.__dict__ else causal.get_output_embeddings(self)
-        ),
+        "get_output_embeddings": get_output_embeddings,
+        "_init_weights": _init_weights,
         "_tied_weights_keys": None,
     }
     return type(f"{stem}ForSequenceClassification", (causal,), members)
@@ -230,9 +250,77 @@ def last_token_head(model: PreTrainedModel) -> str | None:
         got = model(input_ids=ids).logits.float()
         want = head(model.base_model(input_ids=ids).last_hidden_state[:, -1]).float()
         exact = got.shape == want.shape and bool((got - want).abs().max() <= 1e-3 * want.abs().max())
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # it wants other inputs than ids
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it wants other inputs than ids
         exact = False
     finally:
         head.weight.copy_(trained)
         model.train(training)
     return name if exact else None
+
+
+# ---- folders
+
+
+def save_reward_model(
+    scorer: ScoreModel,
+    chat: Chat,
+    folder: Path,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    source: ModelConfig | None = None,
+) -> Usage:
+    """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logit) gives the
+    reward that assent reads: the chat template ends at the end of the answer, and what pads ends no answer. With
+    `source` (the options of its loading) the folder is then loaded by transformers alone and compared."""
+    tokenizer = reward_tokenizer(chat, scorer.plain.get_input_embeddings().num_embeddings)
+    config = scorer.plain.config
+    for one in (config, config.get_text_config()):
+        one.pad_token_id = tokenizer.pad_token_id
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    save_model(scorer, tokenizer, folder, state)
+    section = config.assent_head
+    usage = Usage(section["class"] == "assent", section["weight"], tokenizer.pad_token_id is not None)
+    notes = [] if usage.pads else [NO_PAD]
+    if source is not None:
+        notes += _compared(folder, chat, usage, source)
+    return dataclasses.replace(usage, notes=tuple(notes))
+
+
+NO_PAD = "the tokenizer has no token to pad with that ends no answer: score one answer at a time, or with assent"
+
+
+def _compared(folder: Path, chat: Chat, usage: Usage, source: ModelConfig) -> list[str]:
+    """What transformers alone reads differently of a written folder."""
+    if not _fits(folder):
+        return ["it was not loaded again to compare its rewards: memory is too small for another copy"]
+    try:
+        text = AutoConfig.from_pretrained(folder).get_text_config()
+        limit = getattr(text, "max_position_embeddings", None) or 1 << 20
+        examples = probes(chat, limit)
+        notes = [
+            f"its chat template gives other tokens than assent reads ({name})"
+            for name in differing_tokens(folder, chat, examples, limit)
+        ]
+        rows = list(examples.values())
+        trust = source.trust_remote_code
+        theirs = others_scores(folder, usage, rows, trust_remote_code=trust)
+        own = ModelConfig(str(folder), precision="fp32", layout="flat", trust_remote_code=trust)
+        scorer = load_score_model(own, chat.tokenizer, max_length=limit, trainable=False, new_head=False)
+        batch = collate([chat.tree(example, limit) for example in rows], flat=True)
+        with torch.no_grad():
+            ours = scorer(batch, batch.last)
+    except Exception as error:  # the run is done and its folder written: tell, and go on
+        return [f"transformers alone could not read it ({type(error).__name__}: {str(error).strip()[:200]})"]
+    gaps = differing_scores(theirs, ours)
+    where = {"none": "one answer at a time", "right": "padded on the right", "left": "padded on the left"}
+    return notes + [
+        f"transformers alone gives rewards up to {gap:.2g} from assent's, {where[side]}" for side, gap in gaps.items()
+    ]
+
+
+def _fits(folder: Path) -> bool:
+    """Whether memory holds the folder's weights once more in fp32, where the system tells."""
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return True
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")) < free

@@ -30,6 +30,7 @@ from assent.models.quantize import (
     settle,
     without_quantisation,
 )
+from assent.models.recipe import original_template
 
 
 def quiet_transformers() -> None:
@@ -87,6 +88,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             raise ModelError(f"{folder}: its tokenizer has no EOS token, so answers could not learn to end.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.chat_template = original_template(tokenizer.chat_template)  # of a reward model's folder
         return tokenizer
 
     return load_folder("tokenizer", config.path, load)
