@@ -4,6 +4,7 @@ reads, whatever the template writes behind an answer and whatever the tokenizer 
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from assent.models.init import CHAT_TEMPLATE
 from assent.models.loading import load_tokenizer, quiet_transformers
 from assent.models.policy import ScoreModel
 from assent.models.recipe import (
+    PROBES,
     Usage,
     closed_template,
     differing_scores,
@@ -182,6 +184,37 @@ def test_the_closed_template_changes_ends_alone(name: str, tokenizer) -> None:
             assert texts[0] == texts[1]
         (ids,) = rendered(again, [example])["input_ids"]
         assert int(ids[-1]) in Chat(base).eos_ids
+
+
+PUBLIC = {
+    "qwen3": "<|im_end|>",
+    "qwen3_6": "<|im_end|>",
+    "gemma3": "<end_of_turn>",
+    "gemma4": "<turn|>",
+    "llama3_2": "<|eot_id|>",
+    "phi3": "<|end|>",
+    "cohere2": "<|END_OF_TURN_TOKEN|>",
+    "glm4moe": "<|endoftext|>",
+    "gptoss": "<|return|>",
+    "lfm2": "<|im_end|>",
+}
+MARK = re.compile(r"<\|[^<>|]*\|>|<[a-z]+_of_[a-z]+>|<\|turn>|<turn\|>")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_templates_by_the_usual_recipe(name: str, tokenizer) -> None:
+    """The ids of the closed template are those that assent reads, whatever the original writes behind the answer."""
+    trl = pytest.importorskip("trl")
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    specials = sorted({*MARK.findall(template), PUBLIC[name]})
+    base = with_template(tokenizer, template, specials, {"bos_token": "<bos>", "eos_token": PUBLIC[name]})
+    chat = Chat(base)
+    examples = list(probes(chat, 4096).values())
+    assert len(examples) == len(PROBES)
+    theirs = rendered(with_template(base, closed_template(chat)), examples)["input_ids"]
+    for example, its in zip(examples, theirs, strict=True):
+        tree = chat.tree(example, 4096)
+        assert list(its) == [*tree.prompt.tolist(), *tree.branches[0].ids.tolist()]
 
 
 def test_templates_that_end_well_are_kept(tokenizer) -> None:

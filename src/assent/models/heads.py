@@ -297,6 +297,8 @@ def _compared(folder: Path, chat: Chat, usage: Usage, source: ModelConfig) -> li
         text = AutoConfig.from_pretrained(folder).get_text_config()
         limit = getattr(text, "max_position_embeddings", None) or 1 << 20
         examples = probes(chat, limit)
+        if not examples:
+            return ["its rewards were not compared: the chat template writes none of the conversations to compare"]
         notes = [
             f"its chat template gives other tokens than assent reads ({name})"
             for name in differing_tokens(folder, chat, examples, limit)

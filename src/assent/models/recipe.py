@@ -37,17 +37,26 @@ TOLERANCE = 1e-3
 
 
 def ending(chat: Chat) -> tuple[str, str]:
-    """What the chat template writes behind an answer, and what assent reads of it: up to the token that ends it."""
-    answer = "Certainly."
+    """What the chat template writes behind an answer, and what assent reads of it: up to the token that ends it, or the
+    tokenizer's EOS where the template writes none."""
+    tokenizer, answer = chat.tokenizer, "Certainly."
+    example = Example((Message("user", "Question?"),), (Response((Message("assistant", answer),)),))
     messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": answer}]
-    text = chat.tokenizer.apply_chat_template(messages, chat_template=chat.template, tokenize=False)
-    written = text[text.rindex(answer) + len(answer) :]
-    names = [chat.tokenizer.convert_ids_to_tokens(index) for index in chat.eos_ids]
-    found = [(written.find(name), name) for name in names if name in written]
-    if not found:  # assent adds the tokenizer's EOS
-        return written, written.rstrip() + chat.tokenizer.eos_token
-    start, name = min(found)
-    return written, written[: start + len(name)]
+    text = tokenizer.apply_chat_template(messages, chat_template=chat.template, tokenize=False)
+    start = text.rindex(answer) + len(answer)
+    written = text[start:]
+    names = [tokenizer.convert_ids_to_tokens(index) for index in chat.eos_ids]
+    found = sorted((written.find(name), name) for name in names if name in written)
+    ends = [written[:position] + name for position, name in found]
+    if tokenizer.eos_token is not None:
+        ends.append(written.rstrip() + tokenizer.eos_token)
+    try:
+        tree = chat.tree(example, 1 << 20)
+    except RowError:
+        return written, ends[0]
+    own = [*tree.prompt.tolist(), *tree.branches[0].ids.tolist()]
+    same = [end for end in ends if tokenizer(text[:start] + end, add_special_tokens=False)["input_ids"] == own]
+    return written, (same or ends)[0]
 
 
 def closed_template(chat: Chat) -> str:
