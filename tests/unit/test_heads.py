@@ -172,6 +172,9 @@ def test_a_head_of_our_own(kind: str, base, tokenizer, tmp_path: Path, capsys) -
     assert "new and untrained" not in capsys.readouterr().out
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["assent_head"]["class"] == "assent" and written["problem_type"] == "regression"
+    by_itself = type(again.plain).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = batch.tokens[: batch.segments[0].end][None]
+    torch.testing.assert_close(by_itself(input_ids=ids).logits[0], want[:1], atol=1e-5, rtol=0)
     examples = list(probes(chat, 256).values())
     own = collate([chat.tree(example, 256) for example in examples], flat=not again.tree)
     for its in others_scores(tmp_path, usage, examples).values():
@@ -319,6 +322,44 @@ def test_the_value_head_is_computed_in_fp32(base) -> None:
         hidden = policy(batch, states=True)
         exact = (hidden.double() @ policy.value_head.weight.double().T).squeeze(-1)
         torch.testing.assert_close(policy(batch).values.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_heads_are_gathered_in_fp32(base, tokenizer, monkeypatch) -> None:
+    """Where sharding gathers the decoder in bf16."""
+    from assent.train import distributed
+
+    precision: dict[nn.Module, Any] = {}
+
+    class Sharded:
+        def set_gradient_divide_factor(self, factor: float) -> None: ...
+        def set_force_sum_reduction_for_comms(self, on: bool) -> None: ...
+
+    def fully_shard(part: nn.Module, *, mesh: Any, mp_policy: Any) -> Sharded:
+        precision[part] = mp_policy.param_dtype
+        return Sharded()
+
+    monkeypatch.setattr(distributed, "fully_shard", fully_shard)
+    monkeypatch.setattr(distributed, "init_device_mesh", lambda *_: None)
+    world = distributed.World(0, 2, 0, torch.device("cuda"))
+    scorer = load_score_model(config_of(base("llama")), tokenizer, max_length=64)
+    policy = load_policy(config_of(base("llama")), max_length=64)
+    policy.add_value_head()
+    for model, head in ((scorer, scorer.head), (policy, policy.value_head)):
+        assert model.heads == [head]
+        distributed.shard(model, world, blocks=model.blocks, heads=model.heads, precision="bf16")
+        assert precision[head] is None and precision[model] == precision[model.blocks[0]] == torch.bfloat16
+
+
+def test_the_end_token_is_trained_where_it_is_what_pads(base, tokenizer, tmp_path: Path) -> None:
+    """Embeddings drop the gradient of the padding token."""
+    model = AutoModelForCausalLM.from_pretrained(base("llama"), dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(tmp_path)
+    scorer = load_score_model(config_of(tmp_path), tokenizer, max_length=64)
+    tree = TokenTree(np.array([5, 6, 7]), (Branch(np.array([9, tokenizer.eos_token_id]), np.ones(2, bool)),))
+    batch = collate([tree], flat=not scorer.tree)
+    scorer(batch, batch.last).sum().backward()
+    assert scorer.plain.get_input_embeddings().weight.grad[tokenizer.eos_token_id].abs().max() > 1e-6
 
 
 # ---- what the folder says

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from assent.config import ModelConfig
 from assent.data.chat import Chat
@@ -87,11 +88,12 @@ def load_score_model(
             f"--model.path {config.path} --data.train PAIRS --out FOLDER"
         )
     if found.fresh and (not dist.is_initialized() or dist.get_rank() == 0):
-        reader = "a class of assent's own: transformers has none for it" if found.own else type(model).__name__
+        reader = (
+            "a class of assent's own (transformers has none that reads it so)" if found.own else type(model).__name__
+        )
         print(f"{config.path}: its head of one output ({found.head}.weight) is new and untrained, in {reader}")
     for one in (model.config, model.config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
-    model.config.problem_type = "regression"  # so that servers and pipelines give the logit itself
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
@@ -115,27 +117,28 @@ def _find(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> 
     hf_config = AutoConfig.from_pretrained(folder, **source, num_labels=1)
     section = getattr(hf_config, SECTION, None) or {}
     if section.get("class") != "assent" and _has_class(hf_config, config.trust_remote_code):
-        model, info = _seeded(AutoModelForSequenceClassification, folder, config, hf_config, seed, bits)
+        model, missing = _seeded(AutoModelForSequenceClassification, folder, config, hf_config, seed, bits)
         head = last_token_head(model)
         if head is not None:
-            return Found(model, head, False, _lacks_only(head, folder, info))
+            return Found(model, head, False, _lacks_only(head, folder, missing))
         hf_config = AutoConfig.from_pretrained(folder, **source, num_labels=1)
     causal, hf_config = _causal_class(folder, config, hf_config)
-    model, info = _seeded(own_class(causal), folder, config, hf_config, seed, bits)
-    return Found(model, OWN, True, _lacks_only(OWN, folder, info))
+    model, missing = _seeded(own_class(causal), folder, config, hf_config, seed, bits)
+    return Found(model, OWN, True, _lacks_only(OWN, folder, missing))
 
 
 def _seeded(
     kind: Any, folder: str, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of the weights that the folder lacks, which are drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return from_pretrained(kind, folder, config, config=hf_config, output_loading_info=True, **bits)
+        model, info = from_pretrained(kind, folder, config, config=hf_config, output_loading_info=True, **bits)
+    return model, set(info["missing_keys"])
 
 
-def _lacks_only(head: str, folder: str, info: dict[str, Any]) -> bool:
+def _lacks_only(head: str, folder: str, missing: set[str]) -> bool:
     """Whether the head is new. Raises ModelError where the folder lacks other weights."""
-    missing = set(info["missing_keys"])
     if others := sorted(missing - {f"{head}.weight", f"{head}.bias"}):
         raise ModelError(f"{folder} lacks {', '.join(others[:3])}.")
     return f"{head}.weight" in missing
@@ -191,6 +194,16 @@ def own_class(causal: Any) -> type[PreTrainedModel]:
     def get_output_embeddings(self: Any) -> nn.Module | None:
         return None if beheaded(self) else causal.get_output_embeddings(self)
 
+    def forward(
+        self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        given = {"attention_mask": attention_mask, "position_ids": position_ids}
+        given = {name: value for name, value in given.items() if value is not None}
+        states = self.base_model(input_ids=input_ids, use_cache=False, **given).last_hidden_state
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        return SequenceClassifierOutput(logits=self.score(states[torch.arange(len(last), device=last.device), last]))
+
     def _init_weights(self: Any, module: nn.Module) -> None:
         if module is not self or not beheaded(self):  # some write into their output head here
             causal._init_weights(self, module)
@@ -201,6 +214,7 @@ def own_class(causal: Any) -> type[PreTrainedModel]:
         "__module__": causal.__module__,
         "base_model": property(base_model),
         "get_output_embeddings": get_output_embeddings,
+        "forward": forward,
         "_init_weights": _init_weights,
         "_tied_weights_keys": None,
     }
@@ -272,14 +286,26 @@ def save_reward_model(
     """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logit) gives the
     reward that assent reads: the chat template ends at the end of the answer, and what pads ends no answer. With
     `source` (the options of its loading) the folder is then loaded by transformers alone and compared."""
+    save_model(scorer, outward(scorer, chat), folder, state)
+    return usage_of(scorer, chat, folder, source)
+
+
+def outward(scorer: ScoreModel, chat: Chat) -> PreTrainedTokenizerBase:
+    """The tokenizer to write beside a reward model, whose configuration is made to agree with it."""
     tokenizer = reward_tokenizer(chat, scorer.plain.get_input_embeddings().num_embeddings)
     config = scorer.plain.config
     for one in (config, config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-    save_model(scorer, tokenizer, folder, state)
-    section = config.assent_head
-    usage = Usage(section["class"] == "assent", section["weight"], tokenizer.pad_token_id is not None)
+    config.problem_type = "regression"  # so that servers and pipelines give the logit itself
+    return tokenizer
+
+
+def usage_of(scorer: ScoreModel, chat: Chat, folder: Path, source: ModelConfig | None = None) -> Usage:
+    """How a written folder is read elsewhere; with `source` it is loaded and compared."""
+    config = scorer.plain.config
+    section = getattr(config, SECTION)
+    usage = Usage(section["class"] == "assent", section["weight"], config.pad_token_id is not None)
     notes = [] if usage.pads else [NO_PAD]
     if source is not None:
         notes += _compared(folder, chat, usage, source)
