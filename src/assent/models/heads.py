@@ -97,13 +97,6 @@ def load_score_model(
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
-    before = getattr(model.config, SECTION, None) or {}
-    model.config.assent_head = {
-        "weight": f"{found.head}.weight",
-        "class": "assent" if found.own else "transformers",
-        "read_at": "the end token of the answer",
-        **{name: before[name] for name in ("trained_at",) if name in before},
-    }
     tree = choose_layout(model, config, max_length)
     scorer = prepare(lambda *a, **k: ScoreModel(*a, head=found.head, **k), model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
@@ -120,11 +113,23 @@ def _find(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> 
         model, missing = _seeded(AutoModelForSequenceClassification, folder, config, hf_config, seed, bits)
         head = last_token_head(model)
         if head is not None:
-            return Found(model, head, False, _lacks_only(head, folder, missing))
+            return _found(model, head, False, _lacks_only(head, folder, missing))
         hf_config = AutoConfig.from_pretrained(folder, **source, num_labels=1)
     causal, hf_config = _causal_class(folder, config, hf_config)
     model, missing = _seeded(own_class(causal), folder, config, hf_config, seed, bits)
-    return Found(model, OWN, True, _lacks_only(OWN, folder, missing))
+    return _found(model, OWN, True, _lacks_only(OWN, folder, missing))
+
+
+def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool) -> Found:
+    """With what config.json is to say of the head."""
+    before = getattr(model.config, SECTION, None) or {}
+    model.config.assent_head = {
+        "weight": f"{head}.weight",
+        "class": "assent" if own else "transformers",
+        "read_at": "the end token of the answer",
+        **{name: before[name] for name in ("trained_at",) if name in before},
+    }
+    return Found(model, head, own, fresh)
 
 
 def _seeded(
@@ -286,14 +291,14 @@ def save_reward_model(
     """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logit) gives the
     reward that assent reads: the chat template ends at the end of the answer, and what pads ends no answer. With
     `source` (the options of its loading) the folder is then loaded by transformers alone and compared."""
-    save_model(scorer, outward(scorer, chat), folder, state)
-    return usage_of(scorer, chat, folder, source)
+    save_model(scorer, outward(scorer.plain, chat), folder, state)
+    return usage_of(scorer.plain, chat, folder, source)
 
 
-def outward(scorer: ScoreModel, chat: Chat) -> PreTrainedTokenizerBase:
+def outward(model: PreTrainedModel, chat: Chat) -> PreTrainedTokenizerBase:
     """The tokenizer to write beside a reward model, whose configuration is made to agree with it."""
-    tokenizer = reward_tokenizer(chat, scorer.plain.get_input_embeddings().num_embeddings)
-    config = scorer.plain.config
+    tokenizer = reward_tokenizer(chat, model.get_input_embeddings().num_embeddings)
+    config = model.config
     for one in (config, config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
@@ -301,11 +306,10 @@ def outward(scorer: ScoreModel, chat: Chat) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def usage_of(scorer: ScoreModel, chat: Chat, folder: Path, source: ModelConfig | None = None) -> Usage:
+def usage_of(model: PreTrainedModel, chat: Chat, folder: Path, source: ModelConfig | None = None) -> Usage:
     """How a written folder is read elsewhere; with `source` it is loaded and compared."""
-    config = scorer.plain.config
-    section = getattr(config, SECTION)
-    usage = Usage(section["class"] == "assent", section["weight"], config.pad_token_id is not None)
+    section = getattr(model.config, SECTION)
+    usage = Usage(section["class"] == "assent", section["weight"], model.config.pad_token_id is not None)
     notes = [] if usage.pads else [NO_PAD]
     if source is not None:
         notes += _compared(folder, chat, usage, source)
