@@ -41,7 +41,8 @@ from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.errors import NonFiniteError
 from assent.methods import METHODS
-from assent.models.loading import load_policy, load_score_model
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import (

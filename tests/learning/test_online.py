@@ -22,7 +22,8 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.lab.enumerable import TableReward, optimum, regret_closed
 from assent.methods import METHODS
-from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy, load_tokenizer
 from assent.online import KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train.distributed import World
 

@@ -18,9 +18,9 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import loading
 from assent.models.head import Transform, measure
+from assent.models.heads import load_score_model
 from assent.models.loading import (
     load_policy,
-    load_score_model,
     load_tokenizer,
     model_folder,
     resolve_precision,

@@ -22,7 +22,8 @@ from assent.data.tree import Branch, Segment, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import policy as policy_module
 from assent.models import quantize
-from assent.models.loading import load_policy, load_score_model, load_tokenizer, save_model
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy, load_tokenizer, save_model
 from assent.models.policy import Backbone
 from assent.train import distributed
 

@@ -26,7 +26,8 @@ from assent.config import (
 )
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ModelError
-from assent.models.loading import load_policy, load_score_model
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy
 from assent.models.policy import ScoreModel
 from assent.online import RewardsConfig, online_config
 

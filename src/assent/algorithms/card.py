@@ -8,6 +8,7 @@ from pathlib import Path
 from assent import settings
 from assent.config import PreferenceConfig, RunConfig
 from assent.methods import METHODS
+from assent.models.recipe import Usage
 from assent.objectives import OBJECTIVES, objective_of
 from assent.online import OnlineConfig, method_of
 
@@ -17,8 +18,74 @@ TASKS = {
 }
 
 
-def model_card(config: RunConfig, metrics: Mapping[str, float], steps: int) -> str:
-    """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it."""
+PLAIN = """```python
+from transformers import AutoTokenizer, {loader}
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = {loader}.from_pretrained("FOLDER")
+```"""
+
+RENDER = """tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+answers = ["Paris.", "I do not know, sorry."]
+question = {"role": "user", "content": "What is the capital of France?"}
+chats = [[question, {"role": "assistant", "content": answer}] for answer in answers]
+inputs = tokenizer.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt")
+ids, mask = inputs["input_ids"], inputs["attention_mask"]
+"""
+
+REWARD = f"""```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+{RENDER}
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER", dtype=torch.float32)
+with torch.no_grad():
+    rewards = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+```"""
+
+OWN_REWARD = f"""```python
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+{RENDER}
+backbone = AutoModel.from_pretrained("FOLDER", dtype=torch.float32)
+weights = [load_file(file) for file in Path("FOLDER").glob("*.safetensors")]
+head = next(tensors["HEAD"] for tensors in weights if "HEAD" in tensors)
+with torch.no_grad():
+    states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    rewards = states[torch.arange(len(last)), last] @ head[0].float()
+```"""
+
+
+def reward_usage(usage: Usage) -> str:
+    """How to get rewards from the folder without assent, and what to know of them."""
+    code = OWN_REWARD.replace("HEAD", usage.head) if usage.own else REWARD
+    if not usage.pads:
+        code = code.replace("for answer in answers]", "for answer in answers[:1]]").replace("padding=True, ", "")
+    facts = [
+        "The reward is the one logit at the token that ends the answer, without a sigmoid. The folder's chat template "
+        "writes nothing behind that token where a conversation ends with an answer.",
+        "An answer that was cut off has no such token: assent reads it at its last token, as it was sampled; rendered "
+        "by a chat template it is read as if it had ended there.",
+        "The head was computed in fp32. In bf16 near answers tie.",
+        *(f"Not exact: {note}." for note in usage.notes),
+    ]
+    if usage.own:
+        facts.insert(
+            0,
+            "transformers has no sequence-classification class that reads this model so: the folder holds "
+            f"the decoder's weights and `{usage.head}`. `assent` reads it wherever it takes a reward model.",
+        )
+    return "\n".join(f"- {fact}" for fact in facts) + f"\n\n{code}"
+
+
+def model_card(config: RunConfig, metrics: Mapping[str, float], steps: int, usage: Usage | None = None) -> str:
+    """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it. `usage` is
+    that of a reward model's folder."""
     if isinstance(config, PreferenceConfig):
         method, pipeline, loader = OBJECTIVES[objective_of(config)].name, "text-generation", "AutoModelForCausalLM"
     elif isinstance(config, OnlineConfig):
@@ -39,12 +106,7 @@ tags: [assent, {type(config).__name__.removesuffix("Config").lower()}]
 
 {table}
 
-```python
-from transformers import AutoTokenizer, {loader}
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = {loader}.from_pretrained("FOLDER")
-```
+{PLAIN.format(loader=loader) if usage is None else reward_usage(usage)}
 
 ## Configuration
 ```yaml

@@ -14,7 +14,8 @@ from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
-from assent.models.loading import load_policy, load_score_model, load_tokenizer, quiet_transformers
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
 from assent.models.vocabulary import check_vocabulary
 from assent.train import distributed
@@ -113,7 +114,7 @@ class Job:
         return replace(self.config.model, path=path, lora=LoraConfig(), activation_checkpointing=False)
 
     def _shard(self, model: Any) -> Any:
-        return distributed.shard(model, self.world, blocks=model.blocks, precision=model.precision)
+        return distributed.shard(model, self.world, blocks=model.blocks, heads=model.heads, precision=model.precision)
 
 
 def job(config: RunConfig) -> Job:

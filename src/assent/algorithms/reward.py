@@ -62,10 +62,12 @@ class Reward:
 
 def train_reward(config: RewardConfig) -> RunResult:
     """Trains a reward model on the pairs of `config.data`; `config.out`/model is an
-    `AutoModelForSequenceClassification` folder whose one logit at the last token is the reward."""
+    `AutoModelForSequenceClassification` folder whose one logit at the last token is the reward (or the decoder with
+    its head, where transformers has no such class: see models.heads)."""
     current = job(config)
     data = current.prepare(pair_view)
     scorer = current.score_model(trainable=True, new_head=True)
+    scorer.plain.config.assent_head["trained_at"] = config.reward.readout
     stream = current.stream(data.train, scorer)
     algorithm = Reward(scorer, stream, config.reward)
     return run(

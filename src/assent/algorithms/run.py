@@ -17,8 +17,9 @@ from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.job import Job
 from assent.errors import RunFolderError, UserError
+from assent.models.heads import save_reward_model
 from assent.models.loading import save_model
-from assent.models.policy import Backbone
+from assent.models.policy import Backbone, ScoreModel
 from assent.train import checkpoint, completions, distributed
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
@@ -160,12 +161,22 @@ class Run:
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
         """Writes the final model folders."""
         folder = self.job.folder
+        usage = None
         for name, backbone in final.items():
             state = distributed.full_state_dict(backbone)
             weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-            distributed.on_main(partial(save_model, backbone, self.job.tokenizer, folder.path / name, weights))
+            if isinstance(backbone, ScoreModel):
+                source = self.config.model if name == "model" else None
+                write = partial(save_reward_model, backbone, self.job.chat, folder.path / name, weights, source=source)
+                saved = distributed.on_main(write)
+                usage = saved if name == "model" else usage
+            else:
+                distributed.on_main(partial(save_model, backbone, self.job.tokenizer, folder.path / name, weights))
         if self.job.world.is_main:
-            (folder.model / "README.md").write_text(model_card(self.config, self.metrics, self.step), encoding="utf-8")
+            card = model_card(self.config, self.metrics, self.step, usage)
+            (folder.model / "README.md").write_text(card, encoding="utf-8")
+            for note in usage.notes if usage else ():
+                say(f"{folder.model}: {note}.")
         distributed.barrier()
         return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
 

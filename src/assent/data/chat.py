@@ -88,7 +88,7 @@ class Chat:
         self.tokenizer = tokenizer
         self._source = str(template_file or tokenizer.name_or_path or "the tokenizer")
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._template = None if tokenizer.chat_template else self._plain_template()
+        self.template: str = tokenizer.get_chat_template() if tokenizer.chat_template else self._plain_template()
         if "strftime_now" in str(tokenizer.chat_template):
             log.warning("the chat template of %s can write today's date: tokens may differ tomorrow", self._source)
         self._tail, ends, written = self._probe()
@@ -151,12 +151,13 @@ class Chat:
 
     def speaks_like(self, other: Chat) -> bool:
         """Whether the other gives every conversation the same token ids."""
-        mine, its = self.tokenizer, other.tokenizer
-        return (
-            (mine.chat_template, self._template) == (its.chat_template, other._template)
-            and mine.special_tokens_map == its.special_tokens_map
-            and _unset(self._backend).to_str() == _unset(other._backend).to_str()
-        )
+        mine, its = [  # what pads a batch is in no conversation
+            {name: token for name, token in chat.tokenizer.special_tokens_map.items() if name != "pad_token"}
+            for chat in (self, other)
+        ]
+        return (self.template, mine) == (other.template, its) and _unset(self._backend).to_str() == _unset(
+            other._backend
+        ).to_str()
 
     # ------------------------------------------------------------------------------------------------ text
 
@@ -164,7 +165,7 @@ class Chat:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(
-                chat, chat_template=self._template, tokenize=False, add_generation_prompt=generate
+                chat, chat_template=self.template, tokenize=False, add_generation_prompt=generate
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RowError(column, f"the chat template refuses the conversation: {error}") from None

@@ -14,7 +14,8 @@ from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.evaluate.generation import Answer
-from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling

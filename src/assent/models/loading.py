@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,7 +21,7 @@ from transformers import (
 from assent.config import LoraConfig, ModelConfig
 from assent.errors import ModelError
 from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
-from assent.models.policy import Backbone, Policy, ScoreModel
+from assent.models.policy import Backbone, Policy
 from assent.models.quantize import (
     dequantised,
     is_transposed,
@@ -31,6 +30,7 @@ from assent.models.quantize import (
     without_quantisation,
 )
 from assent.models.quiet import quieten
+from assent.models.recipe import original_template
 from assent.models.verify import Sample, choose_layout
 
 
@@ -64,7 +64,7 @@ def model_folder(path: str) -> str:
     return path
 
 
-def _load(what: str, path: str, load: Callable[[str], Any]) -> Any:
+def load_folder(what: str, path: str, load: Callable[[str], Any]) -> Any:
     folder = model_folder(path)
     try:
         return load(folder)
@@ -89,9 +89,10 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             raise ModelError(f"{folder}: its tokenizer has no EOS token, so answers could not learn to end.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.chat_template = original_template(tokenizer.chat_template)  # of a reward model's folder
         return tokenizer
 
-    return _load("tokenizer", config.path, load)
+    return load_folder("tokenizer", config.path, load)
 
 
 def load_policy(
@@ -100,42 +101,15 @@ def load_policy(
     """A causal language model ready for tree batches: dropout off, assent's attention, LoRA adapters if asked for (and
     then the frozen weights in few bits, if asked for). Raises ModelError where `layout` asks for a tree that the
     architecture cannot compute exactly, and where the frozen weights cannot be quantised."""
-    bits = _bits(config, device, trainable)
-    model = _load("model", config.path, lambda folder: _causal(folder, config, bits))
-    policy = _prepare(Policy, model, config, max_length, device, trainable)
+    bits = few_bits(config, device, trainable)
+    model = load_folder("model", config.path, lambda folder: _causal(folder, config, bits))
+    policy = prepare(Policy, model, config, max_length, device, trainable)
     if trainable and config.lora.rank > 0:
         policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
     return policy
 
 
-def load_score_model(
-    config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    device: torch.device | str = "cpu",
-    trainable: bool = True,
-    seed: int = 0,
-    new_head: bool = True,
-) -> ScoreModel:
-    """A sequence-classification model with one output, from such a folder or, with a fresh head drawn from `seed`,
-    from any causal model. With `new_head=False` a folder without a trained head is refused. Adapters and bits are as in
-    `load_policy`; the head is always trained whole."""
-    bits = _bits(config, device, trainable, keep=["score"])
-    model, fresh = _load("reward model", config.path, lambda folder: _classifier(folder, config, seed, bits))
-    if fresh and not new_head:
-        raise ModelError(
-            f"{config.path} has no trained reward head (score.weight). Train one with: assent reward --model.path "
-            f"{config.path} --data.train PAIRS --out FOLDER"
-        )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    scorer = _prepare(ScoreModel, model, config, max_length, device, trainable)
-    if trainable and config.lora.rank > 0:
-        scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS")
-    return scorer
-
-
-def _bits(
+def few_bits(
     config: ModelConfig, device: torch.device | str, trainable: bool, keep: list[str] | None = None
 ) -> dict[str, Any]:
     if not trainable or config.lora.rank == 0:
@@ -144,7 +118,7 @@ def _bits(
     return loading_options(config.lora.quantize, precision=precision, device=device, keep=keep)
 
 
-def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
+def from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
     return auto.from_pretrained(
         folder,
         revision=source.revision,
@@ -158,30 +132,14 @@ def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any
 def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
     stored = read_config(folder, config)
     check_causal(stored, config.path)
-    model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
+    model, info = from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
+    if "score.weight" in info["unexpected_keys"]:
+        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
-    if "score.weight" in info["unexpected_keys"]:  # with tied embeddings nothing is missing
-        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     check_parts(model, stored, config.path)
     return model
-
-
-def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its head is new."""
-    hf_config = read_config(folder, config, num_labels=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, info = _from_pretrained(
-            AutoModelForSequenceClassification, folder, config, config=hf_config, output_loading_info=True, **bits
-        )
-    if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"{type(model).__name__} keeps its head under another name than `score`.")
-    missing = set(info["missing_keys"])
-    if missing - {"score.weight", "score.bias"}:
-        raise ModelError(f"{folder} lacks {', '.join(sorted(missing)[:3])}.")
-    return model, bool(missing)
 
 
 def _check_length(model: PreTrainedModel, config: ModelConfig, max_length: int) -> None:
@@ -197,7 +155,7 @@ def _check_length(model: PreTrainedModel, config: ModelConfig, max_length: int) 
         )
 
 
-def _prepare(
+def prepare(
     kind: Any, model: PreTrainedModel, config: ModelConfig, max_length: int, device: torch.device | str, trainable: bool
 ) -> Any:
     _check_length(model, config, max_length)
@@ -214,8 +172,8 @@ def _prepare(
     return backbone
 
 
-def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
-    """The model with trainable adapters; everything else is frozen (a reward head stays trained)."""
+def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, keep: Sequence[str] = ()) -> Any:
+    """The model with trainable adapters; everything else is frozen but for the modules named in `keep`."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -227,7 +185,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
             lora_alpha=lora.alpha,
             target_modules=targets,
             task_type=task,
-            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+            modules_to_save=list(keep) or None,
         ),
     )
 

@@ -71,6 +71,12 @@ class Backbone(nn.Module):
         """The decoder layers, the units of sharding and of activation checkpointing."""
         return blocks_of(self.plain)
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """Linear layers that give scalars from hidden states. They are computed in fp32, also where sharding gathers
+        other weights in bf16."""
+        return []
+
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
@@ -114,6 +120,10 @@ class Policy(Backbone):
         self.value_head = None
         self.transform = measure(self.plain)
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        return [] if self.value_head is None else [self.value_head]
+
     def add_value_head(self) -> None:
         """A critic on the last hidden states; it begins at 0 everywhere. Before the module is sharded."""
         self.value_head = nn.Linear(self.plain.config.get_text_config().hidden_size, 1, device=self.device)
@@ -141,8 +151,8 @@ class Policy(Backbone):
         if states:
             return hidden
         values = None
-        if self.value_head is not None:  # its weights are fp32, or where sharding gathers them so, bf16
-            values = self.value_head(hidden.to(self.value_head.weight.dtype)).float().squeeze(-1)
+        if self.value_head is not None:
+            values = _scalars(self.value_head, hidden)
         head = head_of(self.plain, self.transform, self.dtype)
         with torch.set_grad_enabled(trains and not head_only):
             scores = head_logprobs(
@@ -175,10 +185,27 @@ class Policy(Backbone):
 
 
 class ScoreModel(Backbone):
-    """A sequence-classification model read at chosen tokens: a reward model at each response's last token
+    """A decoder with a linear head of one output, read at chosen tokens: a reward model at each response's last token
     (`batch.last`), a critic at the states that predict the trained tokens (`batch.source`)."""
 
+    def __init__(self, model: PreTrainedModel, *, precision: str, tree: bool, head: str = "score") -> None:
+        """`head` names the linear layer that reads the hidden states."""
+        super().__init__(model, precision=precision, tree=tree)
+        self.head_name = head
+
+    @property
+    def head(self) -> Any:
+        return getattr(self.plain, self.head_name)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        return [self.head]
+
     def forward(self, batch: TreeBatch, index: Tensor) -> Tensor:
-        hidden = self.hidden(batch).index_select(0, index)
-        with self.autocast():
-            return self.model.score(hidden).float().squeeze(-1)
+        return _scalars(self.head, self.hidden(batch).index_select(0, index))
+
+
+def _scalars(head: Any, hidden: Tensor) -> Tensor:
+    """[N, h] -> [N], in the precision of the head's weights, which are fp32 always: rounded to bf16, near answers
+    tie."""
+    return head(hidden.to(head.weight.dtype)).float().squeeze(-1)

@@ -8,6 +8,7 @@ the number of ranks cannot change the gradient.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import time
 import zlib
@@ -166,22 +167,26 @@ def on_main(action: Callable[[], T]) -> T:
 
 
 def shard(
-    module: nn.Module, world: World, *, blocks: Sequence[nn.Module], precision: Literal["bf16", "fp32"] = "fp32"
+    module: nn.Module,
+    world: World,
+    *,
+    blocks: Sequence[nn.Module],
+    heads: Sequence[nn.Module] = (),
+    precision: Literal["bf16", "fp32"] = "fp32",
 ) -> nn.Module:
-    """FSDP2 on each of `blocks` (decoder layers) and on `module` itself; in place, nothing with one rank.
+    """FSDP2 on each of `blocks` (decoder layers), of `heads` and on `module` itself; in place, nothing with one rank.
 
     Gradients are summed over ranks in fp32. With `precision` bf16 on CUDA the weights are gathered as bf16 (half the
-    traffic); masters stay fp32. Frozen modules may be sharded too.
+    traffic), those of `heads` as fp32; masters stay fp32. Frozen modules may be sharded too.
     """
     if world.size == 1:
         return module
     mesh = init_device_mesh(world.device.type, (world.size,))
     gather_bf16 = precision == "bf16" and world.device.type == "cuda"
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if gather_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    for part in (*blocks, module):
-        sharded = fully_shard(part, mesh=mesh, mp_policy=policy)
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = dataclasses.replace(exact, param_dtype=torch.bfloat16) if gather_bf16 else exact
+    for part in (*blocks, *heads, module):
+        sharded = fully_shard(part, mesh=mesh, mp_policy=exact if part in heads else policy)
         # A factor of 1 means a sum; gloo has no scaled reduction, hence the plain one.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
