@@ -41,7 +41,7 @@ from assent.models.heads import last_token_head, load_score_model, save_reward_m
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import ScoreModel
 from assent.models.recipe import others_scores, probes
-from assent.online import CriticConfig, RewardsConfig, RolloutConfig, online_config
+from assent.online import CriticConfig, RewardsConfig, online_config
 
 quiet_transformers()
 
@@ -215,7 +215,7 @@ def test_reward_and_ppo_where_transformers_has_no_class(kind: str, base, pairs, 
                 out=str(tmp_path / f"ppo-{start}"),
                 rewards=RewardsConfig((str(model),)),
                 sampling=SamplingConfig(max_new_tokens=4),
-                rollout=RolloutConfig(epochs=1, minibatches=1),
+                rollout={"epochs": 1, "minibatches": 1},
                 train=TrainConfig(batch_size=2, max_steps=1, threads=1),
                 critic=CriticConfig(start=start),
             )

@@ -17,7 +17,8 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import attention, head
 from assent.models.attention import TreeAttend
-from assent.models.loading import load_policy, load_score_model
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy
 from assent.models.policy import Backbone, Policy
 from assent.models.quiet import quieten
 from assent.models.verify import Sample, choose_layout, own_outputs
