@@ -36,7 +36,8 @@ from assent.data.records import Example
 from assent.evaluate.answers import sample_answers
 from assent.lab.demo import SAMPLING, make_world, stages
 from assent.lab.world import World, load_world
-from assent.models.loading import quiet_transformers, save_model
+from assent.models.loading import quiet_transformers
+from assent.models.saving import save_model
 from assent.online import METHODS
 from assent.rollout.engine import Completion, Engine
 from assent.statistics import Interval, mean_interval, paired_difference

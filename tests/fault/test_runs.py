@@ -67,7 +67,8 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reward_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
     """A reward model whose scores differ."""
-    from assent.models.loading import load_score_model, save_model
+    from assent.models.loading import load_score_model
+    from assent.models.saving import save_model
 
     scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
     with torch.no_grad():

@@ -22,8 +22,9 @@ from assent.data.tree import Branch, Segment, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import policy as policy_module
 from assent.models import quantize
-from assent.models.loading import load_policy, load_score_model, load_tokenizer, save_model
+from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Backbone
+from assent.models.saving import save_model
 from assent.train import distributed
 
 KINDS = ("nf4", "int8")

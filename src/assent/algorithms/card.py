@@ -16,8 +16,9 @@ TASKS = {
 }
 
 
-def model_card(config: RunConfig, metrics: Mapping[str, float], steps: int) -> str:
-    """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it."""
+def model_card(config: RunConfig, metrics: Mapping[str, float], steps: int, checked: str = "") -> str:
+    """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it, and how the
+    folder was `checked`."""
     if isinstance(config, PreferenceConfig):
         method, pipeline, loader = OBJECTIVES[objective_of(config)].name, "text-generation", "AutoModelForCausalLM"
     elif isinstance(config, OnlineConfig):
@@ -44,6 +45,7 @@ from transformers import AutoTokenizer, {loader}
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {loader}.from_pretrained("FOLDER")
 ```
+{checked}
 
 ## Configuration
 ```yaml

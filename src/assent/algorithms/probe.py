@@ -14,6 +14,7 @@ from assent.config import ProbeConfig, SamplingConfig
 from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.models.policy import Policy
+from assent.models.saving import stop_ids
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import unsharded
 
@@ -42,7 +43,8 @@ class Probe:
         nats per answer; the answers."""
         if not self.prompts:
             return Evaluation({})
-        engine = TorchEngine(self.policy.model, self.job.chat.eos_ids, self.policy.precision)
+        ends = stop_ids(self.job.chat, self.policy.plain.generation_config)
+        engine = TorchEngine(self.policy.model, ends, self.policy.precision)
         with unsharded(self.policy):
             trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.job.world)
         metrics = {

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.job import Job
 from assent.errors import RunFolderError, UserError
-from assent.models.loading import save_model
 from assent.models.policy import Backbone
+from assent.models.readback import own_numbers, read_back
+from assent.models.saving import save_model, stop_ids
 from assent.train import checkpoint, completions, distributed
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
@@ -158,16 +160,30 @@ class Run:
         return True
 
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
-        """Writes the final model folders."""
+        """Writes the final model folders, and reads them back."""
         folder = self.job.folder
         for name, backbone in final.items():
+            own = own_numbers(backbone, self.job.tokenizer)
+            distributed.reshard(backbone)
             state = distributed.full_state_dict(backbone)
-            weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-            distributed.on_main(partial(save_model, backbone, self.job.tokenizer, folder.path / name, weights))
-        if self.job.world.is_main:
-            (folder.model / "README.md").write_text(model_card(self.config, self.metrics, self.step), encoding="utf-8")
+            checked = distributed.on_main(partial(self._write, backbone, folder.path / name, state, own))
+            if self.job.world.is_main:
+                card = model_card(self.config, self.metrics, self.step, checked)
+                (folder.path / name / "README.md").write_text(card, encoding="utf-8")
         distributed.barrier()
         return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
+
+    def _write(self, backbone: Backbone, folder: Path, state: Mapping[str, Tensor], own: Tensor) -> str:
+        """One model folder, and what reading it back has shown."""
+        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+        job, dtype = self.job, self.config.model.save_dtype
+        ends = stop_ids(job.chat, getattr(backbone.plain, "generation_config", None))
+        written = save_model(backbone, job.tokenizer, folder, weights, dtype=dtype, stops=ends)
+        sharded = job.world.size > 1 and backbone.precision == "bf16" and job.world.device.type == "cuda"
+        checked = read_back(backbone, job.tokenizer, folder, written, own, dtype, rounded=sharded)
+        if checked.beware:
+            say(f"{folder}: {checked.words}")
+        return checked.words
 
 
 def _saving(steps: Iterator[StepResult], state: Run) -> Iterator[StepResult]:

@@ -17,6 +17,7 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.evaluate.generation import Answer
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Policy
+from assent.models.saving import stop_ids
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import World
 
@@ -42,7 +43,7 @@ def sample_answers(
     policy, chat = _policy(model, limit, precision)
     anchor, _ = _policy(reference, limit, precision)
     world = World(0, 1, 0, torch.device("cpu"))
-    engine = TorchEngine(policy.model, chat.eos_ids, policy.precision)
+    engine = TorchEngine(policy.model, stop_ids(chat, policy.plain.generation_config), policy.precision)
     ids = [chat.prompt_ids(example.prompt) for example in prompts]
     trees = collect(engine, ids, per_prompt, sampling, seed, world)
 

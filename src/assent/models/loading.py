@@ -1,16 +1,16 @@
-"""Models in and out: plain Hugging Face folders (or hub ids), fp32 master weights, safetensors only."""
+"""Models in: Hugging Face folders, hub ids, runs, checkpoints and adapters as fp32 master weights, safetensors only."""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,18 +20,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from assent.config import LoraConfig, ModelConfig
+from assent.config import ModelConfig
+from assent.data.chat import Chat
 from assent.errors import ModelError
+from assent.models.adapters import adapt, lay
 from assent.models.attention import inexact_reason, install
-from assent.models.policy import Backbone, Policy, ScoreModel, verify
-from assent.models.quantize import (
-    dequantised,
-    is_transposed,
-    loading_options,
-    quantised_layers,
-    settle,
-    without_quantisation,
-)
+from assent.models.folders import Checkpoint, resolve
+from assent.models.keys import check_keys
+from assent.models.policy import Policy, ScoreModel, verify
+from assent.models.quantize import loading_options, quantised_layers, settle
+from assent.models.readback import sample_batch
+from assent.models.saving import remember
 
 
 def quiet_transformers() -> None:
@@ -54,41 +53,33 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
     return native_precision(device) if precision == "auto" else precision
 
 
-def model_folder(path: str) -> str:
-    """A run folder stands for its final model; everything else for itself."""
-    folder = Path(path)
-    if (folder / "model" / "config.json").is_file():
-        return str(folder / "model")
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{path} is not a model folder: it has no config.json (nor model/config.json, as a run has).")
-    return path
-
-
-def _load(what: str, path: str, load: Callable[[str], Any]) -> Any:
-    folder = model_folder(path)
+def _load(what: str, path: str, load: Callable[[], Any]) -> Any:
     try:
-        return load(folder)
+        return load()
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "" if Path(folder).exists() else " There is no such folder, and the hub did not give it."
-        raise ModelError(f"cannot load the {what} {path}:{hint} {reason}") from error
+        raise ModelError(f"cannot load the {what} {path}: {reason}") from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token."""
 
-    def load(folder: str) -> PreTrainedTokenizerBase:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+    source = resolve(config.path, config.revision)
+    folder, revision = source.tokenizer()
+
+    def load() -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=config.trust_remote_code)
         if not tokenizer.is_fast:
             raise ModelError(f"{folder}: its tokenizer has no fast version, which exact trained spans need.")
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{folder}: its tokenizer has no EOS token, so answers could not learn to end.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        for layer in source.layers:
+            if isinstance(layer, Checkpoint) and layer.chat_template is not None:
+                tokenizer = Chat(tokenizer, layer.chat_template).tokenizer
         return tokenizer
 
     return _load("tokenizer", config.path, load)
@@ -101,11 +92,12 @@ def load_policy(
     then the frozen weights in few bits, if asked for). Raises ModelError where `layout` asks for a tree that the
     architecture cannot compute exactly, and where the frozen weights cannot be quantised."""
     bits = _bits(config, device, trainable)
-    model = _load("model", config.path, lambda folder: _causal(folder, config, bits))
+    model = _load("model", config.path, lambda: _causal(config, bits))
     tree = _choose_layout(model, config, max_length)
     policy = _prepare(Policy, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
-        policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
+        batch = sample_batch(policy.plain.config.get_text_config().vocab_size, flat=not tree).to(policy.device)
+        adapt(policy, config.lora, "CAUSAL_LM", lambda: policy(batch).logprobs)
     return policy
 
 
@@ -123,7 +115,7 @@ def load_score_model(
     from any causal model. With `new_head=False` a folder without a trained head is refused. Adapters and bits are as in
     `load_policy`; the head is always trained whole."""
     bits = _bits(config, device, trainable, keep=["score"])
-    model, fresh = _load("reward model", config.path, lambda folder: _classifier(folder, config, seed, bits))
+    model, fresh = _load("reward model", config.path, lambda: _classifier(config, seed, bits))
     if fresh and not new_head:
         raise ModelError(
             f"{config.path} has no trained reward head (score.weight). Train one with: assent reward --model.path "
@@ -133,7 +125,8 @@ def load_score_model(
     tree = _choose_layout(model, config, max_length)
     scorer = _prepare(ScoreModel, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
-        scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS")
+        batch = sample_batch(scorer.plain.config.get_text_config().vocab_size, flat=not tree).to(scorer.device)
+        adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last))
     return scorer
 
 
@@ -146,42 +139,58 @@ def _bits(
     return loading_options(config.lora.quantize, precision=precision, device=device, keep=keep)
 
 
-def _from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
-    return auto.from_pretrained(
-        folder,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
+def open_model(
+    auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", new: tuple[str, ...] = (), **options: Any
+) -> tuple[Any, set[str]]:
+    """(the model, names of its weights that the folder lacks): in fp32, with adapters and checkpoints merged in. `new`
+    are names of weights that may be lacking. Raises ModelError where the folder's weights and its configuration do not
+    belong together."""
+    place = resolve(source.path, source.revision)
+    if place.layers and "quantization_config" in options:
+        raise ModelError(
+            f"--model.lora.quantize needs a whole model. Make one of {source.path} first: assent export {source.path} "
+            "--out FOLDER"
+        )
+    shared = {"revision": place.revision, "trust_remote_code": source.trust_remote_code}
+    options.setdefault("config", AutoConfig.from_pretrained(place.base, **shared))
+    recorded = copy.deepcopy(options["config"])
+    model, info = auto.from_pretrained(
+        place.base,
         dtype=torch.float32,
         use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused in our words
+        **shared,
         **options,
     )
+    missing = set(info["missing_keys"])
+    check_keys(place.base, missing - set(new), set(info["unexpected_keys"]), info["mismatched_keys"], headless=task)
+    remember(model, place.base, place.revision, recorded, plain=place.is_plain)
+    if place.layers:
+        lay(model, place.layers, task)
+        missing = set()
+    return model, missing
 
 
-def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
-    model, info = _from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
-    if "score.weight" in info["unexpected_keys"]:  # with tied embeddings nothing is missing
-        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
+def _causal(config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
+    model, _ = open_model(AutoModelForCausalLM, config, **bits)
     return model
 
 
-def _classifier(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
+def _classifier(config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its head is new."""
+    place = resolve(config.path, config.revision)
     hf_config = AutoConfig.from_pretrained(
-        folder, revision=config.revision, trust_remote_code=config.trust_remote_code, num_labels=1
+        place.base, revision=place.revision, trust_remote_code=config.trust_remote_code, num_labels=1
     )
+    head = ("score.weight", "score.bias")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, info = _from_pretrained(
-            AutoModelForSequenceClassification, folder, config, config=hf_config, output_loading_info=True, **bits
+        model, missing = open_model(
+            AutoModelForSequenceClassification, config, task="SEQ_CLS", new=head, config=hf_config, **bits
         )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{type(model).__name__} keeps its head under another name than `score`.")
-    missing = set(info["missing_keys"])
-    if missing - {"score.weight", "score.bias"}:
-        raise ModelError(f"{folder} lacks {', '.join(sorted(missing)[:3])}.")
     return model, bool(missing)
 
 
@@ -226,53 +235,3 @@ def _prepare(
     elif tree:
         verify(backbone)
     return backbone
-
-
-def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str) -> Any:
-    """The model with trainable adapters; everything else is frozen (a reward head stays trained)."""
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
-
-    targets = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
-    return get_peft_model(
-        model,
-        PeftConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=targets,
-            task_type=task,
-            modules_to_save=["score"] if task == "SEQ_CLS" else None,
-        ),
-    )
-
-
-def save_model(
-    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: Path, state: Mapping[str, Tensor] | None = None
-) -> None:
-    """Writes a Hugging Face folder that transformers loads by itself. LoRA adapters are merged into it and also kept
-    beside it in `adapter/`. `state` holds the full weights where the module itself is sharded; the module is left as
-    it is. Quantised weights are written as fp32."""
-    model = backbone.model
-    weights = dict(model.state_dict() if state is None else state)
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(folder / "adapter", state_dict=weights)
-        weights = merged_weights(model, weights)
-    without_quantisation(backbone.plain).save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-
-
-def merged_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the Hugging Face model inside a LoRA model, W + (alpha / rank) B A, under its own names. `state`
-    is the state dict of the LoRA model, whose frozen weights may be quantised: W is then what they stand for."""
-    merged = {
-        name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): x
-        for name, x in dequantised(model, state).items()
-        if ".lora_" not in name and ".original_module." not in name
-    }
-    for name, layer in model.named_modules():
-        if hasattr(layer, "lora_A") and "default" in layer.lora_A:
-            low, high = (state[f"{name}.lora_{part}.default.weight"] for part in "AB")
-            change = layer.scaling["default"] * (high @ low)
-            weight = name.removeprefix("base_model.model.") + ".weight"
-            merged[weight] = merged[weight] + (change.T if is_transposed(layer.get_base_layer()) else change)
-    return merged

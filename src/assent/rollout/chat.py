@@ -17,13 +17,9 @@ from assent.data.formats import load_examples
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
-from assent.models.loading import (
-    load_policy,
-    load_tokenizer,
-    model_folder,
-    quiet_transformers,
-    resolve_precision,
-)
+from assent.models.folders import model_folder
+from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
+from assent.models.saving import generation_config, stop_ids
 from assent.rollout.engine import Completion, Engine
 from assent.rollout.engines import engine_for
 from assent.rollout.torch_engine import TorchEngine
@@ -134,9 +130,11 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
     if config.engine.name == "vllm":
         precision = resolve_precision(config.precision, device)
         path = model_folder(config.model)
-        return chat, engine_for(path, config.engine, chat.eos_ids, config.sampling, precision)
+        ends = stop_ids(chat, generation_config(path))
+        return chat, engine_for(path, config.engine, ends, config.sampling, precision)
     policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
-    return chat, TorchEngine(policy.model, chat.eos_ids, policy.precision, compiled=config.engine.compile)
+    ends = stop_ids(chat, policy.plain.generation_config)
+    return chat, TorchEngine(policy.model, ends, policy.precision, compiled=config.engine.compile)
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:
