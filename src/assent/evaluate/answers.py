@@ -18,6 +18,7 @@ from assent.evaluate.generation import Answer
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.saving import stop_ids
+from assent.models.vocabulary import check_vocabulary
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import World
 
@@ -41,6 +42,7 @@ def sample_answers(
     Raises ModelError where a folder is not a model that fits."""
     limit = max_length(model)
     policy, chat = _policy(model, limit, precision)
+    check_vocabulary("the reference", str(reference), chat.tokenizer, revision=None, trust_remote_code=False)
     anchor, _ = _policy(reference, limit, precision)
     world = World(0, 1, 0, torch.device("cpu"))
     engine = TorchEngine(policy.model, stop_ids(chat, policy.plain.generation_config), policy.precision)
