@@ -94,7 +94,8 @@ def _keep(source: Source, auto: Any, task: str, dtype: torch.dtype, folder: Path
         return
     base, _ = open_model(auto, ModelConfig(source.base, source.revision), task=task, new=("score.weight", "score.bias"))
     adapted = add_lora(base, layer.lora, task)
-    adapted.save_pretrained(folder, state_dict=cast(base, checkpoint_weights(layer), dtype))
+    parts = cast(base, checkpoint_weights(layer), dtype)
+    adapted.save_pretrained(folder, state_dict=parts, save_embedding_layers=False)
 
 
 def _card(config: ExportConfig, source: Source, checked: str) -> str:

@@ -30,16 +30,42 @@ def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], 
     """Puts trainable adapters into a model whose loss is made of `output()`. Raises ModelError as `add_lora`, and where
     an adapter that was asked for by name has no part in the output: it would be saved as it began. (all-linear leaves
     such layers out, and says so.)"""
-    backbone.model = add_lora(backbone.model, lora, task)
-    idle = _idle(backbone.model, output())
+    without = _routers(backbone.model, output) if lora.targets == ALL_LINEAR else set()
+    backbone.model = add_lora(backbone.model, lora, task, without)
+    try:
+        idle = _idle(backbone.model, output())
+    except (AttributeError, TypeError) as error:
+        raise ModelError(
+            f"--model.lora.targets {' '.join(lora.targets)}: {type(backbone.plain).__name__} does not run with adapters"
+            f" there ({error}). Name other layers."
+        ) from error
     if idle and lora.targets == ALL_LINEAR:
-        backbone.model = add_lora(backbone.model.unload(), lora, task, without=idle)
+        backbone.model = add_lora(backbone.model.unload(), lora, task, without | idle)
         idle = _idle(backbone.model, output())
     if idle:
         raise ModelError(
             f"--model.lora.targets: adapters on {_some(idle)} would never be trained: this model is read past them. "
             "Leave these layers out, or train all weights with --model.lora.rank 0."
         )
+
+
+def _routers(model: nn.Module, output: Callable[[], Tensor]) -> set[str]:
+    """Linear layers of a class of their own that give more than one tensor: adapters have no place in these."""
+    found: set[str] = set()
+
+    def watch(name: str) -> Any:
+        return lambda _, __, out: None if isinstance(out, Tensor) else found.add(name)
+
+    own = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and type(m).forward != nn.Linear.forward
+    ]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in own]
+    if hooks:
+        with torch.no_grad():
+            output()
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Collection[str] = ()) -> Any:
@@ -80,7 +106,9 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
 def _idle(model: nn.Module, output: Tensor) -> set[str]:
     """The layers whose adapters have no part in `output`. Leaves no gradients."""
     adapters = {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
-    found = torch.autograd.grad(output.sum(), list(adapters.values()), allow_unused=True)
+    found: Sequence[Tensor | None] = [None] * len(adapters)
+    if output.requires_grad:
+        found = torch.autograd.grad(output.sum(), list(adapters.values()), allow_unused=True)
     return {_plain_name(name.split(".lora_")[0]) for name, g in zip(adapters, found, strict=True) if g is None}
 
 

@@ -95,7 +95,8 @@ def read_back(
     rows = [batch.tokens[s.start : s.end] for s in batch.segments]
     lengths = [len(row) for row in rows]
     answers = [int(n) for n in torch.bincount(batch.response)]
-    theirs = _numbers(model.eval(), [row[None] for row in rows], None, answers)
+    model.config.get_text_config().use_cache = False
+    theirs = _numbers(model.eval(), rows, answers)
     gap = (theirs - own).abs().max().item()
     allowed = 0.3 if rounded else TOLERANCE * max(1.0, own.abs().max().item())
     if gap > allowed and hasattr(backbone.model, "peft_config"):
@@ -176,13 +177,10 @@ def _compare_names(auto: Any, folder: Path, stored: Mapping[str, Tensor]) -> Non
 
 
 @torch.no_grad()
-def _numbers(model: nn.Module, inputs: list[Tensor], masks: list[Tensor] | None, answers: list[int]) -> Tensor:
-    """Of each row the log-probs of its last tokens, as many as `answers` says, or its score."""
-    found = []
-    for i, ids in enumerate(inputs):
-        logits = model(input_ids=ids, **({} if masks is None else {"attention_mask": masks[i]})).logits.float()
-        found.append(_of_row(logits[0], ids[0], answers[i], len(ids[0])))
-    return torch.cat(found)
+def _numbers(model: nn.Module, rows: list[Tensor], answers: list[int]) -> Tensor:
+    """Of each row by itself the log-probs of its last tokens, as many as `answers` says, or its score."""
+    logits = [model(input_ids=ids[None]).logits[0].float() for ids in rows]
+    return torch.cat([_of_row(x, ids, n, len(ids)) for x, ids, n in zip(logits, rows, answers, strict=True)])
 
 
 def _of_row(logits: Tensor, ids: Tensor, answer: int, end: int) -> Tensor:

@@ -137,7 +137,8 @@ def _save_adapter(
 ) -> dict[str, Tensor]:
     """Writes the adapters, and gives the merged weights. What the run has learnt is on the disk before the merge."""
     if whole_base:
-        model.save_pretrained(folder, state_dict=cast(model.get_base_model(), weights, dtype))
+        parts = cast(model.get_base_model(), weights, dtype)
+        model.save_pretrained(folder, state_dict=parts, save_embedding_layers=False)  # of the adapters only
     try:
         return merged_weights(model, weights)
     except (ModelError, KeyError, RuntimeError) as error:
