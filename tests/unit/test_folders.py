@@ -251,3 +251,31 @@ def test_generate_answers_from_a_checkpoint(run: Path, rows: Path, tmp_path: Pat
     assert cli.main(["generate", step, "--out", str(out), *shared]) == 0
     assert cli.main(["generate", str(run), "--out", str(tmp_path / "final.jsonl"), *shared]) == 0
     assert out.read_text() == (tmp_path / "final.jsonl").read_text()
+
+
+def test_adapters_of_a_reward_model(tiny_model_dir: Path, run: Path, tokenizer, tmp_path: Path) -> None:
+    from assent.models.loading import load_score_model
+    from assent.models.saving import save_model
+
+    def scorer(path: Path, **options):
+        config = ModelConfig(str(path), precision="fp32", layout="flat", **options.pop("model", {}))
+        return load_score_model(config, tokenizer, max_length=64, **options)
+
+    trained = scorer(tiny_model_dir, model={"lora": LoraConfig(rank=2)}, seed=3)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_model(trained, tokenizer, tmp_path / "reward")
+    whole, put_together = (
+        scorer(tmp_path / "reward" / name, new_head=False, trainable=False) for name in ("", "adapter")
+    )
+    with torch.no_grad():
+        want = whole.model(input_ids=IDS).logits
+        torch.testing.assert_close(put_together.model(input_ids=IDS).logits, want, atol=1e-5, rtol=0)
+    assert cli.main(["export", str(tmp_path / "reward" / "adapter"), "--out", str(tmp_path / "out")]) == 0
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=IDS).logits, want, atol=1e-5, rtol=0)
+    with pytest.raises(ModelError, match="has no trained reward head"):
+        scorer(run / "model" / "adapter", new_head=False)

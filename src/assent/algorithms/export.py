@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
-from assent.errors import ConfigError, RunFolderError
+from assent.errors import ConfigError, ModelError, RunFolderError
 from assent.models.adapters import add_lora, checkpoint_weights
 from assent.models.folders import Checkpoint, Source, resolve
-from assent.models.loading import load_tokenizer, open_model, quiet_transformers
+from assent.models.loading import HEAD, load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder
 from assent.models.saving import cast, stop_ids, stored_as, write_folder
 from assent.train.progress import say
@@ -52,26 +52,31 @@ def export(config: ExportConfig) -> Path:
 
 
 def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:
-    auto, task = _kind(model, source)
-    loaded, _ = open_model(auto, model, task=task)
+    auto, task, config_of = _kind(model, source)
+    loaded, missing = open_model(auto, model, task=task, new=HEAD, config=config_of)
+    if missing:
+        raise ModelError(f"{config.model} has no {', '.join(sorted(missing))}: it is no whole reward model.")
     tokenizer = load_tokenizer(model)
     weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
     stops = stop_ids(Chat(tokenizer), loaded.generation_config) if task == "CAUSAL_LM" else frozenset()
     dtype = stored_as(loaded, config.dtype)
     write_folder(loaded, tokenizer, folder, weights, dtype=dtype, stops=stops)
     if config.adapters == "keep":
-        _keep(source, auto, task, dtype, folder / "adapter")
+        base, _ = open_model(auto, ModelConfig(source.base, source.revision), task=task, new=HEAD, config=config_of)
+        _keep(source, base, task, dtype, folder / "adapter")
     return compare_folder(auto, loaded, folder, weights, config.dtype)
 
 
-def _kind(model: ModelConfig, source: Source) -> tuple[Any, str]:
-    """Which class the folder was saved for, and its task."""
-    config = AutoConfig.from_pretrained(
-        source.base, revision=source.revision, trust_remote_code=model.trust_remote_code
-    )
-    if any("SequenceClassification" in name for name in config.architectures or ()) or source.is_scorer:
-        return AutoModelForSequenceClassification, "SEQ_CLS"
-    return AutoModelForCausalLM, "CAUSAL_LM"
+def _kind(model: ModelConfig, source: Source) -> tuple[Any, str, PreTrainedConfig]:
+    """Which class the folder was saved for, its task and its configuration."""
+    shared = {"revision": source.revision, "trust_remote_code": model.trust_remote_code}
+    if source.is_scorer:
+        config = AutoConfig.from_pretrained(source.base, num_labels=1, **shared)
+        return AutoModelForSequenceClassification, "SEQ_CLS", config
+    config = AutoConfig.from_pretrained(source.base, **shared)
+    if any("SequenceClassification" in name for name in config.architectures or ()):
+        return AutoModelForSequenceClassification, "SEQ_CLS", config
+    return AutoModelForCausalLM, "CAUSAL_LM", config
 
 
 def _has_own_adapters(source: Source) -> bool:
@@ -84,15 +89,14 @@ def _has_own_adapters(source: Source) -> bool:
     return False
 
 
-def _keep(source: Source, auto: Any, task: str, dtype: torch.dtype, folder: Path) -> None:
-    """Writes the adapters by themselves, for peft."""
+def _keep(source: Source, base: Any, task: str, dtype: torch.dtype, folder: Path) -> None:
+    """Writes the adapters on `base` by themselves, for peft."""
     (layer,) = source.layers
     if not isinstance(layer, Checkpoint):
         folder.mkdir()
         for file in [*layer.glob("adapter_*.json"), *layer.glob("adapter_*.safetensors")]:
             shutil.copy2(file, folder)
         return
-    base, _ = open_model(auto, ModelConfig(source.base, source.revision), task=task, new=("score.weight", "score.bias"))
     adapted = add_lora(base, layer.lora, task)
     parts = cast(base, checkpoint_weights(layer), dtype)
     adapted.save_pretrained(folder, state_dict=parts, save_embedding_layers=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -148,6 +149,20 @@ def lay(model: PreTrainedModel, layers: Sequence[Path | Checkpoint], task: str) 
         _fill(model, state, layer.file)
 
 
+def names_in(layers: Sequence[Path | Checkpoint]) -> set[str]:
+    """The names of all weights in these folders and checkpoints, by their last two parts ("score.weight")."""
+    files = [file for layer in layers for file in ([layer.file] if isinstance(layer, Checkpoint) else _stored(layer))]
+    found: set[str] = set()
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            found |= {".".join(name.split(".")[-2:]) for name in stored.keys()}
+    return found
+
+
+def _stored(folder: Path) -> list[Path]:
+    return sorted(folder.glob("adapter_model*.safetensors"))
+
+
 def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights of the model in a checkpoint, under the names that it had in training."""
     found = load_file(checkpoint.file)
@@ -155,21 +170,24 @@ def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _merge_folder(model: PreTrainedModel, folder: Path) -> None:
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
-    if not list(folder.glob("*.safetensors")):
+    if not _stored(folder):
         raise ModelError(f"{folder}: no adapter weights there in safetensors.")
     try:
         with _quiet_peft(), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, folder)
+            config = PeftConfig.from_pretrained(folder)
+            if config.task_type == "CAUSAL_LM":
+                config.task_type = None  # they fit a reward model's layers as well
+            adapted = PeftModel.from_pretrained(model, folder, config=config)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{folder}: these adapters do not fit the model: {reason}") from error
     if any("missing adapter keys" in str(warning.message) for warning in told):
         raise ModelError(f"{folder}: these adapters do not fit the model: weights are missing.")
     known = get_peft_model_state_dict(adapted)
-    stored = {name for file in folder.glob("*.safetensors") for name in load_file(file)}
+    stored = {name for file in _stored(folder) for name in load_file(file)}
     if len(stored) > len(known) and (surplus := stored - known.keys()):
         raise ModelError(f"{folder}: the model has no place for {len(surplus)} of these weights: {_some(surplus)}.")
     merged = merged_weights(adapted, adapted.state_dict())
@@ -229,13 +247,13 @@ def _old_names(model: PreTrainedModel) -> set[str]:
 
 def _check_merge(adapted: Any, before: Mapping[str, torch.Size]) -> None:
     """Merges once without numbers: every adapter must find its place, and the result be the plain model."""
-    shapes = {name: weight.to("meta") for name, weight in adapted.state_dict(keep_vars=True).items()}
-    packed = getattr(adapted.get_base_model(), "is_quantized", False)
-    merged = {} if packed else merged_weights(adapted, shapes)
-    if not packed and {name: weight.shape for name, weight in merged.items()} != before:
+    _check_tied(adapted)
+    if getattr(adapted.get_base_model(), "is_quantized", False):
+        return  # packed weights have other shapes
+    merged = merged_weights(adapted, {name: weight.to("meta") for name, weight in adapted.state_dict().items()})
+    if {name: weight.shape for name, weight in merged.items()} != before:
         odd = sorted(merged.keys() ^ before.keys()) or [n for n in before if merged[n].shape != before[n]]
         raise ModelError(f"adapters on this architecture cannot be merged exactly: {_some(set(odd))}.")
-    _check_tied(adapted)
 
 
 def _check_tied(adapted: Any) -> None:

@@ -51,8 +51,13 @@ class Source:
 
     @property
     def is_scorer(self) -> bool:
-        """Whether a checkpoint of a reward model is laid on top."""
-        return any(isinstance(layer, Checkpoint) and layer.file.stem == SCORER for layer in self.layers)
+        """Whether a reward model's checkpoint or adapters are laid on top."""
+        return any(
+            layer.file.stem == SCORER
+            if isinstance(layer, Checkpoint)
+            else _json(layer / ADAPTER).get("task_type") == "SEQ_CLS"
+            for layer in self.layers
+        )
 
     def tokenizer(self) -> tuple[str, str | None]:
         """The folder whose tokenizer speaks for the model, and its revision: the last one that has any."""

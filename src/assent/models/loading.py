@@ -23,7 +23,7 @@ from transformers import (
 from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ModelError
-from assent.models.adapters import adapt, lay
+from assent.models.adapters import adapt, lay, names_in
 from assent.models.attention import inexact_reason, install
 from assent.models.folders import Checkpoint, resolve
 from assent.models.keys import check_keys
@@ -31,6 +31,9 @@ from assent.models.policy import Policy, ScoreModel, verify
 from assent.models.quantize import loading_options, quantised_layers, settle
 from assent.models.readback import sample_batch
 from assent.models.saving import remember
+
+HEAD = ("score.weight", "score.bias")
+"""The weights of a reward head, which a causal model's folder lacks."""
 
 
 def quiet_transformers() -> None:
@@ -168,7 +171,7 @@ def open_model(
     remember(model, place.base, place.revision, recorded, plain=place.is_plain)
     if place.layers:
         lay(model, place.layers, task)
-        missing = set()
+        missing -= names_in(place.layers)
     return model, missing
 
 
@@ -183,11 +186,10 @@ def _classifier(config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[P
     hf_config = AutoConfig.from_pretrained(
         place.base, revision=place.revision, trust_remote_code=config.trust_remote_code, num_labels=1
     )
-    head = ("score.weight", "score.bias")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, missing = open_model(
-            AutoModelForSequenceClassification, config, task="SEQ_CLS", new=head, config=hf_config, **bits
+            AutoModelForSequenceClassification, config, task="SEQ_CLS", new=HEAD, config=hf_config, **bits
         )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{type(model).__name__} keeps its head under another name than `score`.")

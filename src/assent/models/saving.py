@@ -223,5 +223,7 @@ def cast(model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dty
         if place not in done:
             exact = not x.is_floating_point() or name.startswith("score.") or kept & set(name.split("."))
             done[place] = x if exact else x.to(dtype)
+            if dtype == torch.float16 and not exact and not done[place].isfinite().all() and x.isfinite().all():
+                raise ModelError(f"fp16 cannot hold {name}, whose weights reach {x.abs().max():.3g}. Save it as bf16.")
         written[name] = done[place]
     return written
