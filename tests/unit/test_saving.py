@@ -161,7 +161,9 @@ def test_stops_are_the_union(base: Path) -> None:
     assert stop_ids(chat, GenerationConfig(eos_token_id=[other, eos])) == {eos, turn, other}
     assert stop_ids(chat, GenerationConfig(eos_token_id=other)) == {eos, turn, other}
     letter = tokenizer.convert_tokens_to_ids("a")
-    assert stop_ids(chat, GenerationConfig(eos_token_id=[letter])) == {eos, turn}, "no end that text can spell"
+    assert stop_ids(chat, GenerationConfig(eos_token_id=[letter])) == {eos, turn, letter}
+    for i, ends in ((letter, {eos, turn}), (other, {eos, turn, other})):  # the default of a class may be any token
+        assert stop_ids(chat, GenerationConfig.from_model_config(LlamaConfig(eos_token_id=i))) == ends
     assert generation_config(str(base)).eos_token_id == eos
 
 

@@ -68,10 +68,12 @@ def _stored_dtype(folder: str, revision: str | None, config: PreTrainedConfig) -
 
 def stop_ids(chat: Chat, generation: GenerationConfig | None) -> frozenset[int]:
     """The tokens that end a sampled answer: what ends a turn by the tokenizer and its template, and what the model's
-    generation_config names. (Of the latter only control tokens: an id that text can spell is a leftover of another
-    vocabulary.)"""
-    known = chat.tokenizer.added_tokens_decoder
-    return chat.eos_ids | {i for i in _eos_list(generation) if i in known}
+    generation_config names. Where that was only derived from the configuration, whose class has an EOS id by default,
+    an id counts if it is a control token."""
+    named = set(_eos_list(generation))
+    if getattr(generation, "_from_model_config", False):
+        named &= set(chat.tokenizer.added_tokens_decoder)
+    return chat.eos_ids | named
 
 
 def generation_config(path: str, revision: str | None = None) -> GenerationConfig:
