@@ -72,7 +72,7 @@ def run(tiny_model_dir: Path, rows: Path, tmp_path_factory) -> Path:
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(path: str, tmp_path, monkeypatch) -> None:
     (tmp_path / "here" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("assent.models.folders._from_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("assent.models.folders.hf_api", lambda: pytest.fail("asked the hub"))
     begin = time.monotonic()
     with pytest.raises(ModelError, match="there is no such folder") as error:
         load_tokenizer(ModelConfig(path))
@@ -88,13 +88,17 @@ def test_the_hub_is_asked_once_and_its_answer_is_short(monkeypatch) -> None:
 
     monkeypatch.setattr("assent.models.folders.is_offline_mode", lambda: False)
     monkeypatch.setattr("assent.models.folders.hf_api", Away)
-    with pytest.raises(ModelError) as error:
-        resolve("owner/name")
-    assert str(error.value) == (
-        "owner/name: there is no such folder here, and the hub did not give it ([Errno -2] Name or service not known)."
-    )
+    for load in (load_tokenizer, lambda config: load_policy(config, max_length=64)):
+        with pytest.raises(ModelError) as error:
+            load(ModelConfig("owner/name"))
+        assert str(error.value) == (
+            "owner/name: there is no such folder here, and the hub did not give it ([Errno -2] Name or service not "
+            "known)."
+        )
     monkeypatch.setattr("assent.models.folders.is_offline_mode", lambda: True)
-    assert resolve("owner/name", "v1").base == "owner/name"
+    with pytest.raises(ModelError, match="the hub is not asked"):
+        load_tokenizer(ModelConfig("owner/name"))
+    assert resolve("owner/name", "v1").base == model_folder("owner/name") == "owner/name"
 
 
 def test_a_run_without_a_final_model_names_its_checkpoint(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError, ModelError, RunFolderError
 from assent.models.adapters import add_lora, checkpoint_weights
-from assent.models.folders import Checkpoint, Source, resolve
+from assent.models.folders import Checkpoint, Source, ask_hub, resolve
 from assent.models.loading import HEAD, load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder
 from assent.models.saving import cast, stop_ids, stored_as, write_folder
@@ -31,6 +31,7 @@ def export(config: ExportConfig) -> Path:
         raise RunFolderError(f"--out {out} exists and is not empty. Choose another --out, or remove it.")
     quiet_transformers()
     source = resolve(config.model)
+    ask_hub(source)
     if config.adapters == "keep" and not _has_own_adapters(source):
         raise ConfigError(f"--adapters keep: {config.model} is not one set of adapters on a whole model.")
     model = ModelConfig(config.model, trust_remote_code=config.trust_remote_code)

@@ -179,8 +179,8 @@ class Run:
         job, dtype = self.job, self.config.model.save_dtype
         ends = stop_ids(job.chat, getattr(backbone.plain, "generation_config", None))
         written = save_model(backbone, job.tokenizer, folder, weights, dtype=dtype, stops=ends)
-        sharded = job.world.size > 1 and backbone.precision == "bf16" and job.world.device.type == "cuda"
-        checked = read_back(backbone, job.tokenizer, folder, written, own, dtype, rounded=sharded)
+        rounded = job.world.size > 1 and backbone.precision == "bf16"
+        checked = read_back(backbone, job.tokenizer, folder, written, own, dtype, rounded=rounded)
         if checked.beware:
             say(f"{folder}: {checked.words}")
         return checked.words

@@ -328,10 +328,14 @@ def _some(names: set[str]) -> str:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Without what peft says about its own calls: a property of transformers that it still reads, patterns that it
-    makes itself for fused experts."""
+    """Without what peft says about its own calls: a property of transformers that it still reads, what it settles by
+    itself, patterns that it makes for fused experts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        warnings.filterwarnings(
+            "ignore", "Model has `tie_word_embeddings=True`", UserWarning
+        )  # refused where it matters
         warnings.filterwarnings("ignore", r"target_parameters=.* but no parameter was matched", RuntimeWarning)
         yield

@@ -87,7 +87,7 @@ def resolve(path: str, revision: str | None = None) -> Source:
     if not folder.exists():
         if _looks_local(path):
             raise ModelError(f"{path}: there is no such folder.{_near(folder)}")
-        return _from_hub(path, revision)
+        return Source(path, revision)
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
         return _from_checkpoint(folder)
     if (folder / "config.json").is_file():
@@ -192,7 +192,11 @@ def _near(folder: Path) -> str:
     there = folder
     while not there.exists() and there != there.parent:
         missing, there = there.name, there.parent
-    names = sorted(child.name for child in there.iterdir() if child.is_dir()) if there.is_dir() else []
+    names = (
+        sorted(child.name for child in there.iterdir() if child.is_dir() and child.name[0] != ".")
+        if there.is_dir()
+        else []
+    )
     close = nearest(missing, names)
     if close is not None:
         return f" Did you mean {there / close}?"
@@ -201,24 +205,27 @@ def _near(folder: Path) -> str:
     return f" There are {where}: {listed}{', …' if len(names) > 8 else ''}."
 
 
-def _from_hub(path: str, revision: str | None) -> Source:
-    """A hub id, which is asked for once before a library tries many times."""
-    if is_offline_mode() or _cached(path, "config.json", revision):
-        return Source(path, revision)
+def ask_hub(source: Source) -> None:
+    """Asks the hub once about an id that is not in the cache, before a library tries many times. Raises ModelError
+    where the hub does not give it."""
+    path = source.base
+    if Path(path).is_dir() or _cached(path, "config.json", source.revision):
+        return
+    if is_offline_mode():
+        raise ModelError(f"{path}: there is no such folder here, and the hub is not asked (HF_HUB_OFFLINE is set).")
     try:
-        info = hf_api().repo_info(path, revision=revision, timeout=10)
+        info = hf_api().repo_info(path, revision=source.revision, timeout=10)
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"{path}: there is no such folder here, and the hub did not give it "
-            f"({reason[0] if reason else type(error).__name__})."
+            f"({reason[0][:200] if reason else type(error).__name__})."
         ) from None
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if ADAPTER in files and "config.json" not in files:
         raise ModelError(
             f"{path} holds adapters. Fetch them (hf download {path} --local-dir FOLDER) and give that folder."
         )
-    return Source(path, revision)
 
 
 def _cached(path: str, name: str, revision: str | None) -> bool:

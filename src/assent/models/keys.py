@@ -20,7 +20,7 @@ def check_keys(
     """Raises ModelError where weights are missing, of another shape, or left over, unless what is left over is known to
     do no harm; parts that are left behind are said. `headless` is the task: a classifier replaces the output head."""
     if mismatched:
-        name, stored, wanted = next(iter(mismatched))
+        name, stored, wanted = min(mismatched, key=lambda found: found[0])
         raise ModelError(
             f"{folder}: {name} has the shape {tuple(stored)}, but config.json asks for {tuple(wanted)}"
             f"{_more(mismatched)}. The configuration belongs to other weights."

@@ -25,7 +25,7 @@ from assent.data.chat import Chat
 from assent.errors import ModelError
 from assent.models.adapters import adapt, lay, names_in
 from assent.models.attention import inexact_reason, install
-from assent.models.folders import Checkpoint, resolve
+from assent.models.folders import Checkpoint, ask_hub, resolve
 from assent.models.keys import check_keys
 from assent.models.policy import Policy, ScoreModel, verify
 from assent.models.quantize import loading_options, quantised_layers, settle
@@ -70,6 +70,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token."""
 
     source = resolve(config.path, config.revision)
+    ask_hub(source)
     folder, revision = source.tokenizer()
 
     def load() -> PreTrainedTokenizerBase:
@@ -149,6 +150,7 @@ def open_model(
     are names of weights that may be lacking. Raises ModelError where the folder's weights and its configuration do not
     belong together."""
     place = resolve(source.path, source.revision)
+    ask_hub(place)
     if place.layers and "quantization_config" in options:
         raise ModelError(
             f"--model.lora.quantize needs a whole model. Make one of {source.path} first: assent export {source.path} "
@@ -183,6 +185,7 @@ def _causal(config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
 def _classifier(config: ModelConfig, seed: int, bits: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its head is new."""
     place = resolve(config.path, config.revision)
+    ask_hub(place)
     hf_config = AutoConfig.from_pretrained(
         place.base, revision=place.revision, trust_remote_code=config.trust_remote_code, num_labels=1
     )

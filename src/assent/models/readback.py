@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -52,12 +53,13 @@ def sample_batch(vocab: int, *, flat: bool, last: int | None = None) -> TreeBatc
 
 @torch.no_grad()
 def own_numbers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """What the model in memory says of the sample: log-probs [N] of a policy, scores [S] of a reward model, in fp32
-    where weights are not sharded as bf16. Every rank must call it."""
+    """What the model in memory says of the sample: log-probs [N] of a policy, scores [S] of a reward model; in fp32, or
+    where it is sharded, in its own precision. Every rank must call it."""
     batch = sample_batch(_plain_ids(backbone.plain, tokenizer), flat=not backbone.tree, last=_end(backbone, tokenizer))
     batch = batch.to(backbone.device)
     precision, training = backbone.precision, backbone.training
-    backbone.precision = "fp32"
+    if not isinstance(backbone, FSDPModule):  # whose weights may be gathered as bf16
+        backbone.precision = "fp32"
     backbone.eval()
     try:
         out = backbone(batch, batch.last) if isinstance(backbone, ScoreModel) else backbone(batch).logprobs
@@ -78,7 +80,7 @@ def read_back(
     rounded: bool = False,
 ) -> Finding:
     """How the folder was checked and what was found. `weights` are the whole fp32 weights under the
-    names of the plain model, `own` what `own_numbers` gave; with `rounded` these come from bf16 weights.
+    names of the plain model, `own` what `own_numbers` gave; with `rounded` these are of bf16 precision.
 
     Small models are loaded by transformers: the stored weights must be these, and with these transformers must give the
     same numbers, alone and in padded batches. Of large ones, names, shapes and dtypes are compared with what the stored

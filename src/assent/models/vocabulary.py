@@ -8,7 +8,7 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from assent.errors import ModelError
-from assent.models.folders import resolve
+from assent.models.folders import ask_hub, resolve
 
 TEXT = (
     "The quick brown fox's 12,345.67 jumps — don't you think?\n\n  def f(x):\n\treturn x**2  # été, naïve, Übergröße\n"
@@ -24,6 +24,7 @@ def check_vocabulary(
     the same id there, text must be split alike, and the model must have a row for each id. A chat template may differ.
     Without a tokenizer in its folder, only the last can be checked."""
     source = resolve(path, revision)
+    ask_hub(source)
     config = AutoConfig.from_pretrained(
         source.base, revision=source.revision, trust_remote_code=trust_remote_code
     ).get_text_config()
