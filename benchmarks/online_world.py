@@ -37,7 +37,8 @@ from assent.evaluate.answers import sample_answers
 from assent.lab.demo import SAMPLING, make_world, stages
 from assent.lab.world import World, load_world
 from assent.methods import METHODS
-from assent.models.loading import quiet_transformers, save_model
+from assent.models.loading import quiet_transformers
+from assent.models.saving import save_model
 from assent.rollout.engine import Completion, Engine
 from assent.statistics import Interval, mean_interval, paired_difference
 from assent.train import distributed

@@ -93,6 +93,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "problems": NOT_NEGATIVE,
     },
     c.GenerateConfig: {"model": NAMED, "prompts": NAMED, "out": NAMED, "limit": COUNT, "seed": SEED},
+    c.ExportConfig: {"model": NAMED, "out": NAMED},
     c.ReportConfig: {"runs": NAMED, "out": NAMED},
     c.DemoConfig: {"out": NAMED, "seed": SEED, "scale": POSITIVE},
 }

@@ -50,6 +50,12 @@ COMMANDS: dict[str, Command] = {
         for name, row in methods.METHODS.items()
     },
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
+    "export": Command(
+        config.ExportConfig,
+        "A plain model folder of any run or checkpoint.",
+        "assent.algorithms.export:export",
+        "model",
+    ),
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", "runs"
     ),
@@ -58,7 +64,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Data and models": ("init", "data", "env"),
+    "Data and models": ("init", "data", "export", "env"),
     "Demonstrations and reward models": ("sft", "reward"),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)

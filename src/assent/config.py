@@ -30,7 +30,8 @@ class ModelConfig(Sections):
     """The model that is trained."""
 
     path: str
-    """Hugging Face model folder or hub id."""
+    """Hugging Face model folder or hub id; a run, checkpoint or adapter folder stands for its model (adapters are
+    merged into their base)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     chat_template: str | None = None
@@ -41,6 +42,8 @@ class ModelConfig(Sections):
     """tree computes a prompt once for all its responses; flat repeats it. auto: tree where it is exact."""
     activation_checkpointing: bool = False
     """Recompute layer activations in the backward pass: less memory, about a third more time."""
+    save_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of saved model folders; auto: that of the model which was loaded. (Checkpoints are fp32.)"""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off: only architectures that transformers itself has."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -327,6 +330,22 @@ class GenerateConfig(Sections):
     """Compute precision."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A plain model folder, as transformers loads it, of a run, a checkpoint, or adapters and their base."""
+
+    model: str
+    """Run, checkpoint, adapter or model folder, or hub id."""
+    out: str
+    """Model folder to write."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the weights; auto: that of the model which was loaded."""
+    adapters: Literal["merge", "keep"] = "merge"
+    """merge: into the weights; keep: merged, and also by themselves in `adapter/`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
 def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """For each name the run folders of one rank and of two."""
     from assent.models.heads import load_score_model
-    from assent.models.loading import save_model
+    from assent.models.saving import save_model
 
     folder = tmp_path_factory.mktemp("ranks")
     scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)

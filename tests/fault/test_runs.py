@@ -69,7 +69,7 @@ def pairs(tmp_path_factory) -> Path:
 def reward_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
     """A reward model whose scores differ."""
     from assent.models.heads import load_score_model
-    from assent.models.loading import save_model
+    from assent.models.saving import save_model
 
     scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
     with torch.no_grad():

@@ -37,7 +37,7 @@ from assent.data.chat import Chat
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import heads
-from assent.models.heads import last_token_head, load_score_model, save_reward_model
+from assent.models.heads import last_token_head, load_score_model, save_reward_model, usage_of
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import ScoreModel
 from assent.models.recipe import others_scores, probes
@@ -165,7 +165,8 @@ def test_a_head_of_our_own(kind: str, base, tokenizer, tmp_path: Path, capsys) -
     assert not any("lm_head" in name for name in names), "what predicts tokens is gone"
 
     chat = Chat(tokenizer)
-    usage = save_reward_model(scorer, chat, tmp_path, source=config_of(tmp_path))
+    save_reward_model(scorer, chat, tmp_path)
+    usage = usage_of(scorer.plain, chat, tmp_path, config_of(tmp_path))
     assert usage.own and usage.head == "score.weight" and usage.notes == ()
     again = load_score_model(config_of(tmp_path), tokenizer, max_length=64, trainable=False, new_head=False)
     torch.testing.assert_close(scores(again), want, atol=1e-6, rtol=0)
@@ -281,7 +282,8 @@ def test_a_head_under_another_name_is_transformers_own(base, tokenizer, tmp_path
     scorer = load_score_model(config_of(tmp_path / "base", **layout), tokenizer, max_length=64)
     assert scorer.head_name == "classifier"
     nn.init.normal_(scorer.head.weight, generator=torch.Generator().manual_seed(1))
-    usage = save_reward_model(scorer, Chat(tokenizer), tmp_path / "model", source=config_of(tmp_path / "model"))
+    save_reward_model(scorer, Chat(tokenizer), tmp_path / "model")
+    usage = usage_of(scorer.plain, Chat(tokenizer), tmp_path / "model", config_of(tmp_path / "model"))
     assert not usage.own and usage.head == "classifier.weight"
     again = load_score_model(config_of(tmp_path / "model", **layout), tokenizer, max_length=64, new_head=False)
     torch.testing.assert_close(scores(again), scores(scorer), atol=1e-5, rtol=0)

@@ -23,8 +23,9 @@ from assent.errors import ModelError
 from assent.models import policy as policy_module
 from assent.models import quantize
 from assent.models.heads import load_score_model
-from assent.models.loading import load_policy, load_tokenizer, save_model
+from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Backbone
+from assent.models.saving import save_model
 from assent.train import distributed
 
 KINDS = ("nf4", "int8")

@@ -15,7 +15,7 @@ from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.data.records import Message
 from assent.data.tree import collate
-from assent.models.heads import NO_PAD, load_score_model, save_reward_model
+from assent.models.heads import NO_PAD, load_score_model, save_reward_model, usage_of
 from assent.models.init import CHAT_TEMPLATE
 from assent.models.loading import load_tokenizer, quiet_transformers
 from assent.models.policy import ScoreModel
@@ -137,7 +137,8 @@ def test_the_usual_recipe_gives_our_scores(name: str, tokenizer, scorers, tmp_pa
     examples = probes(chat, 256)
     assert {"one turn", "several turns"} <= set(examples)
     scorer = scorers()
-    usage = save_reward_model(scorer, chat, tmp_path, source=ModelConfig(str(tmp_path)))
+    save_reward_model(scorer, chat, tmp_path)
+    usage = usage_of(scorer.plain, chat, tmp_path, ModelConfig(str(tmp_path)))
     assert usage == Usage(own=False, head="score.weight", pads=True)
     assert differing_tokens(tmp_path, chat, examples, 256) == []
     want = ours(scorer, chat)
@@ -151,7 +152,8 @@ def test_without_the_closed_template_it_is_another_score(tokenizer, scorers, tmp
     """What the check says of a folder whose template writes a line break behind the end token."""
     chat = Chat(with_template(tokenizer, CHATML))
     scorer = scorers()
-    usage = save_reward_model(scorer, chat, tmp_path)
+    save_reward_model(scorer, chat, tmp_path)
+    usage = usage_of(scorer.plain, chat, tmp_path)
     examples = probes(chat, 256)
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     assert differing_tokens(tmp_path, chat, examples, 256) == list(examples)
@@ -164,7 +166,9 @@ def test_what_the_recipe_cannot_give_is_said(tokenizer, scorers, tmp_path: Path)
     template, specials, names = TEMPLATES["bare"]
     joined = template.replace(":\\n", ": ")
     chat = Chat(with_template(tokenizer, joined, specials, names))
-    usage = save_reward_model(scorers(), chat, tmp_path, source=ModelConfig(str(tmp_path)))
+    scorer = scorers()
+    save_reward_model(scorer, chat, tmp_path)
+    usage = usage_of(scorer.plain, chat, tmp_path, ModelConfig(str(tmp_path)))
     assert "its chat template gives other tokens than assent reads (one turn)" in usage.notes
     assert any("padded on the right" in note for note in usage.notes)
 
@@ -226,7 +230,8 @@ def test_templates_that_end_well_are_kept(tokenizer) -> None:
 def test_a_tokenizer_without_a_template_gets_the_plain_one(tokenizer, scorers, tmp_path: Path) -> None:
     chat = Chat(with_template(tokenizer, None))
     scorer = scorers()
-    usage = save_reward_model(scorer, chat, tmp_path, source=ModelConfig(str(tmp_path)))
+    save_reward_model(scorer, chat, tmp_path)
+    usage = usage_of(scorer.plain, chat, tmp_path, ModelConfig(str(tmp_path)))
     assert usage.notes == () and list(probes(chat, 256)) == ["one turn"]
     again = Chat(load_tokenizer(ModelConfig(str(tmp_path))))
     assert chat.speaks_like(again) and again.speaks_like(chat)
@@ -292,7 +297,8 @@ def test_pads_of_base_tokenizers(names, want, scorers, tmp_path: Path) -> None:
     chat = Chat(base)
     assert safe_pad(chat, 420) == want
     scorer = scorers()
-    usage = save_reward_model(scorer, chat, tmp_path, source=ModelConfig(str(tmp_path)))
+    save_reward_model(scorer, chat, tmp_path)
+    usage = usage_of(scorer.plain, chat, tmp_path, ModelConfig(str(tmp_path)))
     assert usage.pads == (want is not None) and usage.notes == (() if want else (NO_PAD,))
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.pad_token == want and scorer.plain.config.pad_token_id == again.pad_token_id

@@ -25,7 +25,8 @@ from assent.data.records import Example, Message, Origin, Response, RowError
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ConfigError, DataError, ModelError, NonFiniteError
 from assent.models.heads import load_score_model
-from assent.models.loading import load_tokenizer, save_model
+from assent.models.loading import load_tokenizer
+from assent.models.saving import save_model
 from assent.online import OnlineConfig, RemoteConfig, RewardsConfig, online_config
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import Group, RewardError, Scores

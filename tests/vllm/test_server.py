@@ -12,8 +12,8 @@ import pytest
 
 from assent.config import EngineConfig, GenerateConfig, LoraConfig, SamplingConfig
 from assent.errors import ConfigError
+from assent.models.adapters import add_lora, merged_weights
 from assent.models.init import train_tokenizer
-from assent.models.loading import add_lora, merged_weights
 from assent.models.policy import Policy
 from assent.rollout import chat
 from assent.rollout.engines import engine_of

@@ -83,9 +83,11 @@ def reward_usage(usage: Usage) -> str:
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n{code}"
 
 
-def model_card(config: RunConfig, metrics: Mapping[str, float], steps: int, usage: Usage | None = None) -> str:
-    """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it. `usage` is
-    that of a reward model's folder."""
+def model_card(
+    config: RunConfig, metrics: Mapping[str, float], steps: int, usage: Usage | None = None, checked: str = ""
+) -> str:
+    """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it, and how the
+    folder was `checked`. `usage` is that of a reward model's folder."""
     if isinstance(config, PreferenceConfig):
         method, pipeline, loader = OBJECTIVES[objective_of(config)].name, "text-generation", "AutoModelForCausalLM"
     elif isinstance(config, OnlineConfig):
@@ -107,6 +109,7 @@ tags: [assent, {type(config).__name__.removesuffix("Config").lower()}]
 {table}
 
 {PLAIN.format(loader=loader) if usage is None else reward_usage(usage)}
+{checked}
 
 ## Configuration
 ```yaml

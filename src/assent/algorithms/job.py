@@ -17,7 +17,8 @@ from assent.data.tree import TokenTree
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
-from assent.models.vocabulary import check_vocabulary
+from assent.models.vocabulary import check_same_vocabulary, check_vocabulary
+from assent.online import OnlineConfig
 from assent.train import distributed
 from assent.train.distributed import World
 from assent.train.progress import say
@@ -79,7 +80,12 @@ class Job:
         return self._shard(policy)
 
     def reference(self, path: str | None, *, adapters: bool = False) -> Policy:
-        """A frozen policy: `path`, or the start of the trained one; with `adapters` it has LoRA layers as that one."""
+        """A frozen policy: `path`, or the start of the trained one; with `adapters` it has LoRA layers as that one.
+        Raises ModelError where `path` has another vocabulary."""
+        if path is not None:
+            self._check_same_vocabulary(
+                "--kl.reference" if isinstance(self.config, OnlineConfig) else "--reference.path", path
+            )
         config = self._frozen(path or self.config.model.path)
         if adapters:
             config = replace(config, lora=self.config.model.lora)
@@ -96,7 +102,10 @@ class Job:
         ).eval()
 
     def score_model(self, path: str | None = None, *, trainable: bool, new_head: bool) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run."""
+        """A reward model or critic from `path`, or from the model of the run. Raises ModelError where a critic has
+        another vocabulary than the policy, whose ids it reads."""
+        if trainable and path is not None:
+            self._check_same_vocabulary("--critic.start", path)
         config = self.config.model if trainable else self._frozen(path or self.config.model.path)
         model = load_score_model(
             replace(config, path=path or config.path),
@@ -109,6 +118,11 @@ class Job:
         )
         check_vocabulary(model.plain, self.tokenizer, path or config.path)
         return self._shard(model)
+
+    def _check_same_vocabulary(self, option: str, path: str) -> None:
+        model = self.config.model
+        revision, trust = model.revision, model.trust_remote_code
+        check_same_vocabulary(option, path, self.tokenizer, revision=revision, trust_remote_code=trust)
 
     def _frozen(self, path: str) -> ModelConfig:
         return replace(self.config.model, path=path, lora=LoraConfig(), activation_checkpointing=False)

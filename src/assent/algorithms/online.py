@@ -32,6 +32,7 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.losses import adaptive_kl, adaptive_penalty, rescaled
 from assent.models.policy import Policy, ScoreModel
+from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.group import GroupReward
@@ -310,7 +311,7 @@ def _sampler(current: Job, policy: Policy, config: OnlineConfig) -> Sampler:
     engine = engine_of(
         current.plain_policy() if copies else policy,
         config.engine,
-        current.chat.eos_ids,
+        stop_ids(current.chat, policy.plain.generation_config),
         config.sampling,
         max_length=config.data.max_length,
         folder=current.folder.path / "engine" if owns_weights and not copies else Path(),

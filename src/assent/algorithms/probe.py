@@ -16,6 +16,7 @@ from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.errors import ModelError
 from assent.models.policy import Policy
+from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
@@ -58,7 +59,8 @@ class Probe:
         nats per answer; the answers."""
         if not self.prompts:
             return Evaluation({})
-        engine = TorchEngine(self.policy.model, self.job.chat.eos_ids, self.policy.precision, unused=self.unused)
+        ends = stop_ids(self.job.chat, self.policy.plain.generation_config)
+        engine = TorchEngine(self.policy.model, ends, self.policy.precision, unused=self.unused)
         with unsharded(self.policy):
             trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.job.world)
         metrics = {

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from assent.algorithms.job import Job
 from assent.algorithms.rollouts import Fields, annotate, attach, token_field
@@ -23,7 +22,8 @@ from assent.config import ModelConfig, ReferenceConfig
 from assent.data.dataset import fingerprint
 from assent.data.tree import TokenTree, TreeBatch
 from assent.errors import ModelError
-from assent.models.loading import model_folder, resolve_precision
+from assent.models.folders import resolve
+from assent.models.loading import resolve_precision
 from assent.models.policy import Anchor, Policy
 from assent.train import distributed
 from assent.train.progress import say
@@ -157,15 +157,8 @@ def cache_folder() -> Path:
 
 def model_digest(config: ModelConfig, path: str | None = None) -> str:
     """sha256 of a model's weights and configuration files."""
-    source = model_folder(path or config.path)
-    folder = Path(source)
-    if not folder.is_dir():
-        found = cached_file(source, "config.json", revision=config.revision)
-        if found is None:
-            raise ModelError(f"{source}: the hub did not give its config.json.")
-        folder = Path(found).parent
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in resolve(path or config.path, config.revision).files():
         with file.open("rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

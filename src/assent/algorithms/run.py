@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.job import Job
 from assent.errors import RunFolderError, UserError
-from assent.models.heads import save_reward_model
-from assent.models.loading import save_model
+from assent.models.heads import save_reward_model, usage_of
 from assent.models.policy import Backbone, ScoreModel
+from assent.models.readback import own_numbers, read_back
+from assent.models.recipe import Usage
+from assent.models.saving import save_model, stop_ids
 from assent.train import checkpoint, completions, distributed
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
@@ -159,26 +162,40 @@ class Run:
         return True
 
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
-        """Writes the final model folders."""
+        """Writes the final model folders, and reads them back."""
         folder = self.job.folder
-        usage = None
         for name, backbone in final.items():
+            own = own_numbers(backbone, self.job.tokenizer)
+            distributed.reshard(backbone)
             state = distributed.full_state_dict(backbone)
-            weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-            if isinstance(backbone, ScoreModel):
-                source = self.config.model if name == "model" else None
-                write = partial(save_reward_model, backbone, self.job.chat, folder.path / name, weights, source=source)
-                saved = distributed.on_main(write)
-                usage = saved if name == "model" else usage
-            else:
-                distributed.on_main(partial(save_model, backbone, self.job.tokenizer, folder.path / name, weights))
-        if self.job.world.is_main:
-            card = model_card(self.config, self.metrics, self.step, usage)
-            (folder.model / "README.md").write_text(card, encoding="utf-8")
-            for note in usage.notes if usage else ():
-                say(f"{folder.model}: {note}.")
+            checked, usage = distributed.on_main(partial(self._write, backbone, name, state, own))
+            if self.job.world.is_main:
+                card = model_card(self.config, self.metrics, self.step, usage, checked)
+                (folder.path / name / "README.md").write_text(card, encoding="utf-8")
         distributed.barrier()
         return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
+
+    def _write(
+        self, backbone: Backbone, name: str, state: Mapping[str, Tensor], own: Tensor
+    ) -> tuple[str, Usage | None]:
+        """One model folder: what reading it back has shown, and of a reward model how it is read elsewhere."""
+        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+        job, dtype, folder = self.job, self.config.model.save_dtype, self.job.folder.path / name
+        if isinstance(backbone, ScoreModel):
+            written = save_reward_model(backbone, job.chat, folder, weights, dtype=dtype)
+        else:
+            ends = stop_ids(job.chat, backbone.plain.generation_config)
+            written = save_model(backbone, job.tokenizer, folder, weights, dtype=dtype, stops=ends)
+        rounded = job.world.size > 1 and backbone.precision == "bf16"
+        checked = read_back(backbone, job.tokenizer, folder, written, own, dtype, rounded=rounded)
+        if checked.beware:
+            say(f"{folder}: {checked.words}")
+        if not isinstance(backbone, ScoreModel):
+            return checked.words, None
+        usage = usage_of(backbone.plain, job.chat, folder, self.config.model if name == "model" else None)
+        for note in usage.notes:
+            say(f"{folder}: {note}.")
+        return checked.words, usage
 
 
 def _saving(steps: Iterator[StepResult], state: Run) -> Iterator[StepResult]:

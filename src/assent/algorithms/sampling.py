@@ -14,7 +14,7 @@ from assent.algorithms.job import Job
 from assent.algorithms.rollouts import as_trees, share
 from assent.config import SamplingConfig
 from assent.data.tree import TokenTree
-from assent.models.loading import merged_weights
+from assent.models.adapters import merged_weights
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion, Engine
 from assent.train import distributed

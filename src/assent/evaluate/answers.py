@@ -17,7 +17,8 @@ from assent.evaluate.generation import Answer
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
-from assent.models.vocabulary import unused_ids
+from assent.models.saving import stop_ids
+from assent.models.vocabulary import check_same_vocabulary, unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import World
@@ -45,10 +46,11 @@ def sample_answers(
     Raises ModelError where a folder is not a model that fits."""
     limit = max_length(model)
     policy, chat = _policy(model, limit, precision, world)
+    check_same_vocabulary("the reference", str(reference), chat.tokenizer, revision=None, trust_remote_code=False)
     anchor, _ = _policy(reference, limit, precision, world)
     check_sampling(policy.model, sampling.max_new_tokens)
-    unused = unused_ids(policy.plain, chat.tokenizer)
-    engine = TorchEngine(policy.model, chat.eos_ids, policy.precision, unused=unused)
+    ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
+    engine = TorchEngine(policy.model, ends, policy.precision, unused=unused)
     ids = [chat.prompt_ids(example.prompt) for example in prompts]
     trees = collect(engine, ids, per_prompt, sampling, seed, world)
 

@@ -28,16 +28,11 @@ from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.data.tree import collate
 from assent.errors import ModelError
-from assent.models.folders import read_config
-from assent.models.loading import (
-    add_lora,
-    few_bits,
-    from_pretrained,
-    load_folder,
-    prepare,
-    save_model,
-)
+from assent.models.adapters import adapt
+from assent.models.folders import Source, resolve
+from assent.models.loading import few_bits, load_folder, open_model, prepare, stored_config
 from assent.models.policy import ScoreModel
+from assent.models.readback import sample_batch
 from assent.models.recipe import (
     Usage,
     differing_scores,
@@ -46,6 +41,7 @@ from assent.models.recipe import (
     probes,
     reward_tokenizer,
 )
+from assent.models.saving import save_model
 
 OWN = "score"
 """The head of our own, as transformers calls it in most of its classes."""
@@ -80,7 +76,7 @@ def load_score_model(
     class whose logit is its linear head at the last token (which is measured), it is of that class, else one of ours.
     Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
-    found = load_folder("reward model", config.path, lambda folder: _find(folder, config, seed, bits))
+    found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits))
     model = found.model
     if found.fresh and not new_head:
         raise ModelError(
@@ -100,23 +96,26 @@ def load_score_model(
     kind = partial(ScoreModel, head=found.head)
     scorer = prepare(kind, model, config, max_length, device, trainable)
     if trainable and config.lora.rank > 0:
-        scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS", keep=[found.head])
+        vocab = scorer.plain.config.get_text_config().vocab_size
+        batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)
+        adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last))
     return scorer
 
 
-def _find(folder: str, config: ModelConfig, seed: int, bits: dict[str, Any]) -> Found:
-    """The model in transformers' own class where that reads what we read, else in ours."""
-    hf_config = read_config(folder, config, num_labels=1)
+def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any]) -> Found:
+    """The model in transformers' own class where that reads what we read, else in ours; a new head is drawn from
+    `seed`."""
+    hf_config = stored_config(config, num_labels=1)
     section = getattr(hf_config, SECTION, None) or {}
     if section.get("class") != "assent" and _has_class(hf_config, config.trust_remote_code):
-        model, missing = _seeded(AutoModelForSequenceClassification, folder, config, hf_config, seed, bits)
+        model, missing = _seeded(AutoModelForSequenceClassification, config, hf_config, seed, bits)
         head = last_token_head(model)
         if head is not None:
-            return _found(model, head, False, _lacks_only(head, folder, missing))
-        hf_config = read_config(folder, config, num_labels=1)
-    causal, hf_config = _causal_class(folder, config, hf_config)
-    model, missing = _seeded(own_class(causal), folder, config, hf_config, seed, bits)
-    return _found(model, OWN, True, _lacks_only(OWN, folder, missing))
+            return _found(model, head, False, _lacks_only(head, config.path, missing))
+        hf_config = stored_config(config, num_labels=1)
+    causal, hf_config = _causal_class(resolve(config.path, config.revision), config, hf_config)
+    model, missing = _seeded(own_class(causal), config, hf_config, seed, bits)
+    return _found(model, OWN, True, _lacks_only(OWN, config.path, missing))
 
 
 def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool) -> Found:
@@ -132,13 +131,12 @@ def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool) -> Found:
 
 
 def _seeded(
-    kind: Any, folder: str, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any]
+    kind: Any, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the weights that the folder lacks, which are drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, info = from_pretrained(kind, folder, config, config=hf_config, output_loading_info=True, **bits)
-    return model, set(info["missing_keys"])
+        return open_model(kind, config, task="SEQ_CLS", config=hf_config, **bits)
 
 
 def _lacks_only(head: str, folder: str, missing: set[str]) -> bool:
@@ -156,16 +154,16 @@ def _has_class(config: PreTrainedConfig, trust_remote_code: bool) -> bool:
     return type(config) in AutoModelForSequenceClassification._model_mapping
 
 
-def _causal_class(folder: str, config: ModelConfig, hf_config: PreTrainedConfig) -> tuple[Any, PreTrainedConfig]:
+def _causal_class(place: Source, config: ModelConfig, hf_config: PreTrainedConfig) -> tuple[Any, PreTrainedConfig]:
     """The class that `AutoModelForCausalLM` would make of the folder, and its configuration."""
     remote = getattr(hf_config, "auto_map", None) or {}
     if config.trust_remote_code and "AutoModelForCausalLM" in remote:
         return get_class_from_dynamic_module(
-            remote["AutoModelForCausalLM"], folder, revision=config.revision
+            remote["AutoModelForCausalLM"], place.base, revision=place.revision
         ), hf_config
     kind = AutoModelForCausalLM._model_mapping.get(type(hf_config), None)
     if kind is None:
-        raise ModelError(f"{folder}: transformers has no causal language model of type {hf_config.model_type}.")
+        raise ModelError(f"{config.path}: transformers has no causal language model of type {hf_config.model_type}.")
     kind = kind[0] if isinstance(kind, tuple) else kind
     text = hf_config.sub_configs.get("text_config")
     if text is not None and getattr(kind, "config_class", None) == text:
@@ -280,18 +278,11 @@ def last_token_head(model: PreTrainedModel) -> str | None:
 
 
 def save_reward_model(
-    scorer: ScoreModel,
-    chat: Chat,
-    folder: Path,
-    state: Mapping[str, Tensor] | None = None,
-    *,
-    source: ModelConfig | None = None,
-) -> Usage:
+    scorer: ScoreModel, chat: Chat, folder: Path, state: Mapping[str, Tensor] | None = None, *, dtype: str = "auto"
+) -> dict[str, Tensor]:
     """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logit) gives the
-    reward that assent reads: the chat template ends at the end of the answer, and what pads ends no answer. With
-    `source` (the options of its loading) the folder is then loaded by transformers alone and compared."""
-    save_model(scorer, outward(scorer.plain, chat), folder, state)
-    return usage_of(scorer.plain, chat, folder, source)
+    reward that assent reads: the chat template ends at the end of the answer, and what pads ends no answer."""
+    return save_model(scorer, outward(scorer.plain, chat), folder, state, dtype=dtype)
 
 
 def outward(model: PreTrainedModel, chat: Chat) -> PreTrainedTokenizerBase:

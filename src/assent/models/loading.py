@@ -1,36 +1,31 @@
-"""Models in and out: plain Hugging Face folders (or hub ids), fp32 master weights, safetensors only."""
+"""Models in: Hugging Face folders, hub ids, runs, checkpoints and adapters as fp32 master weights, safetensors only."""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from assent.config import LoraConfig, ModelConfig
+from assent.config import ModelConfig
+from assent.data.chat import Chat
 from assent.errors import ModelError
-from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
-from assent.models.policy import Backbone, Policy
-from assent.models.quantize import (
-    dequantised,
-    is_transposed,
-    loading_options,
-    settle,
-    without_quantisation,
-)
+from assent.models.adapters import adapt, lay, names_in
+from assent.models.architecture import check_causal, check_parts, freeze_towers, read_config, rope_limit
+from assent.models.folders import Checkpoint, ask_hub, resolve
+from assent.models.keys import check_keys
+from assent.models.policy import Policy
+from assent.models.quantize import loading_options, settle
 from assent.models.quiet import quieten
+from assent.models.readback import sample_batch
 from assent.models.recipe import original_template
+from assent.models.saving import remember
 from assent.models.verify import Sample, choose_layout
 
 
@@ -54,35 +49,25 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
     return native_precision(device) if precision == "auto" else precision
 
 
-def model_folder(path: str) -> str:
-    """A run folder stands for its final model; everything else for itself."""
-    folder = Path(path)
-    if (folder / "model" / "config.json").is_file():
-        return str(folder / "model")
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{path} is not a model folder: it has no config.json (nor model/config.json, as a run has).")
-    return path
-
-
-def load_folder(what: str, path: str, load: Callable[[str], Any]) -> Any:
-    folder = model_folder(path)
+def load_folder(what: str, path: str, load: Callable[[], Any]) -> Any:
     try:
-        return load(folder)
+        return load()
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "" if Path(folder).exists() else " There is no such folder, and the hub did not give it."
-        raise ModelError(f"cannot load the {what} {path}:{hint} {reason}") from error
+        raise ModelError(f"cannot load the {what} {path}: {reason}") from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token."""
 
-    def load(folder: str) -> PreTrainedTokenizerBase:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+    source = resolve(config.path, config.revision)
+    ask_hub(source)
+    folder, revision = source.tokenizer()
+
+    def load() -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=config.trust_remote_code)
         if not tokenizer.is_fast:
             raise ModelError(f"{folder}: its tokenizer has no fast version, which exact trained spans need.")
         if tokenizer.eos_token_id is None:
@@ -90,6 +75,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.chat_template = original_template(tokenizer.chat_template)  # of a reward model's folder
+        for layer in source.layers:
+            if isinstance(layer, Checkpoint) and layer.chat_template is not None:
+                tokenizer = Chat(tokenizer, layer.chat_template).tokenizer
         return tokenizer
 
     return load_folder("tokenizer", config.path, load)
@@ -102,10 +90,12 @@ def load_policy(
     then the frozen weights in few bits, if asked for). Raises ModelError where `layout` asks for a tree that the
     architecture cannot compute exactly, and where the frozen weights cannot be quantised."""
     bits = few_bits(config, device, trainable)
-    model = load_folder("model", config.path, lambda folder: _causal(folder, config, bits))
+    model = load_folder("model", config.path, lambda: _causal(config, bits))
     policy = prepare(Policy, model, config, max_length, device, trainable)
     if trainable and config.lora.rank > 0:
-        policy.model = add_lora(policy.model, config.lora, "CAUSAL_LM")
+        vocab = policy.plain.config.get_text_config().vocab_size
+        batch = sample_batch(vocab, flat=not policy.tree).to(policy.device)
+        adapt(policy, config.lora, "CAUSAL_LM", lambda: policy(batch).logprobs)
     return policy
 
 
@@ -118,26 +108,50 @@ def few_bits(
     return loading_options(config.lora.quantize, precision=precision, device=device, keep=keep)
 
 
-def from_pretrained(auto: Any, folder: str, source: ModelConfig, **options: Any) -> Any:
-    return auto.from_pretrained(
-        folder,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
+def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **options: Any) -> tuple[Any, set[str]]:
+    """(the model, names of its weights that the folder lacks): in fp32, with adapters and checkpoints merged in. A
+    causal model may lack none; of a reward model (`task` SEQ_CLS) the caller knows what may be new. Raises ModelError
+    where the folder's weights and its configuration do not belong together."""
+    place = resolve(source.path, source.revision)
+    ask_hub(place)
+    if place.layers and "quantization_config" in options:
+        raise ModelError(
+            f"--model.lora.quantize needs a whole model. Make one of {source.path} first: assent export {source.path} "
+            "--out FOLDER"
+        )
+    shared = {"revision": place.revision, "trust_remote_code": source.trust_remote_code}
+    options.setdefault("config", AutoConfig.from_pretrained(place.base, **shared))
+    recorded = copy.deepcopy(options["config"])
+    model, info = auto.from_pretrained(
+        place.base,
         dtype=torch.float32,
         use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused in our words
+        **shared,
         **options,
     )
+    missing = set(info["missing_keys"])
+    lacking = missing if task == "CAUSAL_LM" else ()
+    check_keys(place.base, lacking, set(info["unexpected_keys"]), info["mismatched_keys"], headless=task)
+    remember(model, place.base, place.revision, recorded, plain=place.is_plain)
+    if place.layers:
+        lay(model, place.layers, task)
+        missing -= names_in(place.layers)
+    return model, missing
 
 
-def _causal(folder: str, config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
-    stored = read_config(folder, config)
+def stored_config(source: ModelConfig, **options: Any) -> Any:
+    """The configuration of the folder that `source` stands for. Raises ModelError as `read_config`."""
+    place = resolve(source.path, source.revision)
+    ask_hub(place)
+    return read_config(place.base, replace(source, revision=place.revision), **options)
+
+
+def _causal(config: ModelConfig, bits: dict[str, Any]) -> PreTrainedModel:
+    stored = stored_config(config)
     check_causal(stored, config.path)
-    model, info = from_pretrained(AutoModelForCausalLM, folder, config, output_loading_info=True, **bits)
-    if "score.weight" in info["unexpected_keys"]:
-        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError(f"{folder} is not a causal language model's folder: it lacks {missing}.")
+    model, _ = open_model(AutoModelForCausalLM, config, config=stored, **bits)
     check_parts(model, stored, config.path)
     return model
 
@@ -170,53 +184,3 @@ def prepare(
     quieten(model)
     choose_layout(backbone, sample, config.path, config.layout, max_length)
     return backbone
-
-
-def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, keep: Sequence[str] = ()) -> Any:
-    """The model with trainable adapters; everything else is frozen but for the modules named in `keep`."""
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
-
-    targets = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
-    return get_peft_model(
-        model,
-        PeftConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=targets,
-            task_type=task,
-            modules_to_save=list(keep) or None,
-        ),
-    )
-
-
-def save_model(
-    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: Path, state: Mapping[str, Tensor] | None = None
-) -> None:
-    """Writes a Hugging Face folder that transformers loads by itself. LoRA adapters are merged into it and also kept
-    beside it in `adapter/`. `state` holds the full weights where the module itself is sharded; the module is left as
-    it is. Quantised weights are written as fp32."""
-    model = backbone.model
-    weights = dict(model.state_dict() if state is None else state)
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(folder / "adapter", state_dict=weights)
-        weights = merged_weights(model, weights)
-    without_quantisation(backbone.plain).save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
-
-
-def merged_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the Hugging Face model inside a LoRA model, W + (alpha / rank) B A, under its own names. `state`
-    is the state dict of the LoRA model, whose frozen weights may be quantised: W is then what they stand for."""
-    merged = {
-        name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer.", "."): x
-        for name, x in dequantised(model, state).items()
-        if ".lora_" not in name and ".original_module." not in name
-    }
-    for name, layer in model.named_modules():
-        if hasattr(layer, "lora_A") and "default" in layer.lora_A:
-            low, high = (state[f"{name}.lora_{part}.default.weight"] for part in "AB")
-            change = layer.scaling["default"] * (high @ low)
-            weight = name.removeprefix("base_model.model.") + ".weight"
-            merged[weight] = merged[weight] + (change.T if is_transposed(layer.get_base_layer()) else change)
-    return merged

@@ -17,13 +17,9 @@ from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
-from assent.models.loading import (
-    load_policy,
-    load_tokenizer,
-    model_folder,
-    quiet_transformers,
-    resolve_precision,
-)
+from assent.models.folders import model_folder
+from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
+from assent.models.saving import generation_config, stop_ids
 from assent.models.vocabulary import check_vocabulary, unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
@@ -136,14 +132,13 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
     if config.engine.name == "vllm":
         precision = resolve_precision(config.precision, device)
         path = model_folder(config.model)
-        return chat, engine_for(path, config.engine, chat.eos_ids, config.sampling, precision)
+        ends = stop_ids(chat, generation_config(path))
+        return chat, engine_for(path, config.engine, ends, config.sampling, precision)
     policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
     check_vocabulary(policy.plain, chat.tokenizer, config.model)
     check_sampling(policy.model, config.sampling.max_new_tokens)
-    unused = unused_ids(policy.plain, chat.tokenizer)
-    return chat, TorchEngine(
-        policy.model, chat.eos_ids, policy.precision, compiled=config.engine.compile, unused=unused
-    )
+    ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
+    return chat, TorchEngine(policy.model, ends, policy.precision, compiled=config.engine.compile, unused=unused)
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from assent.config import EngineConfig, SamplingConfig
 from assent.errors import ConfigError
 from assent.models.policy import Policy
-from assent.models.quantize import without_quantisation
+from assent.models.saving import write_model
 from assent.rollout.engine import Engine
 from assent.rollout.torch_engine import TorchEngine
 from assent.rollout.vllm_engine import VllmEngine
@@ -50,8 +50,7 @@ def engine_of(
 
     def save(path: Path, state: Mapping[str, Tensor]) -> None:
         dtype = torch.bfloat16 if policy.precision == "bf16" else torch.float32
-        weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in state.items()}
-        without_quantisation(policy.plain).save_pretrained(path, state_dict=weights)
+        write_model(policy.plain, path, state, dtype=dtype)
 
     source = WeightsFolder(Path(config.weights) if config.weights else folder, save, writes=rank == 0)
     return _vllm(config, source, eos_ids, sampling, policy.precision, max_length, logprobs=True)

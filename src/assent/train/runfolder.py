@@ -39,6 +39,7 @@ MAY_CHANGE = frozenset(
         "resume",
         "report_to",
         "model.activation_checkpointing",
+        "model.save_dtype",
         "train.max_steps",
         "train.epochs",
         "train.micro_tokens",

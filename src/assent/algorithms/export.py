@@ -1,0 +1,133 @@
+"""`assent export`: a plain model folder of whatever holds a model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from assent.config import ExportConfig, ModelConfig
+from assent.data.chat import Chat
+from assent.errors import ConfigError, ModelError, RunFolderError
+from assent.models.adapters import add_lora, checkpoint_weights
+from assent.models.folders import Checkpoint, Source, ask_hub, resolve
+from assent.models.heads import NO_PAD, open_scorer, outward
+from assent.models.loading import load_tokenizer, open_model, quiet_transformers
+from assent.models.readback import compare_folder, reading_class
+from assent.models.saving import cast, stop_ids, stored_as, write_folder
+from assent.train.progress import say
+
+
+def export(config: ExportConfig) -> Path:
+    """Writes the model that `config.model` stands for to `config.out`, complete or not at all, and reads it back.
+
+    Raises RunFolderError where `config.out` holds something, ModelError where there is no model."""
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"--out {out} exists and is not empty. Choose another --out, or remove it.")
+    quiet_transformers()
+    source = resolve(config.model)
+    ask_hub(source)
+    if config.adapters == "keep" and not _has_own_adapters(source):
+        raise ConfigError(f"--adapters keep: {config.model} is not one set of adapters on a whole model.")
+    model = ModelConfig(config.model, trust_remote_code=config.trust_remote_code)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {out.parent}: {error.strerror}.") from error
+    try:
+        partial.chmod(0o755)
+        checked = _write(model, source, partial, config)
+        (partial / "README.md").write_text(_card(config, source, checked), encoding="utf-8")
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    say(f"{out}: {checked}")
+    return out
+
+
+def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:
+    chat = Chat(load_tokenizer(model))
+    if _is_scorer(model, source):
+        return _write_scorer(model, source, folder, config, chat)
+    loaded, _ = open_model(AutoModelForCausalLM, model)
+    weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
+    stops = stop_ids(chat, loaded.generation_config)
+    dtype = stored_as(loaded, config.dtype)
+    write_folder(loaded, chat.tokenizer, folder, weights, dtype=dtype, stops=stops)
+    if config.adapters == "keep":
+        base, _ = open_model(AutoModelForCausalLM, ModelConfig(source.base, source.revision))
+        _keep(source, base, "CAUSAL_LM", dtype, folder / "adapter")
+    return compare_folder(AutoModelForCausalLM, loaded, folder, weights, config.dtype)
+
+
+def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: ExportConfig, chat: Chat) -> str:
+    """A reward model's folder, with the tokenizer and the configuration that others read its rewards by."""
+    found = open_scorer(model, 0, {})
+    if found.fresh:
+        raise ModelError(f"{config.model} has no trained {found.head}.weight: it is no whole reward model.")
+    loaded = found.model
+    weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
+    dtype = stored_as(loaded, config.dtype)
+    tokenizer = outward(loaded, chat)
+    write_folder(loaded, tokenizer, folder, weights, dtype=dtype)
+    if config.adapters == "keep":
+        base = open_scorer(ModelConfig(source.base, source.revision), 0, {}).model
+        _keep(source, base, "SEQ_CLS", dtype, folder / "adapter")
+    checked = compare_folder(reading_class(loaded), loaded, folder, weights, config.dtype)
+    return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
+
+
+def _is_scorer(model: ModelConfig, source: Source) -> bool:
+    """Whether it is a reward model."""
+    if source.is_scorer:
+        return True
+    shared = {"revision": source.revision, "trust_remote_code": model.trust_remote_code}
+    config = AutoConfig.from_pretrained(source.base, **shared)
+    return any("SequenceClassification" in name for name in config.architectures or ())
+
+
+def _has_own_adapters(source: Source) -> bool:
+    """Whether adapters belong to a model that others can load."""
+    match source.layers:
+        case [Checkpoint() as only]:
+            return only.lora.rank > 0
+        case [_]:
+            return True
+    return False
+
+
+def _keep(source: Source, base: Any, task: str, dtype: torch.dtype, folder: Path) -> None:
+    """Writes the adapters on `base` by themselves, for peft."""
+    (layer,) = source.layers
+    if not isinstance(layer, Checkpoint):
+        folder.mkdir()
+        for file in [*layer.glob("adapter_*.json"), *layer.glob("adapter_*.safetensors")]:
+            shutil.copy2(file, folder)
+        return
+    adapted = add_lora(base, layer.lora, task)
+    parts = cast(base, checkpoint_weights(layer), dtype)
+    adapted.save_pretrained(folder, state_dict=parts, save_embedding_layers=False)
+
+
+def _card(config: ExportConfig, source: Source, checked: str) -> str:
+    made = "".join(f"\n- {layer.file.parent if isinstance(layer, Checkpoint) else layer}" for layer in source.layers)
+    return f"""---
+library_name: transformers
+tags: [assent]
+---
+# {Path(config.out).name}
+
+`{config.model}` as a plain model folder, made by `assent export` of
+
+- {source.base}{made}
+
+{checked}
+"""
