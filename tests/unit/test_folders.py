@@ -258,7 +258,7 @@ def test_generate_answers_from_a_checkpoint(run: Path, rows: Path, tmp_path: Pat
 
 
 def test_adapters_of_a_reward_model(tiny_model_dir: Path, run: Path, tokenizer, tmp_path: Path) -> None:
-    from assent.models.loading import load_score_model
+    from assent.models.heads import load_score_model
     from assent.models.saving import save_model
 
     def scorer(path: Path, **options):

@@ -17,7 +17,8 @@ from assent.config import DataConfig, LoraConfig, ModelConfig, SFTConfig, TrainC
 from assent.data.chat import Chat
 from assent.errors import ModelError
 from assent.models import readback
-from assent.models.loading import load_policy, load_score_model, load_tokenizer
+from assent.models.heads import load_score_model
+from assent.models.loading import load_policy, load_tokenizer
 from assent.models.readback import own_numbers, read_back
 from assent.models.saving import generation_config, save_model, stop_ids
 from assent.models.vocabulary import check_vocabulary

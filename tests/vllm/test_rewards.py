@@ -22,7 +22,8 @@ from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError
 from assent.models.heads import load_score_model
 from assent.models.init import train_tokenizer
-from assent.models.loading import load_tokenizer, save_model
+from assent.models.loading import load_tokenizer
+from assent.models.saving import save_model
 from assent.online import RemoteConfig, RewardsConfig, online_config
 from assent.rewards.group import Group, WeightedSum
 from assent.train.distributed import World
