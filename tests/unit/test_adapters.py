@@ -134,10 +134,15 @@ def test_one_of_two_tied_weights_is_refused(tiny_model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("targets", [("lm_head",), ("lm_head", "q_proj")])
-def test_a_head_that_would_not_be_trained_is_refused(targets: tuple[str, ...], tmp_path: Path) -> None:
-    base = folder_of(LlamaConfig(**SMALL), tmp_path)
-    with pytest.raises(ModelError, match="adapters on lm_head would never be trained"):
-        adapted(base, *targets)
+def test_a_head_with_adapters_is_trained_and_merged(targets: tuple[str, ...], tokenizer, tmp_path: Path) -> None:
+    base = folder_of(LlamaConfig(**SMALL), tmp_path / "base")
+    policy = adapted(base, *targets)
+    out = saved(policy, tokenizer, tmp_path / "out")
+    torch.testing.assert_close(by_peft(base, tmp_path / "out" / "adapter"), out, atol=1e-4, rtol=0)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(f).get_output_embeddings().weight for f in (base, tmp_path / "out")
+    )
+    assert (before - after).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

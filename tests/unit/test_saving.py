@@ -21,7 +21,7 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.readback import own_numbers, read_back
 from assent.models.saving import generation_config, save_model, stop_ids
-from assent.models.vocabulary import check_vocabulary
+from assent.models.vocabulary import check_same_vocabulary
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -97,7 +97,7 @@ def test_the_configuration_is_the_one_that_came(tiny_model_dir: Path, tokenizer,
     before, after = read(folder / "config.json"), read(tmp_path / "out" / "config.json")
     free = {"dtype", "transformers_version"}
     assert {k: v for k, v in before.items() if k not in free} == {k: v for k, v in after.items() if k not in free}
-    assert policy.plain.config.attention_dropout == 0.0 or not policy.plain.training
+    assert policy.plain.config.attention_dropout == 0.25
 
 
 def test_a_generation_config_that_transformers_would_not_write(tiny_model_dir: Path, tokenizer, tmp_path: Path) -> None:
@@ -202,11 +202,13 @@ def _build(place: str, base: Path) -> None:
     from assent.data.records import Example, Message
     from assent.evaluate.answers import sample_answers
     from assent.rollout import chat
+    from assent.train.distributed import World
 
     prompts = [Example(prompt=(Message("user", "a"),))]
     policy, talk = policy_of(base), Chat(load_tokenizer(ModelConfig(str(base))))
     world = SimpleNamespace(rank=0, size=1)
-    job = SimpleNamespace(chat=talk, world=world, config=SimpleNamespace(data=SimpleNamespace(max_length=64)))
+    data = SimpleNamespace(max_length=64)
+    job = SimpleNamespace(chat=talk, tokenizer=talk.tokenizer, world=world, config=SimpleNamespace(data=data))
     if place == "training":
         config = SimpleNamespace(
             rollout=SimpleNamespace(ahead=False), engine=EngineConfig(), sampling=SamplingConfig(),
@@ -215,10 +217,11 @@ def _build(place: str, base: Path) -> None:
         online._sampler(job, policy, config)
     elif place == "probe":
         made = probe.Probe.__new__(probe.Probe)
-        made.job, made.policy, made.prompts = job, policy, [None]
+        made.job, made.policy, made.prompts, made.unused = job, policy, [None], []
         made()
     elif place == "evaluation":
-        sample_answers(base, prompts, reference=base, reward_model=None, sampling=SamplingConfig(max_new_tokens=2))
+        sampling, alone = SamplingConfig(max_new_tokens=2), World(0, 1, 0, torch.device("cpu"))
+        sample_answers(base, prompts, reference=base, reward_model=None, sampling=sampling, world=alone)
     else:
         chat._load(GenerateConfig(str(base), precision="fp32"))
 
@@ -289,7 +292,7 @@ def test_a_reward_model_that_others_read_elsewhere_is_told(tiny_model_dir: Path,
 
 
 def check(path: Path, tokenizer) -> None:
-    check_vocabulary("--reference.path", str(path), tokenizer, revision=None, trust_remote_code=False)
+    check_same_vocabulary("--reference.path", str(path), tokenizer, revision=None, trust_remote_code=False)
 
 
 def test_the_same_vocabulary_passes_whatever_the_template(tiny_model_dir: Path, tokenizer, tmp_path: Path) -> None:

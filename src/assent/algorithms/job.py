@@ -116,7 +116,8 @@ class Job:
             seed=self.config.train.seed,
             new_head=new_head,
         )
-        check_vocabulary(model.plain, self.tokenizer, path or config.path)
+        if trainable:  # a frozen reward model reads its own tokenizer's ids
+            check_vocabulary(model.plain, self.tokenizer, path or config.path)
         return self._shard(model)
 
     def _check_same_vocabulary(self, option: str, path: str) -> None:

@@ -25,13 +25,12 @@ def check_keys(
             f"{folder}: {name} has the shape {tuple(stored)}, but config.json asks for {tuple(wanted)}"
             f"{_more(mismatched)}. The configuration belongs to other weights."
         )
+    if headless == "CAUSAL_LM" and any(name.startswith("score.") for name in surplus):
+        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     if missing:
         what = "causal language model" if headless == "CAUSAL_LM" else "reward model"
         shown = ", ".join(sorted(missing)[:3])
         raise ModelError(f"{folder} is not a {what}'s folder: it lacks {shown}{_more(missing, 3)}.")
-    if headless == "CAUSAL_LM" and any(name.startswith("score.") for name in surplus):
-        # with tied embeddings nothing is missing
-        raise ModelError(f"{folder} is a reward model's folder (it has score.weight), not a causal language model's.")
     told = {name for name in surplus if TOLD.search(name)}
     unknown = sorted(name for name in surplus if name not in told and not HARMLESS.search(name))
     if headless != "CAUSAL_LM":
