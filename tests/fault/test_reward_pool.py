@@ -254,7 +254,7 @@ from assent.rewards.pool import PooledReward
 
 pool = PooledReward("mine", partial(FunctionReward, {spec!r}, "--r"), workers=2, limit=600.0)
 for texts in (("a", "b"), {texts!r}):
-    example = Example((Message("user", "q"),), meta={{"bonus": 0.0}})
+    example = Example((Message("user", "q"),), meta={{"bonus": 0.0}}, prompt_text="q")
     pool.score([Group(example, texts, (True,) * len(texts), (1,) * len(texts))])
     print("scored", flush=True)
 """
