@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, NonFiniteError
 from assent.rewards import pool as pool_module
 from assent.rewards.function import FunctionReward
-from assent.rewards.group import Group, RewardError
+from assent.rewards.group import Group, Progress, RewardError
 from assent.rewards.pool import PooledReward
 from assent.rewards.rules import RuleReward
 
@@ -133,6 +134,21 @@ def test_rewards_come_back_in_the_order_of_the_answers(make):
     assert scores.failures == {"returned None": 1} and scores.values.dtype == np.float64
 
 
+def test_what_workers_write_down_comes_back_in_order(tmp_path: Path):
+    (tmp_path / "noted.py").write_text(
+        "def f(completions, log_extra, log_metric, trainer_state):\n"
+        "    log_extra('text', completions)\n    log_metric('step', trainer_state.global_step)\n"
+        "    return [None if text == 'b' else 1.0 for text in completions]\n"
+    )
+    pool = PooledReward("f", partial(FunctionReward, f"{tmp_path / 'noted.py'}:f", "--r"), workers=2, limit=20.0)
+    groups = [replace(one, progress=Progress(7, 9)) for one in (group("a", "b"), group("c"))]
+    scores = pool.score(groups)
+    pool.close()
+    np.testing.assert_array_equal(scores.values, [1.0, np.nan, 1.0])
+    assert scores.columns == {"text": ["a", "b", "c"]} and scores.metrics == {"step": [7.0, 7.0, 7.0]}
+    assert scores.abstained.tolist() == [False, True, False] and scores.failures == {"returned None": 1}
+
+
 def test_what_hangs_or_dies_is_unscored_and_the_rest_is_not(make, pids):
     pool = make(workers=2, limit=1.5)
     pool.score([group("warm", "up")])
@@ -229,6 +245,7 @@ def test_wrong_pools():
 
 
 PROGRAM = """
+from dataclasses import replace
 from functools import partial
 from assent.data.records import Example, Message
 from assent.rewards.function import FunctionReward
@@ -237,7 +254,7 @@ from assent.rewards.pool import PooledReward
 
 pool = PooledReward("mine", partial(FunctionReward, {spec!r}, "--r"), workers=2, limit=600.0)
 for texts in (("a", "b"), {texts!r}):
-    example = Example((Message("user", "q"),), meta={{"bonus": 0.0}})
+    example = Example((Message("user", "q"),), meta={{"bonus": 0.0}}, prompt_text="q")
     pool.score([Group(example, texts, (True,) * len(texts), (1,) * len(texts))])
     print("scored", flush=True)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, NonFiniteError
 from assent.rewards.ensemble import COMBINE, Ensemble
-from assent.rewards.group import Group, RewardError, Scores, WeightedSum, checked
+from assent.rewards.group import Group, RewardError, Scores, WeightedSum, checked, in_order
 
 
 class Given:
@@ -50,6 +51,45 @@ def test_what_one_part_left_unscored_is_unscored():
     np.testing.assert_array_equal(scores.values, [0.0, np.nan, np.nan])
     np.testing.assert_array_equal(scores.parts["kind"], [1.0, 1.0, np.nan])
     assert scores.failures == {"right: no answer": 1, "kind: no answer": 1}
+
+
+class Choosy(Given):
+    """A source whose None means that it does not judge the answer."""
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        scores = super().score(groups)
+        return replace(scores, abstained=np.isnan(scores.values))
+
+
+def test_an_answer_is_worth_what_those_say_that_judge_it():
+    maths, code = Choosy("maths", 1, None, None), Choosy("code", None, 2, None)
+    scores = WeightedSum("reward", [maths, code], [1.0, 0.5]).score(GROUPS)
+    np.testing.assert_array_equal(scores.values, [1.0, 1.0, np.nan])
+    scores = WeightedSum("reward", [maths, code, Given("kind", 1, 1, 1)], [1.0, 0.5, 2.0]).score(GROUPS)
+    assert scores.values.tolist() == [3.0, 3.0, 2.0]
+    # One that failed is not one that abstains.
+    scores = WeightedSum("reward", [maths, Given("kind", None, 1, 1)], [1.0, 1.0]).score(GROUPS)
+    np.testing.assert_array_equal(scores.values, [np.nan, 1.0, 1.0])
+    # What has no weight judges nothing.
+    scores = WeightedSum("reward", [maths, Given("kind", 1, 1, 1)], [1.0, 0.0]).score(GROUPS)
+    np.testing.assert_array_equal(scores.values, [1.0, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("weights", [[10.0, 1.0], [-1e300, 0.0], [1e300, -1e300]])
+def test_a_sum_that_float32_cannot_hold_is_named(weights: list[float]):
+    total = WeightedSum("--rewards.weights", [Given("a", 1, 1e38, 1), Given("b", 1, 1e38, 1)], weights)
+    with pytest.raises(NonFiniteError, match=r"--rewards.weights gave -?\S+ for the answer .* within float32"):
+        total.score(GROUPS)
+
+
+def test_shares_of_the_answers_are_put_in_order():
+    one = Scores(np.array([1.0, np.nan]), {}, {"crashed": 1}, None, {"read": [1, 2]}, {"m": [1.0]})
+    two = Scores(np.array([np.nan]), {}, {"crashed": 2}, np.array([True]), {"seen": [3]}, {"m": [2.0], "n": [4.0]})
+    whole = in_order([one, Scores(np.zeros(0)), two])
+    np.testing.assert_array_equal(whole.values, [1.0, np.nan, np.nan])
+    assert whole.abstained.tolist() == [False, False, True] and whole.failures == {"crashed": 3}
+    assert whole.columns == {"read": [1, 2, None], "seen": [None, None, 3]}
+    assert whole.metrics == {"m": [1.0, 2.0], "n": [4.0]}
 
 
 def test_a_weight_of_zero_only_logs():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from assent import checks, config, online, settings
 from assent.cli import COMMANDS
-from assent.config import InitConfig, OptimConfig, SFTConfig
+from assent.config import GenerateConfig, InitConfig, OptimConfig, SamplingConfig, SFTConfig
 from assent.errors import ConfigError
 from assent.objectives import CONFIGS
 
@@ -153,6 +153,8 @@ def test_messages_say_what_was_expected_and_got():
         ("critic: {start: ''}", False),
         ("sampling: {top_p: 0}", False),
         ("sampling: {top_p: 1}", True),
+        ("sampling: {top_p: 0.9}", False),
+        ("sampling: {top_k: 5}", False),
         ("sampling: {temperature: 0}", False),
         ("optim: {beta1: 1}", False),
         ("optim: {max_grad_norm: .inf}", False),
@@ -168,6 +170,22 @@ def test_ranges(line: str, holds: bool):
     else:
         with pytest.raises(ConfigError, match="^--"):
             settings.validate(loaded)
+
+
+def test_cuts_of_the_distribution_are_for_generate_alone():
+    for options, flag in [
+        ("top_p: 0.3", "top_p 0.3"),
+        ("top_k: 40", "top_k 40"),
+        ("top_k: 4, top_p: 0.5", "top_p 0.5"),
+    ]:
+        for method in ("grpo", "ppo", "remax"):
+            loaded = settings.load(online.CONFIGS[method], PPO + f"sampling: {{{options}}}\n")
+            with pytest.raises(
+                ConfigError, match=rf"^--sampling.{flag} is for assent generate. In training every token"
+            ):
+                settings.validate(loaded)
+    sampling = SamplingConfig(top_k=40, top_p=0.9)
+    settings.validate(GenerateConfig("m", prompts="p", sampling=sampling))
 
 
 def test_contradictions():

@@ -212,6 +212,7 @@ def _server(spec: str, config: OnlineConfig, current: Job, name: str) -> GroupRe
 def written(tokenizer: Any, group: Group) -> list[Written | None]:
     """The answers as text, with the spelling of every token that was sampled: a finished answer ends with the token
     that ended it, one that was cut does not."""
+    assert len(group.ids) == len(group), "the sampled tokens are kept"
     spell = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     prompt = [int(token) for token in group.prompt_ids]
     return [Written(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]

@@ -149,7 +149,8 @@ class WeightedSum:
         for weight, score in zip(self.weights, scores, strict=True):
             if weight:
                 left = np.zeros(len(total), bool) if score.abstained is None else score.abstained
-                total += np.where(left, 0.0, weight * score.values)
+                with np.errstate(over="ignore", invalid="ignore"):  # `checked` finds what is not finite
+                    total += np.where(left, 0.0, weight * score.values)
                 judged |= ~left
                 failed |= np.isnan(score.values) & ~left
         scored = judged & ~failed
