@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def load_score_model(
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
     tree = choose_layout(model, config, max_length)
-    scorer = prepare(lambda *a, **k: ScoreModel(*a, head=found.head, **k), model, config, tree, device, trainable)
+    scorer = prepare(partial(ScoreModel, head=found.head), model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
         scorer.model = add_lora(scorer.model, config.lora, "SEQ_CLS", keep=[found.head])
     return scorer
