@@ -71,7 +71,7 @@ def reward_usage(usage: Usage) -> str:
         "writes nothing behind that token where a conversation ends with an answer.",
         "An answer that was cut off has no such token: assent reads it at its last token, as it was sampled; rendered "
         "by a chat template it is read as if it had ended there.",
-        "The head was computed in fp32. In bf16 near answers tie.",
+        "The head is computed in fp32: load it with dtype=torch.float32, as below. In bf16 near answers tie.",
         *(f"Not exact: {note}." for note in usage.notes),
     ]
     if usage.own:

@@ -93,8 +93,7 @@ def load_score_model(
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
-    kind = partial(ScoreModel, head=found.head)
-    scorer = prepare(kind, model, config, max_length, device, trainable)
+    scorer = prepare(partial(ScoreModel, head=found.head), model, config, max_length, device, trainable)
     if trainable and config.lora.rank > 0:
         vocab = scorer.plain.config.get_text_config().vocab_size
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)
