@@ -295,3 +295,18 @@ def test_without_adapters_a_policy_is_its_start(tiny_model_dir):
     torch.testing.assert_close(reference.anchor(batch()).hidden, base.anchor(batch()).hidden, rtol=0, atol=1e-6)
     assert (policy(batch()).logprobs - reference.logprobs(batch())).abs().max() > 1e-3
     assert not reference.logprobs(batch()).requires_grad
+
+
+def test_a_reference_with_other_rows_cannot_give_a_whole_kl(tiny_model_dir, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.resize_token_embeddings(448)
+    model.save_pretrained(tmp_path)
+    policy, padded = (
+        load_policy(ModelConfig(str(folder), precision="fp32"), max_length=64) for folder in (tiny_model_dir, tmp_path)
+    )
+    reference = Reference(policy, padded)
+    assert reference.logprobs(batch()).isfinite().all()
+    with pytest.raises(ModelError, match="has 448 rows of logits, the policy 400"):
+        reference.anchor(batch())

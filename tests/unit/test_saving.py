@@ -136,6 +136,7 @@ def test_a_base_model_taught_chatml_ends_at_both(base: Path, tmp_path: Path) -> 
     model = ModelConfig(str(base), precision="fp32", chat_template=str(template))
     data, train = DataConfig(str(rows), max_length=64), TrainConfig(batch_size=4, max_steps=1)
     out = train_sft(SFTConfig(model=model, data=data, out=str(tmp_path / "run"), train=train)).model
+    assert "Read back by transformers: the same numbers as in training" in (out / "README.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(out)
     ends = [tokenizer.convert_tokens_to_ids(name) for name in ("<|end_of_text|>", "<|im_end|>")]
     assert read(out / "generation_config.json")["eos_token_id"] == ends

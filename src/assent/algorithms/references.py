@@ -53,7 +53,15 @@ class Reference:
             return (self.model or self.policy)(batch, temperature).logprobs
 
     def anchor(self, batch: TreeBatch, temperature: float = 1.0) -> Anchor:
-        """What a KL over the whole vocabulary needs of it."""
+        """What a KL over the whole vocabulary needs of it. Raises ModelError where its output has more or fewer rows
+        than the policy's."""
+        if self.model is not None:
+            mine, its = (m.plain.config.get_text_config().vocab_size for m in (self.policy, self.model))
+            if mine != its:
+                raise ModelError(
+                    f"The reference has {its} rows of logits, the policy {mine}: a KL over the whole vocabulary cannot "
+                    "compare them. Give a reference of the same size, or a KL of single tokens."
+                )
         with self._active():
             return (self.model or self.policy).anchor(batch, temperature)
 

@@ -192,11 +192,8 @@ def _near(folder: Path) -> str:
     there = folder
     while not there.exists() and there != there.parent:
         missing, there = there.name, there.parent
-    names = (
-        sorted(child.name for child in there.iterdir() if child.is_dir() and child.name[0] != ".")
-        if there.is_dir()
-        else []
-    )
+    folders = [child.name for child in there.iterdir() if child.is_dir()] if there.is_dir() else []
+    names = sorted(name for name in folders if not name.startswith("."))
     close = nearest(missing, names)
     if close is not None:
         return f" Did you mean {there / close}?"
