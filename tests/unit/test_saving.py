@@ -20,7 +20,7 @@ from assent.models import readback
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.readback import own_numbers, read_back
 from assent.models.saving import generation_config, save_model, stop_ids
-from assent.models.vocabulary import check_vocabulary
+from assent.models.shared_ids import check_vocabulary
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError, ModelError, RunFolderError
-from assent.models.adapters import add_lora, checkpoint_weights
-from assent.models.folders import Checkpoint, Source, ask_hub, resolve
+from assent.models.adapters import HEADS, add_lora, checkpoint_weights
 from assent.models.loading import HEAD, load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder
 from assent.models.saving import cast, stop_ids, stored_as, write_folder
+from assent.models.sources import Checkpoint, Source, ask_hub, resolve
 from assent.train.progress import say
 
 
@@ -98,7 +98,7 @@ def _keep(source: Source, base: Any, task: str, dtype: torch.dtype, folder: Path
         for file in [*layer.glob("adapter_*.json"), *layer.glob("adapter_*.safetensors")]:
             shutil.copy2(file, folder)
         return
-    adapted = add_lora(base, layer.lora, task)
+    adapted = add_lora(base, layer.lora, task, HEADS[task])
     parts = cast(base, checkpoint_weights(layer), dtype)
     adapted.save_pretrained(folder, state_dict=parts, save_embedding_layers=False)
 

@@ -16,7 +16,7 @@ from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.loading import load_policy, load_score_model, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
-from assent.models.vocabulary import check_vocabulary
+from assent.models.shared_ids import check_vocabulary
 from assent.online import OnlineConfig
 from assent.train import distributed
 from assent.train.distributed import World

@@ -18,7 +18,7 @@ from assent.evaluate.generation import Answer
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.saving import stop_ids
-from assent.models.vocabulary import check_vocabulary
+from assent.models.shared_ids import check_vocabulary
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import World
 

@@ -17,22 +17,26 @@ from transformers import PreTrainedModel
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
-from assent.models.folders import Checkpoint
 from assent.models.policy import Backbone
 from assent.models.quantize import dequantised, is_transposed
+from assent.models.sources import Checkpoint
 from assent.settings import suggestion
 
 ALL_LINEAR = ("all-linear",)
+HEADS = {"CAUSAL_LM": (), "SEQ_CLS": ("score",)}
+"""Modules that are trained whole beside adapters, by task."""
 READ_BY_WEIGHT = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), ("out_proj", "conv1d"))
 """Architectures whose kernels read these layers' weights past any adapter; peft refuses them."""
 
 
-def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], Tensor]) -> None:
+def adapt(
+    backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], Tensor], keep: Sequence[str] = ()
+) -> None:
     """Puts trainable adapters into a model whose loss is made of `output()`. Raises ModelError as `add_lora`, and where
     an adapter that was asked for by name has no part in the output: it would be saved as it began. (all-linear leaves
     such layers out, and says so.)"""
     without = _routers(backbone.model, output) if lora.targets == ALL_LINEAR else set()
-    backbone.model = add_lora(backbone.model, lora, task, without)
+    backbone.model = add_lora(backbone.model, lora, task, keep, without)
     try:
         idle = _idle(backbone.model, output())
     except (AttributeError, TypeError) as error:
@@ -41,7 +45,7 @@ def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], 
             f" there ({error}). Name other layers."
         ) from error
     if idle and lora.targets == ALL_LINEAR:
-        backbone.model = add_lora(backbone.model.unload(), lora, task, without | idle)
+        backbone.model = add_lora(backbone.model.unload(), lora, task, keep, without | idle)
         idle = _idle(backbone.model, output())
     if idle:
         raise ModelError(
@@ -69,9 +73,12 @@ def _routers(model: nn.Module, output: Callable[[], Tensor]) -> set[str]:
     return found
 
 
-def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Collection[str] = ()) -> Any:
-    """The model with trainable adapters; everything else is frozen (a reward head stays trained). Raises ModelError
-    for targets that match nothing, and where the adapters could not be merged exactly into the model afterwards."""
+def add_lora(
+    model: PreTrainedModel, lora: LoraConfig, task: str, keep: Sequence[str] = (), without: Collection[str] = ()
+) -> Any:
+    """The model with trainable adapters, but in the layers `without`; everything else is frozen but for the modules
+    named in `keep`. Raises ModelError for targets that match nothing, and where the adapters could not be merged
+    exactly into the model afterwards."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -89,7 +96,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
                     target_parameters=parameters or None,
                     exclude_modules=sorted(excluded) or None,
                     task_type=task,
-                    modules_to_save=["score"] if task == "SEQ_CLS" else None,
+                    modules_to_save=list(keep) or None,
                 ),
             )
     except (ValueError, TypeError, KeyError) as error:
@@ -143,7 +150,7 @@ def lay(model: PreTrainedModel, layers: Sequence[Path | Checkpoint], task: str) 
             continue
         state = checkpoint_weights(layer)
         if layer.lora.rank:
-            adapted = add_lora(model, layer.lora, task)
+            adapted = add_lora(model, layer.lora, task, HEADS[task])
             state = merged_weights(adapted, state)
             adapted.unload()
         _fill(model, state, layer.file)

@@ -23,14 +23,14 @@ from transformers import (
 from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ModelError
-from assent.models.adapters import adapt, lay, names_in
+from assent.models.adapters import HEADS, adapt, lay, names_in
 from assent.models.attention import inexact_reason, install
-from assent.models.folders import Checkpoint, ask_hub, resolve
 from assent.models.keys import check_keys
 from assent.models.policy import Policy, ScoreModel, verify
 from assent.models.quantize import loading_options, quantised_layers, settle
 from assent.models.readback import sample_batch
 from assent.models.saving import remember
+from assent.models.sources import Checkpoint, ask_hub, resolve
 
 HEAD = ("score.weight", "score.bias")
 """The weights of a reward head, which a causal model's folder lacks."""
@@ -130,7 +130,7 @@ def load_score_model(
     scorer = _prepare(ScoreModel, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
         batch = sample_batch(scorer.plain.config.get_text_config().vocab_size, flat=not tree).to(scorer.device)
-        adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last))
+        adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last), keep=HEADS["SEQ_CLS"])
     return scorer
 
 

@@ -17,9 +17,9 @@ from assent.data.formats import load_examples
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
-from assent.models.folders import model_folder
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
+from assent.models.sources import model_folder
 from assent.rollout.engine import Completion, Engine
 from assent.rollout.engines import engine_for
 from assent.rollout.torch_engine import TorchEngine

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from assent.errors import ModelError
-from assent.models.folders import ask_hub, resolve
+from assent.models.sources import ask_hub, resolve
 
 TEXT = (
     "The quick brown fox's 12,345.67 jumps — don't you think?\n\n  def f(x):\n\treturn x**2  # été, naïve, Übergröße\n"
