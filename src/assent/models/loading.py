@@ -100,7 +100,7 @@ def load_policy(
     tree = _choose_layout(model, config, max_length)
     policy = _prepare(Policy, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
-        batch = sample_batch(policy.plain.config.get_text_config().vocab_size, flat=not tree).to(policy.device)
+        batch = sample_batch(policy.plain.config.get_text_config().vocab_size, flat=not policy.tree).to(policy.device)
         adapt(policy, config.lora, "CAUSAL_LM", lambda: policy(batch).logprobs)
     return policy
 
@@ -129,7 +129,7 @@ def load_score_model(
     tree = _choose_layout(model, config, max_length)
     scorer = _prepare(ScoreModel, model, config, tree, device, trainable)
     if trainable and config.lora.rank > 0:
-        batch = sample_batch(scorer.plain.config.get_text_config().vocab_size, flat=not tree).to(scorer.device)
+        batch = sample_batch(scorer.plain.config.get_text_config().vocab_size, flat=not scorer.tree).to(scorer.device)
         adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last), keep=HEADS["SEQ_CLS"])
     return scorer
 
