@@ -17,7 +17,6 @@ from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import loading
-from assent.models.folders import model_folder
 from assent.models.head import Transform, measure
 from assent.models.heads import load_score_model
 from assent.models.loading import (
@@ -26,6 +25,7 @@ from assent.models.loading import (
     resolve_precision,
 )
 from assent.models.saving import save_model
+from assent.models.sources import model_folder
 
 
 def batch() -> TreeBatch:

@@ -21,7 +21,7 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.readback import own_numbers, read_back
 from assent.models.saving import generation_config, save_model, stop_ids
-from assent.models.vocabulary import check_same_vocabulary
+from assent.models.shared_ids import check_shared_ids
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -292,7 +292,7 @@ def test_a_reward_model_that_others_read_elsewhere_is_told(tiny_model_dir: Path,
 
 
 def check(path: Path, tokenizer) -> None:
-    check_same_vocabulary("--reference.path", str(path), tokenizer, revision=None, trust_remote_code=False)
+    check_shared_ids("--reference.path", str(path), tokenizer, revision=None, trust_remote_code=False)
 
 
 def test_the_same_vocabulary_passes_whatever_the_template(tiny_model_dir: Path, tokenizer, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError, ModelError, RunFolderError
 from assent.models.adapters import add_lora, checkpoint_weights
-from assent.models.folders import Checkpoint, Source, ask_hub, resolve
 from assent.models.heads import NO_PAD, open_scorer, outward
 from assent.models.loading import load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, stop_ids, stored_as, write_folder
+from assent.models.sources import Checkpoint, Source, ask_hub, resolve
 from assent.train.progress import say
 
 

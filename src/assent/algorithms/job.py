@@ -17,7 +17,8 @@ from assent.data.tree import TokenTree
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
-from assent.models.vocabulary import check_same_vocabulary, check_vocabulary
+from assent.models.shared_ids import check_shared_ids
+from assent.models.vocabulary import check_vocabulary
 from assent.online import OnlineConfig
 from assent.train import distributed
 from assent.train.distributed import World
@@ -83,7 +84,7 @@ class Job:
         """A frozen policy: `path`, or the start of the trained one; with `adapters` it has LoRA layers as that one.
         Raises ModelError where `path` has another vocabulary."""
         if path is not None:
-            self._check_same_vocabulary(
+            self._check_shared_ids(
                 "--kl.reference" if isinstance(self.config, OnlineConfig) else "--reference.path", path
             )
         config = self._frozen(path or self.config.model.path)
@@ -105,7 +106,7 @@ class Job:
         """A reward model or critic from `path`, or from the model of the run. Raises ModelError where a critic has
         another vocabulary than the policy, whose ids it reads."""
         if trainable and path is not None:
-            self._check_same_vocabulary("--critic.start", path)
+            self._check_shared_ids("--critic.start", path)
         config = self.config.model if trainable else self._frozen(path or self.config.model.path)
         model = load_score_model(
             replace(config, path=path or config.path),
@@ -120,10 +121,10 @@ class Job:
             check_vocabulary(model.plain, self.tokenizer, path or config.path)
         return self._shard(model)
 
-    def _check_same_vocabulary(self, option: str, path: str) -> None:
+    def _check_shared_ids(self, option: str, path: str) -> None:
         model = self.config.model
         revision, trust = model.revision, model.trust_remote_code
-        check_same_vocabulary(option, path, self.tokenizer, revision=revision, trust_remote_code=trust)
+        check_shared_ids(option, path, self.tokenizer, revision=revision, trust_remote_code=trust)
 
     def _frozen(self, path: str) -> ModelConfig:
         return replace(self.config.model, path=path, lora=LoraConfig(), activation_checkpointing=False)

@@ -22,9 +22,9 @@ from assent.config import ModelConfig, ReferenceConfig
 from assent.data.dataset import fingerprint
 from assent.data.tree import TokenTree, TreeBatch
 from assent.errors import ModelError
-from assent.models.folders import resolve
 from assent.models.loading import resolve_precision
 from assent.models.policy import Anchor, Policy
+from assent.models.sources import resolve
 from assent.train import distributed
 from assent.train.progress import say
 

@@ -18,7 +18,8 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.saving import stop_ids
-from assent.models.vocabulary import check_same_vocabulary, unused_ids
+from assent.models.shared_ids import check_shared_ids
+from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.distributed import World
@@ -46,7 +47,7 @@ def sample_answers(
     Raises ModelError where a folder is not a model that fits."""
     limit = max_length(model)
     policy, chat = _policy(model, limit, precision, world)
-    check_same_vocabulary("the reference", str(reference), chat.tokenizer, revision=None, trust_remote_code=False)
+    check_shared_ids("the reference", str(reference), chat.tokenizer, revision=None, trust_remote_code=False)
     anchor, _ = _policy(reference, limit, precision, world)
     check_sampling(policy.model, sampling.max_new_tokens)
     ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)

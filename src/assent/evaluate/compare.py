@@ -21,8 +21,8 @@ from assent.evaluate.generation import Scorer, evaluate_policies
 from assent.evaluate.report import write_report
 from assent.evaluate.runs import EVALUATION
 from assent.functions import load_function
-from assent.models.folders import model_folder
 from assent.models.loading import quiet_transformers
+from assent.models.sources import model_folder
 from assent.names import suggestion
 from assent.objectives import CONFIGS
 from assent.train import distributed

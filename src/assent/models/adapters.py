@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
-from assent.models.folders import Checkpoint
 from assent.models.policy import Backbone
 from assent.models.quantize import dequantised, is_transposed
+from assent.models.sources import Checkpoint
 from assent.names import suggestion
 
 ALL_LINEAR = ("all-linear",)

@@ -29,7 +29,6 @@ from assent.data.chat import Chat
 from assent.data.tree import collate
 from assent.errors import ModelError
 from assent.models.adapters import adapt
-from assent.models.folders import Source, resolve
 from assent.models.loading import few_bits, load_folder, open_model, prepare, stored_config
 from assent.models.policy import ScoreModel
 from assent.models.readback import sample_batch
@@ -42,6 +41,7 @@ from assent.models.recipe import (
     reward_tokenizer,
 )
 from assent.models.saving import save_model
+from assent.models.sources import Source, resolve
 
 OWN = "score"
 """The head of our own, as transformers calls it in most of its classes."""

@@ -17,8 +17,7 @@ from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ModelError
 from assent.models.adapters import adapt, lay, names_in
-from assent.models.architecture import check_causal, check_parts, freeze_towers, read_config, rope_limit
-from assent.models.folders import Checkpoint, ask_hub, resolve
+from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
 from assent.models.keys import check_keys
 from assent.models.policy import Policy
 from assent.models.quantize import loading_options, settle
@@ -26,6 +25,7 @@ from assent.models.quiet import quieten
 from assent.models.readback import sample_batch
 from assent.models.recipe import original_template
 from assent.models.saving import remember
+from assent.models.sources import Checkpoint, ask_hub, resolve
 from assent.models.verify import Sample, choose_layout
 
 

@@ -17,9 +17,9 @@ from transformers.utils import cached_file
 from assent.data.chat import Chat
 from assent.errors import ModelError
 from assent.models.adapters import merged_weights
-from assent.models.folders import resolve
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
+from assent.models.sources import resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

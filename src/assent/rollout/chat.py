@@ -17,9 +17,9 @@ from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, RunFolderError
-from assent.models.folders import model_folder
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
+from assent.models.sources import model_folder
 from assent.models.vocabulary import check_vocabulary, unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine

@@ -18,8 +18,8 @@ from assent import cli
 from assent.algorithms.sft import train_sft
 from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from assent.errors import ModelError
-from assent.models.folders import model_folder, resolve
 from assent.models.loading import load_policy, load_tokenizer
+from assent.models.sources import model_folder, resolve
 
 IDS = torch.arange(3, 40)[None]
 
@@ -72,7 +72,7 @@ def run(tiny_model_dir: Path, rows: Path, tmp_path_factory) -> Path:
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(path: str, tmp_path, monkeypatch) -> None:
     (tmp_path / "here" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("assent.models.folders.hf_api", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr("assent.models.sources.hf_api", lambda: pytest.fail("asked the hub"))
     begin = time.monotonic()
     with pytest.raises(ModelError, match="there is no such folder") as error:
         load_tokenizer(ModelConfig(path))
@@ -86,8 +86,8 @@ def test_the_hub_is_asked_once_and_its_answer_is_short(monkeypatch) -> None:
         def repo_info(self, path, **_):
             raise ConnectionError("[Errno -2] Name or service not known\nand twenty more lines")
 
-    monkeypatch.setattr("assent.models.folders.is_offline_mode", lambda: False)
-    monkeypatch.setattr("assent.models.folders.hf_api", Away)
+    monkeypatch.setattr("assent.models.sources.is_offline_mode", lambda: False)
+    monkeypatch.setattr("assent.models.sources.hf_api", Away)
     for load in (load_tokenizer, lambda config: load_policy(config, max_length=64)):
         with pytest.raises(ModelError) as error:
             load(ModelConfig("owner/name"))
@@ -95,7 +95,7 @@ def test_the_hub_is_asked_once_and_its_answer_is_short(monkeypatch) -> None:
             "owner/name: there is no such folder here, and the hub did not give it ([Errno -2] Name or service not "
             "known)."
         )
-    monkeypatch.setattr("assent.models.folders.is_offline_mode", lambda: True)
+    monkeypatch.setattr("assent.models.sources.is_offline_mode", lambda: True)
     with pytest.raises(ModelError, match="the hub is not asked"):
         load_tokenizer(ModelConfig("owner/name"))
     assert resolve("owner/name", "v1").base == model_folder("owner/name") == "owner/name"
