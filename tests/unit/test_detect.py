@@ -177,5 +177,4 @@ def test_a_verdict_under_another_name_is_not_overlooked(row, expected, tmp_path)
 )
 def test_other_columns_beside_a_prompt_are_no_pair(extra, tmp_path):
     assert load_examples(write(tmp_path, {"prompt": "q", **extra}), format="prompt").examples[0].meta == extra
-    if "label" not in extra:
-        assert load_examples(write(tmp_path, {"prompt": "q", **extra})).format == "prompt"
+    assert load_examples(write(tmp_path, {"prompt": "q", **extra})).format == "prompt"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from assent.config import DataConfig
+from assent.config import DataConfig, InspectConfig
 from assent.data.chat import Chat
 from assent.data.fit import fitted
 from assent.data.formats import load_examples
@@ -189,12 +189,16 @@ def _check(config: DataConfig, source: _Source, chat: Chat) -> None:
 def see_all(config: DataConfig, file: str, chat: Chat) -> str:
     """The command that lists every problem row of a file under the same options."""
     words = ["assent", "data", file, "--problems", "0", "--model", str(chat.tokenizer.name_or_path or "MODEL")]
-    usual = {option.name: option.default for option in fields(DataConfig)}
-    for name in ("format", "split", "max_length", "long", "limit"):
-        if (value := getattr(config, name)) != usual[name]:
-            words += [f"--{name}", str(value)]
-    if config.columns:
-        words += ["--columns", *(f"{expected}:{name}" for expected, name in config.columns.items())]
+    shared = {option.name for option in fields(InspectConfig)}
+    for option in fields(DataConfig):
+        value, usual = getattr(config, option.name), {} if option.name == "columns" else option.default
+        if option.name not in shared or value == usual:
+            continue
+        words.append(f"--{option.name}")
+        if isinstance(value, Mapping):
+            words += [f"{expected}:{name}" for expected, name in value.items()]
+        elif value is not True:
+            words.append(str(value))
     return shlex.join(words)
 
 

@@ -50,7 +50,9 @@ ANSWERS = ("completion", "completions", "chosen", "rejected", "response", "respo
 
 
 def _no_answers(row: Row) -> bool:
-    return not any(row.get(column) is not None for column in ANSWERS)
+    """Nothing is answered; a `label` in words is a right answer or a topic, no verdict."""
+    found = [column for column in ANSWERS if row.get(column) is not None]
+    return not found or (found == ["label"] and isinstance(row["label"], str))
 
 
 def _text(**columns: str) -> Fields:
