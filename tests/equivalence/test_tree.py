@@ -34,7 +34,8 @@ from assent.errors import ModelError
 from assent.models import attention
 from assent.models.attention import TreeAttend, block_mask, install, tree_mask
 from assent.models.loading import load_policy
-from assent.models.policy import Policy, verify
+from assent.models.policy import Policy
+from assent.models.verify import Sample, choose_layout
 
 VOCAB = 70
 COMMON = {
@@ -245,23 +246,23 @@ def test_flat_on_demand(tiny_model_dir: Path) -> None:
     assert not load_policy(ModelConfig(str(tiny_model_dir), layout="flat"), max_length=64).tree
 
 
-def test_verify_accepts_what_is_exact_and_catches_what_is_not() -> None:
+def test_the_check_accepts_what_is_exact_and_catches_what_is_not(capsys) -> None:
     model = build(CONFIGS["llama"]())
-    install(model)
-    policy = Policy(model, precision="fp32", tree=True)
-    verify(policy)
-    assert model.config._attn_implementation == attention.NAME
+    policy = Policy(model, precision="fp32", tree=False)
+    choose_layout(policy, Sample.of(policy), "m", "auto", 64)
+    assert policy.tree and model.config._attn_implementation == attention.NAME
 
     def shift(module, args, kwargs):  # mixes each token with its neighbour in the stream, as a convolution would
         x = args[0] if args else kwargs["hidden_states"]
-        mixed = x + 0.5 * torch.roll(x, 1, dims=1)
+        mixed = x + 0.5 * torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
         return ((mixed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mixed})
 
     model.model.layers[0].register_forward_pre_hook(shift, with_kwargs=True)
-    with pytest.raises(
-        ModelError, match="LlamaForCausalLM: sharing prompts changes its hidden states by .*--model.layout flat"
-    ):
-        verify(policy)
+    sample = Sample.of(policy)
+    with pytest.raises(ModelError, match=r"m cannot share prompts exactly: sharing .* nats .*--model.layout flat"):
+        choose_layout(policy, sample, "m", "tree", 64)
+    choose_layout(policy, sample, "m", "auto", 64)
+    assert not policy.tree and "prompts are not shared, because sharing prompts changes" in capsys.readouterr().out
 
 
 def test_activation_checkpointing_changes_no_gradient(tiny_model_dir: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
@@ -163,6 +163,18 @@ def test_what_is_not_asked_for_is_zero(tiny_model_dir: Path) -> None:
 # ---- over ranks
 
 
+def transformed_head(folder: Path) -> Path:
+    """A model that does more after its decoder than a product."""
+    config = AutoConfig.for_model(
+        "modernbert-decoder", vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128, initializer_range=0.2, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def sharded_run(model: Path, reference: Path) -> dict[str, Tensor]:
     """KL of a batch and the policy's gradients, on one rank or several; each rank has the same batch."""
     from assent.train import distributed
@@ -185,14 +197,17 @@ def sharded_run(model: Path, reference: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-def test_two_ranks_give_what_one_gives(tiny_model_dir: Path, other_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["product", "own code"])
+def test_two_ranks_give_what_one_gives(head: str, tiny_model_dir: Path, other_dir: Path, tmp_path: Path) -> None:
+    model = tiny_model_dir if head == "product" else transformed_head(tmp_path / "transformed")
+    assert (load_policy(fp32(model), max_length=64).transform is None) == (head == "own code")
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    command = [*launcher, str(tiny_model_dir), str(other_dir), str(tmp_path / "found.pt")]
+    command = [*launcher, str(model), str(other_dir), str(tmp_path / "found.pt")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    got, want = torch.load(tmp_path / "found.pt"), sharded_run(tiny_model_dir, other_dir)
+    got, want = torch.load(tmp_path / "found.pt"), sharded_run(model, other_dir)
     assert got.keys() == want.keys()
     for name in want:
         torch.testing.assert_close(got[name], want[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
