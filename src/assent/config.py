@@ -127,7 +127,8 @@ class TrainConfig:
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
     threads: int = 0
-    """CPU threads; 0: all."""
+    """CPU threads of each rank; 0: its share of the cores that this machine or container grants. A resumed run keeps
+    the number that it began with."""
 
 
 @dataclass(frozen=True)

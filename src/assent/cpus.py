@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +20,8 @@ from the very thread that it waits for). GOMP_SPINCOUNT (rounds) is read by the 
 KMP_BLOCKTIME (milliseconds) by Intel's and LLVM's libraries."""
 BUSY = 0.5
 """Processes at work besides, for each core of the machine, from which cores count as shared."""
+LOOKS, PAUSE = 3, 0.002
+"""How often, and after how many seconds again, it is counted what runs: short jobs are no neighbours."""
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Whoever has set one of these has decided."""
 
@@ -54,13 +57,15 @@ def configure(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def load(root: str | Path = "/") -> float:
-    """Processes at work on this machine besides this one, in the last minute and still now (what ran before this one
-    may be over); 0 where nobody knows."""
-    words = " ".join(_lines(Path(root) / "proc/loadavg")).split()  # "2.05 1.98 1.50 3/345 1234"
-    try:
-        return max(0.0, min(float(words[0]), float(words[3].partition("/")[0]) - 1))
-    except (IndexError, ValueError):
-        return 0.0
+    """Processes at work on this machine besides this one and its fellow ranks; 0 where nobody knows. It is what runs
+    now, not the average of the last minute: the command before this one is over, a neighbour may just have begun."""
+    counts = []
+    for look in range(LOOKS):
+        time.sleep(PAUSE if look else 0)
+        words = " ".join(_lines(Path(root) / "proc/loadavg")).split()  # "2.05 1.98 1.50 3/345 1234"
+        counts.append(int(words[3].partition("/")[0]) if len(words) > 3 else 1)
+    fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(counts) - fellows)
 
 
 def said(environment: Mapping[str, str] = os.environ) -> str:

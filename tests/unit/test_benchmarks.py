@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ from assent.algorithms.job import job  # noqa: E402
 from assent.data.mismatch import with_mismatched  # noqa: E402
 from assent.data.packing import Window, window  # noqa: E402
 from assent.data.tree import Branch, TokenTree  # noqa: E402
-from benchmarks import plan, table  # noqa: E402
+from benchmarks import neighbour, plan, table  # noqa: E402
 from benchmarks.operations import Weights, multiplied_weights  # noqa: E402
 from benchmarks.ours import build, configuration, mismatched_work, train_work, training  # noqa: E402
 from benchmarks.ours_sharing import passes, random_tree  # noqa: E402
@@ -357,3 +358,53 @@ def test_memory_of_children_counts() -> None:
 def test_torch_is_not_needed_by_the_driver() -> None:
     code = "import sys, benchmarks.__main__, benchmarks.turns; sys.exit('torch' in sys.modules)"
     assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", code], {"PYTHONPATH": str(ROOT)}) == 0
+
+
+# ---- beside busy processes
+
+
+def test_settings_of_waiting_threads() -> None:
+    assert neighbour.setting("auto") == ("auto", {}) and neighbour.setting("default")[1] == {"GOMP_SPINCOUNT": "300000"}
+    both = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
+    assert neighbour.setting("one=OMP_WAIT_POLICY=passive,OMP_NUM_THREADS=1") == ("one", both)
+    for text in ("fast", "x=GOMP_SPINCOUNT", "x=A=1,B="):
+        with pytest.raises(argparse.ArgumentTypeError):
+            neighbour.setting(text)
+
+
+def test_each_side_is_measured_beside_each_number_of_neighbours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The neighbours are at work before a side starts, and gone afterwards."""
+    alive: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **options: alive.append(popen(*args, **options)) or alive[-1]
+    )
+
+    class Stub(Side):
+        def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+            self.busy = sum(process.poll() is None for process in alive)
+            self.offset = {"py-ours": 0.0, "py-trl": 10.0}[command[0]] + len(env)
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read(self) -> dict[str, Any]:
+            return {}
+
+        def turn(self, steps: int) -> dict[str, Any]:
+            return {"steps": [{"seconds": self.offset + self.busy}] * steps}
+
+    monkeypatch.setattr(neighbour, "Side", Stub)
+    row, length = plan.Row("sft", "tiny", "fp32"), plan.Length(1, 2, 3)
+    found = neighbour.measure(row, length, {"A": "1"}, [0, 2], {"ours": "py-ours", "trl": "py-trl"}, tmp_path)
+    assert found == {"ours": {0: [1.0] * 6, 2: [3.0] * 6}, "peer": {0: [11.0] * 6, 2: [13.0] * 6}}
+    assert len(alive) == 4 and all(process.poll() is not None for process in alive)
+    alone = neighbour.measure(row, length, {}, [0], {"ours": "py-ours"}, tmp_path)
+    assert alone == {"ours": {0: [0.0] * 6}}
+    shown = {
+        "row": "sft tiny fp32",
+        "setting": "auto",
+        **{k: {str(n): v for n, v in d.items()} for k, d in found.items()},
+    }
+    assert neighbour.line(shown, [0, 2]) == "sft tiny fp32  auto  ours 1.000 / 3.000  peer 11.000 / 13.000"

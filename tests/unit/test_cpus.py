@@ -84,13 +84,16 @@ def test_a_quota_in_whole_cores(cores: int, quota: float | None, expected: int):
 
 @pytest.mark.parametrize(
     ("loadavg", "load"),
-    [("2.05 1.98 1.50 3/345 99\n", 2.0), ("6.00 1 1 9/345 99\n", 6.0), ("1.9 1.9 1 1/345 99\n", 0.0), ("", 0.0)],
-    ids=["both", "a long time", "what ran before is over", "unknown"],
+    [("2.05 1.98 1.50 3/345 99\n", 2), ("0.10 1 1 7/345 99\n", 6), ("1.9 1.9 1 1/345 99\n", 0), ("", 0)],
+    ids=["two besides", "just begun", "what ran before is over", "unknown"],
 )
-def test_the_load_is_of_others_and_of_now(loadavg: str, load: float, tmp_path: Path):
+def test_the_load_is_of_others_and_of_now(loadavg: str, load: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/loadavg").write_text(loadavg)
     assert cpus.load(tmp_path) == load
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cpus.load(tmp_path) == max(0, load - 1), "the other rank of this run is no neighbour"
 
 
 def test_threads_sleep_where_cores_are_shared():

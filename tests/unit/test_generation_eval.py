@@ -159,4 +159,7 @@ def test_render_shows_means_intervals_and_unscored(table: PolicyTable):
     assert "1.75 ±" in text and "3.00 ±" in text and "88 ±" in text and "(25%)" in text and "baseline" in text
     unscored = evaluate_policies({"sft": answers(["a", "?"])}, PROMPTS, {"gold": gold}, baseline="sft")
     unscored.render(Console(file=stream, width=140))
+    narrow = io.StringIO()
+    table.render(Console(file=narrow, width=40))
+    assert "…" not in narrow.getvalue() and "±" in narrow.getvalue()
     assert "1 answers had no gold score" in stream.getvalue()

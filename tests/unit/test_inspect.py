@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,7 @@ def pairs(tmp_path):
 
 def printed(inspection, listed=20, **options) -> str:
     out = io.StringIO()
-    render(inspection, Console(file=out, width=100, **options), listed)
+    render(inspection, Console(file=out, **{"width": 100, **options}), listed)
     return out.getvalue()
 
 
@@ -90,6 +91,13 @@ def test_what_is_printed(pairs, tiny_model_dir):
     assert "\x1b[2m<|im_start|>user" in coloured  # dim
     assert "1 more: --problems 0 lists all" in printed(found, listed=1)
     assert "lists all" not in printed(found, listed=0)
+
+
+def test_large_numbers_are_whole_on_a_narrow_terminal(pairs):
+    found = inspect(InspectConfig(pairs))
+    lengths = {part: {**values, "total": 2_009_531_111} for part, values in found.lengths.items() if values}
+    out = printed(replace(found, lengths=lengths, previews=()), width=80)
+    assert out.count("2,009,531,111") == len(lengths) > 1 and "…" not in out
 
 
 def test_data_cannot_write_to_the_terminal(tmp_path):

@@ -275,7 +275,7 @@ def render(inspection: Inspection, console: Console, listed: int = 20) -> None:
 def _summary(inspection: Inspection) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("file", Text(inspection.file))
     table.add_row("shape", Text(f"{inspection.format}: {FORMATS[inspection.format].description}"))
     bad = len({problem.origin for problem in inspection.problems})
@@ -299,16 +299,16 @@ def _summary(inspection: Inspection) -> Table:
 
 
 def _length_table(inspection: Inspection) -> Table:
-    """Of whole rows, before any cut."""
+    """Of whole rows, before any cut; a line for each number, so that the largest fit on a narrow terminal."""
     table = Table(box=box.SIMPLE_HEAD, title=f"lengths in {inspection.unit}", title_justify="left", title_style="bold")
     columns = {"mean": "mean", "p0": "min", "p10": "10 %", "p50": "median", "p90": "90 %", "p99": "99 %",
                "p100": "max", "total": "total"}  # fmt: skip
+    parts = {part: values for part, values in inspection.lengths.items() if values}
     table.add_column("")
-    for name in columns.values():
-        table.add_column(name, justify="right")
-    for part, values in inspection.lengths.items():
-        if values:
-            table.add_row(part, *(f"{values[key]:,.{int(key == 'mean')}f}" for key in columns))
+    for part in parts:
+        table.add_column(part, justify="right")
+    for key, name in columns.items():
+        table.add_row(name, *(f"{values[key]:,.{int(key == 'mean')}f}" for values in parts.values()))
     return table
 
 

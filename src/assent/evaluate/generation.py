@@ -123,7 +123,8 @@ class PolicyTable:
         return rows
 
     def render(self, console: Console) -> None:
-        """Print the table: mean ± half the 95 % interval."""
+        """Print the table: mean ± half the 95 % interval. Where it is wider than the terminal its lines wrap; no number
+        is cut."""
         table = Table(
             title="Policies",
             caption=f"± is half the 95 % interval; wins are against {escape(self.baseline)}",
@@ -142,6 +143,8 @@ class PolicyTable:
             ties = f" ({wins.ties / wins.rate.n:.0%})" if wins is not None and wins.rate.n else ""
             cells.append(percent(wins.rate) + ties if wins is not None else "baseline")
             table.add_row(escape(policy.name), *cells)
+        whole = console.measure(table, options=console.options.update(max_width=1000)).maximum
+        console.width = max(console.width, whole)
         console.print(table)
         unscored = {name: sum(policy.scores[name].missing for policy in self.policies) for name in self.scorers}
         for name, count in unscored.items():
