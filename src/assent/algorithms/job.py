@@ -119,4 +119,6 @@ def job(config: RunConfig) -> Job:
     torch.manual_seed(config.train.seed)
     folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
     tokenizer = load_tokenizer(config.model)
-    return Job(config, world, folder, tokenizer, Chat(tokenizer, config.model.chat_template))
+    model = config.model
+    chat = Chat(tokenizer, model.chat_template, model.template_kwargs, rendered=config.data.rendered)
+    return Job(config, world, folder, tokenizer, chat)

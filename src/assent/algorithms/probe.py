@@ -32,9 +32,7 @@ class Probe:
         self.sampling = SamplingConfig(max_new_tokens=config.max_new_tokens)
         room = current.config.data.max_length - config.max_new_tokens
         unique = list({example.prompt: example for example in prompts if example.prompt}.values())
-        fitting = [
-            (e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e.prompt)) <= room
-        ]
+        fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e)) <= room]
         self.prompts = fitting[: config.prompts] if policy.tree else []
 
     def __call__(self) -> Evaluation:
@@ -61,7 +59,7 @@ class Probe:
         samples = [
             {
                 "prompt": [{"role": message.role, "content": message.content} for message in example.prompt],
-                "response": self.job.chat.decode(tree.branches[0].ids),
+                "response": self.job.chat.decode(tree.branches[0].ids, tree.prompt),
                 "length": len(tree.branches[0]),
                 "finished": bool(tree.per_response["finished"][0]),
             }

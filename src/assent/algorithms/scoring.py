@@ -58,7 +58,7 @@ def groups_of(trees: Sequence[TokenTree], examples: Sequence[Example], chat: Cha
     return [
         Group(
             example,
-            texts=tuple(chat.decode(branch.ids) for branch in tree.branches),
+            texts=tuple(chat.decode(branch.ids, tree.prompt) for branch in tree.branches),
             finished=tuple(bool(finished) for finished in tree.per_response["finished"]),
             lengths=tuple(len(branch) for branch in tree.branches),
             ids=tuple(branch.ids for branch in tree.branches),
@@ -98,7 +98,7 @@ class ModelReward:
         """Raises DataError for prompts that are too long for it or that its chat template refuses."""
         if self.same_tokens:
             return
-        prompts = [Example(example.prompt, origin=example.origin) for example in examples]
+        prompts = [Example(e.prompt, origin=e.origin, tools=e.tools) for e in examples]
         _, problems = self.chat.trees(prompts, self.max_length)
         if problems:
             listed = "\n".join(f"  {problem}" for problem in problems[:LISTED])
@@ -150,7 +150,8 @@ class ModelReward:
 
     def _reword(self, group: Group, indices: Sequence[int]) -> TokenTree:
         answers = tuple(Response((Message("assistant", group.texts[index]),)) for index in indices)
-        return self.chat.tree(Example(group.example.prompt, answers), self.max_length)
+        asked = Example(group.example.prompt, answers, tools=group.example.tools)
+        return self.chat.tree(asked, self.max_length)
 
 
 class Shared:

@@ -18,6 +18,7 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.records import Example, Problem
 from assent.data.tree import TokenTree
+from assent.data.turns import choose_turns
 from assent.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
     elif config.eval_fraction > 0:
         kept = [example for example in source.examples if prompt_hash(example) >= config.eval_fraction]
         held_out = [example for example in source.examples if prompt_hash(example) < config.eval_fraction]
-    train, train_examples = _tokenise(source, kept, chat, config.max_length)
-    held, eval_examples = _tokenise(held_source, held_out, chat, config.max_length)
+    train, train_examples = _tokenise(source, choose_turns(kept, config.turns), chat, config.max_length)
+    held, eval_examples = _tokenise(held_source, choose_turns(held_out, config.turns), chat, config.max_length)
     sources = [source] if held_source is source else [source, held_source]
     for each in sources:
         _check(config, each)

@@ -43,7 +43,7 @@ def sample_answers(
     anchor, _ = _policy(reference, limit, precision)
     world = World(0, 1, 0, torch.device("cpu"))
     engine = TorchEngine(policy.model, chat.eos_ids, policy.precision)
-    ids = [chat.prompt_ids(example.prompt) for example in prompts]
+    ids = [chat.prompt_ids(example) for example in prompts]
     trees = collect(engine, ids, per_prompt, sampling, seed, world)
 
     def drift(batch: TreeBatch) -> Fields:
@@ -97,7 +97,7 @@ def _answer(index: int, tree: TokenTree, i: int, chat: Chat) -> Answer:
     branch, proxy = tree.branches[i], tree.per_response.get("proxy")
     return Answer(
         prompt_index=index,
-        text=chat.decode(branch.ids),
+        text=chat.decode(branch.ids, tree.prompt),
         num_tokens=len(branch),
         finished=bool(tree.per_response["finished"][i]),
         kl=float(tree.per_response["kl"][i]),
