@@ -67,6 +67,7 @@ class Chat:
         self._habits = habits(self._template)
         self._learn_tokens()
         self._closed_pieces = self._encodes_pieces_alone()
+        self._parted: dict[tuple[str, str], bool] = {}
 
     def _learn_tokens(self) -> None:
         tokenizer, found = self.tokenizer, self._habits
@@ -89,7 +90,7 @@ class Chat:
         }
         self._spelling = Spelling(self._backend, self._controls, answers)
         spelled_ends = tokenizer.convert_ids_to_tokens(sorted(ends))
-        self._planner = Planner(self._template, found, self._spelling, spelled_ends, ids, self.rendered)
+        self._planner = Planner(self._template, found, self._spelling, spelled_ends, ids, self.rendered, self._parts)
 
     # ------------------------------------------------------------------------------------------------ public face
 
@@ -262,6 +263,13 @@ class Chat:
         if opened is None or self._habits.header.rstrip().endswith(opened[1]):
             return ""
         return opened[0] if any(p in self._template.text for p in partners(opened[1])) else ""
+
+    def _parts(self, left: str, right: str) -> bool:
+        """Whether two texts have the same ids together as each alone."""
+        if (left, right) not in self._parted:
+            one, other, both = _encode_texts(self._backend, [left, right, left + right])
+            self._parted[left, right] = not self._closed_pieces or np.array_equal(np.append(one, other), both)
+        return self._parted[left, right]
 
     def _encodes_pieces_alone(self) -> bool:
         """Whether a piece has the same ids alone as behind other text (tokenizers that add a space have not)."""

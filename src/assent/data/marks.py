@@ -24,6 +24,7 @@ MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 TAG = re.compile(r"<[^<>\n]{1,80}>|\[/?[A-Z_]{2,}\]|◁/?\w+▷|/(no_)?think\b|/nothink\b")
 THOUGHT_ENDS = re.compile(r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<channel\|>|◁/think▷")
 """Where an answer's own text ends its reasoning."""
+EMPTY_THOUGHT = re.compile(r"<\|?((?:\w+:)?(?:think|thinking|thought|reasoning))>\s*</\1>\s*|\[THINK\]\s*\[/THINK\]\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a message's texts stand: from the first to the end of the last."""
+    """Where a message's texts stand: from the first to the end of the last; `core` is where the first begins behind
+    its tags."""
 
     start: int
+    core: int
     end: int
 
 
@@ -143,7 +146,7 @@ def placed(marked: str | None, texts: list[Text], rendered: str, talk: Conversat
             seen += 1
         if pattern.sub("", marked) != rendered:
             return None
-    spans: list[list[tuple[int, int]]] = [[] for _ in talk.messages]
+    spans: list[list[tuple[int, int, int]]] = [[] for _ in talk.messages]
     for number, text in enumerate(texts):
         starts, ends = found.get(2 * number, []), found.get(2 * number + 1, [])
         if not starts and text.optional:
@@ -152,10 +155,10 @@ def placed(marked: str | None, texts: list[Text], rendered: str, talk: Conversat
         if span is None:
             raise _lost(text, talk)
         if text.message is not None:
-            if len(starts) > 1 and _trained(text, talk):
+            if len(starts) > 1 and text.what != "tool_calls" and _trained(text, talk):
                 raise RowError(_name(text), "the chat template writes it more than once")
             spans[text.message].append(span)
-    places = [Place(min(s for s, _ in own), max(e for _, e in own)) if own else None for own in spans]
+    places = [Place(min(own)[0], min(own)[1], max(end for *_, end in own)) if own else None for own in spans]
     _check_plain(talk, places, rendered)
     return places
 
@@ -188,8 +191,8 @@ FORMS: tuple[Callable[[str], str], ...] = (
 """How a text may be written: as it is, or as JSON."""
 
 
-def _span(rendered: str, start: int, end: int, text: Text) -> tuple[int, int] | None:
-    """From the beginning to the end of a text, where it is all there but for white space."""
+def _span(rendered: str, start: int, end: int, text: Text) -> tuple[int, int, int] | None:
+    """Beginning, core and end of a text, where it is all there but for white space."""
     for form in FORMS:
         core = form(text.core)
         if rendered[start:end] == core or _dense(rendered[start:end]) == _dense(core):
@@ -201,7 +204,7 @@ def _span(rendered: str, start: int, end: int, text: Text) -> tuple[int, int] | 
             if not rendered.startswith(behind, end):
                 last = _reach(rendered, end, _dense(behind), 1)
             if first is not None and last is not None:
-                return first, last
+                return first, start, last
     return None
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assent.data.marks import THOUGHT_ENDS, Place
+from assent.data.marks import EMPTY_THOUGHT, THOUGHT_ENDS, Place
 from assent.data.probes import Habits
 from assent.data.records import Example, Message, Pair, RowError
 from assent.data.spelling import HIDE, NAME, Spelling, any_of
@@ -54,7 +55,7 @@ class Plan:
 
 class Planner:
     """Plans examples. `ends` are the spellings of tokens that end a turn, `ids` those of all added tokens; `rendered`
-    rows are taken as they are."""
+    rows are taken as they are; `parts` says whether two texts have the same ids together as each alone."""
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class Planner:
         ends: Sequence[str],
         ids: Mapping[str, int],
         rendered: bool,
+        parts: Callable[[str, str], bool],
     ) -> None:
         self.template, self.habits, self.spelling, self.ids, self.rendered = template, habits, spelling, ids, rendered
+        self.parts = parts
         self._end_pattern = any_of(ends)
 
     def plan(self, example: Example) -> Plan:
@@ -183,12 +186,23 @@ class Planner:
         try:
             places = self.template.place(talk, whole, False, column)
         except RowError as error:
-            raise RowError(error.column, error.reason + (OTHER_TURNS if len(turns) > 1 else "")) from None
+            dropped = (error.column or "").endswith("reasoning_content") or _has_thought(talk, turns[:-1])
+            raise RowError(error.column, error.reason + (OTHER_TURNS if dropped and len(turns) > 1 else "")) from None
         _check_order(talk, places, prompt, len(start))
         if not any(token in self.habits.tail for token in self.habits.ends):
             whole = whole.removesuffix(self.habits.tail) + self.habits.tail.rstrip()
         pieces = [] if cuts[0] == len(start) else [Piece(start, whole[len(start) : cuts[0]], trained=False)]
-        leads = _leads([_head(talk, turn, places, cut, whole) for turn, cut in zip(turns, cuts, strict=True)])
+        begins = [
+            cut if (place := places[turn]) is None else place.start for turn, cut in zip(turns, cuts, strict=True)
+        ]
+        heads = [whole[cut : max(cut, begin)] for cut, begin in zip(cuts, begins, strict=True)]
+        for number, (turn, cut, head) in enumerate(zip(turns, cuts, heads, strict=True), 1):
+            if head and not self._parts(whole[:cut], whole[cut:]):
+                raise self._differs(talk, turn, number, whole[:cut], column)
+            if THOUGHT_ENDS.search(head) and THOUGHT_ENDS.search(str(talk.messages[turn]["content"])):
+                raise RowError(f"messages[{turn}]", "the chat template writes a thought before the answer's own; "
+                               "give that as reasoning_content")  # fmt: skip
+        leads = _leads(talk, turns, heads)
         for turn, lead, cut, end in zip(turns, leads, cuts, [*cuts[1:], len(whole)], strict=True):
             place = places[turn]
             passed = len(self._end_pattern.findall(whole[cut : cut if place is None else place.end]))
@@ -197,25 +211,33 @@ class Planner:
             pieces.append(Piece(whole[:cut], whole[cut:end], lead=lead, passed=passed, added=added))
         return pieces
 
+    def _parts(self, left: str, right: str) -> bool:
+        """Whether what the template writes on both sides of a cut is parted there as tokens, too."""
+        around = (re.split(self.spelling.pattern, left)[-1][-40:], right[: len(right) - len(right.lstrip())])
+        return self.parts(*around) if all(around) else True
+
     def _differs(self, talk: Conversation, turn: int, number: int, left: str, column: str) -> RowError:
         """Why a turn cannot be told from what stands before it, and what would help."""
 
-        def fits(other: Conversation) -> bool:
+        def fits(other: Conversation, at: int = turn) -> bool:
             try:
-                opened = self.template.render(replace(other, messages=other.messages[:turn]), True, column)
-                return self.template.render(other, False, column).startswith(opened)
+                opened = self.template.render(replace(other, messages=other.messages[:at]), True, column)
+                whole = self.template.render(replace(other, messages=other.messages[: at + 1]), False, column)
             except RowError:
                 return False
+            return whole.startswith(opened) and self._parts(opened, whole[len(opened) :])
 
         what = f"the chat template writes what comes before assistant turn {number} differently once the turn follows"
-        if number > 1:
+        reason = f"{what}; its generation prompt ends with {left[-24:]!r}"
+        last = max(index for index in range(turn, len(talk.messages)) if index not in talk.context)
+        if (last > turn or number > 1) and fits(talk, last):
             return RowError(column, what + OTHER_TURNS)
-        ending = f"; its generation prompt ends with {left[-24:]!r}"
-        switch = self.template.switch(talk, fits)
-        advice = f". {switch} would do (or the row's own chat_template_kwargs)" if switch else f". {choices()}"
-        return RowError(column, what + ending + advice)
+        if switch := self.template.switch(talk, fits):
+            return RowError(column, f"{reason}. {switch} would do, or the row's own chat_template_kwargs")
+        return RowError(column, f"{reason}. {choices()}")
 
     def talk(self, example: Example, messages: Sequence[Message]) -> Conversation:
+        """The messages, which begin with the example's prompt, as the template is given them."""
         context = frozenset(
             index
             for index, message in enumerate(messages)
@@ -260,21 +282,31 @@ def _check_order(talk: Conversation, places: list[Place | None], prompt: int, cu
     for index, (message, place) in enumerate(zip(talk.messages, places, strict=True)):
         if place is None or message["role"] in ("system", "developer"):
             continue
-        if place.start < last or (place.end > cut if index < prompt else place.start < cut):
+        if place.core < last or (place.end > cut if index < prompt else place.core < cut):
             raise RowError(f"messages[{index}]", "the chat template writes it in another place")
-        last = place.end if index >= prompt else place.start
+        last = place.end if index >= prompt else place.core
 
 
-def _head(talk: Conversation, turn: int, places: list[Place | None], cut: int, whole: str) -> str:
-    """What the template writes by itself before the turn's own text; nothing where that has a thought of its own."""
-    message, place = talk.messages[turn], places[turn]
-    own = "reasoning_content" in message or THOUGHT_ENDS.search(str(message["content"]))
-    return "" if own or place is None else whole[cut : place.start]
-
-
-def _leads(heads: list[str]) -> list[str]:
-    """Of each turn's head, what is read only: what the template does not write before all of them."""
-    if len({"".join(head.split()) for head in heads}) < 2:
+def _leads(talk: Conversation, turns: list[int], heads: list[str]) -> list[str]:
+    """Of what the template writes by itself before each turn's text, what is read only: an empty thought that not all
+    turns without a thought of their own get, and what not all plain answers get. It is for the template to write, and
+    would be learnt as a habit of some turns only."""
+    own = [_has_thought(talk, [turn]) for turn in turns]
+    empty = [EMPTY_THOUGHT.search(head) for head in heads]
+    if {bool(found) for found, thought in zip(empty, own, strict=True) if not thought} == {True, False}:
+        return [
+            head[: found.end()] if found and not t else "" for head, found, t in zip(heads, empty, own, strict=True)
+        ]
+    plain = [not t and "tool_calls" not in talk.messages[turn] for turn, t in zip(turns, own, strict=True)]
+    compared = [head for head, counts in zip(heads, plain, strict=True) if counts]
+    if len({"".join(head.split()) for head in compared}) < 2:
         return [""] * len(heads)
-    shared = len(os.path.commonprefix([head[::-1] for head in heads]))
-    return [head[: len(head) - shared] for head in heads]
+    shared = len(os.path.commonprefix([head[::-1] for head in compared]))
+    return [head[: len(head) - shared] if counts else "" for head, counts in zip(heads, plain, strict=True)]
+
+
+def _has_thought(talk: Conversation, turns: list[int]) -> bool:
+    return any(
+        "reasoning_content" in talk.messages[turn] or bool(THOUGHT_ENDS.search(str(talk.messages[turn]["content"])))
+        for turn in turns
+    )

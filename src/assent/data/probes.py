@@ -71,11 +71,14 @@ def habits(template: Template) -> Habits:
     calls, called = ask(ASKED, CALL, RESULT, SECOND), ask(ASKED, CALL)
     tail = single[-1]
     middle = plain[2].tokens if plain else tail.tokens
-    around = set().union(*(_around(gaps, messages) for gaps, messages in (
-        (plain, (ASKED, ANSWER, AGAIN, SECOND)), (single, (ASKED, ANSWER)), (prompt, (ASKED,)),
-        (system, (SYSTEM, ASKED, ANSWER)))))  # fmt: skip
+    silent = {template.tokenizer.bos_token, template.tokenizer.eos_token, template.tokenizer.pad_token}
+    paired = {token for token in {*tokens} - silent if {*partners(token)} & {t for t in tokens if t in template.text}}
+    around = set()
+    for gaps, asked in ((plain, (ASKED, ANSWER, AGAIN, SECOND)), (single, (ASKED, ANSWER)), (prompt, (ASKED,)),
+                        (system, (SYSTEM, ASKED, ANSWER))):  # fmt: skip
+        around |= _around(gaps, asked, paired)
     results = {token for gap in calls[2:-1] for token in gap.tokens}
-    around |= _around(calls, (ASKED, CALL, RESULT, SECOND)) & results
+    around |= _around(calls, (ASKED, CALL, RESULT, SECOND), paired) & results
     ends = _ends(middle, tail.tokens, around)
     call_ends = _ends(calls[2].tokens, called[-1].tokens, around) if calls and called else ends
     inside = {token for gap in thought if gap.left == gap.right for token in gap.tokens}
@@ -115,18 +118,18 @@ def _gaps(template: Template, messages: tuple[Message, ...], pattern: re.Pattern
     return [*made, Gap(before, None, text, tuple(pattern.findall(text)))]
 
 
-def _around(gaps: list[Gap], messages: tuple[Message, ...]) -> set[str]:
-    """Tokens of the gaps without those that open and close something within an answer."""
+def _around(gaps: list[Gap], messages: tuple[Message, ...], paired: set[str]) -> set[str]:
+    """Tokens of the gaps without those that open and close something within an answer: of the `paired` ones only those
+    count that stand around other messages."""
     wrapping = {
         token
         for gap, following in zip(gaps, gaps[1:], strict=False)
-        if gap.right is not None and gap.right < len(messages) and messages[gap.right].role != "assistant"
+        if gap.right is not None and messages[gap.right].role != "assistant"
         for token in gap.tokens
         if set(partners(token)) & set(following.tokens)
     }
     wrapping |= {partner for token in wrapping for partner in partners(token)}
-    every = {token for gap in gaps for token in gap.tokens}
-    return {token for token in every if token in wrapping or not set(partners(token)) & every}
+    return {token for gap in gaps for token in gap.tokens if token in wrapping or token not in paired}
 
 
 def _ends(middle: tuple[str, ...], last: tuple[str, ...], around: set[str]) -> list[str]:
