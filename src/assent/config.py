@@ -293,6 +293,14 @@ class InspectConfig:
     """File, folder or hub id."""
     model: str | None = None
     """Model folder whose tokenizer and chat template are used; without it, no token counts."""
+    chat_template: str | None = None
+    """Chat template to use instead, as in training."""
+    template_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Variables of the chat template, as in training."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Assistant turns that are trained, as in training."""
+    rendered: bool = False
+    """Rows are text that a chat template has written already, as in training."""
     format: str = "auto"
     """Shape of the rows; auto detects it."""
     columns: dict[str, str] = field(default_factory=dict)

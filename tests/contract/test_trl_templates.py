@@ -281,8 +281,8 @@ def test_tokens_of_answers_are_the_same_whether_special_or_not(name):
 
 
 INSIDE = {"deepseek_r1_distill_training", "deepseekv3_training", "diffusion_gemma_training"}
-"""Training templates whose markers stand elsewhere: around the role's header as well, or not around what the model has to
-write between a tool's result and its answer."""
+"""Training templates whose markers stand elsewhere: around the role's header as well, or not around what the model has
+to write between a tool's result and its answer."""
 WRITTEN = {"", "<|start|>assistant", "assistant", "<think>", "<think>\n\n</think>"}
 """What the generation prompt writes of an answer inside a response, which their markers count as written by the model;
 and white space behind a turn's end."""

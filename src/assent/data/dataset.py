@@ -87,6 +87,7 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
         "fingerprint": fingerprint(train + held),
         "max_length": config.max_length,
         "files": [_rows(each) for each in sources],
+        "rendered": _rendered(train_examples + eval_examples, chat),
         "train": _contents(train, train_examples, chat),
         "eval": _contents(held, eval_examples, chat),
         "overlap": overlap,
@@ -199,6 +200,19 @@ def _rows(source: _Source) -> dict[str, Any]:
         "unused": count_reasons(unused),
         "problems": [str(problem) for problem in faults[:RECORDED]],
     }
+
+
+def _rendered(examples: list[Example], chat: Chat) -> int:
+    """How many rows look as if a template had written them already; says so where they are not taken as that."""
+    count = sum(chat.looks_rendered(example) for example in examples)
+    if count and not chat.rendered:
+        log.warning(
+            "%d of %d examples begin or end with control tokens, as if a chat template had written them already; they "
+            "are trained as letters, in the template once more. To take such text as it is: --data.rendered",
+            count,
+            len(examples),
+        )
+    return count
 
 
 def _contents(trees: list[TokenTree], examples: list[Example], chat: Chat) -> dict[str, Any]:
