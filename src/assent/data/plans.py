@@ -94,7 +94,8 @@ class Planner:
         prompt, *responses = own
         start = self.template.render(prompt, True, "prompt")
         if not responses:
-            self.template.place(prompt, start, True, "prompt")
+            places = self.template.place(prompt, start, True, "prompt")
+            _check_order(prompt, places, len(places), len(start))
         reveal = self.spelling.reveal if hidden else str
         pieces = [
             self._cut_turns(talk, len(prompt.messages), start, column_of(example, index))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from assent.data.records import Message, RowError, ToolCall
 from assent.data.spelling import partners
 from assent.data.template import Template
+from assent.errors import ModelError
 
 SYSTEM = Message("system", "Instruction.")
 ASKED, AGAIN = Message("user", "Question?"), Message("user", "Whatever.")
@@ -57,28 +58,33 @@ class Habits:
 
 
 def habits(template: Template) -> Habits:
-    """Asks the template. Exchanges that it refuses teach nothing."""
+    """Asks the template. Exchanges that it refuses teach nothing; but a question and its answer must be written, else
+    it is a `ModelError`."""
     tokens = [
         token.content for token in template.tokenizer.added_tokens_decoder.values() if not token.content.isspace()
     ]
     pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
     def ask(*messages: Message, generate: bool = False) -> list[Gap]:
-        return _gaps(template, messages, pattern, generate)
+        try:
+            return _gaps(template, messages, pattern, generate)
+        except RowError:
+            return []
 
-    plain, single, prompt = ask(ASKED, ANSWER, AGAIN, SECOND), ask(ASKED, ANSWER), ask(ASKED, generate=True)
+    try:
+        single = _gaps(template, (ASKED, ANSWER), pattern, False)
+    except RowError as error:
+        raise ModelError(f"the chat template of {template.source} is unusable: {error}") from None
+    plain, prompt = ask(ASKED, ANSWER, AGAIN, SECOND), ask(ASKED, generate=True)
     system, thought = ask(SYSTEM, ASKED, ANSWER), ask(ASKED, THOUGHT)
     calls, called = ask(ASKED, CALL, RESULT, SECOND), ask(ASKED, CALL)
     tail = single[-1]
     middle = plain[2].tokens if plain else tail.tokens
     silent = {template.tokenizer.bos_token, template.tokenizer.eos_token, template.tokenizer.pad_token}
-    paired = {token for token in {*tokens} - silent if {*partners(token)} & {t for t in tokens if t in template.text}}
-    around = set()
-    for gaps, asked in ((plain, (ASKED, ANSWER, AGAIN, SECOND)), (single, (ASKED, ANSWER)), (prompt, (ASKED,)),
-                        (system, (SYSTEM, ASKED, ANSWER))):  # fmt: skip
-        around |= _around(gaps, asked, paired)
+    paired = {token for token in {*tokens} - silent if {*partners(token)} & {*tokens}}
+    around = set[str]().union(*(_around(gaps, paired) for gaps in (plain, single, prompt, system)))
     results = {token for gap in calls[2:-1] for token in gap.tokens}
-    around |= _around(calls, (ASKED, CALL, RESULT, SECOND), paired) & results
+    around |= _around(calls, paired, answer=1) & results
     ends = _ends(middle, tail.tokens, around)
     call_ends = _ends(calls[2].tokens, called[-1].tokens, around) if calls and called else ends
     inside = {token for gap in thought if gap.left == gap.right for token in gap.tokens}
@@ -96,14 +102,12 @@ def habits(template: Template) -> Habits:
 
 
 def _gaps(template: Template, messages: tuple[Message, ...], pattern: re.Pattern[str], generate: bool) -> list[Gap]:
-    """What stands between the messages' texts, in order; within a message, what parts its reasoning from its answer."""
-    try:
-        talk = template.conversation(messages)
-        rendered = template.render(talk, generate, "response")
-        places = template.place(talk, rendered, generate, "response")
-    except RowError:
-        return []
-    made, position, before = [], 0, None
+    """What stands between the messages' texts, in order; within a message, what parts its reasoning from its answer.
+    Raises `RowError` for what the template cannot write."""
+    talk = template.conversation(messages)
+    rendered = template.render(talk, generate, "response")
+    places = template.place(talk, rendered, generate, "response")
+    made, position, before = list[Gap](), 0, None
     for index, (message, place) in enumerate(zip(messages, places, strict=True)):
         assert place is not None
         parts = [(place.start, place.end)]
@@ -111,6 +115,8 @@ def _gaps(template: Template, messages: tuple[Message, ...], pattern: re.Pattern
             cut = rendered.index(message.content, place.start)
             parts = [(place.start, place.start + len(message.reasoning)), (cut, place.end)]
         for start, end in parts:
+            if start < position:
+                raise RowError(f"messages[{index}]", "the chat template writes it in another place")
             text = rendered[position:start]
             made.append(Gap(before, index, text, tuple(pattern.findall(text))))
             position, before = end, index
@@ -118,13 +124,13 @@ def _gaps(template: Template, messages: tuple[Message, ...], pattern: re.Pattern
     return [*made, Gap(before, None, text, tuple(pattern.findall(text)))]
 
 
-def _around(gaps: list[Gap], messages: tuple[Message, ...], paired: set[str]) -> set[str]:
+def _around(gaps: list[Gap], paired: set[str], answer: int | None = None) -> set[str]:
     """Tokens of the gaps without those that open and close something within an answer: of the `paired` ones only those
-    count that stand around other messages."""
+    count that stand around a message (but the `answer`)."""
     wrapping = {
         token
         for gap, following in zip(gaps, gaps[1:], strict=False)
-        if gap.right is not None and messages[gap.right].role != "assistant"
+        if gap.right != answer
         for token in gap.tokens
         if set(partners(token)) & set(following.tokens)
     }
