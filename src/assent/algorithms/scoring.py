@@ -244,7 +244,7 @@ def _model(current: Job, config: OnlineConfig, path: str, name: str) -> ModelRew
     return ModelReward(
         name,
         current.score_model(path, trainable=False, new_head=False),
-        Chat(load_tokenizer(own), None),
+        Chat(load_tokenizer(own), rendered=config.data.rendered),
         current.chat,
         max_length=config.data.max_length,
         micro_tokens=config.train.micro_tokens,

@@ -81,7 +81,7 @@ class Chat:
         self._end_ids = np.array(sorted(ends), dtype=np.int32)
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._controls = {token: ids[token] for token in sorted(specials | found.written | set(found.ends))}
-        silent = {tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token, tokenizer.eos_token}
+        silent = {tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token}
         self._silent_ids = {ids[token] for token in silent if token in ids} | self.eos_ids
         answers = {
             token

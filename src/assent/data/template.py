@@ -102,8 +102,9 @@ class Template:
         """The messages as the template is given them."""
         if variables:
             self._check_variables(variables, None)
-        listed = json.loads(tools) if tools else None
-        return Conversation([self._mapping(message) for message in messages], listed or None, variables or {}, context)
+        listed = _parsed(tools, "tools") if tools else None
+        made = [self._mapping(message, index) for index, message in enumerate(messages)]
+        return Conversation(made, listed or None, variables or {}, context)
 
     def render(self, talk: Conversation, generate: bool, column: str) -> str:
         """What the template writes; with `generate` up to where an answer begins."""
@@ -140,7 +141,7 @@ class Template:
         assert found is not None
         return found
 
-    def _mapping(self, message: Message) -> dict[str, Any]:
+    def _mapping(self, message: Message, index: int) -> dict[str, Any]:
         content: Any = message.content
         if self._as_parts:
             content = [{"type": "text", "text": content}]
@@ -148,13 +149,14 @@ class Template:
         if message.reasoning is not None:
             made |= dict.fromkeys(self._reasoning_keys, message.reasoning)
         if message.tool_calls:
+            column = f"messages[{index}].tool_calls"
             made["tool_calls"] = [
                 {
                     "type": "function",
                     **({} if call.id is None else {"id": call.id}),
                     "function": {
                         "name": call.name,
-                        "arguments": call.arguments if self._text_arguments else json.loads(call.arguments),
+                        "arguments": call.arguments if self._text_arguments else _parsed(call.arguments, column),
                     },
                 }
                 for call in message.tool_calls
@@ -235,6 +237,13 @@ class Template:
             except RowError:
                 continue
         self._text_arguments = False
+
+
+def _parsed(text: str, column: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RowError(column, f"is not JSON: {error}") from None
 
 
 class _Generation(Extension):
