@@ -144,7 +144,7 @@ def test_a_saved_model_is_asked_as_it_was_trained(write, tiny_model_dir, tmp_pat
             template_kwargs={"enable_thinking": False},
             precision="fp32",
         ),
-        DataConfig(write({"messages": CHAT})),
+        DataConfig(write({"messages": CHAT}), max_length=100),
         str(tmp_path / "run"),
         OptimConfig(lr=1e-6),
         TrainConfig(batch_size=1, max_steps=1),

@@ -506,3 +506,9 @@ def test_thinking_of_the_built_in_deepseek(make):
     assert exact(chat, row([U], f"a:{THOUGHT}")) == [("Because.\n</think>\n\nYes.<｜end▁of▁sentence｜>", True)]
     chat = make(None, *tokens, chosen="deepseek", variables={"thinking": False})
     assert exact(chat, row([U], A, U, "a:Well."))[0] == ("Fine.<｜end▁of▁sentence｜>", True)
+
+
+def test_an_end_that_is_no_token_is_said(make, caplog):
+    with caplog.at_level("WARNING"):
+        make(CHATML.replace("im_end", "stop"))
+    assert "ends answers with <|stop|>, which is no token of the tokenizer but letters" in caplog.text

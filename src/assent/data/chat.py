@@ -15,6 +15,7 @@ Message text is never read as control tokens, but for those that answers are mad
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ from assent.errors import ModelError
 log = logging.getLogger(__name__)
 
 CHUNK = 1024  # examples encoded in one call
+MARKER = re.compile(r"\s*(<[|｜][^|｜<>\s]+[|｜]>)")
 
 
 class Chat:
@@ -65,6 +67,8 @@ class Chat:
         if "strftime_now" in self._template.text:
             log.warning("the chat template of %s can write today's date: tokens may differ tomorrow", self._source)
         self._habits = habits(self._template)
+        if (end := MARKER.match(self._habits.tail)) and end[1] not in tokenizer.added_tokens_encoder:
+            log.warning("%s ends answers with %s, which is no token of the tokenizer but letters", self._source, end[1])
         self._learn_tokens()
         self._closed_pieces = self._encodes_pieces_alone()
         self._parted: dict[tuple[str, str], bool] = {}

@@ -63,6 +63,7 @@ def habits(template: Template) -> Habits:
     tokens = [
         token.content for token in template.tokenizer.added_tokens_decoder.values() if not token.content.isspace()
     ]
+    known = set(tokens)
     pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
     def ask(*messages: Message, generate: bool = False) -> list[Gap]:
@@ -81,7 +82,7 @@ def habits(template: Template) -> Habits:
     tail = single[-1]
     middle = plain[2].tokens if plain else tail.tokens
     silent = {template.tokenizer.bos_token, template.tokenizer.eos_token, template.tokenizer.pad_token}
-    paired = {token for token in {*tokens} - silent if {*partners(token)} & {*tokens}}
+    paired = {token for token in known - silent if known.intersection(partners(token))}
     around = set[str]().union(*(_around(gaps, paired) for gaps in (plain, single, prompt, system)))
     results = {token for gap in calls[2:-1] for token in gap.tokens}
     around |= _around(calls, paired, answer=1) & results
