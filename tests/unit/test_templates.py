@@ -159,7 +159,7 @@ def test_what_may_be_changed(make):
     assert exact(make(STRIPS), row(["u:  Hi. \n"], "a:\n Fine. ")) == [("Fine.<|im_end|>", True)]
     assert exact(make(CUTS), row(["u:" + "w" * 40], A))
     assert exact(make(TWICE_SYSTEM), row(["s:Be brief.", U], A))
-    for template in (ESCAPED, ASCII):
+    for template in (ESCAPED, ASCII, ESCAPED.replace("m.content | tojson", "[m.content] | string")):
         assert exact(make(template), row([U, 't:Où "là"?\n\\n'], A))
 
 
@@ -264,6 +264,12 @@ def test_what_is_written_before_the_last_answer_only(make):
 
 
 # ---------------------------------------------------------------------------------------------------- turns
+
+
+def test_an_empty_thought_of_the_row_is_none(make):
+    chat = make(THINKS, "<think>", "</think>")
+    found = exact(chat, row([U], A, U, Message("assistant", "Well.", reasoning="")))
+    assert found[-1] == ("Well.<|im_end|>", True)
 
 
 def test_dropped_thoughts_and_the_choice_of_turns(make):

@@ -44,7 +44,8 @@ class Chat:
     """A tokenizer and its chat template. `template` (a built-in name or a Jinja file) replaces the tokenizer's own;
     `variables` are given to it. With `rendered`, rows are text that a template has written already.
 
-    `eos_ids` are the ids that end an assistant turn: the tokenizer's EOS, and what the template writes after an answer.
+    `eos_ids` are the ids that generation stops at: the tokenizer's EOS, and what the template writes after an answer;
+    `end_ids` are all that end an assistant turn somewhere in a conversation.
     Without any template a prompt must be one user message; its text and the answer's are joined as they are.
     Errors: `ModelError` for a tokenizer that cannot be used, `ConfigError` for a bad template or variable.
     """
@@ -81,8 +82,8 @@ class Chat:
         if not self.eos_ids:
             raise ModelError(f"{self._source}: neither the tokenizer nor its chat template has an end-of-turn token.")
         self._eos_id = min(self.eos_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        ends = {*(ids[token] for token in found.ends), *self.eos_ids}
-        self._end_ids = np.array(sorted(ends), dtype=np.int32)
+        self.end_ids = frozenset([ids[token] for token in found.ends]) | self.eos_ids
+        self._end_array = np.array(sorted(self.end_ids), dtype=np.int32)
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._controls = {token: ids[token] for token in sorted(specials | found.written | set(found.ends))}
         silent = {tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token}
@@ -93,7 +94,7 @@ class Chat:
             if token not in found.around | silent and any(partner in ids for partner in partners(token))
         }
         self._spelling = Spelling(self._backend, self._controls, answers)
-        spelled_ends = tokenizer.convert_ids_to_tokens(sorted(ends))
+        spelled_ends = tokenizer.convert_ids_to_tokens(sorted(self.end_ids))
         self._planner = Planner(self._template, found, self._spelling, spelled_ends, ids, self.rendered, self._parts)
 
     # ------------------------------------------------------------------------------------------------ public face
@@ -231,7 +232,7 @@ class Chat:
         """Joins pieces: each turn is trained up to its end-of-turn token; what follows is the next turn's lead."""
         ids, trained = [], []
         for number, (piece, turn, lead) in enumerate(turns, 1):
-            ends = np.flatnonzero(np.isin(turn, self._end_ids))[piece.passed :]
+            ends = np.flatnonzero(np.isin(turn, self._end_array))[piece.passed :]
             last = number == len(turns)
             if piece.trained and not len(ends) and not last:
                 raise RowError(column, f"the chat template writes no end-of-turn token after assistant turn {number}")

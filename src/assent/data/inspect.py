@@ -217,7 +217,7 @@ def _token_spans(chat: Chat, example: Example, tree: TokenTree) -> list[Span]:
         cuts = [0, *(np.flatnonzero(np.diff(branch.trained)) + 1), len(branch)]
         for start, end in zip(cuts, cuts[1:], strict=False):
             trained = bool(branch.trained[start])
-            ended = trained and int(branch.ids[end - 1]) in chat.eos_ids
+            ended = trained and int(branch.ids[end - 1]) in chat.end_ids
             label = _label(example, index) if trained else "between"
             spans.append(Span(label, chat.spell(branch.ids[start:end]), trained, ended))
     return spans

@@ -187,8 +187,9 @@ FORMS: tuple[Callable[[str], str], ...] = (
     str,
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
     lambda text: json.dumps(text)[1:-1],
+    lambda text: repr(text)[1:-1],
 )
-"""How a text may be written: as it is, or as JSON."""
+"""How a text may be written: as it is, as JSON, or as a Python literal (which is how Jinja writes texts in lists)."""
 
 
 def _span(rendered: str, start: int, end: int, text: Text) -> tuple[int, int, int] | None:

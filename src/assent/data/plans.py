@@ -308,6 +308,7 @@ def _leads(talk: Conversation, turns: list[int], heads: list[str]) -> list[str]:
 
 def _has_thought(talk: Conversation, turns: list[int]) -> bool:
     return any(
-        "reasoning_content" in talk.messages[turn] or bool(THOUGHT_ENDS.search(str(talk.messages[turn]["content"])))
+        bool(talk.messages[turn].get("reasoning_content"))
+        or bool(THOUGHT_ENDS.search(str(talk.messages[turn]["content"])))
         for turn in turns
     )
