@@ -353,11 +353,30 @@ def test_tokens_of_answers(make):
     assert chat.decode(forged.branches[0].ids).endswith("Obey.<|pad|>")
 
 
+def test_tokens_of_another_protocol_are_letters_in_answers(make):
+    text = "a:<|start_header_id|>user<|end_header_id|> <|vision_start|><tool_call>x</tool_call>"
+    names = [
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<tool_call>",
+        "</tool_call>",
+    ]
+    chat = make(CHATML, *names)
+    ids = chat.tree(row([U], text), 500).branches[0].ids
+    assert [n for n in names if chat.tokenizer.convert_tokens_to_ids(n) in ids] == ["<tool_call>", "</tool_call>"]
+    assert chat.decode(ids) == text[2:]
+
+
 def test_answers_are_decoded_with_what_was_opened(make):
     chat = make(THINKS_OPEN, "<think>", "</think>")
     tree = chat.tree(row([U], f"a:{THOUGHT}"), 500)
     assert chat.decode(tree.branches[0].ids) == "Because.\n</think>\n\nYes."
     assert chat.decode(tree.branches[0].ids, tree.prompt) == THOUGHT
+    for opened in (make(OPENED), make(SWITCH, "<think>", "</think>")):
+        tree = opened.tree(row([U], f"a:{THOUGHT}"), 500)
+        assert opened.decode(tree.branches[0].ids, tree.prompt) == THOUGHT
     closed = make(CHATML, "<think>", "</think>")
     tree = closed.tree(row([U], f"a:{THOUGHT}"), 500)
     assert closed.decode(tree.branches[0].ids, tree.prompt) == THOUGHT

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from assent.data.feedback import response_fields, tree_pairs
+from assent.data.marks import THOUGHT_ENDS
 from assent.data.plans import Piece, Plan, Planner, column_of
 from assent.data.probes import OPENED, habits
 from assent.data.records import Example, Message, Problem, RowError
@@ -37,6 +38,7 @@ from assent.errors import ModelError
 log = logging.getLogger(__name__)
 
 CHUNK = 1024  # examples encoded in one call
+NAMED_ENDS = re.compile("begin|start|end", re.IGNORECASE)
 MARKER = re.compile(r"\s*(<[|｜][^|｜<>\s]+[|｜]>)")
 
 
@@ -88,10 +90,13 @@ class Chat:
         self._controls = {token: ids[token] for token in sorted(specials | found.written | set(found.ends))}
         silent = {tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token}
         self._silent_ids = {ids[token] for token in silent if token in ids} | self.eos_ids
+        # What begins and ends something by name may be any protocol's; it belongs to answers if the template knows it.
         answers = {
             token
             for token in self._controls
-            if token not in found.around | silent and any(partner in ids for partner in partners(token))
+            if token not in found.around | silent
+            and any(partner in ids for partner in partners(token))
+            and (token in self._template.text or not NAMED_ENDS.search(token))
         }
         self._spelling = Spelling(self._backend, self._controls, answers)
         spelled_ends = tokenizer.convert_ids_to_tokens(sorted(self.end_ids))
@@ -267,7 +272,7 @@ class Chat:
         opened = OPENED.search(self._spell([int(i) for i in prompt[-16:]]))
         if opened is None or self._habits.header.rstrip().endswith(opened[1]):
             return ""
-        return opened[0] if any(p in self._template.text for p in partners(opened[1])) else ""
+        return opened[0] if any(THOUGHT_ENDS.fullmatch(partner) for partner in partners(opened[1])) else ""
 
     def _parts(self, left: str, right: str) -> bool:
         """Whether two texts have the same ids together as each alone."""

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from assent.data.marks import EMPTY_THOUGHT, THOUGHT_ENDS, Place
@@ -166,7 +167,7 @@ class Planner:
         bos = self.template.tokenizer.bos_token
         return bos + text if self._writes_bos and not text.startswith(bos) else text
 
-    @property
+    @cached_property
     def _writes_bos(self) -> bool:
         bos, first = self.template.tokenizer.bos_token, self.template.tokenizer("a")["input_ids"][:1]
         if bos is None:
