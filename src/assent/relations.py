@@ -36,6 +36,8 @@ def _turns_of_pairs(config: c.RunConfig) -> str | None:
 def _rendered_has_template(config: c.RunConfig) -> str | None:
     if config.data.rendered and config.model.template_kwargs:
         return "--model.template_kwargs goes to the chat template, which --data.rendered leaves out. Give one of them."
+    if config.data.rendered and isinstance(config, c.CompareConfig):
+        return "assent compare asks the models by their chat template, which --data.rendered leaves out."
     return None
 
 

@@ -56,6 +56,7 @@ def test_variables_are_read_as_yaml_reads_them():
     "args, reason",
     [
         (["dpo", *SFT[1:], "--data.turns", "each"], "--data.turns each makes a row of each turn, which only sft"),
+        (["compare", *SFT[1:], "--scorer", "a:b", "--data.rendered"], "compare asks the models by their chat template"),
         (
             [*SFT, "--data.rendered", "--model.template_kwargs", "a:1"],
             "--model.template_kwargs goes to the chat template",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,6 +287,15 @@ def test_dropped_thoughts_and_the_choice_of_turns(make):
     assert choose_turns([example], "all") == [example]
 
 
+def test_what_is_read_only_becomes_prompt(make):
+    example = row([U], A, "u:So?", "a:Well.")
+    (last,) = choose_turns([example], "last")
+    assert [m.content for m in last.prompt] == ["Hi there.", "Fine.", "So?"]
+    assert [m.content for m in last.responses[0].messages] == ["Well."]
+    for odd in (row([U], "u:So?", A), row([U]), Example(messages(U)), Example((), (Response(messages("a:x")),))):
+        assert choose_turns([odd], "all") == choose_turns([odd], "last") == [odd]
+
+
 def test_turns_that_are_context(make):
     chat = make(CHATML)
     context = Message("assistant", "Hm?", trained=False)
@@ -312,18 +322,14 @@ def test_pairs_with_a_common_beginning(make):
     (last,) = choose_turns([example], "last")
     tree = chat.tree(last, 500)
     assert [spans(chat, branch) for branch in tree.branches] == [[("Yes.<|im_end|>", True)], [("No.<|im_end|>", True)]]
-    apart = replace_first(last)
-    assert settled(apart) == apart
+    context = [replace(message, trained=False) for message in messages("a:Fine.", "a:Otherwise.")]
+    answers = [Response((one, asked, *messages(said))) for one, said in zip(context, ("a:Yes.", "a:No."), strict=True)]
+    apart = replace(example, responses=tuple(answers))
+    assert settled(apart) == apart, "their beginnings differ"
     tree = chat.tree(apart, 500)
     assert [spans(chat, branch)[-1] for branch in tree.branches] == [("Yes.<|im_end|>", True), ("No.<|im_end|>", True)]
     assert not tree.branches[0].trained[0]
     assert choose_turns([example], "each") == [example], "feedback is on whole responses"
-
-
-def replace_first(example: Example) -> Example:
-    one, two = example.responses
-    other = Message("assistant", "Otherwise.", trained=False)
-    return Example(example.prompt, (one, Response((other, *two.messages[1:]))), example.feedback)
 
 
 def test_the_next_role_ends_a_turn(make):

@@ -14,10 +14,10 @@ def choose_turns(examples: Sequence[Example], turns: str) -> list[Example]:
     """The examples with what `--data.turns` asks for: "all" trained turns, the "last" of each response alone, or one
     example for "each" trained turn (its conversation ends with it), where there is one response without feedback."""
     if turns == "last":
-        return [replace(e, responses=tuple(_last_only(response) for response in e.responses)) for e in examples]
+        examples = [replace(e, responses=tuple(_last_only(response) for response in e.responses)) for e in examples]
     if turns == "each":
         return [one for example in examples for one in _each(example)]
-    return list(examples)
+    return [settled(example) for example in examples]
 
 
 def trained_turns(messages: Sequence[Message]) -> list[int]:
@@ -28,6 +28,8 @@ def trained_turns(messages: Sequence[Message]) -> list[int]:
 def settled(example: Example) -> Example:
     """The same with what all responses begin with, up to the first trained turn, as part of the prompt."""
     prompt, responses = example.prompt, example.responses
+    if any(not response.messages or response.messages[0].role != "assistant" for response in responses):
+        return example
     firsts = [(trained_turns(response.messages) or [0])[0] for response in responses]
     shared = min(firsts, default=0)
     while shared and len({response.messages[:shared] for response in responses}) > 1:
@@ -41,8 +43,8 @@ def settled(example: Example) -> Example:
 
 
 def _last_only(response: Response) -> Response:
-    *before, last = response.messages
-    return replace(response, messages=(*(_untrained(message) for message in before), last))
+    before, last = response.messages[:-1], response.messages[-1:]
+    return replace(response, messages=(*(_untrained(message) for message in before), *last))
 
 
 def _untrained(message: Message) -> Message:
