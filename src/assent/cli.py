@@ -192,7 +192,8 @@ def _mappings() -> Any:
         pairs = dict(word.split(":", 1) for word in words if ":" in word)
         if len(pairs) < len(words):
             raise ValueError("these are written KEY:VALUE, each key once")
-        return {key: kind(value) for key, value in pairs.items()}
+        convert = settings.scalar if kind == settings.SCALAR else kind
+        return {key: convert(value) for key, value in pairs.items()}
 
     registry = ConstructorRegistry()
 

@@ -35,7 +35,11 @@ class ModelConfig(Sections):
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     chat_template: str | None = None
-    """Jinja file to use instead of the tokenizer's own chat template."""
+    """Chat template to use instead of the tokenizer's own: a Jinja file, or a built-in one (chatml, deepseek, gemma,
+    llama3, mistral, plain)."""
+    template_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Variables of the chat template, for example enable_thinking:false. They are saved with the model as the
+    template's defaults; a row's own chat_template_kwargs win."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute precision; master weights are always fp32. auto: bf16 where the hardware has it natively."""
     layout: Literal["auto", "tree", "flat"] = "auto"
@@ -78,6 +82,12 @@ class DataConfig:
     """Share of problem rows that may be skipped before the run stops."""
     limit: int | None = None
     """Use only the first rows."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Assistant turns that are trained: all of a response; its last alone, exactly; or each, in a row of its own (for
+    sft)."""
+    rendered: bool = False
+    """Rows are text that a chat template has written already: their control tokens are read as such, and no template is
+    applied."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,14 @@ class InspectConfig:
     """File, folder or hub id."""
     model: str | None = None
     """Model folder whose tokenizer and chat template are used; without it, no token counts."""
+    chat_template: str | None = None
+    """Chat template to use instead, as in training."""
+    template_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Variables of the chat template, as in training."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Assistant turns that are trained, as in training."""
+    rendered: bool = False
+    """Rows are text that a chat template has written already, as in training."""
     format: str = "auto"
     """Shape of the rows; auto detects it."""
     columns: dict[str, str] = field(default_factory=dict)

@@ -24,6 +24,23 @@ def _eval_needs_data(config: c.RunConfig) -> str | None:
     return None
 
 
+def _turns_of_pairs(config: c.RunConfig) -> str | None:
+    if config.data.turns == "each" and not isinstance(config, c.SFTConfig):
+        return (
+            "--data.turns each makes a row of each turn, which only sft can learn from: elsewhere feedback is on whole "
+            "responses. Use --data.turns last."
+        )
+    return None
+
+
+def _rendered_has_template(config: c.RunConfig) -> str | None:
+    if config.data.rendered and config.model.template_kwargs:
+        return "--model.template_kwargs goes to the chat template, which --data.rendered leaves out. Give one of them."
+    if config.data.rendered and isinstance(config, c.CompareConfig):
+        return "assent compare asks the models by their chat template, which --data.rendered leaves out."
+    return None
+
+
 def _trackers_once(config: c.RunConfig) -> str | None:
     if len(set(config.report_to)) < len(config.report_to):
         return f"--report_to names a tracker twice. Got {', '.join(config.report_to)}."
@@ -278,6 +295,8 @@ def _heads_divide(config: c.InitConfig) -> str | None:
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _one_eval_source),
     (c.RunConfig, _eval_needs_data),
+    (c.RunConfig, _turns_of_pairs),
+    (c.RunConfig, _rendered_has_template),
     (c.RunConfig, _trackers_once),
     (online.OnlineConfig, _needs_reward),
     (online.OnlineConfig, _reward_lists),

@@ -28,6 +28,9 @@ T = TypeVar("T")
 REQUIRED = object()
 """Stands where an option has no default."""
 
+SCALAR = bool | int | float | str
+"""The type of an option's values that may be any of these."""
+
 _YAML = "tag:yaml.org,2002:"
 _SCALARS = {str: ("str",), bool: ("bool",), int: ("int",), float: ("float", "int", "str")}
 
@@ -204,6 +207,8 @@ def _value(node: yaml.Node, kind: Any) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         inner = [arm for arm in args if arm is not types.NoneType]
+        if kind == SCALAR:
+            return _any_scalar(node)
         assert len(inner) == 1, f"options are `X` or `X | None`, not {kind}"
         is_null = isinstance(node, yaml.ScalarNode) and node.tag == _YAML + "null"
         return None if is_null else _value(node, inner[0])
@@ -227,6 +232,20 @@ def _value(node: yaml.Node, kind: Any) -> Any:
             raise _WrongType(node)
         return value
     return _scalar(node, kind)
+
+
+def scalar(text: str) -> bool | int | float | str:
+    """A word of the command line as YAML reads it: true or false, a number, else text."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader) if text.strip() else None
+    return _any_scalar(node) if isinstance(node, yaml.ScalarNode) else text
+
+
+def _any_scalar(node: yaml.Node) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
+        raise _WrongType(node)
+    if node.tag.removeprefix(_YAML) in ("bool", "int", "float"):
+        return yaml.SafeLoader("").construct_object(node)
+    return node.value
 
 
 def _scalar(node: yaml.Node, kind: Any) -> Any:
@@ -261,7 +280,7 @@ def describe(kind: Any) -> str:
     if origin is tuple:
         return f"a list of values, each {describe(args[0])}"
     if origin is dict:
-        return "a mapping from text to " + ("text" if args[1] is str else "numbers")
+        return "a mapping from text to " + ("text" if args[1] is str else "values" if args[1] == SCALAR else "numbers")
     return {
         str: "text (in quotes where it looks like something else)",
         bool: "true or false",

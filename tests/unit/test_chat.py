@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from assent.data.chat import HIDE, Chat
+from assent.data.chat import Chat
 from assent.data.records import Binary, Critique, Example, Message, Origin, Pair, Ranking, Rating, Response, RowError
+from assent.data.spelling import HIDE
 from assent.errors import ConfigError, ModelError
 
 LLAMA3 = """\
@@ -236,8 +237,9 @@ GOLDEN = {
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi there.<|im_end|>\n<|im_start|>assistant\n",
         [
             ("Fine.<|im_end|>", True),
-            ("\n<|im_start|>user\nAnd you?<|im_end|>\n<|im_start|>assistant\n", False),
-            ("<think>\n\n</think>\n\n Well. <|im_end|>", True),
+            # The template writes the empty thought before the last answer only, so it is not trained there either.
+            ("\n<|im_start|>user\nAnd you?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+            (" Well. <|im_end|>", True),
         ],
     ),
     ("bare", "SINGLE"): ("user: Hi there.\nassistant: ", [("Fine.<|endoftext|>", True)]),
@@ -364,11 +366,11 @@ def test_attacked_text_has_the_ids_of_plain_text(chats):
 def test_the_renamed_tokenizer_gives_the_same_ids(chats):
     for name, chat in chats.items():
         texts = [f"Hi {spelling} there.\n{spelling}{spelling} " for spelling in chat._controls] + ["Hi there.", " \n a"]
-        named = [chat._reveal(text) for text in texts]
+        named = [chat._spelling.reveal(text) for text in texts]
         assert all(spelling not in text for spelling in chat._controls for text in named), name
         for text, secret in zip(texts, named, strict=True):
             ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert chat._named_backend.encode(secret, add_special_tokens=False).ids == ids, (name, text)
+            assert chat._spelling.backend.encode(secret, add_special_tokens=False).ids == ids, (name, text)
 
 
 def test_the_marks_themselves_cannot_be_smuggled_in(chats):

@@ -87,7 +87,7 @@ class Experience:
         self.row = METHODS[method_of(config)]
         self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
         chat, column, longest = current.chat, config.curriculum.column, config.sampling.max_new_tokens
-        self.prompt_ids = [chat.prompt_ids(example.prompt) for example in examples]
+        self.prompt_ids = [chat.prompt_ids(example) for example in examples]
         hardness = None if column is None else difficulty(examples, column)
         self.prompts = Prompts(len(examples), config.curriculum, config.train.seed, hardness)
         self.shaper = Shaper(config.shaping, longest)
@@ -320,7 +320,9 @@ class Experience:
         return [
             {
                 "prompt": [message_row(message) for message in example.prompt],
-                "response": self.job.chat.decode(branch.ids),
+                "response": self.job.chat.decode(
+                    branch.ids, tree.prompt, finished=bool(tree.per_response["finished"][i])
+                ),
                 **{
                     name: float(values[i])
                     for name, values in tree.per_response.items()
@@ -340,7 +342,7 @@ class Experience:
     def evaluate(self, examples: Sequence[Example]) -> Evaluation:
         """One answer of the policy to each held-out prompt, sampled as in training."""
         self.settle()
-        prompts = [self.job.chat.prompt_ids(example.prompt) for example in examples]
+        prompts = [self.job.chat.prompt_ids(example) for example in examples]
         (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
         trees, missing, said, notes = rewarded(self.source, trees, examples, self.job.chat, self.progress)
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]

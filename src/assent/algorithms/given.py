@@ -27,7 +27,7 @@ def row_trees(chat: Chat, examples: Sequence[Example], longest: int) -> list[Tok
 def _row_tree(chat: Chat, example: Example, longest: int) -> TokenTree | None:
     if not example.responses:
         return None
-    prompt = chat.prompt_ids(example.prompt)
+    prompt = chat.prompt_ids(example)
     try:
         tree = chat.tree(replace(example, responses=example.responses[:1]), len(prompt) + longest, 0)
     except RowError:
@@ -35,7 +35,8 @@ def _row_tree(chat: Chat, example: Example, longest: int) -> TokenTree | None:
     branch = tree.branches[0]
     size = int(branch.trained.sum())
     ids = branch.ids[:size]
-    if not branch.trained[:size].all() or not size or ids[-1] not in chat.eos_ids:
+    whole = bool(branch.trained[:size].all()) and np.array_equal(tree.prompt, prompt)
+    if not whole or not size or ids[-1] not in chat.eos_ids:
         return None
     return TokenTree(prompt, (Branch(ids, np.ones(size, bool), {}),), per_response={"finished": np.ones(1, np.float32)})
 
@@ -67,7 +68,7 @@ def hinted(chat: Chat, examples: Sequence[Example], hint: str, longest: int) -> 
         *before, last = example.prompt
         told = replace(last, content=f"{last.content}\n\n{_Filled().vformat(hint, (), values)}")
         try:
-            ids = chat.prompt_ids((*before, told))
+            ids = chat.prompt_ids(replace(example, prompt=(*before, told)))
         except RowError as error:
             raise ConfigError(f"--given.hint {hint!r}: {example.origin}: {error}") from None
         prompts.append(ids if len(ids) <= longest else None)

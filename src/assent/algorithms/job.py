@@ -143,4 +143,6 @@ def job(config: RunConfig) -> Job:
     if folder.checkpoint is not None:
         torch.set_num_threads(folder.threads)
     tokenizer = load_tokenizer(config.model)
-    return Job(config, world, folder, tokenizer, Chat(tokenizer, config.model.chat_template))
+    model = config.model
+    chat = Chat(tokenizer, model.chat_template, model.template_kwargs, rendered=config.data.rendered)
+    return Job(config, world, folder, tokenizer, chat)

@@ -38,9 +38,7 @@ class Probe:
         self.sampling = SamplingConfig(max_new_tokens=config.max_new_tokens)
         room = current.config.data.max_length - config.max_new_tokens
         unique = list({example.prompt: example for example in prompts if example.prompt}.values())
-        fitting = [
-            (e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e.prompt)) <= room
-        ]
+        fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e)) <= room]
         self.unused = unused_ids(policy.plain, current.tokenizer)
         self.prompts = fitting[: config.prompts] if policy.tree and self._samples(policy) else []
 
@@ -79,7 +77,9 @@ class Probe:
         samples = [
             {
                 "prompt": [message_row(message) for message in example.prompt],
-                "response": self.job.chat.decode(tree.branches[0].ids),
+                "response": self.job.chat.decode(
+                    tree.branches[0].ids, tree.prompt, finished=bool(tree.per_response["finished"][0])
+                ),
                 "length": len(tree.branches[0]),
                 "finished": bool(tree.per_response["finished"][0]),
             }

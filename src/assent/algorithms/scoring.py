@@ -61,7 +61,10 @@ def groups_of(
     return [
         Group(
             example,
-            texts=tuple(chat.decode(branch.ids) for branch in tree.branches),
+            texts=tuple(
+                chat.decode(branch.ids, tree.prompt, finished=bool(ended))
+                for branch, ended in zip(tree.branches, tree.per_response["finished"], strict=True)
+            ),
             finished=tuple(bool(finished) for finished in tree.per_response["finished"]),
             lengths=tuple(len(branch) for branch in tree.branches),
             ids=tuple(branch.ids for branch in tree.branches),
@@ -232,7 +235,7 @@ def _model(current: Job, config: OnlineConfig, path: str, name: str) -> ModelRew
     return ModelReward(
         name,
         current.score_model(path, trainable=False, new_head=False),
-        Chat(load_tokenizer(own), None),
+        Chat(load_tokenizer(own), rendered=config.data.rendered),
         current.chat,
         max_length=config.data.max_length,
         micro_tokens=config.train.micro_tokens,

@@ -21,6 +21,7 @@ from assent.data.fit import fitted
 from assent.data.formats import load_examples
 from assent.data.records import Example, Message, Problem
 from assent.data.tree import TokenTree
+from assent.data.turns import choose_turns
 from assent.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
     elif config.eval_fraction > 0:
         kept = [example for example in source.examples if prompt_hash(example) >= config.eval_fraction]
         held_out = [example for example in source.examples if prompt_hash(example) < config.eval_fraction]
-    train, train_examples = _tokenise(source, kept, chat, config)
-    held, eval_examples = _tokenise(held_source, held_out, chat, config)
+    train, train_examples = _tokenise(source, choose_turns(kept, config.turns), chat, config)
+    held, eval_examples = _tokenise(held_source, choose_turns(held_out, config.turns), chat, config)
     sources = [source] if held_source is source else [source, held_source]
     for each in sources:
         _check(config, each, chat)
@@ -96,6 +97,7 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
         "max_length": config.max_length,
         "long": config.long,
         "files": [_rows(each) for each in sources],
+        "rendered": _rendered(train_examples + eval_examples, chat),
         "train": _contents(train, train_examples, chat),
         "eval": _contents(held, eval_examples, chat),
         "overlap": overlap,
@@ -237,6 +239,19 @@ def _rows(source: _Source) -> dict[str, Any]:
         "unused": count_reasons(unused),
         "problems": [str(problem) for problem in faults[:RECORDED]],
     }
+
+
+def _rendered(examples: list[Example], chat: Chat) -> int:
+    """How many rows look as if a template had written them already; says so where they are not taken as that."""
+    count = sum(chat.looks_rendered(example) for example in examples)
+    if count and not chat.rendered:
+        log.warning(
+            "%d of %d examples begin or end with control tokens, as if a chat template had written them already; they "
+            "are trained as letters, in the template once more. To take such text as it is: --data.rendered",
+            count,
+            len(examples),
+        )
+    return count
 
 
 def _contents(trees: list[TokenTree], examples: list[Example], chat: Chat) -> dict[str, Any]:

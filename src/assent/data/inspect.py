@@ -24,6 +24,7 @@ from assent.data.fit import fitted
 from assent.data.formats import FORMATS, load_examples
 from assent.data.records import Example, Message, Origin, Pair, Problem
 from assent.data.tree import TokenTree
+from assent.data.turns import choose_turns
 from assent.data.views import View, binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
 from assent.errors import DataError, ModelError
 
@@ -96,11 +97,11 @@ def inspect(config: InspectConfig) -> Inspection:
     Errors: `DataError` for a file that cannot be read or has no known shape, `ModelError` for a model without a usable
     tokenizer.
     """
-    chat = _load_chat(config.model) if config.model is not None else None
+    chat = _load_chat(config) if config.model is not None else None
     loaded = load_examples(
         config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit
     )
-    examples = loaded.examples
+    examples = choose_turns(loaded.examples, config.turns)
     if chat is None:
         sizes = [(_characters(e.prompt), [_characters(r.messages) for r in e.responses]) for e in examples]
         unfit, cut, shortened = list[Problem](), 0, 0
@@ -116,9 +117,9 @@ def inspect(config: InspectConfig) -> Inspection:
         format=loaded.format,
         rows=loaded.num_rows,
         examples=len(examples),
-        contents=_contents(examples),
+        contents=_contents(examples) | _rendered(examples, chat),
         kept=tuple(dict.fromkeys(name for example in examples for name in example.meta)),
-        uses=tuple(_use(commands, examples, chat, config) for commands in VIEWS),
+        uses=tuple(_use(commands, loaded.examples, chat, config) for commands in VIEWS),
         unit="characters" if chat is None else "tokens",
         lengths={
             "prompt": lengths([prompt for prompt, _ in sizes]),
@@ -135,13 +136,20 @@ def inspect(config: InspectConfig) -> Inspection:
     )
 
 
-def _load_chat(model: str) -> Chat:
+def _rendered(examples: Sequence[Example], chat: Chat | None) -> dict[str, int]:
+    count = sum(chat.looks_rendered(example) for example in examples) if chat is not None else 0
+    advice = "" if chat is None or chat.rendered else " (--rendered takes them as they are)"
+    return {f"with text that a template has written already{advice}": count} if count else {}
+
+
+def _load_chat(config: InspectConfig) -> Chat:
+    model = config.model
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # missing folder, no network, broken json: the library's types differ
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"--model {model}: no tokenizer can be loaded. {reason}") from error
-    return Chat(tokenizer)
+    return Chat(tokenizer, config.chat_template, config.template_kwargs, rendered=config.rendered)
 
 
 def _characters(messages: Sequence[Message]) -> int:
@@ -200,6 +208,7 @@ def _use(commands: str, examples: Sequence[Example], chat: Chat | None, config: 
         return Use(commands, 0, 0, {})
     finally:
         log.removeFilter(collect)
+    fitting = choose_turns(fitting, config.turns)
     usable = total = len(fitting)
     if chat is not None and fitting:
         room = SamplingConfig().max_new_tokens if commands == ONLINE else 0
@@ -237,17 +246,14 @@ def _message_spans(example: Example) -> list[Span]:
 def _token_spans(chat: Chat, example: Example, tree: TokenTree) -> list[Span]:
     """Tokens as text, control tokens included, in runs of trained and other tokens."""
 
-    def spelled(ids: np.ndarray) -> str:
-        return chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    spans = [Span("prompt", spelled(tree.prompt), trained=False)]
+    spans = [Span("prompt", chat.spell(tree.prompt), trained=False)]
     for index, branch in enumerate(tree.branches):
         cuts = [0, *(np.flatnonzero(np.diff(branch.trained)) + 1), len(branch)]
         for start, end in zip(cuts, cuts[1:], strict=False):
             trained = bool(branch.trained[start])
-            ended = trained and int(branch.ids[end - 1]) in chat.eos_ids
+            ended = trained and int(branch.ids[end - 1]) in chat.end_ids
             label = _label(example, index) if trained else "between"
-            spans.append(Span(label, spelled(branch.ids[start:end]), trained, ended))
+            spans.append(Span(label, chat.spell(branch.ids[start:end]), trained, ended))
     return spans
 
 
@@ -325,7 +331,9 @@ def _preview(origin: Origin, spans: Sequence[Span]) -> Panel:
 
 def _legend(inspection: Inspection) -> Text:
     end = (", ", ("■", "bold green"), " ends a turn and is trained too") if inspection.unit == "tokens" else ()
-    return Text.assemble(("green", "green"), " is trained, ", ("dim", "dim"), " is only read", *end)
+    letters = any("⟪" in span.text for _, spans in inspection.previews for span in spans)
+    also = (", ⟪…⟫ spells a control token in letters",) if letters else ()
+    return Text.assemble(("green", "green"), " is trained, ", ("dim", "dim"), " is only read", *end, *also)
 
 
 def _print_problems(inspection: Inspection, console: Console, listed: int) -> None:

@@ -52,7 +52,7 @@ def sample_answers(
     check_sampling(policy.model, sampling.max_new_tokens)
     ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
     engine = TorchEngine(policy.model, ends, policy.precision, unused=unused)
-    ids = [chat.prompt_ids(example.prompt) for example in prompts]
+    ids = [chat.prompt_ids(example) for example in prompts]
     trees = collect(engine, ids, per_prompt, sampling, seed, world)
 
     def drift(batch: TreeBatch) -> Fields:
@@ -106,7 +106,7 @@ def _answer(index: int, tree: TokenTree, i: int, chat: Chat) -> Answer:
     branch, proxy = tree.branches[i], tree.per_response.get("proxy")
     return Answer(
         prompt_index=index,
-        text=chat.decode(branch.ids),
+        text=chat.decode(branch.ids, tree.prompt, finished=bool(tree.per_response["finished"][i])),
         num_tokens=len(branch),
         finished=bool(tree.per_response["finished"][i]),
         kl=float(tree.per_response["kl"][i]),

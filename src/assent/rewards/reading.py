@@ -31,7 +31,7 @@ class Reading:
         """Raises DataError for prompts that are too long for `who`, or that its chat template refuses."""
         if self.same_tokens:
             return
-        _, problems = self.chat.trees([replace(e, responses=(), feedback=()) for e in examples], self.max_length)
+        _, problems = self.chat.trees([_without_variables(e) for e in examples], self.max_length)
         if problems:
             listed = "\n".join(f"  {problem}" for problem in problems[:LISTED])
             raise DataError(f"{who} cannot read {len(problems)} of {len(examples)} prompts:\n{listed}")
@@ -68,4 +68,9 @@ class Reading:
 
     def _reword(self, group: Group, indices: Sequence[int]) -> TokenTree:
         answers = tuple(Response((Message("assistant", group.texts[index]),)) for index in indices)
-        return self.chat.tree(replace(group.example, responses=answers, feedback=()), self.max_length)
+        return self.chat.tree(replace(_without_variables(group.example), responses=answers), self.max_length)
+
+
+def _without_variables(example: Example) -> Example:
+    """The prompt with its tools; a row's template variables are for the policy's template."""
+    return replace(example, responses=(), feedback=(), template_kwargs={})

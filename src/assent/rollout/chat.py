@@ -67,7 +67,7 @@ def answer(
     encoded = []
     for example in examples:
         try:
-            encoded.append((example.prompt, chat.prompt_ids(example.prompt)))
+            encoded.append((example.prompt, chat.prompt_ids(example)))
         except RowError as error:
             print(f"left out: {error.at(example.origin)}", file=sys.stderr)
     if not encoded:
@@ -76,10 +76,10 @@ def answer(
     for start in range(0, len(encoded), size):
         part = encoded[start : start + size]
         groups = engine.generate([ids for _, ids in part], 1, config.sampling, config.seed, start)
-        for (prompt, _), (completion,) in zip(part, groups, strict=True):
+        for (prompt, ids), (completion,) in zip(part, groups, strict=True):
             yield {
                 "prompt": [message_row(message) for message in prompt],
-                "response": chat.decode(completion.ids),
+                "response": chat.decode(completion.ids, ids, finished=completion.finished),
                 "tokens": len(completion),
                 "finished": completion.finished,
             }
@@ -116,7 +116,7 @@ def converse(chat: Chat, engine: Engine, config: GenerateConfig, source: TextIO,
                 print(f"error: {error} (/reset forgets the conversation)", file=out)
                 continue
             turn += 1
-            reply = chat.decode(completion.ids)
+            reply = chat.decode(completion.ids, ids, finished=completion.finished)
             history = (*asked, Message("assistant", reply))
             print(reply + _cut(completion), file=out, flush=True)
 
