@@ -39,7 +39,7 @@ def cli_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made by `make docs` from `cli.py`, `config.py`, `objectives.py` and `online.py` in `src/assent`.",
+        "Made by `make docs` from `cli.py`, `config/`, `objectives.py` and `online.py` in `src/assent`.",
         "",
         f"`assent COMMAND --option value ...`. In every command {options}.",
         "",
@@ -506,7 +506,11 @@ def field_docs(path: Path) -> dict[tuple[str, str], str]:
     return found
 
 
-DOCS = field_docs(SOURCE / "config.py") | field_docs(SOURCE / "online.py")
+DOCS = {
+    name: text
+    for file in ("config/runs.py", "config/sampling.py", "config/tools.py", "online.py")
+    for name, text in field_docs(SOURCE / file).items()
+}
 
 
 def default(option: settings.Option) -> str:

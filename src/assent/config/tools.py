@@ -1,0 +1,161 @@
+"""Options of the commands that train nothing by themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from assent.config.runs import RunConfig
+from assent.config.sampling import EngineConfig, SamplingConfig
+from assent.sections import Sections
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """A byte-level BPE tokenizer trained on the data, and a small random model with a ChatML template."""
+
+    data: str
+    """File, folder or hub id whose text trains the tokenizer."""
+    out: str
+    """Model folder to write."""
+    format: str = "auto"
+    """Shape of the rows."""
+    vocab_size: int = 4096
+    """Tokens in the vocabulary."""
+    hidden_size: int = 128
+    """Width."""
+    layers: int = 4
+    """Depth."""
+    heads: int = 4
+    """Attention heads."""
+    kv_heads: int = 2
+    """Key and value heads."""
+    context: int = 2048
+    """Longest sequence."""
+    seed: int = 0
+    """Seed of the random weights."""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What a data file holds and what would be trained."""
+
+    file: str
+    """File, folder or hub id."""
+    model: str | None = None
+    """Model folder whose tokenizer and chat template are used; without it, no token counts."""
+    chat_template: str | None = None
+    """Chat template to use instead, as in training."""
+    template_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Variables of the chat template, as in training."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Assistant turns that are trained, as in training."""
+    rendered: bool = False
+    """Rows are text that a chat template has written already, as in training."""
+    format: str = "auto"
+    """Shape of the rows; auto detects it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column map, expected name to the file's name."""
+    split: str = "train"
+    """Split of a hub id."""
+    max_length: int = 2048
+    """Length limit, as in training."""
+    long: Literal["drop", "refuse", "truncate_prompt_left"] = "drop"
+    """What becomes of longer rows, as in training."""
+    limit: int | None = None
+    """Use only the first rows."""
+    show: int = 2
+    """Examples to preview."""
+    problems: int = 20
+    """Problem rows to list (0: all)."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig(Sections):
+    """Answers from a model, for a file of prompts or in an interactive chat."""
+
+    model: str
+    """Model or run folder."""
+    prompts: str | None = None
+    """File of prompts in any known shape; without it: interactive chat."""
+    out: str | None = None
+    """jsonl file to write; default: standard output."""
+    system: str | None = None
+    """System message of the chat."""
+    limit: int | None = None
+    """Use only the first prompts."""
+    seed: int = 0
+    """Seed of the sampling."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute precision."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A plain model folder, as transformers loads it, of a run, a checkpoint, or adapters and their base."""
+
+    model: str
+    """Run, checkpoint, adapter or model folder, or hub id."""
+    out: str
+    """Model folder to write."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the weights; auto: that of the model which was loaded."""
+    adapters: Literal["merge", "keep"] = "merge"
+    """merge: into the weights; keep: merged, and also by themselves in `adapter/`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One self-contained HTML page from run folders."""
+
+    runs: tuple[str, ...]
+    """Run folders."""
+    out: str = "report.html"
+    """File to write."""
+    title: str = "assent report"
+    """Heading."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """Several objectives on the same data under the same budget, and one report."""
+
+    objectives: tuple[str, ...] = ("dpo", "ipo", "kto", "simpo", "orpo", "cpo")
+    """Objectives to train, each in a run folder of its name."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options of single objectives, for example simpo.loss.beta:2.5 simpo.optim.lr:1e-4."""
+    scorer: str | None = None
+    """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward."""
+    reward_model: str | None = None
+    """Reward model folder or hub id that scores the answers as well."""
+    prompts: str | None = None
+    """File of prompts to answer; default: the prompts of the held-out data."""
+    answers: int = 1
+    """Answers to each prompt."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The whole job on the embedded lab: world, SFT, reward model, PPO, DPO, evaluation, report."""
+
+    out: str = "runs/demo"
+    """Folder for the world, the runs and the report."""
+    seed: int = 0
+    """Seed of world and training."""
+    scale: float = 1.0
+    """Multiplies data and steps; 0.1 is a quick look."""
+    resume: bool = False
+    """Continue an interrupted demo in `out`."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Versions, hardware and extras of this machine."""
+
+    matmul: bool = True
+    """Measure the rate of matrix products (about two seconds)."""
