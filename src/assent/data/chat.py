@@ -189,8 +189,8 @@ class Chat:
 
     @property
     def template(self) -> str:
-        """The text of the chat template."""
-        return self._template.text
+        """The text of the chat template, with the variables that were given as its defaults."""
+        return self._template.joined or self.tokenizer.get_chat_template()
 
     # ------------------------------------------------------------------------------------------------ tokens
 
