@@ -11,14 +11,13 @@ import torch
 from assent import settings
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
-from assent.data.dataset import Prepared, prepare, summary
+from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.loading import load_policy, load_score_model, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
 from assent.train import distributed
 from assent.train.distributed import World
-from assent.train.progress import say
 from assent.train.runfolder import RunFolder
 
 
@@ -46,7 +45,6 @@ class Job:
         data = distributed.on_main(lambda: prepare(limits, self.chat, view))
         if self.world.is_main:
             self.folder.record_data(data.report)
-            say(summary(data.report))
         return data
 
     def stream(self, trees: Sequence[TokenTree], *models: SharesPrompts, batch_size: int | None = None) -> EpochStream:

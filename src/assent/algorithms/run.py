@@ -16,6 +16,7 @@ import yaml
 from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.job import Job
+from assent.data.dataset import summary
 from assent.errors import RunFolderError, UserError
 from assent.models.loading import save_model
 from assent.models.policy import Backbone
@@ -198,6 +199,8 @@ def run(
     """
     state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
     train, label = job.config.train, Path(job.config.out).name
+    if job.world.is_main and (report := job.folder.data()):
+        say(summary(report))
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
