@@ -50,11 +50,12 @@ def run(tmp_path: Path, tiny_model_dir: Path):
 def test_a_prompt_that_fills_the_context_is_a_problem_row(run, capsys) -> None:
     """Room for the answer is kept: a prompt of the whole length limit is named, not cut."""
     prompts = ["red green?", "blue?", "red " * 80]
-    code, out = run(prompts, "length")
+    code, out = run(prompts, "length", "--data.long", "refuse")
     said = capsys.readouterr().err
     assert code == 2 and "prompts.jsonl:3" in said and "Traceback" not in said
-    code, out = run(prompts, "length", "--data.max_bad", "0.5")
-    assert code == 0
+    assert "--data.long drop" in said
+    code, out = run(prompts, "length")
+    assert code == 0 and "2 of 3 rows used, 1 too long" in capsys.readouterr().err
     data = json.loads((out / "data.json").read_text())
     assert data["train"]["examples" if "examples" in data["train"] else "rows"] == 2
 

@@ -11,7 +11,7 @@ import torch
 from assent import settings
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
-from assent.data.dataset import Prepared, prepare, summary
+from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.heads import load_score_model
@@ -22,7 +22,6 @@ from assent.models.vocabulary import check_vocabulary
 from assent.online import OnlineConfig
 from assent.train import distributed
 from assent.train.distributed import World
-from assent.train.progress import say
 from assent.train.runfolder import RunFolder
 
 
@@ -50,7 +49,6 @@ class Job:
         data = distributed.on_main(lambda: prepare(limits, self.chat, view))
         if self.world.is_main:
             self.folder.record_data(data.report)
-            say(summary(data.report))
         return data
 
     def stream(self, trees: Sequence[TokenTree], *models: SharesPrompts, batch_size: int | None = None) -> EpochStream:

@@ -17,6 +17,7 @@ from torch import Tensor
 from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.job import Job
+from assent.data.dataset import summary
 from assent.errors import RunFolderError, UserError
 from assent.models.heads import save_reward_model, usage_of
 from assent.models.policy import Backbone, ScoreModel
@@ -226,6 +227,8 @@ def run(
     """
     state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
     train, label = job.config.train, Path(job.config.out).name
+    if job.world.is_main and (report := job.folder.data()):
+        say(summary(report))
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None

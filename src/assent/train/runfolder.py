@@ -116,6 +116,10 @@ class RunFolder:
                 )
         _write(file, json.dumps(report, indent=1, ensure_ascii=False))
 
+    def data(self) -> dict[str, Any]:
+        """What `record_data` wrote; nothing where there is none."""
+        return _read_json(self.path / "data.json")
+
 
 def config_hash(config: RunConfig) -> str:
     """Hash of the options that make a run what it is (those outside `MAY_CHANGE`)."""
