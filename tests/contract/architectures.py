@@ -5,6 +5,7 @@ found to docs/models.json: `PYTHONPATH=src python tests/contract/architectures.p
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -140,7 +141,7 @@ def write(kind: str, folder: Path, seed: int = 0) -> None:
     """A folder of a model of this type, in fp32, with weights that are large enough for everything to matter."""
     config = tiny_config(kind)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.is_floating_point():
@@ -231,11 +232,16 @@ def _reason(text: object, folder: Path) -> str:
 
 
 def main() -> None:
-    """Measures every type, in order; those that cannot be built keep their reason."""
+    """Measures every type, or those that are named and keeps what was found of the others."""
     torch.set_num_threads(1)
     quiet_transformers()
+    named = sys.argv[1:]
+    before = json.loads(TABLE.read_text(encoding="utf-8"))["types"] if named else {}
     rows: dict[str, Any] = {}
     for kind in TYPES:
+        if named and kind not in named:
+            rows[kind] = before[kind]
+            continue
         print(kind, file=sys.stderr, flush=True)
         if kind in UNBUILT:
             rows[kind] = {"untried": UNBUILT[kind]}

@@ -258,6 +258,8 @@ def test_the_check_accepts_what_is_exact_and_catches_what_is_not(capsys) -> None
         return ((mixed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mixed})
 
     model.model.layers[0].register_forward_pre_hook(shift, with_kwargs=True)
+    attention.use_attention(model, "sdpa")
+    policy.tree = False
     sample = Sample.of(policy)
     with pytest.raises(ModelError, match=r"m cannot share prompts exactly: sharing .* nats .*--model.layout flat"):
         choose_layout(policy, sample, "m", "tree", 64)

@@ -344,6 +344,47 @@ def test_an_engine_that_would_be_wrong_is_refused() -> None:
         check_sampling(tiny("nemotron"), 64)
 
 
+def twice_in_one_place(folder: Path, tokenizer) -> str:
+    """A model that the engine samples wrongly, though its prompts are shared exactly."""
+    tiny("diffllama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def rows(path: Path, row: dict) -> str:
+    path.write_text((json.dumps(row) + "\n") * 4)
+    return str(path)
+
+
+def test_online_training_does_not_begin_with_a_wrong_engine(tokenizer, tmp_path: Path) -> None:
+    from assent.algorithms.online import train_online
+    from assent.config import DataConfig
+    from assent.online import RewardsConfig, online_config
+
+    config = online_config(
+        "grpo",
+        model=fp32(twice_in_one_place(tmp_path / "m", tokenizer)),
+        data=DataConfig(rows(tmp_path / "p.jsonl", {"prompt": "What is red?"}), max_length=64),
+        out=str(tmp_path / "run"),
+        rewards=RewardsConfig(rules=("regex=red",)),
+        sampling=SamplingConfig(max_new_tokens=8),
+    )
+    with pytest.raises(ModelError, match="DiffLlamaForCausalLM cannot be sampled by the torch engine: the log-probs"):
+        train_online(config)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_generate_refuses_a_wrong_engine(tokenizer, tmp_path: Path) -> None:
+    from assent.config import GenerateConfig
+    from assent.rollout.chat import generate
+
+    path = twice_in_one_place(tmp_path / "m", tokenizer)
+    prompts = rows(tmp_path / "p.jsonl", {"prompt": "What is red?"})
+    with pytest.raises(ModelError, match="cannot be sampled by the torch engine"):
+        generate(GenerateConfig(model=path, prompts=prompts, out=str(tmp_path / "a.jsonl"), precision="fp32"))
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 # ---- vocabularies
 
 
