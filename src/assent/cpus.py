@@ -68,6 +68,11 @@ def load(root: str | Path = "/") -> float:
     return max(0, min(counts) - fellows)
 
 
+def shares(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether threads wait as beside neighbours."""
+    return WAIT["shared"].items() <= environment.items()
+
+
 def said(environment: Mapping[str, str] = os.environ) -> str:
     """How threads wait, in words."""
     chosen = [f"{name}={environment[name]}" for name in CHOSEN_BY_USER if name in environment]

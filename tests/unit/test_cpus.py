@@ -111,7 +111,8 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
         assert environment == {name: "active", "PATH": "x"} and cpus.said(environment) == f"{name}=active"
     environment = {"OMP_NUM_THREADS": "3"}
     cpus.configure(environment)
-    assert environment == {"OMP_NUM_THREADS": "3", **cpus.WAIT["shared"]}
+    assert environment == {"OMP_NUM_THREADS": "3", **cpus.WAIT["shared"]} and cpus.shares(environment)
+    assert not cpus.shares({"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "0"}) and not cpus.shares({})
 
 
 def test_nothing_is_settled_once_torch_is_there(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from assent import settings
+from assent import cpus, settings
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare
@@ -22,6 +22,7 @@ from assent.models.vocabulary import check_vocabulary
 from assent.online import OnlineConfig
 from assent.train import distributed
 from assent.train.distributed import World
+from assent.train.progress import say
 from assent.train.runfolder import RunFolder
 
 
@@ -138,6 +139,8 @@ def job(config: RunConfig) -> Job:
     world = distributed.init(config.train.threads)
     torch.manual_seed(config.train.seed)
     folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
+    if world.is_main and cpus.shares():
+        say(f"Other processes are at work here: threads that wait for one another sleep ({cpus.said()}).")
     if folder.checkpoint is not None:
         torch.set_num_threads(folder.threads)
     tokenizer = load_tokenizer(config.model)
