@@ -162,9 +162,17 @@ def _check(config: DataConfig, source: _Source) -> None:
         raise DataError(
             f"{source.file}: {bad} of {source.num_rows} rows cannot be used; --data.max_bad {config.max_bad:g} allows "
             f"{int(config.max_bad * source.num_rows)}.\n"
-            + "\n".join(reasons[:LISTED] + ["The first:"] + [f"  {problem}" for problem in faults[:LISTED]])
+            + "\n".join(reasons[:LISTED] + ["The first of each:"] + _first_of_each(faults)[:LISTED])
             + f"\nSee all of them: assent data {source.file} --problems 0 --model MODEL"
         )
+
+
+def _first_of_each(problems: Iterable[Problem]) -> list[str]:
+    """The first problem of each kind; the same reason many times would say nothing more."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(next(iter(count_reasons([problem]))), problem)
+    return [f"  {problem}" for problem in first.values()]
 
 
 def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: list[TokenTree]) -> None:
