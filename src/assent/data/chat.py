@@ -174,13 +174,21 @@ class Chat:
             for message in messages
         )
 
+    @property
+    def template(self) -> str:
+        """The text of the template that conversations are written by."""
+        return self._template.joined or self.tokenizer.get_chat_template()
+
     def speaks_like(self, other: Chat) -> bool:
         """Whether the other gives every conversation the same token ids."""
-        mine, its = self.tokenizer, other.tokenizer
+        mine, its = [  # what pads a batch is in no conversation
+            {name: token for name, token in chat.tokenizer.special_tokens_map.items() if name != "pad_token"}
+            for chat in (self, other)
+        ]
         return (
-            (mine.chat_template, self._template.joined) == (its.chat_template, other._template.joined)
-            and self.rendered == other.rendered
-            and mine.special_tokens_map == its.special_tokens_map
+            (self.tokenizer.chat_template, self._template.joined)
+            == (other.tokenizer.chat_template, other._template.joined)
+            and (self.rendered, mine) == (other.rendered, its)
             and _unset(self._backend).to_str() == _unset(other._backend).to_str()
         )
 
