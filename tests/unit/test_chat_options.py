@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from assent.data.dataset import prepare
 from assent.data.inspect import inspect, render
 from assent.data.records import Message
 from assent.data.views import sft_view
-from assent.errors import ConfigError, ModelError
+from assent.errors import ConfigError, DataError, ModelError
 
 SFT = ["sft", "--model.path", "m", "--data.train", "t", "--out", "o"]
 SWITCH = """\
@@ -132,6 +133,17 @@ def test_without_a_template_a_file_of_conversations_stops_with_one_line(write, t
     with pytest.raises(ModelError, match="12 of 12 rows are conversations.*chatml, deepseek") as error:
         prepare(DataConfig(write(*[{"messages": LONG}] * 12)), Chat(other), sft_view)
     assert str(error.value).count("--model.chat_template") == 1
+
+
+def test_a_reason_is_given_once(write, tokenizer):
+    ignores = "{%- for m in messages if m.role != 'system' -%}" + SWITCH.split("-%}", 1)[1]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = ignores.replace("<think>\n", "")
+    rows = [{"messages": [{"role": "system", "content": f"{i}"}, *CHAT]} for i in range(12)]
+    with pytest.raises(DataError) as error:
+        prepare(DataConfig(write(*rows)), Chat(other), sft_view)
+    lines = [line for line in str(error.value).splitlines() if "system turn" in line]
+    assert len(lines) == 2 and "12 rows" in lines[0] and "rows.jsonl:1: messages[0]: " in lines[1]
 
 
 def test_a_saved_model_is_asked_as_it_was_trained(write, tiny_model_dir, tmp_path):

@@ -177,6 +177,11 @@ class Chat:
             for message in messages
         )
 
+    @property
+    def template(self) -> str:
+        """The text of the template that conversations are written by."""
+        return self._template.joined or self.tokenizer.get_chat_template()
+
     def speaks_like(self, other: Chat) -> bool:
         """Whether the other gives every conversation the same token ids."""
         mine, its = [  # what pads a batch is in no conversation

@@ -136,10 +136,14 @@ def lengths(values: Sequence[int]) -> dict[str, float]:
     return {"total": int(np.sum(values)), "mean": round(float(np.mean(values)), 1), **spread}
 
 
+def _reason(problem: Problem) -> str:
+    return ": ".join(filter(None, (problem.column, problem.reason)))
+
+
 def count_reasons(problems: Iterable[Problem]) -> dict[str, int]:
     """How many rows have each problem, the commonest first; numbers in a reason do not tell two apart, and are N where
     they differ."""
-    texts = [": ".join(filter(None, (problem.column, problem.reason))) for problem in problems]
+    texts = [_reason(problem) for problem in problems]
     alike: dict[str, set[str]] = {}
     for text in texts:
         alike.setdefault(re.sub(r"\d+", "N", text), set()).add(text)
@@ -183,9 +187,17 @@ def _check(config: DataConfig, source: _Source, chat: Chat) -> None:
         raise DataError(
             f"{source.file}: {bad} of {source.num_rows} rows cannot be used; --data.max_bad {config.max_bad:g} allows "
             f"{int(config.max_bad * source.num_rows)}.\n"
-            + "\n".join(reasons[:LISTED] + ["The first:"] + [f"  {problem}" for problem in faults[:LISTED]])
+            + "\n".join(reasons[:LISTED] + ["The first of each:"] + _first_of_each(faults)[:LISTED])
             + f"{advice}\nSee all of them: {see_all(config, source.file, chat)}"
         )
+
+
+def _first_of_each(problems: Iterable[Problem]) -> list[str]:
+    """The first problem of each kind; the same reason many times would say nothing more."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(re.sub(r"\d+", "N", _reason(problem)), problem)
+    return [f"  {problem}" for problem in first.values()]
 
 
 def see_all(config: DataConfig, file: str, chat: Chat) -> str:

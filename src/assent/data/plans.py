@@ -89,7 +89,7 @@ class Planner:
         example = settled(example)
         own = [self.talk(example, example.prompt)]
         own += [self.talk(example, example.prompt + response.messages) for response in example.responses]
-        hidden = any(self._spelled(talk) for talk in own)
+        hidden = any(self._spelled(talk) for talk in own[1:] or own)
         if hidden:
             own = [self._hidden(talk) for talk in own]
         prompt, *responses = own
@@ -230,7 +230,8 @@ class Planner:
             return whole.startswith(opened) and self._parts(opened, whole[len(opened) :])
 
         what = f"the chat template writes what comes before assistant turn {number} differently once the turn follows"
-        reason = f"{what}; its generation prompt ends with {left[-24:]!r}"
+        starts = [match.start() for match in any_of(self.habits.around).finditer(left)]
+        reason = f"{what}; its generation prompt ends with {left[max([len(left) - 60, *starts[-1:]]) :]!r}"
         last = max(index for index in range(turn, len(talk.messages)) if index not in talk.context)
         if (last > turn or number > 1) and fits(talk, last):
             return RowError(column, what + OTHER_TURNS)
