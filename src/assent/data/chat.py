@@ -192,11 +192,6 @@ class Chat:
             self._backend
         ).to_str() == _unset(other._backend).to_str()
 
-    @property
-    def template(self) -> str:
-        """The text of the chat template, with the variables that were given as its defaults."""
-        return self._template.joined or self.tokenizer.get_chat_template()
-
     # ------------------------------------------------------------------------------------------------ tokens
 
     def _encode(self, plans: Sequence[Plan]) -> list[list[np.ndarray | None]]:

@@ -37,8 +37,8 @@ TOLERANCE = 1e-3
 
 
 def ending(chat: Chat) -> tuple[str, str]:
-    """What the chat template writes behind an answer, and what assent reads of it: up to the token that ends it, or the
-    tokenizer's EOS where the template writes none."""
+    """What the chat template writes behind an answer, and what assent reads of it: up to the token that ends it, or with
+    that token where the template writes it only before a next turn, or never."""
     tokenizer, answer = chat.tokenizer, "Certainly."
     example = Example((Message("user", "Question?"),), (Response((Message("assistant", answer),)),))
     messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": answer}]
@@ -48,8 +48,7 @@ def ending(chat: Chat) -> tuple[str, str]:
     names = [tokenizer.convert_ids_to_tokens(index) for index in chat.eos_ids]
     found = sorted((written.find(name), name) for name in names if name in written)
     ends = [written[:position] + name for position, name in found]
-    if tokenizer.eos_token is not None:
-        ends.append(written.rstrip() + tokenizer.eos_token)
+    ends += [written.rstrip() + name for name in [tokenizer.eos_token, *sorted(names)] if name is not None]
     try:
         tree = chat.tree(example, 1 << 20)
     except RowError:
