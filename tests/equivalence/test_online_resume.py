@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adaptive": (
         "ppo",
         {
-            "kl": vars(KLConfig(target=0.1, horizon=8)),
+            "kl": KLConfig(target=0.1, horizon=8),
             "loss": {"objective": "penalty", "penalty_target": 1e-3},
             "rollout": replace(TWO, epochs=2, minibatches=1),
         },

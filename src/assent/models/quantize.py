@@ -41,7 +41,7 @@ def loading_options(kind: str, *, precision: str, device: torch.device | str, ke
 def _check_support(kind: str, device: torch.device) -> None:
     option = f"--model.lora.quantize {kind}"
     if not is_bitsandbytes_available():
-        raise ModelError(f"{option} needs the package bitsandbytes (0.46.1 or later): pip install 'assent[quant]'.")
+        raise ModelError(f"{option} needs the package bitsandbytes (0.50 or later): pip install 'assent[quant]'.")
     supported = sorted(importlib.import_module("bitsandbytes").supported_torch_devices)
     if device.type not in supported:
         raise ModelError(f"{option}: bitsandbytes does not run on {device.type}. It runs on {', '.join(supported)}.")
