@@ -17,6 +17,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import attention, head
 from assent.models.attention import TreeAttend
+from assent.models.folders import longest
 from assent.models.loading import load_policy, load_score_model
 from assent.models.policy import Backbone, Policy
 from assent.models.quiet import quieten
@@ -465,7 +466,10 @@ def test_a_batch_that_straddles_longropes_window_cannot_be(tmp_path: Path) -> No
     path = folder(tmp_path, "phi3", rope_parameters=rope, original_max_position_embeddings=16)
     with pytest.raises(ModelError, match=r"more than 16 tokens.* Got --data.max_length 32; it can be 16 at most"):
         load_policy(fp32(path), max_length=32)
-    assert load_policy(fp32(path), max_length=16).tree
+    policy = load_policy(fp32(path), max_length=16)
+    assert policy.tree and longest(policy.plain.config) == 16
+    with pytest.raises(ModelError, match="longest sequence of a batch beyond 16 tokens"):
+        TorchEngine(policy.model, ()).generate([np.arange(3, 9)], 1, SamplingConfig(max_new_tokens=11), 0)
 
 
 VISION = {

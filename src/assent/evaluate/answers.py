@@ -15,6 +15,7 @@ from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.evaluate.generation import Answer
+from assent.models.folders import longest
 from assent.models.loading import load_policy, load_score_model, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.vocabulary import unused_ids
@@ -87,8 +88,7 @@ def max_length(model: Path) -> int:
     """The longest sequence that the model's configuration allows (the sampler refuses longer ones by itself)."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 1 << 20
+    return longest(AutoConfig.from_pretrained(model)) or 1 << 20
 
 
 def _policy(folder: Path, limit: int, precision: str) -> tuple[Policy, Chat]:
