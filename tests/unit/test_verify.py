@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -383,6 +384,25 @@ def test_generate_refuses_a_wrong_engine(tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be sampled by the torch engine"):
         generate(GenerateConfig(model=path, prompts=prompts, out=str(tmp_path / "a.jsonl"), precision="fp32"))
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_probe_with_a_wrong_engine_finds_nothing_and_says_why(tokenizer, tmp_path: Path, monkeypatch) -> None:
+    from assent.algorithms.probe import Probe
+    from assent.config import ProbeConfig
+    from assent.data.chat import Chat
+    from assent.data.records import Example, Message
+
+    path = twice_in_one_place(tmp_path, tokenizer)
+    config = SimpleNamespace(data=SimpleNamespace(max_length=64))
+    job = SimpleNamespace(config=config, chat=Chat(tokenizer), tokenizer=tokenizer, world=SimpleNamespace(is_main=True))
+    prompts = [Example(prompt=(Message("user", "What is red?"),))]
+    policy = load_policy(fp32(path), max_length=64)
+    assert policy.tree
+    said: list[str] = []
+    monkeypatch.setattr("assent.algorithms.probe.say", said.append)
+    probe = Probe(job, policy, None, prompts, ProbeConfig(max_new_tokens=8))
+    assert probe().metrics == {}
+    assert said[0].startswith("No answers are sampled at evaluations: DiffLlamaForCausalLM cannot be sampled")
 
 
 # ---- vocabularies
