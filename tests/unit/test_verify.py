@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import attention, head
 from assent.models.attention import TreeAttend
+from assent.models.folders import longest
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy
 from assent.models.policy import Backbone, Policy
@@ -385,6 +387,25 @@ def test_generate_refuses_a_wrong_engine(tokenizer, tmp_path: Path) -> None:
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_a_probe_with_a_wrong_engine_finds_nothing_and_says_why(tokenizer, tmp_path: Path, monkeypatch) -> None:
+    from assent.algorithms.probe import Probe
+    from assent.config import ProbeConfig
+    from assent.data.chat import Chat
+    from assent.data.records import Example, Message
+
+    path = twice_in_one_place(tmp_path, tokenizer)
+    config = SimpleNamespace(data=SimpleNamespace(max_length=64))
+    job = SimpleNamespace(config=config, chat=Chat(tokenizer), tokenizer=tokenizer, world=SimpleNamespace(is_main=True))
+    prompts = [Example(prompt=(Message("user", "What is red?"),))]
+    policy = load_policy(fp32(path), max_length=64)
+    assert policy.tree
+    said: list[str] = []
+    monkeypatch.setattr("assent.algorithms.probe.say", said.append)
+    probe = Probe(job, policy, None, prompts, ProbeConfig(max_new_tokens=8))
+    assert probe().metrics == {}
+    assert said[0].startswith("No answers are sampled at evaluations: DiffLlamaForCausalLM cannot be sampled")
+
+
 # ---- vocabularies
 
 
@@ -466,7 +487,10 @@ def test_a_batch_that_straddles_longropes_window_cannot_be(tmp_path: Path) -> No
     path = folder(tmp_path, "phi3", rope_parameters=rope, original_max_position_embeddings=16)
     with pytest.raises(ModelError, match=r"more than 16 tokens.* Got --data.max_length 32; it can be 16 at most"):
         load_policy(fp32(path), max_length=32)
-    assert load_policy(fp32(path), max_length=16).tree
+    policy = load_policy(fp32(path), max_length=16)
+    assert policy.tree and longest(policy.plain.config) == 16
+    with pytest.raises(ModelError, match="longest sequence of a batch beyond 16 tokens"):
+        TorchEngine(policy.model, ()).generate([np.arange(3, 9)], 1, SamplingConfig(max_new_tokens=11), 0)
 
 
 VISION = {

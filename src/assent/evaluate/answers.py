@@ -14,6 +14,7 @@ from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.evaluate.generation import Answer
+from assent.models.folders import longest
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
@@ -92,8 +93,7 @@ def max_length(model: Path) -> int:
     """The longest sequence that the model's configuration allows (the sampler refuses longer ones by itself)."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 1 << 20
+    return longest(AutoConfig.from_pretrained(model)) or 1 << 20
 
 
 def _policy(folder: Path, limit: int, precision: str, world: World) -> tuple[Policy, Chat]:

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from assent.data.tree import Segment
 from assent.errors import ModelError
+from assent.models.folders import rope_limit
 from assent.models.parts import decoder_of, plain_of
 
 NAME = "assent"
@@ -91,6 +92,9 @@ def inexact_reason(model: PreTrainedModel, max_length: int) -> str | None:
     uses_window = "sliding_attention" in kinds or not getattr(config, "layer_types", None)
     if getattr(config, "use_sliding_window", True) and uses_window and window is not None and window < max_length:
         return f"its attention window of {window} tokens is shorter than the longest sequence of {max_length}"
+    limit = rope_limit(config)
+    if limit is not None and limit < max_length:
+        return f"its rotary embedding changes with the longest sequence of a batch beyond {limit} tokens"
     others = kinds - {"full_attention", "sliding_attention"}
     if others:
         return f"it has layers of kind {', '.join(sorted(others))}"
@@ -118,9 +122,11 @@ class TreeAttend:
         self._plan: _Plan | None = None
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        width, wide = value.shape[-1], max(query.shape[-1], value.shape[-1])
-        if query.shape[-1] != width:  # latent attention has narrower values; zeros change nothing
-            query, key, value = (nn.functional.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
+        width = value.shape[-1]
+        if query.shape[-1] == width:
+            return self._run(query, key, value, scaling)
+        wide = max(query.shape[-1], width)  # latent attention has narrower values; zeros change nothing
+        query, key, value = (nn.functional.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
         return self._run(query, key, value, scaling)[..., :width]
 
     def _run(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

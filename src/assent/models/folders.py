@@ -80,18 +80,22 @@ def freeze_towers(model: PreTrainedModel) -> None:
             weight.requires_grad_(False)
 
 
-def rope_limit(model: PreTrainedModel) -> int | None:
+def rope_limit(config: PreTrainedConfig) -> int | None:
     """The longest sequence for which rotary frequencies do not depend on how long the longest of a batch is, or None
     where they never do: longrope and dynamic NTK change all of a batch with it."""
-    config = model.config.get_text_config()
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
     limits = []
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        for layer, kind in kinds.items() if isinstance(kinds, dict) else ((None, kinds),):
-            if not isinstance(kind, str) or not (kind == "longrope" or "dynamic" in kind):
-                continue
-            parameters = getattr(config, "rope_parameters", None) or {}
-            parameters = parameters.get(layer, parameters) if layer else parameters
-            limit = parameters.get("original_max_position_embeddings") if kind == "longrope" else None
-            limits.append(limit or getattr(config, "max_position_embeddings", None))
+    for table in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = table.get("rope_type") or ""
+        if kind == "longrope":
+            limits.append(table.get("original_max_position_embeddings"))
+        elif "dynamic" in kind:
+            limits.append(getattr(text, "max_position_embeddings", None))
     return min((limit for limit in limits if limit), default=None)
+
+
+def longest(config: PreTrainedConfig) -> int | None:
+    """The longest sequence that a model reads as it was meant to, or None where its configuration sets no limit."""
+    limits = (getattr(config.get_text_config(), "max_position_embeddings", None), rope_limit(config))
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)

@@ -160,7 +160,7 @@ def _check_length(model: PreTrainedModel, config: ModelConfig, max_length: int) 
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and 0 < limit < max_length:
         raise ModelError(f"{config.path} reads at most {limit} tokens. Got --data.max_length {max_length}.")
-    limit = rope_limit(model)
+    limit = rope_limit(model.config)
     if limit is not None and limit < max_length:
         raise ModelError(
             f"{config.path}: its rotary embedding changes for a whole batch when one of its sequences has more than "
