@@ -203,7 +203,7 @@ def _server(spec: str, config: OnlineConfig, current: Job, name: str) -> GroupRe
             own = current.chat
             if remote.tokenizer is not None:
                 folder = ModelConfig(remote.tokenizer, trust_remote_code=config.model.trust_remote_code)
-                own = Chat(load_tokenizer(folder), None)
+                own = Chat(load_tokenizer(folder), rendered=config.data.rendered)
             source: GroupReward = ServedModel(name, server, Reading(own, current.chat, config.data.max_length))
         else:
             source = RemoteReward(name, server, partial(written, current.tokenizer))

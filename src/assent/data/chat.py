@@ -46,6 +46,7 @@ class Chat:
     """A tokenizer and its chat template. `template` (a built-in name or a Jinja file) replaces the tokenizer's own;
     `variables` are given to it. With `rendered`, rows are text that a template has written already.
 
+    `asked_for` are the template and the variables that were given.
     `eos_ids` are the ids that generation stops at: the tokenizer's EOS, and what the template writes after an answer;
     `end_ids` are all that end an assistant turn somewhere in a conversation.
     Without any template a prompt must be one user message; its text and the answer's are joined as they are.
@@ -64,6 +65,7 @@ class Chat:
             raise ModelError(f"{tokenizer.name_or_path} has no tokenizer.json; assent needs a fast tokenizer.")
         self.tokenizer = tokenizer
         self.rendered = rendered
+        self.asked_for = (template, dict(variables or {}))
         self._template = Template(tokenizer, template, variables)
         self._source = self._template.source
         self._backend: Tokenizer = tokenizer.backend_tokenizer

@@ -213,6 +213,13 @@ def see_all(config: DataConfig, file: str, chat: Chat) -> str:
             words += [f"{expected}:{name}" for expected, name in value.items()]
         elif value is not True:
             words.append(str(value))
+    template, variables = chat.asked_for
+    words += ["--chat_template", str(template)] if template else []
+    words += (
+        ["--template_kwargs", *(f"{name}:{json.dumps(value)}" for name, value in variables.items())]
+        if variables
+        else []
+    )
     return shlex.join(words)
 
 

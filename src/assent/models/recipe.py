@@ -37,8 +37,8 @@ TOLERANCE = 1e-3
 
 
 def ending(chat: Chat) -> tuple[str, str]:
-    """What the chat template writes behind an answer, and what assent reads of it: up to the token that ends it, or with
-    that token where the template writes it only before a next turn, or never."""
+    """What the chat template writes behind an answer, and what assent reads of it: up to the token that ends it, or
+    with that token where the template writes it only before a next turn, or never."""
     tokenizer, answer = chat.tokenizer, "Certainly."
     example = Example((Message("user", "Question?"),), (Response((Message("assistant", answer),)),))
     messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": answer}]
