@@ -143,12 +143,14 @@ def _reason(problem: Problem) -> str:
 def count_reasons(problems: Iterable[Problem]) -> dict[str, int]:
     """How many rows have each problem, the commonest first; numbers in a reason do not tell two apart, and are N where
     they differ."""
-    texts = [_reason(problem) for problem in problems]
-    alike: dict[str, set[str]] = {}
-    for text in texts:
-        alike.setdefault(re.sub(r"\d+", "N", text), set()).add(text)
-    names = {text: text if len(each) == 1 else kind for kind, each in alike.items() for text in each}
-    return dict(Counter(names[text] for text in texts).most_common())
+    alike: dict[str, list[list[str]]] = {}
+    for problem in problems:
+        parts = re.split(r"(\d+)", _reason(problem))
+        alike.setdefault("".join(parts[::2]), []).append(parts)
+    counts: Counter[str] = Counter()
+    for group in alike.values():
+        counts["".join(each[0] if len(set(each)) == 1 else "N" for each in zip(*group, strict=True))] += len(group)
+    return dict(counts.most_common())
 
 
 def _read(config: DataConfig, file: str, view: View, chat: Chat) -> _Source:
