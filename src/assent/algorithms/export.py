@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
-from assent.errors import ConfigError, ModelError, RunFolderError
+from assent.errors import ConfigError, ModelError
 from assent.models.adapters import add_lora, checkpoint_weights
 from assent.models.heads import NO_PAD, open_scorer, outward
 from assent.models.loading import load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder, reading_class
-from assent.models.saving import cast, stop_ids, stored_as, write_folder
+from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
 from assent.models.sources import Checkpoint, Source, ask_hub, resolve
 from assent.train.progress import say
 
@@ -27,28 +25,16 @@ def export(config: ExportConfig) -> Path:
     """Writes the model that `config.model` stands for to `config.out`, complete or not at all, and reads it back.
 
     Raises RunFolderError where `config.out` holds something, ModelError where there is no model."""
-    out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"--out {out} exists and is not empty. Choose another --out, or remove it.")
+    out = check_new(config.out)
     quiet_transformers()
     source = resolve(config.model)
     ask_hub(source)
     if config.adapters == "keep" and not _has_own_adapters(source):
         raise ConfigError(f"--adapters keep: {config.model} is not one set of adapters on a whole model.")
     model = ModelConfig(config.model, trust_remote_code=config.trust_remote_code)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {out.parent}: {error.strerror}.") from error
-    try:
-        partial.chmod(0o755)
+    with complete_or_absent(out) as partial:
         checked = _write(model, source, partial, config)
         (partial / "README.md").write_text(_card(config, source, checked), encoding="utf-8")
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     say(f"{out}: {checked}")
     return out
 

@@ -4,10 +4,7 @@ offline and from nothing."""
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from assent.config import InitConfig
 from assent.data.formats import load_examples
-from assent.errors import ConfigError, DataError, RunFolderError
+from assent.errors import ConfigError, DataError
+from assent.models.saving import check_new, complete_or_absent
 
 log = logging.getLogger(__name__)
 
@@ -109,23 +107,10 @@ def random_model(tokenizer: PreTrainedTokenizerFast, config: InitConfig) -> Llam
 
 def write_model(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, out: str | Path) -> Path:
     """Writes a Hugging Face model folder, complete or not at all."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} exists and is not empty. Choose another --out, or remove it.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {out.parent}: {error.strerror}.") from error
-    try:
-        partial.chmod(0o755)
-        tokenizer.save_pretrained(partial)
-        model.save_pretrained(partial)
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return out
+    with complete_or_absent(out) as folder:
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+    return Path(out)
 
 
 def init_model(config: InitConfig) -> Path:
@@ -134,9 +119,7 @@ def init_model(config: InitConfig) -> Path:
     Errors: `RunFolderError` where `out` holds something, `DataError` where the data has no text, `ConfigError` for an
     impossible size.
     """
-    out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} exists and is not empty. Choose another --out, or remove it.")
+    out = check_new(config.out)
     examples = load_examples(config.data, format=config.format).examples
     texts = [
         message.content

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.utils import cached_file
 
 from assent.data.chat import Chat
-from assent.errors import ModelError
+from assent.errors import ModelError, RunFolderError
 from assent.models.adapters import merged_weights
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
@@ -98,6 +102,33 @@ def _with_ends(before: list[int], stops: Collection[int]) -> int | list[int] | N
 
 
 # ---- what is written
+
+
+def check_new(out: str | Path) -> Path:
+    """A folder that is yet to be written. Raises RunFolderError where something is in it."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"--out {out} exists and is not empty. Choose another --out, or remove it.")
+    return out
+
+
+@contextmanager
+def complete_or_absent(out: str | Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` at the end, or nothing where something fails. Raises RunFolderError as
+    `check_new`, and where it cannot be made."""
+    out = check_new(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {out.parent}: {error.strerror}.") from error
+    try:
+        partial.chmod(0o755)
+        yield partial
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def save_model(
