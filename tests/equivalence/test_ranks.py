@@ -152,9 +152,13 @@ def test_every_logged_number(name: str, runs) -> None:
     one, two = (read_metrics(out / "metrics.jsonl", times=False) for out in runs[name])
     assert [row["step"] for row in one] == [row["step"] for row in two]
     assert len([row for row in one if "loss" in row]) == (4 if name.split()[0] in METHODS else 3)
+    objective = OBJECTIVES.get(name.split()[0])
+    equal = objective is not None and objective.needs_reference
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
+            if equal and a["step"] <= 1 and ("accuracy" in key or "agreement" in key):
+                continue  # the policy is its reference still: the sign of a margin is that of its rounding
             assert b[key] == pytest.approx(value, abs=1e-5, rel=1e-5, nan_ok=True), (key, a["step"])
 
 

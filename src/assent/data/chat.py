@@ -77,6 +77,7 @@ class Chat:
         self._learn_tokens()
         self._closed_pieces = self._encodes_pieces_alone()
         self._parted: dict[tuple[str, str], bool] = {}
+        self._opened: dict[tuple[int, ...], str] = {(): ""}
 
     def _learn_tokens(self) -> None:
         tokenizer, found = self.tokenizer, self._habits
@@ -277,9 +278,13 @@ class Chat:
 
     def _opening(self, prompt: Sequence[int] | np.ndarray) -> str:
         """What the generation prompt has opened for the answer, if anything."""
-        if not len(prompt):
-            return ""
-        opened = OPENED.search(self._spell([int(i) for i in prompt[-16:]]))
+        end = tuple(int(i) for i in prompt[-16:])
+        if end not in self._opened:
+            self._opened[end] = self._opened_by(end)
+        return self._opened[end]
+
+    def _opened_by(self, end: tuple[int, ...]) -> str:
+        opened = OPENED.search(self._spell([*end]))
         if opened is None or self._habits.header.rstrip().endswith(opened[1]):
             return ""
         return opened[0] if any(THOUGHT_ENDS.fullmatch(partner) for partner in partners(opened[1])) else ""
