@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 WAIT: Mapping[str, Mapping[str, str]] = {
     "alone": {},
-    "shared": {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"},
+    "shared": {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"},
 }
 """How a thread waits for the others of its step: "alone" as OpenMP does by itself (it spins for as long as it takes,
-which is quickest where every thread has a core), "shared" a moment and then asleep (a thread that spins keeps the core
-from the very thread that it waits for). GOMP_SPINCOUNT (rounds) is read by the libgomp in torch's wheels,
-KMP_BLOCKTIME (milliseconds) by Intel's and LLVM's libraries."""
+which is quickest where every thread has a core), "shared" asleep at once (a thread that spins keeps the core from the
+very thread that it waits for; docs/LOG.md has what was measured). OMP_WAIT_POLICY is read by the libgomp in torch's
+wheels, KMP_BLOCKTIME (milliseconds) by Intel's and LLVM's libraries."""
 BUSY = 0.5
 """Processes at work besides, for each core of the machine, from which cores count as shared."""
 LOOKS, PAUSE = 3, 0.002
