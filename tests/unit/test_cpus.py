@@ -135,9 +135,9 @@ def test_it_is_settled_when_assent_is_imported():
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     found = {name: value for name, value in json.loads(done.stdout).items() if value is not None}
     assert found in (cpus.WAIT["alone"], cpus.WAIT["shared"])
-    env["GOMP_SPINCOUNT"] = "7"
+    env["OMP_WAIT_POLICY"] = "active"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert json.loads(done.stdout) == {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": None}
+    assert json.loads(done.stdout) == {"OMP_WAIT_POLICY": "active", "KMP_BLOCKTIME": None}
 
 
 # ---- threads of a run
