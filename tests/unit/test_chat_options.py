@@ -170,3 +170,14 @@ def test_a_saved_model_is_asked_as_it_was_trained(write, tiny_model_dir, tmp_pat
     assert own.prompt_ids((Message("user", "Hi."),)).tolist() == saved(asked)["input_ids"]
     thinking = saved.apply_chat_template(CHAT[:1], add_generation_prompt=True, tokenize=False, enable_thinking=True)
     assert thinking.endswith("<think>\n")
+
+
+def test_what_a_template_leaves_out_comes_with_a_way_out(write, tokenizer):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+    file = write(*[{"messages": [CHAT[0], calls]}] * 3)
+    with pytest.raises(DataError) as caught:
+        prepare(DataConfig(file), Chat(copy.deepcopy(tokenizer)), sft_view)
+    text = str(caught.value)
+    assert text.count("leaves out or changes 'weather'") == 2, "its count, and the first row"
+    assert text.count("--model.chat_template (docs/chat.md)") == 1

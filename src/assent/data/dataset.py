@@ -186,6 +186,8 @@ def _check(config: DataConfig, source: _Source, chat: Chat) -> None:
         if config.long == "refuse" and source.long:
             advice = "\nRows that are too long can be left out (--data.long drop) or lose their first turns "
             advice += "(--data.long truncate_prompt_left)."
+        if any("the chat template leaves out" in problem.reason for problem in faults):
+            advice += "\nA template that writes all of it can be given with --model.chat_template (docs/chat.md)."
         raise DataError(
             f"{source.file}: {bad} of {source.num_rows} rows cannot be used; --data.max_bad {config.max_bad:g} allows "
             f"{int(config.max_bad * source.num_rows)}.\n"
