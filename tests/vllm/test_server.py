@@ -126,8 +126,12 @@ def test_a_server_that_is_killed_and_started_again_samples_from_the_current_weig
 
 def test_answers_of_a_model_folder(server: RealServer, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    train_tokenizer(("What is the capital of France? Paris. One two three.",) * 3, 400).save_pretrained(folder)
-    policy(3).model.save_pretrained(folder)
+    tokenizer = train_tokenizer(("What is the capital of France? Paris. One two three.",) * 3, 400)
+    model = policy(3).model
+    # every id of the model is a token: of ids that no token has, only our own engine knows
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(model.config.vocab_size - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "One"}\n{"prompt": "two three"}\n')
     rows = []
     for engine in (EngineConfig("vllm", url=server.url), EngineConfig()):
