@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -89,6 +90,8 @@ def base(tokenizer, tmp_path_factory) -> Callable[[str], Path]:
     def make(kind: str) -> Path:
         if kind not in made:
             folder = made[kind] = tmp_path_factory.mktemp("base") / kind
+            if kind not in CONFIG_MAPPING:
+                pytest.skip(f"this transformers has no {kind}")
             known = {field.name for field in dataclasses.fields(type(AutoConfig.for_model(kind)))}
             sizes = {name: value for name, value in SIZES.items() if name in known}
             torch.manual_seed(0)
@@ -151,8 +154,9 @@ def config_of(folder: Path, precision: str = "fp32", **options: Any) -> ModelCon
 @pytest.mark.parametrize("kind", OWN)
 def test_a_head_of_our_own(kind: str, base, tokenizer, tmp_path: Path, capsys) -> None:
     """Trained, saved, loaded by assent and by plain torch: the same scores."""
+    folder = base(kind)
     assert type(AutoConfig.for_model(kind)) not in AutoModelForSequenceClassification._model_mapping
-    scorer = load_score_model(config_of(base(kind)), tokenizer, max_length=64)
+    scorer = load_score_model(config_of(folder), tokenizer, max_length=64)
     assert "its head of one output (score.weight) is new and untrained" in capsys.readouterr().out
     batch = rows(flat=not scorer.tree)
     start = scorer.head.weight.detach().clone()
