@@ -13,6 +13,7 @@ import torch
 
 from assent import process
 from assent.errors import AssentError, CheckpointError, Interrupted, ShutdownRequested, UserError
+from assent.guest import blamed, ends_programs
 from assent.train.carried import all_here, raised_by_all, shared_store
 from assent.train.interrupt import Interrupt
 
@@ -64,8 +65,8 @@ def guard(state: Guarded) -> Iterator[None]:
             if isinstance(error, AssentError):
                 error.args = (f"{error}\n{said}",)
                 raise
-            if not isinstance(error, Exception):
-                raise CodeEnded(f"{blamed(error)}.\n{said}") from error
+            if ends_programs(error):
+                raise CodeEnded(f"The run was ended by {blamed(error)}.\n{said}") from error
             error.add_note(said)
             raise
 
@@ -97,10 +98,3 @@ def _exists(state: Guarded) -> str:
     if state.written is None:
         return NOTHING
     return f"The newest checkpoint is that of step {state.written['run']['step']}; continue with --resume auto."
-
-
-def blamed(error: BaseException) -> str:
-    """Who raised an exception that ends programs."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    value = f"({error})" if str(error) else ""
-    return f"{frame.name} ({frame.filename}:{frame.lineno}) raised {type(error).__name__}{value}, which ends a program"
