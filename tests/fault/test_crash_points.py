@@ -18,7 +18,6 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-import torch
 
 import assent
 import assent.algorithms.job as job_module
@@ -187,7 +186,9 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Callable[[str, Path], RunCon
             "data": DataConfig(str(folder / "rows.jsonl"), eval_fraction=0.34, max_length=64),
             "out": str(out),
             "optim": OptimConfig(lr=1e-2, warmup=0.0),
-            "train": TrainConfig(batch_size=2, micro_tokens=100, max_steps=STEPS, eval_every=2, save_every=2, threads=1),
+            "train": TrainConfig(
+                batch_size=2, micro_tokens=100, max_steps=STEPS, eval_every=2, save_every=2, threads=1
+            ),
         }
         if name == "sft":
             return SFTConfig(**shared)
@@ -276,7 +277,10 @@ def told(error: BaseException, updates: list[int], out: Path, where: str) -> boo
     newest = checkpoint.newest_complete(out / "checkpoints")
     step = checkpoint.read_manifest(newest)["step"] if newest else None
     if step is None:
-        assert (NOTHING in said and not updates) or "No checkpoint exists yet: --resume auto begins" in said, (where, said)
+        assert (NOTHING in said and not updates) or "No checkpoint exists yet: --resume auto begins" in said, (
+            where,
+            said,
+        )
         return NOTHING not in said
     if "was under way" in said or isinstance(error, CheckpointError):
         assert f"The newest checkpoint is that of step {step}; continue with --resume auto" in said, (where, said)

@@ -8,20 +8,14 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import assent
 from assent.cli import main
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
@@ -45,13 +39,13 @@ def scores(completions):
     return [float(len(text)) for text in completions]
 
 def sleeps(completions: list[str], gold):
-    if waits() and gold[0] in ("2", "6"):  # the second rollout, or a worker's one answer of it
+    if waits() and "2" in gold:
         (HERE / "there").touch()
         time.sleep(600)
     return scores(completions)
 
 async def awaits(completions: list[str], gold):
-    if waits() and gold[0] == "2":
+    if waits() and "2" in gold:
         (HERE / "there").touch()
         await asyncio.sleep(600)
     return scores(completions)
@@ -63,7 +57,7 @@ def sleeps_in_evaluation(completions: list[str], trainer_state, gold):
     return scores(completions)
 
 def swallows(completions: list[str], gold):
-    while waits() and gold[0] == "2":
+    while waits() and "2" in gold:
         (HERE / "there").touch()
         try:
             time.sleep(600)
@@ -72,7 +66,7 @@ def swallows(completions: list[str], gold):
     return scores(completions)
 
 def swallows_once(completions: list[str], gold):
-    if waits() and gold[0] == "2":
+    if waits() and "2" in gold:
         (HERE / "there").touch()
         try:
             time.sleep(600)
@@ -139,7 +133,8 @@ def signalled(there: Path, *numbers: int, pause: float = 0.2) -> Iterator[list[f
     sent: list[float] = []
 
     def send() -> None:
-        while not there.exists():
+        end = time.monotonic() + 30
+        while not there.exists() and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.1)
         for number in numbers:
@@ -148,7 +143,7 @@ def signalled(there: Path, *numbers: int, pause: float = 0.2) -> Iterator[list[f
             time.sleep(pause)
 
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}  # one may come after the end
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
     yield sent
     thread.join()
