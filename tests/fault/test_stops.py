@@ -1,4 +1,4 @@
-"""Signals while a run waits for something, and output that breaks: it ends within seconds, or not at all, and nothing is
+"""Signals while a run waits for something, and output that breaks: it ends within seconds, or goes on, and nothing is
 lost. What was stopped goes on to the bytes of a run that never was."""
 
 from __future__ import annotations
