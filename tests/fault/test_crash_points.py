@@ -188,9 +188,7 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Callable[[str, Path], RunCon
             "data": DataConfig(str(folder / "rows.jsonl"), eval_fraction=0.34, max_length=64),
             "out": str(out),
             "optim": OptimConfig(lr=1e-2, warmup=0.0),
-            "train": TrainConfig(
-                batch_size=2, micro_tokens=100, max_steps=3, eval_every=2, save_every=2, threads=1
-            ),
+            "train": TrainConfig(batch_size=2, micro_tokens=100, max_steps=3, eval_every=2, save_every=2, threads=1),
         }
         if name == "sft":
             return SFTConfig(**shared)
@@ -215,9 +213,12 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Callable[[str, Path], RunCon
 def outcome(out: Path) -> dict[str, object]:
     """All that a run computes: its last checkpoint, metrics without times, samples."""
     newest = checkpoint.newest_complete(out / "checkpoints")
-    assert newest is not None
+    if newest is None:
+        return {}
     state = json.loads((newest / "state.json").read_text())
     state["run"].pop("positions")  # the lengths of times differ
+    due = state["run"]["due"]["metrics"]
+    state["run"]["due"]["metrics"] = {name: value for name, value in due.items() if not name.startswith("time/")}
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.glob("*.safetensors")}
     return files | {
         "state": state,
@@ -240,6 +241,8 @@ def updates(monkeypatch) -> list[int]:
     return done
 
 
+NO_CALLS = ("<listcomp>", "<dictcomp>", "<genexpr>", "len", "isinstance", "__enter__", "__exit__")
+"""What is no call in the text, or cannot break; the guard cannot stand before its own beginning and after its end."""
 BROKEN: set[tuple[str, int]] = set()
 """Lines that an earlier run has broken at."""
 
@@ -248,13 +251,17 @@ def one_of_each_line(seen: Iterable[Site], draw: random.Random) -> list[Site]:
     """A call on each line that was not broken yet."""
     lines: dict[tuple[str, int], list[Site]] = {}
     for site in sorted(seen):
-        if site[:2] not in BROKEN and site[2] not in ("<listcomp>", "<dictcomp>", "<genexpr>", "len", "isinstance"):
+        if site[:2] not in BROKEN and site[2] not in NO_CALLS:
             lines.setdefault(site[:2], []).append(site)
     BROKEN.update(lines)
     return [draw.choice(calls) for calls in lines.values()]
 
 
-@pytest.mark.parametrize("name", ["sft", "tr-dpo", "grpo", "ppo"])
+POINTS = {"sft": 120, "tr-dpo": 30, "grpo": 100, "ppo": 8}
+"""Least calls that each of them is the first to make."""
+
+
+@pytest.mark.parametrize("name", POINTS)
 def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_path: Path) -> None:
     straight = Tracer()
     train(make(name, tmp_path / "straight"), straight)
@@ -262,22 +269,23 @@ def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_pa
     assert len(wanted["metrics"]) >= 3
     sites = one_of_each_line(straight.seen, random.Random(name))
     draw, lost = random.Random(name), 0
+    continued: list[dict[str, object]] = []  # what was found to go on rightly: many calls leave the same behind
     for index, site in enumerate(sites):
-        kind = KINDS[index % len(KINDS)] if index % 2 else Broken
-        tracer = Tracer(site, draw.randint(1, straight.seen[site]), kind)
+        tracer = Tracer(site, draw.randint(1, straight.seen[site]), draw.choice((Broken, *KINDS)))
         out = tmp_path / str(index)
-        config = make(name, out)
+        where = f"{name}: call {tracer.number} of {site}, {tracer.kind}"
         updates.clear()
-        where = f"{name}: call {tracer.number} of {site}, {kind}"
         try:
-            train(config, tracer)
+            train(make(name, out), tracer)
         except BaseException as error:
             lost += told(error, updates, out, where)
-            train(replace(config, resume="auto"))
         assert tracer.raised, where
-        assert outcome(out) == wanted, where
-    print(f"{name}: {len(sites)} points, {lost} in the middle of an update")
-    assert len(sites) >= 20 and lost <= 20
+        if (left := outcome(out)) not in continued:
+            train(replace(make(name, out), resume="auto"))
+            assert outcome(out) == wanted, where
+            continued.append(left)
+    print(f"{name}: {len(sites)} calls broken, {lost} in the middle of an update; {len(continued)} states continued")
+    assert len(sites) >= POINTS[name] and len(continued) >= 4 and lost <= len(sites) / 5
 
 
 def told(error: BaseException, updates: list[int], out: Path, where: str) -> bool:
