@@ -31,10 +31,10 @@ class Children:
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
 
-    def start(self, arguments: list[str], log: Path | None = None) -> int:
-        """Its output goes to `self.log`, or to `log`."""
+    def start(self, arguments: list[str], log: Path | None = None, **env: str) -> int:
+        """Its output goes to `self.log`, or to `log`; `env` are further environment variables."""
         self.log.write_text("")
-        return self.ask(run=arguments, log=str(log or self.log))
+        return self.ask(run=arguments, log=str(log or self.log), env=env)
 
     def wait(self, pid: int) -> int:
         return self.ask(wait=pid)
