@@ -7,6 +7,7 @@ import copy
 import errno
 import hashlib
 import json
+import os
 import random
 import signal
 import sys
@@ -284,6 +285,13 @@ def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_pa
             train(replace(make(name, out), resume="auto"))
             assert outcome(out) == wanted, where
             continued.append(left)
+    for site in draw.sample(sites, 4):  # and by SIGKILL, or the power
+        out = tmp_path / f"killed {site[1]}"
+        if (pid := os.fork()) == 0:
+            train(make(name, out), Tracer(site, draw.randint(1, straight.seen[site]), lambda: os._exit(9)))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, site
+        train(replace(make(name, out), resume="auto"))
+        assert outcome(out) == wanted, site
     print(f"{name}: {len(sites)} calls broken, {lost} in the middle of an update; {len(continued)} states continued")
     assert len(sites) >= POINTS[name] and len(continued) >= 4 and lost <= len(sites) / 5
 

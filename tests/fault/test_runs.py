@@ -322,6 +322,41 @@ def test_a_diverging_run_stops_before_the_update(make: Make, tmp_path: Path) -> 
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_a_bad_number_says_what_there_is_and_keeps_it(make: Make, tmp_path: Path) -> None:
+    """Without a checkpoint so far: the step before is saved. In the first step: there is nothing, and it says that."""
+    config = make("dpo", tmp_path / "run")
+    config = replace(config, optim=replace(config.optim, lr=1e30, warmup=0.0, max_grad_norm=0.0))
+    config = replace(config, train=replace(config.train, eval_every=0), data=replace(config.data, eval_fraction=0.0))
+    with pytest.raises(NonFiniteError) as stopped:
+        train(config)
+    text = str(stopped.value)
+    failed = int(text.split()[1].rstrip(":"))
+    assert "The update was not applied." in text and f"Checkpoint of step {failed - 1} saved" in text
+    weights = list((tmp_path / "run" / "checkpoints").glob("*/policy.safetensors"))
+    assert len(weights) == 1 and all(torch.isfinite(tensor).all() for tensor in load_file(weights[0]).values())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), RunFolderError("no"), OSError(28, "No space left on device")])
+def test_an_error_after_training_leaves_only_the_model_to_write(
+    error: Exception, make: Make, tmp_path: Path, monkeypatch
+) -> None:
+    config = make("sft", tmp_path / "run")
+    train(replace(config, out=str(tmp_path / "straight")))
+
+    def fail(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as inner, pytest.raises(type(error)) as failed:
+        inner.setattr(run_module, "read_back", fail)
+        train(config)
+    said = "\n".join([str(failed.value), *getattr(failed.value, "__notes__", ())])
+    assert "Checkpoint of step 6 saved; continue with --resume auto. That only writes the model" in said
+    with monkeypatch.context() as inner:
+        inner.setattr(run_module, "train_steps", lambda *_, start, total, **__: iter(range(start, total)))
+        train(replace(config, resume="auto"))  # nothing is left to train
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")
+
+
 # ---- real processes
 
 
