@@ -21,6 +21,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import UserError
+from assent.guest import blamed
 from assent.rewards.group import Group, GroupReward, RewardError, Scores, in_order
 
 Build = Callable[[], GroupReward]
@@ -28,6 +29,15 @@ START_LIMIT = 120.0
 """Seconds in which a worker must be ready: the user's module may import much."""
 PARENT_CHECK = 0.5
 """Seconds between a worker's looks at whether its parent still lives."""
+
+
+_pools: weakref.WeakSet[PooledReward] = weakref.WeakSet()
+
+
+def end_workers() -> None:
+    """Ends the workers of every pool: a run that is over leaves none behind."""
+    for pool in [*_pools]:
+        pool.close()
 
 
 class PooledReward:
@@ -49,6 +59,7 @@ class PooledReward:
         self.limit = limit
         self._workers: list[_Worker] = []
         weakref.finalize(self, _stop_all, self._workers)
+        _pools.add(self)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Builds the source in this process as well, and lets it look."""
@@ -173,7 +184,7 @@ def serve(descriptor: int) -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             source = pickle.loads(connection.recv())()
-        except Exception as error:
+        except BaseException as error:
             connection.send(portable(error))
             return
         connection.send(None)
@@ -181,13 +192,13 @@ def serve(descriptor: int) -> None:
             group = connection.recv()
             try:
                 connection.send(source.score([group]))
-            except Exception as error:
+            except BaseException as error:
                 connection.send(portable(error))
 
 
-def portable(error: Exception) -> Exception:
+def portable(error: BaseException) -> Exception:
     """An error that can be pickled: a person's as it is, any other as its text."""
-    return error if isinstance(error, UserError) else RewardError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, UserError) else RewardError(blamed(error))
 
 
 def _end_with_parent(parent: int) -> None:
