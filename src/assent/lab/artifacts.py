@@ -26,6 +26,7 @@ from assent.errors import ConfigError, RunFolderError
 from assent.lab.annotators import PANEL, Annotator, annotate
 from assent.lab.answers import COMPARISON_MIX, DEMONSTRATION_MIX, draw_style
 from assent.lab.world import Prompt, World
+from assent.outputs import write_text
 
 # Rows at scale 1.
 NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 10000, 500, 2000
@@ -40,7 +41,6 @@ GOLD = '''"""The gold reward of this world, for --scorer gold.py:gold."""
 from pathlib import Path
 
 from assent.lab.world import load_world
-from assent.outputs import write_text
 
 WORLD = load_world(Path(__file__).with_name("world.json"))
 

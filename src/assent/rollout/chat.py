@@ -41,8 +41,8 @@ def generate(config: GenerateConfig) -> None:
 
     A line holds `prompt` (its messages), `response` (text), `tokens` (how many, EOS included) and `finished` (whether
     it ended by itself). The same model, prompts, sampling and seed give the same lines. Rows that cannot be used are
-    named on standard error. Errors: ModelError, DataError; RunFolderError where `config.out` exists already, OutputError
-    where it cannot be written.
+    named on standard error. Errors: ModelError, DataError; RunFolderError where `config.out` exists already,
+    OutputError where it cannot be written.
     """
     if config.out is not None:
         check_new_file(config.out)
