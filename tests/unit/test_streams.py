@@ -45,8 +45,16 @@ def test_closed_and_full_streams(command: str, code: int, said: str):
 
 
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path):
-    code = f"from assent import streams; print(streams.prepare()); file = open({str(tmp_path / 'x')!r}, 'w'); " \
-        "print('lost'); file.write(str(file.fileno())); file.close()"  # fmt: skip
+    lines = [
+        "from assent import process, streams",
+        "process.adopt()",
+        "streams.prepare()",
+        f"file = open({str(tmp_path / 'x')!r}, 'w')",
+        "print('lost')",
+        "file.write(str(file.fileno()))",
+        "file.close()",
+    ]
+    code = "; ".join(lines)
     subprocess.run(
         ["bash", "-c", f'{sys.executable} -c "{code}" >&- 2>&-'],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
