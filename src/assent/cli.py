@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
         streams.broken()
         streams.complain("interrupted")
         return 130
-    except OSError:
+    except (OSError, SystemExit):  # rich makes a SystemExit of a reader that left
         if (problem := streams.broken()) is None:
             raise
     if problem is None or saved:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from assent.errors import ConfigError
 from assent.guest import blamed, ends_programs
+
+_loads = itertools.count()
 
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
@@ -32,8 +36,14 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
 
 
 def _run_file(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    """The file as a module under a name that no other has: dataclasses look their module up, and each load is anew."""
+    name = f"{file.stem}#{next(_loads)}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

@@ -62,7 +62,7 @@ def blamed(error: BaseException, file: str = "") -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    frames = [frame for frame in frames if file and Path(frame.filename) == Path(file)] or frames
+    frames = [frame for frame in frames if file and Path(frame.filename) == Path(file).absolute()] or frames
     return f"{text} ({frames[-1].filename}:{frames[-1].lineno}){ends}" if frames else f"{text}{ends}"
 
 

@@ -43,8 +43,8 @@ class _Output(io.TextIOWrapper):
     def __init__(self, stream: io.TextIOWrapper) -> None:
         """`stream` is kept: it would close the descriptor."""
         stream.flush()
-        shared = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
-        super().__init__(stream.buffer, errors=ESCAPES, **shared)
+        when = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        super().__init__(stream.buffer, encoding=stream.encoding, errors=ESCAPES, **when)
         self.failed: OSError | None = None
         self.stream = stream
 

@@ -36,6 +36,8 @@ def shell(command: str) -> tuple[int, str, str]:
         ("ASSENT nonsense 2>/dev/full", 2, ""),
         ("ASSENT nonsense >&- 2>&- <&-", 2, ""),
         ("{ sleep 0.2; ASSENT --help; } | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("{ sleep 0.2; ASSENT sft --help; } | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("PYTHONUNBUFFERED=1 ASSENT --help > /dev/full", 2, "error: standard output: No space left on device."),
     ],
 )
 def test_closed_and_full_streams(command: str, code: int, said: str):
