@@ -1,5 +1,5 @@
-"""Errors at every call of the loop: a run that breaks there, for whatever reason, saves the last step that was done, says
-so, and continued gives the bytes of one that never broke."""
+"""Errors at every call of the loop: a run that breaks there, for whatever reason, saves the last step that was done and
+says so, and continued it gives the bytes of one that never broke."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType
@@ -72,7 +72,6 @@ FUNCTION = """
 def length(completions, **columns):
     return [float(len(str(text))) for text in completions]
 """
-STEPS = 3
 Site = tuple[str, int, str]
 """File, line and what is called there."""
 
@@ -132,7 +131,7 @@ class Tracer:
 
 
 @pytest.fixture(scope="module")
-def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[[RunConfig, Tracer], None]]:
+def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
     """Trains as the commands do, but that models and data are loaded once, and no final model is written; what
     happens from the first step on is traced."""
     loaded: dict[str, Any] = {}
@@ -147,29 +146,32 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[[RunConfig, Trac
         return copied
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("assent.train.checkpoint._flush", lambda path: None)  # nobody cuts the power here
+        patch.setattr("assent.train.checkpoint.versions", dict)
+        patch.setattr(run_module, "config_hash", lambda config: "")
         for name in ("load_policy", "load_score_model", "load_tokenizer", "prepare"):
             patch.setattr(job_module, name, once(getattr(job_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1})
         patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
         patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}))
-        tracers: list[Tracer] = []
+        tracers: list[Tracer | None] = [None]
         conclude = Run.conclude
 
         def concluding(self: Run) -> None:
-            if not tracers[-1].seen:
-                tracers[-1].on()
+            if (tracer := tracers[-1]) is not None and not tracer.seen:
+                tracer.on()
             conclude(self)
 
         patch.setattr(Run, "conclude", concluding)
 
-        def run(config: RunConfig, tracer: Tracer) -> None:
+        def run(config: RunConfig, tracer: Tracer | None = None) -> None:
             tracers.append(tracer)
             trainers = {SFTConfig: train_sft}
             method = train_online if hasattr(config, "rollout") else train_preference
             try:
                 trainers.get(type(config), method)(config)
             finally:
-                tracer.off()
+                sys.setprofile(None)
 
         yield run
 
@@ -187,9 +189,7 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Callable[[str, Path], RunCon
             "data": DataConfig(str(folder / "rows.jsonl"), eval_fraction=0.34, max_length=64),
             "out": str(out),
             "optim": OptimConfig(lr=1e-2, warmup=0.0),
-            "train": TrainConfig(
-                batch_size=2, micro_tokens=100, max_steps=STEPS, eval_every=2, save_every=2, threads=1
-            ),
+            "train": TrainConfig(batch_size=2, micro_tokens=100, max_steps=3, eval_every=2, save_every=2, threads=1),
         }
         if name == "sft":
             return SFTConfig(**shared)
@@ -214,9 +214,12 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Callable[[str, Path], RunCon
 def outcome(out: Path) -> dict[str, object]:
     """All that a run computes: its last checkpoint, metrics without times, samples."""
     newest = checkpoint.newest_complete(out / "checkpoints")
-    assert newest is not None
+    if newest is None:
+        return {}
     state = json.loads((newest / "state.json").read_text())
     state["run"].pop("positions")  # the lengths of times differ
+    due = state["run"]["due"]["metrics"]
+    state["run"]["due"]["metrics"] = {name: value for name, value in due.items() if not name.startswith("time/")}
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.glob("*.safetensors")}
     return files | {
         "state": state,
@@ -239,36 +242,51 @@ def updates(monkeypatch) -> list[int]:
     return done
 
 
-SEEN: set[Site] = set()
-"""Sites that an earlier run has broken at."""
+NO_CALLS = ("<listcomp>", "<dictcomp>", "<genexpr>", "len", "isinstance", "__enter__", "__exit__")
+"""What is no call in the text, or cannot break; the guard cannot stand before its own beginning and after its end."""
+BROKEN: set[tuple[str, int]] = set()
+"""Lines that an earlier run has broken at."""
 
 
-@pytest.mark.parametrize("name", ["sft", "tr-dpo", "grpo", "ppo"])
-def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("assent.train.checkpoint._flush", lambda path: None)  # nobody cuts the power here
+def one_of_each_line(seen: Iterable[Site], draw: random.Random) -> list[Site]:
+    """A call on each line that was not broken yet."""
+    lines: dict[tuple[str, int], list[Site]] = {}
+    for site in sorted(seen):
+        if site[:2] not in BROKEN and site[2] not in NO_CALLS:
+            lines.setdefault(site[:2], []).append(site)
+    BROKEN.update(lines)
+    return [draw.choice(calls) for calls in lines.values()]
+
+
+POINTS = {"sft": 120, "tr-dpo": 30, "grpo": 100, "ppo": 8}
+"""Least calls that each of them is the first to make."""
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_path: Path) -> None:
     straight = Tracer()
     train(make(name, tmp_path / "straight"), straight)
     wanted = outcome(tmp_path / "straight")
-    assert len(wanted["metrics"]) >= STEPS
-    sites = sorted(site for site in straight.seen if site not in SEEN)
-    SEEN.update(sites)
+    assert len(wanted["metrics"]) >= 3
+    sites = one_of_each_line(straight.seen, random.Random(name))
     draw, lost = random.Random(name), 0
+    continued: list[dict[str, object]] = []  # what was found to go on rightly: many calls leave the same behind
     for index, site in enumerate(sites):
-        kind = KINDS[index % len(KINDS)] if index % 2 else Broken
-        tracer = Tracer(site, draw.randint(1, straight.seen[site]), kind)
+        tracer = Tracer(site, draw.randint(1, straight.seen[site]), draw.choice((Broken, *KINDS)))
         out = tmp_path / str(index)
-        config = make(name, out)
+        where = f"{name}: call {tracer.number} of {site}, {tracer.kind}"
         updates.clear()
-        where = f"{name}: call {tracer.number} of {site}, {kind}"
         try:
-            train(config, tracer)
+            train(make(name, out), tracer)
         except BaseException as error:
             lost += told(error, updates, out, where)
-            train(replace(config, resume="auto"), Tracer())
         assert tracer.raised, where
-        assert outcome(out) == wanted, where
-    print(f"{name}: {len(sites)} points, {lost} in the middle of an update")
-    assert len(sites) >= 20 and lost <= 20
+        if (left := outcome(out)) not in continued:
+            train(replace(make(name, out), resume="auto"))
+            assert outcome(out) == wanted, where
+            continued.append(left)
+    print(f"{name}: {len(sites)} calls broken, {lost} in the middle of an update; {len(continued)} states continued")
+    assert len(sites) >= POINTS[name] and len(continued) >= 4 and lost <= len(sites) / 5
 
 
 def told(error: BaseException, updates: list[int], out: Path, where: str) -> bool:

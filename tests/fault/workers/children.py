@@ -1,8 +1,8 @@
 """Runs `assent` commands in forked children, so that a test pays for the imports once.
 
-Reads JSON lines: {"run": [arguments], "log": file} starts a child, whose output goes to that file (a pipe or terminal as
-well), and answers its process id; {"wait": pid} answers how it ended: an exit code, or minus the number of the signal
-that killed it.
+Reads JSON lines: {"run": [arguments], "log": file} starts a child, whose output goes to that file (or pipe, or
+terminal), and answers its process id; {"wait": pid} answers how it ended: an exit code, or minus the number of the
+signal that killed it.
 """
 
 from __future__ import annotations
