@@ -43,8 +43,13 @@ class _Output(io.TextIOWrapper):
     def __init__(self, stream: io.TextIOWrapper) -> None:
         """`stream` is kept: it would close the descriptor."""
         stream.flush()
-        when = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-        super().__init__(stream.buffer, encoding=stream.encoding, errors=ESCAPES, **when)
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=ESCAPES,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
         self.failed: OSError | None = None
         self.stream = stream
 

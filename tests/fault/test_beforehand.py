@@ -284,6 +284,19 @@ def test_too_little_room_for_all_that_is_kept_is_said(
     assert ("Up to 3 checkpoints will be added (--train.keep 2, and the next while it is written)" in said) == told
 
 
+def test_an_engine_needs_room_of_its_own(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(beforehand, "_engine_folder", lambda job: tmp_path / "engine")
+    original = beforehand.free_bytes
+    monkeypatch.setattr(beforehand, "free_bytes", lambda path: 1000 if path.name == "engine" else original(path))
+    with pytest.raises(
+        OutputError, match=r"--engine\.weights .*engine: 1 kB are free there, and the weights .* kB, twice"
+    ):
+        train(make("grpo"))
+    (tmp_path / "engine").write_text("in the way")
+    with pytest.raises(OutputError, match=r"--engine\.weights: .*engine cannot be written: a file is in the way"):
+        train(make("grpo", "other"))
+
+
 # ---- the final model
 
 

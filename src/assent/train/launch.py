@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
@@ -74,9 +75,7 @@ def join(place: Place, device: torch.device) -> None:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_LIMIT)))
         store.set_timeout(default_pg_timeout)  # from now on ranks may be long at work
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("assent", store), rank=place.rank, world_size=place.size
-        )
+        dist.init_process_group(backend, store=PrefixStore("assent", store), rank=place.rank, world_size=place.size)
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ConfigError(
