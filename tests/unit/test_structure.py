@@ -24,7 +24,8 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "names", "rules", "http"),
+    ("cpus", "names", "rules", "http", "files", "inputs"),
+    ("lock",),
     ("sections",),
     ("config",),
     ("methods", "objectives"),
@@ -32,7 +33,7 @@ RANKS = (
     ("checks", "relations"),
     ("settings",),
     ("arguments",),
-    ("statistics", "functions"),
+    ("statistics", "functions", "code"),
     ("data",),
     ("models",),
     ("losses",),
@@ -60,6 +61,7 @@ LIGHT = (
     "config/tools.py",
     "cpus.py",
     "errors.py",
+    "inputs.py",
     "methods.py",
     "names.py",
     "objectives.py",

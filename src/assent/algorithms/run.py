@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.progress import Interrupt, Progress, say
-from assent.train.runfolder import config_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Run:
                 self.job.folder.checkpoints,
                 self.step,
                 state,
-                meta={"config": config_hash(self.config), "ranks": self.job.world.size},
+                meta=self.job.folder.meta(),
                 keep=self.config.train.keep,
                 best_step=self.best_step,
             )
@@ -229,7 +228,7 @@ def run(
     train, label = job.config.train, Path(job.config.out).name
     if job.world.is_main and (report := job.folder.data()):
         say(summary(report))
-    with ExitStack() as stack:
+    with closing(job.folder), ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
         if evaluate and state.step == 0:
@@ -250,4 +249,4 @@ def run(
                 state.save()
             if stop and not last:
                 raise interrupt.error(f"Checkpoint of step {state.step} saved; continue with --resume auto.")
-    return state.finish(final)
+        return state.finish(final)
