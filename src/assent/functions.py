@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from assent.errors import ConfigError
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
     """The function that `spec` names. Its file or module is run, because the user asked for it by name. Raises
-    `ConfigError`, with the `flag` it was given by, where there is none."""
+    `ConfigError`, with the `flag` it was given by, where there is none, and for whatever running it raises."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise ConfigError(f"{flag} must be FILE.py:function or module:function. Got '{spec}'.")
     try:
         module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {error}.") from error
+    except Exception as error:
+        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {described(error, place)}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
@@ -34,3 +35,14 @@ def _run_file(file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def described(error: BaseException, file: str | Path = "") -> str:
+    """What was raised, with the line that raised it: of `file` where that is among those that were running."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    ours = (__file__, importlib.__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours and f.filename[0] != "<"]
+    frames = [frame for frame in frames if file and Path(frame.filename) == Path(file)] or frames
+    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text

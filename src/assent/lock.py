@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from assent.errors import RunFolderError
-from assent.files import leftovers, write_whole
+from assent.outputs import leftovers, write_text
 
 try:
     import fcntl
@@ -107,6 +107,8 @@ def own(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mine = _Held(key / NAME, _take(folder, key / NAME))
         _record(mine)
+    except RunFolderError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
         raise RunFolderError(f"--out {folder}: cannot be used as a folder to write to: {error}.") from error
     _held[key] = mine
@@ -190,7 +192,7 @@ def _take_by_record(folder: Path, file: Path) -> None:
         raise _refusal(folder, before)
     if not (before is not None and before.is_here) and _gives_signs(file, before):
         raise _refusal(folder, _read(file))
-    write_whole(file, json.dumps(asdict(_myself())))
+    write_text(file, json.dumps(asdict(_myself())))
     time.sleep(0.5)
     if (winner := _read(file)) != _myself():
         raise _refusal(folder, winner)
@@ -253,7 +255,7 @@ def _refusal(folder: Path, owner: Owner | None) -> RunFolderError:
 def _record(mine: _Held) -> None:
     text = json.dumps(asdict(_myself()))
     if mine.handle is None:
-        write_whole(mine.file, text)
+        write_text(mine.file, text)
         return
     os.ftruncate(mine.handle, 0)
     os.pwrite(mine.handle, text.encode("utf-8", "backslashreplace"), 0)

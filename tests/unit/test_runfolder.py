@@ -14,9 +14,9 @@ import yaml
 
 from assent import lock, settings
 from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
-from assent.errors import CheckpointError, RunFolderError
-from assent.files import write_whole
+from assent.errors import CheckpointError, OutputError, RunFolderError
 from assent.objectives import preference_config
+from assent.outputs import write_text
 from assent.train import checkpoint
 from assent.train.history import MAY_CHANGE, options_hash, options_of
 from assent.train.runfolder import RunFolder
@@ -87,13 +87,13 @@ def test_a_new_folder_records_options_and_environment(tmp_path: Path, monkeypatc
 
 def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "data.json"
-    write_whole(file, "old")
+    write_text(file, "old")
     monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OSError, match="No space"):
-        write_whole(file, "new")
+    with pytest.raises(OutputError, match="data.json cannot be written: No space"):
+        write_text(file, "new")
     assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["data.json"]
     monkeypatch.undo()
-    write_whole(file, json.dumps({"file": "a\udcff.jsonl"}, ensure_ascii=False))  # a byte that is no UTF-8
+    write_text(file, json.dumps({"file": "a\udcff.jsonl"}, ensure_ascii=False))  # a byte that is no UTF-8
     assert json.loads(file.read_text()) == {"file": "a\udcff.jsonl"}
 
 
@@ -118,7 +118,7 @@ def test_an_existing_folder_is_never_reused_silently(run: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("resume", [None, "auto"])
 @pytest.mark.parametrize(
-    "names", [[], ["environment.json"], [".assent-1-ab"], [".resolved.yaml.77"], ["environment.json", "data.json"]]
+    "names", [[], ["environment.json"], [".1.part"], [".resolved.yaml.77"], ["environment.json", "data.json"]]
 )
 def test_a_run_killed_before_its_options_were_written_can_be_begun(
     names: list[str], resume: str | None, tmp_path: Path

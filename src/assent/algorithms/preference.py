@@ -21,7 +21,7 @@ from assent.algorithms.evaluate import held_out
 from assent.algorithms.features import Features, inputs_of, weight_by_prompt
 from assent.algorithms.job import Job, job
 from assent.algorithms.probe import Probe
-from assent.algorithms.references import FIELD, Reference, cached_reference, live_reference
+from assent.algorithms.references import FIELD, MovingReference, Reference, cached_reference, live_reference
 from assent.algorithms.run import Evaluation, RunResult, run
 from assent.config import BinaryConfig, PairConfig, PreferenceConfig, ReferenceConfig
 from assent.data.dataset import Prepared, View
@@ -305,6 +305,7 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         evaluate=evaluate if setup.held else None,
         best=("eval/objective", min),
         final={"model": algorithm.policy},
+        averages=[setup.live.model] if isinstance(setup.live, MovingReference) and setup.live.model else [],
     )
 
 

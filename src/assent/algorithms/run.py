@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,18 +12,15 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from assent import settings
+from assent.algorithms.beforehand import try_outputs
 from assent.algorithms.card import model_card
+from assent.algorithms.final import write_final
 from assent.algorithms.job import Job
 from assent.data.dataset import summary
 from assent.errors import RunFolderError, UserError
-from assent.models.heads import save_reward_model, usage_of
-from assent.models.policy import Backbone, ScoreModel
-from assent.models.readback import own_numbers, read_back
-from assent.models.recipe import Usage
-from assent.models.saving import save_model, stop_ids
+from assent.models.policy import Backbone
 from assent.train import checkpoint, completions, distributed
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
@@ -164,38 +161,14 @@ class Run:
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
         """Writes the final model folders, and reads them back."""
         folder = self.job.folder
+        card = partial(model_card, self.config, self.metrics, self.step)
         for name, backbone in final.items():
-            own = own_numbers(backbone, self.job.tokenizer)
-            distributed.reshard(backbone)
-            state = distributed.full_state_dict(backbone)
-            checked, usage = distributed.on_main(partial(self._write, backbone, name, state, own))
+            written = write_final(self.job, backbone, folder.path / name, card, compared=name == "model")
             if self.job.world.is_main:
-                card = model_card(self.config, self.metrics, self.step, usage, checked)
-                (folder.path / name / "README.md").write_text(card, encoding="utf-8")
+                for note in written.notes:
+                    say(f"{folder.path / name}: {note}")
         distributed.barrier()
         return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
-
-    def _write(
-        self, backbone: Backbone, name: str, state: Mapping[str, Tensor], own: Tensor
-    ) -> tuple[str, Usage | None]:
-        """One model folder: what reading it back has shown, and of a reward model how it is read elsewhere."""
-        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-        job, dtype, folder = self.job, self.config.model.save_dtype, self.job.folder.path / name
-        if isinstance(backbone, ScoreModel):
-            written = save_reward_model(backbone, job.chat, folder, weights, dtype=dtype)
-        else:
-            ends = stop_ids(job.chat, backbone.plain.generation_config)
-            written = save_model(backbone, job.tokenizer, folder, weights, dtype=dtype, stops=ends)
-        rounded = job.world.size > 1 and backbone.precision == "bf16"
-        checked = read_back(backbone, job.tokenizer, folder, written, own, dtype, rounded=rounded)
-        if checked.beware:
-            say(f"{folder}: {checked.words}")
-        if not isinstance(backbone, ScoreModel):
-            return checked.words, None
-        usage = usage_of(backbone.plain, job.chat, folder, self.config.model if name == "model" else None)
-        for note in usage.notes:
-            say(f"{folder}: {note}.")
-        return checked.words, usage
 
 
 def _saving(steps: Iterator[StepResult], state: Run) -> Iterator[StepResult]:
@@ -217,13 +190,17 @@ def run(
     evaluate: Callable[[], Evaluation] | None,
     best: tuple[str, Callable[..., float]],
     final: Mapping[str, Backbone],
+    averages: Sequence[torch.nn.Module] = (),
     learning_rates: Mapping[str, float] | None = None,
 ) -> RunResult:
     """Trains to step `total`, evaluating, logging and saving as `train` says. `best` names the evaluation metric and
-    `min` or `max`; `final` maps folder names to the models to write at the end ("model" is the result).
+    `min` or `max`; `final` maps folder names to the models to write at the end ("model" is the result); `averages` are
+    models that follow those that are trained, and are saved with them.
 
     Raises ShutdownRequested after Ctrl-C or SIGTERM, with a checkpoint written; NonFiniteError before a bad update.
     """
+    modules = (*algorithm.modules.values(), *averages)
+    try_outputs(job, modules, final, total=total, keeps_best=evaluate is not None)
     state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
     train, label = job.config.train, Path(job.config.out).name
     if job.world.is_main and (report := job.folder.data()):

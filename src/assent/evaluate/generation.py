@@ -22,6 +22,7 @@ from rich.table import Table
 
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError, UserError
+from assent.outputs import write_text
 from assent.statistics import (
     Interval,
     PairedDifference,
@@ -157,9 +158,8 @@ class PolicyTable:
         return max(scored, key=lambda policy: policy.scores[scorer].mean).name if scored else None
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON; NaN becomes null."""
-        text = json.dumps(_without_nan(asdict(self)), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all; NaN becomes null. Raises `OutputError` when it cannot be written."""
+        write_text(path, json.dumps(_without_nan(asdict(self)), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyTable:

@@ -17,12 +17,10 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +30,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from assent import __version__
+from assent.environment import versions
 from assent.errors import CheckpointError
-from assent.files import sync
+from assent.outputs import sync
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -67,7 +65,7 @@ def save(
     """
     folder = Path(folder)
     final = folder / f"step-{step:06d}"
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    temporary = unfinished(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -84,6 +82,11 @@ def save(
         ) from error
     _retain(folder, step, keep)
     return final
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """Where this process writes the checkpoint of `step` before it gets its name."""
+    return folder / f"step-{step:06d}.tmp-{os.getpid()}"
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -170,18 +173,6 @@ def find_resume(folder: str | Path, resume: str | None) -> Path | None:
         )
     verify(path)
     return path
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers; torch's with its build, as in 2.13.0+cpu, which the metadata of builds for
-    CUDA leave out."""
-    found = {"assent": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in "transformers tokenizers safetensors peft numpy bitsandbytes vllm math-verify".split():
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _newest(folder: Path) -> tuple[Path | None, list[str]]:

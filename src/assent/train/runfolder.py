@@ -29,9 +29,10 @@ import yaml
 
 from assent import cpus, lock, settings
 from assent.config import RunConfig
+from assent.environment import versions
 from assent.errors import CheckpointError, RunFolderError
-from assent.files import leftovers, write_whole
-from assent.train.checkpoint import find_resume, read_manifest, versions
+from assent.outputs import leftovers, write_text
+from assent.train.checkpoint import find_resume, read_manifest
 from assent.train.history import (
     Inputs,
     Options,
@@ -118,8 +119,8 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             if self.checkpoint is None:
                 _keep_logs(self.path)
-            write_whole(self.path / "resolved.yaml", self.resolved)
-            write_whole(self.path / "environment.json", json.dumps(self.environment, indent=1))
+            write_text(self.path / "resolved.yaml", self.resolved)
+            write_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
             self._write_data(report)
         except OSError as error:
             raise RunFolderError(f"--out {self.path}: cannot be used as a run folder: {error}.") from error
@@ -144,7 +145,7 @@ class RunFolder:
 
     def _write_data(self, report: Mapping[str, Any]) -> None:
         text = json.dumps({**report, "inputs": self.inputs}, indent=1, ensure_ascii=False)
-        write_whole(self.path / "data.json", text)
+        write_text(self.path / "data.json", text)
 
 
 def environment(ranks: int = 1) -> dict[str, Any]:
