@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent.algorithms.card import model_card
 from assent.algorithms.final import write_final
@@ -28,7 +28,7 @@ from assent.models.adapters import merged_weights
 from assent.models.heads import outward
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import quantised_layers
-from assent.models.readback import reading_class
+from assent.models.readback import reading_class, shell_of
 from assent.models.saving import cast, stop_ids, stored_as, write_folder
 from assent.outputs import free_bytes, try_file, writing
 from assent.rewards.group import GroupReward, Progress
@@ -36,7 +36,7 @@ from assent.train import checkpoint, distributed
 from assent.train.progress import say
 
 WHOLE = 20_000_000
-"""Parameters up to which a model's folder is written and read back as at the end; of larger ones all but the weights."""
+"""Parameters up to which a model's folder is written and read back as at the end; of larger ones all but weights."""
 TRIAL = ".trial"
 """The folder for it, inside the run folder."""
 ANSWER = "I do not know."
@@ -147,13 +147,11 @@ def _write_without_weights(job: Job, backbone: Backbone, folder: Path) -> int:
         return sum(x.numel() for x in ours.values()) * dtype.itemsize
     if hasattr(backbone.model, "peft_config"):
         ours = merged_weights(backbone.model, ours)
-    with torch.device("meta"):
-        made = auto.from_config(AutoConfig.from_pretrained(folder))
-    asked = made.state_dict(keep_vars=True)
+    asked = shell_of(auto, folder).state_dict(keep_vars=True)
     if odd := sorted({name for name in asked.keys() | ours.keys() if _shape(asked, name) != _shape(ours, name)}):
         raise ModelError(
-            f"{job.config.model.path}: transformers would not load this model again as it is here: {', '.join(odd[:3])} "
-            f"{'differs' if len(odd) == 1 else f'and {len(odd)} weights in all differ'}."
+            f"{job.config.model.path}: transformers would not load this model as it is here: of its weights "
+            f"{len(odd)} would be missing, surplus or of another shape ({', '.join(odd[:3])})."
         )
     return sum({id(x): x.numel() for x in asked.values()}.values()) * dtype.itemsize
 
@@ -197,8 +195,8 @@ def _check_room(job: Job, one: int, final: int, total: int, keeps_best: bool) ->
         say(
             f"--out {out}: {size_of(free)} are free there; {needs}. Up to {more} checkpoints will be added "
             f"(--train.keep {train.keep}{', the best' if keeps_best else ''}, and the next while it is written): they "
-            f"take {size_of(more * one)}, and the run will stop where there is no more room. Lower --train.keep, or make "
-            "room."
+            f"take {size_of(more * one)}, and the run will stop where there is no more room. Lower --train.keep, or "
+            "make room."
         )
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and limit < one:

@@ -77,7 +77,7 @@ def groups_of(
 
 
 def afresh(source: GroupReward) -> GroupReward:
-    """The same source, in which functions of the user's own files are loaded anew: asking it leaves no trace in them."""
+    """The same source, with functions of the user's files loaded anew, so that asking it leaves no trace in them."""
     match source:
         case WeightedSum():
             return WeightedSum(source.name, [afresh(part) for part in source.sources], source.weights)

@@ -136,8 +136,8 @@ def complete_or_absent(out: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `folder` at the end. Where something fails, what stood there stays,
-    and unless the disk failed what was written stays beside it, as NAME.unfinished. Raises OutputError."""
+    """A folder to write into that takes the place of `folder` at the end. Where something fails, what stood there
+    stays, and unless the disk failed what was written stays beside it, as NAME.unfinished. Raises OutputError."""
     partial = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -49,7 +49,7 @@ class World:
 def init(threads: int = 0) -> World:
     """Joins the process group when `torchrun` set RANK, until the process ends, and sets the CPU threads: `threads`, or
     with 0 an equal share of the usable cores for each rank of this machine (one process alone keeps torch's own choice
-    where it is within a container's quota). Raises ConfigError where the variables that launchers set make no sense, and
+    where it is within a container's quota). Raises ConfigError where the variables of launchers make no sense, and
     where the other ranks are not there in time."""
     place = launched(os.environ)
     if threads or place.local_size > 1:

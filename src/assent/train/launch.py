@@ -50,7 +50,7 @@ def launched(variables: Mapping[str, str]) -> Place:
     local_rank, local_size = _whole(variables, "LOCAL_RANK"), _whole(variables, "LOCAL_WORLD_SIZE")
     local_rank, local_size = rank if local_rank is None else local_rank, local_size or size
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not variables.get(name)]:
-        raise ConfigError(f"RANK is {rank} of WORLD_SIZE {size}, but {' and '.join(missing)} is not set. {LAUNCH}")
+        raise ConfigError(f"RANK is {rank} of WORLD_SIZE {size}, but there is no {' and '.join(missing)}. {LAUNCH}")
     _whole(variables, "MASTER_PORT", most=65535)
     return Place(rank, size, local_rank, local_size)
 
@@ -80,6 +80,6 @@ def join(place: Place, device: torch.device) -> None:
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"Rank {place.rank} of {place.size} did not meet the others at {where} (MASTER_ADDR and MASTER_PORT) within "
+            f"Rank {place.rank} of {place.size} did not meet the others at {where} (MASTER_ADDR and MASTER_PORT) in "
             f"{JOIN_LIMIT:g} s: {reason}. Do all ranks run, and is that the address of rank 0? {LAUNCH}"
         ) from error
