@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from assent.sections import sections_of
+
 Kind = Literal["model", "tokenizer", "template", "rows", "columns", "code", "server", "log-probs"]
 
 INPUTS: dict[str, Kind] = {
@@ -28,6 +30,14 @@ text and as tokens; of columns whole rows; of code the file and what it imports 
 shape, address and model name, since its content cannot be seen."""
 WORDS = {"critic.start": ("reward", "policy")}
 """Values that name nothing outside."""
+
+
+def is_input(kind: type, option: str) -> bool:
+    """Whether configurations of a class have an option of `INPUTS`."""
+    *sections, name = option.split(".")
+    for section in sections:
+        kind = sections_of(kind).get(section, object)
+    return option in INPUTS and name in getattr(kind, "__dataclass_fields__", ())
 
 
 def named(config: Any, option: str) -> tuple[str, ...]:

@@ -3,17 +3,15 @@ None. `assent.settings.validate` applies the table at the end."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 from assent import config as c
 from assent import methods, online
-from assent.inputs import INPUTS
+from assent.inputs import INPUTS, is_input
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
-from assent.sections import sections_of
 
 
 def _one_eval_source(config: c.RunConfig) -> str | None:
@@ -57,20 +55,12 @@ def _changed_inputs(config: c.RunConfig) -> str | None:
     if config.resume is None:
         return "--resume_changed is about a run that goes on. Give --resume auto with it."
     kinds = [type(config), *(CONFIGS[name] for name in getattr(config, "objectives", ()) if name in CONFIGS)]
-    known = [name for name in INPUTS if any(_has(kind, name) for kind in kinds)]
+    known = [name for name in INPUTS if any(is_input(kind, name) for kind in kinds)]
     for name in config.resume_changed:
         if name not in known:
             near = suggestion(name, known)
             return f"--resume_changed {name}: no such input.{near} There are: {', '.join(known)}."
     return None
-
-
-def _has(kind: type, option: str) -> bool:
-    """Whether a class of configurations has an option."""
-    *sections, name = option.split(".")
-    for section in sections:
-        kind = sections_of(kind).get(section, object)
-    return dataclasses.is_dataclass(kind) and name in {field.name for field in dataclasses.fields(kind)}
 
 
 def _needs_reward(config: online.OnlineConfig) -> str | None:

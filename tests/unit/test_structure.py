@@ -24,9 +24,10 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "inputs", "names", "outputs", "rules", "streams", "http"),
+    ("cpus", "names", "outputs", "rules", "streams", "http"),
     ("lock",),
     ("sections",),
+    ("inputs",),
     ("config",),
     ("methods", "objectives"),
     ("online",),

@@ -64,8 +64,8 @@ def generate(config: GenerateConfig) -> None:
 
 
 def check_new_file(out: str) -> None:
-    """Raises RunFolderError where something is at --out already or a run is at work there, OutputError where nothing can
-    be written: before a model is loaded."""
+    """Raises RunFolderError where something is at --out already or a run is at work there, OutputError where nothing
+    can be written: before a model is loaded."""
     check_free(Path(out))
     if os.path.lexists(out):
         what = "is a folder" if os.path.isdir(out) else "exists already"
