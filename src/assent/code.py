@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,29 +16,28 @@ INSTALLED = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "
 
 def sources(spec: str) -> dict[str, Path]:
     """The files behind FILE.py:function or module:function: its own under the function's name, and those that it
-    imports, and they, under their own. Modules of Python itself, of installed packages and of assent are not among
-    them (their versions stand for them), nor is what is imported while the code runs by other means."""
+    imports, and they, under their own. Modules of Python itself, of other installed packages and of assent are not
+    among them (their versions stand for them), nor is what is imported while the code runs by other means."""
     place, _, function = spec.rpartition(":")
-    own = [
-        entry for entry in dict.fromkeys([os.path.dirname(place) or ".", *map(str, sys.path)]) if not _installed(entry)
-    ]
+    roots = [entry for entry in [os.path.dirname(place) or ".", *map(str, sys.path)] if not _installed(entry)]
     if place.endswith(".py"):
-        start = Path(place)
+        above, start, own = [], Path(place), {}
     else:
-        start = (_find(place, [*own, *map(str, sys.path)]) or [_origin(place)])[-1]
-        own.append(str(_root(start, place)))
-    found = {function: start} if start.is_file() else {}
-    waiting, seen = [*found.values()], {os.path.realpath(start)}
+        *above, start = _find(place, [*roots, *map(str, sys.path)]) or [_origin(place)]
+        own = {place.partition(".")[0]: [str(_root(start, place))]}  # an installed package may be named as well
+    found: dict[str, Path] = {}
+    waiting = [file for file in (start, *above) if file.is_file()]
     while waiting:
-        for file in _imported(waiting.pop(), own):
-            if (real := os.path.realpath(file)) not in seen:
-                seen.add(real)
-                found[os.path.relpath(file, start.parent)] = file
-                waiting.append(file)
+        file = waiting.pop()
+        name = function if file == start else os.path.relpath(file, start.parent)
+        if not any(os.path.samefile(file, other) for other in found.values()):
+            found[name] = file
+            waiting += _imported(file, lambda module: own.get(module.partition(".")[0], roots))
     return found
 
 
-def _imported(file: Path, roots: Sequence[str]) -> Iterator[Path]:
+def _imported(file: Path, roots: Callable[[str], Sequence[str]]) -> Iterator[Path]:
+    """The files of what is imported anywhere in a file; `roots` says where a module is looked for."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -46,12 +45,12 @@ def _imported(file: Path, roots: Sequence[str]) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _find(alias.name, roots)
+                yield from _find(alias.name, roots(alias.name))
         elif isinstance(node, ast.ImportFrom):
-            base = [str(file.parents[node.level - 1])] if 0 < node.level <= len(file.parents) else roots
+            module, level = node.module or "", node.level
+            base = [str(file.parents[level - 1])] if 0 < level <= len(file.parents) else roots(module)
             for name in [alias.name for alias in node.names]:
-                whole = ".".join(filter(None, (node.module, name)))
-                yield from _find(whole, base) or (_find(node.module, base) if node.module else ())
+                yield from _find(f"{module}.{name}".lstrip("."), base) or (_find(module, base) if module else ())
 
 
 def _find(module: str, roots: Sequence[str]) -> list[Path]:

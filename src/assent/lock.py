@@ -39,6 +39,8 @@ SILENCE = 25.0
 """Seconds without one after which an owner that cannot be asked for counts as gone."""
 ATTEMPTS = 10
 """A lock is tried this often, 50 ms apart: someone may only be looking whether it is held."""
+RIVALS = 0.5
+"""Seconds in which others that found the same record have written theirs."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -193,7 +195,7 @@ def _take_by_record(folder: Path, file: Path) -> None:
     if not (before is not None and before.is_here) and _gives_signs(file, before):
         raise _refusal(folder, _read(file))
     write_text(file, json.dumps(asdict(_myself())))
-    time.sleep(0.5)
+    time.sleep(RIVALS)
     if (winner := _read(file)) != _myself():
         raise _refusal(folder, winner)
 

@@ -141,7 +141,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
     "start weights": ("model.path", "sft", {}, other_weights("model"), "weights"),
     "DPO's reference is the start": ("model.path", "dpo", {}, other_weights("model"), "weights"),
     "configuration": ("model.path", "sft", {}, edit("model/generation_config.json", "{", '{"top_k": 7,'), "configurat"),
-    "tokenizer": ("model.path", "sft", {}, edit("model/tokenizer.json", '"version"', '"Version"'), "tokenizer"),
+    "tokenizer": ("model.path", "sft", {}, edit("model/tokenizer.json", "{", "{ "), "tokenizer"),
     "template": (
         "model.chat_template",
         "sft",
@@ -149,7 +149,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         edit("template.jinja", "<|im_end|>\n", "<|im_end|>\n\n"),
         "text",
     ),
-    "a row less": ("data.train", "sft", {}, without_last_row("train.jsonl"), "rows: 8 rows .* -> 7 rows"),
+    "a row less": ("data.train", "sft", {}, without_last_row("train.jsonl"), "rows: 8 rows .* -> 7"),
     "another answer": ("data.train", "dpo", {}, edit("train.jsonl", "Boil it.", "Fry it."), "tokens"),
     "a gold column": ("data.train", "grpo", GRPO, edit("train.jsonl", '"answer": "3"', '"answer": "4"'), "rows"),
     "any other column": ("data.train", "grpo", GRPO, edit("train.jsonl", '"level": 3', '"level": 4'), "rows"),
@@ -194,7 +194,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         "rewards.model",
         "grpo",
         {"rewards": {"model": ("PLACE/other", "PLACE/model")}},
-        edit("other/tokenizer.json", '"version"', '"Version"'),
+        edit("other/tokenizer.json", "{", "{ "),
         "1: tokenizer",
     ),
     "reward function": ("rewards.functions", "grpo", FUNCTION, edit("code.py", "[long(", "[2 * long("), "words"),
@@ -216,7 +216,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         "remote.tokenizer",
         "grpo",
         GRPO | {"remote": {"tokenizer": "PLACE/other"}},
-        edit("other/tokenizer.json", '"version"', '"Version"'),
+        edit("other/tokenizer.json", "{", "{ "),
         "tokenizer",
     ),
     "mixed-in rows": (
@@ -258,7 +258,7 @@ def test_a_change_of_anything_that_is_read_is_noticed(case: str, place: Path, ca
     with pytest.raises(RunFolderError) as refused:
         read(replace(config, resume="auto"))
     said = str(refused.value)
-    assert re.search(rf"--{option}, .*{part}.* -> ", said), said
+    assert re.search(rf"--{option}, .*{part}.*", said), said
     named = re.search(r"--resume_changed (.*)$", said)[1].split()
     assert option in named and len(named) <= 2, said
     read(replace(config, resume="auto", resume_changed=tuple(named)))
@@ -330,10 +330,11 @@ def test_a_run_goes_on_with_another_reward_where_that_is_wanted(place: Path, cap
     longer = replace(config, resume="auto", train=replace(config.train, max_steps=3))
     edit("helper_of_rewards.py", "len", "100 * len")(place)
     sys.modules.pop("helper_of_rewards")
+    capsys.readouterr()
     assert main(["grpo", "--config", written(place, longer)]) == 2
     said = capsys.readouterr().err
     assert re.search(
-        r"^error: --resume: this is not what the run has read so far:\n  --rewards.functions, helper_of", said
+        r"(?m)^error: --resume: this is not what the run has read so far:\n  --rewards.functions, helper_of", said
     )
     assert "Traceback" not in said
     assert main(["grpo", "--config", written(place, longer), "--resume_changed", "rewards.functions"]) == 0
@@ -349,14 +350,14 @@ def written(place: Path, config: RunConfig) -> str:
 
 
 def test_names_of_changed_inputs_are_checked(place: Path) -> None:
-    config = made(place, "sft")
+    base = made(place, "sft")
     for config, words in (
-        (replace(config, resume_changed=("data.train",)), "Give --resume auto with it"),
+        (replace(base, resume_changed=("data.train",)), "Give --resume auto with it"),
         (
-            replace(config, resume="auto", resume_changed=("data.trian",)),
+            replace(base, resume="auto", resume_changed=("data.trian",)),
             "Perhaps you meant 'data.train'. There are: mod",
         ),
-        (replace(config, resume="auto", resume_changed=("rewards.model",)), "no such input"),
+        (replace(base, resume="auto", resume_changed=("rewards.model",)), "no such input"),
     ):
         with pytest.raises(ConfigError, match=re.escape(words)):
             settings.validate(config)
@@ -404,8 +405,11 @@ def test_names_that_are_no_utf8_are_refused_at_once(place: Path, capfd) -> None:
     folder = place / "rows"
     folder.mkdir()
     shutil.move(place / "train.jsonl", os.fsencode(folder) + b"/\xff.jsonl")  # in a folder of data it may stand
-    train_sft(made(place, "sft", data={"train": str(folder)}))
-    assert "\udcff.jsonl" in str(json.loads((place / "run" / "data.json").read_text()))
+    with open(os.fsencode(folder) + b"/\xff.jsonl", "a") as file:
+        file.write("{}\n")
+    train_sft(made(place, "sft", data={"train": str(folder), "max_bad": 0.5}))
+    data = json.loads((place / "run" / "data.json").read_text())
+    assert "\udcff.jsonl:9" in data["files"][0]["problems"][0]
 
 
 FOREIGN = ["{}\n", "", "<!DOCTYPE html>\n<html><p>My thesis.</p></html>\n", "Written by assent 1.0"]

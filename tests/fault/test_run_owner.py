@@ -118,7 +118,7 @@ try:
 except lock.RunFolderError as error:
     print("at work there" in str(error), flush=True)
 """
-    for number in range(3):
+    for number in range(2):
         racers = [process(code, tmp_path / str(number)) for _ in range(4)]
         time.sleep(0.3)
         for racer in racers:
@@ -200,6 +200,7 @@ def no_flock(monkeypatch) -> None:
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(lock, "SILENCE", 0.2)
+    monkeypatch.setattr(lock, "RIVALS", 0.05)
 
 
 def test_without_locks_the_record_decides(no_flock, tmp_path: Path) -> None:

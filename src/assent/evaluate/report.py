@@ -107,7 +107,7 @@ def _is_page(path: Path) -> bool:
         content = path.read_bytes()
     except OSError as error:
         raise RunFolderError(f"--out {path} cannot be read: {error.strerror}. Choose another name.") from error
-    return content.startswith(b"<!DOCTYPE html>") and SIGNATURE.encode() in content[-2000:]
+    return content.lstrip().startswith(b"<!DOCTYPE html>") and SIGNATURE.encode() in content[-2000:]
 
 
 def save_report(report: Report, path: str | Path) -> Path:
