@@ -79,10 +79,12 @@ class Owner:
 
 @dataclass(slots=True)
 class _Held:
-    """A folder that this process owns; without `handle` by its record alone."""
+    """A folder that this process owns; without `handle` by its record alone. `made` are the folders that were missing,
+    innermost first."""
 
     file: Path
     handle: int | None
+    made: list[Path]
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
 
@@ -106,8 +108,11 @@ def own(folder: Path) -> None:
                 return
             release(folder)  # somebody has removed the folder, or the lock
         check_free(folder.parent)
+        if folder.exists() and not folder.is_dir():
+            raise RunFolderError(f"--out {folder}: it is a file. Choose another --out.")
+        made = [place for place in (key, *key.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        mine = _Held(key / NAME, _take(folder, key / NAME))
+        mine = _Held(key / NAME, _take(folder, key / NAME), made)
         _record(mine)
     except RunFolderError:
         raise
@@ -118,7 +123,7 @@ def own(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Gives the folder up; nothing where this process does not own it."""
+    """Gives the folder up, and leaves none behind that holds nothing. Nothing where this process does not own it."""
     mine = _held.pop(folder.resolve(), None)
     if mine is None:
         return
@@ -127,6 +132,9 @@ def release(folder: Path) -> None:
             mine.file.unlink()
     if mine.handle is not None:
         os.close(mine.handle)
+    with suppress(OSError):
+        for place in mine.made:
+            place.rmdir()
 
 
 def check_free(path: Path) -> None:

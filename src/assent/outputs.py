@@ -49,9 +49,9 @@ def writing(path: str | Path, name: str = "", inside: Path | None = None) -> Ite
         if number is None or isinstance(error, OutputError) or (file and inside and not _is_in(file, inside)):
             raise
         where = f" ({os.fsdecode(file)})" if file and Path(os.fsdecode(file)) != Path(path) else ""
-        reason = os.strerror(number)
-        if isinstance(error, OSError) and error.strerror and number not in _ADVICE:
-            reason = error.strerror
+        reason = os.strerror(number) if number in _ADVICE else getattr(error, "strerror", None) or os.strerror(number)
+        if number in (errno.EEXIST, errno.ENOTDIR):
+            reason = "a file is in the way"
         advice = _ADVICE.get(number, "Choose another place")
         raise OutputError(f"{name or path} cannot be written: {reason}{where}. {advice}.") from error
 

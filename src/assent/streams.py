@@ -6,8 +6,12 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ESCAPES = "assent.escapes"
 """The error handler that writes what an encoding lacks as JSON does: an answer stays a line of JSON, and a person can
@@ -33,6 +37,31 @@ class Broken:
     reader_left: bool = False
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output, which remembers why it took no more text: of an error alone nobody could tell whose it is."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        """`stream` is kept: it would close the descriptor."""
+        stream.flush()
+        shared = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
+        super().__init__(stream.buffer, errors=ESCAPES, **shared)
+        self.failed: OSError | None = None
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self._kept(lambda: super(_Output, self).write(text))
+
+    def flush(self) -> None:
+        return self._kept(super().flush)
+
+    def _kept(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except OSError as error:
+            self.failed = error
+            raise
+
+
 def prepare() -> Broken | None:
     """Makes the standard streams take any text, and stand for those that are closed with one that forgets: otherwise
     the next file to be opened would take their place. Says whether standard output was closed."""
@@ -42,20 +71,24 @@ def prepare() -> Broken | None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=ESCAPES)
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout = _Output(sys.stdout)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors=ESCAPES)
     return Broken("it is closed") if closed else None
 
 
 def broken() -> Broken | None:
     """What keeps standard output from taking what was printed. From then on it forgets, so that Python can end."""
+    error: Exception | None = getattr(sys.stdout, "failed", None)
     try:
         sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        silence(1)
-        return Broken(getattr(error, "strerror", None) or str(error), isinstance(error, BrokenPipeError))
-    return None
+    except (OSError, ValueError) as now:
+        error = error or now
+    if error is None:
+        return None
+    silence(1)
+    return Broken(getattr(error, "strerror", None) or str(error), isinstance(error, BrokenPipeError))
 
 
 def complain(text: str) -> None:

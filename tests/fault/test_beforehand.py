@@ -31,6 +31,7 @@ from assent.config import (
     TrainConfig,
 )
 from assent.errors import ModelError, OutputError
+from assent.methods import METHODS
 from assent.models import saving
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import RewardsConfig, online_config
@@ -117,7 +118,8 @@ def make(tiny_model_dir: Path, rows: Path, tmp_path: Path, function: Callable[[s
             case method:
                 rewards = RewardsConfig(functions=(function("good"),))
                 sampling = SamplingConfig(max_new_tokens=5)
-                return online_config(method, **shared, rewards=rewards, sampling=sampling)
+                critic = {"critic": {"start": "policy"}} if METHODS[method].has_critic else {}
+                return online_config(method, **shared, **critic, rewards=rewards, sampling=sampling)
 
     return build
 
@@ -160,9 +162,9 @@ def untouched(out: Path) -> bool:
 @pytest.mark.parametrize(
     ("happens", "words"),
     [
-        (lambda out: (out / "checkpoints").write_text(""), r"checkpoints.*(File exists|Not a directory)"),
-        (lambda out: (out / "model").write_text(""), r"model.*Not a directory"),
-        (lambda out: (out / "model.unfinished").write_text(""), r"model\.unfinished.*Not a directory"),
+        (lambda out: (out / "checkpoints").write_text(""), r"checkpoints.*a file is in the way"),
+        (lambda out: (out / "model").write_text(""), r"model.*a file is in the way"),
+        (lambda out: (out / "model.unfinished").write_text(""), r"model\.unfinished.*a file is in the way"),
         (lambda out: (out / "metrics.jsonl").mkdir(), r"metrics\.jsonl cannot be written: it is a folder"),
         (lambda out: (out / "samples.jsonl").symlink_to("/dev/full"), r"samples\.jsonl.*no regular file"),
         (lambda out: (out / "model").symlink_to("/proc/self"), r"model.README\.md cannot be written"),
@@ -214,7 +216,7 @@ def test_a_disk_with_room_is_used(make: Make, disk):
 def test_a_reference_cache_that_cannot_be_kept_is_not_computed(make: Make, tmp_path: Path, capsys):
     (tmp_path / "file").touch()
     config = replace(make("dpo"), reference=ReferenceConfig(mode="cached", cache=str(tmp_path / "file" / "cache")))
-    with pytest.raises(OutputError, match=r"^--reference\.cache .*cache cannot be written: Not a directory"):
+    with pytest.raises(OutputError, match=r"^--reference\.cache .*cache cannot be written: a file is in the way"):
         train(config)
     assert "Computing" not in capsys.readouterr().err
 
@@ -236,7 +238,7 @@ def test_what_a_run_takes_is_known_before_it(name: str, make: Make, monkeypatch:
     assert not (out / ".trial").exists() and not list(out.glob("*.unfinished"))
 
 
-@pytest.mark.parametrize("name", ["sft", "sft lora", "reward"])
+@pytest.mark.parametrize("name", ["sft", "sft lora", "reward", "reward lora"])
 def test_a_large_model_is_tried_without_its_weights(name: str, make: Make, monkeypatch: pytest.MonkeyPatch):
     known: list[int] = []
     monkeypatch.setattr(beforehand, "WHOLE", 0)

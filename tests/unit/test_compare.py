@@ -237,7 +237,8 @@ def test_a_scorer_may_have_no_opinion(config: CompareConfig, tmp_path):
 
 @pytest.mark.parametrize("name", ["report.html", "evaluation.json"])
 def test_results_have_their_places_before_anything_is_trained(config: CompareConfig, trained, name: str):
-    (Path(config.out) / name).mkdir(parents=True)
+    for folder in ("dpo", name):
+        (Path(config.out) / folder).mkdir(parents=True)
     said = refused(replace(config, resume="auto"), OutputError)
     assert said == f"--out {config.out}: {name} cannot be written: it is a folder. Choose another place."
     assert trained == []

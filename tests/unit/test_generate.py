@@ -129,7 +129,7 @@ def test_prompts_from_a_file_to_a_file(tiny_model_dir, tmp_path, capsys):
         ("folder", "is a folder. Choose another name."),
         ("file", "exists already. Choose another name."),
         ("dangling", "exists already"),
-        ("file/answers.jsonl", "cannot be written: Not a directory"),
+        ("file/answers.jsonl", "cannot be written: a file is in the way"),
         ("x" * 253, ".part cannot be written: File name too long"),
         ("blocked", "blocked.part cannot be written: it is a folder"),
     ],

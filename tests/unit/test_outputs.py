@@ -95,7 +95,7 @@ def test_trying_a_place_leaves_nothing(tmp_path: Path):
         ("folder", "it is a folder"),
         ("pipe", "it is no regular file"),
         ("full", "it is no regular file"),
-        ("file/inside", "Not a directory"),
+        ("file/inside", "a file is in the way"),
         ("dangling", "No such file"),
         ("x" * 300, "File name too long"),
         ("folder/" + "y" * 300, "Choose a shorter name"),

@@ -29,7 +29,7 @@ from assent.models.heads import outward
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import quantised_layers
 from assent.models.readback import reading_class, shell_of
-from assent.models.saving import cast, stop_ids, stored_as, write_folder
+from assent.models.saving import cast, origin_of, stop_ids, stored_as, write_folder
 from assent.outputs import free_bytes, try_file, writing
 from assent.rewards.group import GroupReward, Progress
 from assent.train import checkpoint, distributed
@@ -121,7 +121,7 @@ def _adapters_that_show(backbone: Backbone) -> Iterator[None]:
     zero = [weight for name, weight in named if ".lora_" in name and not weight.any()]
     with torch.no_grad():
         for weight in zero:
-            weight.normal_(0, 0.01)
+            weight.normal_(0, 0.1)
         try:
             yield
         finally:
@@ -145,7 +145,11 @@ def _write_without_weights(job: Job, backbone: Backbone, folder: Path) -> int:
     ours = {name: torch.empty(x.shape, dtype=x.dtype, device="meta") for name, x in backbone.model.state_dict().items()}
     if type(plain).__module__.startswith("transformers_modules") or quantised_layers(plain):
         return sum(x.numel() for x in ours.values()) * dtype.itemsize
+    adapters = 0
     if hasattr(backbone.model, "peft_config"):
+        if origin_of(plain).plain:
+            backbone.model.peft_config["default"].save_pretrained(folder / "adapter")
+            adapters = sum(x.numel() for name, x in ours.items() if ".lora_" in name or ".modules_to_save." in name)
         ours = merged_weights(backbone.model, ours)
     asked = shell_of(auto, folder).state_dict(keep_vars=True)
     if odd := sorted({name for name in asked.keys() | ours.keys() if _shape(asked, name) != _shape(ours, name)}):
@@ -153,7 +157,7 @@ def _write_without_weights(job: Job, backbone: Backbone, folder: Path) -> int:
             f"{job.config.model.path}: transformers would not load this model as it is here: of its weights "
             f"{len(odd)} would be missing, surplus or of another shape ({', '.join(odd[:3])})."
         )
-    return sum({id(x): x.numel() for x in asked.values()}.values()) * dtype.itemsize
+    return (adapters + sum({id(x): x.numel() for x in asked.values()}.values())) * dtype.itemsize
 
 
 def _shape(weights: Mapping[str, Any], name: str) -> torch.Size | None:

@@ -141,8 +141,9 @@ def _check_free(out: Path, config: CompareConfig) -> None:
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
     if names and not names & OBJECTIVES.keys():
         raise RunFolderError(f"--resume {config.resume}: no earlier comparison is in {out}. Choose another --out.")
-    check_page(out / REPORT)
-    if EVALUATION in names:
+    if (out / REPORT).is_file():
+        check_page(out / REPORT)
+    if (out / EVALUATION).is_file():
         PolicyTable.load(out / EVALUATION)
 
 
