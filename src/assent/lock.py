@@ -161,7 +161,8 @@ def _take(folder: Path, file: Path) -> int | None:
     except OSError as error:
         if fcntl is not None and error.errno not in _NO_LOCKS:
             raise
-        return _take_by_record(folder, file)
+        _take_by_record(folder, file)
+        return None
     if handle is None:
         raise _refusal(folder, _read(file))
     before = _read(file)

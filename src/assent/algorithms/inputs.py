@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import islice
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -119,13 +118,13 @@ def _digest(rows: Iterable[Any]) -> str:
 
 def _plain(value: object) -> object:
     """What JSON lacks: records by their kind and fields, anything else by how it shows itself."""
-    if is_dataclass(value):
-        return [type(value).__name__, _fields(type(value))(value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, [getattr(value, name) for name in _names(type(value))]]
     if isinstance(value, bytes | bytearray):
         return hashlib.sha256(value).hexdigest()
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 @cache
-def _fields(kind: type) -> attrgetter[Any]:
-    return attrgetter(*(field.name for field in fields(kind)))  # type: ignore[arg-type]
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

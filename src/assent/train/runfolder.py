@@ -184,9 +184,9 @@ def _opened(path: Path, config: RunConfig, resume: str | None, ranks: int) -> Ru
         return RunFolder(path, now["run_id"], None, now["threads"], resolved, now, made)
     now["run_id"] = before.get("run_id") or found.meta.get("run") or now["run_id"]
     now["threads"] = _kept_threads(config, before, now)
-    entry = {"when": datetime.now().astimezone().isoformat(timespec="seconds"), "from": found.checkpoint.name}
-    entry |= {"command": now["command"], "options": found.changes, "inputs": {}}
-    entry |= {"environment": changed_environment(before, now)}
+    entry: dict[str, Any] = {"when": datetime.now().astimezone().isoformat(timespec="seconds")}
+    entry |= {"from": found.checkpoint.name, "command": now["command"]}
+    entry |= {"options": found.changes, "inputs": {}, "environment": changed_environment(before, now)}
     now["history"] = [*before.get("history", []), entry]
     accepted, read = config.resume_changed, found.meta.get("inputs")
     return RunFolder(path, now["run_id"], found.checkpoint, now["threads"], resolved, now, made, accepted, read)
