@@ -81,10 +81,13 @@ def write_text(path: str | Path, text: str, name: str = "") -> None:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or a folder's list of names, onto the disk."""
+    """Forces a file, or a folder's list of names, onto the disk, where the file system can."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
