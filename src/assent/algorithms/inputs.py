@@ -62,8 +62,7 @@ def _template(chosen: str, config: RunConfig, chat: Chat, data: Prepared) -> Par
 def _columns(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     """Whole rows as they are in the file."""
     read = islice(read_rows(path, config.data.split), config.data.limit)
-    rows = [row.reason if isinstance(row, Problem) else row for _, row in read]
-    return {"rows": f"{len(rows)} rows {_digest(rows)}"}
+    return {"rows": _counted(row.reason if isinstance(row, Problem) else row for _, row in read)}
 
 
 def _code(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
@@ -72,7 +71,7 @@ def _code(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
 
 def _server(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     model = getattr(getattr(config, "remote", None), "model", None)
-    return {"address": _digest([[spec, model]])}
+    return {"address": hashlib.sha256(repr((spec, model)).encode()).hexdigest()}
 
 
 def _later(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
@@ -101,19 +100,19 @@ def _rows(which: str, examples: Sequence[Example], trees: Sequence[TokenTree]) -
     if not examples:
         return {}
     rows = ([getattr(example, name) for name in USED] for example in examples)
-    return {f"{which}rows": f"{len(examples)} rows {_digest(rows)}", f"{which}tokens": fingerprint(trees)}
+    return {f"{which}rows": _counted(rows), f"{which}tokens": fingerprint(trees)}
 
 
 USED = tuple(field.name for field in fields(Example) if field.name != "origin")
 """What decides of a row; where it stands does not."""
 
 
-def _digest(rows: Iterable[Any]) -> str:
-    """sha256 of values as JSON, in order; the order of keys does not count."""
-    digest = hashlib.sha256()
-    for row in rows:
+def _counted(rows: Iterable[Any]) -> str:
+    """The number of rows, and sha256 of them as JSON, in order; the order of keys does not count."""
+    digest, number = hashlib.sha256(), 0
+    for number, row in enumerate(rows, start=1):  # noqa: B007
         digest.update(json.dumps(row, sort_keys=True, default=_plain).encode() + b"\n")
-    return digest.hexdigest()
+    return f"{number} rows {digest.hexdigest()}"
 
 
 def _plain(value: object) -> object:

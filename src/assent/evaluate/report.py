@@ -104,10 +104,13 @@ def _is_page(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(2000)
+            file.seek(max(0, path.stat().st_size - 2000))
+            end = file.read()
     except OSError as error:
         raise RunFolderError(f"--out {path} cannot be read: {error.strerror}. Choose another name.") from error
-    return content.lstrip().startswith(b"<!DOCTYPE html>") and SIGNATURE.encode() in content[-2000:]
+    return start.lstrip().startswith(b"<!DOCTYPE html>") and SIGNATURE.encode() in end
 
 
 def save_report(report: Report, path: str | Path) -> Path:
