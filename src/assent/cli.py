@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, methods, online, settings, streams
+from assent import __version__, arguments, config, methods, online, process, settings, streams
 from assent.errors import AssentError, ConfigError
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
         streams.broken()
         streams.complain("interrupted")
         return 130
-    except OSError:
+    except (OSError, SystemExit):  # rich makes a SystemExit of a reader that left
         if (problem := streams.broken()) is None:
             raise
     if problem is None or saved:
@@ -132,7 +132,15 @@ def _run(words: list[str]) -> bool:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    process.adopt()
+    try:
+        code = main()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code:
+        process.leave(code)
+    sys.exit(0)
 
 
 def overview() -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import traceback
+import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from assent.errors import ConfigError
+from assent.guest import blamed, ends_programs
+
+_loads = itertools.count()
 
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
@@ -20,8 +24,10 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
         raise ConfigError(f"{flag} must be FILE.py:function or module:function. Got '{spec}'.")
     try:
         module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {described(error, place)}.") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and not ends_programs(error):
+            raise
+        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {blamed(error, place)}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
@@ -30,19 +36,14 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
 
 
 def _run_file(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    """The file as a module under a name that no other has: dataclasses look their module up, and each load is anew."""
+    name = f"{file.stem}#{next(_loads)}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
-
-
-def described(error: BaseException, file: str | Path = "") -> str:
-    """What was raised, with the line that raised it: of `file` where that is among those that were running."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    ours = (__file__, importlib.__file__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours and f.filename[0] != "<"]
-    frames = [frame for frame in frames if file and Path(frame.filename) == Path(file)] or frames
-    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text

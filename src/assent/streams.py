@@ -1,4 +1,4 @@
-"""Standard output and standard error as they may be: closed, full, without a reader, or unable to carry a character."""
+"""Standard output, on which commands print their results: closed, full, without a reader, or with few letters."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class _Output(io.TextIOWrapper):
     def __init__(self, stream: io.TextIOWrapper) -> None:
         """`stream` is kept: it would close the descriptor."""
         stream.flush()
-        shared = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
-        super().__init__(stream.buffer, errors=ESCAPES, **shared)
+        when = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        super().__init__(stream.buffer, encoding=stream.encoding, errors=ESCAPES, **when)
         self.failed: OSError | None = None
         self.stream = stream
 
@@ -63,18 +63,13 @@ class _Output(io.TextIOWrapper):
 
 
 def prepare() -> Broken | None:
-    """Makes the standard streams take any text, and stand for those that are closed with one that forgets: otherwise
-    the next file to be opened would take their place. Says whether standard output was closed."""
-    closed = _is_closed(1)
-    for descriptor in range(3):
-        if _is_closed(descriptor):
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    """Makes the standard streams take any text, and stand for those that are closed with one that forgets. Says whether
+    standard output was closed."""
+    closed = sys.stdout is None
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     if type(sys.stdout) is io.TextIOWrapper:
         sys.stdout = _Output(sys.stdout)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors=ESCAPES)
     return Broken("it is closed") if closed else None
 
 
@@ -87,29 +82,18 @@ def broken() -> Broken | None:
         error = error or now
     if error is None:
         return None
-    silence(1)
+    _silence()
     return Broken(getattr(error, "strerror", None) or str(error), isinstance(error, BrokenPipeError))
 
 
 def complain(text: str) -> None:
     """One message on standard error, where that takes it."""
-    try:
+    with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        silence(2)
 
 
-def silence(descriptor: int) -> None:
-    """Lets everything that is written there vanish."""
+def _silence() -> None:
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, descriptor)
+        os.dup2(null, 1)
         os.close(null)
-
-
-def _is_closed(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return True
-    return False

@@ -319,7 +319,7 @@ def test_a_tokenizer_that_cannot_be_saved_is_found_before_training(make: Make, m
 def test_a_model_that_could_not_be_loaded_again_is_found(make: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(beforehand, "WHOLE", 0)
     monkeypatch.setattr(beforehand, "shell_of", lambda auto, folder: torch.nn.Linear(1, 1))
-    with pytest.raises(ModelError, match="would not load this model as it is here: of its weights"):
+    with pytest.raises(ModelError, match="would not load this model as it is saved: of its weights"):
         train(make("sft"))
 
 

@@ -33,6 +33,21 @@ def test_whatever_a_file_raises_is_one_message(text: str, words: str, tmp_path: 
     assert words.replace("FILE", str(file)) in said and "\n" not in said
 
 
+def test_a_file_is_a_module_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Dataclasses find their module; each load begins anew; no other module of that name is in the way."""
+    (tmp_path / "json.py").write_text(
+        "from __future__ import annotations\nimport dataclasses, json\n\n"
+        "@dataclasses.dataclass\nclass Row:\n    x: list[int] | None = None\n\n"
+        "calls = []\n\ndef f():\n    calls.append(1)\n    return len(calls), json.dumps(dataclasses.asdict(Row()))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    first, second = load_function("json.py:f", "--scorer"), load_function("json.py:f", "--scorer")
+    assert first() == (1, '{"x": null}') and first()[0] == 2 and second()[0] == 1
+    (tmp_path / "mine.py").write_text("\n\n{}['key']\n")
+    with pytest.raises(ConfigError, match=r"KeyError: 'key' \(.*mine\.py:3\)"):
+        load_function("mine.py:f", "--scorer")
+
+
 def test_a_module_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a_reward_that_raises.py").write_text("\nraise OverflowError('too large')\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
+from assent.cli import main
 from assent.errors import OutputError
 from assent.outputs import append, free_bytes, try_file, write_text, writing
 
@@ -73,6 +74,20 @@ def test_what_rust_says_of_the_disk_is_heard(tmp_path: Path, files_up_to: Limit,
             save_file({"x": np.zeros(5000)}, tmp_path / "x.safetensors")
         with pytest.raises(OutputError, match="cannot be written: File too large"), writing(tmp_path / "tokenizer"):
             tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize("command", ["init", "export"])
+def test_model_folders_are_whole_or_absent(
+    command: str, files_up_to: Limit, tiny_model_dir: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "text.jsonl").write_text('{"text": "red green blue red green blue"}\n' * 20)
+    made = ["--data", str(tmp_path / "text.jsonl"), "--hidden_size", "32", "--heads", "4", "--kv_heads", "2"]
+    options = {"init": made, "export": [str(tiny_model_dir)]}[command]
+    with files_up_to(30_000):
+        assert main([command, *options, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"error: --out {tmp_path / 'out'} cannot be written: File too large." in said and "Traceback" not in said
+    assert everything(tmp_path) == {"text.jsonl"}
 
 
 def test_other_errors_pass(tmp_path: Path):

@@ -36,6 +36,8 @@ def shell(command: str) -> tuple[int, str, str]:
         ("ASSENT nonsense 2>/dev/full", 2, ""),
         ("ASSENT nonsense >&- 2>&- <&-", 2, ""),
         ("{ sleep 0.2; ASSENT --help; } | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("{ sleep 0.2; ASSENT sft --help; } | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("PYTHONUNBUFFERED=1 ASSENT --help > /dev/full", 2, "error: standard output: No space left on device."),
     ],
 )
 def test_closed_and_full_streams(command: str, code: int, said: str):
@@ -45,8 +47,16 @@ def test_closed_and_full_streams(command: str, code: int, said: str):
 
 
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path):
-    code = f"from assent import streams; print(streams.prepare()); file = open({str(tmp_path / 'x')!r}, 'w'); " \
-        "print('lost'); file.write(str(file.fileno())); file.close()"  # fmt: skip
+    lines = [
+        "from assent import process, streams",
+        "process.adopt()",
+        "streams.prepare()",
+        f"file = open({str(tmp_path / 'x')!r}, 'w')",
+        "print('lost')",
+        "file.write(str(file.fileno()))",
+        "file.close()",
+    ]
+    code = "; ".join(lines)
     subprocess.run(
         ["bash", "-c", f'{sys.executable} -c "{code}" >&- 2>&-'],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},

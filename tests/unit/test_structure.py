@@ -24,7 +24,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "names", "outputs", "rules", "streams", "http"),
+    ("cpus", "names", "outputs", "rules", "streams", "http", "process", "guest"),
     ("lock",),
     ("sections",),
     ("inputs",),
@@ -67,6 +67,7 @@ LIGHT = (
     "names.py",
     "objectives.py",
     "online.py",
+    "process.py",
     "relations.py",
     "rules.py",
     "sections.py",

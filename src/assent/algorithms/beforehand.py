@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent.algorithms.card import model_card
@@ -28,7 +28,7 @@ from assent.models.adapters import merged_weights
 from assent.models.heads import outward
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import quantised_layers
-from assent.models.readback import reading_class, shell_of
+from assent.models.readback import LIMIT, reading_class, shell_of
 from assent.models.saving import cast, origin_of, stop_ids, stored_as, write_folder
 from assent.outputs import free_bytes, try_file, writing
 from assent.rewards.group import GroupReward, Progress
@@ -73,6 +73,7 @@ def try_outputs(
     with same_random_state():
         sizes = [_try_final(job, backbone, name) for name, backbone in final.items()]
     distributed.on_main(lambda: _check_room(job, checkpoint_bytes(modules), sum(sizes), total, keeps_best))
+    distributed.on_main(lambda: _check_engine_room(job, final["model"]))
 
 
 def _try_places(job: Job, models: Sequence[str]) -> None:
@@ -151,17 +152,26 @@ def _write_without_weights(job: Job, backbone: Backbone, folder: Path) -> int:
             backbone.model.peft_config["default"].save_pretrained(folder / "adapter")
             adapters = sum(x.numel() for name, x in ours.items() if ".lora_" in name or ".modules_to_save." in name)
         ours = merged_weights(backbone.model, ours)
-    asked = shell_of(auto, folder).state_dict(keep_vars=True)
-    if odd := sorted({name for name in asked.keys() | ours.keys() if _shape(asked, name) != _shape(ours, name)}):
+    return (adapters + _compare(job.config.model.path, ours, auto, folder)) * dtype.itemsize
+
+
+def _compare(path: str, ours: Mapping[str, Tensor], auto: Any, folder: Path) -> int:
+    """Numbers in the weights that the written configuration asks for, which must be `ours`."""
+    whole = sum(x.numel() for x in ours.values())
+    try:
+        asked = shell_of(auto, folder).state_dict(keep_vars=True)
+    except Exception as error:
+        if whole <= LIMIT:  # the folder will be read with its weights
+            return whole
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(f"{path}: transformers would not load this model as it is saved: {reason}") from error
+    names = sorted(asked.keys() | ours.keys())
+    if odd := [name for name in names if getattr(asked.get(name), "shape", 0) != getattr(ours.get(name), "shape", 0)]:
         raise ModelError(
-            f"{job.config.model.path}: transformers would not load this model as it is here: of its weights "
-            f"{len(odd)} would be missing, surplus or of another shape ({', '.join(odd[:3])})."
+            f"{path}: transformers would not load this model as it is saved: of its weights {len(odd)} would be "
+            f"missing, surplus or of another shape ({', '.join(odd[:3])})."
         )
-    return (adapters + sum({id(x): x.numel() for x in asked.values()}.values())) * dtype.itemsize
-
-
-def _shape(weights: Mapping[str, Any], name: str) -> torch.Size | None:
-    return weights[name].shape if name in weights else None
+    return sum({id(x): x.numel() for x in asked.values()}.values())
 
 
 def _size(folder: Path) -> int:
@@ -205,6 +215,17 @@ def _check_room(job: Job, one: int, final: int, total: int, keeps_best: bool) ->
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and limit < one:
         say(f"--out {out}: files may be {size_of(limit)} long here (ulimit -f), and a checkpoint takes {size_of(one)}.")
+
+
+def _check_engine_room(job: Job, policy: Backbone) -> None:
+    if (folder := _engine_folder(job)) is None:
+        return
+    one = sum(weight.numel() for weight in policy.plain.parameters()) * (2 if policy.precision == "bf16" else 4)
+    if (free := free_bytes(folder)) < 2 * one:
+        raise OutputError(
+            f"--engine.weights {folder}: {size_of(free)} are free there, and the weights for the engine take "
+            f"{size_of(one)}, twice that while they change. Make room there, or give another folder."
+        )
 
 
 def _saves(config: RunConfig, left: int, keeps_best: bool) -> int:

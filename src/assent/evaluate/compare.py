@@ -22,7 +22,8 @@ from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Prompt, Scorer, evaluate_policies, scored
 from assent.evaluate.report import check_page, write_report
 from assent.evaluate.runs import EVALUATION
-from assent.functions import described, load_function
+from assent.functions import load_function
+from assent.guest import Guest, blamed, ends_programs
 from assent.inputs import is_input
 from assent.models.loading import quiet_transformers
 from assent.models.sources import model_folder
@@ -108,16 +109,21 @@ def _compare(config: CompareConfig, world: World, out: Path) -> Path:
 def gold(spec: str, prompts: Sequence[Example]) -> Scorer:
     """The user's function as a scorer of answers to these prompts. It raises RewardError, with the function's line,
     for what the function raises, and for what is no number and not None."""
-    function, by_prompt = load_function(spec, "--scorer"), {example.prompt: example for example in prompts}
+    guest, by_prompt = Guest(), {example.prompt: example for example in prompts}
+    with guest.turn():
+        function = load_function(spec, "--scorer")
 
     def score(prompt: Prompt, answer: str) -> float | None:
         example = by_prompt[tuple(prompt)]
-        try:
-            value = function(prompt, answer)
-        except Exception as error:
-            raised = described(error, spec.rpartition(":")[0])
-            to = f"for the answer {reprlib.repr(answer)} to {example.origin}"
-            raise RewardError(f"--scorer {spec} raised {raised} {to}.") from error
+        with guest.turn():
+            try:
+                value = function(prompt, answer)
+            except BaseException as error:
+                if not isinstance(error, Exception) and not ends_programs(error):
+                    raise
+                raised = blamed(error, spec.rpartition(":")[0])
+                to = f"for the answer {reprlib.repr(answer)} to {example.origin}"
+                raise RewardError(f"--scorer {spec} raised {raised} {to}.") from error
         if value is None:
             return None
         return float(checked(f"--scorer {spec}", [Group(example, (answer,), (True,), (0,))], [value])[0])

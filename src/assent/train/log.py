@@ -73,10 +73,13 @@ class JsonlLog:
         append(self._file, json_line(row).encode())
 
     def position(self) -> int:
-        """Bytes written so far, and now surely on the disk: store this in the checkpoint."""
+        """Bytes written so far: a checkpoint stores this, after `sync`."""
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Sees to it that what was written is on the disk."""
         with writing(self.path):
             os.fsync(self._file.fileno())
-        return self._file.tell()
 
     def close(self) -> None:
         self._file.close()
