@@ -8,11 +8,14 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -292,15 +295,15 @@ def test_answers_under_way_are_given_up(command, tmp_path: Path, capfd, monkeypa
 
     generate, given_up = TorchEngine.generate, threading.Event()
 
-    def stuck(self: TorchEngine, *arguments: Any) -> Any:
+    def stuck(self: TorchEngine, *arguments: Any, **options: Any) -> Any:
         if threading.current_thread() is not threading.main_thread() and (tmp_path / "waits").exists():
             (tmp_path / "there").touch()
             given_up.wait(60)
-        return generate(self, *arguments)
+        return generate(self, *arguments, **options)
 
     monkeypatch.setattr(TorchEngine, "generate", stuck)
     (tmp_path / "waits").touch()
-    ahead = ("--rewards.rules", "length=2,8", "--rollout.ahead", "true")
+    ahead = ("--rewards.rules", "length=2,8", "--rollout.ahead")
     with signalled(tmp_path / "there", signal.SIGTERM) as sent:
         code = main(command("run", *ahead))
         took = time.monotonic() - sent[0]
@@ -313,3 +316,70 @@ def test_answers_under_way_are_given_up(command, tmp_path: Path, capfd, monkeypa
     assert main(command("run", *ahead, "--resume", "auto")) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+# ---- real processes: the output breaks, the code never comes back
+
+
+def test_code_that_swallows_every_signal_is_saved_beside(children, command, tmp_path: Path) -> None:
+    for name in ("waits", "swallows"):
+        (tmp_path / name).touch()
+    rewards = ("--rewards.functions", f"{tmp_path / 'mine.py'}:swallows")
+    pid = children.start(command("run", *rewards))
+    until(lambda: (tmp_path / "there").exists())
+    os.kill(pid, signal.SIGTERM)
+    begun = time.monotonic()
+    assert children.wait(pid) == 143 and time.monotonic() - begun < LIMIT
+    said = children.log.read_text()
+    assert re.search(r"Stopped by SIGTERM\. Checkpoint of step [123] saved; continue with --resume auto\.", said)
+    (tmp_path / "waits").unlink()
+    assert main(command("run", *rewards, "--resume", "auto")) == 0
+    assert main(command("straight", *rewards)) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "straight")
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def test_output_that_breaks_ends_no_run(children, command, tmp_path: Path) -> None:
+    """A full device, a reader that leaves after the first byte, a terminal that goes away in the middle; user code that
+    prints all the while, and a thread of it that never ends."""
+    (tmp_path / "printing.py").write_text(PRINTING)
+    rewards = ("--rewards.functions", f"{tmp_path / 'printing.py'}:length")
+    pipe = tmp_path / "reader"
+    os.mkfifo(pipe)
+    terminal, side = os.openpty()
+    logs = {"full": Path("/dev/full"), "pipe": pipe, "terminal": Path(os.ttyname(side)), "whole": None}
+    pids = {name: children.start(command(name, *rewards), log) for name, log in logs.items()}
+    with pipe.open("rb", buffering=0) as reader:
+        assert reader.read(1)
+    os.close(side)
+    assert os.read(terminal, 1)
+    os.close(terminal)
+    codes = {name: children.wait(pid) for name, pid in pids.items()}
+    assert codes == dict.fromkeys(logs, 0), children.log.read_text()
+    assert all(result(tmp_path / name) == result(tmp_path / "whole") for name in logs)
+
+
+PRINTING = """
+import threading, time
+
+threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
+def length(completions: list[str], **columns):
+    print("x" * 20000, flush=True)
+    return [float(len(text)) for text in completions]
+"""
+
+
+def test_threads_of_others_do_not_keep_a_run_that_failed(children, command, tmp_path: Path) -> None:
+    text = PRINTING.replace(", daemon=True", "").replace("    print", "    raise ValueError('no')\n    print")
+    (tmp_path / "threads.py").write_text(text)
+    pid = children.start(command("run", "--rewards.functions", f"{tmp_path / 'threads.py'}:length"))
+    assert children.wait(pid) == 2
+    said = children.log.read_text()
+    assert "length raised ValueError: no" in said

@@ -24,7 +24,8 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "names", "outputs", "rules", "streams", "http", "process", "guest"),
+    ("cpus", "names", "outputs", "rules", "streams", "http", "process"),
+    ("guest",),
     ("lock",),
     ("sections",),
     ("inputs",),
