@@ -52,6 +52,13 @@ def snapshot() -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers of a run; torch's with its build, as in 2.13.0+cpu."""
+    packages = "torch transformers tokenizers safetensors peft numpy bitsandbytes vllm math-verify".split()
+    found = {name: version for name in packages if (version := _installed(name)) is not None}
+    return {"assent": __version__, "python": platform.python_version(), **found}
+
+
 def requirements(extra: str | None) -> list[str]:
     """Names of the packages that assent needs (`extra` None), or that one of its extras needs."""
     found = []

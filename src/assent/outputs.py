@@ -15,6 +15,7 @@ from pathlib import Path
 
 from assent.errors import OutputError
 
+_LEFTOVER = re.compile(r"\.(\d+\.part|(resolved\.yaml|environment\.json|data\.json)\.\d+)")
 _RUST = re.compile(r"\(os error (\d+)\)")  # how tokenizers and safetensors tell what the system said
 _ADVICE = {
     errno.ENOSPC: "Make room there",
@@ -67,15 +68,33 @@ def write_text(path: str | Path, text: str, name: str = "") -> None:
     with writing(path, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a name may be no UTF-8
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            sync(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or a folder's list of names, onto the disk, where the file system can."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def leftovers(folder: Path) -> set[str]:
+    """What writes that were killed have left in a folder."""
+    return {child.name for child in folder.iterdir() if _LEFTOVER.fullmatch(child.name)}
 
 
 def append(file: FileIO, data: bytes) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from assent import config as c
 from assent import methods, online
+from assent.inputs import INPUTS, is_input
+from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
 
 
@@ -44,6 +46,20 @@ def _rendered_has_template(config: c.RunConfig) -> str | None:
 def _trackers_once(config: c.RunConfig) -> str | None:
     if len(set(config.report_to)) < len(config.report_to):
         return f"--report_to names a tracker twice. Got {', '.join(config.report_to)}."
+    return None
+
+
+def _changed_inputs(config: c.RunConfig) -> str | None:
+    if not config.resume_changed:
+        return None
+    if config.resume is None:
+        return "--resume_changed is about a run that goes on. Give --resume auto with it."
+    kinds = [type(config), *(CONFIGS[name] for name in getattr(config, "objectives", ()) if name in CONFIGS)]
+    known = [name for name in INPUTS if any(is_input(kind, name) for kind in kinds)]
+    for name in config.resume_changed:
+        if name not in known:
+            near = suggestion(name, known)
+            return f"--resume_changed {name}: no such input.{near} There are: {', '.join(known)}."
     return None
 
 
@@ -298,6 +314,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _turns_of_pairs),
     (c.RunConfig, _rendered_has_template),
     (c.RunConfig, _trackers_once),
+    (c.RunConfig, _changed_inputs),
     (online.OnlineConfig, _needs_reward),
     (online.OnlineConfig, _reward_lists),
     (online.OnlineConfig, _ensemble),

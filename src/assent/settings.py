@@ -97,6 +97,13 @@ def validate(config: Any) -> None:
         if not _fits(value := value_of(config, option.name), option.kind)
     ]:
         raise ConfigError("\n".join(wrong))
+    if unwritable := [
+        f"--{option.name}: {text!r} is no UTF-8, which neither options nor model folders can hold. Choose another name."
+        for option in options(type(config))
+        for text in _texts(value_of(config, option.name))
+        if any("\ud800" <= letter <= "\udfff" for letter in text)
+    ]:
+        raise ConfigError("\n".join(unwritable))
     problems = [
         f"--{option.name} must be {rule.words}. Got {value_of(config, option.name)!r}."
         for option in options(type(config))
@@ -109,6 +116,17 @@ def validate(config: Any) -> None:
             problems.append(problem)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in the value of an option."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
 
 
 def _rule(section: type, name: str) -> Rule | None:

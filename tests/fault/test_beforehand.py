@@ -138,14 +138,14 @@ def size(folder: Path) -> int:
 @pytest.fixture
 def once_begun(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], object]], None]:
     """Something happens to the run folder once the data are read."""
-    original = RunFolder.record_data
+    original = RunFolder.record
 
     def arrange(happens: Callable[[Path], object]) -> None:
-        def record(folder: RunFolder, report: dict) -> None:
-            original(folder, report)
+        def record(folder: RunFolder, report: dict, inputs: dict) -> None:
+            original(folder, report, inputs)
             happens(folder.path)
 
-        monkeypatch.setattr(RunFolder, "record_data", record)
+        monkeypatch.setattr(RunFolder, "record", record)
 
     return arrange
 

@@ -152,7 +152,7 @@ def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["save_file", "_flush", "_publish"])
+@pytest.mark.parametrize("where", ["save_file", "sync", "_publish"])
 def test_full_disk(folder, monkeypatch, where):
     """At the first tensor, while flushing, and at the very end."""
     monkeypatch.setattr(checkpoint, where, full_disk)

@@ -143,12 +143,12 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
         return copied
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("assent.train.checkpoint._flush", lambda path: None)  # nobody cuts the power here
+        patch.setattr("assent.train.checkpoint.sync", lambda path: None)  # nobody cuts the power here
         patch.setattr("assent.train.checkpoint.versions", dict)
-        patch.setattr(run_module, "config_hash", lambda config: "")
+        patch.setattr(job_module, "digests", lambda *_: {})
         for name in ("load_policy", "load_score_model", "load_tokenizer", "prepare"):
             patch.setattr(job_module, name, once(getattr(job_module, name)))
-        patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1})
+        patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
         patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
         patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}))
         tracers: list[Tracer | None] = [None]

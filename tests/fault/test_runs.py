@@ -268,18 +268,10 @@ def test_another_run_is_not_continued(make: Make, stop_at, pairs: Path, tmp_path
     assert "--optim.lr: 0.003 -> 0.0001" in text and "--loss.beta: 0.1 -> 0.2" in text and "schedule" not in text
     with pytest.raises(RunFolderError, match="made with DPOConfig, not SFTConfig"):
         train(replace(make("sft", tmp_path / "run"), resume="auto"))
-    rows = pairs.read_text()
     changed = tmp_path / "pairs.jsonl"
-    changed.write_text(rows)
-    moved = replace(config, data=replace(config.data, train=str(changed)))
-    with pytest.raises(RunFolderError, match="--data.train"):
-        train(moved)
-    try:
-        pairs.write_text(rows.replace("egg", "ham"))
-        with pytest.raises(RunFolderError, match="the data changed since this run began"):
-            train(config)
-    finally:
-        pairs.write_text(rows)
+    changed.write_text(pairs.read_text().replace("egg", "ham"))
+    with pytest.raises(RunFolderError, match="--data.train, rows: .* -> .*"):
+        train(replace(config, data=replace(config.data, train=str(changed))))
     train(config)  # after all that, it still continues
 
 

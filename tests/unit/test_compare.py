@@ -133,13 +133,23 @@ def test_resume_keeps_what_is_finished_and_goes_on_with_the_rest(config: Compare
     assert (out / "dpo" / "model" / "README.md").is_file() and not (out / "kto" / "model").exists()
     assert "not empty. Continue it with --resume auto" in refused(longer, RunFolderError)
     trained.clear()
+    finished = (out / "dpo" / "model" / "model.safetensors").read_bytes()
     compare(replace(longer, resume="auto"))
-    assert trained == ["kto"]
-    steps = [row["step"] for row in read_metrics(out / "kto" / "metrics.jsonl") if "loss" in row]
-    assert steps == [1, 2, 3, 4]
-    trained.clear()
-    compare(replace(longer, resume="auto"))
-    assert trained == [] and len(PolicyTable.load(out / "evaluation.json").policies) == 3
+    for name in ("dpo", "kto"):
+        steps = [row["step"] for row in read_metrics(out / name / "metrics.jsonl") if "loss" in row]
+        assert steps == [1, 2, 3, 4]
+    assert (out / "dpo" / "model" / "model.safetensors").read_bytes() == finished
+    assert len(PolicyTable.load(out / "evaluation.json").policies) == 3
+    assert not (out / "run.lock").exists()
+
+
+def test_a_finished_run_of_other_data_is_not_compared(config: CompareConfig, trained):
+    compare(config)
+    data = Path(config.data.train)
+    data.write_text(data.read_text().replace("No 1.", "No, no."))
+    again = replace(config, resume="auto")
+    assert "--data.train, rows: 6 rows" in refused(again, RunFolderError)
+    compare(replace(again, resume_changed=("data.train",)))
 
 
 # ---- options of single objectives
@@ -230,7 +240,8 @@ def test_a_scorer_may_have_no_opinion(config: CompareConfig, tmp_path):
 
 @pytest.mark.parametrize("name", ["report.html", "evaluation.json"])
 def test_results_have_their_places_before_anything_is_trained(config: CompareConfig, trained, name: str):
-    (Path(config.out) / name).mkdir(parents=True)
+    for folder in ("dpo", name):
+        (Path(config.out) / folder).mkdir(parents=True)
     said = refused(replace(config, resume="auto"), OutputError)
     assert said == f"--out {config.out}: {name} cannot be written: it is a folder. Choose another place."
     assert trained == []

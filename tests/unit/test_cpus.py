@@ -165,9 +165,12 @@ def test_a_resumed_run_keeps_its_threads(asked: int, ranks: int, threads: int, t
     config = SFTConfig(ModelConfig("m"), DataConfig("t"), str(tmp_path / "run"), train=TrainConfig(threads=asked))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     folder = RunFolder.create(config.out, config)
-    checkpoint.save(folder.checkpoints, 1, {"x": 1})
+    folder.record({}, {})
+    checkpoint.save(folder.checkpoints, 1, {"x": 1}, meta=folder.meta())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     again = RunFolder.create(config.out, config, "auto", ranks)
+    again.record({}, {})
+    again.close()
     assert (folder.threads, again.threads) == (4, threads)
     assert json.loads((folder.path / "environment.json").read_text())["threads"] == threads
     said = capsys.readouterr().err

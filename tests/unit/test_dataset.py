@@ -169,7 +169,7 @@ def test_prompts_alone(chat, write):
 
 def test_fingerprint_follows_what_is_trained(chat, write):
     def of(rows, **config):
-        return prepare(DataConfig(write(rows), **config), chat, pair_view).report["fingerprint"]
+        return fingerprint(prepare(DataConfig(write(rows), **config), chat, pair_view).train)
 
     base = of([pair(0), pair(1)])
     assert base == of([pair(0), pair(1)]) and len(base) == 64

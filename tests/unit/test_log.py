@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import io
 import json
 import signal
@@ -14,18 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from rich.console import Console
 
-from assent import settings
-from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
-from assent.errors import CheckpointError, OutputError, RunFolderError, UserError
-from assent.objectives import preference_config
+from assent.errors import OutputError, UserError
 from assent.train import checkpoint, progress
 from assent.train.interrupt import Interrupt
 from assent.train.log import MetricsLog, SamplesLog, open_trackers, read_jsonl, read_metrics
 from assent.train.progress import Progress, clock
-from assent.train.runfolder import MAY_CHANGE, RunFolder, config_hash
 
 SOURCE = Path(checkpoint.__file__).parents[2]
 
@@ -224,139 +218,3 @@ def test_handlers_are_given_back():
     with Interrupt() as interrupt:
         assert signal.getsignal(signal.SIGTERM) != before and not interrupt.requested
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-# ---- the run folder
-
-
-def config(**changes) -> SFTConfig:
-    base = SFTConfig(model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
-    for name, value in changes.items():
-        section, _, option = name.partition("__")
-        value = dataclasses.replace(getattr(base, section), **{option: value}) if option else value
-        base = dataclasses.replace(base, **{section: value})
-    return base
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    folder = RunFolder.create(tmp_path / "run", config())
-    folder.record_data({"fingerprint": "aaa", "rows": 10})
-    checkpoint.save(folder.checkpoints, 4, {"x": 1})
-    return folder.path
-
-
-def test_new_folder_records_options_and_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/assent", "sft", "--out", "my run"])
-    folder = RunFolder.create(tmp_path / "a" / "run", config(optim__lr=3e-4), ranks=2)
-    assert folder.checkpoint is None
-    assert settings.read(SFTConfig, folder.path / "resolved.yaml") == config(optim__lr=3e-4)
-    found = json.loads((folder.path / "environment.json").read_text())
-    assert found["configuration"] == "SFTConfig" and found["command"] == "assent sft --out 'my run'"
-    assert found["ranks"] == 2 and found["run_id"] == folder.run_id
-    assert found["versions"]["torch"] == torch.__version__ and found["cores"] >= 1
-    text = (folder.path / "environment.json").read_text()
-    assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
-
-
-def test_an_existing_folder_is_never_reused_silently(run, tmp_path):
-    before = (run / "resolved.yaml").read_bytes()
-    with pytest.raises(RunFolderError, match="earlier run is there. Continue it with --resume auto"):
-        RunFolder.create(run, config(optim__lr=1.0))
-    assert (run / "resolved.yaml").read_bytes() == before
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").write_text("")
-    for resume in (None, "auto"):
-        with pytest.raises(RunFolderError, match="not empty and is no run folder"):
-            RunFolder.create(tmp_path / "other", config(), resume)
-    with pytest.raises(RunFolderError, match="cannot be used"):
-        RunFolder.create(tmp_path / "other" / "thesis.tex", config())
-    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["thesis.tex"]
-
-
-def test_resume_continues_the_newest_and_keeps_the_id(run):
-    first = json.loads((run / "environment.json").read_text())["run_id"]
-    folder = RunFolder.create(run, config(), "auto")
-    assert folder.checkpoint == run / "checkpoints" / "step-000004" and folder.run_id == first
-    assert RunFolder.create(run, config(), str(folder.checkpoint)).checkpoint == folder.checkpoint
-
-
-def test_resume_auto_starts_where_there_is_nothing_yet(tmp_path):
-    assert RunFolder.create(tmp_path / "run", config(), "auto").checkpoint is None
-    assert RunFolder.create(tmp_path / "run", config(), "auto").checkpoint is None  # killed before its first checkpoint
-
-
-CHANGES = {
-    "model__path": "other",
-    "data__train": "other.jsonl",
-    "data__max_length": 7,
-    "data__columns": {"prompt": "q"},
-    "optim__lr": 1.0,
-    "optim__schedule": "linear",
-    "train__seed": 5,
-    "train__batch_size": 3,
-    "model__precision": "bf16",
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_resume_refuses_what_would_be_another_run(run, name):
-    before = (run / "resolved.yaml").read_bytes()
-    with pytest.raises(RunFolderError, match=rf"--{name.replace('__', '.')}.*->"):
-        RunFolder.create(run, config(**{name: CHANGES[name]}, train__max_steps=9), "auto")
-    assert (run / "resolved.yaml").read_bytes() == before
-
-
-def test_resume_allows_and_tells_how_long_and_how_often(run, screen):
-    text = screen(terminal=False)
-    changed = config(train__max_steps=100, train__save_every=3, train__keep=5, resume="auto")
-    RunFolder.create(run, changed, "auto")
-    assert "--train.max_steps: None -> 100" in text.getvalue() and "--train.save_every: 0 -> 3" in text.getvalue()
-    assert "resume" not in text.getvalue()
-    assert yaml.safe_load((run / "resolved.yaml").read_text())["train"]["max_steps"] == 100
-
-
-def test_every_changeable_option_exists():
-    assert {option.name for option in settings.options(SFTConfig)} >= MAY_CHANGE
-
-
-def test_resume_refuses_another_command_another_folder_and_changed_data(run, tmp_path, screen):
-    dpo = preference_config("dpo", model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
-    with pytest.raises(RunFolderError, match="made with SFTConfig, not DPOConfig"):
-        RunFolder.create(run, dpo, "auto")
-    with pytest.raises(RunFolderError, match="belongs to another run folder"):
-        RunFolder.create(tmp_path / "new", config(), str(run / "checkpoints" / "step-000004"))
-    other = RunFolder.create(tmp_path / "other", config())
-    with pytest.raises(RunFolderError, match="not a checkpoint of --out"):
-        RunFolder.create(other.path, config(), str(run / "checkpoints" / "step-000004"))
-    folder = RunFolder.create(run, config(), "auto")
-    folder.record_data({"fingerprint": "aaa", "rows": 10})
-    with pytest.raises(RunFolderError, match="data changed since this run began .*aaa.*bbb"):
-        folder.record_data({"fingerprint": "bbb", "rows": 10})
-
-
-def test_resume_tells_of_another_environment(run, screen):
-    text = screen(terminal=False)
-    RunFolder.create(run, config(), "auto", ranks=2)
-    assert "another environment" in text.getvalue() and "ranks: 1 -> 2" in text.getvalue()
-
-
-def test_damaged_explicit_checkpoint_is_refused(run):
-    (run / "checkpoints" / "step-000004" / "state.json").write_text("")
-    with pytest.raises(CheckpointError, match="state.json: 0 bytes"):
-        RunFolder.create(run, config(), str(run / "checkpoints" / "step-000004"))
-
-
-def test_config_hash_ignores_only_what_may_change():
-    assert config_hash(config()) == config_hash(config(train=TrainConfig(max_steps=5, keep=9), out="elsewhere"))
-    assert config_hash(config()) != config_hash(config(optim=OptimConfig(lr=1.0)))
-    assert config_hash(config()) != config_hash(config(train=TrainConfig(seed=1)))
-
-
-def test_a_run_that_stopped_before_its_first_step_may_be_begun_again(tmp_path):
-    RunFolder.create(tmp_path / "run", config())
-    RunFolder.create(tmp_path / "run", config(optim__lr=1.0))  # the first stopped at, say, a mistyped data file
-    assert yaml.safe_load((tmp_path / "run" / "resolved.yaml").read_text())["optim"]["lr"] == 1.0
-    (tmp_path / "run" / "metrics.jsonl").touch()
-    with pytest.raises(RunFolderError, match="an earlier run is there"):
-        RunFolder.create(tmp_path / "run", config())

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,7 +205,8 @@ def test_every_part_of_the_identity_counts(tiny_model_dir, tmp_path, name: str, 
     model = ModelConfig(str(tiny_model_dir), precision="fp32")
     config = preference_config("dpo", model=model, data=DataConfig("unused", max_length=96), out="unused")
     world = World(0, 1, 0, torch.device("cpu"))
-    current = Job(config, world, None, None, None)
+    folder = SimpleNamespace(record_more=lambda inputs: None)
+    current = Job(config, world, folder, None, None)
     trees = [TokenTree(np.arange(3, 9), (Branch(np.arange(3, 8), np.ones(5, bool)),), key=0)]
     section = ReferenceConfig(mode="cached", cache=str(tmp_path / "file.safetensors"))
     policy = load_policy(model, max_length=96)

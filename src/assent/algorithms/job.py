@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from assent import cpus, settings
+from assent.algorithms.inputs import digests
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare
@@ -44,13 +45,17 @@ class Job:
     chat: Chat
 
     def prepare(self, view: Callable[..., Any], reserve: int = 0) -> Prepared:
-        """The data as trees, training and held-out; the counts go into the run folder. `reserve` tokens of the length
-        limit are kept for answers that are still to be sampled."""
+        """The data as trees, training and held-out; the counts, and digests of all that the run reads, go into the run
+        folder. `reserve` tokens of the length limit are kept for answers that are still to be sampled. Raises
+        RunFolderError where the run is resumed and something else is read than before."""
         limits = replace(self.config.data, max_length=self.config.data.max_length - reserve)
-        data = distributed.on_main(lambda: prepare(limits, self.chat, view))
-        if self.world.is_main:
-            self.folder.record_data(data.report)
-        return data
+
+        def read() -> Prepared:
+            data = prepare(limits, self.chat, view)
+            self.folder.record(data.report, digests(self.config, self.chat, data))
+            return data
+
+        return distributed.on_main(read)
 
     def stream(self, trees: Sequence[TokenTree], *models: SharesPrompts, batch_size: int | None = None) -> EpochStream:
         """Windows of these trees for this rank, in a layout that all these models can read; of `train.batch_size` where

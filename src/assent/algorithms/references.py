@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from assent.algorithms.inputs import numbers_digest
 from assent.algorithms.job import Job
 from assent.algorithms.rollouts import Fields, annotate, attach, token_field
 from assent.config import ModelConfig, ReferenceConfig
@@ -157,6 +158,8 @@ def cached_reference(
         distributed.on_main(lambda: _write(file, identity, values))
     elif current.world.is_main:
         say(f"Reference log-probs from {file}")
+    digest = {"reference.cache": {"log-probs": numbers_digest(known)}}
+    distributed.on_main(lambda: current.folder.record_more(digest))
     cuts = np.cumsum([tree.num_trained for tree in trees])[:-1]
     done = iter(attach(t, {FIELD: v}, {}) for t, v in zip(trees, np.split(known, cuts), strict=True))
     return [[next(done) for _ in part] for part in parts]

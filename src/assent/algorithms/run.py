@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, resolved, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.progress import Progress, say
-from assent.train.runfolder import config_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ class Run:
             self.job.folder.checkpoints,
             state["run"]["step"],
             state,
-            meta={"config": config_hash(self.config), "ranks": self.job.world.size},
+            meta=self.job.folder.meta(),
             keep=self.config.train.keep,
             best_step=state["run"]["best_step"],
         )
@@ -272,7 +271,7 @@ def run(
     label, main = Path(job.config.out).name, job.world.is_main
     if main and (report := job.folder.data()):
         say(summary(report))
-    with guard(state), Progress(total, label, state.step) if main else nullcontext() as bar:
+    with closing(job.folder), guard(state), Progress(total, label, state.step) if main else nullcontext() as bar:
         state.conclude()
         steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
         for result in steps:

@@ -150,6 +150,9 @@ class RunConfig(Sections):
     train: TrainConfig = field(default_factory=TrainConfig)
     resume: str | None = None
     """auto continues the newest complete checkpoint in `out` (or starts); a checkpoint folder continues that one."""
+    resume_changed: tuple[str, ...] = ()
+    """Options of which the content (rows, weights, code) may be another than the run has read so far, for example
+    data.train; the run's history keeps it."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers beside metrics.jsonl."""
 

@@ -93,7 +93,6 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
         also = f", and {near} more but for white space, capitals or Unicode form" if near else ""
         log.warning("%d prompts of %s are also trained on%s: its numbers will be too good", overlap, file, also)
     report = {
-        "fingerprint": fingerprint(train + held),
         "max_length": config.max_length,
         "long": config.long,
         "files": [_rows(each) for each in sources],

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from assent import settings
+from assent import lock, settings
 from assent.algorithms.beforehand import ANSWER
 from assent.algorithms.preference import train_preference
 from assent.config import CompareConfig, PreferenceConfig, ReportConfig
@@ -19,18 +19,20 @@ from assent.data.formats import load_examples
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError, RunFolderError
 from assent.evaluate.answers import sample_answers
-from assent.evaluate.generation import Answer, Prompt, Scorer, evaluate_policies, scored
-from assent.evaluate.report import write_report
+from assent.evaluate.generation import Answer, PolicyTable, Prompt, Scorer, evaluate_policies, scored
+from assent.evaluate.report import check_page, write_report
 from assent.evaluate.runs import EVALUATION
 from assent.functions import load_function
 from assent.guest import Guest, blamed, ends_programs
+from assent.inputs import is_input
 from assent.models.loading import quiet_transformers
 from assent.models.sources import model_folder
 from assent.names import suggestion
-from assent.objectives import CONFIGS
+from assent.objectives import CONFIGS, OBJECTIVES
 from assent.outputs import try_file
 from assent.rewards.group import Group, RewardError, checked
 from assent.train import distributed
+from assent.train.distributed import World
 from assent.train.progress import say
 
 REPORT = "report.html"
@@ -42,7 +44,7 @@ SHARED = ("model", "data", "optim", "train", "report_to")
 def compare(config: CompareConfig) -> Path:
     """Trains every objective into `config.out`/NAME, samples answers of each and of the start, scores them, and writes
     `config.out`/report.html, which it returns. Ranks share the work, on the devices that they train on. With `resume`
-    finished runs stay and interrupted ones go on.
+    interrupted runs go on; of finished ones it is made sure that nothing they were made from has changed.
 
     The start answers, and is scored, before anything is trained: what could fail at the end fails then.
 
@@ -50,7 +52,15 @@ def compare(config: CompareConfig) -> Path:
     and `resume` is off, OutputError where it cannot be written, RewardError for a scorer that gives no number."""
     quiet_transformers()
     world, out = distributed.init(config.train.threads), Path(config.out)
-    distributed.on_main(lambda: _check_free(out, config.resume))
+    distributed.on_main(lambda: lock.own(out))
+    try:
+        return _compare(config, world, out)
+    finally:
+        lock.release(out)
+
+
+def _compare(config: CompareConfig, world: World, out: Path) -> Path:
+    distributed.on_main(lambda: _check_free(out, config))
     runs = {name: objective_config(config, name) for name in config.objectives}
     prompts = _prompts(config)
     scorers: dict[str, Scorer] = {} if config.scorer is None else {"gold": gold(config.scorer, prompts)}
@@ -81,8 +91,7 @@ def compare(config: CompareConfig) -> Path:
 
     for number, (name, run) in enumerate(runs.items(), 1):
         stage(number, name)
-        if not distributed.on_main((Path(run.out) / "model" / "README.md").is_file):
-            train_preference(run)
+        train_preference(run)
     stage(len(runs) + 1, f"answers of {len(runs) + 1} policies to {len(prompts)} prompts")
     answers |= {name: answers_of(Path(run.out) / "model") for name, run in runs.items()}
 
@@ -130,11 +139,18 @@ def _try(out: Path, scorers: Mapping[str, Scorer], example: Example) -> None:
         score(example.prompt, ANSWER)
 
 
-def _check_free(out: Path, resume: str | None) -> None:
-    if out.exists() and not out.is_dir():
-        raise RunFolderError(f"--out {out}: it is a file. Choose another --out.")
-    if resume is None and out.exists() and any(out.iterdir()):
+def _check_free(out: Path, config: CompareConfig) -> None:
+    """Raises RunFolderError where something else than an earlier comparison is in the folder, or that is not to go
+    on."""
+    names = lock.content(out)
+    if names and config.resume is None:
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
+    if names and not names & OBJECTIVES.keys():
+        raise RunFolderError(f"--resume {config.resume}: no earlier comparison is in {out}. Choose another --out.")
+    if (out / REPORT).is_file():
+        check_page(out / REPORT)
+    if (out / EVALUATION).is_file():
+        PolicyTable.load(out / EVALUATION)
 
 
 def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:
@@ -142,6 +158,7 @@ def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:
     cls = CONFIGS[name]
     resume = "auto" if config.resume is not None else None
     run = {field: getattr(config, field) for field in SHARED} | {"out": str(Path(config.out) / name), "resume": resume}
+    run["resume_changed"] = tuple(name for name in config.resume_changed if is_input(cls, name))
     plain = yaml.safe_load(settings.dump(cls(**run)))
     for option, value in config.options.items():
         objective, _, key = option.partition(".")

@@ -5,6 +5,7 @@ training curves, answers side by side, data, configuration. No script, no reques
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,10 +23,13 @@ from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyT
 from assent.evaluate.panels import alarm, lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
 from assent.evaluate.runs import EVALUATION, Run, find_runs, printable, read_run, track_of
+from assent.lock import check_free
 from assent.objectives import OBJECTIVES
 from assent.outputs import write_text
 from assent.statistics import Interval
 
+SIGNATURE = "Written by assent "
+"""In the last lines of every page."""
 _SHOWN_PROMPTS = 8
 _SHOWN_CHARACTERS = 1200
 _POINTS = 30_000  # drawn in the whole page, so that many runs keep it small
@@ -48,8 +52,10 @@ def write_report(config: ReportConfig) -> Path:
     """`assent report RUN...`: read the run folders (or folders of run folders) and write `config.out`.
 
     An `evaluation.json` (`PolicyTable.save`) in a given folder or a run gives the table of policies; several are not
-    mixed: the first is shown. Raises `RunFolderError` for a folder that is none, or when the page cannot be written.
+    mixed: the first is shown. Raises `RunFolderError` for a folder that is none, or when the page cannot be written;
+    what stands at `config.out` is replaced only where it is such a page.
     """
+    check_page(config.out)
     if not config.runs:
         raise RunFolderError("assent report needs at least one run folder, for example: assent report runs/sft")
     folders = [Path(run) for run in config.runs]
@@ -85,8 +91,32 @@ def _read_runs(folders: list[Path]) -> tuple[Run, ...]:
     )
 
 
+def check_page(path: str | Path) -> None:
+    """Raises `RunFolderError` where a page may not be written to `path`: something else is there, or a run is at work
+    in the folder."""
+    path = Path(path)
+    check_free(path)
+    if os.path.lexists(path) and not _is_page(path):
+        raise RunFolderError(f"--out {path} is there and no report of assent, so it stays. Choose another name.")
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            start = file.read(2000)
+            file.seek(max(0, path.stat().st_size - 2000))
+            end = file.read()
+    except OSError as error:
+        raise RunFolderError(f"--out {path} cannot be read: {error.strerror}. Choose another name.") from error
+    return start.lstrip().startswith(b"<!DOCTYPE html>") and SIGNATURE.encode() in end
+
+
 def save_report(report: Report, path: str | Path) -> Path:
-    """Write the page; the file appears whole or not at all. Raises `OutputError` when it cannot be written."""
+    """Write the page; the file appears whole or not at all. Raises `RunFolderError` as `check_page`, `OutputError`
+    when it cannot be written."""
+    check_page(path)
     write_text(path, build_report(report), f"The report {path}")
     return Path(path)
 
@@ -112,6 +142,7 @@ def build_report(report: Report) -> str:
         report=report,
         created=(report.created or datetime.now()).strftime("%d %B %Y, %H:%M").lstrip("0"),
         version=__version__,
+        signature=SIGNATURE,
         table=table,
         findings=_findings(table) if table else [],
         best=_best(table) if table else {},

@@ -3,7 +3,9 @@ training step ever saw, and one report."""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -13,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from assent import lock
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
@@ -34,11 +37,12 @@ from assent.data.records import Message
 from assent.errors import RunFolderError
 from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
-from assent.evaluate.report import write_report
+from assent.evaluate.report import check_page, write_report
 from assent.evaluate.runs import EVALUATION
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import World, load_world
 from assent.models.loading import quiet_transformers
+from assent.models.saving import complete_or_absent
 from assent.objectives import preference_config
 from assent.online import RewardsConfig, online_config
 from assent.statistics import mean_interval
@@ -57,8 +61,17 @@ def run_demo(config: DemoConfig) -> Path:
 
     Raises RunFolderError where `config.out` holds something and `config.resume` is off."""
     quiet_transformers()
-    world, out, begun = distributed.init(), Path(config.out), time.monotonic()
-    distributed.on_main(lambda: _check_free(out, config.resume))
+    world, out = distributed.init(), Path(config.out)
+    distributed.on_main(lambda: lock.own(out))
+    try:
+        return _run(config, world, out)
+    finally:
+        lock.release(out)
+
+
+def _run(config: DemoConfig, world: Ranks, out: Path) -> Path:
+    begun = time.monotonic()
+    distributed.on_main(lambda: _check_free(out, config))
     paths = distributed.on_main(lambda: make_world(out / "world", config))
     runs = stages(out, paths, config)
 
@@ -68,8 +81,7 @@ def run_demo(config: DemoConfig) -> Path:
 
     for number, (name, train, run) in enumerate(runs, 1):
         stage(number, name)
-        if not distributed.on_main((Path(run.out) / "model" / "README.md").is_file):
-            train(run)
+        train(run)
     stage(len(runs) + 1, "evaluation: gold reward, which no training step has seen")
     answers = sampled(out, paths, config.seed, world)
 
@@ -85,19 +97,35 @@ def run_demo(config: DemoConfig) -> Path:
     return distributed.on_main(report)
 
 
-def _check_free(out: Path, resume: bool) -> None:
-    if not resume and out.exists() and any(out.iterdir()):
+def _check_free(out: Path, config: DemoConfig) -> None:
+    """Raises RunFolderError where something else than an earlier demo of the same world is in the folder, or that is
+    not to go on."""
+    names = {name for name in lock.content(out) if not name.startswith(".world-")}
+    world = WorldPaths(out / "world").world
+    if not names:
+        return
+    if not world.is_file():
+        raise RunFolderError(f"--out {out}: the folder is not empty and holds no demo. Choose another --out.")
+    if not config.resume:
         raise RunFolderError(
             f"--out {out}: an earlier demo is there. Continue it with --resume, or choose another --out."
         )
+    made = {"seed": load_world(world).seed, "scale": json.loads(world.read_text(encoding="utf-8")).get("scale")}
+    for name, value in made.items():
+        if value != getattr(config, name):
+            raise RunFolderError(f"--resume: the demo in {out} was made with --{name} {value}. Give the same.")
+    check_page(out / "report.html")
 
 
 def make_world(folder: Path, config: DemoConfig) -> WorldPaths:
     """The assistant world in `folder`, made where it is not there yet."""
     paths = WorldPaths(folder)
-    if not paths.base.is_dir():
+    if not folder.is_dir():
         say("[0] world: knowledge, demonstrations, labels of simulated annotators, a random model")
-        build_world(folder, seed=config.seed, scale=config.scale)
+        for unfinished in folder.parent.glob(".world-*"):
+            shutil.rmtree(unfinished)
+        with complete_or_absent(folder) as partial:
+            build_world(partial, seed=config.seed, scale=config.scale)
     return paths
 
 

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 
 from assent.data.chat import Chat
 from assent.errors import ModelError, OutputError, RunFolderError
+from assent.lock import check_free
 from assent.models.adapters import merged_weights
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
@@ -106,8 +107,10 @@ def _with_ends(before: list[int], stops: Collection[int]) -> int | list[int] | N
 
 
 def check_new(out: str | Path) -> Path:
-    """A folder that is yet to be written. Raises RunFolderError where something is in it."""
+    """A folder that is yet to be written. Raises RunFolderError where something is in it, or a run is at work in one
+    that it lies in."""
     out = Path(out)
+    check_free(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"--out {out} exists and is not empty. Choose another --out, or remove it.")
     return out

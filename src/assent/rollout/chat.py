@@ -18,6 +18,7 @@ from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, OutputError, RunFolderError
+from assent.lock import check_free
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
@@ -63,8 +64,9 @@ def generate(config: GenerateConfig) -> None:
 
 
 def check_new_file(out: str) -> None:
-    """Raises RunFolderError where something is at --out already, OutputError where nothing can be written there: before
-    a model is loaded."""
+    """Raises RunFolderError where something is at --out already or a run is at work there, OutputError where nothing
+    can be written: before a model is loaded."""
+    check_free(Path(out))
     if os.path.lexists(out):
         what = "is a folder" if os.path.isdir(out) else "exists already"
         raise RunFolderError(f"--out {out} {what}. Choose another name.")

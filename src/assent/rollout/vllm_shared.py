@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from assent.rollout.engine import Completion
 
 LOGPROBS_MODES = ("processed_logprobs", "raw_logprobs")
 _LEAST_TEMPERATURE = 0.01  # vLLM raises smaller ones to this
+_OWN = re.compile(r"weights-[0-9a-f]{16}|unfinished-\d+")
 _NOT_FINITE = -9999.0  # what its server sends in place of numbers that JSON cannot carry
 
 
@@ -170,8 +172,8 @@ class WeightsFolder:
 
 
 def _clear(folder: Path, but: Path | None = None) -> None:
-    for found in (*folder.glob("weights-*"), *folder.glob("unfinished-*")):
-        if found != but:
+    for found in folder.glob("*-*"):
+        if found != but and _OWN.fullmatch(found.name):  # the folder may be shared with others
             shutil.rmtree(found, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()  # where nothing is left

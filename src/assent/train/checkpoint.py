@@ -17,12 +17,10 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from assent import __version__
+from assent.environment import versions
 from assent.errors import CheckpointError
+from assent.outputs import sync
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -142,14 +141,7 @@ def verify(path: str | Path) -> dict[str, Any]:
 def newest_complete(folder: str | Path) -> Path | None:
     """The checkpoint with the highest step whose files all match their manifest; None if there is none. Warns about
     each damaged one that it passes over."""
-    for path in _checkpoints(Path(folder)):
-        try:
-            verify(path)
-        except CheckpointError as error:
-            warnings.warn(f"Checkpoint passed over: {error}", stacklevel=2)
-        else:
-            return path
-    return None
+    return _passing_over(*_newest(Path(folder)))
 
 
 def best(folder: str | Path) -> Path | None:
@@ -161,11 +153,18 @@ def best(folder: str | Path) -> Path | None:
 
 def find_resume(folder: str | Path, resume: str | None) -> Path | None:
     """What `--resume` means: None starts anew; "auto" is the newest complete checkpoint in `folder`, or None if there
-    is none; anything else is one checkpoint folder, which must be complete (there is no falling back from it)."""
+    is none at all; anything else is one checkpoint folder, which must be complete (there is no falling back from it).
+    Raises `CheckpointError` where that one, or all of them, are damaged."""
     if resume is None:
         return None
     if resume == "auto":
-        return newest_complete(folder)
+        newest, damaged = _newest(Path(folder))
+        if newest is None and damaged:
+            lines = "\n".join(
+                [f"--resume auto: no checkpoint in {folder} is whole:", *(f"  {each}" for each in damaged)]
+            )
+            raise CheckpointError(f"{lines}\nRestore one of them, or start a new run in another --out.")
+        return _passing_over(newest, damaged)
     path = Path(resume)
     if (path / "checkpoints").is_dir():
         raise CheckpointError(
@@ -176,16 +175,23 @@ def find_resume(folder: str | Path, resume: str | None) -> Path | None:
     return path
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers; torch's with its build, as in 2.13.0+cpu, which the metadata of builds for
-    CUDA leave out."""
-    found = {"assent": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("transformers", "tokenizers", "safetensors", "peft", "numpy"):
+def _newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and what is wrong with each that is newer."""
+    damaged = []
+    for path in _checkpoints(folder):
         try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+            verify(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            return path, damaged
+    return None, damaged
+
+
+def _passing_over(newest: Path | None, damaged: list[str]) -> Path | None:
+    for problem in damaged:
+        warnings.warn(f"Checkpoint passed over: {problem}", stacklevel=3)
+    return newest
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -216,8 +222,8 @@ def _write_files(
     }
     manifest["sha256"] = _seal(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _flush(folder / MANIFEST)
-    _flush(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -228,7 +234,7 @@ def _publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     temporary.rename(final)
-    _flush(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -261,10 +267,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first; a `.old` twin after its successor. Unfinished folders are not among them."""
+    """Newest first; a `.old` twin after its successor. Unfinished folders are not among them, damaged ones are."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _COMPLETE.fullmatch(path.name) and path.is_dir()]
+    found = [path for path in folder.iterdir() if _COMPLETE.fullmatch(path.name)]
     return sorted(found, key=lambda path: (-_step(path), path.name))
 
 
@@ -278,17 +284,8 @@ def _step(path: Path) -> int:
     return int(match.group(1))
 
 
-def _flush(path: Path) -> None:
-    """Forces a file, or a folder's list of names, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _seal_file(path: Path) -> dict[str, object]:
-    _flush(path)
+    sync(path)
     return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 

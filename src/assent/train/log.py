@@ -46,7 +46,26 @@ class JsonlLog:
             )
             keep_bytes = size
         self._file.truncate(self._line_end(keep_bytes))
+        self._leave_out_damage()
         self._file.seek(0, os.SEEK_END)
+
+    def _leave_out_damage(self) -> None:
+        """Rows that are no rows any more (of a disk that was full, of two writers) are said, and kept in another file:
+        nothing that reads this one could."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        broken = [number for number, line in enumerate(lines, start=1) if not _is_row(line)]
+        if not broken:
+            return
+        aside = self.path.with_suffix(".damaged" + self.path.suffix)
+        self.path.replace(aside)
+        with writing(self.path):
+            self._file.close()
+            self._file = self.path.open("x+b", buffering=0)
+        append(self._file, b"".join(line for line in lines if _is_row(line)))
+        say(
+            f"{self.path}: {len(broken)} of {len(lines)} rows are damaged (the first is line {broken[0]}) and left "
+            f"out; what the file held is in {aside.name}."
+        )
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Appends one object, whole or not at all. A lone surrogate in a text becomes its JSON escape. Raises
@@ -104,6 +123,13 @@ class SamplesLog(JsonlLog):
 
     def write(self, step: int, sample: Mapping[str, Any]) -> None:
         self.write_row({"step": step, **{name: _finite_or_text(value) for name, value in sample.items()}})
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

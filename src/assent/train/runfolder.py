@@ -1,91 +1,98 @@
 """The run folder: one run, everything about it.
 
 resolved.yaml       every option as it was used (`assent sft --config resolved.yaml` repeats the run)
-environment.json    versions, processor, ranks, code revision
-data.json           what was read, used and left out
+environment.json    versions, processor, ranks, code revision; `history`: when it was resumed, and what was other then
+data.json           what was read, used and left out; `inputs`: digests of all that the run reads
 metrics.jsonl       one row per logged step
 samples.jsonl       answers during training
 checkpoints/        step-<number> folders
 model/              the final model, a plain Hugging Face folder
+run.lock            while it runs: whose it is (assent.lock)
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
-import os
 import platform
-import shlex
+import re
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from assent import cpus, settings
+from assent import cpus, lock, settings
 from assent.config import RunConfig
-from assent.errors import RunFolderError
-from assent.train.checkpoint import find_resume, versions
+from assent.environment import versions
+from assent.errors import CheckpointError, RunFolderError
+from assent.outputs import leftovers, write_text
+from assent.train.checkpoint import find_resume, read_manifest
+from assent.train.history import (
+    Inputs,
+    Options,
+    changed_environment,
+    changed_inputs,
+    changed_options,
+    flat,
+    options_hash,
+    options_of,
+)
 from assent.train.progress import say
 
-MAY_CHANGE = frozenset(
-    {
-        "out",
-        "resume",
-        "report_to",
-        "model.activation_checkpointing",
-        "model.save_dtype",
-        "train.max_steps",
-        "train.epochs",
-        "train.micro_tokens",
-        "train.eval_every",
-        "train.save_every",
-        "train.keep",
-        "train.log_every",
-        "train.threads",
-    }
-)
-"""Options that a resumed run may change: how long, how often, how fast. Anything else would be another run."""
+PREPARED = {"resolved.yaml", "environment.json", "data.json"}
+"""Files that are there before the first step."""
+LOGS = ("metrics.jsonl", "samples.jsonl")
+RESTORE = "Restore it; if that cannot be, remove it, and it is written anew."
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run folder that this process may write to. `checkpoint` is where to continue from, None for a new run;
-    `threads` are the CPU threads of each rank, which a resumed run keeps, since sums depend on them."""
+    """A run folder that this process owns. `checkpoint` is where to continue from, None for a new run; `threads` are
+    the CPU threads of each rank, which a resumed run keeps, since sums depend on them.
+
+    `resolved` and `environment` are what resolved.yaml and environment.json will hold; `made` is a hash of the options
+    that make the run what it is, `accepted` the inputs that may have changed, `before` what the checkpoint's run had
+    read (None: it does not say), `inputs` what this one has read."""
 
     path: Path
     run_id: str
     checkpoint: Path | None = None
     threads: int = 1
+    resolved: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    made: str = ""
+    accepted: tuple[str, ...] = ()
+    before: Inputs | None = None
+    inputs: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def create(cls, out: str | Path, config: RunConfig, resume: str | None = None, ranks: int = 1) -> RunFolder:
-        """Makes or reopens the folder `out` and writes resolved.yaml and environment.json. On rank 0 only.
+        """Becomes the owner of the folder `out` and decides where the run begins. Writes nothing there before `record`.
+        On rank 0 only.
 
-        Raises `RunFolderError` if the folder holds something and `resume` is not given, if it is no run folder, or if
-        the run there was made with other options (all differences are listed); `CheckpointError` if an explicit
-        checkpoint is damaged.
+        Raises `RunFolderError` if another process is at work there, if the folder holds something and `resume` is not
+        given, if it is no run folder, or if the run there was made with other options (all differences are listed);
+        `CheckpointError` if an explicit checkpoint, or every one, is damaged.
         """
         path = Path(out)
+        lock.own(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            checkpoint = _start(path, resume) if _is_free(path, resume) else _reopen(path, config, resume)
-            before = _read_json(path / "environment.json") if checkpoint else {}
-            now: dict[str, Any] = {"command": _command_line(), "configuration": type(config).__name__}
-            now |= {"run_id": before.get("run_id", uuid.uuid4().hex[:12]), **environment(ranks)}
-            if checkpoint:
-                now["threads"] = _kept_threads(config, before, now)
-                _tell_changes(before, now)
-            _write(path / "environment.json", json.dumps(now, indent=1))
-            _write(path / "resolved.yaml", settings.dump(config))
-        except OSError as error:
-            raise RunFolderError(f"--out {path}: cannot be used as a run folder: {error}.") from error
-        return cls(path, now["run_id"], checkpoint, now["threads"])
+            return _opened(path, config, resume, ranks)
+        except BaseException as error:
+            lock.release(path)
+            if isinstance(error, OSError):
+                raise RunFolderError(f"--out {path}: cannot be used as a run folder: {error}.") from error
+            raise
+
+    def close(self) -> None:
+        """Gives the folder up."""
+        lock.release(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -103,28 +110,42 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
-    def record_data(self, report: Mapping[str, Any]) -> None:
-        """Writes data.json. `report["fingerprint"]` identifies the rows as they are trained; a resumed run must find
-        the same. Raises `RunFolderError` otherwise."""
-        file = self.path / "data.json"
-        if self.checkpoint and file.exists():
-            before = _read_json(file).get("fingerprint")
-            if before != report["fingerprint"]:
-                raise RunFolderError(
-                    f"--resume: the data changed since this run began (fingerprint {before} in {file}, now "
-                    f"{report['fingerprint']}). Restore the data files, or start a new run in another --out."
-                )
-        _write(file, json.dumps(report, indent=1, ensure_ascii=False))
+    def record(self, report: Mapping[str, Any], inputs: Inputs) -> None:
+        """Writes resolved.yaml, environment.json and data.json, once all is read that says whether a resumed run is the
+        same. Raises `RunFolderError` where it is not: where `inputs` differ from what the checkpoint's run has read."""
+        self._accept(inputs)
+        try:
+            for name in leftovers(self.path):
+                (self.path / name).unlink(missing_ok=True)
+            if self.checkpoint is None:
+                _keep_logs(self.path)
+            write_text(self.path / "resolved.yaml", self.resolved)
+            write_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
+            self._write_data(report)
+        except OSError as error:
+            raise RunFolderError(f"--out {self.path}: cannot be used as a run folder: {error}.") from error
+
+    def record_more(self, inputs: Inputs) -> None:
+        """Adds to data.json what was read only later. Raises as `record`."""
+        self._accept(inputs)
+        self._write_data(self.data())
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of its run."""
+        return {"run": self.run_id, "options": self.made, "ranks": self.environment["ranks"], "inputs": self.inputs}
 
     def data(self) -> dict[str, Any]:
-        """What `record_data` wrote; nothing where there is none."""
+        """What `record` wrote into data.json; nothing where there is none."""
         return _read_json(self.path / "data.json")
 
+    def _accept(self, inputs: Inputs) -> None:
+        if self.before is not None:
+            self.environment["history"][-1]["inputs"] |= changed_inputs(self.before, inputs, self.accepted)
+        self.inputs.update(inputs)
 
-def config_hash(config: RunConfig) -> str:
-    """Hash of the options that make a run what it is (those outside `MAY_CHANGE`)."""
-    fixed = {name: value for name, value in _flat(_plain(config)).items() if name not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+    def _write_data(self, report: Mapping[str, Any]) -> None:
+        text = json.dumps({**report, "inputs": self.inputs}, indent=1, ensure_ascii=False)
+        write_text(self.path / "data.json", text)
 
 
 def environment(ranks: int = 1) -> dict[str, Any]:
@@ -143,75 +164,146 @@ def environment(ranks: int = 1) -> dict[str, Any]:
     }
 
 
+def _opened(path: Path, config: RunConfig, resume: str | None, ranks: int) -> RunFolder:
+    """The folder, owned already, as it will be used."""
+    before: dict[str, Any] = {}
+    found: _Earlier | None = None
+    if _is_free(path, resume):
+        if resume not in (None, "auto"):
+            raise RunFolderError(
+                f"--resume {resume}: the checkpoint belongs to another run folder than --out {path}, which is empty. "
+                "Give the folder that holds its checkpoints/ as --out."
+            )
+    else:
+        before = _environment(path / "environment.json")
+        found = _earlier(path, config, resume, before)
+    now: dict[str, Any] = {"command": lock.command_line(), "configuration": type(config).__name__}
+    now |= {"run_id": before.get("run_id", uuid.uuid4().hex[:12]), **environment(ranks)}
+    resolved, made = settings.dump(config), options_hash(options_of(config))
+    if found is None:
+        return RunFolder(path, now["run_id"], None, now["threads"], resolved, now, made)
+    now["run_id"] = before.get("run_id") or found.meta.get("run") or now["run_id"]
+    now["threads"] = _kept_threads(config, before, now)
+    entry: dict[str, Any] = {"when": datetime.now().astimezone().isoformat(timespec="seconds")}
+    entry |= {"from": found.checkpoint.name, "command": now["command"]}
+    entry |= {"options": found.changes, "inputs": {}, "environment": changed_environment(before, now)}
+    now["history"] = [*before.get("history", []), entry]
+    accepted, read = config.resume_changed, found.meta.get("inputs")
+    return RunFolder(path, now["run_id"], found.checkpoint, now["threads"], resolved, now, made, accepted, read)
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """Where an earlier run goes on: its checkpoint, what the manifest says of the run, and what options changed."""
+
+    checkpoint: Path
+    meta: Mapping[str, Any]
+    changes: Mapping[str, Any]
+
+
 def _is_free(path: Path, resume: str | None) -> bool:
     """Whether a new run may begin here: nothing is in the folder, or only the preparations of a run that stopped before
-    its first step (a mistyped file name, say)."""
-    names = {child.name for child in path.iterdir()}
-    prepared = "resolved.yaml" in names and names <= {"resolved.yaml", "environment.json", "data.json"}
-    return not names or (prepared and resume is None)
-
-
-def _refusal(path: Path) -> str:
-    if (path / "resolved.yaml").exists():
-        return f"--out {path}: an earlier run is there. Continue it with --resume auto, or choose another --out."
-    return f"--out {path}: the folder is not empty and is no run folder. Choose another --out."
-
-
-def _start(path: Path, resume: str | None) -> Path | None:
-    if resume not in (None, "auto"):
+    its first step. Raises RunFolderError where something else is in it."""
+    names = lock.content(path)
+    if "resolved.yaml" in names:
+        if resume is None and not names <= PREPARED:
+            raise RunFolderError(
+                f"--out {path}: an earlier run is there. Continue it with --resume auto, or choose another --out."
+            )
+        return resume is None
+    if names & {"checkpoints", *LOGS}:
         raise RunFolderError(
-            f"--resume {resume}: the checkpoint belongs to another run folder than --out {path}, which is empty. Give "
-            "the folder that holds its checkpoints/ as --out."
+            f"{path / 'resolved.yaml'} is missing, so nobody can say what run is there. Restore it, or choose another "
+            "--out."
         )
-    return None
+    if not names <= PREPARED:
+        raise RunFolderError(f"--out {path}: the folder is not empty and is no run folder. Choose another --out.")
+    return True
 
 
-def _reopen(path: Path, config: RunConfig, resume: str | None) -> Path | None:
-    """The checkpoint to continue from; None if the earlier run was stopped before its first."""
-    if resume is None or not (path / "resolved.yaml").exists():
-        raise RunFolderError(_refusal(path))
+def _earlier(path: Path, config: RunConfig, resume: str | None, before: Mapping[str, Any]) -> _Earlier | None:
+    """How the run that is there goes on; None where it was stopped before its first checkpoint and starts over.
+
+    Raises RunFolderError where it is another run than `config` says, CheckpointError where a checkpoint is damaged or
+    of another run."""
+    made = before.get("configuration", type(config).__name__)
+    if made != type(config).__name__:
+        raise RunFolderError(f"--out {path}: that run was made with {made}, not {type(config).__name__}.")
     checkpoint = find_resume(path / "checkpoints", resume)
+    meta: Mapping[str, Any] = {}
     if checkpoint is None:
         if (path / "model").exists():
             raise RunFolderError(
                 f"--resume auto: {path} holds a finished model but no complete checkpoint to continue from. Choose "
                 "another --out."
             )
+    else:
+        if checkpoint.resolve().parent != (path / "checkpoints").resolve():
+            raise RunFolderError(
+                f"--resume {resume}: not a checkpoint of --out {path}. Give its own run folder as --out."
+            )
+        meta = read_manifest(checkpoint)["meta"]
+        own, its = before.get("run_id"), meta.get("run")
+        if own and its and own != its:
+            raise CheckpointError(
+                f"{checkpoint}: a checkpoint of the run {its}, but {path} is the folder of the run {own}. Move it "
+                "away, or give its own folder as --out."
+            )
+    options = _options(path / "resolved.yaml", meta)
+    fresh = checkpoint is None and lock.content(path) <= PREPARED
+    way_on = "start a new run in another --out (from this run's model, if you like: --model.path)."
+    way_on = f"Give the same options, or {'leave --resume away: no step was taken there.' if fresh else way_on}"
+    changes = changed_options(options, config, meta.get("inputs", {}), way_on)
+    if checkpoint is None:
         return None
-    if checkpoint.resolve().parent != (path / "checkpoints").resolve():
-        raise RunFolderError(f"--resume {resume}: not a checkpoint of --out {path}. Give its own run folder as --out.")
-    made = _read_json(path / "environment.json").get("configuration")
-    if made != type(config).__name__:
-        raise RunFolderError(f"--out {path}: that run was made with {made}, not {type(config).__name__}.")
-    _compare(path / "resolved.yaml", config)
-    return checkpoint
+    if "inputs" not in meta:
+        say(f"{checkpoint} was written by an earlier version: what its run has read cannot be compared.")
+    return _Earlier(checkpoint, meta, changes)
 
 
-def _compare(file: Path, config: RunConfig) -> None:
-    """Prints what differs from the run's options so far, and refuses what would make it another run."""
+def _options(file: Path, meta: Mapping[str, Any]) -> Options:
+    """The options of the run so far. Raises RunFolderError where the file does not give those of the checkpoint."""
+    problem = "Restore it, or start a new run in another --out."
     try:
-        before = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    except (yaml.YAMLError, AttributeError) as error:
-        raise RunFolderError(f"{file}: not readable as the run's options: {error}.") from error
-    now = _flat(_plain(config))
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    lines = {name: f"  --{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed}
-    if fixed := [lines[name] for name in changed if name not in MAY_CHANGE]:
-        raise RunFolderError(
-            "--resume: these options differ from those the run began with:\n" + "\n".join(fixed) + "\nGive the same "
-            "options, or start a new run in another --out (from this run's model, if you like: --model.path)."
-        )
-    if visible := [lines[name] for name in changed if name not in ("out", "resume")]:
-        say("Resuming with changed options:\n" + "\n".join(visible))
+        options = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFolderError(f"{file}: not readable as the run's options ({reason}). {problem}") from error
+    if meta.get("options", options_hash(options)) != options_hash(options):
+        raise RunFolderError(f"{file}: not the options that its run was made with: cut, or edited. {problem}")
+    return options
 
 
-def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """A resumed run repeats the numbers only in the same environment; say where it is another one."""
-    then, here = _flat(before), _flat(now)
-    decides = {name: value for name, value in here.items() if name not in ("command", "threads wait")}
-    changed = [f"  {name}: {then.get(name)} -> {value}" for name, value in decides.items() if then.get(name) != value]
-    if changed:
-        say("Resuming in another environment; numbers may differ in their last digits:\n" + "\n".join(changed))
+def _environment(file: Path) -> dict[str, Any]:
+    """environment.json of an earlier run. Raises RunFolderError where it does not hold what it should."""
+    found = _read_json(file)
+    kinds = {"run_id": str, "configuration": str, "threads": int, "history": list}
+    for name, kind in kinds.items():
+        if name in found and (type(found[name]) is not kind or found[name] == 0):
+            raise RunFolderError(f"{file}: damaged: '{name}' is {found[name]!r}. {RESTORE}")
+    _read_json(file.with_name("data.json"))
+    return found
+
+
+def _keep_logs(path: Path) -> None:
+    """Where an earlier run has logged steps but left no checkpoint, puts its logs aside: they are all that is left of
+    it, and the run that starts over writes its own."""
+    log = path / LOGS[0]
+    steps = re.findall(rb'^\{"step": (\d+)', log.read_bytes(), re.MULTILINE) if log.exists() else []
+    if not (last := max(map(int, steps), default=0)):
+        return
+    number = next(n for n in itertools.count(1) if not any(_aside(path / name, n).exists() for name in LOGS))
+    for name in LOGS:
+        if (path / name).exists():
+            (path / name).rename(_aside(path / name, number))
+    say(
+        f"{path}: an earlier run reached step {last} without a checkpoint; this one starts over from step 0. The old "
+        f"log is kept as {_aside(log, number).name}. (--train.save_every N saves on the way.)"
+    )
+
+
+def _aside(file: Path, number: int) -> Path:
+    return file.with_name(f"{file.stem}.before-{number}{file.suffix}")
 
 
 def _kept_threads(config: RunConfig, before: Mapping[str, Any], now: Mapping[str, Any]) -> int:
@@ -223,41 +315,17 @@ def _kept_threads(config: RunConfig, before: Mapping[str, Any], now: Mapping[str
     return threads
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    return yaml.safe_load(settings.dump(config))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined with dots; an empty mapping is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
 def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where there is no file."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise RunFolderError(f"{file}: not valid JSON ({error}). Restore it, or choose another --out.") from error
-
-
-def _write(file: Path, text: str) -> None:
-    """Replaces the file as a whole, so that a kill leaves the old or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
-def _command_line() -> str:
-    """What this process was started with."""
-    program, *arguments = sys.argv or [""]
-    name = Path(program).name
-    words = ["python", "-m", Path(program).parent.name] if name == "__main__.py" else [name]
-    return shlex.join([*words, *arguments])
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{file}: damaged: not valid JSON ({error}). {RESTORE}") from error
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{file}: damaged: expected an object {{...}}, got {type(found).__name__}. {RESTORE}")
+    return found
 
 
 def _cpu_name() -> str:

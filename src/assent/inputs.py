@@ -1,0 +1,49 @@
+"""What a run reads besides its options: the options that name something outside, and what that is. A resumed run must
+find the same content there (under whatever path), or be told by --resume_changed that it may differ."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from assent.sections import sections_of
+
+Kind = Literal["model", "tokenizer", "template", "rows", "columns", "code", "server", "log-probs"]
+
+INPUTS: dict[str, Kind] = {
+    "model.path": "model",
+    "model.chat_template": "template",
+    "data.train": "rows",
+    "data.eval": "rows",
+    "reference.path": "model",
+    "reference.cache": "log-probs",
+    "kl.reference": "model",
+    "critic.start": "model",
+    "rewards.model": "model",
+    "rewards.functions": "code",
+    "rewards.servers": "server",
+    "remote.tokenizer": "tokenizer",
+    "ptx.data": "columns",
+    "engine.url": "server",
+}
+"""Option -> what it names: of a model weights, configuration and tokenizer count; of rows what is used of them, as
+text and as tokens; of columns whole rows; of code the file and what it imports from beside it; of a server only its
+shape, address and model name, since its content cannot be seen."""
+WORDS = {"critic.start": ("reward", "policy")}
+"""Values that name nothing outside."""
+
+
+def is_input(kind: type, option: str) -> bool:
+    """Whether configurations of a class have an option of `INPUTS`."""
+    *sections, name = option.split(".")
+    for section in sections:
+        kind = sections_of(kind).get(section, object)
+    return option in INPUTS and name in getattr(kind, "__dataclass_fields__", ())
+
+
+def named(config: Any, option: str) -> tuple[str, ...]:
+    """What an option of `INPUTS` names in a configuration; nothing where it is not given, or is no option of it."""
+    value = config
+    for part in option.split("."):
+        value = getattr(value, part, None)
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    return tuple(each for each in values if each not in WORDS.get(option, ()))
