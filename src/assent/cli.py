@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from assent import __version__, arguments, config, methods, online, settings
 from assent.errors import AssentError, ConfigError
+from assent.foreign import message, print_traceback
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
 from assent.relations import WORDS
@@ -86,7 +87,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
     except AssentError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -121,6 +122,7 @@ def _run(words: list[str]) -> None:
 
 def entry() -> None:
     """The console script."""
+    sys.excepthook = print_traceback
     sys.exit(main())
 
 

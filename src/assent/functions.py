@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from assent.errors import ConfigError
+from assent.foreign import brief
 
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
@@ -20,7 +21,7 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     try:
         module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, OSError, SyntaxError) as error:
-        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {error}.") from error
+        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {brief(error)}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))

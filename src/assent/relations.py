@@ -3,13 +3,13 @@ None. `assent.settings.validate` applies the table at the end."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from assent import config as c
 from assent import methods, online
 from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
+from assent.rules import in_float32
 
 
 def _one_eval_source(config: c.RunConfig) -> str | None:
@@ -62,8 +62,8 @@ def _reward_lists(config: online.OnlineConfig) -> str | None:
         if "" in given or len(set(given)) < len(given):
             return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
     for name, weight in config.rewards.weights.items():
-        if not math.isfinite(weight):
-            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number."
+        if not in_float32(weight):
+            return f"--rewards.weights {name}:{weight:g}: a weight must be a number that float32 holds."
     return None
 
 
@@ -97,6 +97,19 @@ def _adaptive_kl(config: online.OnlineConfig) -> str | None:
     if config.kl.target is not None and config.kl.coef == 0:
         return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
     return None
+
+
+def _kl_horizon(config: online.OnlineConfig) -> str | None:
+    if config.kl.target is None:
+        return None
+    answers = config.train.batch_size * config.rollout.responses
+    if config.kl.horizon * 5 > answers:
+        return None
+    return (
+        f"--kl.horizon must be above {answers // 5}, a fifth of the {answers} answers of a rollout (--train.batch_size x "
+        f"--rollout.responses): with a shorter one, one rollout could turn the weight of the KL negative. Got "
+        f"{config.kl.horizon}."
+    )
 
 
 def _shared_critic(config: Any) -> str | None:
@@ -227,8 +240,8 @@ def _added_objectives(config: c.PairConfig) -> str | None:
         other = OBJECTIVES.get(name)
         if name != SFT and other is None:
             return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
-        if not 0 < weight < math.inf:
-            return f"{start} a weight must be > 0."
+        if not (weight > 0 and in_float32(weight)):
+            return f"{start} a weight must be > 0, and a number that float32 holds."
         if name == SFT and "sft_weight" in row.options:
             return f"{start} {key} has this term already. Set --loss.sft_weight."
         if name == SFT and key == "orpo":
@@ -304,6 +317,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.OnlineConfig, _critic_start),
     (online.OnlineConfig, _needs_group),
     (online.OnlineConfig, _adaptive_kl),
+    (online.OnlineConfig, _kl_horizon),
     (online.OnlineConfig, _curriculum),
     (online.OnlineConfig, _given),
     (online.CONFIGS["ppo"], _shared_critic),

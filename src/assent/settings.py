@@ -20,7 +20,7 @@ from assent.checks import RULES
 from assent.errors import ConfigError
 from assent.names import suggestion
 from assent.relations import RELATIONS
-from assent.rules import Rule
+from assent.rules import Rule, beyond
 from assent.sections import hints_of
 
 T = TypeVar("T")
@@ -104,6 +104,15 @@ def validate(config: Any) -> None:
         and (value := value_of(config, option.name)) is not None
         and not rule.holds(value)
     ]
+    problems += (
+        []
+        if problems
+        else [
+            f"--{option.name} must be {words}. Got {value!r}."
+            for option in options(type(config))
+            if (words := beyond(value := value_of(config, option.name))) is not None
+        ]
+    )
     for kind, relation in RELATIONS:
         if isinstance(config, kind) and (problem := relation(config)):
             problems.append(problem)

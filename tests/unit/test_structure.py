@@ -23,8 +23,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
-    ("errors",),
-    ("cpus", "names", "rules", "http"),
+    ("errors", "foreign"),
+    ("cpus", "files", "names", "rules", "http"),
     ("sections",),
     ("config",),
     ("methods", "objectives"),

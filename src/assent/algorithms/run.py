@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from assent.models.readback import own_numbers, read_back
 from assent.models.recipe import Usage
 from assent.models.saving import save_model, stop_ids
 from assent.train import checkpoint, completions, distributed
+from assent.train.finite import require_answers, require_evaluated, require_saved
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
 from assent.train.optim import build_optimizer
@@ -97,12 +97,18 @@ class Run:
         return state["run"]["positions"]
 
     def save(self) -> None:
-        """Writes a checkpoint of this step. Every rank must call it."""
+        """Writes a checkpoint of this step. Every rank must call it. Raises NonFiniteError where a number of it, or of
+        what its models say, is not finite."""
+        for name, module in self.algorithm.modules.items():
+            if isinstance(module, Backbone):
+                require_answers(self.step, name, own_numbers(module, self.job.tokenizer))
+                distributed.reshard(module)
         state: dict[str, Any] = {
             name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
         }
         state["optimizer"] = distributed.full_optimizer_state(self.optimizer, self.algorithm.modules)
         state["algorithm"] = self.algorithm.state_dict()
+        distributed.on_main(partial(require_saved, self.step, state))
         state["run"] = {
             "step": self.step,
             "metrics": self.metrics,
@@ -153,11 +159,12 @@ class Run:
         """Evaluates; says whether this is the best so far."""
         assert self.evaluate is not None
         evaluation = self.evaluate()
+        require_evaluated(self.step, evaluation.metrics)
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
         name, better = self.best
         value = evaluation.metrics[name]
-        if math.isnan(value) or (self.best_value is not None and better(value, self.best_value) == self.best_value):
+        if self.best_value is not None and better(value, self.best_value) == self.best_value:
             return False
         self.best_step, self.best_value = self.step, value
         return True

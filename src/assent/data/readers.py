@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from assent.data.records import Origin, Problem
 from assent.errors import DataError
+from assent.foreign import brief
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[Origin, Row | Problem]]
@@ -369,5 +370,5 @@ def _hub_rows(name: str, split: str) -> Rows:
 
 
 def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = brief(error)
     return line if line.endswith((".", "!", "?")) else line + "."

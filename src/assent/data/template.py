@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from assent.data.marks import Place, Text, collect, placed
 from assent.data.records import Message, RowError, ToolCall
 from assent.errors import ConfigError, ModelError
+from assent.foreign import brief
 from assent.names import suggestion
 
 FOLDER = Path(__file__).parent / "templates"
@@ -118,8 +119,7 @@ class Template:
                 **talk.variables,
             )
         except Exception as error:  # a template is a program of others
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RowError(column, f"the chat template refuses the conversation: {reason}") from None
+            raise RowError(column, f"the chat template refuses the conversation: {brief(error)}") from None
 
     def place(self, talk: Conversation, rendered: str, generate: bool, column: str) -> list[Place | None]:
         """Where the texts of each message stand in `rendered`; None for a message without any. Raises `RowError` where

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,8 @@ from rich.table import Table
 
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError, UserError
+from assent.foreign import named
+from assent.rewards.group import reward
 from assent.statistics import (
     Interval,
     PairedDifference,
@@ -180,8 +183,7 @@ class PolicyTable:
                 tracks=tuple(_load_track(track) for track in raw["tracks"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise DataError(f"{path} is not an evaluation table written by assent ({problem})") from error
+            raise DataError(f"{path} is not an evaluation table written by assent ({named(error)})") from error
 
 
 def plus_minus(value: Interval, digits: int) -> str:
@@ -214,7 +216,8 @@ def evaluate_policies(
     that do not carry its score yet, so batched scores can be put into `Answer.scores` beforehand. Intervals resample
     prompts, not answers. Win rate compares every answer with every baseline answer to the same prompt; `gain` pairs
     the prompts' mean gold scores. `show` prompts, drawn by chance and not by result, go into `comparisons`. Raises
-    `UserError` for an unknown baseline or gold, a policy without answers, or an index outside `prompts`.
+    `UserError` for an unknown baseline or gold, a policy without answers, an index outside `prompts`, or a score that
+    is no number, `NonFiniteReward` for one that is not finite.
     """
     _check(policies, prompts, scorers, baseline, gold)
     scored = {
@@ -252,7 +255,10 @@ def _check(
 
 def _scored(answer: Answer, prompt: Prompt, scorers: Mapping[str, Scorer]) -> Answer:
     new = {name: score(prompt, answer.text) for name, score in scorers.items() if name not in answer.scores}
-    scores = {name: None if value is None or math.isnan(value) else float(value) for name, value in new.items()}
+    about = f"for the answer {reprlib.repr(answer.text)} to prompt {answer.prompt_index + 1}"
+    scores = {
+        name: None if value is None else reward(f"The scorer '{name}'", about, value) for name, value in new.items()
+    }
     return replace(answer, scores={**answer.scores, **scores})
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
+from assent.foreign import brief
 from assent.models.policy import Backbone
 from assent.models.quantize import dequantised, is_transposed
 from assent.models.sources import Checkpoint
@@ -38,7 +39,7 @@ def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], 
     except (AttributeError, TypeError) as error:
         raise ModelError(
             f"--model.lora.targets {' '.join(lora.targets)}: {type(backbone.plain).__name__} does not run with adapters"
-            f" there ({error}). Name other layers."
+            f" there ({brief(error)}). Name other layers."
         ) from error
     if idle and lora.targets == ALL_LINEAR:
         backbone.model = add_lora(backbone.model.unload(), lora, task, without | idle)
@@ -93,10 +94,9 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
                 ),
             )
     except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()
         raise ModelError(
-            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: "
-            f"{reason[0] if reason else type(error).__name__} Name other layers."
+            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: {brief(error)} Name other "
+            "layers."
         ) from error
     _check_merge(adapted, before)
     if lora.targets == ALL_LINEAR:
@@ -187,8 +187,7 @@ def _merge_folder(model: PreTrainedModel, folder: Path) -> None:
                 config.task_type = None  # they fit a reward model's layers as well
             adapted = PeftModel.from_pretrained(model, folder, config=config)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: these adapters do not fit the model: {reason}") from error
+        raise ModelError(f"{folder}: these adapters do not fit the model: {brief(error)}") from error
     if any("missing adapter keys" in str(warning.message) for warning in told):
         raise ModelError(f"{folder}: these adapters do not fit the model: weights are missing.")
     known = get_peft_model_state_dict(adapted)

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 
 from assent.data.chat import Chat
 from assent.errors import ModelError, RunFolderError
+from assent.foreign import brief
 from assent.models.adapters import merged_weights
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
@@ -176,7 +177,7 @@ def _save_adapter(
         return merged_weights(model, weights)
     except (ModelError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"The adapters could not be merged ({error}). Nothing is lost: "
+            f"The adapters could not be merged ({brief(error)}). Nothing is lost: "
             + (f"they are in {folder} (peft loads them), " if whole_base else "")
             + "and the run's last checkpoint has them."
         ) from error

@@ -17,6 +17,7 @@ from transformers.utils.hub import hf_api, is_offline_mode
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
+from assent.foreign import brief
 from assent.names import nearest
 
 ADAPTER = "adapter_config.json"
@@ -135,7 +136,7 @@ def _from_checkpoint(folder: Path) -> Source:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder}: the options of its run are needed to read a checkpoint, and {options} does not give them "
-            f"({error}). Leave checkpoints in their run folder."
+            f"({brief(error)}). Leave checkpoints in their run folder."
         ) from None
     if lora.quantize != "none":
         raise ModelError(
@@ -174,7 +175,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from None
+        raise ModelError(f"{file} cannot be read: {brief(error)}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file}: expected a JSON object, got {type(content).__name__}.")
     return content
@@ -216,10 +217,8 @@ def ask_hub(source: Source) -> None:
     try:
         info = hf_api().repo_info(path, revision=source.revision, timeout=10)
     except Exception as error:  # the hub's client raises errors of several libraries
-        reason = str(error).strip().splitlines()
         raise ModelError(
-            f"{path}: there is no such folder here, and the hub did not give it "
-            f"({reason[0][:200] if reason else type(error).__name__})."
+            f"{path}: there is no such folder here, and the hub did not give it ({brief(error)})."
         ) from None
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if ADAPTER in files and "config.json" not in files:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
+from assent.foreign import named
 from assent.models.attention import attention_of, inexact_reason, install, use_attention
 from assent.models.parts import decoder_of
 from assent.models.policy import Backbone, Policy
@@ -91,7 +92,7 @@ def own_outputs(
             else:
                 decoder_of(model)(input_ids=ids, use_cache=False)
     except Exception as error:
-        raise ModelError(f"{type(model).__name__}: its own code fails on a few tokens: {in_words(error)}.") from error
+        raise ModelError(f"{type(model).__name__}: its own code fails on a few tokens: {named(error)}.") from error
     finally:
         hook.remove()
         _switch(model, previous)
@@ -146,7 +147,7 @@ def fault(backbone: Backbone, sample: Sample) -> str | None:
         return str(error)
     except Exception as error:
         what = "shared prompts" if backbone.tree else "padded rows"
-        return f"its code fails on {what}: {in_words(error)}"
+        return f"its code fails on {what}: {named(error)}"
 
 
 @torch.no_grad()
@@ -224,9 +225,3 @@ def _spread(logits: Sequence[Tensor]) -> float:
 
 def _differ(first: Tensor, second: Tensor) -> float:
     return ((first - second).abs().max() / first.float().std().clamp(min=1e-6)).item()
-
-
-def in_words(error: Exception) -> str:
-    """For a message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}{': ' + text.splitlines()[0][:200] if text else ''}"

@@ -16,8 +16,9 @@ import numpy as np
 
 from assent.data.records import Example, Message
 from assent.errors import ConfigError
+from assent.foreign import named
 from assent.functions import load_function
-from assent.rewards.group import Group, Progress, RewardError, Scores, checked
+from assent.rewards.group import Group, NonFiniteReward, Progress, RewardError, Scores, checked
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -86,7 +87,7 @@ class FunctionReward:
             raise
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            raised = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            raised = f"{named(error)} ({frame.filename}:{frame.lineno})"
             raise RewardError(f"{self.who} raised {raised}.{self._hint(error, groups)}") from error
         values = self._listed(returned)
         abstained = np.array([value is None for value in values], bool)
@@ -158,13 +159,17 @@ class _Log:
         self.columns[str(column)] = [value if _is_plain(value) else str(value) for value in listed]
 
     def metric(self, name: str, value: float) -> None:
-        """Raises RewardError for what is no number."""
+        """Raises RewardError for what is no number, NonFiniteReward for one that is not finite: it would be part of a
+        mean."""
         try:
-            self.metrics.setdefault(str(name), []).append(float(value))
+            number = float(value)
         except (TypeError, ValueError, OverflowError):
             raise RewardError(
                 f"{self.who}: log_metric('{name}') got {reprlib.repr(value)}; expected a number."
             ) from None
+        if not math.isfinite(number):
+            raise NonFiniteReward(f"{self.who}: log_metric('{name}') got {number}; expected a finite number.")
+        self.metrics.setdefault(str(name), []).append(number)
 
 
 def _is_plain(value: object) -> bool:

@@ -29,6 +29,8 @@ class NonFiniteReward(RewardError, NonFiniteError):
     """A reward that is NaN, infinite, or too large for float32. It ends the run like every reward that cannot be had:
     with its state saved."""
 
+    exit_code = NonFiniteError.exit_code
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -149,13 +151,11 @@ class WeightedSum:
         for weight, score in zip(self.weights, scores, strict=True):
             if weight:
                 left = np.zeros(len(total), bool) if score.abstained is None else score.abstained
-                with np.errstate(over="ignore", invalid="ignore"):  # `checked` finds what is not finite
+                with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
                     total += np.where(left, 0.0, weight * score.values)
                 judged |= ~left
                 failed |= np.isnan(score.values) & ~left
-        scored = judged & ~failed
-        values = [value if there else None for value, there in zip(total.tolist(), scored, strict=True)]
-        return from_sources(self.sources, scores, checked(self.name, groups, values))
+        return from_sources(self.sources, scores, combined(self.name, groups, total, judged & ~failed))
 
 
 def check_names(name: str, sources: Sequence[GroupReward]) -> None:
@@ -214,12 +214,21 @@ def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.n
     checked_values = np.full(len(answers), np.nan)
     for index, ((example, text), value) in enumerate(zip(answers, values, strict=True)):
         if value is not None:
-            checked_values[index] = _number(who, example, text, value)
+            about = f"for the answer {reprlib.repr(text)} to {example.origin}"
+            checked_values[index] = reward(who, about, value)
     return checked_values
 
 
-def _number(who: str, example: Example, text: str, value: object) -> float:
-    about = f"for the answer {reprlib.repr(text)} to {example.origin}"
+def combined(who: str, groups: Sequence[Group], values: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """`checked` for what `who` computed [S] from the numbers of others; NaN where `scored` [S] is false."""
+    return checked(
+        who, groups, [value if there else None for value, there in zip(values.tolist(), scored, strict=True)]
+    )
+
+
+def reward(who: str, about: str, value: object) -> float:
+    """What `who` gave as a number. `about` ("for the answer ...") says for what. Raises RewardError for what is none,
+    NonFiniteReward where float32 cannot hold it."""
     expected = "expected a finite number within float32, or None for no reward"
     try:
         if isinstance(value, str | bytes):  # float would read them

@@ -21,6 +21,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import UserError
+from assent.foreign import named
 from assent.rewards.group import Group, GroupReward, RewardError, Scores, in_order
 
 Build = Callable[[], GroupReward]
@@ -187,7 +188,7 @@ def serve(descriptor: int) -> None:
 
 def portable(error: Exception) -> Exception:
     """An error that can be pickled: a person's as it is, any other as its text."""
-    return error if isinstance(error, UserError) else RewardError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, UserError) else RewardError(named(error))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from assent.config import OptimConfig
 from assent.data.packing import Counts, Window
 from assent.data.tree import TreeBatch
-from assent.errors import NonFiniteError
 from assent.train.distributed import World, all_sum_dict, clip_grad_norm
+from assent.train.finite import require_numbers, require_updated
 from assent.train.optim import lr_at, set_lr
+
+UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at the rows of this step."
 
 Sums = Mapping[str, tuple[Tensor | float, float]]
 """Metrics as (sum, count): added up over micro-batches and ranks, divided once."""
@@ -69,8 +71,9 @@ def train_steps(
     start: int,
     total: int,
 ) -> Iterator[StepResult]:
-    """Takes the optimiser steps `start`+1 ... `total`. Raises NonFiniteError before an update that would use a loss or
-    gradient that is not finite; the weights are then still those of the step before."""
+    """Takes the optimiser steps `start`+1 ... `total`. Raises NonFiniteError before an update whose loss, gradient or
+    any other number of the step is not finite (the weights are then still those of the step before), and after one that
+    made a weight that is not."""
     windows = algorithm.windows()
     for step in range(start + 1, total + 1):
         begun = time.perf_counter()
@@ -85,10 +88,11 @@ def train_steps(
         for name, module in algorithm.modules.items():
             key = "grad_norm" if len(algorithm.modules) == 1 else f"grad_norm/{name}"
             metrics[key] = float(clip_grad_norm(trainable(module), config.max_grad_norm))
-        _require_finite(step, metrics)
+        require_numbers(f"step {step}", metrics, UNAPPLIED)
         factor = lr_at(step - 1, total, config)
         set_lr(optimizer, factor)
         optimizer.step()
+        require_updated(step, algorithm.modules)
         optimizer.zero_grad(set_to_none=True)
         metrics |= dict(window.metrics)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
@@ -118,12 +122,3 @@ def _reduce(sums: Sums) -> dict[str, float]:
     totals = all_sum_dict(sums)
     loss, _ = totals.pop("loss")
     return {"loss": loss} | {name: value / count for name, (value, count) in totals.items() if count}
-
-
-def _require_finite(step: int, metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        if (name == "loss" or name.startswith("grad_norm")) and not torch.isfinite(torch.tensor(value)):
-            raise NonFiniteError(
-                f"step {step}: {name} is {value}. The update was not applied; the last checkpoint is intact. "
-                "Lower --optim.lr, or look at the rows of this step."
-            )

@@ -15,6 +15,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from assent.errors import AssentError
+from assent.foreign import without_keys
 
 console = Console(stderr=True, highlight=False)
 """Where progress and notices go; standard output is for results."""
@@ -25,7 +26,7 @@ QUIET_SECONDS = 10.0
 
 def say(message: str) -> None:
     """One notice, above the bars if any are shown."""
-    console.print(Text(message), soft_wrap=True)
+    console.print(Text(without_keys(message)), soft_wrap=True)
 
 
 class _Bars(RichProgress):
