@@ -106,8 +106,8 @@ def _kl_horizon(config: online.OnlineConfig) -> str | None:
     if config.kl.horizon * 5 > answers:
         return None
     return (
-        f"--kl.horizon must be above {answers // 5}, a fifth of the {answers} answers of a rollout (--train.batch_size x "
-        f"--rollout.responses): with a shorter one, one rollout could turn the weight of the KL negative. Got "
+        f"--kl.horizon must be above {answers // 5}, a fifth of the {answers} answers of a rollout (--train.batch_size "
+        "x --rollout.responses): with a shorter one, one rollout could turn the weight of the KL negative. Got "
         f"{config.kl.horizon}."
     )
 

@@ -18,6 +18,7 @@ import yaml
 
 from assent.checks import RULES
 from assent.errors import ConfigError
+from assent.files import not_a_file
 from assent.names import suggestion
 from assent.relations import RELATIONS
 from assent.rules import Rule, beyond
@@ -52,6 +53,8 @@ def options(cls: type) -> list[Option]:
 
 def read(cls: type[T], path: str | Path, missing: object = REQUIRED) -> T:
     """`load` on a file. Raises `ConfigError` where it cannot be read."""
+    if (kind := not_a_file(path)) is not None:
+        raise ConfigError(f"Cannot read the configuration file {path}: it is {kind}.")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

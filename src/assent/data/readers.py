@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from assent.data.records import Origin, Problem
 from assent.errors import DataError
+from assent.files import not_a_file
 from assent.foreign import brief
 
 Row = dict[str, Any]
@@ -59,6 +60,8 @@ def read_rows(path: str | Path, split: str = "train") -> Rows:
     in_local_folder = target.parent != Path(".") and target.parent.exists()
     if HUB_ID.fullmatch(name) and not _data_suffix(target) and not in_local_folder and not name.startswith("."):
         return _hub_rows(name, split)
+    if (kind := not_a_file(target)) is not None:
+        raise DataError(f"{name} is {kind}; expected a file. Write its content into one.")
     raise DataError(f"{name}: no such file or folder{_did_you_mean(target)}. {_expected(name)}")
 
 

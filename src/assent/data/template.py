@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from assent.data.marks import Place, Text, collect, placed
 from assent.data.records import Message, RowError, ToolCall
 from assent.errors import ConfigError, ModelError
+from assent.files import not_a_file
 from assent.foreign import brief
 from assent.names import suggestion
 
@@ -259,6 +260,8 @@ class _Generation(Extension):
 def _chosen(chosen: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a built-in template or of a file."""
     if str(chosen) not in builtin_names():
+        if (kind := not_a_file(chosen)) is not None:
+            raise ConfigError(f"--model.chat_template {chosen} is {kind}; expected a file.")
         try:
             return Path(chosen).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

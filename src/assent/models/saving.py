@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from assent.data.chat import Chat
@@ -25,6 +25,7 @@ from assent.models.adapters import merged_weights
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
 from assent.models.sources import resolve
+from assent.models.stored import configuration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -87,7 +88,7 @@ def generation_config(path: str, revision: str | None = None) -> GenerationConfi
     try:
         return GenerationConfig.from_pretrained(base.base, revision=base.revision)
     except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base.base, revision=base.revision))
+        return GenerationConfig.from_model_config(configuration(base.base, base.revision))
 
 
 def _eos_list(config: Any) -> list[int]:

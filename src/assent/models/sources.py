@@ -17,6 +17,7 @@ from transformers.utils.hub import hf_api, is_offline_mode
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
+from assent.files import not_a_file
 from assent.foreign import brief
 from assent.names import nearest
 
@@ -89,6 +90,10 @@ def resolve(path: str, revision: str | None = None) -> Source:
         if _looks_local(path):
             raise ModelError(f"{path}: there is no such folder.{_near(folder)}")
         return Source(path, revision)
+    for file in (folder, folder / "config.json", folder / ADAPTER):
+        kind = not_a_file(file)
+        if kind is not None and not (file == folder and folder.is_dir()):
+            raise ModelError(f"{file} is {kind}; expected a {'model folder' if file == folder else 'file'}.")
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
         return _from_checkpoint(folder)
     if (folder / "config.json").is_file():

@@ -19,6 +19,7 @@ from assent.models.parts import decoder_of
 from assent.models.policy import Backbone, Policy
 from assent.models.quantize import quantised_layers
 from assent.models.quiet import noisy_part
+from assent.models.stored import odd_numbers
 
 TOLERANCE = 2e-3
 """Of the spread of the logits (of hidden states: of their root mean square). One token too many or too few in an
@@ -39,12 +40,19 @@ class Sample:
 
     @classmethod
     def of(cls, backbone: Backbone) -> Sample:
-        """Raises ModelError where the model's own code fails, or sees later tokens."""
+        """Raises ModelError where the model's own code fails, gives no finite numbers, or sees later tokens."""
         model = backbone.plain
         ids = ordinary_ids(model, 15)
         prompt, answers = ids[:5], (ids[5:9], ids[9:15])
         rows = [np.concatenate([prompt, answer]) for answer in answers]
         hidden, logits = own_outputs(model, rows, with_logits=isinstance(backbone, Policy))
+        said = torch.cat(logits or hidden)
+        if not said.isfinite().all():
+            raise ModelError(
+                f"{type(model).__name__}: its own code gives {said[~said.isfinite()][0].item()} for a few ordinary "
+                "tokens, though its weights are finite. Does config.json fit them? "
+                f"({odd_numbers(model.config.to_dict())})"
+            )
         first, second = (states[: len(prompt)] for states in (logits or hidden))
         if not _differ(first, second) <= (_FEW_BITS if quantised_layers(model) else TOLERANCE):
             raise ModelError(
