@@ -25,7 +25,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST = 1 << 26
 """Bytes of a configuration or an index."""
 MOST_LAYERS, MOST_EXPERTS = 200, 4_096
-"""What a configuration may ask for where its folder does not hold as many weights: to build them would take for ever."""
+"""What a configuration may ask for where its folder does not hold as many weights: building more takes for ever."""
 ROOM = 100_000_000
 """Numbers that are made in memory even where the folder holds none of them."""
 
@@ -81,8 +81,8 @@ def check_build(make: Any, config: PreTrainedConfig, base: str, revision: str | 
     coded = [name for name, (kind, _) in stored.items() if kind[0] in "IUB" and kind != "BF16" and name in asked]
     if coded:
         raise ModelError(
-            f"{folder}: {_some(set(coded))} are stored as whole numbers ({stored[coded[0]][0]}), and config.json does not "
-            "say what these stand for. Give the folder with whole weights."
+            f"{folder}: {_some(set(coded))} are stored as whole numbers ({stored[coded[0]][0]}), and config.json does "
+            "not say what these stand for. Give the folder with whole weights."
         )
     held = {name: shape for name, (_, shape) in stored.items()}
     size, there = sum(x.numel() for x in asked.values()), sum(map(math.prod, held.values()))
