@@ -67,6 +67,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     source = resolve(config.path, config.revision)
     ask_hub(source)
+    configuration(source.base, source.revision, config.trust_remote_code)  # whose faults a tokenizer's loader would hide
     folder, revision = source.tokenizer()
 
     def load() -> PreTrainedTokenizerBase:
