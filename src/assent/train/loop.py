@@ -18,7 +18,9 @@ from assent.train.distributed import World, all_sum_dict, clip_grad_norm
 from assent.train.finite import require_numbers, require_updated
 from assent.train.optim import lr_at, set_lr
 
-UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at the rows of this step."
+UNAPPLIED = (
+    "The update was not applied. Lower --optim.lr, or look at this step's rows, its rewards and the weights in its loss."
+)
 
 Sums = Mapping[str, tuple[Tensor | float, float]]
 """Metrics as (sum, count): added up over micro-batches and ranks, divided once."""
