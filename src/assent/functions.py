@@ -11,6 +11,7 @@ from typing import Any
 from assent.errors import ConfigError
 from assent.files import not_a_file
 from assent.foreign import brief
+from assent.guest import blamed, ends_programs
 
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
@@ -25,6 +26,10 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
         module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, OSError, SyntaxError) as error:
         raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {brief(error)}.") from error
+    except BaseException as error:
+        if not ends_programs(error):
+            raise
+        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {blamed(error)}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))

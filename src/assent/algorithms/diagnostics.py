@@ -127,7 +127,7 @@ class Watch:
         return Evaluation({**evaluation.metrics, "eval/alarm/both_fall": float(fallen)}, evaluation.samples)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "warned": self.warned}
+        return {"start": list(self.start), "warned": self.warned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.start, self.warned = list(state["start"]), bool(state["warned"])

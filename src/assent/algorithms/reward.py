@@ -53,6 +53,9 @@ class Reward:
             },
         )
 
+    def stepped(self) -> None:
+        """Nothing follows from an update."""
+
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
 

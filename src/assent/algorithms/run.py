@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,21 @@ from torch import Tensor
 
 from assent import settings
 from assent.algorithms.card import model_card
+from assent.algorithms.guard import guard
 from assent.algorithms.job import Job
 from assent.data.dataset import summary
-from assent.errors import RunFolderError, UserError
+from assent.errors import Interrupted, RunFolderError
 from assent.models.heads import save_reward_model, usage_of
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.readback import own_numbers, read_back
 from assent.models.recipe import Usage
 from assent.models.saving import save_model, stop_ids
-from assent.train import checkpoint, completions, distributed
+from assent.train import checkpoint, completions, distributed, interrupt
 from assent.train.finite import require_answers, require_evaluated, require_saved
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
-from assent.train.loop import Algorithm, StepResult, train_steps
+from assent.train.loop import Algorithm, StepResult, resolved, train_steps
 from assent.train.optim import build_optimizer
-from assent.train.progress import Interrupt, Progress, say
+from assent.train.progress import Progress, say
 from assent.train.runfolder import config_hash
 
 
@@ -54,8 +56,19 @@ SHOWN = ("loss", "nll", "accuracy", "reward", "kl")
 """Metrics beside the progress bar, where an algorithm has them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is left to do of the step that was taken last: rows for the logs, an evaluation, a checkpoint."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[dict[str, object], ...] = ()
+    measure: bool = False
+    save: bool = False
+
+
 class Run:
-    """The mutable part of a run: step, logs, best evaluation so far."""
+    """The mutable part of a run: step, logs, best evaluation so far. `kept` is the last good state, which belongs to
+    the weights as they are where `intact`; `began` was the first, `written` the one in the newest checkpoint."""
 
     def __init__(
         self,
@@ -71,12 +84,18 @@ class Run:
         self.config = job.config
         rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
         self.optimizer = build_optimizer(rates, self.config.optim)
+        self.optimizer.register_step_pre_hook(lambda *_: self._begin_update())
         self.step = 0
         self.best_step: int | None = None
         self.best_value: float | None = None
         self.metrics: dict[str, float] = {}
-        positions = self._restore() if job.folder.checkpoint is not None else {}
-        self.logs = self._open_logs(positions) if job.world.is_main else None
+        self.due = Due(measure=evaluate is not None)
+        resumed = job.folder.checkpoint is not None
+        positions = self._restore() if resumed else {}
+        self.logs = self._open_logs(positions) if job.world.is_main else {}
+        self.keep()
+        self.began = self.kept
+        self.written = self.kept if resumed else None
 
     # ---- checkpoints
 
@@ -90,42 +109,68 @@ class Run:
         torch.set_rng_state(state["run"]["rng"])
         self.step, self.metrics = state["run"]["step"], state["run"]["metrics"]
         self.best_step, self.best_value = state["run"]["best_step"], state["run"]["best_value"]
+        self.due = Due(**state["run"].get("due", {}))
         if self.step > self.total:
             raise RunFolderError(f"--resume: that checkpoint is of step {self.step}, the run has only {self.total}.")
         if self.job.world.is_main:
             say(f"Resuming {self.config.out} at step {self.step} of {self.total}.")
         return state["run"]["positions"]
 
+    def keep(self) -> None:
+        """Makes the state of this moment the last good one. Costs next to nothing: the weights are not in it."""
+        run = {
+            "step": self.step,
+            "metrics": dict(self.metrics),
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+            "rng": torch.get_rng_state(),
+            "positions": {name: log.position() for name, log in self.logs.items()},
+            "due": asdict(self.due),
+        }
+        self.kept: dict[str, Any] = {"algorithm": self.algorithm.state_dict(), "run": run}
+        self._before: list[int] | None = None
+
+    def _begin_update(self) -> None:
+        self._before = self._versions()
+
+    @property
+    def intact(self) -> bool:
+        """Whether the weights are still those of `kept`: unless an update began, and has changed any."""
+        return self._before is None or self._before == self._versions()
+
+    def _versions(self) -> list[int]:
+        """How often each trained tensor, and each of the optimiser, was written to."""
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        return [tensor._version for tensor in (*weights, *state) if isinstance(tensor, Tensor)]
+
     def save(self) -> None:
-        """Writes a checkpoint of this step. Every rank must call it. Raises NonFiniteError where a number of it, or of
-        what its models say, is not finite."""
+        """Writes `kept` as a checkpoint, with the weights. Every rank must call it. Raises NonFiniteError where one of
+        its numbers, or of those that its models give, is not finite."""
+        kept = self.kept
         for name, module in self.algorithm.modules.items():
             if isinstance(module, Backbone):
-                require_answers(self.step, name, own_numbers(module, self.job.tokenizer))
+                require_answers(kept["run"]["step"], name, own_numbers(module, self.job.tokenizer))
                 distributed.reshard(module)
         state: dict[str, Any] = {
             name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
         }
         state["optimizer"] = distributed.full_optimizer_state(self.optimizer, self.algorithm.modules)
-        state["algorithm"] = self.algorithm.state_dict()
-        distributed.on_main(partial(require_saved, self.step, state))
-        state["run"] = {
-            "step": self.step,
-            "metrics": self.metrics,
-            "best_step": self.best_step,
-            "best_value": self.best_value,
-            "rng": torch.get_rng_state(),
-            "positions": {name: log.position() for name, log in self.logs.items()} if self.logs else {},
-        }
-        distributed.on_main(
-            lambda: checkpoint.save(
-                self.job.folder.checkpoints,
-                self.step,
-                state,
-                meta={"config": config_hash(self.config), "ranks": self.job.world.size},
-                keep=self.config.train.keep,
-                best_step=self.best_step,
-            )
+        state |= resolved(kept)
+        distributed.on_main(lambda: self._write_checkpoint(state))
+        self.written = kept
+
+    def _write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        require_saved(state["run"]["step"], {name: part for name, part in state.items() if name != "run"})
+        for log in self.logs.values():
+            log.sync()
+        checkpoint.save(
+            self.job.folder.checkpoints,
+            state["run"]["step"],
+            state,
+            meta={"config": config_hash(self.config), "ranks": self.job.world.size},
+            keep=self.config.train.keep,
+            best_step=state["run"]["best_step"],
         )
 
     # ---- logs
@@ -149,16 +194,42 @@ class Run:
     # ---- steps
 
     def take(self, result: StepResult) -> None:
-        """Records one optimiser step."""
+        """Takes in one optimiser step; `conclude` does what is due then."""
+        train = self.config.train
         self.step = result.step
         self.metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
-        due = self.step % self.config.train.log_every == 0 or self.step == self.total or result.window.metrics
-        self.log(result.metrics if due else {}, result.window.samples)
+        last = self.step == self.total
+        logged = self.step % train.log_every == 0 or last or result.window.metrics
+        self.due = Due(
+            result.metrics if logged else {},
+            result.window.samples,
+            measure=self.evaluate is not None and (last or _every(train.eval_every, self.step)),
+            save=last or _every(train.save_every, self.step),
+        )
+        self.keep()
+
+    def conclude(self) -> None:
+        """Logs, evaluates and saves, as far as it is due. Raises Interrupted where the run was asked to stop."""
+        if self.due.metrics or self.due.samples:
+            self.log(self.due.metrics, self.due.samples)
+            self.due = replace(self.due, metrics={}, samples=())
+            self.keep()
+        if self.due.measure and self.evaluate is not None:
+            improved = self.measure()
+            self.due = Due(save=self.due.save or (improved and self.step > 0))
+            self.keep()
+        if self.due.save:
+            self.due = Due()
+            self.keep()
+            self.save()
+        if distributed.any_true(interrupt.requested() > 0) and self.step < self.total:
+            raise Interrupted(interrupt.requested() or signal.SIGTERM)
 
     def measure(self) -> bool:
         """Evaluates; says whether this is the best so far."""
         assert self.evaluate is not None
-        evaluation = self.evaluate()
+        with interrupt.interruptible(self.job.world.size == 1):
+            evaluation = self.evaluate()
         require_evaluated(self.step, evaluation.metrics)
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
@@ -206,15 +277,8 @@ class Run:
         return checked.words, usage
 
 
-def _saving(steps: Iterator[StepResult], state: Run) -> Iterator[StepResult]:
-    """The steps. Where what stands outside of the run gives up (a server, the user's function), nothing is lost: the
-    state of the last step is saved before the error goes on."""
-    try:
-        yield from steps
-    except UserError as error:
-        state.save()
-        error.args = (f"{error}\nCheckpoint of step {state.step} saved; continue with --resume auto.",)
-        raise
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
 
 
 def run(
@@ -230,31 +294,25 @@ def run(
     """Trains to step `total`, evaluating, logging and saving as `train` says. `best` names the evaluation metric and
     `min` or `max`; `final` maps folder names to the models to write at the end ("model" is the result).
 
-    Raises ShutdownRequested after Ctrl-C or SIGTERM, with a checkpoint written; NonFiniteError before a bad update.
+    Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
+    SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
     """
     state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
-    train, label = job.config.train, Path(job.config.out).name
-    if job.world.is_main and (report := job.folder.data()):
+    label, main = Path(job.config.out).name, job.world.is_main
+    if main and (report := job.folder.data()):
         say(summary(report))
-    with ExitStack() as stack:
-        interrupt = stack.enter_context(Interrupt())
-        bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
-        if evaluate and state.step == 0:
-            state.measure()
+    with guard(state), Progress(total, label, state.step) if main else nullcontext() as bar:
+        state.conclude()
         steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
-        for result in _saving(steps, state):
+        for result in steps:
+            if result is None:
+                state.keep()
+                continue
             state.take(result)
             if bar and result.window.samples:
                 bar.show(completions.table(result.window.samples))
             if bar:
                 bar.update(state.step, {name: result.metrics[name] for name in SHOWN if name in result.metrics})
-            last = state.step == total
-            improved = False
-            if evaluate and (last or (train.eval_every and state.step % train.eval_every == 0)):
-                improved = state.measure()
-            stop = distributed.any_true(interrupt.requested)
-            if last or stop or improved or (train.save_every and state.step % train.save_every == 0):
-                state.save()
-            if stop and not last:
-                raise interrupt.error(f"Checkpoint of step {state.step} saved; continue with --resume auto.")
-    return state.finish(final)
+            state.conclude()
+        with interrupt.interruptible(job.world.size == 1):
+            return state.finish(final)

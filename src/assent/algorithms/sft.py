@@ -34,6 +34,9 @@ class SFT:
         tokens = len(scores.logprobs)
         return Loss(nll / counts.tokens, {"nll": (nll, tokens)})
 
+    def stepped(self) -> None:
+        """Nothing follows from an update."""
+
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
 

@@ -72,11 +72,13 @@ def _routers(model: nn.Module, output: Callable[[], Tensor]) -> set[str]:
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Collection[str] = ()) -> Any:
     """The model with trainable adapters; everything else is frozen (a reward head stays trained). Raises ModelError
-    for targets that match nothing, and where the adapters could not be merged exactly into the model afterwards."""
+    for targets that match nothing, for a rank above every width, and where the adapters could not be merged exactly into the model afterwards."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
     modules, parameters = _targets(model, lora)
+    if lora.rank > (widest := max(max(weight.shape, default=0) for weight in model.parameters())):
+        raise ModelError(f"--model.lora.rank {lora.rank}: no weight of this model is wider than {widest}.")
     excluded = {*without, *(READ_BY_WEIGHT.get(model.config.model_type, ()) if lora.targets == ALL_LINEAR else ())}
     before = {name: weight.shape for name, weight in model.state_dict().items()}
     try:

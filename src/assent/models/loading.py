@@ -67,7 +67,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     source = resolve(config.path, config.revision)
     ask_hub(source)
-    configuration(source.base, source.revision, config.trust_remote_code)  # whose faults a tokenizer's loader would hide
+    configuration(source.base, source.revision, config.trust_remote_code)  # a tokenizer's loader would hide its faults
     folder, revision = source.tokenizer()
 
     def load() -> PreTrainedTokenizerBase:
