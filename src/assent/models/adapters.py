@@ -72,7 +72,8 @@ def _routers(model: nn.Module, output: Callable[[], Tensor]) -> set[str]:
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Collection[str] = ()) -> Any:
     """The model with trainable adapters; everything else is frozen (a reward head stays trained). Raises ModelError
-    for targets that match nothing, for a rank above every width, and where the adapters could not be merged exactly into the model afterwards."""
+    for targets that match nothing, for a rank above every width, and where the adapters could not be merged exactly
+    into the model afterwards."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 

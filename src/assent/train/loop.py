@@ -19,7 +19,7 @@ from assent.train.finite import require_numbers, require_updated
 from assent.train.interrupt import interruptible
 from assent.train.optim import lr_at, set_lr
 
-UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at this step's rows, its rewards and the weights in its loss."
+UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at the rows, rewards and weights of its loss."
 
 Sums = Mapping[str, tuple[Tensor | float, float]]
 """Metrics as (sum, count): added up over micro-batches and ranks, divided once."""
