@@ -222,8 +222,9 @@ def ask_hub(source: Source) -> None:
     try:
         info = hf_api().repo_info(path, revision=source.revision, timeout=10)
     except Exception as error:  # the hub's client raises errors of several libraries
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"{path}: there is no such folder here, and the hub did not give it ({brief(error)})."
+            f"{path}: there is no such folder here, and the hub did not give it ({brief(first)})."
         ) from None
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if ADAPTER in files and "config.json" not in files:
