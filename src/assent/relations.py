@@ -63,7 +63,7 @@ def _reward_lists(config: online.OnlineConfig) -> str | None:
             return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
     for name, weight in config.rewards.weights.items():
         if not in_float32(weight):
-            return f"--rewards.weights {name}:{weight:g}: a weight must be a number that float32 holds."
+            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
     return None
 
 
@@ -241,7 +241,7 @@ def _added_objectives(config: c.PairConfig) -> str | None:
         if name != SFT and other is None:
             return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
         if not (weight > 0 and in_float32(weight)):
-            return f"{start} a weight must be > 0, and a number that float32 holds."
+            return f"{start} a weight must be > 0 and a number that float32 holds."
         if name == SFT and "sft_weight" in row.options:
             return f"{start} {key} has this term already. Set --loss.sft_weight."
         if name == SFT and key == "orpo":

@@ -137,8 +137,10 @@ def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **opt
         **options,
     )
     missing = set(info["missing_keys"])
-    lacking = missing if task == "CAUSAL_LM" else ()
-    check_keys(place.base, lacking, set(info["unexpected_keys"]), info["mismatched_keys"], headless=task)
+    lacking, surplus = missing if task == "CAUSAL_LM" else (), set(info["unexpected_keys"])
+    if surplus and task != "CAUSAL_LM":
+        surplus -= _output_head(recorded, source.trust_remote_code)
+    check_keys(place.base, lacking, surplus, info["mismatched_keys"], headless=task)
     check_tied(model, place.base)
     remember(model, place.base, place.revision, recorded, plain=place.is_plain)
     if place.layers:
@@ -152,6 +154,17 @@ def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **opt
 def _made(auto: Any, trust: bool, config: Any) -> PreTrainedModel:
     """The model that `auto`, one of transformers' or a class of its own, makes of a configuration."""
     return auto.from_config(config, trust_remote_code=trust) if hasattr(auto, "from_config") else auto(config)
+
+
+def _output_head(config: Any, trust: bool) -> set[str]:
+    """The names of what a causal model has beside its decoder, which a reward model replaces."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust)
+    except (ValueError, AttributeError, RuntimeError):  # there is no causal class of this type
+        return set()
+    inside = {id(weight) for weight in model.base_model.parameters()} if model.base_model is not model else set()
+    return {name for name, weight in model.named_parameters() if inside and id(weight) not in inside}
 
 
 def _of_file(place: Source, words: str) -> str:
