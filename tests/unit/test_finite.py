@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from assent.errors import NonFiniteError
-from assent.models.finite import all_finite, not_finite
+from assent.models.finite import all_finite, not_finite, too_large
 from assent.train.finite import require_answers, require_evaluated, require_numbers, require_saved, require_updated
 
 NAN, INF = math.nan, math.inf
@@ -27,6 +27,8 @@ def test_large_numbers_are_finite() -> None:
     """Their norm is not."""
     large = torch.tensor([3e38, -3e38])
     assert not all_finite([large]) and not_finite([("large", large)]) is None
+    assert too_large([("a", torch.ones(2)), ("b", large)]) == "b reaches 3e+38, whose square float32 cannot hold"
+    assert too_large([("b", large), ("c", torch.tensor(NAN))]) == "c is nan" and too_large([]) is None
     assert not_finite([("half", torch.full((9,), 6e4, dtype=torch.float16))]) is None
 
 

@@ -68,7 +68,8 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
 
 def no_signal(trees: Sequence[TokenTree]) -> np.ndarray:
     """Which prompts have only answers of one and the same reward, [P] bool."""
-    return np.array([np.ptp(tree.per_response["reward"]) == 0 for tree in trees])
+    rewards = (tree.per_response["reward"] for tree in trees)
+    return np.array([values.min() == values.max() for values in rewards])
 
 
 def _kl(trees: Sequence[TokenTree], estimator: str) -> Tensor:

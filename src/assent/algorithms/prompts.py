@@ -61,9 +61,9 @@ class Prompts:
         """The scored answers of these prompts. A prompt whose answers are all worth the same rests from now on."""
         self.wakes, self.total, self.count = self.wakes.copy(), self.total.copy(), self.count.copy()
         for index, values in zip(indices, rewards, strict=True):
-            self.total[index] += values.sum()
+            self.total[index] += values.sum(dtype=np.float64)
             self.count[index] += len(values)
-            if self.config.rest and len(values) > 1 and np.ptp(values) == 0:
+            if self.config.rest and len(values) > 1 and values.min() == values.max():
                 self.wakes[index] = self.passes + self.config.rest
 
     @property

@@ -9,6 +9,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
+def too_large(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """As `not_finite`; and numbers so large that float32 cannot hold the sum of their squares: of these, products give
+    infinity and norms 0."""
+    tensors = [(name, _local(x)) for name, x in named if x.is_floating_point() and x.numel()]
+    if not tensors or all_finite([x for _, x in tensors]):
+        return None
+    if (words := not_finite(tensors)) is not None:
+        return words
+    name, x = next((name, x) for name, x in tensors if not all_finite([x]))
+    return f"{name} reaches {x.abs().max().item():.3g}, whose square float32 cannot hold"
+
+
 def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The first number that is NaN or infinite, as "NAME[3, 7] is nan (5 such numbers in 2 of 20 tensors)", or None.
     One pass over memory where all are finite. Of sharded tensors this rank's part is looked at."""

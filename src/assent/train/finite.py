@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from assent.errors import NonFiniteError
-from assent.models.finite import not_finite
+from assent.models.finite import not_finite, too_large
 from assent.train.distributed import gather_objects
 
 DIVERGED = "The weights have diverged, and are not saved. Lower --optim.lr."
@@ -41,10 +41,10 @@ def require_answers(step: int, model: str, said: Tensor) -> None:
 
 
 def require_updated(step: int, modules: Mapping[str, nn.Module]) -> None:
-    """Raises NonFiniteError, on every rank, where an update has made a weight that is not finite. Every rank must call
-    it."""
-    trained = ((name, x) for name, x in _named(modules) if x.requires_grad)
-    found = [words for words in gather_objects(not_finite(trained)) if words is not None]
+    """Raises NonFiniteError, on every rank, where an update has made a weight that is not finite, or too large to be
+    computed with. Every rank must call it."""
+    trained = [(name, x) for name, x in _named(modules) if x.requires_grad]
+    found = [words for words in gather_objects(too_large(trained)) if words is not None]
     if found:
         raise NonFiniteError(
             f"step {step}: the update was too large: {found[0]}. These weights are not saved. Lower --optim.lr; look "
