@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Iterator
@@ -58,6 +59,15 @@ def named(error: BaseException, limit: int = LENGTH) -> str:
     """An exception as its type and what it says."""
     kind, said = type(error).__name__, brief(error, limit)
     return kind if said in ("", kind) else f"{kind}: {said}"
+
+
+class _Shown(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(without_keys(x[: 16 * LONGEST]), level)
+
+
+shown = _Shown().repr
+"""A value as Python writes it, for a message: without keys, and cut in its middle."""
 
 
 def without_keys(text: str) -> str:

@@ -6,14 +6,18 @@ import io
 import os
 import socket
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from assent import cli, foreign
-from assent.errors import ConfigError, UserError
+from assent.errors import ConfigError, ModelError, UserError
 from assent.files import not_a_file
 from assent.foreign import LENGTH, LONGEST, brief, message, named, without_keys
+from assent.http import Client, Patience, ServerAnswerError
 
 KEY = "q7/Zr+x9 'nothing\\ordinary"
 
@@ -126,3 +130,78 @@ def test_commands_name_what_is_no_file(kind: str, tmp_path: Path) -> None:
     if kind == "a named pipe":
         with pytest.raises(DataError, match=f"{odd} is {kind}; expected a file"):
             read_rows(odd)
+
+
+# ---- keys and long texts from outside, on their way into messages
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A server that refuses, and says with which key."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = f"wrong key: {self.headers['Authorization']}".encode() + b" no" * 100_000
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_echoes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "_told", set())
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = Client("the reward server", f"http://127.0.0.1:{server.server_port}", "s3cretwithoutname")
+        patience = Patience(timeout=5, deadline=time.monotonic() + 5)
+        with pytest.raises(ServerAnswerError) as error:
+            client.ask("/x", {}, lambda reply: reply, patience, expected="rewards", failed="gave none")
+        server.shutdown()
+    said = str(error.value)
+    assert "answered 401" in said and "wrong key: Bearer [key]" in said and "s3cret" not in said and len(said) < 500
+
+
+def test_a_hub_that_echoes_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    from assent.models import sources
+
+    class Hub:
+        def repo_info(self, *_: object, **__: object) -> None:
+            raise OSError("401 Client Error: invalid user token hf_s3cretAbcdefghijklmnop" + "!" * 1_000_000)
+
+    monkeypatch.setattr(sources, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(sources, "hf_api", Hub)
+    with pytest.raises(ModelError) as error:
+        sources.ask_hub(sources.Source("owner/name", None))
+    assert "401 Client Error" in str(error.value)
+    assert "s3cret" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("body", ["raise ValueError(KEY + 'x' * 1_000_000)", "return KEY + 'x' * 1_000_000"])
+def test_reward_code_that_says_much(body: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from assent.data.records import Example, Message
+    from assent.rewards.function import FunctionReward
+    from assent.rewards.group import Group, RewardError
+
+    monkeypatch.setenv("JUDGE_API_KEY", "s3cret-of-the-judge")
+    file = tmp_path / "mine.py"
+    file.write_text(f"KEY = 's3cret-of-the-judge'\ndef f(completions):\n    {body}\n")
+    group = Group(Example((Message("user", "a"),), ()), ("b",), (True,), (1,))
+    with pytest.raises(RewardError) as error:
+        FunctionReward(f"{file}:f", "--rewards.functions").score([group])
+    assert len(message(error.value)) < 700 and "s3cret" not in message(error.value)
+
+
+def test_what_reward_code_writes_down_holds_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from assent.data.records import Example, Message
+    from assent.rewards.function import FunctionReward
+    from assent.rewards.group import Group
+
+    monkeypatch.setenv("JUDGE_API_KEY", "s3cret-of-the-judge")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def f(completions, log_extra):\n    log_extra('said', ['s3cret-of-the-judge: no'])\n    return [1]\n"
+    )
+    group = Group(Example((Message("user", "a"),), ()), ("b",), (True,), (1,))
+    assert FunctionReward(f"{file}:f", "--rewards.functions").score([group]).columns == {"said": ["[key]: no"]}

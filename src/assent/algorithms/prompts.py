@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from assent.data.formats.values import number
 from assent.data.packing import order
 from assent.data.records import Example, RowError
 from assent.errors import DataError
+from assent.foreign import shown
 from assent.online import CurriculumConfig
 
 
@@ -92,7 +92,7 @@ def difficulty(examples: Sequence[Example], name: str) -> np.ndarray:
         except RowError:
             found = ", ".join(column_names([example.meta])) or "none beside the prompt"
             raise DataError(
-                f"--curriculum.column {name}: {example.origin} has {reprlib.repr(value)} there; expected a number. Its "
+                f"--curriculum.column {name}: {example.origin} has {shown(value)} there; expected a number. Its "
                 f"columns: {found}."
             ) from None
     return values

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -255,9 +254,10 @@ def _check(
 
 def _scored(answer: Answer, prompt: Prompt, scorers: Mapping[str, Scorer]) -> Answer:
     new = {name: score(prompt, answer.text) for name, score in scorers.items() if name not in answer.scores}
-    about = f"for the answer {reprlib.repr(answer.text)} to prompt {answer.prompt_index + 1}"
+    prompt_name = f"prompt {answer.prompt_index + 1}"
     scores = {
-        name: None if value is None else reward(f"The scorer '{name}'", about, value) for name, value in new.items()
+        name: None if value is None else reward(f"The scorer '{name}'", answer.text, prompt_name, value)
+        for name, value in new.items()
     }
     return replace(answer, scores={**answer.scores, **scores})
 

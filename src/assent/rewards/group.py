@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import ConfigError, NonFiniteError, UserError
+from assent.foreign import shown
 
 UNREADABLE = "its chat template cannot write the answer"
 """Why a reward model leaves an answer unscored."""
@@ -214,8 +214,7 @@ def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.n
     checked_values = np.full(len(answers), np.nan)
     for index, ((example, text), value) in enumerate(zip(answers, values, strict=True)):
         if value is not None:
-            about = f"for the answer {reprlib.repr(text)} to {example.origin}"
-            checked_values[index] = reward(who, about, value)
+            checked_values[index] = reward(who, text, example.origin, value)
     return checked_values
 
 
@@ -226,20 +225,23 @@ def combined(who: str, groups: Sequence[Group], values: np.ndarray, scored: np.n
     )
 
 
-def reward(who: str, about: str, value: object) -> float:
-    """What `who` gave as a number. `about` ("for the answer ...") says for what. Raises RewardError for what is none,
+def reward(who: str, text: str, prompt: object, value: object) -> float:
+    """What `who` gave for the answer `text` to `prompt`, as a number. Raises RewardError for what is none,
     NonFiniteReward where float32 cannot hold it."""
-    expected = "expected a finite number within float32, or None for no reward"
     try:
         if isinstance(value, str | bytes):  # float would read them
             raise TypeError
         number = float(value)  # type: ignore[arg-type]
+        given = f"{number:.6g}"
     except OverflowError:
-        raise NonFiniteReward(f"{who} gave a number above {sys.float_info.max:.3g} {about}; {expected}.") from None
+        number, given = math.inf, f"a number above {sys.float_info.max:.3g}"
     except (TypeError, ValueError):
         raise RewardError(
-            f"{who} gave {reprlib.repr(value)} {about}; expected a number, or None for no reward."
+            f"{who} gave {shown(value)} for the answer {shown(text)} to {prompt}; expected a number, or None for no reward."
         ) from None
     if not abs(number) <= LARGEST:
-        raise NonFiniteReward(f"{who} gave {number:.6g} {about}; {expected}.")
+        raise NonFiniteReward(
+            f"{who} gave {given} for the answer {shown(text)} to {prompt}; expected a finite number within float32, or "
+            "None for no reward."
+        )
     return number

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from assent.errors import NonFiniteError
 from assent.models.finite import not_finite, too_large
-from assent.train.distributed import gather_objects
+from assent.train.distributed import any_true, gather_objects
 
 DIVERGED = "The weights have diverged, and are not saved. Lower --optim.lr."
 
@@ -44,8 +44,9 @@ def require_updated(step: int, modules: Mapping[str, nn.Module]) -> None:
     """Raises NonFiniteError, on every rank, where an update has made a weight that is not finite, or too large to be
     computed with. Every rank must call it."""
     trained = [(name, x) for name, x in _named(modules) if x.requires_grad]
-    found = [words for words in gather_objects(too_large(trained)) if words is not None]
-    if found:
+    own = too_large(trained)
+    if any_true(own is not None):
+        found = [words for words in gather_objects(own) if words is not None]
         raise NonFiniteError(
             f"step {step}: the update was too large: {found[0]}. These weights are not saved. Lower --optim.lr; look "
             "at --optim.eps, --optim.weight_decay and --optim.max_grad_norm as well."
