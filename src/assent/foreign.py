@@ -42,14 +42,15 @@ def hide(key: str) -> None:
 
 
 def brief(said: object, limit: int = LENGTH) -> str:
-    """Others' words, or an exception's, for a message: on one line, without keys, and at most `limit` characters. The
-    type's name where an exception says nothing."""
+    """Others' words, or an exception's, for a message: on one line, without keys and a final dot, and at most `limit`
+    characters. The type's name where an exception says nothing."""
     try:
         whole = said if isinstance(said, bytes) else str(said)
     except Exception as error:  # a stranger's __str__
         whole = f"{type(said).__name__}, whose text cannot be had ({type(error).__name__})"
     start = whole[: 16 * LONGEST]
     text = " ".join(without_keys(start.decode("utf-8", "replace") if isinstance(start, bytes) else start).split())
+    text = text if text.endswith("..") else text.removesuffix(".")
     if not text:
         return type(said).__name__ if isinstance(said, BaseException) else ""
     return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(whole):,} characters)"

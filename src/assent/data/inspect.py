@@ -148,7 +148,7 @@ def _load_chat(config: InspectConfig) -> Chat:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # missing folder, no network, broken json: the library's types differ
-        raise ModelError(f"--model {model}: no tokenizer can be loaded. {brief(error)}") from error
+        raise ModelError(f"--model {model}: no tokenizer can be loaded: {brief(error)}.") from error
     return Chat(tokenizer, config.chat_template, config.template_kwargs, rendered=config.rendered)
 
 

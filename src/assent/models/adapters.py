@@ -98,7 +98,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
             )
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: {brief(error)} Name other "
+            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: {brief(error)}. Name other "
             "layers."
         ) from error
     _check_merge(adapted, before)
@@ -190,7 +190,7 @@ def _merge_folder(model: PreTrainedModel, folder: Path) -> None:
                 config.task_type = None  # they fit a reward model's layers as well
             adapted = PeftModel.from_pretrained(model, folder, config=config)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise ModelError(f"{folder}: these adapters do not fit the model: {brief(error)}") from error
+        raise ModelError(f"{folder}: these adapters do not fit the model: {brief(error)}.") from error
     if any("missing adapter keys" in str(warning.message) for warning in told):
         raise ModelError(f"{folder}: these adapters do not fit the model: weights are missing.")
     known = get_peft_model_state_dict(adapted)

@@ -59,7 +59,7 @@ def load_folder(what: str, path: str, load: Callable[[], Any]) -> Any:
     except AssentError:
         raise
     except Exception as error:  # libraries raise what they like of a folder that is not as it should be
-        raise ModelError(f"cannot load the {what} {path}: {named(error)}") from error
+        raise ModelError(f"cannot load the {what} {path}: {named(error)}.") from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

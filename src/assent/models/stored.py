@@ -97,25 +97,36 @@ def check_build(make: Any, config: PreTrainedConfig, base: str, revision: str | 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder's weights. Raises ModelError where it holds two sets of them, or a set in part."""
-    index, whole = folder / INDEX, folder / WEIGHTS
+    chosen = read_object(folder / "config.json").get("transformers_weights")
+    if chosen is None:  # else the configuration says which of several
+        _check_one_set(folder)
+    name = chosen or (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
+    file = folder / str(name)
+    if not file.is_file():
+        return []
+    return _shards(file) if file.suffix == ".json" else [file]
+
+
+def _check_one_set(folder: Path) -> None:
+    index, whole = (folder / INDEX).is_file(), (folder / WEIGHTS).is_file()
     shards = {file.name for file in folder.glob("model-*.safetensors") if _SHARD.fullmatch(file.name)}
-    if not index.is_file():
-        if whole.is_file() and shards:
-            raise ModelError(f"{folder} holds two sets of weights: {WEIGHTS}, and {_some(shards)}. Keep one of them.")
-        if shards:
-            raise ModelError(f"{folder} holds {_some(shards)} without {INDEX}, which says what is in which.")
-        return [whole] if whole.is_file() else []
-    if whole.is_file():
-        raise ModelError(f"{folder} holds two sets of weights: {WEIGHTS}, and those of {INDEX}. Keep one of them.")
-    named_there = read_object(index).get("weight_map")
-    if not isinstance(named_there, dict) or not all(isinstance(name, str) for name in named_there.values()):
-        raise ModelError(f"{index}: expected a weight_map from the names of weights to files.")
-    names = set(named_there.values())
-    if absent := {name for name in names if not (folder / name).is_file()}:
-        raise ModelError(f"{index} names {_some(absent)}, which the folder lacks.")
-    if unnamed := shards - names:
+    if whole and (index or shards):
+        other = _some(shards) if shards else f"those of {INDEX}"
+        raise ModelError(f"{folder} holds two sets of weights: {WEIGHTS}, and {other}. Keep one of them.")
+    if shards and not index:
+        raise ModelError(f"{folder} holds {_some(shards)} without {INDEX}, which says what is in which.")
+    if index and (unnamed := shards - {file.name for file in _shards(folder / INDEX)}):
         raise ModelError(f"{folder} holds {_some(unnamed)}, which {INDEX} does not name: of which set are they?")
-    return [folder / name for name in sorted(names)]
+
+
+def _shards(index: Path) -> list[Path]:
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ModelError(f"{index}: expected a weight_map from the names of weights to files.")
+    names = set(files.values())
+    if absent := {name for name in names if not (index.parent / name).is_file()}:
+        raise ModelError(f"{index} names {_some(absent)}, which the folder lacks.")
+    return [index.parent / name for name in sorted(names)]
 
 
 def stored_weights(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

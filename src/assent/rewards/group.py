@@ -237,7 +237,8 @@ def reward(who: str, text: str, prompt: object, value: object) -> float:
         number, given = math.inf, f"a number above {sys.float_info.max:.3g}"
     except (TypeError, ValueError):
         raise RewardError(
-            f"{who} gave {shown(value)} for the answer {shown(text)} to {prompt}; expected a number, or None for no reward."
+            f"{who} gave {shown(value)} for the answer {shown(text)} to {prompt}; expected a number, or None for no "
+            "reward."
         ) from None
     if not abs(number) <= LARGEST:
         raise NonFiniteReward(

@@ -145,7 +145,7 @@ class VllmEngine:
         try:
             return call()
         except Exception as error:  # vLLM's own processes fail in many ways
-            raise ModelError(f"vLLM failed while {doing}: {brief(error)} Its own messages are above.") from error
+            raise ModelError(f"vLLM failed while {doing}: {brief(error)}. Its own messages are above.") from error
 
     def _completion(self, output: Any, sampling: SamplingConfig) -> Completion:
         ids = [int(token) for token in output.token_ids]
