@@ -213,3 +213,57 @@ def test_a_broken_tokenizer_is_no_traceback(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("[]")
     with pytest.raises(ModelError, match=f"cannot load the tokenizer {folder}"):
         load_tokenizer(ModelConfig(str(folder)))
+
+
+# ---- adapters
+
+
+@pytest.fixture
+def adapter(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def _spoil_one(found: dict[str, torch.Tensor]) -> None:
+    found[min(found)][0, 1] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_spoil_one, r"adapter_model\.safetensors: .*layers\.0.*lora_A\.weight\[0, 1\] is inf"),
+        (lambda x: [x.update({name.replace("q_proj", "wq"): x.pop(name)}) for name in list(x)], "weights"),
+        (lambda x: x.pop(min(x)), "these adapters do not fit the model: weights are missing"),
+        (lambda x: x.update(other=torch.ones(2)), "the model has no place for 1 of these weights: other"),
+        (lambda x: x.update({min(x): torch.ones(3, 32)}), "these adapters do not fit the model: .*size mismatch"),
+        (lambda x: x.clear(), "weights"),
+    ],
+)
+def test_adapters_that_do_not_fit(change: Callable[[dict], object], words: str, adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    found = load_file(file)
+    change(found)
+    save_file(found, file)
+    with pytest.raises(ModelError, match=words):
+        load(adapter)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"target_modules": ["nothing"]}, "nothing"),
+        ({"r": "two"}, "do not fit the model"),
+        ({"r": -1}, "do not fit the model"),
+        ({"peft_type": "IA3"}, "adapters of the kind IA3"),
+        ({"base_model_name_or_path": None}, "does not say which model"),
+    ],
+)
+def test_adapter_configurations_that_do_not_fit(fields: dict[str, Any], words: str, adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    with pytest.raises(ModelError, match=words):
+        load(adapter)

@@ -98,8 +98,8 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
             )
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: {brief(error)}. Name other "
-            "layers."
+            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: {brief(error)}. Name "
+            "other layers."
         ) from error
     _check_merge(adapted, before)
     if lora.targets == ALL_LINEAR:
