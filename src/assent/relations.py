@@ -305,6 +305,21 @@ def _heads_divide(config: c.InitConfig) -> str | None:
     return None
 
 
+LARGEST_NEW = 2_000_000_000
+"""Parameters that `assent init` makes at most: 8 GB."""
+
+
+def _small_enough(config: c.InitConfig) -> str | None:
+    size = config.vocab_size * config.hidden_size + 12 * config.layers * config.hidden_size**2
+    if size <= LARGEST_NEW and max(config.vocab_size, config.layers) <= 1 << 20:
+        return None
+    return (
+        f"assent init makes models of up to {LARGEST_NEW:,} parameters, and vocabularies of up to {1 << 20:,} tokens. "
+        f"--vocab_size {config.vocab_size}, --hidden_size {config.hidden_size} and --layers {config.layers} are about "
+        f"{size:,} parameters."
+    )
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _one_eval_source),
     (c.RunConfig, _eval_needs_data),
@@ -329,6 +344,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.OnlineConfig, _engine_is_asked),
     (c.GenerateConfig, _engine_is_asked),
     (c.InitConfig, _heads_divide),
+    (c.InitConfig, _small_enough),
     (c.RunConfig, _quantized_adapters),
     (CONFIGS["simpo"], _gamma_per_token),
     (CONFIGS["exo"], _smoothed_target),

@@ -236,6 +236,12 @@ def test_a_rank_wider_than_the_model_is_refused(run: Run, capsys) -> None:
     assert "--model.lora.rank 1000000000: no weight of this model is wider than 400" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["vocab_size", "hidden_size", "layers"])
+def test_a_new_model_of_no_size_that_memory_holds_is_refused(option: str, tmp_path: Path, capsys) -> None:
+    assert main(["init", "--data", "none", "--out", str(tmp_path / "new"), f"--{option}", "1024000000"]) == 2
+    assert f"--{option} 1024000000" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_errors_of_numbers_have_one_code() -> None:
     from assent.rewards.group import NonFiniteReward
 
