@@ -37,7 +37,7 @@ class RunFolderError(UserError):
 
 
 class NonFiniteError(AssentError, ArithmeticError):
-    """A loss, gradient or reward that is not a finite number. Raised before the update is applied."""
+    """A loss, gradient, weight or reward that is not a finite number. Nothing of it is saved."""
 
     exit_code = 3
 

@@ -99,6 +99,19 @@ def _adaptive_kl(config: online.OnlineConfig) -> str | None:
     return None
 
 
+MOST_ANSWERS = 1 << 24
+
+
+def _rollout_size(config: online.OnlineConfig) -> str | None:
+    answers = config.train.batch_size * config.rollout.responses
+    if answers <= MOST_ANSWERS:
+        return None
+    return (
+        f"--train.batch_size x --rollout.responses are the answers of one rollout, which are kept in memory together: "
+        f"at most {MOST_ANSWERS:,}. Got {answers:,}."
+    )
+
+
 def _kl_horizon(config: online.OnlineConfig) -> str | None:
     if config.kl.target is None:
         return None
@@ -333,6 +346,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.OnlineConfig, _needs_group),
     (online.OnlineConfig, _adaptive_kl),
     (online.OnlineConfig, _kl_horizon),
+    (online.OnlineConfig, _rollout_size),
     (online.OnlineConfig, _curriculum),
     (online.OnlineConfig, _given),
     (online.CONFIGS["ppo"], _shared_critic),

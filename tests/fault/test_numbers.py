@@ -231,6 +231,12 @@ def test_a_horizon_that_would_turn_the_kl_round_is_refused(run: Run, capsys) -> 
     assert "--kl.horizon must be above 1, a fifth of the 8 answers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["train.batch_size", "rollout.responses"])
+def test_a_rollout_that_no_memory_holds_is_refused(option: str, run: Run, capsys) -> None:
+    assert run("grpo", **{option: 10**9}) == 2
+    assert "the answers of one rollout" in capsys.readouterr().err
+
+
 def test_a_rank_wider_than_the_model_is_refused(run: Run, capsys) -> None:
     assert run("sft", **{"model.lora.rank": 10**9}) == 2
     assert "--model.lora.rank 1000000000: no weight of this model is wider than 400" in capsys.readouterr().err

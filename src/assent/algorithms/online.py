@@ -36,6 +36,7 @@ from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.group import GroupReward
+from assent.rewards.pool import end_workers
 from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
 from assent.train import distributed
@@ -265,15 +266,18 @@ def train_online(config: OnlineConfig) -> RunResult:
         say(f"For batches of {config.train.batch_size}: learning rate {lr:.3g}{average}.")
     own = getattr(config, "critic", CriticConfig()).lr
     policy, critic = algorithm.models.policy, algorithm.models.critic
-    return run(
-        current,
-        algorithm,
-        total=current.total_steps(rollouts * algorithm.steps_per_rollout),
-        evaluate=(lambda: algorithm.experience.evaluate(data.eval_examples)) if data.eval_examples else None,
-        best=("eval/reward", max),
-        final={"model": policy} if critic is None else {"model": policy, "critic": critic},
-        learning_rates={"policy": lr, "critic": own or lr},
-    )
+    try:
+        return run(
+            current,
+            algorithm,
+            total=current.total_steps(rollouts * algorithm.steps_per_rollout),
+            evaluate=(lambda: algorithm.experience.evaluate(data.eval_examples)) if data.eval_examples else None,
+            best=("eval/reward", max),
+            final={"model": policy} if critic is None else {"model": policy, "critic": critic},
+            learning_rates={"policy": lr, "critic": own or lr},
+        )
+    finally:
+        end_workers()
 
 
 def assemble(

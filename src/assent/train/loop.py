@@ -111,15 +111,14 @@ def train_steps(
         with interruptible(alone):
             metrics = _gradients(algorithm, window, config, world)
             require_numbers(f"step {step}", metrics, UNAPPLIED)
-        factor = lr_at(step - 1, total, config)
-        set_lr(optimizer, factor)
+        set_lr(optimizer, lr_at(step - 1, total, config))
+        metrics |= dict(window.metrics)
+        metrics["lr"] = optimizer.param_groups[0]["lr"]
+        metrics["tokens"] = float(window.counts.tokens)
         optimizer.step()
         require_updated(step, algorithm.modules)
         optimizer.zero_grad(set_to_none=True)
         algorithm.stepped()
-        metrics |= dict(window.metrics)
-        metrics["lr"] = optimizer.param_groups[0]["lr"]
-        metrics["tokens"] = float(window.counts.tokens)
         ended = time.perf_counter()
         metrics["time/step"] = ended - begun
         metrics["time/window"] = ready - begun
