@@ -131,7 +131,9 @@ def _alone(folder: Path) -> None:
     ("changes", "words"),
     [
         ((_shard,), f"two sets of weights: model.safetensors, and {SHARD}"),
-        ((lambda f: _index(f, SHARD),), "two sets of weights: model.safetensors, and those of model.safetensors.index"),
+        ((_shard, lambda f: _index(f, SHARD)), f"two sets of weights: model.safetensors, and {SHARD}"),
+        ((lambda f: _index(f, SHARD),), f"names {SHARD}, which the folder lacks"),
+        ((lambda f: (f / "config.json").write_text(" " * (1 << 26) + "{}"),), "has 67,108,866 bytes, too many"),
         ((_alone,), f"holds {SHARD} without model.safetensors.index.json"),
         ((_alone, lambda f: _index(f, SHARD, "gone")), "names gone, which the folder lacks"),
         ((_shard, _alone, lambda f: _index(f)), f"holds {SHARD}, which model.safetensors.index.json does not name"),
@@ -144,6 +146,16 @@ def test_weights_that_are_there_twice_or_in_part(changes: tuple[Change, ...], wo
     for change in changes:
         change(folder)
     refused(folder, words)
+
+
+@pytest.mark.parametrize("chosen", [None, SHARD])
+def test_one_set_of_two_may_be_named(chosen: str | None, folder: Path) -> None:
+    """An index of the one whole file is no second set; and config.json may say which it is."""
+    _index(folder, "model.safetensors")
+    if chosen is not None:
+        _shard(folder)
+        edit(folder, transformers_weights=chosen)
+    load(folder)
 
 
 UP = "model.layers.1.mlp.up_proj.weight"

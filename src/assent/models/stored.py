@@ -21,7 +21,7 @@ from assent.errors import ModelError, UserError
 from assent.files import not_a_file
 from assent.foreign import brief, named
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 LONGEST = 1 << 26
 """Bytes of a configuration or an index."""
 MOST_LAYERS, MOST_EXPERTS = 200, 4_096
@@ -29,6 +29,7 @@ MOST_LAYERS, MOST_EXPERTS = 200, 4_096
 ROOM = 100_000_000
 """Numbers that are made in memory even where the folder holds none of them."""
 
+_WHOLE = re.compile(r"[IU]\d+|BOOL")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _COUNTS = re.compile(r"(^|_)(layers?|experts|blocks|depth)$")
 _SIZES = re.compile(r"(^|_)(size|dim|heads?|embd|layers?|experts|positions|rank|width|d_model)$")
@@ -36,31 +37,31 @@ _FACTORS = re.compile(r"eps|factor|theta|scal|multiplier|cap")
 _PARTS = re.compile(r"^(Validation error for field '[^']*'|Class validation error for validator '[^']*'):\s+\w+: ")
 
 
-def folder_of(base: str, revision: str | None = None) -> Path | None:
-    """Where the files of a folder or of a hub id lie on this machine."""
+def folder_of(base: str, revision: str | None = None) -> Path:
+    """Where the files of a folder or of a hub id lie on this machine. Raises ModelError."""
     if Path(base).is_dir():
         return Path(base)
     try:
         found = cached_file(base, "config.json", revision=revision)
     except OSError as error:
         raise ModelError(f"{base}: the hub did not give its config.json ({brief(error)}).") from error
-    return None if found is None else Path(found).parent
+    if found is None:
+        raise ModelError(f"{base}: the hub did not give its config.json.")
+    return Path(found).parent
 
 
 def configuration(base: str, revision: str | None = None, trust: bool = False, **options: Any) -> PreTrainedConfig:
     """The configuration of a folder or hub id. Raises ModelError, with the file and what is wrong in it."""
     folder = folder_of(base, revision)
-    file = Path("config.json") if folder is None else folder / "config.json"
-    if folder is not None:
-        _check_files(folder)
-        _check_numbers(file, read_object(file), len(list(folder.glob("*.safetensors"))) and _count(folder))
+    _check_files(folder)
+    file, raw = folder / CONFIG, read_object(folder / CONFIG)
+    _check_numbers(file, raw, _count(folder))
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trust, **options)
+        return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trust, **options)
     except UserError:
         raise
     except Exception as error:  # what a class makes of odd values differs from class to class
-        raise ModelError(f"{file}: {_explained(error, {} if folder is None else read_object(file))}") from error
-    return config
+        raise ModelError(f"{file}: {_explained(error, raw)}") from error
 
 
 def check_build(make: Any, config: PreTrainedConfig, base: str, revision: str | None) -> None:
@@ -68,27 +69,26 @@ def check_build(make: Any, config: PreTrainedConfig, base: str, revision: str | 
     for far more numbers than the folder holds, and where weights are stored as whole numbers without a word of how they
     were quantised."""
     folder = folder_of(base, revision)
-    file = "config.json" if folder is None else folder / "config.json"
+    file = folder / CONFIG
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            asked = dict(make(copy.deepcopy(config)).named_parameters())
+            asked = {name: x.shape for name, x in make(copy.deepcopy(config)).named_parameters()}
     except UserError:
         raise
     except Exception as error:
-        said = _explained(error, {} if folder is None else read_object(Path(file)))
-        raise ModelError(f"{file}: no model can be built as it says: {said}") from error
-    stored = {} if folder is None else stored_weights(folder)
-    coded = [name for name, (kind, _) in stored.items() if kind[0] in "IUB" and kind != "BF16" and name in asked]
+        raise ModelError(f"{file}: no model can be built as it says: {_explained(error, read_object(file))}") from error
+    stored = stored_weights(folder) if Path(base).is_dir() else {}  # those of the hub may have to be fetched yet
+    coded = {name: kind for name, (kind, _) in stored.items() if _WHOLE.fullmatch(kind) and name in asked}
     if coded:
         raise ModelError(
-            f"{folder}: {_some(set(coded))} are stored as whole numbers ({stored[coded[0]][0]}), and config.json does "
+            f"{folder}: {_some(set(coded))} are stored as whole numbers ({min(coded.values())}), and config.json does "
             "not say what these stand for. Give the folder with whole weights."
         )
     held = {name: shape for name, (_, shape) in stored.items()}
-    size, there = sum(x.numel() for x in asked.values()), sum(map(math.prod, held.values()))
+    size, there = sum(map(math.prod, asked.values())), sum(map(math.prod, held.values()))
     if held and size > 4 * there + ROOM:
-        other = next((name for name in held if name in asked and held[name] != tuple(asked[name].shape)), None)
-        example = "" if other is None else f" ({other}: {tuple(asked[other].shape)} here, {held[other]} there)"
+        other = next((name for name in held if name in asked and held[name] != tuple(asked[name])), None)
+        example = "" if other is None else f" ({other}: {tuple(asked[other])} here, {held[other]} there)"
         raise ModelError(
             f"{file} asks for {size:,} weights, the folder holds {there:,}{example}. The configuration belongs to "
             "other weights."
@@ -97,7 +97,7 @@ def check_build(make: Any, config: PreTrainedConfig, base: str, revision: str | 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder's weights. Raises ModelError where it holds two sets of them, or a set in part."""
-    chosen = read_object(folder / "config.json").get("transformers_weights")
+    chosen = read_object(folder / CONFIG).get("transformers_weights")
     if chosen is None:  # else the configuration says which of several
         _check_one_set(folder)
     name = chosen or (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
@@ -110,12 +110,12 @@ def weight_files(folder: Path) -> list[Path]:
 def _check_one_set(folder: Path) -> None:
     index, whole = (folder / INDEX).is_file(), (folder / WEIGHTS).is_file()
     shards = {file.name for file in folder.glob("model-*.safetensors") if _SHARD.fullmatch(file.name)}
-    if whole and (index or shards):
-        other = _some(shards) if shards else f"those of {INDEX}"
-        raise ModelError(f"{folder} holds two sets of weights: {WEIGHTS}, and {other}. Keep one of them.")
+    listed = {file.name for file in _shards(folder / INDEX)} if index else set()
+    if whole and (others := (shards | listed) - {WEIGHTS}):
+        raise ModelError(f"{folder} holds two sets of weights: {WEIGHTS}, and {_some(others)}. Keep one of them.")
     if shards and not index:
         raise ModelError(f"{folder} holds {_some(shards)} without {INDEX}, which says what is in which.")
-    if index and (unnamed := shards - {file.name for file in _shards(folder / INDEX)}):
+    if unnamed := shards - listed:
         raise ModelError(f"{folder} holds {_some(unnamed)}, which {INDEX} does not name: of which set are they?")
 
 
@@ -148,9 +148,9 @@ def read_object(file: Path) -> dict[str, Any]:
     """A JSON file that must hold an object. Raises ModelError."""
     if (kind := not_a_file(file)) is not None:
         raise ModelError(f"{file} is {kind}; expected a file.")
+    if file.is_file() and (size := file.stat().st_size) > LONGEST:
+        raise ModelError(f"{file} has {size:,} bytes, too many for a file of this name.")
     try:
-        if file.stat().st_size > LONGEST:
-            raise ModelError(f"{file} has {file.stat().st_size:,} bytes, too many for a file of this name.")
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON: {brief(error)}") from error
