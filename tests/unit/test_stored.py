@@ -99,11 +99,17 @@ def test_unreadable_configurations(content: bytes, words: str, name: str, folder
     refused(folder, f"{folder / name}: {words}")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model", "generation_config.json"])
 def test_pipes_are_never_opened(name: str, folder: Path) -> None:
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     refused(folder, f"{folder / name} is a named pipe; expected a file")
+
+
+def test_pipes_among_adapters_are_never_opened(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    os.mkfifo(adapter / "adapter_model.safetensors")
+    refused(adapter, "adapter_model.safetensors is a named pipe; expected a file")
 
 
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:

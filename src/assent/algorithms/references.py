@@ -22,6 +22,7 @@ from assent.config import ModelConfig, ReferenceConfig
 from assent.data.dataset import fingerprint
 from assent.data.tree import TokenTree, TreeBatch
 from assent.errors import ModelError, NonFiniteError
+from assent.files import not_a_file
 from assent.foreign import brief
 from assent.models.loading import resolve_precision
 from assent.models.policy import Anchor, Policy
@@ -196,6 +197,8 @@ def _compute(current: Job, reference: Reference, trees: list[TokenTree]) -> np.n
 
 
 def _read(file: Path, identity: Mapping[str, str], trees: Sequence[TokenTree]) -> np.ndarray:
+    if (kind := not_a_file(file)) is not None:
+        raise ModelError(f"--reference.cache {file} is {kind}; expected a file.")
     try:
         with safe_open(file, "numpy") as stored:
             found, values = stored.metadata() or {}, stored.get_tensor(FIELD)

@@ -153,6 +153,9 @@ def _from_checkpoint(folder: Path) -> Source:
 
 
 def _from_adapter(folder: Path) -> Source:
+    for file in folder.glob("*.safetensors"):
+        if (kind := not_a_file(file)) is not None:
+            raise ModelError(f"{file} is {kind}; expected a file.")
     config = _json(folder / ADAPTER)
     base = config.get("base_model_name_or_path")
     if not base:

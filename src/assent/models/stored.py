@@ -161,7 +161,8 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def _check_files(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja") and (kind := not_a_file(file)) is not None:
+        kind = not_a_file(file)
+        if kind is not None and (not file.is_dir() or file.suffix in (".json", ".safetensors", ".jinja")):
             raise ModelError(f"{file} is {kind}; expected a file.")
     generation = folder / "generation_config.json"
     if generation.is_file():  # one that cannot be read would be passed over in silence
