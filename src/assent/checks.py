@@ -16,6 +16,7 @@ from assent.rules import (
     POSITIVE,
     SEED,
     SHARE,
+    THREADS,
     UP_TO_ONE,
     Rule,
 )
@@ -52,7 +53,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "save_every": NOT_NEGATIVE,
         "keep": COUNT,
         "log_every": COUNT,
-        "threads": NOT_NEGATIVE,
+        "threads": THREADS,
     },
     c.RunConfig: {"out": NAMED, "resume": NAMED},
     c.ReferenceConfig: {"path": NAMED, "cache": NAMED, "rate": UP_TO_ONE, "every": COUNT},

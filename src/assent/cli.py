@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from assent import __version__, arguments, config, methods, online, process, settings, streams
 from assent.errors import AssentError, ConfigError
+from assent.foreign import message, print_traceback
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
 from assent.relations import WORDS
@@ -89,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> int:
         problem = streams.broken() or closed
     except AssentError as error:
         streams.broken()
-        streams.complain(f"error: {error}")
+        streams.complain(f"error: {message(error)}")
         return error.exit_code
     except KeyboardInterrupt:
         streams.broken()
@@ -132,6 +133,7 @@ def _run(words: list[str]) -> bool:
 
 def entry() -> None:
     """The console script."""
+    sys.excepthook = print_traceback
     process.adopt()
     try:
         code = main()

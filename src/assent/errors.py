@@ -41,7 +41,7 @@ class OutputError(RunFolderError):
 
 
 class NonFiniteError(AssentError, ArithmeticError):
-    """A loss, gradient or reward that is not a finite number. Raised before the update is applied."""
+    """A loss, gradient, weight or reward that is not a finite number. Nothing of it is saved."""
 
     exit_code = 3
 

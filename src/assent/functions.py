@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from assent.errors import ConfigError
+from assent.files import not_a_file
 from assent.guest import blamed, ends_programs
 
 _loads = itertools.count()
@@ -22,6 +23,8 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise ConfigError(f"{flag} must be FILE.py:function or module:function. Got '{spec}'.")
+    if (kind := not_a_file(place)) is not None and place.endswith(".py"):
+        raise ConfigError(f"{flag} {spec}: {place} is {kind}; expected a file.")
     try:
         module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except BaseException as error:

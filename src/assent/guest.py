@@ -15,6 +15,8 @@ from pathlib import Path
 
 from assent.process import steady_output
 
+from assent.foreign import named
+
 
 class Guest:
     """One piece of such code, a module and its functions. After each turn the working folder, the output streams, the
@@ -61,13 +63,13 @@ def ends_programs(error: BaseException) -> bool:
 
 def blamed(error: BaseException, file: str = "") -> str:
     """What was raised, and where: the line of `file`, where that is among those that were running."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     ends = "" if isinstance(error, Exception) else ", which ends a program"
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
     frames = [frame for frame in frames if file and Path(frame.filename) == Path(file).absolute()] or frames
-    return f"{text} ({frames[-1].filename}:{frames[-1].lineno}){ends}" if frames else f"{text}{ends}"
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{named(error)}{where}{ends}"
 
 
 def _is_machinery(file: str) -> bool:

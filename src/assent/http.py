@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from assent.errors import ConfigError, UserError
+from assent.foreign import brief, hide, named
 
 T = TypeVar("T")
 
@@ -121,6 +122,7 @@ class Client:
         self.base = self._url.path.rstrip("/")
         self.who = f"{who} {self._url.scheme}://{self._url.netloc}"
         self._key = key
+        hide(key)
         self._jitter = random.Random()  # its own: pauses must not move the generators that training draws from
 
     def ask(
@@ -200,7 +202,9 @@ class Client:
                 response = connection.getresponse()
                 text = response.read(LARGEST_ANSWER + 1)
         except ssl.SSLCertVerificationError as error:
-            raise ServerAnswerError(f"{self.who} has a certificate that cannot be trusted: {error.reason}.") from error
+            raise ServerAnswerError(
+                f"{self.who} has a certificate that cannot be trusted: {brief(error.reason)}."
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"timed out after {timeout:.3g} s" if late.is_set() else _reason(error, timeout)) from error
         finally:
@@ -217,9 +221,8 @@ class Client:
             wait = retry_after(response.headers.get("Retry-After", ""))
             raise Failure(f"answered {response.status}", wait, _shown(text) if text else "")
         if not 200 <= response.status < 300:
-            raise ServerAnswerError(
-                f"{self.who}{path} answered {response.status} {response.reason}: {_shown(text)}; expected {expected}."
-            )
+            status = f"{response.status} {brief(response.reason)}"
+            raise ServerAnswerError(f"{self.who}{path} answered {status}: {_shown(text)}; expected {expected}.")
         if len(text) > LARGEST_ANSWER:
             raise ServerAnswerError(f"{self.who}{path} answered more than {LARGEST_ANSWER >> 20} MiB.")
         if response.length:  # what was announced and did not come
@@ -276,7 +279,7 @@ def _reason(error: Exception, timeout: float) -> str:
         case ConnectionError() | http.client.IncompleteRead():
             return "broke off the connection"
         case _:
-            return f"{type(error).__name__}: {error}"
+            return named(error)
 
 
 def retry_after(header: str) -> float:
@@ -291,4 +294,4 @@ def retry_after(header: str) -> float:
 
 def _shown(text: bytes) -> str:
     """The beginning of an answer, for messages."""
-    return repr(text[:200].decode("utf-8", "replace")) + ("…" if len(text) > 200 else "")
+    return repr(brief(text, 200))

@@ -3,7 +3,6 @@ None. `assent.settings.validate` applies the table at the end."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from assent import methods, online
 from assent.inputs import INPUTS, is_input
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
+from assent.rules import in_float32
 
 
 def _one_eval_source(config: c.RunConfig) -> str | None:
@@ -78,8 +78,8 @@ def _reward_lists(config: online.OnlineConfig) -> str | None:
         if "" in given or len(set(given)) < len(given):
             return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
     for name, weight in config.rewards.weights.items():
-        if not math.isfinite(weight):
-            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number."
+        if not in_float32(weight):
+            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
     return None
 
 
@@ -113,6 +113,32 @@ def _adaptive_kl(config: online.OnlineConfig) -> str | None:
     if config.kl.target is not None and config.kl.coef == 0:
         return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
     return None
+
+
+MOST_ANSWERS = 1 << 24
+
+
+def _rollout_size(config: online.OnlineConfig) -> str | None:
+    answers = config.train.batch_size * config.rollout.responses
+    if answers <= MOST_ANSWERS:
+        return None
+    return (
+        f"--train.batch_size x --rollout.responses are the answers of one rollout, which are kept in memory together: "
+        f"at most {MOST_ANSWERS:,}. Got {answers:,}."
+    )
+
+
+def _kl_horizon(config: online.OnlineConfig) -> str | None:
+    if config.kl.target is None:
+        return None
+    answers = config.train.batch_size * config.rollout.responses
+    if config.kl.horizon * 5 > answers:
+        return None
+    return (
+        f"--kl.horizon must be above {answers // 5}, a fifth of the {answers} answers of a rollout (--train.batch_size "
+        "x --rollout.responses): with a shorter one, one rollout could turn the weight of the KL negative. Got "
+        f"{config.kl.horizon}."
+    )
 
 
 def _shared_critic(config: Any) -> str | None:
@@ -243,8 +269,8 @@ def _added_objectives(config: c.PairConfig) -> str | None:
         other = OBJECTIVES.get(name)
         if name != SFT and other is None:
             return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
-        if not 0 < weight < math.inf:
-            return f"{start} a weight must be > 0."
+        if not (weight > 0 and in_float32(weight)):
+            return f"{start} a weight must be > 0 and a number that float32 holds."
         if name == SFT and "sft_weight" in row.options:
             return f"{start} {key} has this term already. Set --loss.sft_weight."
         if name == SFT and key == "orpo":
@@ -308,6 +334,21 @@ def _heads_divide(config: c.InitConfig) -> str | None:
     return None
 
 
+LARGEST_NEW = 2_000_000_000
+"""Parameters that `assent init` makes at most: 8 GB."""
+
+
+def _small_enough(config: c.InitConfig) -> str | None:
+    size = config.vocab_size * config.hidden_size + 12 * config.layers * config.hidden_size**2
+    if size <= LARGEST_NEW and max(config.vocab_size, config.layers) <= 1 << 20:
+        return None
+    return (
+        f"assent init makes models of up to {LARGEST_NEW:,} parameters, and vocabularies of up to {1 << 20:,} tokens. "
+        f"--vocab_size {config.vocab_size}, --hidden_size {config.hidden_size} and --layers {config.layers} are about "
+        f"{size:,} parameters."
+    )
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _one_eval_source),
     (c.RunConfig, _eval_needs_data),
@@ -321,6 +362,8 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.OnlineConfig, _critic_start),
     (online.OnlineConfig, _needs_group),
     (online.OnlineConfig, _adaptive_kl),
+    (online.OnlineConfig, _kl_horizon),
+    (online.OnlineConfig, _rollout_size),
     (online.OnlineConfig, _curriculum),
     (online.OnlineConfig, _given),
     (online.CONFIGS["ppo"], _shared_critic),
@@ -332,6 +375,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (online.OnlineConfig, _engine_is_asked),
     (c.GenerateConfig, _engine_is_asked),
     (c.InitConfig, _heads_divide),
+    (c.InitConfig, _small_enough),
     (c.RunConfig, _quantized_adapters),
     (CONFIGS["simpo"], _gamma_per_token),
     (CONFIGS["exo"], _smoothed_target),

@@ -18,9 +18,10 @@ import yaml
 
 from assent.checks import RULES
 from assent.errors import ConfigError
+from assent.files import not_a_file
 from assent.names import suggestion
 from assent.relations import RELATIONS
-from assent.rules import Rule
+from assent.rules import Rule, beyond
 from assent.sections import hints_of
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ def options(cls: type) -> list[Option]:
 
 def read(cls: type[T], path: str | Path, missing: object = REQUIRED) -> T:
     """`load` on a file. Raises `ConfigError` where it cannot be read."""
+    if (kind := not_a_file(path)) is not None:
+        raise ConfigError(f"Cannot read the configuration file {path}: it is {kind}.")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -111,6 +114,15 @@ def validate(config: Any) -> None:
         and (value := value_of(config, option.name)) is not None
         and not rule.holds(value)
     ]
+    problems += (
+        []
+        if problems
+        else [
+            f"--{option.name} must be {words}. Got {value!r}."
+            for option in options(type(config))
+            if (words := beyond(value := value_of(config, option.name))) is not None
+        ]
+    )
     for kind, relation in RELATIONS:
         if isinstance(config, kind) and (problem := relation(config)):
             problems.append(problem)

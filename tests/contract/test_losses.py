@@ -370,3 +370,15 @@ def test_docstring_says_what_the_caller_needs(case: Case):
     assert "Returns [" in words and "Raises ValueError" in words and " = " in words
     for name in inspect.signature(case.function).parameters:
         assert name in doc or name.split("_")[0] + "_*" in doc, name
+
+
+@every_loss
+def test_a_nan_is_never_swallowed(case: Case) -> None:
+    """A model that has diverged must show in the loss: no maximum, clamp or choice may turn its NaN into a number."""
+    inputs = case.make(4)
+    for name, value in inputs.items():
+        used = (name, case.options.get("clip")) != ("old_values", 0)
+        said_by_models = name not in CONSTANTS | {"margin"} and "length" not in name and "kl" not in name
+        if isinstance(value, Tensor) and value.is_floating_point() and said_by_models and used:
+            spoilt = {**inputs, name: torch.full_like(value, torch.nan)}
+            assert bool(case(spoilt).isnan().any()), f"{name} is NaN, and the loss a number"

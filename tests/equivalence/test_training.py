@@ -429,7 +429,7 @@ def test_a_number_that_is_not_finite_stops_before_the_update(tiny_model_dir: Pat
             return Loss(loss.total * torch.where(torch.tensor(3 in batch.keys), torch.nan, 1.0), loss.metrics)
 
     before = {name: p.clone() for name, p in algorithm.policy.named_parameters()}
-    with pytest.raises(NonFiniteError, match="step 1: (loss|grad_norm) is nan. The update was not applied"):
+    with pytest.raises(NonFiniteError, match="step 1: (loss|grad_norm) is nan.* The update was not applied"):
         list(train_steps(Broken(), optimizer, OPTIM, ONE, start=0, total=1))
     assert all(torch.equal(p, before[name]) for name, p in algorithm.policy.named_parameters())
 

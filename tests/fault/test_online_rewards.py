@@ -332,7 +332,7 @@ def test_an_answer_that_is_not_finite_ends_the_run(server, grpo, tmp_path: Path,
     server.healthy = 1 + 1
     server.trouble = lambda handler, count: handler.say('{"rewards": [NaN, 1, 1, 1]}')
     rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}")
-    assert grpo("run", *rewards) == 2
+    assert grpo("run", *rewards) == 3
     said = capsys.readouterr().err
     assert "gave nan for the answer" in said and "prompts.jsonl:" in said
 

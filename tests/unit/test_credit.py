@@ -114,3 +114,37 @@ def test_the_critic_learns_the_full_kl_without_a_tokens_own_part() -> None:
     assert tree.branches[0].per_token["returns"].tolist() == [2.5, 3.5]
     # less 2 * (k1 - full), of k1 = 2 and -1
     assert tree.branches[0].per_token["advantages"].tolist() == [2.5 - 3.0, 3.5 + 2.5]
+
+
+def shaped(*rewards: float) -> list[TokenTree]:
+    branches = tuple(Branch(np.array([1, 2]), np.ones(2, bool), {"old": np.zeros(2, np.float32)}) for _ in rewards)
+    values = np.array(rewards, np.float32)
+    return [TokenTree(np.array([0]), branches, per_response={"reward": values, "shaped": values})]
+
+
+def config(method: str, **loss: Any) -> Any:
+    return online_config(
+        method, loss=loss, model=ModelConfig("unused"), data=DataConfig("unused"), out="unused", kl={"coef": 0.0}
+    )
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_large_rewards_are_told_apart(scale: str) -> None:
+    """The squares of rewards above 1e19 do not fit float32: every advantage was 0."""
+    trees, _ = credit(shaped(3e38, -3e38, 3e38, -3e38), config("grpo", scale=scale), 0.0)
+    np.testing.assert_allclose(token_field(trees, "advantages")[::2], np.array([1, -1, 1, -1]) * 0.75**0.5, rtol=1e-5)
+
+
+def test_an_advantage_that_float32_cannot_hold_names_the_row() -> None:
+    from assent.algorithms.scored import require_finite
+    from assent.data.records import Example, Message, Origin
+    from assent.errors import NonFiniteError
+
+    trees, _ = credit(shaped(3e38, -3e38), config("rloo"), 0.0)
+    example = Example((Message("user", "a"),), (), origin=Origin("rows.jsonl", 7))
+    with pytest.raises(
+        NonFiniteError, match=r"rows\.jsonl:7: answer 1 of 2: advantages is inf, made of the reward 3e\+38"
+    ):
+        require_finite(trees, [example], "shaped", "advantages", "returns")
+    trees, _ = credit(shaped(1.0, 2.0), config("rloo"), 0.0)
+    require_finite(trees, [example], "shaped", "advantages", "returns")

@@ -163,3 +163,23 @@ def test_render_shows_means_intervals_and_unscored(table: PolicyTable):
     table.render(Console(file=narrow, width=40))
     assert "…" not in narrow.getvalue() and "±" in narrow.getvalue()
     assert "1 answers had no gold score" in stream.getvalue()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e39, 10**400])
+def test_a_score_that_is_not_finite_is_never_left_out(bad: float) -> None:
+    from assent.rewards.group import NonFiniteReward
+
+    answers = {"start": [Answer(0, "well", 1, True), Answer(1, "no", 1, True)]}
+    prompts = [(Message("user", "a"),), (Message("user", "b"),)]
+    with pytest.raises(NonFiniteReward, match="The scorer 'gold' gave .* for the answer 'no' to prompt 2") as error:
+        evaluate_policies(answers, prompts, {"gold": lambda _, text: bad if text == "no" else 1.0}, "start")
+    assert error.value.exit_code == 3
+
+
+def test_a_score_that_is_no_number_is_named() -> None:
+    from assent.rewards.group import RewardError
+
+    with pytest.raises(RewardError, match="The scorer 'gold' gave '7' for the answer 'well' to prompt 1"):
+        evaluate_policies(
+            {"start": [Answer(0, "well", 1, True)]}, [(Message("user", "a"),)], {"gold": lambda *_: "7"}, "start"
+        )

@@ -264,7 +264,7 @@ def test_weights_that_do_not_fit_are_refused(tiny_model_dir: Path, tmp_path: Pat
         load_policy(fp32(wrong), max_length=64)
     cut = copy(tiny_model_dir, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot load the model"):
+    with pytest.raises(ModelError, match=r"cut/model\.safetensors: not a whole safetensors file"):
         load_policy(fp32(cut), max_length=64)
 
 

@@ -225,6 +225,16 @@ def test_every_part_of_the_identity_counts(tiny_model_dir, tmp_path, name: str, 
         cached_reference(current, policy, section, [trees])
 
 
+def test_cached_numbers_that_are_not_finite_are_named(train, cache, tiny_model_dir):
+    train("first", "dpo", CACHED)
+    (file,) = cache.iterdir()
+    with safe_open(file, "numpy") as stored:
+        metadata, values = stored.metadata(), stored.get_tensor(FIELD)
+    save_file({FIELD: np.where(np.arange(len(values)) == 3, np.nan, values)}, file, metadata=metadata)
+    with pytest.raises(ModelError, match=rf"{file}: 1 of its {len(values)} log-probs are not finite"):
+        train("second", "dpo", CACHED)
+
+
 def test_where_caches_lie(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "cache" / "reference"
     monkeypatch.delenv("ASSENT_CACHE")

@@ -187,3 +187,14 @@ def test_groups_hold_one_entry_for_each_answer():
     assert GROUPS[0].alone(1).ids == () and alone.example is three.example
     with pytest.raises(AssertionError):
         Group(GROUPS[0].example, ("a", "b"), (True,), (1, 2))
+
+
+def test_an_ensemble_that_float32_cannot_hold_is_named():
+    members = [Given("one", 3e38, 1, 1), Given("two", -3e38, 1, 1)]
+    with pytest.raises(NonFiniteError, match=r"models gave -3e\+76 for the answer 'a' to rows\.jsonl:1"):
+        Ensemble("models", members, "lcb", k=1e38).score(GROUPS)
+
+
+def test_an_ensemble_leaves_out_what_a_member_left_out():
+    members = [Given("one", 1, None, 1), Given("two", 3, 1, 1)]
+    np.testing.assert_array_equal(Ensemble("models", members).score(GROUPS).values, [2.0, np.nan, 1.0])

@@ -178,7 +178,7 @@ def test_numbers_that_are_not_finite_name_the_row_and_the_answer(reward, bad: st
     source = reward(f"import numpy as np\nimport torch\ndef f(completions):\n    return [1, {bad}, 2]\n")
     with pytest.raises(NonFiniteError) as caught:
         source.score(GROUPS)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 3
     for words in (
         "mine.py:f: f gave",
         "nan" if "nan" in bad else "inf",
@@ -216,7 +216,7 @@ def test_anything_else_names_function_and_file(reward, body: str, words: str):
     source = reward(f"calls = []\ndef f(completions):\n    calls.append(1)\n    {body}\n")
     with pytest.raises(RewardError) as caught:
         source.score(GROUPS)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == (3 if isinstance(caught.value, NonFiniteError) else 2)
     assert "--reward" in str(caught.value) and "mine.py:f: f " in str(caught.value) and words in str(caught.value)
     assert ("mine.py:5)" in str(caught.value)) == body.startswith("raise")
     assert len(source.function.__globals__["calls"]) == 1, "nothing is tried again"

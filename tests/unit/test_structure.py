@@ -23,8 +23,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
-    ("errors",),
-    ("cpus", "names", "outputs", "rules", "streams", "http", "process"),
+    ("errors", "foreign"),
+    ("cpus", "files", "names", "outputs", "rules", "streams", "http", "process"),
     ("guest",),
     ("lock",),
     ("sections",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
     row, options = METHODS[method_of(config)], vars(config.loss)  # type: ignore[attr-defined]
     lengths = torch.from_numpy(response_lengths(trees))
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    reward = torch.from_numpy(response_field(trees, "shaped"))
-    tokens = own = torch.zeros(len(response))
+    reward = torch.from_numpy(response_field(trees, "shaped")).double()  # float32 could not hold the squares of many
+    tokens = own = torch.zeros(len(response), dtype=torch.float64)
     if kl_coef > 0 and config.kl.place == "reward":
         tokens = -kl_coef * _kl(trees, config.kl.estimator)
         if config.kl.estimator != "k1":
@@ -45,12 +46,14 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
     metrics: dict[str, float] = {}
     fields: dict[str, Tensor] = {}
     if row.advantage in ("gae", "return"):
-        tokens = tokens.index_add(0, lengths.cumsum(0) - 1, reward.to(tokens.dtype))
+        tokens = tokens.index_add(0, lengths.cumsum(0) - 1, reward)
         if row.advantage == "gae":
-            values = torch.from_numpy(token_field(trees, "values"))
+            values = torch.from_numpy(token_field(trees, "values")).double()
             advantages = gae(tokens, values, response, **_of(gae, options))
             fields["returns"] = advantages + values
-            metrics["explained_variance"] = float(explained_variance(values, fields["returns"]))
+            explained = float(explained_variance(values, fields["returns"]))
+            if not math.isnan(explained):  # the returns vary
+                metrics["explained_variance"] = explained
         else:
             advantages = discounted_returns(tokens, response, **_of(discounted_returns, options))
     else:
@@ -65,15 +68,16 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
 
 def no_signal(trees: Sequence[TokenTree]) -> np.ndarray:
     """Which prompts have only answers of one and the same reward, [P] bool."""
-    return np.array([np.ptp(tree.per_response["reward"]) == 0 for tree in trees])
+    rewards = (tree.per_response["reward"] for tree in trees)
+    return np.array([values.min() == values.max() for values in rewards])
 
 
 def _kl(trees: Sequence[TokenTree], estimator: str) -> Tensor:
     """KL from the reference at each token, [N]."""
     if estimator == "full":
-        kl = torch.from_numpy(token_field(trees, "kl"))
+        kl = torch.from_numpy(token_field(trees, "kl")).double()
     else:
-        old, reference = (torch.from_numpy(token_field(trees, name)) for name in ("old", "reference"))
+        old, reference = (torch.from_numpy(token_field(trees, name)).double() for name in ("old", "reference"))
         kl = kl_estimate(old, reference, estimator=estimator)
     if GIVEN in trees[0].branches[0].per_token:
         kl = kl * (1 - torch.from_numpy(token_field(trees, GIVEN)))

@@ -13,6 +13,7 @@ from assent.data.packing import EpochStream, Window
 from assent.data.tree import TokenTree
 from assent.statistics import proportion_interval
 from assent.train.distributed import World, all_sum_dict, gather_objects
+from assent.train.finite import DIVERGED, require_numbers
 from assent.train.loop import Algorithm, add_sums
 
 CHUNK = 64
@@ -47,6 +48,7 @@ def held_out(
     for name, (value, count) in all_sum_dict(sums).items():
         if not count:  # of a kind that the held-out data do not have
             continue
+        require_numbers("evaluation", {name: value}, DIVERGED)
         metrics[f"eval/{name}"] = value / count
         if name == "accuracy":
             interval = proportion_interval(value, count)

@@ -26,7 +26,7 @@ from assent.algorithms.rollouts import (
 )
 from assent.algorithms.run import Evaluation
 from assent.algorithms.sampling import Ask, Sampler
-from assent.algorithms.scored import Notes, Rewarded, means, note, rewarded
+from assent.algorithms.scored import Notes, Rewarded, means, note, require_finite, rewarded
 from assent.algorithms.shaping import Shaper
 from assent.data.formats import message_row
 from assent.data.records import Example
@@ -36,6 +36,7 @@ from assent.methods import METHODS
 from assent.online import OnlineConfig, method_of
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.statistics import mean_interval
+from assent.train.finite import require_numbers
 from assent.train.loop import Deferred
 from assent.train.progress import say
 
@@ -186,9 +187,11 @@ class Experience:
         if greedy is not None:
             trees = _against(trees, self.shaper.shape(greedy, baseline))
         trees, credited = credit(trees, self.config, kl_coef)
+        require_finite(trees, [self.examples[i] for i in indices], "shaped", "advantages", "returns")
         metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
         if self.config.curriculum.rest:
             metrics["resting"] = self.prompts.resting
+        require_numbers(f"rollout {self.number + 1}", metrics, "Lower --optim.lr, or look at the rewards and the KL.")
         self._watch(metrics)
         metrics |= {"time/sample": asked.seconds, "time/score": time.perf_counter() - sampled}
         shown = self.config.rollout.show

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
@@ -18,6 +18,7 @@ from assent.models.loading import load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
 from assent.models.sources import Checkpoint, Source, ask_hub, resolve
+from assent.models.stored import configuration
 from assent.train.progress import say
 
 
@@ -75,8 +76,7 @@ def _is_scorer(model: ModelConfig, source: Source) -> bool:
     """Whether it is a reward model."""
     if source.is_scorer:
         return True
-    shared = {"revision": source.revision, "trust_remote_code": model.trust_remote_code}
-    config = AutoConfig.from_pretrained(source.base, **shared)
+    config = configuration(source.base, source.revision, model.trust_remote_code)
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 

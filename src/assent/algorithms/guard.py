@@ -13,6 +13,7 @@ import torch
 
 from assent import process
 from assent.errors import AssentError, CheckpointError, Interrupted, ShutdownRequested, UserError
+from assent.foreign import brief
 from assent.guest import blamed, ends_programs
 from assent.train.carried import all_here, raised_by_all, shared_store
 from assent.train.interrupt import Interrupt
@@ -90,7 +91,8 @@ def secured(state: Guarded, error: BaseException) -> str:
     try:
         state.save()
     except Exception as problem:
-        return f"The state of step {step} could not be saved: {problem or type(problem).__name__}. {_exists(state)}"
+        why = "" if str(problem) == str(error) else f" ({brief(problem)})"
+        return f"The state of step {step} could not be saved{why}. {_exists(state)}"
     return saved
 
 

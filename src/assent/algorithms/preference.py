@@ -34,6 +34,7 @@ from assent.losses import LOSSES
 from assent.models.policy import Policy, TokenScores
 from assent.objectives import OBJECTIVES, SECTIONS, SFT, Objective, objective_of
 from assent.train.distributed import World, all_sum_dict, gather_objects
+from assent.train.finite import DIVERGED, require_numbers
 from assent.train.loop import Loss, add_sums
 
 SHIFT_DECAY = 0.9
@@ -129,6 +130,7 @@ class Preference:
             number += int(foreign.sum())
             own.append(batch.select(~foreign))
         total, count = all_sum_dict({"kl": (gap, number)})["kl"]
+        require_numbers("KL of mismatched answers", {"kl": total}, DIVERGED)  # max would take a NaN for 0
         z0 = max(0.0, total / max(1.0, count))
         counts = replace(window.counts, responses=window.counts.responses - window.counts.prompts)
         made = _with_constant(replace(window, batches=tuple(own), counts=counts), "kl", z0)

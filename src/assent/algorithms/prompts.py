@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from assent.data.formats.values import number
 from assent.data.packing import order
 from assent.data.records import Example, RowError
 from assent.errors import DataError
+from assent.foreign import shown
 from assent.online import CurriculumConfig
 
 
@@ -61,9 +61,9 @@ class Prompts:
         """The scored answers of these prompts. A prompt whose answers are all worth the same rests from now on."""
         self.wakes, self.total, self.count = self.wakes.copy(), self.total.copy(), self.count.copy()
         for index, values in zip(indices, rewards, strict=True):
-            self.total[index] += values.sum()
+            self.total[index] += values.sum(dtype=np.float64)
             self.count[index] += len(values)
-            if self.config.rest and len(values) > 1 and np.ptp(values) == 0:
+            if self.config.rest and len(values) > 1 and values.min() == values.max():
                 self.wakes[index] = self.passes + self.config.rest
 
     @property
@@ -92,7 +92,7 @@ def difficulty(examples: Sequence[Example], name: str) -> np.ndarray:
         except RowError:
             found = ", ".join(column_names([example.meta])) or "none beside the prompt"
             raise DataError(
-                f"--curriculum.column {name}: {example.origin} has {reprlib.repr(value)} there; expected a number. Its "
+                f"--curriculum.column {name}: {example.origin} has {shown(value)} there; expected a number. Its "
                 f"columns: {found}."
             ) from None
     return values

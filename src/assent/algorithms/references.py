@@ -22,7 +22,9 @@ from assent.algorithms.rollouts import Fields, annotate, attach, token_field
 from assent.config import ModelConfig, ReferenceConfig
 from assent.data.dataset import fingerprint
 from assent.data.tree import TokenTree, TreeBatch
-from assent.errors import ModelError
+from assent.errors import ModelError, NonFiniteError
+from assent.files import not_a_file
+from assent.foreign import brief
 from assent.models.loading import resolve_precision
 from assent.models.policy import Anchor, Policy
 from assent.models.sources import resolve
@@ -192,16 +194,23 @@ def _compute(current: Job, reference: Reference, trees: list[TokenTree]) -> np.n
         flat=not reference.tree,
         world=current.world,
     )
-    return token_field(scored, FIELD)
+    values = token_field(scored, FIELD)
+    if not np.isfinite(values).all():
+        raise NonFiniteError(
+            f"The reference gives {values[~np.isfinite(values)][0]} as the log-prob of a token of the data."
+        )
+    return values
 
 
 def _read(file: Path, identity: Mapping[str, str], trees: Sequence[TokenTree]) -> np.ndarray:
+    if (kind := not_a_file(file)) is not None:
+        raise ModelError(f"--reference.cache {file} is {kind}; expected a file.")
     try:
         with safe_open(file, "numpy") as stored:
             found, values = stored.metadata() or {}, stored.get_tensor(FIELD)
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file}: not readable as cached log-probs ({error}). Delete it to compute them again."
+            f"{file}: not readable as cached log-probs ({brief(error)}). Delete it to compute them again."
         ) from None
     wrong = [name for name, value in identity.items() if found.get(name) != value]
     if wrong or len(values) != sum(tree.num_trained for tree in trees):
@@ -211,6 +220,11 @@ def _read(file: Path, identity: Mapping[str, str], trees: Sequence[TokenTree]) -
         raise ModelError(
             f"--reference.cache {file}: these log-probs are of {reason}. Give the file of this run's own reference, "
             "or another name to compute them anew."
+        )
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"--reference.cache {file}: {int((~np.isfinite(values)).sum())} of its {len(values)} log-probs "
+            "are not finite numbers. Delete it to compute them again."
         )
     return values
 

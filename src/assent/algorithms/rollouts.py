@@ -134,11 +134,11 @@ def drift(branch: Branch) -> dict[str, float]:
 def describe(trees: Sequence[TokenTree]) -> dict[str, float]:
     """What people look at first: reward, KL from the reference (nats per answer), entropy (nats per token), length."""
     lengths = response_lengths(trees)
-    reward = response_field(trees, "reward")
+    reward = response_field(trees, "reward").astype(np.float64)  # float32 could not hold the sum of large ones
     metrics = {"reward": float(reward.mean()), "reward_std": float(reward.std())}
     for name in trees[0].per_response:
-        if name.startswith("reward/") and np.isfinite(part := response_field(trees, name)).any():
-            metrics[name] = float(np.nanmean(part))
+        if name.startswith("reward/") and not np.isnan(part := response_field(trees, name).astype(np.float64)).all():
+            metrics[name] = float(np.nanmean(part))  # of a part that abstained from some, the others
     known = trees[0].branches[0].per_token
     if "reference" in known and "old" in known:
         moved = token_field(trees, "old") - token_field(trees, "reference")

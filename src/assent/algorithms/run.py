@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -25,6 +24,7 @@ from assent.data.dataset import summary
 from assent.errors import Interrupted, RunFolderError
 from assent.models.policy import Backbone
 from assent.train import checkpoint, completions, distributed, interrupt
+from assent.train.finite import require_answers, require_evaluated, require_saved
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, resolved, train_steps
 from assent.train.optim import build_optimizer
@@ -142,8 +142,13 @@ class Run:
         return [tensor._version for tensor in (*weights, *state) if isinstance(tensor, Tensor)]
 
     def save(self) -> None:
-        """Writes `kept` as a checkpoint, with the weights. Every rank must call it."""
+        """Writes `kept` as a checkpoint, with the weights. Every rank must call it. Raises NonFiniteError where one of
+        its numbers, or of those that its models give, is not finite."""
         kept = self.kept
+        for name, module in self.algorithm.modules.items():
+            if isinstance(module, Backbone):
+                require_answers(kept["run"]["step"], name, own_numbers(module, self.job.tokenizer))
+                distributed.reshard(module)
         state: dict[str, Any] = {
             name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
         }
@@ -153,6 +158,7 @@ class Run:
         self.written = kept
 
     def _write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        require_saved(state["run"]["step"], {name: part for name, part in state.items() if name != "run"})
         for log in self.logs.values():
             log.sync()
         checkpoint.save(
@@ -221,11 +227,12 @@ class Run:
         assert self.evaluate is not None
         with interrupt.interruptible(self.job.world.size == 1):
             evaluation = self.evaluate()
+        require_evaluated(self.step, evaluation.metrics)
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
         name, better = self.best
         value = evaluation.metrics[name]
-        if math.isnan(value) or (self.best_value is not None and better(value, self.best_value) == self.best_value):
+        if self.best_value is not None and better(value, self.best_value) == self.best_value:
             return False
         self.best_step, self.best_value = self.step, value
         return True

@@ -12,7 +12,7 @@ from assent.algorithms.scoring import groups_of
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree
-from assent.rewards.group import GroupReward, Progress
+from assent.rewards.group import GroupReward, NonFiniteReward, Progress
 
 Notes = Mapping[tuple[bytes, bytes], Mapping[str, object]]
 """What is to be written down about answers, by prompt and answer (token ids)."""
@@ -41,7 +41,7 @@ def rewarded(
         name: np.split(np.asarray(values, np.float32), cuts) for name, values in fields.items()
     }
     made = [attach(tree, {}, {name: parts[i] for name, parts in split.items()}) for i, tree in enumerate(trees)]
-    made = [keep(tree, np.isfinite(tree.per_response["reward"])) for tree in made]
+    made = [keep(tree, ~np.isnan(tree.per_response["reward"])) for tree in made]  # NaN: unscored, and counted below
     unexplained = int(np.isnan(scores.values).sum()) - sum(scores.failures.values())
     failures = {**scores.failures, **({"no reason given": unexplained} if unexplained > 0 else {})}
     answers = [(tree, branch) for tree in trees for branch in tree.branches] if scores.columns else []
@@ -50,6 +50,23 @@ def rewarded(
         for i, (tree, branch) in enumerate(answers)
     }
     return Rewarded(made, failures, scores.metrics, notes)
+
+
+def require_finite(trees: Sequence[TokenTree], examples: Sequence[Example], *names: str) -> None:
+    """Raises NonFiniteReward where one of these numbers, of an answer or of its tokens, is not finite: float32 cannot
+    hold what was made of its reward."""
+    for tree, example in zip(trees, examples, strict=True):
+        for index, branch in enumerate(tree.branches):
+            for name in names:
+                of_answer = tree.per_response[name][index : index + 1] if name in tree.per_response else ()
+                values = np.asarray(branch.per_token.get(name, of_answer))
+                if not np.isfinite(values).all():
+                    bad, own = values[~np.isfinite(values)][0], tree.per_response["reward"][index]
+                    raise NonFiniteReward(
+                        f"{example.origin}: answer {index + 1} of {len(tree.branches)}: {name} is {bad}, made of the "
+                        f"reward {own:.6g}; expected a number within float32. Rewards, --shaping, --kl.coef and the "
+                        "critic's values are what it is made of."
+                    )
 
 
 def means(metrics: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:

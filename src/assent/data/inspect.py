@@ -27,6 +27,7 @@ from assent.data.tree import TokenTree
 from assent.data.turns import choose_turns
 from assent.data.views import View, binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
 from assent.errors import DataError, ModelError
+from assent.foreign import brief
 
 ONLINE = "ppo"
 VIEWS: dict[str, Callable[[Sequence[Example]], View]] = {
@@ -147,8 +148,7 @@ def _load_chat(config: InspectConfig) -> Chat:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # missing folder, no network, broken json: the library's types differ
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"--model {model}: no tokenizer can be loaded. {reason}") from error
+        raise ModelError(f"--model {model}: no tokenizer can be loaded: {brief(error)}.") from error
     return Chat(tokenizer, config.chat_template, config.template_kwargs, rendered=config.rendered)
 
 

@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from assent.data.records import Origin, Problem
 from assent.errors import DataError
+from assent.files import not_a_file
+from assent.foreign import brief
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[Origin, Row | Problem]]
@@ -58,6 +60,8 @@ def read_rows(path: str | Path, split: str = "train") -> Rows:
     in_local_folder = target.parent != Path(".") and target.parent.exists()
     if HUB_ID.fullmatch(name) and not _data_suffix(target) and not in_local_folder and not name.startswith("."):
         return _hub_rows(name, split)
+    if (kind := not_a_file(target)) is not None:
+        raise DataError(f"{name} is {kind}; expected a file. Write its content into one.")
     raise DataError(f"{name}: no such file or folder{_did_you_mean(target)}. {_expected(name)}")
 
 
@@ -369,5 +373,5 @@ def _hub_rows(name: str, split: str) -> Rows:
 
 
 def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = brief(error)
     return line if line.endswith((".", "!", "?")) else line + "."

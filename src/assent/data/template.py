@@ -26,6 +26,8 @@ from transformers import PreTrainedTokenizerBase
 from assent.data.marks import Place, Text, collect, placed
 from assent.data.records import Message, RowError, ToolCall
 from assent.errors import ConfigError, ModelError
+from assent.files import not_a_file
+from assent.foreign import brief
 from assent.names import suggestion
 
 FOLDER = Path(__file__).parent / "templates"
@@ -118,8 +120,7 @@ class Template:
                 **talk.variables,
             )
         except Exception as error:  # a template is a program of others
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RowError(column, f"the chat template refuses the conversation: {reason}") from None
+            raise RowError(column, f"the chat template refuses the conversation: {brief(error)}") from None
 
     def place(self, talk: Conversation, rendered: str, generate: bool, column: str) -> list[Place | None]:
         """Where the texts of each message stand in `rendered`; None for a message without any. Raises `RowError` where
@@ -259,6 +260,8 @@ class _Generation(Extension):
 def _chosen(chosen: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a built-in template or of a file."""
     if str(chosen) not in builtin_names():
+        if (kind := not_a_file(chosen)) is not None:
+            raise ConfigError(f"--model.chat_template {chosen} is {kind}; expected a file.")
         try:
             return Path(chosen).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

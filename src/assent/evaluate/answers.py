@@ -20,6 +20,7 @@ from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.saving import stop_ids
 from assent.models.shared_ids import check_shared_ids
+from assent.models.stored import configuration
 from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
@@ -91,9 +92,7 @@ def _judged(
 
 def max_length(model: Path) -> int:
     """The longest sequence that the model's configuration allows (the sampler refuses longer ones by itself)."""
-    from transformers import AutoConfig
-
-    return longest(AutoConfig.from_pretrained(model)) or 1 << 20
+    return longest(configuration(str(model))) or 1 << 20
 
 
 def _policy(folder: Path, limit: int, precision: str, world: World) -> tuple[Policy, Chat]:

@@ -23,6 +23,8 @@ from rich.table import Table
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError, UserError
 from assent.outputs import write_text
+from assent.foreign import named
+from assent.rewards.group import reward
 from assent.statistics import (
     Interval,
     PairedDifference,
@@ -180,8 +182,7 @@ class PolicyTable:
                 tracks=tuple(_load_track(track) for track in raw["tracks"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise DataError(f"{path} is not an evaluation table written by assent ({problem})") from error
+            raise DataError(f"{path} is not an evaluation table written by assent ({named(error)})") from error
 
 
 def plus_minus(value: Interval, digits: int) -> str:
@@ -214,7 +215,8 @@ def evaluate_policies(
     that do not carry its score yet, so batched scores can be put into `Answer.scores` beforehand. Intervals resample
     prompts, not answers. Win rate compares every answer with every baseline answer to the same prompt; `gain` pairs
     the prompts' mean gold scores. `show` prompts, drawn by chance and not by result, go into `comparisons`. Raises
-    `UserError` for an unknown baseline or gold, a policy without answers, or an index outside `prompts`.
+    `UserError` for an unknown baseline or gold, a policy without answers, an index outside `prompts`, or a score that
+    is no number, `NonFiniteReward` for one that is not finite.
     """
     _check(policies, prompts, scorers, baseline, gold)
     judged = {name: scored(answers, prompts, scorers) for name, answers in policies.items()}
@@ -254,7 +256,11 @@ def scored(answers: Sequence[Answer], prompts: Sequence[Prompt], scorers: Mappin
 
 def _scored(answer: Answer, prompt: Prompt, scorers: Mapping[str, Scorer]) -> Answer:
     new = {name: score(prompt, answer.text) for name, score in scorers.items() if name not in answer.scores}
-    scores = {name: None if value is None or math.isnan(value) else float(value) for name, value in new.items()}
+    prompt_name = f"prompt {answer.prompt_index + 1}"
+    scores = {
+        name: None if value is None else reward(f"The scorer '{name}'", answer.text, prompt_name, value)
+        for name, value in new.items()
+    }
     return replace(answer, scores={**answer.scores, **scores})
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
+from assent.foreign import brief
 from assent.models.policy import Backbone
 from assent.models.quantize import dequantised, is_transposed
 from assent.models.sources import Checkpoint
@@ -38,7 +39,7 @@ def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], 
     except (AttributeError, TypeError) as error:
         raise ModelError(
             f"--model.lora.targets {' '.join(lora.targets)}: {type(backbone.plain).__name__} does not run with adapters"
-            f" there ({error}). Name other layers."
+            f" there ({brief(error)}). Name other layers."
         ) from error
     if idle and lora.targets == ALL_LINEAR:
         backbone.model = add_lora(backbone.model.unload(), lora, task, without | idle)
@@ -71,11 +72,14 @@ def _routers(model: nn.Module, output: Callable[[], Tensor]) -> set[str]:
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Collection[str] = ()) -> Any:
     """The model with trainable adapters; everything else is frozen (a reward head stays trained). Raises ModelError
-    for targets that match nothing, and where the adapters could not be merged exactly into the model afterwards."""
+    for targets that match nothing, for a rank above every width, and where the adapters could not be merged exactly
+    into the model afterwards."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
     modules, parameters = _targets(model, lora)
+    if lora.rank > (widest := max(max(weight.shape, default=0) for weight in model.parameters())):
+        raise ModelError(f"--model.lora.rank {lora.rank}: no weight of this model is wider than {widest}.")
     excluded = {*without, *(READ_BY_WEIGHT.get(model.config.model_type, ()) if lora.targets == ALL_LINEAR else ())}
     before = {name: weight.shape for name, weight in model.state_dict().items()}
     try:
@@ -93,10 +97,9 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
                 ),
             )
     except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()
         raise ModelError(
-            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: "
-            f"{reason[0] if reason else type(error).__name__} Name other layers."
+            f"--model.lora.targets {' '.join(lora.targets)}: peft cannot put adapters there: {brief(error)}. Name "
+            "other layers."
         ) from error
     _check_merge(adapted, before)
     if lora.targets == ALL_LINEAR:
@@ -187,8 +190,7 @@ def _merge_folder(model: PreTrainedModel, folder: Path) -> None:
                 config.task_type = None  # they fit a reward model's layers as well
             adapted = PeftModel.from_pretrained(model, folder, config=config)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: these adapters do not fit the model: {reason}") from error
+        raise ModelError(f"{folder}: these adapters do not fit the model: {brief(error)}.") from error
     if any("missing adapter keys" in str(warning.message) for warning in told):
         raise ModelError(f"{folder}: these adapters do not fit the model: weights are missing.")
     known = get_peft_model_state_dict(adapted)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from assent.config import ModelConfig
 from assent.errors import ModelError
 from assent.models.parts import decoder_of
+from assent.models.stored import configuration
 
 _TOWERS = ("vision_config", "audio_config", "visual_config", "vq_config")
 
@@ -17,9 +18,7 @@ _TOWERS = ("vision_config", "audio_config", "visual_config", "vq_config")
 def read_config(folder: str, source: ModelConfig, **options: Any) -> PreTrainedConfig:
     """A folder's configuration. Raises ModelError where the weights are stored quantised, or an encoder reads the
     prompt: neither can be trained here."""
-    config = AutoConfig.from_pretrained(
-        folder, revision=source.revision, trust_remote_code=source.trust_remote_code, **options
-    )
+    config = configuration(folder, source.revision, source.trust_remote_code, **options)
     for part in (config, config.get_text_config()):
         stored = getattr(part, "quantization_config", None)
         if stored is not None:

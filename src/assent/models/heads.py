@@ -28,6 +28,7 @@ from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.data.tree import collate
 from assent.errors import ModelError
+from assent.foreign import named
 from assent.models.adapters import adapt
 from assent.models.loading import few_bits, load_folder, open_model, prepare, stored_config
 from assent.models.policy import ScoreModel
@@ -331,7 +332,7 @@ def _compared(folder: Path, chat: Chat, usage: Usage, source: ModelConfig) -> li
         with torch.no_grad():
             ours = scorer(batch, batch.last)
     except Exception as error:  # the run is done and its folder written: tell, and go on
-        return [f"transformers alone could not read it ({type(error).__name__}: {str(error).strip()[:200]})"]
+        return [f"transformers alone could not read it ({named(error)})"]
     gaps = differing_scores(theirs, ours)
     where = {"none": "one answer at a time", "right": "padded on the right", "left": "padded on the left"}
     return notes + [

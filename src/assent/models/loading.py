@@ -6,26 +6,30 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from assent.config import ModelConfig
 from assent.data.chat import Chat
-from assent.errors import ModelError
+from assent.errors import AssentError, ModelError
+from assent.foreign import named
 from assent.models.adapters import adapt, lay, names_in
+from assent.models.finite import not_finite
 from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
-from assent.models.keys import check_keys
+from assent.models.keys import check_keys, check_tied
 from assent.models.policy import Policy
 from assent.models.quantize import loading_options, settle
 from assent.models.quiet import quieten
 from assent.models.readback import sample_batch
 from assent.models.recipe import original_template
 from assent.models.saving import remember
-from assent.models.sources import Checkpoint, ask_hub, resolve
+from assent.models.sources import Checkpoint, Source, ask_hub, resolve
+from assent.models.stored import check_build, configuration
 from assent.models.verify import Sample, choose_layout
 
 
@@ -52,11 +56,10 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
 def load_folder(what: str, path: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except ModelError:
+    except AssentError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load the {what} {path}: {reason}") from error
+    except Exception as error:  # libraries raise what they like of a folder that is not as it should be
+        raise ModelError(f"cannot load the {what} {path}: {named(error)}.") from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -64,6 +67,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     source = resolve(config.path, config.revision)
     ask_hub(source)
+    configuration(source.base, source.revision, config.trust_remote_code)  # a tokenizer's loader would hide its faults
     folder, revision = source.tokenizer()
 
     def load() -> PreTrainedTokenizerBase:
@@ -120,8 +124,9 @@ def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **opt
             "--out FOLDER"
         )
     shared = {"revision": place.revision, "trust_remote_code": source.trust_remote_code}
-    options.setdefault("config", AutoConfig.from_pretrained(place.base, **shared))
-    recorded = copy.deepcopy(options["config"])
+    config = options.setdefault("config", configuration(place.base, place.revision, source.trust_remote_code))
+    recorded = copy.deepcopy(config)
+    check_build(partial(_made, auto, source.trust_remote_code), config, place.base, place.revision)
     model, info = auto.from_pretrained(
         place.base,
         dtype=torch.float32,
@@ -132,13 +137,44 @@ def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **opt
         **options,
     )
     missing = set(info["missing_keys"])
-    lacking = missing if task == "CAUSAL_LM" else ()
-    check_keys(place.base, lacking, set(info["unexpected_keys"]), info["mismatched_keys"], headless=task)
+    lacking, surplus = missing if task == "CAUSAL_LM" else (), set(info["unexpected_keys"])
+    if surplus and task != "CAUSAL_LM":
+        surplus -= _output_head(recorded, source.trust_remote_code)
+    check_keys(place.base, lacking, surplus, info["mismatched_keys"], headless=task)
+    check_tied(model, place.base)
     remember(model, place.base, place.revision, recorded, plain=place.is_plain)
     if place.layers:
         lay(model, place.layers, task)
         missing -= names_in(place.layers)
+    if (words := not_finite(model.named_parameters())) is not None:
+        raise ModelError(_of_file(place, words))
     return model, missing
+
+
+def _made(auto: Any, trust: bool, config: Any) -> PreTrainedModel:
+    """The model that `auto`, one of transformers' or a class of its own, makes of a configuration."""
+    return auto.from_config(config, trust_remote_code=trust) if hasattr(auto, "from_config") else auto(config)
+
+
+def _output_head(config: Any, trust: bool) -> set[str]:
+    """The names of what a causal model has beside its decoder, which a reward model replaces."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust)
+    except (ValueError, AttributeError, RuntimeError):  # there is no causal class of this type
+        return set()
+    inside = {id(weight) for weight in model.base_model.parameters()} if model.base_model is not model else set()
+    return {name for name, weight in model.named_parameters() if inside and id(weight) not in inside}
+
+
+def _of_file(place: Source, words: str) -> str:
+    """That a weight is not finite, with the file that holds it."""
+    for file in place.files():
+        if file.suffix == ".safetensors" and (stored := not_finite(load_file(file).items())) is not None:
+            return (
+                f"{file}: {stored}. Such weights give no numbers: the file is of a training that diverged, or damaged."
+            )
+    return f"{place.base}: {words}, as fp32 reads it: the stored number is beyond fp32."
 
 
 def stored_config(source: ModelConfig, **options: Any) -> Any:

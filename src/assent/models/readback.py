@@ -23,6 +23,7 @@ from transformers import (
 
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
+from assent.foreign import brief
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import quantised_layers
 from assent.models.saving import cast, stored_as
@@ -107,8 +108,7 @@ def read_back(
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         if isinstance(error, ModelError):
             raise
-        reason = " ".join(str(error).split())[:200]
-        return Finding(f"{checked} In transformers they give no numbers here ({reason}).", beware=True)
+        return Finding(f"{checked} In transformers they give no numbers here ({brief(error)}).", beware=True)
 
 
 def _compare_numbers(

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from assent.data.chat import Chat
 from assent.errors import ModelError, OutputError, RunFolderError
+from assent.foreign import brief
 from assent.lock import check_free
 from assent.models.adapters import merged_weights
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
 from assent.models.sources import resolve
+from assent.models.stored import configuration
 from assent.outputs import writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,7 +90,7 @@ def generation_config(path: str, revision: str | None = None) -> GenerationConfi
     try:
         return GenerationConfig.from_pretrained(base.base, revision=base.revision)
     except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base.base, revision=base.revision))
+        return GenerationConfig.from_model_config(configuration(base.base, base.revision))
 
 
 def _eos_list(config: Any) -> list[int]:
@@ -197,7 +199,7 @@ def _save_adapter(
         return merged_weights(model, weights)
     except (ModelError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"The adapters could not be merged ({error}). Nothing is lost: "
+            f"The adapters could not be merged ({brief(error)}). Nothing is lost: "
             + (f"they are in {folder} (peft loads them), " if whole_base else "")
             + "and the run's last checkpoint has them."
         ) from error

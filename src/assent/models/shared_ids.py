@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from assent.errors import ModelError
 from assent.models.sources import ask_hub, resolve
+from assent.models.stored import configuration
 
 TEXT = (
     "The quick brown fox's 12,345.67 jumps — don't you think?\n\n  def f(x):\n\treturn x**2  # été, naïve, Übergröße\n"
@@ -25,9 +26,7 @@ def check_shared_ids(
     Without a tokenizer in its folder, only the last can be checked."""
     source = resolve(path, revision)
     ask_hub(source)
-    config = AutoConfig.from_pretrained(
-        source.base, revision=source.revision, trust_remote_code=trust_remote_code
-    ).get_text_config()
+    config = configuration(source.base, source.revision, trust_remote_code).get_text_config()
     found = _difference(_tokenizer(*source.tokenizer(), trust_remote_code), tokenizer, config.vocab_size)
     if found is not None:
         raise ModelError(

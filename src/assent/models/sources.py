@@ -17,6 +17,8 @@ from transformers.utils.hub import hf_api, is_offline_mode
 
 from assent.config import LoraConfig
 from assent.errors import ModelError
+from assent.files import not_a_file
+from assent.foreign import brief
 from assent.names import nearest
 
 ADAPTER = "adapter_config.json"
@@ -88,6 +90,10 @@ def resolve(path: str, revision: str | None = None) -> Source:
         if _looks_local(path):
             raise ModelError(f"{path}: there is no such folder.{_near(folder)}")
         return Source(path, revision)
+    for file in (folder, folder / "config.json", folder / ADAPTER):
+        kind = not_a_file(file)
+        if kind is not None and not (file == folder and folder.is_dir()):
+            raise ModelError(f"{file} is {kind}; expected a {'model folder' if file == folder else 'file'}.")
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
         return _from_checkpoint(folder)
     if (folder / "config.json").is_file():
@@ -135,7 +141,7 @@ def _from_checkpoint(folder: Path) -> Source:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder}: the options of its run are needed to read a checkpoint, and {options} does not give them "
-            f"({error}). Leave checkpoints in their run folder."
+            f"({brief(error)}). Leave checkpoints in their run folder."
         ) from None
     if lora.quantize != "none":
         raise ModelError(
@@ -147,6 +153,9 @@ def _from_checkpoint(folder: Path) -> Source:
 
 
 def _from_adapter(folder: Path) -> Source:
+    for file in folder.glob("*.safetensors"):
+        if (kind := not_a_file(file)) is not None:
+            raise ModelError(f"{file} is {kind}; expected a file.")
     config = _json(folder / ADAPTER)
     base = config.get("base_model_name_or_path")
     if not base:
@@ -174,7 +183,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from None
+        raise ModelError(f"{file} cannot be read: {brief(error)}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file}: expected a JSON object, got {type(content).__name__}.")
     return content
@@ -216,10 +225,9 @@ def ask_hub(source: Source) -> None:
     try:
         info = hf_api().repo_info(path, revision=source.revision, timeout=10)
     except Exception as error:  # the hub's client raises errors of several libraries
-        reason = str(error).strip().splitlines()
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"{path}: there is no such folder here, and the hub did not give it "
-            f"({reason[0][:200] if reason else type(error).__name__})."
+            f"{path}: there is no such folder here, and the hub did not give it ({brief(first)})."
         ) from None
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if ADAPTER in files and "config.json" not in files:

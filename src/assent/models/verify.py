@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
+from assent.foreign import named
 from assent.models.attention import attention_of, inexact_reason, install, use_attention
 from assent.models.parts import decoder_of
 from assent.models.policy import Backbone, Policy
 from assent.models.quantize import quantised_layers
 from assent.models.quiet import noisy_part
+from assent.models.stored import odd_numbers
 
 TOLERANCE = 2e-3
 """Of the spread of the logits (of hidden states: of their root mean square). One token too many or too few in an
@@ -38,12 +40,19 @@ class Sample:
 
     @classmethod
     def of(cls, backbone: Backbone) -> Sample:
-        """Raises ModelError where the model's own code fails, or sees later tokens."""
+        """Raises ModelError where the model's own code fails, gives no finite numbers, or sees later tokens."""
         model = backbone.plain
         ids = ordinary_ids(model, 15)
         prompt, answers = ids[:5], (ids[5:9], ids[9:15])
         rows = [np.concatenate([prompt, answer]) for answer in answers]
         hidden, logits = own_outputs(model, rows, with_logits=isinstance(backbone, Policy))
+        said = torch.cat(logits or hidden)
+        if not said.isfinite().all():
+            raise ModelError(
+                f"{type(model).__name__}: its own code gives {said[~said.isfinite()][0].item()} for a few ordinary "
+                "tokens, though its weights are finite. Does config.json fit them? "
+                f"({odd_numbers(model.config.to_dict())})"
+            )
         first, second = (states[: len(prompt)] for states in (logits or hidden))
         if not _differ(first, second) <= (_FEW_BITS if quantised_layers(model) else TOLERANCE):
             raise ModelError(
@@ -91,7 +100,7 @@ def own_outputs(
             else:
                 decoder_of(model)(input_ids=ids, use_cache=False)
     except Exception as error:
-        raise ModelError(f"{type(model).__name__}: its own code fails on a few tokens: {in_words(error)}.") from error
+        raise ModelError(f"{type(model).__name__}: its own code fails on a few tokens: {named(error)}.") from error
     finally:
         hook.remove()
         _switch(model, previous)
@@ -146,7 +155,7 @@ def fault(backbone: Backbone, sample: Sample) -> str | None:
         return str(error)
     except Exception as error:
         what = "shared prompts" if backbone.tree else "padded rows"
-        return f"its code fails on {what}: {in_words(error)}"
+        return f"its code fails on {what}: {named(error)}"
 
 
 @torch.no_grad()
@@ -224,9 +233,3 @@ def _spread(logits: Sequence[Tensor]) -> float:
 
 def _differ(first: Tensor, second: Tensor) -> float:
     return ((first - second).abs().max() / first.float().std().clamp(min=1e-6)).item()
-
-
-def in_words(error: Exception) -> str:
-    """For a message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}{': ' + text.splitlines()[0][:200] if text else ''}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import ConfigError
-from assent.rewards.group import Group, GroupReward, Scores, check_names, from_sources
+from assent.rewards.group import Group, GroupReward, Scores, check_names, combined, from_sources
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
@@ -58,6 +58,9 @@ class Ensemble:
             member.check(examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
+        """Raises NonFiniteReward where what becomes of the members' rewards is not a float32 number."""
         scores = [member.score(groups) for member in self.members]
-        values = self._combine(np.stack([score.values for score in scores]), **self._options)
-        return from_sources(self.members, scores, values)
+        own = np.stack([score.values for score in scores])
+        with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
+            values = self._combine(own, **self._options)
+        return from_sources(self.members, scores, combined(self.name, groups, values, ~np.isnan(own).any(axis=0)))

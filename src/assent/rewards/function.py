@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import json
 import math
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 
 from assent.data.records import Example, Message
 from assent.errors import ConfigError
+from assent.foreign import shown, without_keys
 from assent.functions import load_function
 from assent.guest import Guest, blamed, ends_programs
-from assent.rewards.group import Group, Progress, RewardError, Scores, checked
+from assent.rewards.group import Group, NonFiniteReward, Progress, RewardError, Scores, checked
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -125,7 +125,7 @@ class FunctionReward:
             returned = returned.tolist()
         if not isinstance(returned, Sequence) or isinstance(returned, str | bytes):
             raise RewardError(
-                f"{self.who} returned {reprlib.repr(returned)}; expected a list with one reward for each answer."
+                f"{self.who} returned {shown(returned)}; expected a list with one reward for each answer."
             )
         return returned
 
@@ -159,16 +159,19 @@ class _Log:
                 f"{self.who}: log_extra('{column}') got {len(listed)} values; expected {self.count}: one for each "
                 "answer."
             )
-        self.columns[str(column)] = [value if _is_plain(value) else str(value) for value in listed]
+        plain = [value if _is_plain(value) else str(value) for value in listed]
+        self.columns[str(column)] = [without_keys(value) if isinstance(value, str) else value for value in plain]
 
     def metric(self, name: str, value: float) -> None:
-        """Raises RewardError for what is no number."""
+        """Raises RewardError for what is no number, NonFiniteReward for one that is not finite: it would be part of a
+        mean."""
         try:
-            self.metrics.setdefault(str(name), []).append(float(value))
+            number = float(value)
         except (TypeError, ValueError, OverflowError):
-            raise RewardError(
-                f"{self.who}: log_metric('{name}') got {reprlib.repr(value)}; expected a number."
-            ) from None
+            raise RewardError(f"{self.who}: log_metric('{name}') got {shown(value)}; expected a number.") from None
+        if not math.isfinite(number):
+            raise NonFiniteReward(f"{self.who}: log_metric('{name}') got {number}; expected a finite number.")
+        self.metrics.setdefault(str(name), []).append(number)
 
 
 def _is_plain(value: object) -> bool:

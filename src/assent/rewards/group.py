@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import ConfigError, NonFiniteError, UserError
+from assent.foreign import shown
 
 UNREADABLE = "its chat template cannot write the answer"
 """Why a reward model leaves an answer unscored."""
@@ -28,6 +28,8 @@ class RewardError(UserError):
 class NonFiniteReward(RewardError, NonFiniteError):
     """A reward that is NaN, infinite, or too large for float32. It ends the run like every reward that cannot be had:
     with its state saved."""
+
+    exit_code = NonFiniteError.exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +151,11 @@ class WeightedSum:
         for weight, score in zip(self.weights, scores, strict=True):
             if weight:
                 left = np.zeros(len(total), bool) if score.abstained is None else score.abstained
-                with np.errstate(over="ignore", invalid="ignore"):  # `checked` finds what is not finite
+                with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
                     total += np.where(left, 0.0, weight * score.values)
                 judged |= ~left
                 failed |= np.isnan(score.values) & ~left
-        scored = judged & ~failed
-        values = [value if there else None for value, there in zip(total.tolist(), scored, strict=True)]
-        return from_sources(self.sources, scores, checked(self.name, groups, values))
+        return from_sources(self.sources, scores, combined(self.name, groups, total, judged & ~failed))
 
 
 def check_names(name: str, sources: Sequence[GroupReward]) -> None:
@@ -214,23 +214,35 @@ def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.n
     checked_values = np.full(len(answers), np.nan)
     for index, ((example, text), value) in enumerate(zip(answers, values, strict=True)):
         if value is not None:
-            checked_values[index] = _number(who, example, text, value)
+            checked_values[index] = reward(who, text, example.origin, value)
     return checked_values
 
 
-def _number(who: str, example: Example, text: str, value: object) -> float:
-    about = f"for the answer {reprlib.repr(text)} to {example.origin}"
-    expected = "expected a finite number within float32, or None for no reward"
+def combined(who: str, groups: Sequence[Group], values: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """`checked` for what `who` computed [S] from the numbers of others; NaN where `scored` [S] is false."""
+    return checked(
+        who, groups, [value if there else None for value, there in zip(values.tolist(), scored, strict=True)]
+    )
+
+
+def reward(who: str, text: str, prompt: object, value: object) -> float:
+    """What `who` gave for the answer `text` to `prompt`, as a number. Raises RewardError for what is none,
+    NonFiniteReward where float32 cannot hold it."""
     try:
         if isinstance(value, str | bytes):  # float would read them
             raise TypeError
         number = float(value)  # type: ignore[arg-type]
+        given = f"{number:.6g}"
     except OverflowError:
-        raise NonFiniteReward(f"{who} gave a number above {sys.float_info.max:.3g} {about}; {expected}.") from None
+        number, given = math.inf, f"a number above {sys.float_info.max:.3g}"
     except (TypeError, ValueError):
         raise RewardError(
-            f"{who} gave {reprlib.repr(value)} {about}; expected a number, or None for no reward."
+            f"{who} gave {shown(value)} for the answer {shown(text)} to {prompt}; expected a number, or None for no "
+            "reward."
         ) from None
     if not abs(number) <= LARGEST:
-        raise NonFiniteReward(f"{who} gave {number:.6g} {about}; {expected}.")
+        raise NonFiniteReward(
+            f"{who} gave {given} for the answer {shown(text)} to {prompt}; expected a finite number within float32, or "
+            "None for no reward."
+        )
     return number

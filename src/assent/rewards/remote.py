@@ -3,7 +3,6 @@ becomes a reward."""
 
 from __future__ import annotations
 
-import reprlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from assent.data.columns import column, column_names, has_column
 from assent.data.records import Example
 from assent.errors import ConfigError
+from assent.foreign import shown
 from assent.http import Client, Patience, ServerAnswerError, together
 from assent.names import suggestion
 from assent.rewards.group import UNREADABLE, Group, Scores, checked
@@ -199,5 +199,5 @@ class RemoteReward:
             raise ServerAnswerError(f"{self.who} gave {len(values)} rewards for {count} answers.")
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ServerAnswerError(f"{self.who} gave {reprlib.repr(value)} as a reward; expected a number.")
+                raise ServerAnswerError(f"{self.who} gave {shown(value)} as a reward; expected a number.")
         return values

@@ -18,6 +18,7 @@ from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError, OutputError, RunFolderError
+from assent.foreign import message
 from assent.lock import check_free
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
@@ -127,7 +128,7 @@ def converse(chat: Chat, engine: Engine, config: GenerateConfig, source: TextIO,
                 ids = chat.prompt_ids(asked)
                 ((completion,),) = engine.generate([ids], 1, config.sampling, config.seed, turn)
             except (ModelError, RowError) as error:
-                print(f"error: {error} (/reset forgets the conversation)", file=out)
+                print(f"error: {message(error)} (/reset forgets the conversation)", file=out)
                 continue
             turn += 1
             reply = chat.decode(completion.ids, ids, finished=completion.finished)

@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 
 from assent.config import SamplingConfig
 from assent.errors import ModelError, NonFiniteError
+from assent.foreign import named
 from assent.models.attention import inexact_reason
 from assent.models.parts import plain_of
 from assent.models.quantize import quantised_layers
-from assent.models.verify import allowed, in_words, ordinary_ids, own_outputs
+from assent.models.verify import allowed, ordinary_ids, own_outputs
 from assent.rollout.torch_engine import TorchEngine
 
 _LENGTHS = (5, 3, 7)
@@ -35,7 +36,7 @@ def check_sampling(model: PreTrainedModel, max_length: int) -> None:
     except ModelError as error:
         raise ModelError(f"{name} cannot be sampled by the torch engine: {error}.") from error
     except Exception as error:
-        raise ModelError(f"{name} cannot be sampled by the torch engine: its code fails: {in_words(error)}.") from error
+        raise ModelError(f"{name} cannot be sampled by the torch engine: its code fails: {named(error)}.") from error
     rows = [np.concatenate([prompt, one.ids]) for prompt, many in zip(prompts, drawn, strict=True) for one in many]
     _, logits = own_outputs(plain, rows, with_logits=True)
     worst = 0.0

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from transformers import PreTrainedModel
 
 from assent.errors import ModelError
+from assent.foreign import brief
 
 Windows = dict[int, Tensor]
 """By layer."""
@@ -52,7 +53,7 @@ class CompiledStep:
         try:
             out = self._step(ids, positions, mask, keys, values)
         except (TorchDynamoException, InductorError, ConstraintViolationError) as error:
-            reason = " ".join(str(error).partition("Set TORCH")[0].split())[:300]
+            reason = brief(str(error).partition("Set TORCH")[0])
             raise ModelError(
                 f"--engine.compile: the decoding step could not be compiled ({reason}). It needs a C++ compiler "
                 "(Debian: apt install g++) and a model that takes no branches by its data. Leave the option off to "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from assent.config import SamplingConfig
 from assent.errors import ConfigError, ModelError
+from assent.foreign import brief
 from assent.rollout.engine import Completion
 from assent.rollout.vllm_shared import (
     Weights,
@@ -144,8 +145,7 @@ class VllmEngine:
         try:
             return call()
         except Exception as error:  # vLLM's own processes fail in many ways
-            reason = str(error).strip() or type(error).__name__
-            raise ModelError(f"vLLM failed while {doing}: {reason} Its own messages are above.") from error
+            raise ModelError(f"vLLM failed while {doing}: {brief(error)}. Its own messages are above.") from error
 
     def _completion(self, output: Any, sampling: SamplingConfig) -> Completion:
         ids = [int(token) for token in output.token_ids]

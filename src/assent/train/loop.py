@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from assent.config import OptimConfig
 from assent.data.packing import Counts, Window
 from assent.data.tree import TreeBatch
-from assent.errors import NonFiniteError
 from assent.train.distributed import World, all_sum_dict, clip_grad_norm
+from assent.train.finite import require_numbers, require_updated
 from assent.train.interrupt import interruptible
 from assent.train.optim import lr_at, set_lr
+
+UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at the rows, rewards and weights of its loss."
 
 Sums = Mapping[str, tuple[Tensor | float, float]]
 """Metrics as (sum, count): added up over micro-batches and ranks, divided once."""
@@ -96,8 +98,9 @@ def train_steps(
     total: int,
 ) -> Iterator[StepResult | None]:
     """Takes the optimiser steps `start`+1 ... `total`; None where the algorithm has come to a state worth keeping
-    between two of them. Raises NonFiniteError before an update that would use a loss or gradient that is not finite;
-    the weights are then still those of the step before. All but the update itself may be interrupted."""
+    between two of them. Raises NonFiniteError before an update whose loss, gradient or any other number of the step is
+    not finite (the weights are then still those of the step before), and after one that made a weight that is not. All
+    but the update itself may be interrupted."""
     windows = algorithm.windows()
     alone = world.size == 1
     for step in range(start + 1, total + 1):
@@ -107,12 +110,13 @@ def train_steps(
         ready = time.perf_counter()
         with interruptible(alone):
             metrics = _gradients(algorithm, window, config, world)
-            _require_finite(step, metrics)
+            require_numbers(f"step {step}", metrics, UNAPPLIED)
         set_lr(optimizer, lr_at(step - 1, total, config))
         metrics |= dict(window.metrics)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
         metrics["tokens"] = float(window.counts.tokens)
         optimizer.step()
+        require_updated(step, algorithm.modules)
         optimizer.zero_grad(set_to_none=True)
         algorithm.stepped()
         ended = time.perf_counter()
@@ -159,12 +163,3 @@ def _reduce(sums: Sums) -> dict[str, float]:
     totals = all_sum_dict(sums)
     loss, _ = totals.pop("loss")
     return {"loss": loss} | {name: value / count for name, (value, count) in totals.items() if count}
-
-
-def _require_finite(step: int, metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        if (name == "loss" or name.startswith("grad_norm")) and not torch.isfinite(torch.tensor(value)):
-            raise NonFiniteError(
-                f"step {step}: {name} is {value}. The update was not applied. Lower --optim.lr, or look at the rows of "
-                "this step."
-            )

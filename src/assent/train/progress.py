@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from assent.foreign import without_keys
 from assent.process import Steady
 
 console = Console(file=cast(IO[str], Steady(lambda: sys.stderr)), highlight=False)
@@ -24,7 +25,7 @@ QUIET_SECONDS = 10.0
 
 def say(message: str) -> None:
     """One notice, above the bars if any are shown."""
-    console.print(Text(message), soft_wrap=True)
+    console.print(Text(without_keys(message)), soft_wrap=True)
 
 
 class _Bars(RichProgress):
