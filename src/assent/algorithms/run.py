@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from torch import Tensor
 
 from assent import settings
 from assent.algorithms.card import model_card
+from assent.algorithms.closing import Pace, Summary, closing, write_summary
+from assent.algorithms.commands import Live, command_of
 from assent.algorithms.job import Job
-from assent.data.dataset import summary
-from assent.errors import RunFolderError, UserError
+from assent.algorithms.measured import Evaluation, Measured
+from assent.algorithms.opening import opening
+from assent.errors import CheckpointError, RunFolderError, UserError
 from assent.models.heads import save_reward_model, usage_of
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.readback import own_numbers, read_back
 from assent.models.recipe import Usage
 from assent.models.saving import save_model, stop_ids
 from assent.train import checkpoint, completions, distributed
+from assent.train.facts import Fact, tell
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, train_steps
 from assent.train.optim import build_optimizer
@@ -33,25 +37,26 @@ from assent.train.runfolder import config_hash
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Held-out metrics (names under "eval/") and rows for samples.jsonl."""
-
-    metrics: dict[str, float]
-    samples: list[dict[str, object]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run: its folder, the final model's folder, and the last metrics, held-out ones included."""
+    """A finished run: its folder, the final model's folder, and the last metrics, held-out ones included. `step` is
+    that of the weights in `model`; the evaluations are None where nothing was held out."""
 
     out: Path
     model: Path
     steps: int
     metrics: Mapping[str, float]
+    step: int
+    start: Measured | None = None
+    best: Measured | None = None
+    end: Measured | None = None
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.best is None else self.best.step
 
 
-SHOWN = ("loss", "nll", "accuracy", "reward", "kl")
-"""Metrics beside the progress bar, where an algorithm has them."""
+MEASURED = ("start", "best", "last")
+"""The evaluations that a run remembers."""
 
 
 class Run:
@@ -64,18 +69,20 @@ class Run:
         *,
         total: int,
         evaluate: Callable[[], Evaluation] | None,
-        best: tuple[str, Callable[..., float]],
         learning_rates: Mapping[str, float],
     ) -> None:
-        self.job, self.algorithm, self.total, self.evaluate, self.best = job, algorithm, total, evaluate, best
-        self.config = job.config
+        self.job, self.algorithm, self.total, self.evaluate = job, algorithm, total, evaluate
+        self.config, self.command = job.config, command_of(job.config)
         rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
         self.optimizer = build_optimizer(rates, self.config.optim)
         self.step = 0
-        self.best_step: int | None = None
-        self.best_value: float | None = None
+        self.start: Measured | None = None
+        self.best: Measured | None = None
+        self.last: Measured | None = None
         self.metrics: dict[str, float] = {}
+        self.live = Live(self.command.followed)
         positions = self._restore() if job.folder.checkpoint is not None else {}
+        self.pace = Pace(self.step)
         self.logs = self._open_logs(positions) if job.world.is_main else None
 
     # ---- checkpoints
@@ -89,11 +96,12 @@ class Run:
         self.algorithm.load_state_dict(state["algorithm"])
         torch.set_rng_state(state["run"]["rng"])
         self.step, self.metrics = state["run"]["step"], state["run"]["metrics"]
-        self.best_step, self.best_value = state["run"]["best_step"], state["run"]["best_value"]
+        kept = {name: Measured.from_state(each) for name, each in state["run"]["measured"].items()}
+        self.start, self.best, self.last = (kept.get(name) for name in MEASURED)
+        if self.last is not None:
+            self.live.measure(self.last)
         if self.step > self.total:
             raise RunFolderError(f"--resume: that checkpoint is of step {self.step}, the run has only {self.total}.")
-        if self.job.world.is_main:
-            say(f"Resuming {self.config.out} at step {self.step} of {self.total}.")
         return state["run"]["positions"]
 
     def save(self) -> None:
@@ -106,8 +114,11 @@ class Run:
         state["run"] = {
             "step": self.step,
             "metrics": self.metrics,
-            "best_step": self.best_step,
-            "best_value": self.best_value,
+            "measured": {
+                name: measured.state_dict()
+                for name, measured in zip(MEASURED, (self.start, self.best, self.last), strict=True)
+                if measured is not None
+            },
             "rng": torch.get_rng_state(),
             "positions": {name: log.position() for name, log in self.logs.items()} if self.logs else {},
         }
@@ -118,7 +129,7 @@ class Run:
                 state,
                 meta={"config": config_hash(self.config), "ranks": self.job.world.size},
                 keep=self.config.train.keep,
-                best_step=self.best_step,
+                best_step=None if self.best is None else self.best.step,
             )
         )
 
@@ -146,6 +157,8 @@ class Run:
         """Records one optimiser step."""
         self.step = result.step
         self.metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
+        self.live.take(result.metrics)
+        self.pace = self.pace.after(result.metrics)
         due = self.step % self.config.train.log_every == 0 or self.step == self.total or result.window.metrics
         self.log(result.metrics if due else {}, result.window.samples)
 
@@ -155,26 +168,73 @@ class Run:
         evaluation = self.evaluate()
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
-        name, better = self.best
-        value = evaluation.metrics[name]
-        if math.isnan(value) or (self.best_value is not None and better(value, self.best_value) == self.best_value):
-            return False
-        self.best_step, self.best_value = self.step, value
-        return True
+        self.last = Measured(self.step, evaluation.metrics, evaluation.each)
+        self.start = self.start or self.last
+        self.live.measure(self.last)
+        followed, name = self.command.followed, f"eval/{self.command.followed.best}"
+        value, best = evaluation.metrics[name], self.best and self.best.metrics[name]
+        if math.isnan(value) or (best is not None and followed.better(value, best) == best):
+            improved = False
+        else:
+            self.best, improved = self.last, True
+        if self.job.world.is_main:
+            say(self.live.held_out + (", the best so far" if improved and self.step else ""))
+        return improved
 
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
-        """Writes the final model folders, and reads them back."""
-        folder = self.job.folder
+        """Writes the final model folders, and reads them back; then says and writes what the run has come to."""
+        folder, summary = self.job.folder, self._take_final(tuple(final))
         for name, backbone in final.items():
             own = own_numbers(backbone, self.job.tokenizer)
             distributed.reshard(backbone)
             state = distributed.full_state_dict(backbone)
             checked, usage = distributed.on_main(partial(self._write, backbone, name, state, own))
             if self.job.world.is_main:
-                card = model_card(self.config, self.metrics, self.step, usage, checked)
+                card = model_card(summary, usage, checked)
                 (folder.path / name / "README.md").write_text(card, encoding="utf-8")
         distributed.barrier()
-        return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
+        if self.job.world.is_main:
+            write_summary(summary, folder.path)
+            tell(closing(summary))
+        return RunResult(
+            out=folder.path,
+            model=folder.model,
+            steps=self.step,
+            metrics=dict(self.metrics),
+            step=summary.step,
+            start=summary.start,
+            best=summary.best,
+            end=summary.end,
+        )
+
+    def _take_final(self, folders: tuple[str, ...]) -> Summary:
+        """Puts the weights that `train.final` asks for into the modules."""
+        last = Summary(
+            config=self.config,
+            command=self.command,
+            steps=self.step,
+            step=self.step,
+            final="last",
+            metrics=self.live.means(),
+            start=self.start,
+            best=self.best,
+            end=self.last,
+            pace=self.pace,
+            data=self.job.folder.data(),
+            folders=folders,
+        )
+        if self.config.train.final == "last" or self.best is None:
+            return last
+        if self.best.step != self.step:
+            try:
+                state = checkpoint.load(checkpoint.path_of(self.job.folder.checkpoints, self.best.step))
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"--train.final best: {error} The last step is safe; --resume auto --train.final last writes that."
+                ) from error
+            for name, module in self.algorithm.modules.items():
+                distributed.load_full_state_dict(module, state[name])
+        return replace(last, step=self.best.step, final="best", end=self.best)
 
     def _write(
         self, backbone: Backbone, name: str, state: Mapping[str, Tensor], own: Tensor
@@ -216,31 +276,34 @@ def run(
     *,
     total: int,
     evaluate: Callable[[], Evaluation] | None,
-    best: tuple[str, Callable[..., float]],
     final: Mapping[str, Backbone],
+    about: Sequence[Fact],
     learning_rates: Mapping[str, float] | None = None,
 ) -> RunResult:
-    """Trains to step `total`, evaluating, logging and saving as `train` says. `best` names the evaluation metric and
-    `min` or `max`; `final` maps folder names to the models to write at the end ("model" is the result).
+    """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
+    to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step.
 
     Raises ShutdownRequested after Ctrl-C or SIGTERM, with a checkpoint written; NonFiniteError before a bad update.
     """
-    state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
+    state = Run(job, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
     train, label = job.config.train, Path(job.config.out).name
-    if job.world.is_main and (report := job.folder.data()):
-        say(summary(report))
+    if job.world.is_main:
+        start = state.step
+        tell(opening(job, state.command, algorithm.modules, state.optimizer, about, step=start, total=total))
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
         if evaluate and state.step == 0:
             state.measure()
+            if train.final == "best":  # nothing may turn out to be better than the start
+                state.save()
         steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
         for result in _saving(steps, state):
             state.take(result)
             if bar and result.window.samples:
                 bar.show(completions.table(result.window.samples))
             if bar:
-                bar.update(state.step, {name: result.metrics[name] for name in SHOWN if name in result.metrics})
+                bar.update(state.step, str(state.live))
             last = state.step == total
             improved = False
             if evaluate and (last or (train.eval_every and state.step % train.eval_every == 0)):

@@ -154,6 +154,11 @@ def best(folder: str | Path) -> Path | None:
     return _find(Path(folder), step) if step is not None else None
 
 
+def path_of(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or lay."""
+    return _find(Path(folder), step) or Path(folder) / f"step-{step:06d}"
+
+
 def find_resume(folder: str | Path, resume: str | None) -> Path | None:
     """What `--resume` means: None starts anew; "auto" is the newest complete checkpoint in `folder`, or None if there
     is none; anything else is one checkpoint folder, which must be complete (there is no falling back from it)."""

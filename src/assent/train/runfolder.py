@@ -7,6 +7,7 @@ metrics.jsonl       one row per logged step
 samples.jsonl       answers during training
 checkpoints/        step-<number> folders
 model/              the final model, a plain Hugging Face folder
+summary.json        what the run has gained, and which step is in model/
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ MAY_CHANGE = frozenset(
         "train.eval_every",
         "train.save_every",
         "train.keep",
+        "train.final",
         "train.log_every",
         "train.threads",
     }
