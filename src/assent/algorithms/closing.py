@@ -20,6 +20,8 @@ from assent.train.facts import Fact, rounded, short
 from assent.train.progress import clock
 
 FILE = "summary.json"
+COUNTS = ("rows_used", "rows_skipped", "rows_unused", "too_long", "shortened")
+CONTENTS = ("examples", "responses_cut", "tokens_trained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +127,14 @@ def _best(run: Summary) -> list[Fact]:
     value = run.value(run.best)
     if run.best is None or value is None:
         return []
-    name = words(run.command.followed.best)
+    followed = run.command.followed
+    name = f"{'lowest' if followed.better is min else 'highest'} held-out {words(followed.best)}"
     where = f"step {run.best.step:,}" if run.best.step else "the start (step 0)"
     if run.best.step == run.step:
-        return [Fact("Best", f"{where} by held-out {name} ({short(value)}): the one in model/")]
+        return [Fact("Best", f"{where} by {name} ({short(value)}): the one in model/")]
     own = run.value(run.end)
     here = "" if own is None else f" ({short(own)})"
-    facts = [Fact("Best", f"{where} by held-out {name} ({short(value)}); model/ is step {run.step:,}{here}")]
+    facts = [Fact("Best", f"{where} by {name} ({short(value)}); model/ is step {run.step:,}{here}")]
     if run.best.step:
         target = shlex.quote(f"{run.out}-best")
         facts.append(Fact("", f"assent export {_quoted(run.out)} --checkpoint best --out {target}", command=True))
@@ -201,12 +204,22 @@ def as_json(run: Summary) -> dict[str, Any]:
         "end": _evaluation(run.end),
         "gain": None if gain is None else asdict(gain),
         "metrics": dict(run.metrics),
-        "data": {name: run.data[name] for name in ("files", "train", "eval") if name in run.data},
+        "data": _data(run.data),
         "pace": {**asdict(run.pace), "tokens_per_second": run.pace.speed},
         "folders": [*run.folders, "checkpoints"],
         "next": [fact.text for fact in _next(run)],
     }
     return _finite(found)
+
+
+def _data(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of data.json."""
+    files = [
+        {name: value for name, value in file.items() if name in ("file", "rows") or name in COUNTS}
+        for file in report.get("files", ())
+    ]
+    parts = {part: {name: report[part][name] for name in CONTENTS} for part in ("train", "eval") if part in report}
+    return {"files": files, **parts}
 
 
 def _evaluation(measured: Measured | None) -> dict[str, Any] | None:

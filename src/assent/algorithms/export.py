@@ -74,9 +74,18 @@ def _checkpoint(run: Path, which: str) -> Path:
         raise ConfigError(f"{flag}: expected best, last, or the number of a step.")
     if path is None:
         known = ", ".join(map(str, sorted(found))) or "none"
-        evaluated = " A run without held-out data has no best step." if which == "best" else ""
-        raise ConfigError(f"{flag}: {run} has no such checkpoint. There are those of steps: {known}.{evaluated}")
+        why = f" {_no_best(folder)}" if which == "best" else ""
+        raise ConfigError(f"{flag}: {run} has no such checkpoint.{why} There are those of steps: {known}.")
     return path
+
+
+def _no_best(folder: Path) -> str:
+    """Why a run has no checkpoint of its best step."""
+    newest = checkpoint.newest_complete(folder)
+    step = None if newest is None else checkpoint.read_manifest(newest)["best_step"]
+    if step is None:
+        return "Without held-out data no step is the best."
+    return f"The best step was {step}." if step else "The best step was the start, the model that the run began with."
 
 
 def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from assent.algorithms.references import MovingReference, Reference
 from assent.config import ReferenceConfig, RunConfig
 from assent.data.dataset import left_out, summary
 from assent.data.packing import EpochStream
+from assent.data.tree import TokenTree
 from assent.models.policy import Backbone
 from assent.train.facts import Fact, percent, rounded, short
 
@@ -70,7 +72,9 @@ def _model(name: str, module: nn.Module, config: RunConfig) -> Fact:
     how = f"all {rounded(total)} parameters trained"
     if trained < total:
         how = f"{rounded(trained)} of {rounded(total)} parameters trained ({percent(trained / total)})"
-    parts = [how, *_adapters(module), *(["with a value head as critic"] if getattr(module, "value_head", None) else [])]
+    parts = [how, *_adapters(module)]
+    if getattr(module, "value_head", None) is not None:
+        parts.append("its critic a head on the same layers")
     return Fact(label, f"{path} ({module.plain.config.model_type}), {', '.join(parts)}")
 
 
@@ -102,13 +106,19 @@ def about_stream(stream: EpochStream, total: int) -> Fact:
     """Steps over given examples."""
     size, per_epoch = min(stream.batch_size, len(stream.trees)), stream.steps_per_epoch
     pairs = sum(len(tree.pairs) for tree in stream.trees)
-    tokens = sum(tree.num_trained for tree in stream.trees)
+    tokens = sum(map(_trained_tokens, stream.trees))
     of = f"{size:,} examples" + (f" with {rounded(pairs / per_epoch)} pairs" if pairs > len(stream.trees) else "")
     return Fact(
         "Steps",
         f"{total:,}, {_epochs(total, per_epoch)}: {of} and about {rounded(tokens / per_epoch)} trained tokens in each "
         f"({rounded(tokens)} an epoch)",
     )
+
+
+def _trained_tokens(tree: TokenTree) -> int:
+    """Those of its own answers; others are only read."""
+    foreign = tree.per_response.get("mismatched", np.zeros(len(tree.branches)))
+    return sum(int(branch.trained.sum()) for branch, other in zip(tree.branches, foreign, strict=True) if not other)
 
 
 def _epochs(total: int, per_epoch: int) -> str:

@@ -293,7 +293,7 @@ def run(
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
-        if evaluate and state.step == 0:
+        if evaluate and state.step == 0 and state.last is None:
             state.measure()
             if train.final == "best":  # nothing may turn out to be better than the start
                 state.save()
