@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, methods, online, settings
+from assent import __version__, arguments, config, methods, online, process, settings
 from assent.errors import AssentError, ConfigError
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
@@ -121,7 +121,15 @@ def _run(words: list[str]) -> None:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    process.adopt()
+    try:
+        code = main()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code:
+        process.leave(code)
+    sys.exit(0)
 
 
 def overview() -> str:

@@ -1,6 +1,8 @@
 """The errors a person can meet. A `UserError` is a person's mistake: the command line prints its text, and nothing
 else, and exits with code 2."""
 
+import signal
+
 
 class AssentError(Exception):
     """Base of every error that assent raises on purpose."""
@@ -38,3 +40,21 @@ class NonFiniteError(AssentError, ArithmeticError):
     """A loss, gradient or reward that is not a finite number. Raised before the update is applied."""
 
     exit_code = 3
+
+
+class ShutdownRequested(AssentError):
+    """The run was asked to stop by a signal, and has saved: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after
+    SIGHUP."""
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        super().__init__(f"Stopped by {signal.Signals(number).name}.{' ' + saved if saved else ''}")
+        self.exit_code = 128 + number
+
+
+class Interrupted(BaseException):
+    """A signal, while a run waits or computes what may be given up. It becomes ShutdownRequested once the run is saved;
+    `except Exception` does not catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from assent.errors import ConfigError
+from assent.guest import blamed, ends_programs
 
 
 def load_function(spec: str, flag: str) -> Callable[..., Any]:
@@ -21,6 +22,10 @@ def load_function(spec: str, flag: str) -> Callable[..., Any]:
         module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, OSError, SyntaxError) as error:
         raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {error}.") from error
+    except BaseException as error:
+        if not ends_programs(error):
+            raise
+        raise ConfigError(f"{flag} {spec}: {place} cannot be imported: {blamed(error)}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))

@@ -15,8 +15,9 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -50,6 +51,49 @@ class Failure(Exception):
         self.said = said
 
 
+class Stop(threading.Event):
+    """Set by whoever no longer wants the answers: pauses end, and connections that are open break off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+
+    def set(self) -> None:
+        with self._lock:
+            super().set()
+            for sock in self._open:
+                _shut(sock)
+
+    @contextmanager
+    def over(self, sock: socket.socket) -> Iterator[None]:
+        """While `sock` is used. Raises Failure where this is set already."""
+        with sock.dup() as own:  # TLS takes the socket itself over
+            with self._lock:
+                if self.is_set():
+                    raise Failure("was no longer wanted")
+                self._open.add(own)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._open.discard(own)
+
+
+def together(actions: Iterable[Callable[[], T]], limit: int, stop: Stop) -> list[T]:
+    """What these give, of which at most `limit` are under way at the same time. The first that raises, or whatever is
+    raised here meanwhile, stops the others."""
+    with ThreadPoolExecutor(limit) as threads:
+        try:
+            futures = [threads.submit(action) for action in actions]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How patient to be with a server."""
@@ -62,8 +106,7 @@ class Patience:
     """How often to try again; None: until the deadline."""
     pause: float = 1.0
     """Seconds before the first new try; doubled each time, up to 30."""
-    stop: threading.Event = field(default_factory=threading.Event)
-    """Set by whoever no longer wants the answer."""
+    stop: Stop = field(default_factory=Stop)
 
 
 class Client:
@@ -108,7 +151,7 @@ class Client:
             if left <= 0 or patience.stop.is_set():
                 break
             try:
-                text = self._attempt(path, data, min(patience.timeout, left), expected)
+                text = self._attempt(path, data, min(patience.timeout, left), expected, patience.stop)
                 return self._read(path, text, read, expected)
             except Failure as failure:
                 tried[failure.reason] += 1
@@ -132,25 +175,29 @@ class Client:
                 raise
             raise ServerAnswerError(f"{self.who}{path} answered {_shown(text)}; expected {expected}.") from error
 
-    def _attempt(self, path: str, data: bytes | None, timeout: float, expected: str) -> bytes:
+    def _attempt(self, path: str, data: bytes | None, timeout: float, expected: str, stop: Stop) -> bytes:
         """One attempt, from connecting to the last byte of the answer. Raises Failure when it may go better next time,
         ServerAnswerError when it will not."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._url.hostname or "", self._url.port, timeout=timeout)
+        host, secure = self._url.hostname or "", self._url.scheme == "https"
+        connection = http.client.HTTPConnection(host, self._url.port or (443 if secure else 80))
         late = threading.Event()
         ends = time.monotonic() + timeout
         timer = None
         try:
-            connection.connect()
-            # The connection's own limit is for one read: a server that drips bytes would never reach it.
-            timer = threading.Timer(max(0.0, ends - time.monotonic()), _hang_up, (connection.sock, late))
-            timer.start()
-            connection.request("GET" if data is None else "POST", path, data, headers)
-            response = connection.getresponse()
-            text = response.read(LARGEST_ANSWER + 1)
+            connection.sock = _connect(host, connection.port, timeout, stop)
+            with stop.over(connection.sock):
+                # The connection's own limit is for one read: a server that drips bytes would never reach it.
+                timer = threading.Timer(max(0.0, ends - time.monotonic()), _hang_up, (connection.sock.dup(), late))
+                timer.start()
+                if secure:
+                    tls = ssl.create_default_context()
+                    connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
+                connection.request("GET" if data is None else "POST", path, data, headers)
+                response = connection.getresponse()
+                text = response.read(LARGEST_ANSWER + 1)
         except ssl.SSLCertVerificationError as error:
             raise ServerAnswerError(f"{self.who} has a certificate that cannot be trusted: {error.reason}.") from error
         except (OSError, http.client.HTTPException) as error:
@@ -158,6 +205,7 @@ class Client:
         finally:
             if timer is not None:
                 timer.cancel()
+                timer.args[0].close()
             connection.close()
         if late.is_set():
             raise Failure(f"timed out after {timeout:.3g} s")
@@ -190,10 +238,31 @@ def _split(who: str, url: str) -> SplitResult:
     raise ConfigError(f"{who} must be http://HOST:PORT or https://HOST, perhaps with a path. Got {got}.")
 
 
+def _connect(host: str, port: int, timeout: float, stop: Stop) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one."""
+    failed: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout)
+            with stop.over(sock):
+                sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+    raise failed
+
+
 def _hang_up(sock: socket.socket, late: threading.Event) -> None:
     late.set()
+    _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
     with suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS too: whoever reads from it wakes up
+        sock.shutdown(socket.SHUT_RDWR)  # whoever reads from it, or connects it, wakes up
 
 
 def _reason(error: Exception, timeout: float) -> str:

@@ -18,6 +18,7 @@ import assent.algorithms.run as run_module
 from assent.algorithms.online import train_online
 from assent.algorithms.prompts import Prompts
 from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.errors import ShutdownRequested
 from assent.methods import METHODS
 from assent.online import (
     CriticConfig,
@@ -33,7 +34,6 @@ from assent.online import (
 )
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
-from assent.train.progress import ShutdownRequested
 
 STEPS = 6
 PROMPTS = 5  # rollouts of two reach over the ends of passes

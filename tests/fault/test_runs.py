@@ -38,13 +38,12 @@ from assent.config import (
     SFTConfig,
     TrainConfig,
 )
-from assent.errors import NonFiniteError, RunFolderError
+from assent.errors import NonFiniteError, RunFolderError, ShutdownRequested
 from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import CONFIGS, CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
 from assent.train.log import read_metrics
-from assent.train.progress import ShutdownRequested
 
 SOURCE = Path(checkpoint.__file__).parents[2]
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()

@@ -22,12 +22,12 @@ from assent.config import (
     SamplingConfig,
     TrainConfig,
 )
-from assent.errors import ConfigError, DataError, RunFolderError
+from assent.errors import ConfigError, DataError, RunFolderError, ShutdownRequested
 from assent.evaluate import compare as module
 from assent.evaluate.compare import compare, objective_config
 from assent.evaluate.generation import PolicyTable
+from assent.train.interrupt import Interrupt
 from assent.train.log import read_metrics
-from assent.train.progress import Interrupt, ShutdownRequested
 
 SCORER = """
 def score(prompt, answer):
@@ -118,9 +118,12 @@ def test_a_reward_model_scores_beside_or_instead(config: CompareConfig, tmp_path
 def test_resume_keeps_what_is_finished_and_goes_on_with_the_rest(config: CompareConfig, trained, monkeypatch):
     longer = replace(config, train=replace(config.train, max_steps=4))
 
+    enter = Interrupt.__enter__
+
     def stopped(interrupt):
-        interrupt.requested = len(trained) == 2
-        return interrupt
+        if len(trained) == 2:
+            interrupt.requested = True
+        return enter(interrupt)
 
     with monkeypatch.context() as inner, pytest.raises(ShutdownRequested):
         inner.setattr(Interrupt, "__enter__", stopped)

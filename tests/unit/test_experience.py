@@ -25,6 +25,7 @@ from assent.online import online_config as config_of
 from assent.rewards.group import Group, RewardError, Scores
 from assent.rollout.engine import Completion
 from assent.train.distributed import World
+from assent.train.loop import resolved
 
 NUMBER = 4
 
@@ -40,6 +41,8 @@ class FakePolicy(torch.nn.Module):
 
 class FakeSampler:
     """The nth answer that it ever gives is the token n: nobody else's."""
+
+    busy = False
 
     def __init__(self) -> None:
         self.asked: list[Sequence[Ask]] = []
@@ -241,7 +244,7 @@ def test_a_source_that_gives_up_at_any_question_loses_nothing(name: str, questio
     with pytest.raises(RewardError, match="the source gives up"):
         for _ in range(4):
             done += rolls(experience, 1)
-    state = experience.state_dict()
+    state = resolved(experience.state_dict())
     resumed, _ = make(method, signal, **options)
     resumed.load_state_dict(state)
     resumed.sampler.answers = experience.sampler.answers

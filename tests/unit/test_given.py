@@ -31,6 +31,7 @@ from assent.online import GivenConfig, KLConfig, RewardsConfig, RolloutConfig, o
 from assent.rewards.group import Group, Scores
 from assent.rollout.engine import Completion
 from assent.train.distributed import World
+from assent.train.loop import resolved
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +313,7 @@ def test_a_prompt_that_is_too_long_with_its_hint_gets_none(experience, monkeypat
     made = experience(given=GivenConfig("hint", "Say {answer} {answer}", when="always"))
     assert [hint is None for hint in made.hints] == [False, True, False]
     assert said == ["unused: 1 of 3 prompts have more than 87 tokens with --given.hint and get no hint"]
-    state = made.state_dict()
+    state = resolved(made.state_dict())
     rollout = made.make(0.1)
     assert rollout.metrics["given"] == pytest.approx(2 / 3)
     assert sorted(len(tree.branches) for tree in rollout.trees) == [2, 3, 3]

@@ -14,6 +14,7 @@ from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, collate
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
+from assent.train.loop import resolved
 
 IDS = np.arange(3, 9)
 BATCH = collate([TokenTree(IDS[:2], (Branch(IDS[2:], np.ones(4, bool)),))])
@@ -87,7 +88,7 @@ def test_a_loaded_state_goes_on_as_the_straight_one(load) -> None:
     for step in range(2):
         move(policy, step)
         proximal.follow()
-    state = proximal.state_dict()
+    state = resolved(proximal.state_dict())
     saved = {"weight": state["weight"], "model": {name: value.clone() for name, value in state["model"].items()}}
     other = load()
     resumed = Proximal(other, policy, 0.8)

@@ -35,6 +35,7 @@ from assent.models.loading import load_policy
 from assent.objectives import preference_config
 from assent.train.distributed import World
 from assent.train.log import read_metrics
+from assent.train.loop import resolved
 
 QUESTIONS = ("How do I boil an egg?", "What is the capital of France?", "Name three colours.", "12 + 30 =")
 CACHED = ReferenceConfig(mode="cached")
@@ -242,7 +243,7 @@ def test_a_moving_reference_is_the_average_of_its_formula(tiny_model_dir):
     begun = {name: value.clone() for name, value in other.named_parameters()}
     assert any(not torch.equal(begun[name], start[name]) for name in start)  # it keeps its own start
     expected = dict(begun)
-    for step in range(7):
+    for step in range(1, 8):
         reference.follow(step)
         if step in (2, 4, 6):
             now = dict(policy.named_parameters())
@@ -251,7 +252,7 @@ def test_a_moving_reference_is_the_average_of_its_formula(tiny_model_dir):
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
         shaken(policy)
     assert not torch.equal(reference.logprobs(batch()), policy(batch()).logprobs)
-    saved = reference.state_dict()
+    saved = resolved(reference.state_dict())
     again = MovingReference(policy, load_policy(model, max_length=96, trainable=False), rate=0.3, every=2)
     again.load_state_dict(saved)
     assert torch.equal(again.logprobs(batch()), reference.logprobs(batch()))

@@ -24,7 +24,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "names", "rules", "http"),
+    ("cpus", "names", "rules", "http", "process", "guest"),
     ("sections",),
     ("config",),
     ("methods", "objectives"),
@@ -64,6 +64,7 @@ LIGHT = (
     "names.py",
     "objectives.py",
     "online.py",
+    "process.py",
     "relations.py",
     "rules.py",
     "sections.py",

@@ -211,7 +211,9 @@ def test_the_line_shows_means_of_what_matters(command: str, run) -> None:
     config, _, text = run(command)
     rows = read_metrics(Path(config.out) / "metrics.jsonl")
     last = next(row for row in text.splitlines() if f"{STEPS}/{STEPS}" in row)
-    for name in FOLLOWED[{"dpo": "pairs", "kto": "binary", "ppo": "critic", "grpo": "online"}.get(command, command)].steps:
+    for name in FOLLOWED[
+        {"dpo": "pairs", "kto": "binary", "ppo": "critic", "grpo": "online"}.get(command, command)
+    ].steps:
         values = [row[name] for row in rows if name in row][-SPAN:]
         if name == "unscored":
             assert not any(values) and "unscored" not in last
@@ -302,12 +304,12 @@ def test_the_gain_is_that_of_paired_values() -> None:
     draw = np.random.default_rng(0)
     first, last = draw.normal(size=40), draw.normal(0.3, 1, size=40)
     ones, there = np.ones(40), np.arange(40) != 7
-    gain = change(
-        Measured(0, {}, Each(first, ones)), Measured(9, {}, Each(np.where(there, last, 0.0), ones * there))
-    )
+    gain = change(Measured(0, {}, Each(first, ones)), Measured(9, {}, Each(np.where(there, last, 0.0), ones * there)))
     expected = paired_difference(first[there].tolist(), last[there].tolist()).difference
     assert (gain.n, gain.missing) == (39, 1)
-    np.testing.assert_allclose([gain.mean, gain.low, gain.high], [-expected.mean, -expected.high, -expected.low], atol=0.02)
+    np.testing.assert_allclose(
+        [gain.mean, gain.low, gain.high], [-expected.mean, -expected.high, -expected.low], atol=0.02
+    )
     assert change(Measured(0, {}), Measured(1, {}, Each(last, ones))) is None
     assert change(Measured(0, {}, Each(first, ones)), Measured(1, {}, Each(last, 2 * ones))) is None
 
@@ -328,14 +330,16 @@ def weights(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("command", ("sft", "reward", "ppo"))
 def test_the_best_step_is_what_its_checkpoint_exports(command: str, make: Make, tmp_path: Path) -> None:
-    config = make(command, tmp_path / "run", lr=0.3, lora=2 * (command == "sft"), final="best", max_steps=4, eval_every=1)
+    config = make(
+        command, tmp_path / "run", lr=0.3, lora=2 * (command == "sft"), final="best", max_steps=4, eval_every=1
+    )
     if command == "sft":
         config = replace(config, model=replace(config.model, save_dtype="bf16"))
     result, text = heard(config)
     assert result.step == result.best_step < result.steps == 4
     assert result.end is result.best
-    assert f"the best by held-out" not in text
-    assert f"the one in model/" in line(text, "Best")
+    assert "the best by held-out" not in text
+    assert "the one in model/" in line(text, "Best")
     dtype = ["--dtype", "bf16"] if command == "sft" else []
     for part in ("model", *(("critic",) if command == "ppo" else ())):
         to = tmp_path / f"exported {part}"
@@ -360,7 +364,9 @@ def test_a_resumed_run_finds_the_same_best(make: Make, tmp_path: Path) -> None:
     straight = train(make("sft", tmp_path / "straight", lr=0.3, final="best", max_steps=4, eval_every=1))
     last = train(make("sft", tmp_path / "late", lr=0.3, max_steps=4, eval_every=1))
     assert last.step == 4 and weights(last.model) != weights(straight.model)
-    late = train(replace(make("sft", tmp_path / "late", lr=0.3, final="best", max_steps=4, eval_every=1), resume="auto"))
+    late = train(
+        replace(make("sft", tmp_path / "late", lr=0.3, final="best", max_steps=4, eval_every=1), resume="auto")
+    )
     assert late.step == straight.step and weights(late.model) == weights(straight.model)
 
 
@@ -377,7 +383,9 @@ def test_a_damaged_best_checkpoint_costs_nothing_else(make: Make, tmp_path: Path
     file = checkpoint.path_of(tmp_path / "run" / "checkpoints", result.best_step) / "policy.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     (tmp_path / "file.yaml").write_text(yaml.safe_dump({}))
-    with pytest.raises(Exception, match=r"--train\.final best: .*policy\.safetensors.* --resume auto --train\.final last"):
+    with pytest.raises(
+        Exception, match=r"--train\.final best: .*policy\.safetensors.* --resume auto --train\.final last"
+    ):
         train(replace(config, resume="auto"))
     ended = train(replace(config, resume="auto", train=replace(config.train, final="last")))
     assert ended.step == 4

@@ -131,7 +131,7 @@ class Watch:
         return replace(evaluation, metrics={**evaluation.metrics, "eval/alarm/both_fall": float(fallen)})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "warned": self.warned}
+        return {"start": list(self.start), "warned": self.warned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.start, self.warned = list(state["start"]), bool(state["warned"])

@@ -36,6 +36,7 @@ from assent.methods import METHODS
 from assent.online import OnlineConfig, method_of
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.statistics import mean_interval
+from assent.train.loop import Deferred
 from assent.train.progress import say
 
 EVAL_SEED = 1 << 40
@@ -49,10 +50,11 @@ SILENCE = 10
 @dataclass(slots=True)
 class Asked:
     """Prompts that were asked: `trees` are the answers (of training, then greedy ones, then hinted ones, where the
-    method has them), None while they are being sampled."""
+    method has them), None until they are there; `seconds` is how long it took."""
 
     indices: np.ndarray
-    trees: list[list[TokenTree]] | None
+    trees: list[list[TokenTree]] | None = None
+    seconds: float = 0.0
 
 
 Groups = list[tuple[int, TokenTree]]
@@ -121,49 +123,49 @@ class Experience:
 
     # ---- asking
 
-    def _ask(self, number: int) -> tuple[np.ndarray, list[Ask]]:
-        """The next prompts, and what the engine is asked: `number` tells the rounds of one rollout apart."""
-        indices, config = self.prompts.next(self.config.train.batch_size), self.config
-        prompts, seed = [self.prompt_ids[i] for i in indices], self._seed(number)
+    def _asks(self, indices: np.ndarray, number: int = 0) -> list[Ask]:
+        """What the engine is asked about these prompts: `number` tells the rounds of one rollout apart."""
+        config, prompts, seed = self.config, [self.prompt_ids[i] for i in indices], self._seed(number)
         asks = [Ask(prompts, config.rollout.responses, seed)]
         if self.row.advantage == "greedy":
             asks.append(Ask(prompts, 1, seed, temperature=0.0))
         if self.hints:
             told = [hint for i in indices if (hint := self.hints[i]) is not None]
             asks += [Ask(told, 1, self._seed(number, ROUNDS))] if told else []
-        return indices, asks
+        return asks
 
     def _seed(self, *numbers: int) -> int:
         """A seed for each rollout of each run and each of its rounds; neighbouring run seeds share none."""
         entropy = (self.config.train.seed, self.number, *(number for number in numbers if number))
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
-    def _sampled(self, number: int) -> Asked:
-        indices, asks = self._ask(number)
-        return Asked(indices, self.sampler.sample(asks))
+    def _next(self) -> np.ndarray:
+        return self.prompts.next(self.config.train.batch_size)
 
-    def settle(self) -> None:
-        """Waits for answers that are being sampled."""
-        if self.asked is not None and self.asked.trees is None:
-            self.asked.trees = self.sampler.finish()
+    def sample(self) -> None:
+        """Sees to it that there are answers to the next prompts: those that are being sampled, or new ones."""
+        begun = time.perf_counter()
+        if self.asked is None:
+            self.asked = Asked(self._next())
+        if self.asked.trees is None:
+            new = not self.sampler.busy
+            self.asked.trees = self.sampler.sample(self._asks(self.asked.indices)) if new else self.sampler.finish()
+        self.asked.seconds = time.perf_counter() - begun
 
     def look_ahead(self) -> None:
         """Begins to sample the rollout after this one."""
         if self.config.rollout.ahead:
-            indices, asks = self._ask(0)
-            self.sampler.begin(asks)
-            self.asked = Asked(indices, None)
+            self.asked = Asked(self._next())
+            self.sampler.begin(self._asks(self.asked.indices))
 
     # ---- a rollout
 
     def make(self, kl_coef: float, *, keep: bool = False) -> Rollout:
         """`keep` is that of `Reader.read`. Raises UserError where a source of rewards gives up; the answers are kept,
         and scored when this is called again."""
-        begun = time.perf_counter()
-        self.settle()
-        asked = self.asked or self._sampled(0)
-        self.asked = None
-        sampled = time.perf_counter()
+        self.sample()
+        asked, sampled = self.asked, time.perf_counter()
+        assert asked is not None
         before = self.prompts.state_dict()
         try:
             seen, found, metrics, notes = self._scored(asked)
@@ -172,7 +174,6 @@ class Experience:
             baseline, greedy = self._baseline(indices), self._greedy(indices, asked)
         except UserError:
             self.prompts.load_state_dict(before)
-            self.asked = asked
             raise
         self.prompts.record([i for i, _ in seen], [tree.per_response["reward"] for _, tree in seen])
         if given is not None:
@@ -189,10 +190,10 @@ class Experience:
         if self.config.curriculum.rest:
             metrics["resting"] = self.prompts.resting
         self._watch(metrics)
-        metrics |= {"time/sample": sampled - begun, "time/score": time.perf_counter() - sampled}
+        metrics |= {"time/sample": asked.seconds, "time/score": time.perf_counter() - sampled}
         shown = self.config.rollout.show
         samples = self.samples(trees[:shown], [self.examples[i] for i in indices[:shown]], notes)
-        self.number += 1
+        self.number, self.asked = self.number + 1, None
         return Rollout(trees, metrics, tuple(samples))
 
     def _scored(self, asked: Asked) -> tuple[Groups, Groups, dict[str, float], Notes]:
@@ -204,7 +205,7 @@ class Experience:
         said: list[Rewarded] = []
         unscored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
-            now = asked if number == 0 else self._sampled(number)
+            now = asked if number == 0 else self._further(number)
             assert now.trees is not None
             said.append(made := self._rewarded(now.trees[0], now.indices))
             trees = made.trees
@@ -226,6 +227,10 @@ class Experience:
             say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
         metrics = {"unscored": unscored / total, **means([made.metrics for made in said])}
         return seen, (found or seen)[:size], metrics, {at: row for made in said for at, row in made.notes.items()}
+
+    def _further(self, number: int) -> Asked:
+        indices = self._next()
+        return Asked(indices, self.sampler.sample(self._asks(indices, number)))
 
     def _rewarded(self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray) -> Rewarded:
         return rewarded(self.source, trees, [self.examples[i] for i in indices], self.job.chat, self.progress)
@@ -263,6 +268,7 @@ class Experience:
             trees = [tree for i in new if (tree := self.rows[i]) is not None]
             known = [i for i in new if self.rows[i] is not None]
             scored = self._rewarded(trees, known).trees if trees else []
+            self.row_rewards = self.row_rewards.copy()  # a state may hold it as it was
             self.row_rewards[new] = 0.0
             for i, tree in zip(known, scored, strict=True):
                 if tree.branches:
@@ -292,19 +298,27 @@ class Experience:
     # ---- state, samples, evaluation
 
     def state_dict(self) -> dict[str, Any]:
-        self.settle()
-        asked = None
-        if self.asked is not None:
-            assert self.asked.trees is not None
-            asked = {"indices": self.asked.indices, "trees": [pack_state(trees) for trees in self.asked.trees]}
+        asked = self.asked
+        trees = Deferred(lambda: None if asked is None else self._kept(asked))
         return {
             "number": self.number,
             "prompts": self.prompts.state_dict(),
             "shaper": self.shaper.state_dict(),
             "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
             "silent": self.silent,
-            "asked": asked,
+            "asked": None if asked is None else {"indices": asked.indices, "trees": trees},
         }
+
+    def _kept(self, asked: Asked) -> list[dict[str, Any]] | None:
+        """The answers; None for such as did not come in time, whose prompts are then asked again."""
+        if asked.trees is None:
+            asked.trees = self.sampler.finish_in_time()
+        if asked.trees is None and self.job.world.is_main:
+            say(
+                f"Answers to {len(asked.indices)} prompts were still being sampled, and are given up: a continued run "
+                "samples them anew, by the policy as it then is."
+            )
+        return None if asked.trees is None else [pack_state(trees) for trees in asked.trees]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.number, self.silent = int(state["number"]), int(state["silent"])
@@ -313,7 +327,9 @@ class Experience:
         if state["row_rewards"] is not None:
             self.row_rewards = np.array(state["row_rewards"])
         if (asked := state["asked"]) is not None:
-            self.asked = Asked(np.array(asked["indices"]), [unpack_state(trees) for trees in asked["trees"]])
+            trees = asked["trees"]
+            kept = None if trees is None else [unpack_state(part) for part in trees]
+            self.asked = Asked(np.array(asked["indices"]), kept)
 
     def samples(self, trees: Sequence[TokenTree], prompts: Sequence[Example], notes: Notes) -> list[dict[str, object]]:
         """Rows for samples.jsonl."""
@@ -341,7 +357,8 @@ class Experience:
 
     def evaluate(self, examples: Sequence[Example]) -> Evaluation:
         """One answer of the policy to each held-out prompt, sampled as in training."""
-        self.settle()
+        if self.sampler.busy:
+            self.sample()
         prompts = [self.job.chat.prompt_ids(example) for example in examples]
         (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
         trees, missing, said, notes = rewarded(self.source, trees, examples, self.job.chat, self.progress)

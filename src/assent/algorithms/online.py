@@ -40,7 +40,7 @@ from assent.rewards.group import GroupReward
 from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
 from assent.train import distributed
-from assent.train.loop import Loss, add_sums
+from assent.train.loop import Deferred, Loss, add_sums
 from assent.train.progress import say
 
 MISMATCH = 0.1
@@ -83,7 +83,7 @@ class Online:
 
     # ---- where windows come from
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[Window | None]:
         metrics: dict[str, float] = {}
         samples: tuple[dict[str, object], ...] = ()
         while True:
@@ -91,6 +91,8 @@ class Online:
                 self._next_rollout()
             self.surrogate.warming = self.rollout < self._critic_warmup
             if self.done == 0:
+                self.experience.sample()
+                yield None
                 once = self.steps_per_rollout == 1 and not self.surrogate.warming
                 made = self.experience.make(self.surrogate.kl_coef, keep=once)
                 self.buffer, samples = made.trees, made.samples
@@ -99,10 +101,7 @@ class Online:
             trees = self._minibatch(self.done)
             self.done += 1
             if trees:  # there may be fewer answers than minibatches
-                self.taken += 1  # by the time that anyone asks
-                self.experience.step = self.taken
                 yield replace(self._window(trees), metrics=metrics, samples=samples)
-                self._settle()
                 metrics, samples = {}, ()
 
     @property
@@ -157,10 +156,16 @@ class Online:
 
     # ---- after a step, after a rollout
 
-    def _settle(self) -> None:
-        """What follows from the step that was taken; called once for each, also before its state is saved."""
-        if not self.pending:
-            return
+    def stepped(self) -> None:
+        self.taken += 1
+        self.experience.step = self.taken
+        if self.pending:
+            self._follow()
+        if self._used_up:
+            self._next_rollout()
+
+    def _follow(self) -> None:
+        """What follows from how far the step has moved the policy."""
         self._watch(self.pending.get("mismatch", (0.0, 0.0)))
         if self.config.rollout.target_kl is not None or self.options.get("penalty_target") is not None:
             total, number = distributed.all_sum_dict(self.pending)["approx_kl"]
@@ -206,15 +211,13 @@ class Online:
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        self._settle()
-        if self._used_up:
-            self._next_rollout()
+        buffer = self.buffer
         return {
             "experience": self.experience.state_dict(),
             "rollout": self.rollout,
             "done": self.done,
             "taken": self.taken,
-            "buffer": pack_state(self.buffer) if self.done else None,
+            "buffer": Deferred(lambda: pack_state(buffer)) if self.done else None,
             "moved": list(self.moved),
             "kl_coef": self.surrogate.kl_coef,
             "penalty": self.surrogate.penalty,

@@ -98,10 +98,12 @@ class Preference:
 
     def windows(self) -> Iterator[Window]:
         for window in self.stream:
-            if self.reference is not None:
-                self.reference.follow(self.stream.given - 1)
-            self._settle()
             yield self.prepare(window)
+
+    def stepped(self) -> None:
+        if self.reference is not None:
+            self.reference.follow(self.stream.given)
+        self._move_shift()
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Window:
@@ -211,7 +213,7 @@ class Preference:
             for name, side in (("yes", features.desirable > 0), ("no", features.desirable == 0)):
                 add_sums(self.pending, {name: (reward[side].sum(), int(side.sum()))})
 
-    def _settle(self) -> None:
+    def _move_shift(self) -> None:
         """BCO: delta is the moving average of (mean desirable + mean undesirable reward) / 2 over the steps so far."""
         if not self.pending:
             return
@@ -223,7 +225,6 @@ class Preference:
     # ---- state, evaluation
 
     def state_dict(self) -> dict[str, Any]:
-        self._settle()
         reference = self.reference.state_dict() if self.reference is not None else {}
         return {
             "stream": self.stream.state_dict(),

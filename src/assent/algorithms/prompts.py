@@ -59,6 +59,7 @@ class Prompts:
 
     def record(self, indices: Sequence[int] | np.ndarray, rewards: Sequence[np.ndarray]) -> None:
         """The scored answers of these prompts. A prompt whose answers are all worth the same rests from now on."""
+        self.wakes, self.total, self.count = self.wakes.copy(), self.total.copy(), self.count.copy()
         for index, values in zip(indices, rewards, strict=True):
             self.total[index] += values.sum()
             self.count[index] += len(values)
@@ -71,6 +72,7 @@ class Prompts:
         return float((self.wakes > self.passes).mean())
 
     def state_dict(self) -> dict[str, Any]:
+        """The arrays are replaced when they change, never written to."""
         return {name: getattr(self, name) for name in ("passes", "queue", "wakes", "total", "count")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assent.algorithms.references import mix
+from assent.algorithms.references import deferred_weights, mix
 from assent.data.tree import TreeBatch
 from assent.models.policy import Policy
 from assent.train import distributed
@@ -35,8 +35,7 @@ class Proximal:
         return self.model(batch, temperature).logprobs
 
     def state_dict(self) -> dict[str, Any]:
-        distributed.reshard(self.model)
-        return {"weight": self.weight, "model": distributed.full_state_dict(self.model)}
+        return {"weight": self.weight, "model": deferred_weights(self.model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weight = float(state["weight"])

@@ -26,6 +26,7 @@ from assent.models.loading import resolve_precision
 from assent.models.policy import Anchor, Policy
 from assent.models.sources import resolve
 from assent.train import distributed
+from assent.train.loop import Deferred
 from assent.train.progress import say
 
 FIELD = "reference"
@@ -61,7 +62,7 @@ class Reference:
         return nullcontext() if self.model is not None else self.policy.without_adapters()
 
     def follow(self, step: int) -> None:
-        """Called before optimiser step `step` (from 0)."""
+        """Called after optimiser step `step` (from 1)."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -71,7 +72,7 @@ class Reference:
 
 
 class MovingReference(Reference):
-    """theta_ref <- rate * theta + (1 - rate) * theta_ref before every `every`-th step (arXiv 2404.09656)."""
+    """theta_ref <- rate * theta + (1 - rate) * theta_ref after every `every`-th step (arXiv 2404.09656)."""
 
     def __init__(self, policy: Policy, model: Policy, rate: float, every: int) -> None:
         super().__init__(policy, model)
@@ -79,18 +80,27 @@ class MovingReference(Reference):
         mix(model, policy, 1.0, "lora_")  # adapters of two loads are drawn independently
 
     def follow(self, step: int) -> None:
-        if step and step % self.every == 0:
+        if step % self.every == 0:
             assert self.model is not None
             mix(self.model, self.policy, self.rate)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        distributed.reshard(self.model)
-        return {"model": distributed.full_state_dict(self.model)}
+        return {"model": deferred_weights(self.model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         assert self.model is not None
         distributed.load_full_state_dict(self.model, state["model"])
+
+
+def deferred_weights(model: Policy) -> Deferred:
+    """All weights of a model that changes only with an update, for a state."""
+
+    def gather() -> dict[str, Tensor]:
+        distributed.reshard(model)
+        return distributed.full_state_dict(model)
+
+    return Deferred(gather)
 
 
 @torch.no_grad()

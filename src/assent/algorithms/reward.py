@@ -56,6 +56,9 @@ class Reward:
             followed=batch.by_tree(right, chosen),
         )
 
+    def stepped(self) -> None:
+        """Nothing follows from an update."""
+
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,22 @@ from assent import settings
 from assent.algorithms.card import model_card
 from assent.algorithms.closing import Pace, Summary, closing, write_summary
 from assent.algorithms.commands import Live, command_of
+from assent.algorithms.guard import guard
 from assent.algorithms.job import Job
 from assent.algorithms.measured import Evaluation, Measured
 from assent.algorithms.opening import opening
-from assent.errors import CheckpointError, RunFolderError, UserError
+from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.heads import save_reward_model, usage_of
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.readback import own_numbers, read_back
 from assent.models.recipe import Usage
 from assent.models.saving import save_model, stop_ids
-from assent.train import checkpoint, completions, distributed
+from assent.train import checkpoint, completions, distributed, interrupt
 from assent.train.facts import Fact, tell
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
-from assent.train.loop import Algorithm, StepResult, train_steps
+from assent.train.loop import Algorithm, StepResult, resolved, train_steps
 from assent.train.optim import build_optimizer
-from assent.train.progress import Interrupt, Progress, say
+from assent.train.progress import Progress, say
 from assent.train.runfolder import config_hash
 
 
@@ -59,8 +61,19 @@ MEASURED = ("start", "best", "last")
 """The evaluations that a run remembers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is left to do of the step that was taken last: rows for the logs, an evaluation, a checkpoint."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[dict[str, object], ...] = ()
+    measure: bool = False
+    save: bool = False
+
+
 class Run:
-    """The mutable part of a run: step, logs, best evaluation so far."""
+    """The mutable part of a run: step, logs, best evaluation so far. `kept` is the last good state, which belongs to
+    the weights as they are where `intact`; `began` was the first, `written` the one in the newest checkpoint."""
 
     def __init__(
         self,
@@ -75,15 +88,21 @@ class Run:
         self.config, self.command = job.config, command_of(job.config)
         rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
         self.optimizer = build_optimizer(rates, self.config.optim)
+        self.optimizer.register_step_pre_hook(lambda *_: self._begin_update())
         self.step = 0
         self.start: Measured | None = None
         self.best: Measured | None = None
         self.last: Measured | None = None
         self.metrics: dict[str, float] = {}
         self.live = Live(self.command.followed)
-        positions = self._restore() if job.folder.checkpoint is not None else {}
+        self.due = Due(measure=evaluate is not None)
+        resumed = job.folder.checkpoint is not None
+        positions = self._restore() if resumed else {}
         self.pace = Pace(self.step)
-        self.logs = self._open_logs(positions) if job.world.is_main else None
+        self.logs = self._open_logs(positions) if job.world.is_main else {}
+        self.keep()
+        self.began = self.kept
+        self.written = self.kept if resumed else None
 
     # ---- checkpoints
 
@@ -96,41 +115,69 @@ class Run:
         self.algorithm.load_state_dict(state["algorithm"])
         torch.set_rng_state(state["run"]["rng"])
         self.step, self.metrics = state["run"]["step"], state["run"]["metrics"]
-        kept = {name: Measured.from_state(each) for name, each in state["run"]["measured"].items()}
-        self.start, self.best, self.last = (kept.get(name) for name in MEASURED)
+        known = {name: Measured.from_state(each) for name, each in state["run"]["measured"].items()}
+        self.start, self.best, self.last = (known.get(name) for name in MEASURED)
         if self.last is not None:
             self.live.measure(self.last)
+        self.due = Due(**state["run"].get("due", {}))
         if self.step > self.total:
             raise RunFolderError(f"--resume: that checkpoint is of step {self.step}, the run has only {self.total}.")
         return state["run"]["positions"]
 
+    def keep(self) -> None:
+        """Makes the state of this moment the last good one. Costs next to nothing: the weights are not in it."""
+        run = {
+            "step": self.step,
+            "metrics": dict(self.metrics),
+            "measured": {name: found.state_dict() for name, found in self._measured().items()},
+            "rng": torch.get_rng_state(),
+            "positions": {name: log.position() for name, log in self.logs.items()},
+            "due": asdict(self.due),
+        }
+        self.kept: dict[str, Any] = {"algorithm": self.algorithm.state_dict(), "run": run}
+        self._before: list[int] | None = None
+
+    def _measured(self) -> dict[str, Measured]:
+        """The evaluations so far, by what they are remembered as."""
+        found = zip(MEASURED, (self.start, self.best, self.last), strict=True)
+        return {name: measured for name, measured in found if measured is not None}
+
+    def _begin_update(self) -> None:
+        self._before = self._versions()
+
+    @property
+    def intact(self) -> bool:
+        """Whether the weights are still those of `kept`: unless an update began, and has changed any."""
+        return self._before is None or self._before == self._versions()
+
+    def _versions(self) -> list[int]:
+        """How often each trained tensor, and each of the optimiser, was written to."""
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        return [tensor._version for tensor in (*weights, *state) if isinstance(tensor, Tensor)]
+
     def save(self) -> None:
-        """Writes a checkpoint of this step. Every rank must call it."""
+        """Writes `kept` as a checkpoint, with the weights. Every rank must call it."""
+        kept = self.kept
         state: dict[str, Any] = {
             name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
         }
         state["optimizer"] = distributed.full_optimizer_state(self.optimizer, self.algorithm.modules)
-        state["algorithm"] = self.algorithm.state_dict()
-        state["run"] = {
-            "step": self.step,
-            "metrics": self.metrics,
-            "measured": {
-                name: measured.state_dict()
-                for name, measured in zip(MEASURED, (self.start, self.best, self.last), strict=True)
-                if measured is not None
-            },
-            "rng": torch.get_rng_state(),
-            "positions": {name: log.position() for name, log in self.logs.items()} if self.logs else {},
-        }
-        distributed.on_main(
-            lambda: checkpoint.save(
-                self.job.folder.checkpoints,
-                self.step,
-                state,
-                meta={"config": config_hash(self.config), "ranks": self.job.world.size},
-                keep=self.config.train.keep,
-                best_step=None if self.best is None else self.best.step,
-            )
+        state |= resolved(kept)
+        distributed.on_main(lambda: self._write_checkpoint(state))
+        self.written = kept
+
+    def _write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        for log in self.logs.values():
+            log.sync()
+        best = state["run"]["measured"].get("best")
+        checkpoint.save(
+            self.job.folder.checkpoints,
+            state["run"]["step"],
+            state,
+            meta={"config": config_hash(self.config), "ranks": self.job.world.size},
+            keep=self.config.train.keep,
+            best_step=None if best is None else best["step"],
         )
 
     # ---- logs
@@ -154,18 +201,45 @@ class Run:
     # ---- steps
 
     def take(self, result: StepResult) -> None:
-        """Records one optimiser step."""
+        """Takes in one optimiser step; `conclude` does what is due then."""
+        train = self.config.train
         self.step = result.step
         self.metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
         self.live.take(result.metrics)
         self.pace = self.pace.after(result.metrics)
-        due = self.step % self.config.train.log_every == 0 or self.step == self.total or result.window.metrics
-        self.log(result.metrics if due else {}, result.window.samples)
+        last = self.step == self.total
+        logged = self.step % train.log_every == 0 or last or result.window.metrics
+        self.due = Due(
+            result.metrics if logged else {},
+            result.window.samples,
+            measure=self.evaluate is not None and (last or _every(train.eval_every, self.step)),
+            save=last or _every(train.save_every, self.step),
+        )
+        self.keep()
+
+    def conclude(self) -> None:
+        """Logs, evaluates and saves, as far as it is due. Raises Interrupted where the run was asked to stop."""
+        if self.due.metrics or self.due.samples:
+            self.log(self.due.metrics, self.due.samples)
+            self.due = replace(self.due, metrics={}, samples=())
+            self.keep()
+        if self.due.measure and self.evaluate is not None:
+            improved = self.measure()
+            wanted = self.step > 0 or self.config.train.final == "best"  # nothing may turn out better than the start
+            self.due = Due(save=self.due.save or (improved and wanted))
+            self.keep()
+        if self.due.save:
+            self.due = Due()
+            self.keep()
+            self.save()
+        if distributed.any_true(interrupt.requested() > 0) and self.step < self.total:
+            raise Interrupted(interrupt.requested() or signal.SIGTERM)
 
     def measure(self) -> bool:
         """Evaluates; says whether this is the best so far."""
         assert self.evaluate is not None
-        evaluation = self.evaluate()
+        with interrupt.interruptible(self.job.world.size == 1):
+            evaluation = self.evaluate()
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
         self.last = Measured(self.step, evaluation.metrics, evaluation.each)
@@ -226,15 +300,24 @@ class Run:
         if self.config.train.final == "last" or self.best is None:
             return last
         if self.best.step != self.step:
-            try:
-                state = checkpoint.load(checkpoint.path_of(self.job.folder.checkpoints, self.best.step))
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"--train.final best: {error} The last step is safe; --resume auto --train.final last writes that."
-                ) from error
-            for name, module in self.algorithm.modules.items():
-                distributed.load_full_state_dict(module, state[name])
+            assert self.written is self.kept, "the last step is in its checkpoint before its weights are replaced"
+            self._load_best(self.best.step)
         return replace(last, step=self.best.step, final="best", end=self.best)
+
+    def _load_best(self, step: int) -> None:
+        path = checkpoint.path_of(self.job.folder.checkpoints, step)
+        advice = "--resume auto --train.final last writes the last step."
+        if step == 0 and not path.exists():  # the run began with --train.final last
+            raise RunFolderError(
+                "--train.final best: no step was better than the start, the model that this run began with, of which "
+                f"no checkpoint was kept. {advice}"
+            )
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"--train.final best: {error} {advice}") from error
+        for name, module in self.algorithm.modules.items():
+            distributed.load_full_state_dict(module, state[name])
 
     def _write(
         self, backbone: Backbone, name: str, state: Mapping[str, Tensor], own: Tensor
@@ -259,15 +342,8 @@ class Run:
         return checked.words, usage
 
 
-def _saving(steps: Iterator[StepResult], state: Run) -> Iterator[StepResult]:
-    """The steps. Where what stands outside of the run gives up (a server, the user's function), nothing is lost: the
-    state of the last step is saved before the error goes on."""
-    try:
-        yield from steps
-    except UserError as error:
-        state.save()
-        error.args = (f"{error}\nCheckpoint of step {state.step} saved; continue with --resume auto.",)
-        raise
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
 
 
 def run(
@@ -283,34 +359,33 @@ def run(
     """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
     to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step.
 
-    Raises ShutdownRequested after Ctrl-C or SIGTERM, with a checkpoint written; NonFiniteError before a bad update.
+    Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
+    SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
     """
     state = Run(job, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
-    train, label = job.config.train, Path(job.config.out).name
-    if job.world.is_main:
+    label, main = Path(job.config.out).name, job.world.is_main
+    if main:
         start = state.step
         tell(opening(job, state.command, algorithm.modules, state.optimizer, about, step=start, total=total))
-    with ExitStack() as stack:
-        interrupt = stack.enter_context(Interrupt())
-        bar = stack.enter_context(Progress(total, label, state.step)) if job.world.is_main else None
-        if evaluate and state.step == 0 and state.last is None:
-            state.measure()
-            if train.final == "best":  # nothing may turn out to be better than the start
-                state.save()
-        steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
-        for result in _saving(steps, state):
-            state.take(result)
-            if bar and result.window.samples:
-                bar.show(completions.table(result.window.samples))
-            if bar:
-                bar.update(state.step, str(state.live))
-            last = state.step == total
-            improved = False
-            if evaluate and (last or (train.eval_every and state.step % train.eval_every == 0)):
-                improved = state.measure()
-            stop = distributed.any_true(interrupt.requested)
-            if last or stop or improved or (train.save_every and state.step % train.save_every == 0):
-                state.save()
-            if stop and not last:
-                raise interrupt.error(f"Checkpoint of step {state.step} saved; continue with --resume auto.")
-    return state.finish(final)
+    with guard(state):
+        with Progress(total, label, state.step) if main else nullcontext() as bar:
+            state.conclude()
+            _train(state, bar)
+        with interrupt.interruptible(job.world.size == 1):
+            return state.finish(final)
+
+
+def _train(state: Run, bar: Progress | None) -> None:
+    """All steps, with what is due after each."""
+    job, algorithm = state.job, state.algorithm
+    steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=state.total)
+    for result in steps:
+        if result is None:
+            state.keep()
+            continue
+        state.take(result)
+        if bar and result.window.samples:
+            bar.show(completions.table(result.window.samples))
+        if bar:
+            bar.update(state.step, str(state.live))
+        state.conclude()

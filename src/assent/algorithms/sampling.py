@@ -4,7 +4,7 @@ goes on."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,11 @@ from assent.data.tree import TokenTree
 from assent.models.adapters import merged_weights
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion, Engine
-from assent.train import distributed
+from assent.train import distributed, interrupt
+
+PATIENCE = 2.0
+"""Seconds that a run which was asked to stop waits for answers that are being sampled."""
+LOOK = 0.1
 
 Answers = list[list[Completion]]
 
@@ -60,11 +64,35 @@ class Sampler:
         self.engine.update_weights(weights_of(self.policy))
         self._under_way = (asks, self._thread.submit(self._generate, asks))
 
+    @property
+    def busy(self) -> bool:
+        """Whether something was begun and not fetched yet."""
+        return self._under_way is not None
+
     def finish(self) -> list[list[TokenTree]]:
         """What was begun, as `sample` gives it."""
         assert self._under_way is not None, "nothing was begun"
+        asks, future = self._under_way
+        try:
+            found = self._gather(asks, future.result)
+        except Exception:
+            self._under_way = None
+            raise
+        self._under_way = None  # not before: whoever is interrupted in here may still wait for it
+        return found
+
+    def finish_in_time(self) -> list[list[TokenTree]] | None:
+        """What was begun, waited for in full unless the run was asked to stop, and then for `PATIENCE` seconds more;
+        None where it did not come, or failed, on any rank."""
+        if self._under_way is None:
+            return None
         (asks, future), self._under_way = self._under_way, None
-        return self._gather(asks, future.result)
+        patience = PATIENCE
+        while not future.done() and patience > 0:
+            wait([future], LOOK)
+            patience -= LOOK if interrupt.requested() else 0.0
+        lost = not future.done() or future.exception() is not None
+        return None if distributed.any_true(lost) else self._gather(asks, future.result)
 
     def _generate(self, asks: Sequence[Ask]) -> list[Answers]:
         """This rank's share. No collectives in here: it may run beside the training."""

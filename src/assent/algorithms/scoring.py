@@ -25,12 +25,12 @@ from assent.online import OnlineConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import UNREADABLE, Group, GroupReward, Progress, Scores, WeightedSum, checked, in_order
-from assent.rewards.pool import PooledReward, portable
+from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
 from assent.rewards.remote import VLLM, RemoteReward, Server, Written
 from assent.rewards.rules import SLOW, rule_reward
 from assent.rewards.served import ServedModel
-from assent.train.distributed import World, gather_objects
+from assent.train.distributed import World, gathered
 
 MODELS = "model"
 """What the reward model, or the ensemble of several, is called in weights and logs."""
@@ -141,21 +141,7 @@ class Shared:
     def score(self, groups: Sequence[Group]) -> Scores:
         share = -(-len(groups) // self.world.size)
         mine = groups[self.world.rank * share :][:share]
-        outcome: Scores | Exception = Scores(np.zeros(0))  # of no answers
-        caught: Exception | None = None
-        try:
-            if mine:
-                outcome = self.source.score(mine)
-        except Exception as error:
-            if self.world.size == 1:
-                raise
-            outcome, caught = portable(error), error
-        pieces: list[Scores] = []
-        for given in gather_objects(outcome):
-            if isinstance(given, Exception):
-                raise given from caught
-            pieces.append(given)
-        return in_order(pieces)
+        return in_order(gathered(lambda: self.source.score(mine) if mine else Scores(np.zeros(0))))
 
 
 def _rule(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupReward:

@@ -36,6 +36,9 @@ class SFT:
         followed = batch.by_tree(losses.detach(), batch.response)
         return Loss(nll / counts.tokens, {"nll": (nll, len(losses))}, followed=followed)
 
+    def stepped(self) -> None:
+        """Nothing follows from an update."""
+
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
 

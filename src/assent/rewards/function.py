@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import reprlib
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from assent.data.records import Example, Message
 from assent.errors import ConfigError
 from assent.functions import load_function
+from assent.guest import Guest, blamed, ends_programs
 from assent.rewards.group import Group, Progress, RewardError, Scores, checked
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -40,7 +40,9 @@ class FunctionReward:
     def __init__(self, spec: str, flag: str, name: str | None = None) -> None:
         """`spec` is FILE.py:function or module:function. Raises ConfigError, with the `flag` it was given by, where
         there is none or it cannot be called by name."""
-        self.function = load_function(spec, flag)
+        self._guest = Guest()
+        with self._guest.turn():
+            self.function = load_function(spec, flag)
         function = spec.rpartition(":")[2]
         self.name = name or function
         self.who = f"{flag} {spec}: {function}"
@@ -78,16 +80,17 @@ class FunctionReward:
         """Raises RewardError when the function raises or returns anything but one reward for each answer."""
         log = _Log(self.who, sum(map(len, groups)))
         arguments = self._arguments(groups, log)
-        try:
-            returned = self.function(**arguments)
-            if inspect.isawaitable(returned):
-                returned = asyncio.run(_awaited(returned))
-        except RewardError:
-            raise
-        except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            raised = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-            raise RewardError(f"{self.who} raised {raised}.{self._hint(error, groups)}") from error
+        with self._guest.turn():
+            try:
+                returned = self.function(**arguments)
+                if inspect.isawaitable(returned):
+                    returned = asyncio.run(_awaited(returned))
+            except RewardError:
+                raise
+            except BaseException as error:
+                if not isinstance(error, Exception) and not ends_programs(error):
+                    raise
+                raise RewardError(f"{self.who} raised {blamed(error)}.{self._hint(error, groups)}") from error
         values = self._listed(returned)
         abstained = np.array([value is None for value in values], bool)
         return Scores(
@@ -125,7 +128,7 @@ class FunctionReward:
             )
         return returned
 
-    def _hint(self, error: Exception, groups: Sequence[Group]) -> str:
+    def _hint(self, error: BaseException, groups: Sequence[Group]) -> str:
         if "completions" not in self._named or not isinstance(error, TypeError | AttributeError):
             return ""
         if all(group.example.prompt_text is None for group in groups):

@@ -21,6 +21,7 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.errors import UserError
+from assent.guest import blamed
 from assent.rewards.group import Group, GroupReward, RewardError, Scores, in_order
 
 Build = Callable[[], GroupReward]
@@ -173,7 +174,7 @@ def serve(descriptor: int) -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             source = pickle.loads(connection.recv())()
-        except Exception as error:
+        except BaseException as error:
             connection.send(portable(error))
             return
         connection.send(None)
@@ -181,13 +182,13 @@ def serve(descriptor: int) -> None:
             group = connection.recv()
             try:
                 connection.send(source.score([group]))
-            except Exception as error:
+            except BaseException as error:
                 connection.send(portable(error))
 
 
-def portable(error: Exception) -> Exception:
+def portable(error: BaseException) -> Exception:
     """An error that can be pickled: a person's as it is, any other as its text."""
-    return error if isinstance(error, UserError) else RewardError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, UserError) else RewardError(blamed(error))
 
 
 def _end_with_parent(parent: int) -> None:

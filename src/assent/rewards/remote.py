@@ -6,14 +6,14 @@ from __future__ import annotations
 import reprlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from assent.data.columns import column, column_names, has_column
 from assent.data.records import Example
 from assent.errors import ConfigError
-from assent.http import Client, Patience, ServerAnswerError
+from assent.http import Client, Patience, ServerAnswerError, together
 from assent.names import suggestion
 from assent.rewards.group import UNREADABLE, Group, Scores, checked
 
@@ -156,14 +156,9 @@ class RemoteReward:
         ]
         items = [Item(own, value) for value, own in answers if own is not None]
         batches = [items[first : first + self.server.batch] for first in range(0, len(items), self.server.batch)]
-        with ThreadPoolExecutor(self.server.concurrency) as threads:
-            try:
-                futures = [threads.submit(self._ask, batch, patience) for batch in batches]
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()  # raises what stopped the others
-                rewards = iter([value for future in futures for value in future.result()])
-            finally:
-                patience.stop.set()  # requests that have not begun end at once
+        asks = [partial(self._ask, batch, patience) for batch in batches]
+        found = together(asks, self.server.concurrency, patience.stop)
+        rewards = iter([value for part in found for value in part])
         values = [None if own is None else next(rewards) for _, own in answers]
         unread = values.count(None)
         return Scores(checked(self.who, groups, values), failures={UNREADABLE: unread} if unread else {})

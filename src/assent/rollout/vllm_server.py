@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from assent.config import SamplingConfig
 from assent.errors import ConfigError
-from assent.http import Client, Failure, Patience, ServerUnavailable
+from assent.http import Client, Failure, Patience, ServerUnavailable, Stop, together
 from assent.rollout.engine import Completion
 from assent.rollout.vllm_shared import (
     Weights,
@@ -103,7 +103,7 @@ class VllmServer:
             return [[] for _ in prompts]
         if sampling.temperature == 0.0 and n > 1:  # vLLM refuses: they are all the same
             return [group * n for group in self.generate(prompts, 1, sampling, seed, first)]
-        stop = threading.Event()
+        stop = Stop()
         settings = self._ready(stop)
         if self.logprobs and not agree(settings.mode, sampling):
             raise ConfigError(
@@ -111,30 +111,23 @@ class VllmServer:
                 f"{logprobs_mode(sampling)}. Start it with: {self.command}"
             )
         check_lengths(prompts, sampling, settings.limit)
-        with ThreadPoolExecutor(max(1, sampling.max_batch // n)) as threads:
-            try:
-                groups = [
-                    threads.submit(self._group, prompt, n, sampling, seed, first + index, stop)
-                    for index, prompt in enumerate(prompts)
-                ]
-                for group in wait(groups, return_when=FIRST_EXCEPTION).done:
-                    group.result()  # raises what stopped the others
-                return [group.result() for group in groups]
-            finally:
-                stop.set()  # requests that have not begun end at once
+        asks = [
+            partial(self._group, prompt, n, sampling, seed, first + index, stop) for index, prompt in enumerate(prompts)
+        ]
+        return together(asks, max(1, sampling.max_batch // n), stop)
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """As `Engine.update_weights`. Every rank gives the same weights; one of them passes them on."""
         assert self._folder is not None, "these weights are a folder's"
         self._weights = self._folder.put(state_dict)
         if self._folder.writes:
-            self._ready(threading.Event())
+            self._ready(Stop())
             self._folder.keep(self._weights)
 
     # ---- sampling
 
     def _group(
-        self, prompt: np.ndarray, n: int, sampling: SamplingConfig, seed: int, number: int, stop: threading.Event
+        self, prompt: np.ndarray, n: int, sampling: SamplingConfig, seed: int, number: int, stop: Stop
     ) -> list[Completion]:
         """The responses to one prompt, all drawn by the right weights."""
         body = {
@@ -173,7 +166,7 @@ class VllmServer:
 
     # ---- the server and its weights
 
-    def _ready(self, stop: threading.Event) -> Settings:
+    def _ready(self, stop: Stop) -> Settings:
         """Returns when the server is up and has the weights that it should have. Where another rank writes them, it
         waits for them."""
         assert self._weights is not None, "an engine needs weights before it samples"

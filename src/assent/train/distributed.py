@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from assent import cpus
 from assent.errors import CheckpointError
+from assent.train.carried import by_all, portable, tried
 
 T = TypeVar("T")
 
@@ -136,16 +137,15 @@ def gather_objects(value: T) -> list[T]:
 
 
 def gathered(action: Callable[[], T]) -> list[T]:
-    """What `action` gives on each rank, in order, on every rank. An error on one rank is raised on all of them."""
-    outcome: tuple[T | None, Exception | None]
-    try:
-        outcome = (action(), None)
-    except Exception as problem:
-        outcome = (None, problem)
-    found = gather_objects(outcome)
+    """What `action` gives on each rank, in order, on every rank. Whatever is raised on one rank, a signal's Interrupted
+    too, is raised on all of them. No collective may be in `action`."""
+    if not dist.is_initialized():
+        return [action()]
+    own = tried(action, ends=True)
+    found = gather_objects((own[0], portable(own[1])))
     for _, error in found:
         if error is not None:
-            raise error
+            raise by_all(error) from own[1]
     return [value for value, _ in found]  # type: ignore[misc]
 
 
@@ -154,15 +154,10 @@ def on_main(action: Callable[[], T]) -> T:
     none is left waiting."""
     if not dist.is_initialized():
         return action()
-    outcome: tuple[Any, Exception | None] = (None, None)
-    if dist.get_rank() == 0:
-        try:
-            outcome = (action(), None)
-        except Exception as problem:
-            outcome = (None, problem)
-    result, error = broadcast_object(outcome)
+    own: tuple[Any, BaseException | None] = tried(action) if dist.get_rank() == 0 else (None, None)
+    result, error = broadcast_object((own[0], portable(own[1])))
     if error is not None:
-        raise error
+        raise by_all(error) from own[1]
     return result
 
 

@@ -50,9 +50,12 @@ class JsonlLog:
         self._file.flush()
 
     def position(self) -> int:
-        """Bytes written so far, and now surely on the disk: store this in the checkpoint."""
-        os.fsync(self._file.fileno())
+        """Bytes written so far: a checkpoint stores this, after `sync`."""
         return self._file.tell()
+
+    def sync(self) -> None:
+        """Sees to it that what was written is on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -4,7 +4,7 @@ yields a `StepResult` after each update. Evaluating, logging and saving stand ou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from assent.data.packing import Counts, Window
 from assent.data.tree import TreeBatch
 from assent.errors import NonFiniteError
 from assent.train.distributed import World, all_sum_dict, clip_grad_norm
+from assent.train.interrupt import interruptible
 from assent.train.optim import lr_at, set_lr
 
 Sums = Mapping[str, tuple[Tensor | float, float]]
@@ -34,6 +35,23 @@ class Loss:
     followed: tuple[Tensor, Tensor] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A part of a state that is made when it is written down, from what has not changed until then. Every rank must
+    make it."""
+
+    make: Callable[[], Any]
+
+
+def resolved(state: Any) -> Any:
+    """The state with all that was deferred."""
+    if isinstance(state, Deferred):
+        return state.make()
+    if isinstance(state, Mapping):
+        return {name: resolved(value) for name, value in state.items()}
+    return state
+
+
 class Algorithm(Protocol):
     """Where windows come from, and what their loss is."""
 
@@ -42,13 +60,21 @@ class Algorithm(Protocol):
         """What is trained, by name."""
         ...
 
-    def windows(self) -> Iterator[Window]:
-        """Windows without end, continuing from the loaded state."""
+    def windows(self) -> Iterator[Window | None]:
+        """Windows without end, continuing from the loaded state; None at a point on the way to one whose state is worth
+        keeping."""
         ...
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def stepped(self) -> None:
+        """Called after each update: whatever follows from it is done here, before its state is asked for."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of this moment. It changes nothing and waits for nothing: what is costly is `Deferred`, what is
+        written to in place is copied. The modules are not in it."""
+        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -70,28 +96,25 @@ def train_steps(
     *,
     start: int,
     total: int,
-) -> Iterator[StepResult]:
-    """Takes the optimiser steps `start`+1 ... `total`. Raises NonFiniteError before an update that would use a loss or
-    gradient that is not finite; the weights are then still those of the step before."""
+) -> Iterator[StepResult | None]:
+    """Takes the optimiser steps `start`+1 ... `total`; None where the algorithm has come to a state worth keeping
+    between two of them. Raises NonFiniteError before an update that would use a loss or gradient that is not finite;
+    the weights are then still those of the step before. All but the update itself may be interrupted."""
     windows = algorithm.windows()
+    alone = world.size == 1
     for step in range(start + 1, total + 1):
         begun = time.perf_counter()
-        window = next(windows)
+        while (window := _next(windows, alone)) is None:
+            yield None
         ready = time.perf_counter()
-        sums: dict[str, tuple[Tensor | float, float]] = {}
-        for batch in window.batches:
-            loss = algorithm.loss(batch.to(world.device), window.counts)
-            loss.total.backward()
-            add_sums(sums, {"loss": (loss.total.detach(), 0.0), **loss.metrics})
-        metrics = _reduce(sums)
-        for name, module in algorithm.modules.items():
-            key = "grad_norm" if len(algorithm.modules) == 1 else f"grad_norm/{name}"
-            metrics[key] = float(clip_grad_norm(trainable(module), config.max_grad_norm))
-        _require_finite(step, metrics)
+        with interruptible(alone):
+            metrics = _gradients(algorithm, window, config, world)
+            _require_finite(step, metrics)
         factor = lr_at(step - 1, total, config)
         set_lr(optimizer, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        algorithm.stepped()
         metrics |= dict(window.metrics)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
         metrics["tokens"] = float(window.counts.tokens)
@@ -100,6 +123,25 @@ def train_steps(
         metrics["time/window"] = ready - begun
         metrics["time/tokens_per_second"] = sum(batch.num_tokens for batch in window.batches) / (ended - ready)
         yield StepResult(step, metrics, window)
+
+
+def _next(windows: Iterator[Window | None], alone: bool) -> Window | None:
+    with interruptible(alone):
+        return next(windows)
+
+
+def _gradients(algorithm: Algorithm, window: Window, config: OptimConfig, world: World) -> dict[str, float]:
+    """Leaves the gradients of a step, clipped, at the weights; its metrics."""
+    sums: dict[str, tuple[Tensor | float, float]] = {}
+    for batch in window.batches:
+        loss = algorithm.loss(batch.to(world.device), window.counts)
+        loss.total.backward()
+        add_sums(sums, {"loss": (loss.total.detach(), 0.0), **loss.metrics})
+    metrics = _reduce(sums)
+    for name, module in algorithm.modules.items():
+        key = "grad_norm" if len(algorithm.modules) == 1 else f"grad_norm/{name}"
+        metrics[key] = float(clip_grad_norm(trainable(module), config.max_grad_norm))
+    return metrics
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -126,6 +168,6 @@ def _require_finite(step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         if (name == "loss" or name.startswith("grad_norm")) and not torch.isfinite(torch.tensor(value)):
             raise NonFiniteError(
-                f"step {step}: {name} is {value}. The update was not applied; the last checkpoint is intact. "
-                "Lower --optim.lr, or look at the rows of this step."
+                f"step {step}: {name} is {value}. The update was not applied. Lower --optim.lr, or look at the rows of "
+                "this step."
             )

@@ -1,23 +1,22 @@
-"""What a person sees and does while a run goes: a progress bar with the time left, and Ctrl-C that loses nothing."""
+"""What a person sees while a run goes: notices, and a progress bar with the time left."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import sys
 import time
 from collections.abc import Iterable
-from types import FrameType, TracebackType
+from types import TracebackType
+from typing import IO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from assent.errors import AssentError
+from assent.process import Steady
 
-console = Console(stderr=True, highlight=False)
-"""Where progress and notices go; standard output is for results."""
+console = Console(file=cast(IO[str], Steady(lambda: sys.stderr)), highlight=False)
+"""Where progress and notices go; standard output is for results. Where it breaks, they fall silent."""
 
 QUIET_SECONDS = 10.0
 """Least time between two lines where there is no terminal."""
@@ -119,54 +118,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class ShutdownRequested(AssentError):
-    """The run was asked to stop, and has saved: 130 after Ctrl-C (SIGINT), 143 after SIGTERM."""
-
-    def __init__(self, number: int, saved: str = ""):
-        super().__init__(f"Stopped by {signal.Signals(number).name}.{' ' + saved if saved else ''}")
-        self.exit_code = 128 + number
-
-
-class Interrupt:
-    """Catches SIGINT and SIGTERM while it is entered. The first sets `requested`: the loop finishes its step, saves,
-    and raises `interrupt.error()`. The second, at least a second later, ends the process at once. (torchrun passes a
-    Ctrl-C on to workers that already had it from the terminal; that echo must not count as the second.)
-
-    Python takes signals in the main thread only; entered elsewhere, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._number: int = signal.SIGTERM
-        self._when = 0.0
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
-
-    def error(self, saved: str = "") -> ShutdownRequested:
-        """What to raise once everything is saved; `saved` tells the person where, and how to continue. A rank that
-        got no signal itself counts as having had SIGTERM."""
-        return ShutdownRequested(self._number, saved)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        # os.write: a signal may arrive in the middle of a print, which Python's own streams do not survive.
-        now = time.monotonic()
-        if not self.requested:
-            self.requested, self._number, self._when = True, number, now
-            os.write(2, b"\nfinishing this step, then saving; again to stop at once without saving\n")
-        elif now - self._when >= 1.0:
-            os.write(2, b"\x1b[?25h\n" if console.is_terminal else b"\n")  # the live bar had hidden the cursor
-            os._exit(128 + number)
