@@ -8,15 +8,15 @@ import math
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from assent.algorithms.commands import Command, words
+from assent.algorithms.commands import Command, command_of, words
 from assent.algorithms.measured import Measured, change
 from assent.config import RunConfig
 from assent.statistics import Interval
-from assent.train.facts import Fact, rounded, short
+from assent.train.facts import Fact, measured, plural, rounded
 from assent.train.progress import clock
 
 FILE = "summary.json"
@@ -45,21 +45,26 @@ class Pace:
 @dataclass(frozen=True, slots=True)
 class Summary:
     """A finished run. `step` is that of the weights in model/, `final` whether they are the best or the last;
-    `metrics` are the means of the last steps; `start`, `best` and `end` are evaluations, `end` that of the weights in
-    model/. `folders` are those of the final models."""
+    `metrics` are the means of the last steps; `start`, `best`, `last` and `end` are evaluations, `end` that of the
+    weights in model/. `folders` are those of the final models, `checkpoints` the steps that are kept."""
 
     config: RunConfig
-    command: Command
-    steps: int
-    step: int
-    final: Literal["best", "last"]
-    metrics: Mapping[str, float]
-    start: Measured | None
-    best: Measured | None
-    end: Measured | None
-    pace: Pace
-    data: Mapping[str, Any]
-    folders: tuple[str, ...]
+    steps: int = 0
+    step: int = 0
+    final: Literal["best", "last"] = "last"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    start: Measured | None = None
+    best: Measured | None = None
+    last: Measured | None = None
+    end: Measured | None = None
+    pace: Pace = Pace()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    folders: tuple[str, ...] = ("model",)
+    checkpoints: tuple[int, ...] = ()
+
+    @property
+    def command(self) -> Command:
+        return command_of(self.config)
 
     @property
     def out(self) -> Path:
@@ -72,9 +77,9 @@ class Summary:
             return None
         return change(self.start, self.end)
 
-    def value(self, measured: Measured | None) -> float | None:
+    def value(self, found: Measured | None) -> float | None:
         """The metric that decides the best step."""
-        return None if measured is None else measured.metrics.get(f"eval/{self.command.followed.best}")
+        return None if found is None else found.metrics.get(f"eval/{self.command.followed.best}")
 
 
 # ---- for people
@@ -87,7 +92,7 @@ def closing(run: Summary) -> list[Fact]:
 
 def _finished(run: Summary) -> Fact:
     pace = run.pace
-    done = f"{run.out} after {run.steps:,} steps"
+    done = f"{run.out} after {plural(run.steps, 'step')}"
     if pace.seconds <= 0:
         return Fact("Finished", f"{done}, none of them now")
     now = "" if not pace.since else f", {run.steps - pace.since:,} of them now"
@@ -96,7 +101,7 @@ def _finished(run: Summary) -> Fact:
 
 def _held_out(run: Summary) -> list[Fact]:
     if run.end is None:
-        last = ", ".join(f"{words(name)} {short(value)}" for name, value in run.metrics.items())
+        last = ", ".join(f"{words(name)} {measured(value)}" for name, value in run.metrics.items())
         return [Fact("Training", f"{last} (of the last steps; nothing was held out)")]
     first, *others = run.command.followed.held_out
     said = [_ends(run, first) + gained(run)]
@@ -106,12 +111,12 @@ def _held_out(run: Summary) -> list[Fact]:
 
 
 def _ends(run: Summary, name: str) -> str:
-    """A held-out metric at the start and for the weights in model/."""
+    """A held-out metric at the start and for the weights in model/, where these are others."""
     assert run.end is not None
     key = f"eval/{name}"
-    before = None if run.start is None else run.start.metrics.get(key)
-    now = short(run.end.metrics[key])
-    return f"{words(name)} {now}" if before is None else f"{words(name)} {short(before)} -> {now}"
+    before = None if run.start is None or run.start.step == run.end.step else run.start.metrics.get(key)
+    now = measured(run.end.metrics[key])
+    return f"{words(name)} {now}" if before is None else f"{words(name)} {measured(before)} -> {now}"
 
 
 def gained(run: Summary) -> str:
@@ -131,47 +136,51 @@ def _best(run: Summary) -> list[Fact]:
     name = f"{'lowest' if followed.better is min else 'highest'} held-out {words(followed.best)}"
     where = f"step {run.best.step:,}" if run.best.step else "the start (step 0)"
     if run.best.step == run.step:
-        return [Fact("Best", f"{where} by {name} ({short(value)}): the one in model/")]
+        found, last = f"{where} by {name} ({measured(value)}): the one in model/", run.value(run.last)
+        if run.step != run.steps and last is not None:
+            found += f"; the last step, {run.steps:,}, has {measured(last)}"
+        return [Fact("Best", found)]
     own = run.value(run.end)
-    here = "" if own is None else f" ({short(own)})"
-    facts = [Fact("Best", f"{where} by {name} ({short(value)}); model/ is step {run.step:,}{here}")]
-    if run.best.step:
-        target = shlex.quote(f"{run.out}-best")
+    here = "" if own is None else f" ({measured(own)})"
+    facts = [Fact("Best", f"{where} by {name} ({measured(value)}); model/ is step {run.step:,}{here}")]
+    if run.best.step in run.checkpoints:
+        target = _quoted(run.out.with_name(f"{run.out.name}-best"))
         facts.append(Fact("", f"assent export {_quoted(run.out)} --checkpoint best --out {target}", command=True))
     return facts
 
 
 def _folders(run: Summary) -> list[Fact]:
+    """What lies in the run folder."""
     kind = "reward model" if run.command.scores else "model"
-    which = f"step {run.step:,}, the {run.final}"
-    facts = [Fact("Folders", f"{run.out / 'model'}: the {kind} ({which})")]
-    facts += [Fact("", f"{run.out / name}: the {name} ({which})") for name in run.folders if name != "model"]
-    steps = sorted({run.steps, *((run.best.step,) if run.best is not None and run.best.step else ())})
-    return [
-        *facts,
-        Fact("", f"{run.out / 'checkpoints'}: step {' and step '.join(f'{step:,}' for step in steps)}, to go on from"),
-        Fact("", f"{run.out / 'metrics.jsonl'}, samples.jsonl, {FILE}: every step, answers, these lines"),
+    lines = [
+        f"{name}/: the {kind if name == 'model' else name}, step {run.step:,} ({run.final})" for name in run.folders
     ]
+    kept = ", ".join(f"{step:,}" for step in run.checkpoints)
+    lines += [
+        f"checkpoints/: of steps {kept}, to go on from",
+        f"metrics.jsonl, samples.jsonl, {FILE}: steps, answers, this summary",
+    ]
+    return [Fact("" if number else "Wrote", line) for number, line in enumerate(lines)]
 
 
 def _next(run: Summary) -> list[Fact]:
     """Commands that can be copied."""
-    out = _quoted(run.out)
-    commands = [f"assent report {out} --out {_quoted(run.out / 'report.html')}"]
+    out, config = _quoted(run.out), run.config
+
+    def beside(name: str) -> str:
+        return _quoted(run.out.with_name(f"{run.out.name}-{name}"))
+
+    use = Fact("To chat", f"assent generate {out}", command=True)
     if run.command.scores:
-        start, data = shlex.quote(run.config.model.path), shlex.quote(run.config.data.train)
-        commands.append(
-            f"assent grpo --model.path {start} --data.train {data} --rewards.model {out} "
-            f"--out {_quoted(run.out.with_name(f'{run.out.name}-grpo'))}"
-        )
-    else:
-        commands.append(f"assent generate {out}")
-    commands.append(f"assent export {out} --dtype bf16 --out {_quoted(run.out.with_name(f'{run.out.name}-bf16'))}")
-    commands.append(
-        f"assent {run.command.key} --config {_quoted(run.out / 'resolved.yaml')} --resume auto "
-        f"--train.max_steps {2 * run.steps}"
-    )
-    return [Fact("Next" if number == 0 else "", text, command=True) for number, text in enumerate(commands)]
+        given = f"--model.path {shlex.quote(config.model.path)} --data.train {shlex.quote(config.data.train)}"
+        use = Fact("To use it", f"assent grpo {given} --rewards.model {out} --out {beside('grpo')}", command=True)
+    again = f"--config {_quoted(run.out / 'resolved.yaml')} --resume auto --train.max_steps {2 * run.steps}"
+    return [
+        Fact("To look", f"assent report {out} --out {_quoted(run.out / 'report.html')}", command=True),
+        use,
+        Fact("To export", f"assent export {out} --dtype bf16 --out {beside('bf16')}", command=True),
+        Fact("To go on", f"assent {run.command.key} {again}", command=True),
+    ]
 
 
 def _quoted(path: Path) -> str:
@@ -201,12 +210,14 @@ def as_json(run: Summary) -> dict[str, Any]:
         "best_by": followed.best,
         "start": _evaluation(run.start),
         "best": _evaluation(run.best),
+        "last": _evaluation(run.last),
         "end": _evaluation(run.end),
         "gain": None if gain is None else asdict(gain),
         "metrics": dict(run.metrics),
         "data": _data(run.data),
         "pace": {**asdict(run.pace), "tokens_per_second": run.pace.speed},
-        "folders": [*run.folders, "checkpoints"],
+        "folders": list(run.folders),
+        "checkpoints": list(run.checkpoints),
         "next": [fact.text for fact in _next(run)],
     }
     return _finite(found)
@@ -222,8 +233,8 @@ def _data(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"files": files, **parts}
 
 
-def _evaluation(measured: Measured | None) -> dict[str, Any] | None:
-    return None if measured is None else {"step": measured.step, "metrics": dict(measured.metrics)}
+def _evaluation(found: Measured | None) -> dict[str, Any] | None:
+    return None if found is None else {"step": found.step, "metrics": dict(found.metrics)}
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from assent.config import PreferenceConfig, RewardConfig, RunConfig, SFTConfig
 from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, objective_of
 from assent.online import OnlineConfig, method_of
-from assent.train.facts import short
+from assent.train.facts import measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Live:
         """An evaluation."""
         names = dict.fromkeys((self.followed.held_out[0], self.followed.best))
         values = {name: found.metrics[f"eval/{name}"] for name in names if f"eval/{name}" in found.metrics}
-        shown = ", ".join(f"{words(name)} {short(value)}" for name, value in values.items())
+        shown = ", ".join(f"{words(name)} {measured(value)}" for name, value in values.items())
         self.held_out = f"held out at step {found.step:,}: {shown}"
 
     def means(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ class Live:
         return {name: sum(values) / len(values) for name, values in self._recent.items() if values}
 
     def __str__(self) -> str:
-        parts = [f"{words(name)} {short(value)}" for name, value in self.means().items()]
+        parts = [f"{words(name)} {measured(value)}" for name, value in self.means().items()]
         return "  ".join([*parts, *([f"({self.held_out})"] if self.held_out else [])])
 
 

@@ -63,17 +63,17 @@ def _checkpoint(run: Path, which: str) -> Path:
     folder, flag = run / "checkpoints", f"--checkpoint {which}"
     if not folder.is_dir():
         raise ConfigError(f"{flag}: {run} has no checkpoints/. Give the run folder, the --out of a training command.")
-    found = {int(path.name[len("step-") :]): path for path in folder.glob("step-*") if path.name[5:].isdecimal()}
+    found = checkpoint.steps(folder)
     if which == "last":
         path = checkpoint.newest_complete(folder)
     elif which == "best":
         path = checkpoint.best(folder)
     elif which.isdecimal():
-        path = found.get(int(which))
+        path = checkpoint.path_of(folder, int(which)) if int(which) in found else None
     else:
         raise ConfigError(f"{flag}: expected best, last, or the number of a step.")
     if path is None:
-        known = ", ".join(map(str, sorted(found))) or "none"
+        known = ", ".join(map(str, found)) or "none"
         why = f" {_no_best(folder)}" if which == "best" else ""
         raise ConfigError(f"{flag}: {run} has no such checkpoint.{why} There are those of steps: {known}.")
     return path

@@ -21,7 +21,7 @@ from assent.data.dataset import left_out, summary
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.policy import Backbone
-from assent.train.facts import Fact, percent, rounded, short
+from assent.train.facts import Fact, number, percent, plural, rounded
 
 if TYPE_CHECKING:
     from assent.algorithms.online import Online
@@ -42,7 +42,7 @@ def opening(
     total: int,
 ) -> list[Fact]:
     """What stands above the progress of a run that begins after `step`; `about` is what only its algorithm knows."""
-    facts = [Fact("Method", f"{command.name}: {command.summary}"), *_data(job)]
+    facts = [Fact("Method", f"{command.name[:1].upper()}{command.name[1:]}: {command.summary}"), *_data(job)]
     facts += [_model(name, module, job.config) for name, module in modules.items()]
     facts += about
     if step:
@@ -107,12 +107,9 @@ def about_stream(stream: EpochStream, total: int) -> Fact:
     size, per_epoch = min(stream.batch_size, len(stream.trees)), stream.steps_per_epoch
     pairs = sum(len(tree.pairs) for tree in stream.trees)
     tokens = sum(map(_trained_tokens, stream.trees))
-    of = f"{size:,} examples" + (f" with {rounded(pairs / per_epoch)} pairs" if pairs > len(stream.trees) else "")
-    return Fact(
-        "Steps",
-        f"{total:,}, {_epochs(total, per_epoch)}: {of} and about {rounded(tokens / per_epoch)} trained tokens in each "
-        f"({rounded(tokens)} an epoch)",
-    )
+    of = plural(size, "example") + (f" with {rounded(pairs / per_epoch)} pairs" if pairs > len(stream.trees) else "")
+    each = f"about {rounded(tokens / per_epoch)} trained tokens each ({rounded(tokens)} an epoch)"
+    return Fact("Steps", f"{total:,} ({_epochs(total, per_epoch)}) of {of}, {each}")
 
 
 def _trained_tokens(tree: TokenTree) -> int:
@@ -123,13 +120,13 @@ def _trained_tokens(tree: TokenTree) -> int:
 
 def _epochs(total: int, per_epoch: int) -> str:
     epochs = total / per_epoch
-    words = f"{epochs:,.0f}" if total % per_epoch == 0 else short(epochs)
-    return f"{words} {'epoch' if words == '1' else 'epochs'} of {per_epoch:,}"
+    words = f"{epochs:,.0f}" if total % per_epoch == 0 else f"{epochs:.2g}"
+    return f"{words} {'epoch' if words == '1' else 'epochs'} of {plural(per_epoch, 'step')}"
 
 
 def about_preference(algorithm: Preference, section: ReferenceConfig | None, total: int) -> list[Fact]:
     """What an objective learns from, and what it compares with."""
-    terms = [f"{short(term.weight)} x {term.name}" for term in algorithm.terms[1:]]
+    terms = [f"{number(term.weight)} x {term.name}" for term in algorithm.terms[1:]]
     return [
         *([Fact("Plus", ", ".join(terms))] if terms else []),
         Fact("Reference", _reference(algorithm.reference, section)),
@@ -145,7 +142,7 @@ def _reference(reference: Reference | None, section: ReferenceConfig | None) -> 
     if section is not None and section.mode == "cached":
         return f"log-probs of {of}, computed once"
     if isinstance(reference, MovingReference):
-        return f"a copy of {of} that moves by {short(reference.rate)} to the policy every {reference.every:,} steps"
+        return f"a copy of {of} that moves by {number(reference.rate)} to the policy every {reference.every:,} steps"
     return "the model without its adapters" if reference.model is None else f"{path or 'the start'}, frozen"
 
 
@@ -155,14 +152,16 @@ def about_online(algorithm: Online, total: int) -> list[Fact]:
     prompts = len(algorithm.experience.examples)
     size, steps = min(config.train.batch_size, prompts), algorithm.steps_per_rollout
     per_epoch = -(-prompts // config.train.batch_size) * steps
-    answers = f"{size:,} prompts x {rollout.responses} {'answer' if rollout.responses == 1 else 'answers'}"
+    answers = f"{plural(size, 'prompt')} x {plural(rollout.responses, 'answer')}"
     most = rounded(size * rollout.responses * sampling.max_new_tokens)
-    on = "one step on each rollout" if steps == 1 else f"{steps} steps on each rollout"
     return [
         Fact("Reference", _online_reference(algorithm)),
         Fact("Rewards", _rewards(algorithm)),
         Fact("Engine", _engine(algorithm)),
-        Fact("Steps", f"{total:,}, {_epochs(total, per_epoch)}; {on} of {answers}, at most {most} sampled tokens"),
+        Fact(
+            "Steps",
+            f"{total:,} ({_epochs(total, per_epoch)}), {steps:,} on each rollout of {answers}, at most {most} tokens",
+        ),
     ]
 
 
@@ -171,7 +170,7 @@ def _online_reference(algorithm: Online) -> str:
     if reference is None:
         return "none, nothing holds the policy near its start (--kl.coef 0)"
     what = "the model without its adapters" if reference.model is None else f"{kl.reference or 'the start'}, frozen"
-    return f"{what}; {short(kl.coef)} x KL in the {kl.place}"
+    return f"{what}; {number(kl.coef)} x KL in the {kl.place}"
 
 
 def _rewards(algorithm: Online) -> str:
@@ -180,7 +179,7 @@ def _rewards(algorithm: Online) -> str:
     parts = []
     for one, weight in zip(getattr(source, "sources", [source]), getattr(source, "weights", [1.0]), strict=True):
         name = f"model {', '.join(models)}" if one.name == "model" and models else one.name
-        parts.append(name if weight == 1 else f"{short(weight)} x {name}")
+        parts.append(name if weight == 1 else f"{number(weight)} x {name}")
     return " + ".join(parts)
 
 
@@ -200,9 +199,9 @@ def _engine(algorithm: Online) -> str:
 def _optimizer(config: RunConfig, optimizer: torch.optim.Optimizer, total: int) -> Fact:
     rates = dict.fromkeys(group["peak_lr"] for group in optimizer.param_groups)
     warmup = round(config.optim.warmup * total)
-    rise = f" after {warmup:,} {'step' if warmup == 1 else 'steps'} of warm-up" if warmup else ""
+    rise = f" after {plural(warmup, 'step')} of warm-up" if warmup else ""
     kind = type(optimizer).__name__
-    return Fact("Optimiser", f"{kind}, learning rate {' and '.join(map(short, rates))}, {config.optim.schedule}{rise}")
+    return Fact("Optimiser", f"{kind}, learning rate {' and '.join(map(number, rates))}, {config.optim.schedule}{rise}")
 
 
 def _machine(job: Job, modules: Mapping[str, nn.Module]) -> Fact:
@@ -213,16 +212,20 @@ def _machine(job: Job, modules: Mapping[str, nn.Module]) -> Fact:
     precision = " and ".join(dict.fromkeys(module.precision for module in modules.values()))  # type: ignore[misc]
     ranks = f"{world.size} ranks with " if world.size > 1 else ""
     each = " each" if world.size > 1 else ""
-    return Fact("Machine", f"{device}, {ranks}{threads} {'thread' if threads == 1 else 'threads'}{each}, {precision}")
+    return Fact("Machine", f"{device}, {ranks}{plural(threads, 'thread')}{each}, {precision}")
 
 
 def _folder(job: Job, command: Command) -> list[Fact]:
     train, held = job.config.train, job.folder.data().get("eval", {}).get("examples", 0)
-    when = f"every {train.save_every:,} steps" if train.save_every else "at the end"
+    when = _every(train.save_every) if train.save_every else "at the end"
     better = " and where held-out is best" if held else ""
     facts = [Fact("Run folder", f"{shlex.quote(str(job.folder.path))}; a checkpoint {when}{better}")]
     if not held:
         return [*facts, Fact("Held out", "nothing (--data.eval_fraction or --data.eval shows what is learnt)")]
-    every = f"every {train.eval_every:,} steps" if train.eval_every else "at the start and at the end"
+    every = _every(train.eval_every) if train.eval_every else "at the start and at the end"
     kept = f"the step with the best {command.followed.best}" if train.final == "best" else "the last step"
-    return [*facts, Fact("Held out", f"{held:,} examples, {every}; model/ will be {kept}")]
+    return [*facts, Fact("Held out", f"{plural(held, 'example')}, {every}; model/ will be {kept}")]
+
+
+def _every(interval: int) -> str:
+    return "every step" if interval == 1 else f"every {interval:,} steps"

@@ -285,17 +285,18 @@ class Run:
         """Puts the weights that `train.final` asks for into the modules."""
         last = Summary(
             config=self.config,
-            command=self.command,
             steps=self.step,
             step=self.step,
             final="last",
             metrics=self.live.means(),
             start=self.start,
             best=self.best,
+            last=self.last,
             end=self.last,
             pace=self.pace,
             data=self.job.folder.data(),
             folders=folders,
+            checkpoints=tuple(checkpoint.steps(self.job.folder.checkpoints)),
         )
         if self.config.train.final == "last" or self.best is None:
             return last
@@ -389,3 +390,5 @@ def _train(state: Run, bar: Progress | None) -> None:
         if bar:
             bar.update(state.step, str(state.live))
         state.conclude()
+        if bar:
+            bar.refresh(str(state.live))

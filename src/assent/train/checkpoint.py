@@ -154,6 +154,11 @@ def best(folder: str | Path) -> Path | None:
     return _find(Path(folder), step) if step is not None else None
 
 
+def steps(folder: str | Path) -> list[int]:
+    """The steps of the checkpoints that are there."""
+    return sorted({_step(path) for path in _checkpoints(Path(folder))})
+
+
 def path_of(folder: str | Path, step: int) -> Path:
     """Where the checkpoint of a step lies, or lay."""
     return _find(Path(folder), step) or Path(folder) / f"step-{step:06d}"

@@ -61,6 +61,16 @@ def percent(share: float) -> str:
     return f"{value:.2g} %" if value < 10 else f"{value:.0f} %"
 
 
-def short(value: float) -> str:
-    """A metric with three digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def number(value: float) -> str:
+    """An option as short as it can be said: 0.5, 1e-05."""
+    return f"{value:.4g}"
+
+
+def measured(value: float) -> str:
+    """A measured number with three digits: 6.00, 0.512, 43.2, 1,204."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def plural(count: int, one: str, several: str = "") -> str:
+    """ "1 step", "2,000 steps"."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

@@ -89,6 +89,11 @@ class Progress:
             parts = (f"{self.label} {step}/{self.total}", self._left(), shown)
             say("  ".join(part for part in parts if part))
 
+    def refresh(self, shown: str) -> None:
+        """Other numbers below the bar, at the same step; nothing where there is no terminal."""
+        if self._task is not None and Progress._bars is not None:
+            Progress._bars.update(self._task, shown=shown)
+
     def show(self, above: RenderableType) -> None:
         """Something to stand above the bars until the next; nothing where there is no terminal."""
         if Progress._bars is not None:
