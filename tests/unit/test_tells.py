@@ -19,6 +19,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from assent import cli
+from assent.algorithms.closing import Summary, closing, write_summary
 from assent.algorithms.commands import FOLLOWED, SPAN, Live, command_of
 from assent.algorithms.measured import Each, Measured, change
 from assent.algorithms.online import train_online
@@ -38,7 +39,7 @@ from assent.config import (
     SFTConfig,
     TrainConfig,
 )
-from assent.errors import CheckpointError, ConfigError
+from assent.errors import CheckpointError, ConfigError, RunFolderError
 from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import CriticConfig, RewardsConfig, RolloutConfig, online_config
@@ -96,13 +97,15 @@ def make(tiny_model_dir: Path, scorer: Path, pairs: Path) -> Make:
             "optim": OptimConfig(lr=lr, warmup=0.2),
             "train": TrainConfig(**{"batch_size": 4, "max_steps": STEPS, "eval_every": 2, "threads": 1} | train),
         }
+        command, *variant = command.split()
         if command == "sft":
             return SFTConfig(**shared)
         if command == "reward":
             return RewardConfig(**shared)
         if command in OBJECTIVES:
             return preference_config(command, **shared, probe=ProbeConfig(prompts=2, max_new_tokens=4))
-        critic = {"critic": CriticConfig(lr=lr)} if METHODS[command].has_critic else {}
+        own = CriticConfig(start="policy", shared=True) if variant else CriticConfig(lr=lr)
+        critic = {"critic": own} if METHODS[command].has_critic else {}
         return online_config(
             command,
             **shared,
@@ -327,7 +330,7 @@ def weights(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("command", ("sft", "reward", "ppo"))
+@pytest.mark.parametrize("command", ("sft", "reward", "ppo", "ppo shared"))
 def test_the_best_step_is_what_its_checkpoint_exports(command: str, make: Make, tmp_path: Path) -> None:
     config = make(
         command, tmp_path / "run", lr=0.3, lora=2 * (command == "sft"), final="best", max_steps=4, eval_every=1
@@ -455,3 +458,21 @@ def test_counts_as_people_say_them(number: float, text: str) -> None:
 
 def test_shares_as_people_say_them() -> None:
     assert [percent(x) for x in (0.0, 0.00912, 0.12345, 0.9999, 1.0)] == ["0 %", "0.91 %", "12 %", "99.9 %", "100 %"]
+
+
+def test_what_the_held_out_rows_cannot_tell_is_left_out(run) -> None:
+    """Yes/no labels of one kind have no accuracy, a critic may know nothing yet."""
+    config, result, _ = run("kto")
+    end = Measured(6, {"eval/objective": 0.5})
+    facts = closing(Summary(config, steps=6, step=6, start=result.start, best=end, last=end, end=end))
+    assert [fact.text for fact in facts if fact.label == "Held out"] == [
+        f"objective {measured(result.start.metrics['eval/objective'])} -> 0.500"
+    ]
+
+
+def test_a_summary_that_cannot_be_written_is_one_message(run, tmp_path: Path) -> None:
+    config, _, _ = run("sft")
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(RunFolderError, match=r"summary\.json cannot be written: .* The models are complete"):
+        write_summary(Summary(config), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from assent.algorithms.commands import Command, command_of, words
 from assent.algorithms.measured import Measured, change
 from assent.config import RunConfig
+from assent.errors import RunFolderError
 from assent.statistics import Interval
 from assent.train.facts import Fact, measured, plural, rounded
 from assent.train.progress import clock
@@ -104,10 +105,10 @@ def _held_out(run: Summary) -> list[Fact]:
         last = ", ".join(f"{words(name)} {measured(value)}" for name, value in run.metrics.items())
         return [Fact("Training", f"{last} (of the last steps; nothing was held out)")]
     first, *others = run.command.followed.held_out
-    said = [_ends(run, first) + gained(run)]
-    if more := [_ends(run, name) for name in others if f"eval/{name}" in run.end.metrics]:
-        said.append(", ".join(more))
-    return [Fact("Held out" if number == 0 else "", text) for number, text in enumerate(said)]
+    there = [name for name in others if f"eval/{name}" in run.end.metrics]
+    said = [_ends(run, first) + gained(run)] if f"eval/{first}" in run.end.metrics else []
+    said += [", ".join(_ends(run, name) for name in there)] if there else []
+    return [Fact("" if number else "Held out", text) for number, text in enumerate(said)]
 
 
 def _ends(run: Summary, name: str) -> str:
@@ -191,11 +192,16 @@ def _quoted(path: Path) -> str:
 
 
 def write_summary(run: Summary, folder: Path) -> None:
-    """Writes summary.json into the run folder, whole or not at all."""
+    """Writes summary.json into the run folder, whole or not at all. Raises RunFolderError where it cannot."""
     file = folder / FILE
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    temporary.replace(file)
+    text = json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"{file} cannot be written: {error.strerror}. The models are complete.") from error
 
 
 def as_json(run: Summary) -> dict[str, Any]:

@@ -266,9 +266,8 @@ class Run:
             if self.job.world.is_main:
                 card = model_card(summary, usage, checked)
                 (folder.path / name / "README.md").write_text(card, encoding="utf-8")
-        distributed.barrier()
+        distributed.on_main(lambda: write_summary(summary, folder.path))
         if self.job.world.is_main:
-            write_summary(summary, folder.path)
             tell(closing(summary))
         return RunResult(
             out=folder.path,
