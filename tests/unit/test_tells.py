@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM
 from assent import cli
 from assent.algorithms.closing import Summary, closing, write_summary
 from assent.algorithms.commands import FOLLOWED, SPAN, Live, command_of
+from assent.algorithms.evaluate import held_out
 from assent.algorithms.measured import Each, Measured, change
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.run import RunResult
-from assent.algorithms.sft import train_sft
+from assent.algorithms.sft import SFT, train_sft
 from assent.config import (
     DataConfig,
     LoraConfig,
@@ -39,12 +40,16 @@ from assent.config import (
     SFTConfig,
     TrainConfig,
 )
+from assent.data.packing import EpochStream
+from assent.data.tree import Branch, TokenTree
 from assent.errors import CheckpointError, ConfigError, RunFolderError
 from assent.methods import METHODS
+from assent.models.loading import load_policy
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.statistics import paired_difference
 from assent.train import checkpoint, progress
+from assent.train.distributed import World
 from assent.train.facts import LABEL, Fact, layout, measured, percent, rounded
 from assent.train.log import read_metrics
 
@@ -188,6 +193,9 @@ def test_tokens_and_answers_of_a_step_are_counted(run) -> None:
     tokens = data["train"]["tokens_trained"]
     each = f"about {rounded(tokens / steps)} trained tokens each ({rounded(tokens)} an epoch)"
     assert line(text, "Steps").endswith(f"epochs of {steps} steps) of 4 examples, {each}")
+    config, _, text = run("kto")  # answers to other prompts, which it reads as well, are not trained
+    tokens = json.loads((Path(config.out) / "data.json").read_text())["train"]["tokens_trained"]
+    assert f"({rounded(tokens)} an epoch)" in line(text, "Steps")
     config, _, text = run("ppo")
     assert "2 on each rollout of 4 prompts x 2 answers, at most 48 tokens" in line(text, "Steps")
     assert line(text, "Rewards") == f"0.5 x length + model {config.rewards.model[0]}"
@@ -321,6 +329,29 @@ def test_each_example_is_weighted_by_its_tokens(run) -> None:
     each = result.end.each
     assert math.isclose(each.sums.sum() / each.counts.sum(), result.end.metrics["eval/nll"], rel_tol=1e-5)
     assert math.isclose(each.interval().mean, result.end.metrics["eval/nll"], rel_tol=1e-5)
+
+
+def test_what_each_example_has_does_not_depend_on_its_batch(tiny_model_dir: Path) -> None:
+    """Micro-batches hold the longest first; the values stand in the order of the examples."""
+    draw = np.random.default_rng(3)
+
+    def tree(key: int) -> TokenTree:
+        sizes = draw.integers(1, 20, 2)
+        branches = tuple(Branch(draw.integers(3, 260, size), np.ones(size, bool)) for size in sizes)
+        return TokenTree(draw.integers(3, 260, 4), branches, ((0, 1, 1.0),), key=key)
+
+    trees = [tree(key) for key in range(9)]
+    policy = load_policy(ModelConfig(str(tiny_model_dir), precision="fp32"), max_length=64)
+    world = World(0, 1, 0, torch.device("cpu"))
+
+    def each(held: list[TokenTree]) -> Each:
+        stream = EpochStream(held, batch_size=4, micro_tokens=60, seed=0, flat=not policy.tree)
+        return held_out(SFT(policy, stream), held, stream, world).each
+
+    together = each(trees)
+    alone = [each([replace(one, key=0)]) for one in trees]
+    np.testing.assert_array_equal(together.counts, [one.counts[0] for one in alone])
+    np.testing.assert_allclose(together.sums, [one.sums[0] for one in alone], rtol=1e-5)
 
 
 # ---- which step is in model/
