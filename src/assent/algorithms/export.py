@@ -107,7 +107,7 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
     """A reward model's folder, with the tokenizer and the configuration that others read its rewards by."""
     found = open_scorer(model, 0, {})
     if found.fresh:
-        raise ModelError(f"{config.model} has no trained {found.head}.weight: it is no whole reward model.")
+        raise ModelError(f"{model.path} has no trained {found.head}.weight: it is no whole reward model.")
     loaded = found.model
     weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
     dtype = stored_as(loaded, config.dtype)
