@@ -8,10 +8,8 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +43,6 @@ from assent.online import CONFIGS, CriticConfig, RewardsConfig, RolloutConfig, o
 from assent.train import checkpoint
 from assent.train.log import read_metrics
 
-SOURCE = Path(checkpoint.__file__).parents[2]
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 
@@ -325,39 +322,42 @@ def test_a_diverging_run_stops_before_the_update(make: Make, tmp_path: Path) -> 
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_a_bad_number_says_what_there_is_and_keeps_it(make: Make, tmp_path: Path) -> None:
+    """Without a checkpoint so far: the step before is saved. In the first step: there is nothing, and it says that."""
+    config = make("dpo", tmp_path / "run")
+    config = replace(config, optim=replace(config.optim, lr=1e30, warmup=0.0, max_grad_norm=0.0))
+    config = replace(config, train=replace(config.train, eval_every=0), data=replace(config.data, eval_fraction=0.0))
+    with pytest.raises(NonFiniteError) as stopped:
+        train(config)
+    text = str(stopped.value)
+    failed = int(text.split()[1].rstrip(":"))
+    assert "The update was not applied." in text and f"Checkpoint of step {failed - 1} saved" in text
+    weights = list((tmp_path / "run" / "checkpoints").glob("*/policy.safetensors"))
+    assert len(weights) == 1 and all(torch.isfinite(tensor).all() for tensor in load_file(weights[0]).values())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), RunFolderError("no"), OSError(28, "No space left on device")])
+def test_an_error_after_training_leaves_only_the_model_to_write(
+    error: Exception, make: Make, tmp_path: Path, monkeypatch
+) -> None:
+    config = make("sft", tmp_path / "run")
+    train(replace(config, out=str(tmp_path / "straight")))
+
+    def fail(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as inner, pytest.raises(type(error)) as failed:
+        inner.setattr(run_module, "read_back", fail)
+        train(config)
+    said = "\n".join([str(failed.value), *getattr(failed.value, "__notes__", ())])
+    assert "Checkpoint of step 6 saved; continue with --resume auto. That only writes the model" in said
+    with monkeypatch.context() as inner:
+        inner.setattr(run_module, "train_steps", lambda *_, start, total, **__: iter(range(start, total)))
+        train(replace(config, resume="auto"))  # nothing is left to train
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")
+
+
 # ---- real processes
-
-
-class Children:
-    """Commands as processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "children.log"
-        env = {**os.environ, "PYTHONPATH": str(SOURCE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        worker = Path(__file__).parent / "workers" / "children.py"
-        pipe = subprocess.PIPE
-        self.server = subprocess.Popen([sys.executable, str(worker)], stdin=pipe, stdout=pipe, text=True, env=env)
-
-    def ask(self, **request) -> int:
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def start(self, arguments: list[str]) -> int:
-        self.log.write_text("")
-        return self.ask(run=arguments, log=str(self.log))
-
-    def wait(self, pid: int) -> int:
-        return self.ask(wait=pid)
-
-
-@pytest.fixture(scope="module")
-def children(tmp_path_factory) -> Iterator[Children]:
-    made = Children(tmp_path_factory.mktemp("children"))
-    assert made.wait(made.start(["--version"])) == 0  # the imports are done
-    yield made
-    made.server.stdin.close()
-    made.server.wait(30)
 
 
 def command(config: RunConfig) -> list[str]:
@@ -375,7 +375,7 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.002)
 
 
-def test_killed_at_random_moments_is_straight(children: Children, make: Make, tmp_path: Path) -> None:
+def test_killed_at_random_moments_is_straight(children, make: Make, tmp_path: Path) -> None:
     """SIGKILL to a PPO run, over and over, each time continued: in the middle of a save, and at seeded moments of the
     start and of the loop."""
     draw = random.Random(5)
@@ -419,27 +419,9 @@ def lives(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_leaves(number: int, code: int, children: Children, make: Make, tmp_path: Path) -> None:
-    config = make("sft", tmp_path / "run")
-    config = replace(config, train=replace(config.train, max_steps=100_000, eval_every=0))
-    pid = children.start(command(config))
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    until(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    os.kill(pid, number)
-    assert children.wait(pid) == code
-    said = children.log.read_text()
-    assert "finishing this step, then saving" in said and "Traceback" not in said
-    step = read_metrics(metrics)[-1]["step"]
-    assert f"Checkpoint of step {step} saved; continue with --resume auto." in said
-    newest = checkpoint.newest_complete(tmp_path / "run" / "checkpoints")
-    assert checkpoint.read_manifest(newest)["step"] == step
-    more = replace(config, resume="auto", train=replace(config.train, max_steps=int(step) + 1))
-    assert children.wait(children.start(command(more))) == 0, children.log.read_text()
-
-
-def test_a_second_signal_leaves_at_once(children: Children, make: Make, tmp_path: Path) -> None:
-    """In the middle of a long step, more than a second after the first."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_leaves(number: int, code: int, children, make: Make, tmp_path: Path) -> None:
+    """In the middle of a long step too: the one before it is saved."""
     rows = [{"prompt": f"{i}?", "completion": "red green blue"} for i in range(300)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = make("sft", tmp_path / "run")
@@ -451,18 +433,19 @@ def test_a_second_signal_leaves_at_once(children: Children, make: Make, tmp_path
     pid = children.start(command(config))
     metrics = tmp_path / "run" / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: "finishing this step" in children.log.read_text())
-    os.kill(pid, signal.SIGSTOP)  # time passes, the step does not
-    time.sleep(1.1)
-    os.kill(pid, signal.SIGTERM)
-    os.kill(pid, signal.SIGCONT)
-    assert children.wait(pid) == 143
-    assert "saved" not in children.log.read_text().replace("without saving", "")
-    assert checkpoint.newest_complete(tmp_path / "run" / "checkpoints") is None
+    os.kill(pid, number)
+    assert children.wait(pid) == code
+    said = children.log.read_text()
+    assert f"{signal.Signals(number).name}: stopping" in said and "Traceback" not in said
+    step = read_metrics(metrics)[-1]["step"]
+    assert f"Checkpoint of step {step} saved; continue with --resume auto." in said
+    newest = checkpoint.newest_complete(tmp_path / "run" / "checkpoints")
+    assert checkpoint.read_manifest(newest)["step"] == step
+    more = replace(config, resume="auto", train=replace(config.train, max_steps=int(step)))
+    assert children.wait(children.start(command(more))) == 0, children.log.read_text()
 
 
-def test_exit_codes_of_refusals(children: Children, make: Make, tmp_path: Path) -> None:
+def test_exit_codes_of_refusals(children, make: Make, tmp_path: Path) -> None:
     config = make("sft", tmp_path / "run")
     assert children.wait(children.start(command(config))) == 0, children.log.read_text()
     assert children.wait(children.start(command(config))) == 2

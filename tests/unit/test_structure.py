@@ -24,7 +24,8 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "names", "rules", "http", "process", "guest"),
+    ("cpus", "names", "rules", "http", "process"),
+    ("guest",),
     ("sections",),
     ("config",),
     ("methods", "objectives"),

@@ -96,5 +96,5 @@ def secured(state: Guarded, error: BaseException) -> str:
 
 def _exists(state: Guarded) -> str:
     if state.written is None:
-        return NOTHING
+        return "No checkpoint exists yet: --resume auto begins anew."
     return f"The newest checkpoint is that of step {state.written['run']['step']}; continue with --resume auto."

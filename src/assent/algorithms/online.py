@@ -37,6 +37,7 @@ from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.group import GroupReward
+from assent.rewards.pool import end_workers
 from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
 from assent.train import distributed
@@ -267,15 +268,18 @@ def train_online(config: OnlineConfig) -> RunResult:
     own = getattr(config, "critic", CriticConfig()).lr
     policy, critic = algorithm.models.policy, algorithm.models.critic
     total = current.total_steps(rollouts * algorithm.steps_per_rollout)
-    return run(
-        current,
-        algorithm,
-        total=total,
-        evaluate=(lambda: algorithm.experience.evaluate(data.eval_examples)) if data.eval_examples else None,
-        about=about_online(algorithm, total),
-        final={"model": policy} if critic is None else {"model": policy, "critic": critic},
-        learning_rates={"policy": lr, "critic": own or lr},
-    )
+    try:
+        return run(
+            current,
+            algorithm,
+            total=total,
+            evaluate=(lambda: algorithm.experience.evaluate(data.eval_examples)) if data.eval_examples else None,
+            about=about_online(algorithm, total),
+            final={"model": policy} if critic is None else {"model": policy, "critic": critic},
+            learning_rates={"policy": lr, "critic": own or lr},
+        )
+    finally:
+        end_workers()
 
 
 def assemble(

@@ -31,6 +31,15 @@ PARENT_CHECK = 0.5
 """Seconds between a worker's looks at whether its parent still lives."""
 
 
+_pools: weakref.WeakSet[PooledReward] = weakref.WeakSet()
+
+
+def end_workers() -> None:
+    """Ends the workers of every pool: a run that is over leaves none behind."""
+    for pool in [*_pools]:
+        pool.close()
+
+
 class PooledReward:
     """`build()`, a source, made once in each worker process and asked for single answers there.
 
@@ -50,6 +59,7 @@ class PooledReward:
         self.limit = limit
         self._workers: list[_Worker] = []
         weakref.finalize(self, _stop_all, self._workers)
+        _pools.add(self)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Builds the source in this process as well, and lets it look."""

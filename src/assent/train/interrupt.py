@@ -81,8 +81,9 @@ class Interrupt:
     ) -> None:
         global _active
         _active = None
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not (self.requested and process.is_own()):  # else one more signal would end what is left to do
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
         self._before.clear()
         if self._ends is not None:
             signal.set_wakeup_fd(self._wakeup)

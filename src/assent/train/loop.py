@@ -110,14 +110,13 @@ def train_steps(
         with interruptible(alone):
             metrics = _gradients(algorithm, window, config, world)
             _require_finite(step, metrics)
-        factor = lr_at(step - 1, total, config)
-        set_lr(optimizer, factor)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        algorithm.stepped()
+        set_lr(optimizer, lr_at(step - 1, total, config))
         metrics |= dict(window.metrics)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
         metrics["tokens"] = float(window.counts.tokens)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        algorithm.stepped()
         ended = time.perf_counter()
         metrics["time/step"] = ended - begun
         metrics["time/window"] = ready - begun

@@ -1,7 +1,8 @@
 """Runs `assent` commands in forked children, so that a test pays for the imports once.
 
-Reads JSON lines: {"run": [arguments], "log": file} starts a child and answers its process id; {"wait": pid} answers how
-it ended: an exit code, or minus the number of the signal that killed it.
+Reads JSON lines: {"run": [arguments], "log": file, "env": variables} starts a child, whose output goes to that file (or
+pipe, or terminal), and answers its process id; {"wait": pid} answers how it ended: an exit code, or minus the number of
+the signal that killed it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,18 @@ from assent import cli
 from assent.algorithms import online, preference, reward, sft  # noqa: F401  (what a child would import)
 
 
-def run(arguments: list[str], log: str) -> None:
-    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+def run(arguments: list[str], log: str, env: dict[str, str]) -> None:
     code = 1
+    os.environ.update(env)
     try:
-        code = cli.main(arguments)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+        file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        sys.argv = ["assent", *arguments]
+        cli.entry()
+    except SystemExit as end:
+        code = end.code
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
 
@@ -40,7 +39,7 @@ def main() -> None:
         if "run" in request:
             answer = os.fork()
             if answer == 0:
-                run(request["run"], request["log"])
+                run(request["run"], request["log"], request.get("env", {}))
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
         print(json.dumps(answer), flush=True)

@@ -1,0 +1,385 @@
+"""Signals while a run waits for something, and output that breaks: it ends within seconds, or goes on, and nothing is
+lost. What was stopped goes on to the bytes of a run that never was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assent.cli import main
+from assent.train import checkpoint
+from assent.train.log import read_jsonl, read_metrics
+
+LIMIT = 5.0
+"""Seconds from a signal to the saved end."""
+FUNCTION = """
+import asyncio, os, signal, sys, threading, time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def waits():
+    return (HERE / "waits").exists()
+
+if waits() and sys.argv[0] == "-c" and (HERE / "slow").exists():  # in a worker
+    (HERE / "there").touch()
+    time.sleep(600)
+
+def scores(completions):
+    return [float(len(text)) for text in completions]
+
+def sleeps(completions: list[str], gold):
+    if waits() and "2" in gold:
+        (HERE / "there").touch()
+        time.sleep(600)
+    return scores(completions)
+
+async def awaits(completions: list[str], gold):
+    if waits() and "2" in gold:
+        (HERE / "there").touch()
+        await asyncio.sleep(600)
+    return scores(completions)
+
+def sleeps_in_evaluation(completions: list[str], trainer_state, gold):
+    if waits() and trainer_state.global_step == 2 and len(completions) == 2:
+        (HERE / "there").touch()
+        time.sleep(600)
+    return scores(completions)
+
+def swallows(completions: list[str], gold):
+    while waits() and "2" in gold:
+        (HERE / "there").touch()
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
+    return scores(completions)
+
+def swallows_once(completions: list[str], gold):
+    if waits() and "2" in gold:
+        (HERE / "there").touch()
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
+        time.sleep(600)
+    return scores(completions)
+"""
+ROWS = 8
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    """Two rows for each of four rollouts, in an order of their own, and two held out."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, numbers in (("train", range(ROWS)), ("held", range(10, 12))):
+        rows = [{"prompt": f"{i} red green?", "gold": str(i)} for i in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def command(tiny_model_dir: Path, prompts: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The words of a run of GRPO in which every step has a rollout of its own."""
+    (tmp_path / "mine.py").write_text(FUNCTION)
+
+    def words(out: str, *more: str) -> list[str]:
+        flags = {
+            "model.path": tiny_model_dir,
+            "model.precision": "fp32",
+            "data.train": prompts / "train.jsonl",
+            "data.max_length": 64,
+            "out": tmp_path / out,
+            "optim.lr": 1e-3,
+            "train.batch_size": 2,
+            "train.max_steps": STEPS,
+            "train.threads": 1,
+            "rollout.responses": 2,
+            "sampling.max_new_tokens": 5,
+        }
+        return ["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value))), *more]
+
+    return words
+
+
+def result(out: Path) -> dict[str, object]:
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    return {
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "metrics": read_metrics(out / "metrics.jsonl", times=False),
+        "samples": read_jsonl(out / "samples.jsonl"),
+    }
+
+
+def newest_step(out: Path) -> int:
+    newest = checkpoint.newest_complete(out / "checkpoints")
+    return checkpoint.read_manifest(newest)["step"]
+
+
+@contextmanager
+def signalled(there: Path, *numbers: int, pause: float = 0.2) -> Iterator[list[float]]:
+    """Sends this process the signals once the file `there` exists; gives when the first was sent."""
+    sent: list[float] = []
+
+    def send() -> None:
+        end = time.monotonic() + 30
+        while not there.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        for number in numbers:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), number)
+            time.sleep(pause)
+
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}  # one may come after the end
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    yield sent
+    thread.join()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("function", "numbers", "more"),
+    [
+        ("sleeps", (signal.SIGTERM,), ()),
+        ("sleeps", (signal.SIGINT, signal.SIGINT, signal.SIGTERM), ()),
+        ("sleeps", (signal.SIGHUP,), ("--rewards.workers", "2", "--rewards.time_limit", "500")),
+        ("awaits", (signal.SIGTERM,), ()),
+        ("swallows_once", (signal.SIGTERM,), ()),
+        ("sleeps_in_evaluation", (signal.SIGTERM,), ("--data.eval", "held.jsonl", "--train.eval_every", "2")),
+        ("slow", (signal.SIGTERM,), ("--rewards.workers", "1")),
+    ],
+)
+def test_code_that_does_not_come_back_is_left(
+    function: str, numbers: tuple[int, ...], more: tuple[str, ...], command, prompts: Path, tmp_path: Path, capfd
+) -> None:
+    more = tuple(str(prompts / word) if word == "held.jsonl" else word for word in more)
+    for name in ("waits", function):
+        (tmp_path / name).touch()
+    rewards = ("--rewards.functions", f"{tmp_path / 'mine.py'}:{'sleeps' if function == 'slow' else function}", *more)
+    with signalled(tmp_path / "there", *numbers) as sent:
+        code = main(command("run", *rewards))
+        took = time.monotonic() - sent[0]
+    said = capfd.readouterr().err
+    assert code == 128 + numbers[0] and took < LIMIT, said
+    assert f"Stopped by {signal.Signals(numbers[0]).name}. " in said and "Traceback" not in said
+    if function == "slow":
+        assert "Checkpoint of step 0 saved" in said
+    else:
+        assert re.search(r"Checkpoint of step [1-4] saved; continue with --resume auto\.", said)
+    (tmp_path / "waits").unlink()
+    assert main(command("run", *rewards, "--resume", "auto")) == 0
+    assert main(command("straight", *rewards)) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "straight")
+
+
+# ---- servers
+
+
+class Faulty(BaseHTTPRequestHandler):
+    """A reward server: each answer is worth its length; from the third request on it has the fault, until it is
+    mended."""
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server: Any = self.server
+        server.asked += 1
+        if server.asked == 3 and server.fault is not None:
+            server.there.touch()
+        if server.asked >= 3 and server.fault is not None:
+            return server.fault(self)
+        content = json.dumps({"rewards": [float(len(text)) for text in request["query"]]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def hang(handler: Faulty) -> None:
+    handler.server.mended.wait(60)
+
+
+def drip(handler: Faulty) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    while not handler.server.mended.wait(0.2):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
+def fail(handler: Faulty) -> None:
+    handler.send_response(503)
+    handler.send_header("Retry-After", "60")
+    handler.end_headers()
+
+
+@pytest.mark.parametrize("fault", [hang, drip, fail])
+def test_a_server_is_not_waited_for(fault: Callable, command, tmp_path: Path, capfd) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+    server.daemon_threads = True
+    server.asked, server.fault, server.there, server.mended = 0, fault, tmp_path / "there", threading.Event()
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}", "--remote.batch", "2")
+    with signalled(tmp_path / "there", signal.SIGTERM) as sent:
+        code = main(command("run", *rewards))
+        took = time.monotonic() - sent[0]
+    assert code == 143 and took < LIMIT
+    assert "Checkpoint of step 1 saved" in capfd.readouterr().err
+    end = time.monotonic() + 1
+    while left := [thread.name for thread in threading.enumerate() if "ThreadPool" in thread.name]:
+        assert time.monotonic() < end, left
+    server.fault = None
+    server.mended.set()
+    assert main(command("run", *rewards, "--resume", "auto")) == 0
+    assert main(command("straight", *rewards)) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "straight")
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_engine_that_is_away_is_not_waited_for(command, tmp_path: Path, capfd) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "there").touch()
+        with signalled(tmp_path / "run" / "engine", signal.SIGHUP) as sent:
+            engine = ("--engine.name", "vllm", "--engine.url", url)
+            code = main(command("run", "--rewards.rules", "length=2,8", *engine))
+            took = time.monotonic() - sent[0]
+    said = capfd.readouterr().err
+    assert code == 129 and took < LIMIT, said
+    assert "Stopped by SIGHUP. No checkpoint exists yet: no step was finished." in said and "Traceback" not in said
+
+
+def test_a_signal_in_a_save_waits_for_it(command, tmp_path: Path, capfd, monkeypatch) -> None:
+    """And so does a second one."""
+    publish = checkpoint._publish
+
+    def slow(*paths: Path) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        publish(*paths)
+
+    with monkeypatch.context() as inner:
+        inner.setattr(checkpoint, "_publish", slow)
+        assert main(command("run", "--rewards.rules", "length=2,8", "--train.save_every", "2")) == 143
+    said = capfd.readouterr().err
+    assert said.count("SIGTERM: stopping") == 1 and "Checkpoint of step 2 saved" in said
+    assert newest_step(tmp_path / "run") == 2
+
+
+def test_answers_under_way_are_given_up(command, tmp_path: Path, capfd, monkeypatch) -> None:
+    """Sampled by older weights while training goes on, they do not come: the run says what becomes of them."""
+    from assent.rollout.torch_engine import TorchEngine
+
+    generate, given_up = TorchEngine.generate, threading.Event()
+
+    def stuck(self: TorchEngine, *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread() and (tmp_path / "waits").exists():
+            (tmp_path / "there").touch()
+            given_up.wait(60)
+        return generate(self, *arguments, **options)
+
+    monkeypatch.setattr(TorchEngine, "generate", stuck)
+    (tmp_path / "waits").touch()
+    ahead = ("--rewards.rules", "length=2,8", "--rollout.ahead")
+    with signalled(tmp_path / "there", signal.SIGTERM) as sent:
+        code = main(command("run", *ahead))
+        took = time.monotonic() - sent[0]
+    given_up.set()
+    said = capfd.readouterr().err
+    assert code == 143 and took < LIMIT, said
+    assert "Answers to 2 prompts were still being sampled, and are given up" in said
+    assert "Checkpoint of step 1 saved" in said
+    (tmp_path / "waits").unlink()
+    assert main(command("run", *ahead, "--resume", "auto")) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+# ---- real processes: the output breaks, the code never comes back
+
+
+def test_code_that_swallows_every_signal_is_saved_beside(children, command, tmp_path: Path) -> None:
+    for name in ("waits", "swallows"):
+        (tmp_path / name).touch()
+    rewards = ("--rewards.functions", f"{tmp_path / 'mine.py'}:swallows")
+    pid = children.start(command("run", *rewards))
+    until(lambda: (tmp_path / "there").exists())
+    os.kill(pid, signal.SIGTERM)
+    begun = time.monotonic()
+    assert children.wait(pid) == 143 and time.monotonic() - begun < LIMIT
+    said = children.log.read_text()
+    assert re.search(r"Stopped by SIGTERM\. Checkpoint of step [123] saved; continue with --resume auto\.", said)
+    (tmp_path / "waits").unlink()
+    assert main(command("run", *rewards, "--resume", "auto")) == 0
+    assert main(command("straight", *rewards)) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "straight")
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def test_output_that_breaks_ends_no_run(children, command, tmp_path: Path) -> None:
+    """A full device, a reader that leaves after the first byte, a terminal that goes away in the middle; user code that
+    prints all the while, and a thread of it that never ends."""
+    (tmp_path / "printing.py").write_text(PRINTING)
+    rewards = ("--rewards.functions", f"{tmp_path / 'printing.py'}:length")
+    pipe = tmp_path / "reader"
+    os.mkfifo(pipe)
+    terminal, side = os.openpty()
+    logs = {"full": Path("/dev/full"), "pipe": pipe, "terminal": Path(os.ttyname(side)), "whole": None}
+    pids = {name: children.start(command(name, *rewards), log) for name, log in logs.items()}
+    with pipe.open("rb", buffering=0) as reader:
+        assert reader.read(1)
+    os.close(side)
+    assert os.read(terminal, 1)
+    os.close(terminal)
+    codes = {name: children.wait(pid) for name, pid in pids.items()}
+    assert codes == dict.fromkeys(logs, 0), children.log.read_text()
+    assert all(result(tmp_path / name) == result(tmp_path / "whole") for name in logs)
+
+
+PRINTING = """
+import threading, time
+
+threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
+def length(completions: list[str], **columns):
+    print("x" * 20000, flush=True)
+    return [float(len(text)) for text in completions]
+"""
+
+
+def test_threads_of_others_do_not_keep_a_run_that_failed(children, command, tmp_path: Path) -> None:
+    text = PRINTING.replace(", daemon=True", "").replace("    print", "    raise ValueError('no')\n    print")
+    (tmp_path / "threads.py").write_text(text)
+    pid = children.start(command("run", "--rewards.functions", f"{tmp_path / 'threads.py'}:length"))
+    assert children.wait(pid) == 2
+    said = children.log.read_text()
+    assert "length raised ValueError: no" in said
