@@ -39,6 +39,7 @@ PUBLIC = {
         "DataError",
         "ModelError",
         "NonFiniteError",
+        "OutputError",
         "RunFolderError",
         "UserError",
     ),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, methods, online, process, settings
+from assent import __version__, arguments, config, methods, online, process, settings, streams
 from assent.errors import AssentError, ConfigError
 from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
@@ -81,29 +80,40 @@ COMMON = """--config FILE reads options from YAML; the command line wins over it
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite;
-    130 when interrupted. Exceptions that assent does not raise on purpose keep their traceback."""
+    130 when interrupted; 141 when whoever reads standard output has left. Exceptions that assent does not raise on
+    purpose keep their traceback."""
+    closed = streams.prepare()
+    saved = False
     try:
-        _run(list(sys.argv[1:] if words is None else words))
-        sys.stdout.flush()
+        saved = _run(list(sys.argv[1:] if words is None else words))
+        problem = streams.broken() or closed
     except AssentError as error:
-        print(f"error: {error}", file=sys.stderr)
+        streams.broken()
+        streams.complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        streams.broken()
+        streams.complain("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of a pipe left, as in `assent --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, SystemExit):  # rich makes a SystemExit of a reader that left
+        if (problem := streams.broken()) is None:
+            raise
+    if problem is None or saved:
+        return 0
+    if problem.reader_left:
         return 141
-    return 0
+    streams.complain(f"error: standard output: {problem.reason}. What was to be printed there is lost.")
+    return 2
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str]) -> bool:
+    """Whether the result is in files, and what was printed only tells about it."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
-        return
+        return False
     if words[0] == "--version":
         print(f"assent {__version__}")
-        return
+        return False
     name, *rest = words
     if name not in COMMANDS:
         raise ConfigError(f"Unknown command '{name}'.{suggestion(name, COMMANDS)} See: assent --help")
@@ -112,11 +122,12 @@ def _run(words: list[str]) -> None:
     except SystemExit as end:  # --help
         if end.code:
             raise
-        return
+        return False
     if dry_run:
         print(settings.dump(options), end="")
-    else:
-        _function(COMMANDS[name].target)(options)
+        return False
+    _function(COMMANDS[name].target)(options)
+    return getattr(options, "out", None) is not None
 
 
 def entry() -> None:

@@ -36,6 +36,10 @@ class RunFolderError(UserError):
     """A run folder that exists already, cannot be written, or lacks what was asked of it."""
 
 
+class OutputError(RunFolderError):
+    """A file or folder that cannot be written: no room, no permission, or no place for it."""
+
+
 class NonFiniteError(AssentError, ArithmeticError):
     """A loss, gradient or reward that is not a finite number. Raised before the update is applied."""
 

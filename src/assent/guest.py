@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from assent.process import steady_output
 
@@ -57,12 +59,20 @@ def ends_programs(error: BaseException) -> bool:
     return isinstance(error, SystemExit | GeneratorExit)
 
 
-def blamed(error: BaseException) -> str:
-    """What was raised, and where."""
+def blamed(error: BaseException, file: str = "") -> str:
+    """What was raised, and where: the line of `file`, where that is among those that were running."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
     ends = "" if isinstance(error, Exception) else ", which ends a program"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    frames = [frame for frame in frames if file and Path(frame.filename) == Path(file).absolute()] or frames
     return f"{text} ({frames[-1].filename}:{frames[-1].lineno}){ends}" if frames else f"{text}{ends}"
+
+
+def _is_machinery(file: str) -> bool:
+    """Whether this is what runs a module, and not the module."""
+    return file.startswith("<frozen") or file == importlib.__file__ or file.endswith("assent/functions.py")
 
 
 def _in_main_thread() -> bool:

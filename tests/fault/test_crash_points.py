@@ -39,7 +39,7 @@ from assent.config import (
     SFTConfig,
     TrainConfig,
 )
-from assent.errors import CheckpointError, ShutdownRequested
+from assent.errors import CheckpointError, OutputError, ShutdownRequested
 from assent.objectives import preference_config
 from assent.online import CriticConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig, online_config
 from assent.train import checkpoint
@@ -153,6 +153,7 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
         for name in ("load_policy", "load_score_model", "load_tokenizer", "prepare"):
             patch.setattr(job_module, name, once(getattr(job_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1})
+        patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
         patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}))
         tracers: list[Tracer | None] = [None]
         conclude = Run.conclude
@@ -298,7 +299,9 @@ def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_pa
 
 def told(error: BaseException, updates: list[int], out: Path, where: str) -> bool:
     """Whether the error says that a step was lost, in the middle of its update; else it must say that none was."""
-    assert isinstance(error, Broken | MemoryError | OSError | CheckpointError | CodeEnded | ShutdownRequested), where
+    assert isinstance(
+        error, Broken | MemoryError | OSError | OutputError | CheckpointError | CodeEnded | ShutdownRequested
+    ), where
     said = "\n".join([str(error), *getattr(error, "__notes__", ())])
     newest = checkpoint.newest_complete(out / "checkpoints")
     step = checkpoint.read_manifest(newest)["step"] if newest else None

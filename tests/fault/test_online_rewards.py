@@ -137,8 +137,8 @@ def step_of(out: Path) -> int:
 def test_what_a_function_is_told_and_what_it_writes_down(grpo, function, tmp_path: Path) -> None:
     rewards = ("--rewards.functions", function("noted"), "--rollout.minibatches", "2", "--train.max_steps", "6")
     assert grpo("run", *rewards, "--train.save_every", "1") == 0
-    # a rollout is two steps, one pass over the prompts two rollouts
-    assert (tmp_path / "steps").read_text() == "0 6 0 2\n2 6 0.5 2\n4 6 1 2\n"
+    # tried before training; then a rollout is two steps, one pass over the prompts two rollouts
+    assert (tmp_path / "steps").read_text() == "0 6 0 2\n" + "0 6 0 2\n2 6 0.5 2\n4 6 1 2\n"
     logged = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["reward/noted/step"] for row in logged if "reward/noted/step" in row] == [0.0, 2.0, 4.0]
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
@@ -291,7 +291,7 @@ PATIENCE = ("--remote.retries", "1", "--remote.budget", "60", "--remote.timeout"
     ids=["refused", "500", "429", "hanging", "garbage", "too few", "404"],
 )
 def test_a_server_that_gives_up_loses_nothing(trouble, words: str, server, grpo, tmp_path: Path, capsys) -> None:
-    server.healthy, server.trouble = 2, trouble
+    server.healthy, server.trouble = 1 + 2, trouble  # tried before training, then two rollouts
     rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}", *PATIENCE)
     assert grpo("run", *rewards) == 2
     said = capsys.readouterr().err
@@ -307,20 +307,29 @@ def test_a_short_outage_is_waited_for(server, grpo, tmp_path: Path) -> None:
     """Two busy replies in the middle of the run change nothing."""
     rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}", "--remote.timeout", "60")
     assert grpo("straight", *rewards) == 0
-    server.asked, server.healthy = 0, 2
+    server.asked, server.healthy = 0, 1 + 2
 
     def busy(handler: Handler, count: int) -> None:
-        server.healthy = 1 << 30 if server.asked == 4 else server.healthy
+        server.healthy = 1 << 30 if server.asked == 1 + 4 else server.healthy
         handler.say("", 503)
 
     server.trouble = busy
     assert grpo("run", *rewards) == 0
-    assert server.asked == 4 + 2
+    assert server.asked == 1 + 4 + 2
     assert result(tmp_path / "run")[0] == result(tmp_path / "straight")[0]
 
 
+def test_a_server_is_tried_before_training(server, grpo, tmp_path: Path, capsys) -> None:
+    server.healthy, server.trouble = 0, lambda handler, count: handler.say("no", 404)
+    assert grpo("run", "--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}") == 2
+    said = capsys.readouterr().err
+    assert "a server that is not up is waited for as in training" in said and "answered 404" in said
+    assert "(Tried before training, on the made-up answer 'I do not know.'.)" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_an_answer_that_is_not_finite_ends_the_run(server, grpo, tmp_path: Path, capsys) -> None:
-    server.healthy = 1
+    server.healthy = 1 + 1
     server.trouble = lambda handler, count: handler.say('{"rewards": [NaN, 1, 1, 1]}')
     rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}")
     assert grpo("run", *rewards) == 2

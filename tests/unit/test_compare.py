@@ -22,7 +22,7 @@ from assent.config import (
     SamplingConfig,
     TrainConfig,
 )
-from assent.errors import ConfigError, DataError, RunFolderError, ShutdownRequested
+from assent.errors import ConfigError, DataError, OutputError, RunFolderError, ShutdownRequested, UserError
 from assent.evaluate import compare as module
 from assent.evaluate.compare import compare, objective_config
 from assent.evaluate.generation import PolicyTable
@@ -200,6 +200,45 @@ def test_scorers_that_are_not_there(config: CompareConfig, trained, tmp_path, sc
 def test_a_broken_scorer_file_is_a_message(config: CompareConfig, tmp_path):
     (tmp_path / "gold.py").write_text("def score(:\n")
     assert "gold.py cannot be imported: " in refused(config)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('no rule')", "raised KeyError: 'no rule' (GOLD:2) for the answer 'I do not know.' to HELD:1."),
+        ("return float('nan')", "gave nan for the answer 'I do not know.' to HELD:1; expected a finite number"),
+        ("return 1e39", "gave 1e+39 for the answer"),
+        ("return 'good'", "gave 'good' for the answer"),
+        ("return {}[answer] if answer != 'I do not know.' else 1.0", "raised KeyError: "),  # an answer of the start
+    ],
+)  # fmt: skip
+def test_scorers_are_asked_before_anything_is_trained(config: CompareConfig, trained, tmp_path, body, message):
+    (tmp_path / "gold.py").write_text(f"def score(prompt, answer):\n    {body}\n")
+    said = refused(config, UserError)
+    for name in ("gold", "held"):
+        message = message.replace(name.upper(), str(next(tmp_path.glob(f"{name}.*"))))
+    assert said.startswith(f"--scorer {config.scorer} ") and message in said
+    assert trained == []
+
+
+def test_a_scorer_may_have_no_opinion(config: CompareConfig, tmp_path):
+    (tmp_path / "gold.py").write_text("def score(prompt, answer):\n    return None\n")
+    compare(replace(config, objectives=("dpo",), options={}))
+    table = PolicyTable.load(Path(config.out) / "evaluation.json")
+    assert [policy.scores["gold"].missing for policy in table.policies] == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["report.html", "evaluation.json"])
+def test_results_have_their_places_before_anything_is_trained(config: CompareConfig, trained, name: str):
+    (Path(config.out) / name).mkdir(parents=True)
+    said = refused(replace(config, resume="auto"), OutputError)
+    assert said == f"--out {config.out}: {name} cannot be written: it is a folder. Choose another place."
+    assert trained == []
+
+
+def test_a_file_is_no_folder_for_runs(config: CompareConfig, trained):
+    Path(config.out).write_text("mine")
+    assert "it is a file. Choose another --out." in refused(config, RunFolderError)
 
 
 def test_prompts_are_needed(config: CompareConfig, trained, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from assent.config import GenerateConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message
-from assent.errors import DataError, ModelError, RunFolderError
+from assent.errors import DataError, ModelError, OutputError, RunFolderError
 from assent.rollout import chat as module
 from assent.rollout.engine import Completion
 
@@ -120,3 +121,40 @@ def test_prompts_from_a_file_to_a_file(tiny_model_dir, tmp_path, capsys):
         module.generate(config)
     with pytest.raises(DataError):
         module.generate(dataclasses.replace(config, out=None, prompts=str(tmp_path / "none.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("folder", "is a folder. Choose another name."),
+        ("file", "exists already. Choose another name."),
+        ("dangling", "exists already"),
+        ("file/answers.jsonl", "cannot be written: a file is in the way"),
+        ("x" * 253, ".part cannot be written: File name too long"),
+        ("blocked", "blocked.part cannot be written: it is a folder"),
+    ],
+)
+def test_places_for_answers_are_tried_before_a_model_is_loaded(out: str, reason: str, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "blocked.part").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    config = GenerateConfig(model="no/such/model", prompts="no/such/prompts", out=str(tmp_path / out))
+    with pytest.raises(RunFolderError) as caught:
+        module.generate(config)
+    assert str(caught.value).startswith(f"--out {tmp_path / out}") and reason in str(caught.value)
+
+
+def test_answers_that_fit_are_kept_where_the_rest_does_not(tmp_path):
+    """A file may be so long here; what was written of the row that does not fit is taken back."""
+    rows = [{"response": "x" * 100}] * 5
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250, before[1]))
+    try:
+        with pytest.raises(
+            OutputError, match=r"a\.jsonl\.part cannot be written: File too large.* 2 answers are in it"
+        ):
+            module._write(rows, str(tmp_path / "a.jsonl"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl.part").read_text().splitlines()] == rows[:2]

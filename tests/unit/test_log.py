@@ -19,7 +19,7 @@ from rich.console import Console
 
 from assent import settings
 from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
-from assent.errors import CheckpointError, RunFolderError, UserError
+from assent.errors import CheckpointError, OutputError, RunFolderError, UserError
 from assent.objectives import preference_config
 from assent.train import checkpoint, progress
 from assent.train.interrupt import Interrupt
@@ -100,6 +100,33 @@ def test_trackers_get_the_same_numbers(tmp_path):
     log.write(1, {"loss": torch.tensor(2.0)})
     log.close()
     assert tracker.seen == [(1, {"loss": 2.0}), "closed"]
+
+
+def test_a_tracker_that_fails_is_said_and_left(tmp_path, screen):
+    class Failing(Recorder):
+        def log(self, step, metrics):
+            super().log(step, metrics)
+            raise ConnectionError("the network is gone")
+
+    text, failing, other = screen(terminal=False), Failing(), Recorder()
+    log = MetricsLog(tmp_path / "m.jsonl", trackers=[failing, other])
+    for step in (1, 2):
+        log.write(step, {"loss": 1.0})
+    assert [step for step, _ in failing.seen] == [1] and [step for step, _ in other.seen] == [1, 2]
+    assert "Failing failed and gets no more of this run (ConnectionError: the network is gone)" in text.getvalue()
+    assert [row["step"] for row in read_metrics(log.path)] == [1, 2]
+
+
+def test_a_tracker_that_does_not_start_is_one_message(tmp_path):
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(UserError, match="--report_to tensorboard: the tracker does not start: FileExistsError"):
+        open_trackers(("tensorboard",), tmp_path, "id", {})
+
+
+def test_a_log_that_cannot_be_opened_is_one_message(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be written: a file is in the way"):
+        MetricsLog(tmp_path / "file" / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

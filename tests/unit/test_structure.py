@@ -24,7 +24,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors",),
-    ("cpus", "names", "rules", "http", "process"),
+    ("cpus", "names", "outputs", "rules", "streams", "http", "process"),
     ("guest",),
     ("sections",),
     ("config",),
@@ -70,6 +70,7 @@ LIGHT = (
     "rules.py",
     "sections.py",
     "settings.py",
+    "streams.py",
 )
 """What is imported before the options of a command are known to be right."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from assent.algorithms.commands import Command, command_of, words
 from assent.algorithms.measured import Measured, change
 from assent.config import RunConfig
-from assent.errors import RunFolderError
+from assent.outputs import write_text
 from assent.statistics import Interval
 from assent.train.facts import Fact, measured, plural, rounded
 from assent.train.progress import clock
@@ -192,16 +191,8 @@ def _quoted(path: Path) -> str:
 
 
 def write_summary(run: Summary, folder: Path) -> None:
-    """Writes summary.json into the run folder, whole or not at all. Raises RunFolderError where it cannot."""
-    file = folder / FILE
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    text = json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"{file} cannot be written: {error.strerror}. The models are complete.") from error
+    """Writes summary.json into the run folder, whole or not at all. Raises OutputError where it cannot."""
+    write_text(folder / FILE, json.dumps(as_json(run), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def as_json(run: Summary) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from assent.algorithms.beforehand import try_rewards
 from assent.algorithms.experience import Experience
 from assent.algorithms.given import sampled_only
 from assent.algorithms.job import Job, job
@@ -266,6 +267,8 @@ def train_online(config: OnlineConfig) -> RunResult:
         average = "" if decay is None else f", ewma {decay:.4g}"
         say(f"For batches of {config.train.batch_size}: learning rate {lr:.3g}{average}.")
     own = getattr(config, "critic", CriticConfig()).lr
+    experience = algorithm.experience
+    try_rewards(current, experience.source, data.train_examples, experience.progress, config.rollout.responses)
     policy, critic = algorithm.models.policy, algorithm.models.critic
     total = current.total_steps(rollouts * algorithm.steps_per_rollout)
     try:
@@ -276,6 +279,7 @@ def train_online(config: OnlineConfig) -> RunResult:
             evaluate=(lambda: algorithm.experience.evaluate(data.eval_examples)) if data.eval_examples else None,
             about=about_online(algorithm, total),
             final={"model": policy} if critic is None else {"model": policy, "critic": critic},
+            averages=[algorithm.proximal.model] if algorithm.proximal is not None else [],
             learning_rates={"policy": lr, "critic": own or lr},
         )
     finally:

@@ -23,7 +23,7 @@ from assent.algorithms.job import Job, job
 from assent.algorithms.measured import Evaluation
 from assent.algorithms.opening import about_preference
 from assent.algorithms.probe import Probe
-from assent.algorithms.references import FIELD, Reference, cached_reference, live_reference
+from assent.algorithms.references import FIELD, MovingReference, Reference, cached_reference, live_reference
 from assent.algorithms.run import RunResult, run
 from assent.config import BinaryConfig, PairConfig, PreferenceConfig, ReferenceConfig
 from assent.data.dataset import Prepared, View
@@ -309,6 +309,7 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         total=total,
         evaluate=evaluate if setup.held else None,
         final={"model": algorithm.policy},
+        averages=[setup.live.model] if isinstance(setup.live, MovingReference) and setup.live.model else [],
         about=about_preference(algorithm, getattr(config, "reference", None), total),
     )
 

@@ -40,6 +40,11 @@ class Probe:
         unique = list({example.prompt: example for example in prompts if example.prompt}.values())
         fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e)) <= room]
         self.unused = unused_ids(policy.plain, current.tokenizer)
+        if unique and config.prompts and not fitting and current.world.is_main:
+            say(
+                "No answers are sampled at evaluations: no held-out prompt leaves room for --probe.max_new_tokens "
+                f"{config.max_new_tokens} within --data.max_length."
+            )
         self.prompts = fitting[: config.prompts] if policy.tree and self._samples(policy) else []
 
     def _samples(self, policy: Policy) -> bool:

@@ -25,6 +25,7 @@ from assent.errors import ModelError
 from assent.models.loading import resolve_precision
 from assent.models.policy import Anchor, Policy
 from assent.models.sources import resolve
+from assent.outputs import try_file, writing
 from assent.train import distributed
 from assent.train.loop import Deferred
 from assent.train.progress import say
@@ -134,7 +135,8 @@ def cached_reference(
     """The trees of `parts` (training, held-out) with the reference's log-probs as the per-token field "reference". They
     come from the cache; where it has none, from the reference model, which is loaded for that alone.
 
-    Raises ModelError where the cache file is of another model, other data, or broken."""
+    Raises ModelError where the cache file is of another model, other data, or broken, OutputError where it cannot be
+    written: before anything is computed."""
     trees = [tree for part in parts for tree in part]
     model = current.config.model
     identity = {
@@ -147,6 +149,7 @@ def cached_reference(
     file = Path(config.cache) if config.cache else cache_folder() / f"{_digest(identity)}.safetensors"
     known = distributed.on_main(lambda: _read(file, identity, trees) if file.exists() else None)
     if known is None:
+        distributed.on_main(lambda: try_file(file, f"--reference.cache {file}"))
         if current.world.is_main:
             say(f"Computing the reference's log-probs of {len(trees)} examples for {file}")
         known = _compute(current, live_reference(current, policy, config), trees)
@@ -210,7 +213,11 @@ def _read(file: Path, identity: Mapping[str, str], trees: Sequence[TokenTree]) -
 
 
 def _write(file: Path, identity: Mapping[str, str], values: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({FIELD: values.astype(np.float32)}, temporary, metadata=dict(identity))
-    temporary.replace(file)
+    temporary = file.with_name(f".{os.getpid()}.part")
+    with writing(file, f"--reference.cache {file}"):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({FIELD: values.astype(np.float32)}, temporary, metadata=dict(identity))
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -16,19 +16,17 @@ import yaml
 from torch import Tensor
 
 from assent import settings
+from assent.algorithms.beforehand import try_outputs
 from assent.algorithms.card import model_card
 from assent.algorithms.closing import Pace, Summary, closing, write_summary
 from assent.algorithms.commands import Live, command_of
+from assent.algorithms.final import write_final
 from assent.algorithms.guard import guard
 from assent.algorithms.job import Job
 from assent.algorithms.measured import Evaluation, Measured
 from assent.algorithms.opening import opening
 from assent.errors import CheckpointError, Interrupted, RunFolderError
-from assent.models.heads import save_reward_model, usage_of
-from assent.models.policy import Backbone, ScoreModel
-from assent.models.readback import own_numbers, read_back
-from assent.models.recipe import Usage
-from assent.models.saving import save_model, stop_ids
+from assent.models.policy import Backbone
 from assent.train import checkpoint, completions, distributed, interrupt
 from assent.train.facts import Fact, tell
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
@@ -258,14 +256,12 @@ class Run:
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
         """Writes the final model folders, and reads them back; then says and writes what the run has come to."""
         folder, summary = self.job.folder, self._take_final(tuple(final))
+        card = partial(model_card, summary)
         for name, backbone in final.items():
-            own = own_numbers(backbone, self.job.tokenizer)
-            distributed.reshard(backbone)
-            state = distributed.full_state_dict(backbone)
-            checked, usage = distributed.on_main(partial(self._write, backbone, name, state, own))
+            written = write_final(self.job, backbone, folder.path / name, card, compared=name == "model")
             if self.job.world.is_main:
-                card = model_card(summary, usage, checked)
-                (folder.path / name / "README.md").write_text(card, encoding="utf-8")
+                for note in written.notes:
+                    say(f"{folder.path / name}: {note}")
         distributed.on_main(lambda: write_summary(summary, folder.path))
         if self.job.world.is_main:
             tell(closing(summary))
@@ -319,28 +315,6 @@ class Run:
         for name, module in self.algorithm.modules.items():
             distributed.load_full_state_dict(module, state[name])
 
-    def _write(
-        self, backbone: Backbone, name: str, state: Mapping[str, Tensor], own: Tensor
-    ) -> tuple[str, Usage | None]:
-        """One model folder: what reading it back has shown, and of a reward model how it is read elsewhere."""
-        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-        job, dtype, folder = self.job, self.config.model.save_dtype, self.job.folder.path / name
-        if isinstance(backbone, ScoreModel):
-            written = save_reward_model(backbone, job.chat, folder, weights, dtype=dtype)
-        else:
-            ends = stop_ids(job.chat, backbone.plain.generation_config)
-            written = save_model(backbone, job.tokenizer, folder, weights, dtype=dtype, stops=ends)
-        rounded = job.world.size > 1 and backbone.precision == "bf16"
-        checked = read_back(backbone, job.tokenizer, folder, written, own, dtype, rounded=rounded)
-        if checked.beware:
-            say(f"{folder}: {checked.words}")
-        if not isinstance(backbone, ScoreModel):
-            return checked.words, None
-        usage = usage_of(backbone.plain, job.chat, folder, self.config.model if name == "model" else None)
-        for note in usage.notes:
-            say(f"{folder}: {note}.")
-        return checked.words, usage
-
 
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
@@ -354,14 +328,18 @@ def run(
     evaluate: Callable[[], Evaluation] | None,
     final: Mapping[str, Backbone],
     about: Sequence[Fact],
+    averages: Sequence[torch.nn.Module] = (),
     learning_rates: Mapping[str, float] | None = None,
 ) -> RunResult:
     """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
-    to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step.
+    to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step;
+    `averages` are models that follow those that are trained, and are saved with them.
 
     Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
     SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
     """
+    modules = (*algorithm.modules.values(), *averages)
+    try_outputs(job, modules, final, total=total, keeps_best=evaluate is not None)
     state = Run(job, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
     label, main = Path(job.config.out).name, job.world.is_main
     if main:

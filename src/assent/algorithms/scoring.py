@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -73,6 +74,20 @@ def groups_of(
         )
         for tree, example in zip(trees, examples, strict=True)
     ]
+
+
+def afresh(source: GroupReward) -> GroupReward:
+    """The same source, with functions of the user's files loaded anew, so that asking it leaves no trace in them."""
+    match source:
+        case WeightedSum():
+            return WeightedSum(source.name, [afresh(part) for part in source.sources], source.weights)
+        case Shared():
+            return Shared(afresh(source.source), source.world)
+        case PooledReward():
+            return PooledReward(source.name, pickle.loads(source.build), workers=1, limit=source.limit)
+        case FunctionReward():
+            return FunctionReward(source.spec, source.flag, source.name)
+    return source
 
 
 class ModelReward:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,28 @@ import yaml
 from rich.console import Console
 
 from assent import settings
+from assent.algorithms.beforehand import ANSWER
 from assent.algorithms.preference import train_preference
 from assent.config import CompareConfig, PreferenceConfig, ReportConfig
 from assent.data.formats import load_examples
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError, RunFolderError
 from assent.evaluate.answers import sample_answers
-from assent.evaluate.generation import Scorer, evaluate_policies
+from assent.evaluate.generation import Answer, Prompt, Scorer, evaluate_policies, scored
 from assent.evaluate.report import write_report
 from assent.evaluate.runs import EVALUATION
 from assent.functions import load_function
+from assent.guest import Guest, blamed, ends_programs
 from assent.models.loading import quiet_transformers
 from assent.models.sources import model_folder
 from assent.names import suggestion
 from assent.objectives import CONFIGS
+from assent.outputs import try_file
+from assent.rewards.group import Group, RewardError, checked
 from assent.train import distributed
 from assent.train.progress import say
 
+REPORT = "report.html"
 START = "start"
 """The name of the policy that every objective began with."""
 SHARED = ("model", "data", "optim", "train", "report_to")
@@ -38,30 +44,21 @@ def compare(config: CompareConfig) -> Path:
     `config.out`/report.html, which it returns. Ranks share the work, on the devices that they train on. With `resume`
     finished runs stay and interrupted ones go on.
 
+    The start answers, and is scored, before anything is trained: what could fail at the end fails then.
+
     Raises ConfigError for options that an objective does not have, RunFolderError where `config.out` holds something
-    and `resume` is off."""
+    and `resume` is off, OutputError where it cannot be written, RewardError for a scorer that gives no number."""
     quiet_transformers()
     world, out = distributed.init(config.train.threads), Path(config.out)
     distributed.on_main(lambda: _check_free(out, config.resume))
-    scorers: dict[str, Scorer] = {}
-    if config.scorer is not None:
-        scorers["gold"] = load_function(config.scorer, "--scorer")
     runs = {name: objective_config(config, name) for name in config.objectives}
     prompts = _prompts(config)
-
-    def stage(number: int, text: str) -> None:
-        if world.is_main:
-            say(f"[{number}/{len(runs) + 1}] {text}")
-
-    for number, (name, run) in enumerate(runs.items(), 1):
-        stage(number, name)
-        if not distributed.on_main((Path(run.out) / "model" / "README.md").is_file):
-            train_preference(run)
-    stage(len(runs) + 1, f"answers of {len(runs) + 1} policies to {len(prompts)} prompts")
+    scorers: dict[str, Scorer] = {} if config.scorer is None else {"gold": gold(config.scorer, prompts)}
+    distributed.on_main(lambda: _try(out, scorers, prompts[0]))
     start = Path(model_folder(config.model.path))
-    folders = {START: start} | {name: Path(run.out) / "model" for name, run in runs.items()}
-    answers = {
-        name: sample_answers(
+
+    def answers_of(folder: Path) -> list[Answer]:
+        return sample_answers(
             folder,
             prompts,
             reference=start,
@@ -72,21 +69,70 @@ def compare(config: CompareConfig) -> Path:
             seed=config.train.seed,
             precision=config.model.precision,
         )
-        for name, folder in folders.items()
-    }
+
+    if world.is_main:
+        say(f"answers of {START} to {len(prompts)} prompts, before anything is trained")
+    first = answers_of(start)
+    answers = {START: distributed.on_main(lambda: scored(first, [e.prompt for e in prompts], scorers))}
+
+    def stage(number: int, text: str) -> None:
+        if world.is_main:
+            say(f"[{number}/{len(runs) + 1}] {text}")
+
+    for number, (name, run) in enumerate(runs.items(), 1):
+        stage(number, name)
+        if not distributed.on_main((Path(run.out) / "model" / "README.md").is_file):
+            train_preference(run)
+    stage(len(runs) + 1, f"answers of {len(runs) + 1} policies to {len(prompts)} prompts")
+    answers |= {name: answers_of(Path(run.out) / "model") for name, run in runs.items()}
 
     def report() -> Path:
-        gold = "gold" if scorers else "proxy"
-        table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline=START, gold=gold)
+        by = "gold" if scorers else "proxy"
+        table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline=START, gold=by)
         table.save(out / EVALUATION)
         table.render(Console(width=None if sys.stdout.isatty() else 120))
         title = f"{len(runs)} objectives on {config.data.train}"
-        return write_report(ReportConfig((str(out),), str(out / "report.html"), title))
+        return write_report(ReportConfig((str(out),), str(out / REPORT), title))
 
     return distributed.on_main(report)
 
 
+def gold(spec: str, prompts: Sequence[Example]) -> Scorer:
+    """The user's function as a scorer of answers to these prompts. It raises RewardError, with the function's line,
+    for what the function raises, and for what is no number and not None."""
+    guest, by_prompt = Guest(), {example.prompt: example for example in prompts}
+    with guest.turn():
+        function = load_function(spec, "--scorer")
+
+    def score(prompt: Prompt, answer: str) -> float | None:
+        example = by_prompt[tuple(prompt)]
+        with guest.turn():
+            try:
+                value = function(prompt, answer)
+            except BaseException as error:
+                if not isinstance(error, Exception) and not ends_programs(error):
+                    raise
+                raised = blamed(error, spec.rpartition(":")[0])
+                to = f"for the answer {reprlib.repr(answer)} to {example.origin}"
+                raise RewardError(f"--scorer {spec} raised {raised} {to}.") from error
+        if value is None:
+            return None
+        return float(checked(f"--scorer {spec}", [Group(example, (answer,), (True,), (0,))], [value])[0])
+
+    return score
+
+
+def _try(out: Path, scorers: Mapping[str, Scorer], example: Example) -> None:
+    """What is only needed at the end: the places of the results, and the scorers, on a made-up answer."""
+    for place in (EVALUATION, REPORT):
+        try_file(out / place, f"--out {out}: {place}")
+    for score in scorers.values():
+        score(example.prompt, ANSWER)
+
+
 def _check_free(out: Path, resume: str | None) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"--out {out}: it is a file. Choose another --out.")
     if resume is None and out.exists() and any(out.iterdir()):
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
 

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError, UserError
+from assent.outputs import write_text
 from assent.statistics import (
     Interval,
     PairedDifference,
@@ -157,9 +158,8 @@ class PolicyTable:
         return max(scored, key=lambda policy: policy.scores[scorer].mean).name if scored else None
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON; NaN becomes null."""
-        text = json.dumps(_without_nan(asdict(self)), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all; NaN becomes null. Raises `OutputError` when it cannot be written."""
+        write_text(path, json.dumps(_without_nan(asdict(self)), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyTable:
@@ -217,17 +217,14 @@ def evaluate_policies(
     `UserError` for an unknown baseline or gold, a policy without answers, or an index outside `prompts`.
     """
     _check(policies, prompts, scorers, baseline, gold)
-    scored = {
-        name: [_scored(answer, prompts[answer.prompt_index], scorers) for answer in answers]
-        for name, answers in policies.items()
-    }
-    names = dict.fromkeys((gold, *scorers, *(name for a in scored.values() for answer in a for name in answer.scores)))
-    reference = scored[baseline]
+    judged = {name: scored(answers, prompts, scorers) for name, answers in policies.items()}
+    names = dict.fromkeys((gold, *scorers, *(name for a in judged.values() for answer in a for name in answer.scores)))
+    reference = judged[baseline]
     results = tuple(
         _result(name, answers, tuple(names), None if name == baseline else reference, gold, seed)
-        for name, answers in scored.items()
+        for name, answers in judged.items()
     )
-    return PolicyTable(baseline, gold, results, _comparisons(scored, prompts, show, seed))
+    return PolicyTable(baseline, gold, results, _comparisons(judged, prompts, show, seed))
 
 
 def _check(
@@ -248,6 +245,11 @@ def _check(
                 raise UserError(f"Policy {name!r} answers prompt {index}, but there are {len(prompts)} prompts")
         if gold not in scorers and not any(gold in answer.scores for answer in answers):
             raise UserError(f"No scorer is named {gold!r} and the answers of {name!r} do not carry its scores")
+
+
+def scored(answers: Sequence[Answer], prompts: Sequence[Prompt], scorers: Mapping[str, Scorer]) -> list[Answer]:
+    """The answers with the scores that they do not carry yet."""
+    return [_scored(answer, prompts[answer.prompt_index], scorers) for answer in answers]
 
 
 def _scored(answer: Answer, prompt: Prompt, scorers: Mapping[str, Scorer]) -> Answer:

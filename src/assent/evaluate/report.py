@@ -4,9 +4,7 @@ training curves, answers side by side, data, configuration. No script, no reques
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,6 +23,7 @@ from assent.evaluate.panels import alarm, lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
 from assent.evaluate.runs import EVALUATION, Run, find_runs, printable, read_run, track_of
 from assent.objectives import OBJECTIVES
+from assent.outputs import write_text
 from assent.statistics import Interval
 
 _SHOWN_PROMPTS = 8
@@ -87,19 +86,9 @@ def _read_runs(folders: list[Path]) -> tuple[Run, ...]:
 
 
 def save_report(report: Report, path: str | Path) -> Path:
-    """Write the page; the file appears whole or not at all. Raises `RunFolderError` when it cannot be written."""
-    path = Path(path)
-    text = build_report(report)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"The report cannot be written to {path}: {error.strerror}") from error
-    return path
+    """Write the page; the file appears whole or not at all. Raises `OutputError` when it cannot be written."""
+    write_text(path, build_report(report), f"The report {path}")
+    return Path(path)
 
 
 def build_report(report: Report) -> str:

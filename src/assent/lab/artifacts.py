@@ -26,6 +26,7 @@ from assent.errors import ConfigError, RunFolderError
 from assent.lab.annotators import PANEL, Annotator, annotate
 from assent.lab.answers import COMPARISON_MIX, DEMONSTRATION_MIX, draw_style
 from assent.lab.world import Prompt, World
+from assent.outputs import write_text
 
 # Rows at scale 1.
 NUM_SFT, NUM_PAIRS, NUM_RATED, NUM_PROMPTS = 4000, 10000, 500, 2000
@@ -122,7 +123,7 @@ def _messages(messages: Iterable[Message]) -> list[dict[str, str]]:
 
 
 def _write(path: Path, rows: Iterable[dict]) -> None:
-    path.write_text("".join(map(json_line, rows)), encoding="utf-8")
+    write_text(path, "".join(map(json_line, rows)))
 
 
 def _two_answers(world: World, prompt: Prompt, rng: np.random.Generator) -> Example:
@@ -242,7 +243,7 @@ def build_world(
         annotators=[asdict(annotator) for annotator in annotators],
         gold_agreement=round(gold_agreement(world, (*pairs, *pairs_eval)), 4),
     )
-    paths.gold.write_text(GOLD, encoding="utf-8")
+    write_text(paths.gold, GOLD)
     # role names are part of what the template writes
     texts = [text for messages in demonstrations for m in messages for text in (m.role, m.content)]
     texts += [response.text for example in pairs for response in example.responses]

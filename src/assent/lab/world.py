@@ -32,6 +32,7 @@ from assent.lab.knowledge import (
     normal,
 )
 from assent.lab.rubric import GoldScore
+from assent.outputs import write_text
 
 Prompt = tuple[Message, ...]
 
@@ -148,7 +149,7 @@ class World:
     def save(self, path: Path, **parameters: object) -> None:
         """Writes what `load_world` needs, and for the reader the parameters of what was built with it."""
         content = {"world": "assistant", "seed": self.seed, **parameters}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def load_world(path: str | Path) -> World:

@@ -157,6 +157,13 @@ def compare_folder(
     return _read_weights(auto, model, folder, weights, dtype)[1]
 
 
+def shell_of(auto: Any, folder: Path) -> PreTrainedModel:
+    """The model that a folder's configuration asks for, without numbers."""
+    make = getattr(auto, "from_config", None) or auto._from_config  # the latter of classes of our own
+    with torch.device("meta"):
+        return make(AutoConfig.from_pretrained(folder))
+
+
 def _read_weights(
     auto: Any, plain: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor], dtype: str
 ) -> tuple[PreTrainedModel | None, str]:
@@ -194,8 +201,7 @@ def _compare_weights(model: nn.Module, info: Mapping[str, Any], stored: Mapping[
 
 
 def _compare_names(auto: Any, folder: Path, stored: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        asked = {n: x.shape for n, x in auto.from_config(AutoConfig.from_pretrained(folder)).state_dict().items()}
+    asked = {name: x.shape for name, x in shell_of(auto, folder).state_dict().items()}
     size = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as found:

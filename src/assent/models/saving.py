@@ -19,11 +19,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.utils import cached_file
 
 from assent.data.chat import Chat
-from assent.errors import ModelError, RunFolderError
+from assent.errors import ModelError, OutputError, RunFolderError
 from assent.models.adapters import merged_weights
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.quantize import dequantised, without_quantisation
 from assent.models.sources import resolve
+from assent.outputs import writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -115,18 +116,35 @@ def check_new(out: str | Path) -> Path:
 @contextmanager
 def complete_or_absent(out: str | Path) -> Iterator[Path]:
     """A folder to write into that becomes `out` at the end, or nothing where something fails. Raises RunFolderError as
-    `check_new`, and where it cannot be made."""
+    `check_new`, and OutputError where it cannot be made or written."""
     out = check_new(out)
-    try:
+    with writing(out, f"--out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {out.parent}: {error.strerror}.") from error
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}-", dir=out.parent))
     try:
-        partial.chmod(0o755)
-        yield partial
-        os.replace(partial, out)
+        with writing(out, f"--out {out}", inside=partial):
+            partial.chmod(0o755)
+            yield partial
+            os.replace(partial, out)
     except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` at the end. Where something fails, what stood there
+    stays, and unless the disk failed what was written stays beside it, as NAME.unfinished. Raises OutputError."""
+    partial = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(folder, inside=partial):
+            partial.mkdir(parents=True)
+            yield partial
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+    except OutputError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 

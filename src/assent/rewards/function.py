@@ -40,6 +40,7 @@ class FunctionReward:
     def __init__(self, spec: str, flag: str, name: str | None = None) -> None:
         """`spec` is FILE.py:function or module:function. Raises ConfigError, with the `flag` it was given by, where
         there is none or it cannot be called by name."""
+        self.spec, self.flag = spec, flag
         self._guest = Guest()
         with self._guest.turn():
             self.function = load_function(spec, flag)

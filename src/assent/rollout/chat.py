@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -16,16 +17,19 @@ from assent.data.formats import load_examples, message_row
 from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
-from assent.errors import DataError, ModelError, RunFolderError
+from assent.errors import DataError, ModelError, OutputError, RunFolderError
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
 from assent.models.vocabulary import check_vocabulary, unused_ids
+from assent.outputs import append, try_file, writing
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
 from assent.rollout.engines import engine_for
 from assent.rollout.torch_engine import TorchEngine
 
+UNFINISHED = ".part"
+"""Behind the name of a file of answers while it is written."""
 HELP = "/system TEXT sets the system message, /reset forgets the conversation, /exit leaves."
 
 _ROUND = 16  # a batch of prompts is answered in rounds of this many times `max_batch`, so that rows appear meanwhile
@@ -37,10 +41,11 @@ def generate(config: GenerateConfig) -> None:
 
     A line holds `prompt` (its messages), `response` (text), `tokens` (how many, EOS included) and `finished` (whether
     it ended by itself). The same model, prompts, sampling and seed give the same lines. Rows that cannot be used are
-    named on standard error. Errors: ModelError, DataError; RunFolderError where `config.out` exists already.
+    named on standard error. Errors: ModelError, DataError; RunFolderError where `config.out` exists already,
+    OutputError where it cannot be written.
     """
-    if config.out is not None and Path(config.out).exists():
-        raise RunFolderError(f"--out {config.out} exists already. Remove it, or choose another name.")
+    if config.out is not None:
+        check_new_file(config.out)
     quiet_transformers()
     if config.prompts is None:
         chat, engine = _load(config)
@@ -50,14 +55,21 @@ def generate(config: GenerateConfig) -> None:
     chat, engine = _load(config)
     rows = answer(chat, engine, examples, config)
     if config.out is None:
-        _write(rows, sys.stdout)
-        return
-    unfinished = Path(config.out + ".part")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("w", encoding="utf-8") as file:
-        count = _write(rows, file)
-    unfinished.rename(config.out)
-    print(f"{count} answers in {config.out}", file=sys.stderr)
+        for row in rows:
+            sys.stdout.write(json_line(row))
+            sys.stdout.flush()
+    else:
+        print(f"{_write(rows, config.out)} answers in {config.out}", file=sys.stderr)
+
+
+def check_new_file(out: str) -> None:
+    """Raises RunFolderError where something is at --out already, OutputError where nothing can be written there: before
+    a model is loaded."""
+    if os.path.lexists(out):
+        what = "is a folder" if os.path.isdir(out) else "exists already"
+        raise RunFolderError(f"--out {out} {what}. Choose another name.")
+    for file in (out, out + UNFINISHED):
+        try_file(file, f"--out {file}")
 
 
 def answer(
@@ -154,10 +166,20 @@ def _read_prompts(config: GenerateConfig) -> list[Example]:
     ]
 
 
-def _write(rows: Iterable[dict[str, object]], file: TextIO) -> int:
-    count = 0
-    for row in rows:
-        file.write(json_line(row))
-        file.flush()
-        count += 1
+def _write(rows: Iterable[dict[str, object]], out: str) -> int:
+    """How many rows there are, now in the file `out`. Until all are there, they are in `out`.part, and stay in it where
+    something fails."""
+    count, unfinished = 0, Path(out + UNFINISHED)
+    with writing(out, f"--out {out}"):
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        file = unfinished.open("wb", buffering=0)
+    with file:
+        try:
+            for row in rows:
+                append(file, json_line(row).encode())
+                count += 1
+        except OutputError as error:
+            raise OutputError(f"{error} {count} answers are in it.") from error
+    with writing(out, f"--out {out}"):
+        unfinished.rename(out)
     return count

@@ -66,7 +66,7 @@ def save(
     """
     folder = Path(folder)
     final = folder / f"step-{step:06d}"
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    temporary = unfinished(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -83,6 +83,11 @@ def save(
         ) from error
     _retain(folder, step, keep)
     return final
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """Where this process writes the checkpoint of `step` before it gets its name."""
+    return folder / f"step-{step:06d}.tmp-{os.getpid()}"
 
 
 def load(path: str | Path) -> dict[str, Any]:

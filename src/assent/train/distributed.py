@@ -25,8 +25,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from assent import cpus
-from assent.errors import CheckpointError
+from assent.errors import CheckpointError, ConfigError
 from assent.train.carried import by_all, portable, tried
+from assent.train.launch import join, launched
 
 T = TypeVar("T")
 
@@ -49,25 +50,27 @@ class World:
 def init(threads: int = 0) -> World:
     """Joins the process group when `torchrun` set RANK, until the process ends, and sets the CPU threads: `threads`, or
     with 0 an equal share of the usable cores for each rank of this machine (one process alone keeps torch's own choice
-    where it is within a container's quota)."""
-    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size))) if size > 1 else 1
-    if threads or local_size > 1:
-        torch.set_num_threads(threads or max(1, cpus.usable() // local_size))
+    where it is within a container's quota). Raises ConfigError where the variables of launchers make no sense, and
+    where the other ranks are not there in time."""
+    place = launched(os.environ)
+    if threads or place.local_size > 1:
+        torch.set_num_threads(threads or max(1, cpus.usable() // place.local_size))
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpus.usable()))
-    rank = int(os.environ["RANK"]) if size > 1 else 0
-    local_rank = int(os.environ.get("LOCAL_RANK", str(rank))) if size > 1 else 0
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+        if place.local_rank >= (devices := torch.cuda.device_count()):
+            raise ConfigError(
+                f"LOCAL_RANK is {place.local_rank}, but this machine has {devices} CUDA devices: start one process for "
+                "each."
+            )
+        device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
-    if size > 1 and not dist.is_initialized():
-        # gloo stays available beside NCCL: flags and Python objects travel without touching the device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if place.size > 1 and not dist.is_initialized():
+        join(place, device)
         # Not after each run: ranks that join anew meet the addresses of the group before in torchrun's store, and hang.
         atexit.register(shutdown)
-    return World(rank, size, local_rank, device)
+    return World(place.rank, place.size, place.local_rank, device)
 
 
 def shutdown() -> None:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from assent.data.jsonl import json_line
 from assent.errors import UserError
+from assent.outputs import append, writing
+from assent.train.progress import say
 
 TIME = "time/"
 
@@ -29,10 +31,12 @@ class JsonlLog:
     """
 
     def __init__(self, path: str | Path, keep_bytes: int = 0):
+        """Raises OutputError where the file cannot be written."""
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        self._file = self.path.open("r+b")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            self._file = self.path.open("r+b", buffering=0)  # so that a row is on the disk whole, or not at all
         size = self._file.seek(0, os.SEEK_END)
         if size < keep_bytes:
             warnings.warn(
@@ -45,9 +49,9 @@ class JsonlLog:
         self._file.seek(0, os.SEEK_END)
 
     def write_row(self, row: Mapping[str, Any]) -> None:
-        """Appends one object. A lone surrogate in a text becomes its JSON escape."""
-        self._file.write(json_line(row).encode())
-        self._file.flush()
+        """Appends one object, whole or not at all. A lone surrogate in a text becomes its JSON escape. Raises
+        OutputError."""
+        append(self._file, json_line(row).encode())
 
     def position(self) -> int:
         """Bytes written so far: a checkpoint stores this, after `sync`."""
@@ -55,35 +59,44 @@ class JsonlLog:
 
     def sync(self) -> None:
         """Sees to it that what was written is on the disk."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
     def _line_end(self, position: int) -> int:
         """The end of the last whole line within the first `position` bytes."""
-        self._file.seek(0)
-        return self._file.read(position).rfind(b"\n") + 1
+        with self.path.open("rb") as file:
+            return file.read(position).rfind(b"\n") + 1
 
 
 class MetricsLog(JsonlLog):
-    """metrics.jsonl: `{"step": 12, "loss": 0.5, ..., "time/step": 0.1}`, and the same to every tracker."""
+    """metrics.jsonl: `{"step": 12, "loss": 0.5, ..., "time/step": 0.1}`, and the same to every tracker. A tracker that
+    fails gets no more, which is said: the run's own file has everything."""
 
     def __init__(self, path: str | Path, keep_bytes: int = 0, trackers: Sequence[Tracker] = ()):
         super().__init__(path, keep_bytes)
-        self._trackers = tuple(trackers)
+        self._trackers = list(trackers)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers or 0-d tensors by name."""
         numbers = {name: value if type(value) is int else float(value) for name, value in metrics.items()}
         self.write_row({"step": step, **{name: _finite_or_text(value) for name, value in numbers.items()}})
-        for tracker in self._trackers:
-            tracker.log(step, numbers)
+        self._tell(lambda tracker: tracker.log(step, numbers))
 
     def close(self) -> None:
         super().close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._tell(lambda tracker: tracker.close())
+
+    def _tell(self, tell: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                say(f"{type(tracker).__name__} failed and gets no more of this run ({reason}). {self.path} goes on.")
 
 
 class SamplesLog(JsonlLog):
@@ -124,8 +137,19 @@ def open_trackers(
 ) -> list[Tracker]:
     """The trackers of `report_to`. `run_id` lets a resumed run go on in the tracker; `start` is the step it resumes at.
 
-    Raises `UserError` naming the extra to install if a package is missing."""
-    return [_TRACKERS[name](folder, run_id, config, start) for name in names]
+    Raises `UserError` naming the extra to install if a package is missing, and for what keeps a tracker from starting.
+    """
+    return [_open(name, folder, run_id, config, start) for name in names]
+
+
+def _open(name: str, folder: Path, run_id: str, config: Mapping[str, Any], start: int) -> Tracker:
+    try:
+        return _TRACKERS[name](folder, run_id, config, start)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"--report_to {name}: the tracker does not start: {reason}") from error
 
 
 class TensorBoard:
