@@ -42,7 +42,7 @@ from assent.config import (
 )
 from assent.data.packing import EpochStream
 from assent.data.tree import Branch, TokenTree
-from assent.errors import CheckpointError, ConfigError, OutputError
+from assent.errors import CheckpointError, ConfigError, OutputError, RunFolderError
 from assent.methods import METHODS
 from assent.models.loading import load_policy
 from assent.objectives import OBJECTIVES, preference_config
@@ -389,7 +389,7 @@ def test_the_best_may_be_the_start(make: Make, tmp_path: Path, tiny_model_dir: P
     last = measured(result.metrics["eval/nll"])
     assert line(text, "Best").startswith("the start (step 0) by lowest held-out nll (")
     assert line(text, "Best").endswith(f"the one in model/; the last step, 4, has {last}")
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [0, 4]
+    assert [*checkpoint.by_step(tmp_path / "run" / "checkpoints")] == [0, 4]
     assert "checkpoints/: of steps 0, 4, to go on from" in text
     assert f"nll {measured(result.end.metrics['eval/nll'])}\n" in text[text.index("Finished") :]
 
@@ -405,6 +405,13 @@ def test_a_resumed_run_finds_the_same_best(make: Make, tmp_path: Path) -> None:
     assert late.step == straight.step and weights(late.model) == weights(straight.model)
 
 
+def test_a_best_start_that_was_not_kept_is_named(make: Make, tmp_path: Path) -> None:
+    config = make("sft", tmp_path / "run", lr=3.0, max_steps=2)
+    assert train(config).best_step == 0
+    with pytest.raises(RunFolderError, match=r"the best was the start, .* no checkpoint is there\. --resume auto"):
+        train(replace(config, resume="auto", train=replace(config.train, final="best")))
+
+
 def test_best_is_refused_where_nothing_could_be_chosen(make: Make, tmp_path: Path, capsys) -> None:
     config = make("sft", tmp_path / "run", eval_every=0, final="best")
     with pytest.raises(ConfigError, match=r"--train\.final best chooses among the evaluations .* --train\.eval_every"):
@@ -415,7 +422,7 @@ def test_best_is_refused_where_nothing_could_be_chosen(make: Make, tmp_path: Pat
 def test_a_damaged_best_checkpoint_costs_nothing_else(make: Make, tmp_path: Path) -> None:
     config = make("sft", tmp_path / "run", lr=0.3, final="best", max_steps=4, eval_every=1)
     result = train(config)
-    file = checkpoint.path_of(tmp_path / "run" / "checkpoints", result.best_step) / "policy.safetensors"
+    file = checkpoint.by_step(tmp_path / "run" / "checkpoints")[result.best_step] / "policy.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(
         CheckpointError, match=r"--train\.final best: .*policy\.safetensors.* --resume auto --train\.final last"

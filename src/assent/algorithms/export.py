@@ -63,13 +63,13 @@ def _checkpoint(run: Path, which: str) -> Path:
     folder, flag = run / "checkpoints", f"--checkpoint {which}"
     if not folder.is_dir():
         raise ConfigError(f"{flag}: {run} has no checkpoints/. Give the run folder, the --out of a training command.")
-    found = checkpoint.steps(folder)
+    found = checkpoint.by_step(folder)
     if which == "last":
         path = checkpoint.newest_complete(folder)
     elif which == "best":
         path = checkpoint.best(folder)
     elif which.isdecimal():
-        path = checkpoint.path_of(folder, int(which)) if int(which) in found else None
+        path = found.get(int(which))
     else:
         raise ConfigError(f"{flag}: expected best, last, or the number of a step.")
     if path is None:

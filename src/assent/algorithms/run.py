@@ -291,7 +291,7 @@ class Run:
             pace=self.pace,
             data=self.job.folder.data(),
             folders=folders,
-            checkpoints=tuple(checkpoint.steps(self.job.folder.checkpoints)),
+            checkpoints=tuple(checkpoint.by_step(self.job.folder.checkpoints)),
         )
         if self.config.train.final == "last" or self.best is None:
             return last
@@ -301,13 +301,11 @@ class Run:
         return replace(last, step=self.best.step, final="best", end=self.best)
 
     def _load_best(self, step: int) -> None:
-        path = checkpoint.path_of(self.job.folder.checkpoints, step)
+        path = checkpoint.by_step(self.job.folder.checkpoints).get(step)
         advice = "--resume auto --train.final last writes the last step."
-        if step == 0 and not path.exists():  # the run began with --train.final last
-            raise RunFolderError(
-                "--train.final best: no step was better than the start, the model that this run began with, of which "
-                f"no checkpoint was kept. {advice}"
-            )
+        if path is None:  # that of the start is kept where the run began with --train.final best
+            which = f"step {step}" if step else "the start, the model that this run began with"
+            raise RunFolderError(f"--train.final best: the best was {which}, of which no checkpoint is there. {advice}")
         try:
             state = checkpoint.load(path)
         except CheckpointError as error:

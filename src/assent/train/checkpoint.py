@@ -155,18 +155,12 @@ def newest_complete(folder: str | Path) -> Path | None:
 def best(folder: str | Path) -> Path | None:
     """The checkpoint that the newest complete one names as the best so far; None if it names none."""
     newest = newest_complete(folder)
-    step = read_manifest(newest)["best_step"] if newest else None
-    return _find(Path(folder), step) if step is not None else None
+    return by_step(folder).get(read_manifest(newest)["best_step"]) if newest else None
 
 
-def steps(folder: str | Path) -> list[int]:
-    """The steps of the checkpoints that are there."""
-    return sorted({_step(path) for path in _checkpoints(Path(folder))})
-
-
-def path_of(folder: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step lies, or lay."""
-    return _find(Path(folder), step) or Path(folder) / f"step-{step:06d}"
+def by_step(folder: str | Path) -> dict[int, Path]:
+    """The checkpoints that are there, by their steps, the newest last."""
+    return {_step(path): path for path in reversed(_checkpoints(Path(folder)))}
 
 
 def find_resume(folder: str | Path, resume: str | None) -> Path | None:
@@ -276,10 +270,6 @@ def _checkpoints(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if _COMPLETE.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (-_step(path), path.name))
-
-
-def _find(folder: Path, step: int) -> Path | None:
-    return next((path for path in _checkpoints(folder) if _step(path) == step), None)
 
 
 def _step(path: Path) -> int:
