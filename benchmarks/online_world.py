@@ -156,7 +156,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
             log.write(result.step, result.metrics)
             steps = result.step
             names = [name for name in ("reward", "kl", "length") if name in result.metrics]
-            shown: dict[str, float] = {name: result.metrics[name] for name in names}
+            shown = "  ".join(f"{name} {result.metrics[name]:.3g}" for name in names)
             if engine.tokens >= budget and algorithm.state_dict()["done"] == 0:
                 break
             progress.update(min(engine.tokens, budget - 1), shown)

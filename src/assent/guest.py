@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from assent.process import steady_output
-
 from assent.foreign import named
+from assent.process import steady_output
 
 
 class Guest:

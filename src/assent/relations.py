@@ -26,6 +26,15 @@ def _eval_needs_data(config: c.RunConfig) -> str | None:
     return None
 
 
+def _best_needs_evaluations(config: c.RunConfig) -> str | None:
+    if config.train.final == "best" and config.train.eval_every == 0:
+        return (
+            "--train.final best chooses among the evaluations of a run. Give --train.eval_every STEPS, and --data.eval "
+            "or --data.eval_fraction."
+        )
+    return None
+
+
 def _turns_of_pairs(config: c.RunConfig) -> str | None:
     if config.data.turns == "each" and not isinstance(config, c.SFTConfig):
         return (
@@ -352,6 +361,7 @@ def _small_enough(config: c.InitConfig) -> str | None:
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (c.RunConfig, _one_eval_source),
     (c.RunConfig, _eval_needs_data),
+    (c.RunConfig, _best_needs_evaluations),
     (c.RunConfig, _turns_of_pairs),
     (c.RunConfig, _rendered_has_template),
     (c.RunConfig, _trackers_once),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -81,11 +81,20 @@ def mean_interval(
     present = ~np.isnan(numbers)
     labels = range(len(numbers)) if clusters is None else clusters
     sums, counts = _by_cluster(numbers[present], [label for label, keep in zip(labels, present, strict=True) if keep])
-    n, missing = int(present.sum()), int((~present).sum())
+    missing = int((~present).sum())
+    return replace(ratio_interval(sums, counts, confidence, seed), n=int(present.sum()), missing=missing)
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """sum(sums) / sum(counts) with a BCa bootstrap interval that resamples the `n` clusters [C]; see `mean_interval`.
+    A cluster of count 0 is left out and counted as missing."""
+    there = counts > 0
+    sums, counts, missing = sums[there], counts[there], int((~there).sum())
+    n = len(sums)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0, missing)
     mean = float(sums.sum() / counts.sum())
-    if len(sums) < 2:
+    if n < 2:
         return Interval(mean, math.nan, math.nan, n, missing)
     # A bootstrap of constant clusters has no spread and BCa would divide by it.
     if np.ptp(sums / counts) <= 1e-12 * max(1.0, abs(mean)):
@@ -100,7 +109,7 @@ def mean_interval(
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=max(1, _CHUNK // len(sums)),
+        batch=max(1, _CHUNK // n),
         confidence_level=confidence,
         method="BCa",
         rng=np.random.default_rng(seed),

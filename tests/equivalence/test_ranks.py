@@ -60,7 +60,14 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
             "out": str(out / name.replace(" ", "-")),
             # eps above the rounding of gradients, which Adam would otherwise blow up to whole steps
             "optim": OptimConfig(lr=1e-3, eps=1e-4, warmup=0.0, weight_decay=0.1, max_grad_norm=0.5),
-            "train": TrainConfig(batch_size=5, micro_tokens=60, max_steps=3, eval_every=2, threads=1),
+            "train": TrainConfig(
+                batch_size=5,
+                micro_tokens=60,
+                max_steps=3,
+                eval_every=2,
+                threads=1,
+                final="best" if name == "reward" else "last",
+            ),
         }
 
     def preference(name: str, **options) -> PreferenceConfig:
@@ -176,6 +183,16 @@ def test_final_weights(name: str, runs, tiny_model_dir: Path) -> None:
     start, end = load_file(tiny_model_dir / "model.safetensors"), load_file(runs[name][0] / "model/model.safetensors")
     weight = "model.layers.0.mlp.down_proj.weight"
     assert (start[weight] - end[weight]).abs().max() > 1e-5, "training moved the weights"
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo lora"])
+def test_what_was_gained(name: str, runs) -> None:
+    """The same examples are paired, whichever rank has read them; the reward model is its best step."""
+    one, two = (json.loads((out / "summary.json").read_text()) for out in runs[name])
+    assert (one["step"], one["final"], one["best"]["step"]) == (two["step"], two["final"], two["best"]["step"])
+    assert one["final"] == ("best" if name == "reward" else "last")
+    assert one["gain"]["n"] == one["data"]["eval"]["examples"]
+    assert two["gain"] == pytest.approx(one["gain"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "ppo lora"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import assent.algorithms.run as run_module
 from assent.algorithms.online import train_online

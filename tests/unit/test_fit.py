@@ -94,7 +94,7 @@ def test_a_run_says_in_one_line_what_it_uses(chat, write):
     train, held = report["train"]["examples"], report["eval"]["examples"]
     assert train + held == 19 and held > 0
     assert summary(report) == (
-        f"Data: {file}: 19 of 21 rows used, 1 bad, 1 too long; 1 answers cut at 100 tokens. "
+        f"{file}: 19 of 21 rows used, 1 bad, 1 too long; 1 answer cut at 100 tokens. "
         f"{train} examples to train on, {held} held out."
     )
     refused = prepare(DataConfig(file, max_length=100, max_bad=0.1, long="refuse"), chat, pair_view).report

@@ -191,7 +191,7 @@ def test_plain_lines_are_few_and_tell_the_time_left(screen, monkeypatch):
     with Progress(50, "sft", start=10) as bar:
         for step in range(11, 51):
             now[0] += 3.0
-            bar.update(step, {"loss": 1.23456})
+            bar.update(step, "loss 1.235")
     lines = text.getvalue().splitlines()
     assert lines[0] == "sft 14/50  1:48 left  loss 1.235"  # 4 of 40 steps took 12 s, 36 are left
     assert lines[-1] == "sft 50/50  took 2:00  loss 1.235"
@@ -202,7 +202,7 @@ def test_nested_bars_on_a_terminal(screen):
     text = screen(terminal=True)
     with Progress(2, "demo") as outer:
         with Progress(3, "sft") as inner:
-            inner.update(3, {"loss": 0.5})
+            inner.update(3, "loss 0.5")
         outer.update(1)
         progress.say("between [phases]")
     assert Progress._bars is None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent.algorithms.card import model_card
+from assent.algorithms.closing import FILE, Summary
 from assent.algorithms.final import write_final
 from assent.algorithms.job import Job
 from assent.algorithms.scoring import afresh, groups_of
@@ -78,7 +79,7 @@ def try_outputs(
 
 def _try_places(job: Job, models: Sequence[str]) -> None:
     folder, config = job.folder, job.config
-    places = [folder.metrics, folder.samples, folder.path / "data.json"]
+    places = [folder.metrics, folder.samples, folder.path / "data.json", folder.path / FILE]
     places += [checkpoint.unfinished(folder.checkpoints, 0) / "optimizer.safetensors"]
     places += [folder.path / f"{name}.unfinished" / "README.md" for name in models]
     places += [folder.path / name / "README.md" for name in models]
@@ -103,7 +104,7 @@ def _engine_folder(job: Job) -> Path | None:
 def _try_final(job: Job, backbone: Backbone, name: str) -> int:
     """Bytes that the model's folder will take."""
     trial = job.folder.path / TRIAL
-    card = partial(model_card, job.config, {}, 0)
+    card = partial(model_card, Summary(job.config))
     try:
         with _adapters_that_show(backbone):
             if sum(weight.numel() for weight in backbone.plain.parameters()) <= WHOLE:

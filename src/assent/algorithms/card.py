@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from assent import settings
-from assent.config import PreferenceConfig, RunConfig
-from assent.methods import METHODS
+from assent.algorithms.closing import Summary, gained
+from assent.algorithms.commands import words
+from assent.data.dataset import summary as data_summary
 from assent.models.recipe import Usage
-from assent.objectives import OBJECTIVES, objective_of
-from assent.online import OnlineConfig, method_of
-
-TASKS = {
-    "SFTConfig": ("supervised fine-tuning", "text-generation", "AutoModelForCausalLM"),
-    "RewardConfig": ("reward modelling (Bradley-Terry)", "text-classification", "AutoModelForSequenceClassification"),
-}
-
 
 PLAIN = """```python
 from transformers import AutoTokenizer, {loader}
@@ -83,30 +73,25 @@ def reward_usage(usage: Usage) -> str:
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n{code}"
 
 
-def model_card(
-    config: RunConfig, metrics: Mapping[str, float], steps: int, usage: Usage | None = None, checked: str = ""
-) -> str:
+def model_card(run: Summary, usage: Usage | None = None, checked: str = "") -> str:
     """Markdown with the hub's front matter: what was trained from what, on what, how well, how to load it, and how the
     folder was `checked`. `usage` is that of a reward model's folder."""
-    if isinstance(config, PreferenceConfig):
-        method, pipeline, loader = OBJECTIVES[objective_of(config)].name, "text-generation", "AutoModelForCausalLM"
-    elif isinstance(config, OnlineConfig):
-        method, pipeline, loader = METHODS[method_of(config)].name, "text-generation", "AutoModelForCausalLM"
-    else:
-        method, pipeline, loader = TASKS[type(config).__name__]
-    held_out = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-    rows = "\n".join(f"| {name.removeprefix('eval/')} | {value:.4g} |" for name, value in held_out.items())
-    table = f"| held-out metric | value |\n|---|---|\n{rows}" if rows else "No held-out data was given."
+    config = run.config
+    pipeline = "text-classification" if run.command.scores else "text-generation"
+    loader = "AutoModelForSequenceClassification" if run.command.scores else "AutoModelForCausalLM"
+    which = f"the best of {run.steps} steps" if run.final == "best" else "the last"
+    data = f"Data: {data_summary(run.data)}\n" if run.data else ""
     return f"""---
 library_name: transformers
 pipeline_tag: {pipeline}
-tags: [assent, {type(config).__name__.removesuffix("Config").lower()}]
+tags: [assent, {run.command.key}]
 ---
-# {Path(config.out).name}
+# {run.out.name}
 
-`{config.model.path}` after {steps} steps of {method} on `{config.data.train}` with assent.
+`{config.model.path}` after {run.step} steps ({which}) of {run.command.name} on `{config.data.train}` with assent.
 
-{table}
+{data}
+{_held_out(run)}
 
 {PLAIN.format(loader=loader) if usage is None else reward_usage(usage)}
 {checked}
@@ -116,3 +101,21 @@ tags: [assent, {type(config).__name__.removesuffix("Config").lower()}]
 {settings.dump(config).strip()}
 ```
 """
+
+
+def _held_out(run: Summary) -> str:
+    """Held-out metrics of the start and of the weights in the folder, and what was gained."""
+    if run.end is None:
+        return "No held-out data was given."
+    start = {} if run.start is None else run.start.metrics
+    rows = [
+        f"| {name.removeprefix('eval/')} | {f'{start[name]:.4g}' if name in start else ''} | {value:.4g} |"
+        for name, value in run.end.metrics.items()
+    ]
+    table = "\n".join([f"| held-out metric | start | step {run.end.step} |", "|---|---|---|", *rows])
+    gain = gained(run)
+    best = run.value(run.best)
+    lines = [f"{words(run.command.followed.held_out[0])}{gain}." if gain else ""]
+    if run.best is not None and best is not None:
+        lines.append(f"Best step by held-out {words(run.command.followed.best)}: {run.best.step} ({best:.4g}).")
+    return "\n\n".join([table, *filter(None, lines)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from assent.algorithms.features import Features
-from assent.algorithms.run import Evaluation
+from assent.algorithms.measured import Evaluation
 from assent.objectives import Objective
 from assent.train.loop import Sums
 from assent.train.progress import say
@@ -30,6 +30,8 @@ FALL = 0.05
 class Described:
     metrics: Sums
     items: Mapping[str, Tensor]
+    accuracy: tuple[Tensor, Tensor]
+    """Its sum and number in each tree, [P]."""
 
 
 def describe(features: Features, row: Objective, beta: float) -> Described:
@@ -56,18 +58,20 @@ def describe(features: Features, row: Objective, beta: float) -> Described:
         metrics[f"logprob_sum/{name}"] = (policy[index].sum(), len(index))
     if row.feedback == "binary":
         threshold = _threshold(features, beta)
-        right = (reward[first] > threshold).sum() + (reward[second] < threshold).sum()
-        metrics["accuracy"] = (right.float(), len(reward))
-        return Described(metrics, items | {"label": features.desirable})
-    metrics["accuracy"] = (_share(gap), number)
+        right = torch.cat([reward[first] > threshold, reward[second] < threshold]).float()
+        metrics["accuracy"] = (right.sum(), len(reward))
+        accuracy = features.batch.by_tree(right, torch.cat([first, second]))
+        return Described(metrics, items | {"label": features.desirable}, accuracy)
+    right = _above(gap)
+    metrics["accuracy"] = (right.sum(), number)
     metrics["margin"] = (gap.sum(), number)
-    metrics["agreement"] = (_share(gap * order), number)
-    return Described(metrics, items | {"margin": gap})
+    metrics["agreement"] = (_above(gap * order).sum(), number)
+    return Described(metrics, items | {"margin": gap}, features.batch.by_tree(right, pairs[:, 0]))
 
 
-def _share(values: Tensor) -> Tensor:
-    """How many are above 0; a 0, as at the start of every comparison with oneself, counts half."""
-    return (values.sign() + 1).sum() / 2
+def _above(values: Tensor) -> Tensor:
+    """Which are above 0; a 0, as at the start of every comparison with oneself, counts half."""
+    return (values.sign() + 1) / 2
 
 
 def implicit_rewards(features: Features, row: Objective) -> Tensor:
@@ -124,7 +128,7 @@ class Watch:
                 f"Both kinds of answers have become less likely ({moves} nats per token): the policy moves to answers "
                 f"that nobody has judged. Remedies: {likelihood}a larger --loss.beta, fewer steps."
             )
-        return Evaluation({**evaluation.metrics, "eval/alarm/both_fall": float(fallen)}, evaluation.samples)
+        return replace(evaluation, metrics={**evaluation.metrics, "eval/alarm/both_fall": float(fallen)})
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": list(self.start), "warned": self.warned}

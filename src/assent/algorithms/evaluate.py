@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from assent.algorithms.run import Evaluation
+from assent.algorithms.measured import Each, Evaluation
 from assent.data.packing import EpochStream, Window
 from assent.data.tree import TokenTree
 from assent.statistics import proportion_interval
@@ -30,9 +30,11 @@ def held_out(
     summary: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] = lambda items: {},
 ) -> Evaluation:
     """The metrics of `algorithm.loss` on `trees`, each under "eval/"; accuracies with their 95 % Wilson interval
-    (`_low`, `_high`); and what `summary` makes of the loss's items over all trees and ranks."""
+    (`_low`, `_high`); and what `summary` makes of the loss's items over all trees and ranks. The keys of the trees are
+    their positions."""
     sums: dict = {}
     items: dict[str, list[np.ndarray]] = defaultdict(list)
+    followed: dict[int, tuple[float, float]] = {}
     for module in algorithm.modules.values():
         module.eval()
     for start in range(0, len(trees), CHUNK):
@@ -42,6 +44,8 @@ def held_out(
             add_sums(sums, loss.metrics)
             for name, values in loss.items.items():
                 items[name].append(values.float().cpu().numpy())
+            if loss.followed is not None:
+                followed |= zip(batch.keys, zip(*(x.tolist() for x in loss.followed), strict=True), strict=True)
     for module in algorithm.modules.values():
         module.train()
     metrics: dict[str, float] = {}
@@ -55,4 +59,6 @@ def held_out(
             metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = interval.low, interval.high
     ranks = gather_objects({name: np.concatenate(parts) for name, parts in items.items()})
     everything = {name: np.concatenate([rank[name] for rank in ranks]) for name in items}
-    return Evaluation(metrics | {f"eval/{name}": value for name, value in summary(everything).items()})
+    metrics |= {f"eval/{name}": value for name, value in summary(everything).items()}
+    found = {key: value for rank in gather_objects(followed) for key, value in rank.items()}
+    return Evaluation(metrics, each=Each.of(found, len(trees)) if found else None)

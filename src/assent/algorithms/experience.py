@@ -13,6 +13,7 @@ import numpy as np
 from assent.algorithms.credit import credit, no_signal
 from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
 from assent.algorithms.job import Job
+from assent.algorithms.measured import Each, Evaluation
 from assent.algorithms.models import Models, Reader
 from assent.algorithms.prompts import Prompts, difficulty
 from assent.algorithms.rollouts import (
@@ -24,7 +25,6 @@ from assent.algorithms.rollouts import (
     response_field,
     unpack_state,
 )
-from assent.algorithms.run import Evaluation
 from assent.algorithms.sampling import Ask, Sampler
 from assent.algorithms.scored import Notes, Rewarded, means, note, require_finite, rewarded
 from assent.algorithms.shaping import Shaper
@@ -365,6 +365,7 @@ class Experience:
         prompts = [self.job.chat.prompt_ids(example) for example in examples]
         (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
         trees, missing, said, notes = rewarded(self.source, trees, examples, self.job.chat, self.progress)
+        rewards = {n: (float(tree.per_response["reward"][0]), 1.0) for n, tree in enumerate(trees) if tree.branches}
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
         if not there:
             raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({_listed(missing)}).")
@@ -373,7 +374,8 @@ class Experience:
         interval = mean_interval(response_field(trees, "reward").tolist())
         metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
         metrics["eval/unscored"] = 1 - len(there) / len(examples)
-        return Evaluation(metrics, self.samples(trees, [example for _, example in there], notes))
+        samples = self.samples(trees, [example for _, example in there], notes)
+        return Evaluation(metrics, samples, Each.of(rewards, len(examples)))
 
 
 def _against(trees: Sequence[TokenTree], others: Sequence[TokenTree]) -> list[TokenTree]:

@@ -17,27 +17,76 @@ from assent.models.heads import NO_PAD, open_scorer, outward
 from assent.models.loading import load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
-from assent.models.sources import Checkpoint, Source, ask_hub, resolve
+from assent.models.sources import CRITIC, Checkpoint, Source, ask_hub, resolve
 from assent.models.stored import configuration
+from assent.train import checkpoint
 from assent.train.progress import say
 
 
 def export(config: ExportConfig) -> Path:
     """Writes the model that `config.model` stands for to `config.out`, complete or not at all, and reads it back.
 
-    Raises RunFolderError where `config.out` holds something, ModelError where there is no model."""
+    Raises RunFolderError where `config.out` holds something, ModelError where there is no model, ConfigError for a
+    checkpoint that the run does not have."""
     out = check_new(config.out)
     quiet_transformers()
-    source = resolve(config.model)
+    path = chosen(config)
+    source = resolve(path)
     ask_hub(source)
     if config.adapters == "keep" and not _has_own_adapters(source):
-        raise ConfigError(f"--adapters keep: {config.model} is not one set of adapters on a whole model.")
-    model = ModelConfig(config.model, trust_remote_code=config.trust_remote_code)
+        raise ConfigError(f"--adapters keep: {path} is not one set of adapters on a whole model.")
+    model = ModelConfig(path, trust_remote_code=config.trust_remote_code)
     with complete_or_absent(out) as partial:
         checked = _write(model, source, partial, config)
-        (partial / "README.md").write_text(_card(config, source, checked), encoding="utf-8")
+        (partial / "README.md").write_text(_card(out.name, path, source, checked), encoding="utf-8")
     say(f"{out}: {checked}")
     return out
+
+
+def chosen(config: ExportConfig) -> str:
+    """The path of what is to be exported: the model as it is given, or a part or a checkpoint of the run there."""
+    place = Path(config.model)
+    if config.checkpoint is not None:
+        place = _checkpoint(place, config.checkpoint)
+    if config.part == "model":
+        return config.model if config.checkpoint is None else str(place)
+    critic = place / (CRITIC if (place / CRITIC).is_dir() else f"{CRITIC}.safetensors")
+    if not critic.exists():
+        raise ConfigError(
+            f"--part critic: {place} has none. Runs and checkpoints of ppo have one, unless it shares the policy's "
+            "layers (--critic.shared)."
+        )
+    return str(critic)
+
+
+def _checkpoint(run: Path, which: str) -> Path:
+    """The checkpoint of a run that is called "best", "last", or by its step."""
+    folder, flag = run / "checkpoints", f"--checkpoint {which}"
+    if not folder.is_dir():
+        raise ConfigError(f"{flag}: {run} has no checkpoints/. Give the run folder, the --out of a training command.")
+    found = checkpoint.by_step(folder)
+    if which == "last":
+        path = checkpoint.newest_complete(folder)
+    elif which == "best":
+        path = checkpoint.best(folder)
+    elif which.isdecimal():
+        path = found.get(int(which))
+    else:
+        raise ConfigError(f"{flag}: expected best, last, or the number of a step.")
+    if path is None:
+        known = ", ".join(map(str, found)) or "none"
+        why = f" {_no_best(folder)}" if which == "best" else ""
+        raise ConfigError(f"{flag}: {run} has no such checkpoint.{why} There are those of steps: {known}.")
+    return path
+
+
+def _no_best(folder: Path) -> str:
+    """Why a run has no checkpoint of its best step."""
+    newest = checkpoint.newest_complete(folder)
+    step = None if newest is None else checkpoint.read_manifest(newest)["best_step"]
+    if step is None:
+        return "Without held-out data no step is the best."
+    return f"The best step was {step}." if step else "The best step was the start, the model that the run began with."
 
 
 def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:
@@ -59,7 +108,7 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
     """A reward model's folder, with the tokenizer and the configuration that others read its rewards by."""
     found = open_scorer(model, 0, {})
     if found.fresh:
-        raise ModelError(f"{config.model} has no trained {found.head}.weight: it is no whole reward model.")
+        raise ModelError(f"{model.path} has no trained {found.head}.weight: it is no whole reward model.")
     loaded = found.model
     weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
     dtype = stored_as(loaded, config.dtype)
@@ -103,15 +152,15 @@ def _keep(source: Source, base: Any, task: str, dtype: torch.dtype, folder: Path
     adapted.save_pretrained(folder, state_dict=parts, save_embedding_layers=False)
 
 
-def _card(config: ExportConfig, source: Source, checked: str) -> str:
+def _card(name: str, path: str, source: Source, checked: str) -> str:
     made = "".join(f"\n- {layer.file.parent if isinstance(layer, Checkpoint) else layer}" for layer in source.layers)
     return f"""---
 library_name: transformers
 tags: [assent]
 ---
-# {Path(config.out).name}
+# {name}
 
-`{config.model}` as a plain model folder, made by `assent export` of
+`{path}` as a plain model folder, made by `assent export` of
 
 - {source.base}{made}
 

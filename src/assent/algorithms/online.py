@@ -19,6 +19,7 @@ from assent.algorithms.experience import Experience
 from assent.algorithms.given import sampled_only
 from assent.algorithms.job import Job, job
 from assent.algorithms.models import Models
+from assent.algorithms.opening import about_online
 from assent.algorithms.proximal import Proximal
 from assent.algorithms.references import frozen_reference
 from assent.algorithms.rollouts import Fields, annotate, pack_state, unpack_state
@@ -268,14 +269,15 @@ def train_online(config: OnlineConfig) -> RunResult:
     own = getattr(config, "critic", CriticConfig()).lr
     experience = algorithm.experience
     policy, critic = algorithm.models.policy, algorithm.models.critic
+    total = current.total_steps(rollouts * algorithm.steps_per_rollout)
     try:
         try_rewards(current, experience.source, data.train_examples, experience.progress, config.rollout.responses)
         return run(
             current,
             algorithm,
-            total=current.total_steps(rollouts * algorithm.steps_per_rollout),
+            total=total,
             evaluate=(lambda: experience.evaluate(data.eval_examples)) if data.eval_examples else None,
-            best=("eval/reward", max),
+            about=about_online(algorithm, total),
             final={"model": policy} if critic is None else {"model": policy, "critic": critic},
             averages=[algorithm.proximal.model] if algorithm.proximal is not None else [],
             learning_rates={"policy": lr, "critic": own or lr},
@@ -339,7 +341,7 @@ def _mixed(current: Job, models: Models, config: PtxConfig) -> EpochStream:
     rows = replace(current.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
     data = distributed.on_main(lambda: prepare(rows, current.chat, sft_view))
     if current.world.is_main:
-        say(summary(data.report))
+        say(f"Mixed in: {summary(data.report)}")
     return current.stream(data.train, models, batch_size=config.batch_size)
 
 

@@ -20,9 +20,11 @@ from assent.algorithms import diagnostics
 from assent.algorithms.evaluate import held_out
 from assent.algorithms.features import Features, inputs_of, weight_by_prompt
 from assent.algorithms.job import Job, job
+from assent.algorithms.measured import Evaluation
+from assent.algorithms.opening import about_preference
 from assent.algorithms.probe import Probe
 from assent.algorithms.references import FIELD, MovingReference, Reference, cached_reference, live_reference
-from assent.algorithms.run import Evaluation, RunResult, run
+from assent.algorithms.run import RunResult, run
 from assent.config import BinaryConfig, PairConfig, PreferenceConfig, ReferenceConfig
 from assent.data.dataset import Prepared, View
 from assent.data.mismatch import with_mismatched
@@ -185,6 +187,7 @@ class Preference:
             total,
             {"objective": (total.detach() * max(1, share), here), **described.metrics},
             described.items,
+            described.accuracy,
         )
 
     def _term(self, features: Features, counts: Counts, term: Term, number: int) -> Tensor:
@@ -299,16 +302,17 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         )
         found = algorithm.watch.check(found, feedback)
         answers = probe()
-        return Evaluation({**found.metrics, **answers.metrics}, answers.samples)
+        return Evaluation({**found.metrics, **answers.metrics}, answers.samples, found.each)
 
+    total = current.total_steps(stream.steps_per_epoch)
     return run(
         current,
         algorithm,
-        total=current.total_steps(stream.steps_per_epoch),
+        total=total,
         evaluate=evaluate if setup.held else None,
-        best=("eval/objective", min),
         final={"model": algorithm.policy},
         averages=[setup.live.model] if isinstance(setup.live, MovingReference) and setup.live.model else [],
+        about=about_preference(algorithm, getattr(config, "reference", None), total),
     )
 
 

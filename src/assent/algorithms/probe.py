@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from assent.algorithms.job import Job
+from assent.algorithms.measured import Evaluation
 from assent.algorithms.references import Reference
 from assent.algorithms.rollouts import Fields, annotate, collect, response_field, response_lengths, token_field
-from assent.algorithms.run import Evaluation
 from assent.config import ProbeConfig, SamplingConfig
 from assent.data.formats import message_row
 from assent.data.records import Example

@@ -9,6 +9,7 @@ import torch
 
 from assent.algorithms.evaluate import held_out
 from assent.algorithms.job import job
+from assent.algorithms.opening import about_stream
 from assent.algorithms.run import RunResult, run
 from assent.config import RewardConfig, RewardSection
 from assent.data.packing import Counts, EpochStream, Window
@@ -42,15 +43,17 @@ class Reward:
             scores = self.scorer(batch, batch.last)
             losses = bradley_terry(scores[chosen], scores[rejected], margin)
         gap = (scores[chosen] - scores[rejected]).detach()
+        right = (gap > 0).float()
         pairs, responses = len(batch.pairs), batch.num_responses
         return Loss(
             losses.sum() / max(1, counts.pairs),
             {
                 "nll": (losses.sum(), pairs),
-                "accuracy": ((gap > 0).float().sum(), pairs),
+                "accuracy": (right.sum(), pairs),
                 "margin": (gap.sum(), pairs),
                 "score": (scores.detach().sum(), responses),
             },
+            followed=batch.by_tree(right, chosen),
         )
 
     def stepped(self) -> None:
@@ -73,11 +76,12 @@ def train_reward(config: RewardConfig) -> RunResult:
     scorer.plain.config.assent_head["trained_at"] = config.reward.readout
     stream = current.stream(data.train, scorer)
     algorithm = Reward(scorer, stream, config.reward)
+    total = current.total_steps(stream.steps_per_epoch)
     return run(
         current,
         algorithm,
-        total=current.total_steps(stream.steps_per_epoch),
+        total=total,
         evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
-        best=("eval/accuracy", max),
         final={"model": scorer},
+        about=[about_stream(stream, total)],
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,18 @@ from torch import Tensor
 from assent import settings
 from assent.algorithms.beforehand import try_outputs
 from assent.algorithms.card import model_card
+from assent.algorithms.closing import Pace, Summary, closing, write_summary
+from assent.algorithms.commands import Live, command_of
 from assent.algorithms.final import write_final
 from assent.algorithms.guard import guard
 from assent.algorithms.job import Job
-from assent.data.dataset import summary
-from assent.errors import Interrupted, RunFolderError
+from assent.algorithms.measured import Evaluation, Measured
+from assent.algorithms.opening import opening
+from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.policy import Backbone
+from assent.models.readback import own_numbers
 from assent.train import checkpoint, completions, distributed, interrupt
+from assent.train.facts import Fact, tell
 from assent.train.finite import require_answers, require_evaluated, require_saved
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.loop import Algorithm, StepResult, resolved, train_steps
@@ -32,25 +37,26 @@ from assent.train.progress import Progress, say
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Held-out metrics (names under "eval/") and rows for samples.jsonl."""
-
-    metrics: dict[str, float]
-    samples: list[dict[str, object]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run: its folder, the final model's folder, and the last metrics, held-out ones included."""
+    """A finished run: its folder, the final model's folder, and the last metrics, held-out ones included. `step` is
+    that of the weights in `model`; the evaluations are None where nothing was held out."""
 
     out: Path
     model: Path
     steps: int
     metrics: Mapping[str, float]
+    step: int
+    start: Measured | None = None
+    best: Measured | None = None
+    end: Measured | None = None
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.best is None else self.best.step
 
 
-SHOWN = ("loss", "nll", "accuracy", "reward", "kl")
-"""Metrics beside the progress bar, where an algorithm has them."""
+MEASURED = ("start", "best", "last")
+"""The evaluations that a run remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +80,23 @@ class Run:
         *,
         total: int,
         evaluate: Callable[[], Evaluation] | None,
-        best: tuple[str, Callable[..., float]],
         learning_rates: Mapping[str, float],
     ) -> None:
-        self.job, self.algorithm, self.total, self.evaluate, self.best = job, algorithm, total, evaluate, best
-        self.config = job.config
+        self.job, self.algorithm, self.total, self.evaluate = job, algorithm, total, evaluate
+        self.config, self.command = job.config, command_of(job.config)
         rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
         self.optimizer = build_optimizer(rates, self.config.optim)
         self.optimizer.register_step_pre_hook(lambda *_: self._begin_update())
         self.step = 0
-        self.best_step: int | None = None
-        self.best_value: float | None = None
+        self.start: Measured | None = None
+        self.best: Measured | None = None
+        self.last: Measured | None = None
         self.metrics: dict[str, float] = {}
+        self.live = Live(self.command.followed)
         self.due = Due(measure=evaluate is not None)
         resumed = job.folder.checkpoint is not None
         positions = self._restore() if resumed else {}
+        self.pace = Pace(self.step)
         self.logs = self._open_logs(positions) if job.world.is_main else {}
         self.keep()
         self.began = self.kept
@@ -105,12 +113,13 @@ class Run:
         self.algorithm.load_state_dict(state["algorithm"])
         torch.set_rng_state(state["run"]["rng"])
         self.step, self.metrics = state["run"]["step"], state["run"]["metrics"]
-        self.best_step, self.best_value = state["run"]["best_step"], state["run"]["best_value"]
+        known = {name: Measured.from_state(each) for name, each in state["run"]["measured"].items()}
+        self.start, self.best, self.last = (known.get(name) for name in MEASURED)
+        if self.last is not None:
+            self.live.measure(self.last)
         self.due = Due(**state["run"].get("due", {}))
         if self.step > self.total:
             raise RunFolderError(f"--resume: that checkpoint is of step {self.step}, the run has only {self.total}.")
-        if self.job.world.is_main:
-            say(f"Resuming {self.config.out} at step {self.step} of {self.total}.")
         return state["run"]["positions"]
 
     def keep(self) -> None:
@@ -118,14 +127,18 @@ class Run:
         run = {
             "step": self.step,
             "metrics": dict(self.metrics),
-            "best_step": self.best_step,
-            "best_value": self.best_value,
+            "measured": {name: found.state_dict() for name, found in self._measured().items()},
             "rng": torch.get_rng_state(),
             "positions": {name: log.position() for name, log in self.logs.items()},
             "due": asdict(self.due),
         }
         self.kept: dict[str, Any] = {"algorithm": self.algorithm.state_dict(), "run": run}
         self._before: list[int] | None = None
+
+    def _measured(self) -> dict[str, Measured]:
+        """The evaluations so far, by what they are remembered as."""
+        found = zip(MEASURED, (self.start, self.best, self.last), strict=True)
+        return {name: measured for name, measured in found if measured is not None}
 
     def _begin_update(self) -> None:
         self._before = self._versions()
@@ -161,13 +174,14 @@ class Run:
         require_saved(state["run"]["step"], {name: part for name, part in state.items() if name != "run"})
         for log in self.logs.values():
             log.sync()
+        best = state["run"]["measured"].get("best")
         checkpoint.save(
             self.job.folder.checkpoints,
             state["run"]["step"],
             state,
             meta=self.job.folder.meta(),
             keep=self.config.train.keep,
-            best_step=state["run"]["best_step"],
+            best_step=None if best is None else best["step"],
         )
 
     # ---- logs
@@ -195,6 +209,8 @@ class Run:
         train = self.config.train
         self.step = result.step
         self.metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
+        self.live.take(result.metrics)
+        self.pace = self.pace.after(result.metrics)
         last = self.step == self.total
         logged = self.step % train.log_every == 0 or last or result.window.metrics
         self.due = Due(
@@ -213,7 +229,8 @@ class Run:
             self.keep()
         if self.due.measure and self.evaluate is not None:
             improved = self.measure()
-            self.due = Due(save=self.due.save or (improved and self.step > 0))
+            wanted = self.step > 0 or self.config.train.final == "best"  # nothing may turn out better than the start
+            self.due = Due(save=self.due.save or (improved and wanted))
             self.keep()
         if self.due.save:
             self.due = Due()
@@ -230,24 +247,77 @@ class Run:
         require_evaluated(self.step, evaluation.metrics)
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
-        name, better = self.best
-        value = evaluation.metrics[name]
-        if self.best_value is not None and better(value, self.best_value) == self.best_value:
-            return False
-        self.best_step, self.best_value = self.step, value
-        return True
+        self.last = Measured(self.step, evaluation.metrics, evaluation.each)
+        self.start = self.start or self.last
+        self.live.measure(self.last)
+        followed, name = self.command.followed, f"eval/{self.command.followed.best}"
+        value, best = evaluation.metrics[name], self.best and self.best.metrics[name]
+        improved = best is None or followed.better(value, best) != best
+        if improved:
+            self.best = self.last
+        if self.job.world.is_main:
+            say(self.live.held_out + (", the best so far" if improved and self.step else ""))
+        return improved
 
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
-        """Writes the final model folders, and reads them back."""
-        folder = self.job.folder
-        card = partial(model_card, self.config, self.metrics, self.step)
+        """Writes the final model folders, and reads them back; then says and writes what the run has come to."""
+        folder, summary = self.job.folder, self._take_final(tuple(final))
+        card = partial(model_card, summary)
         for name, backbone in final.items():
             written = write_final(self.job, backbone, folder.path / name, card, compared=name == "model")
             if self.job.world.is_main:
                 for note in written.notes:
                     say(f"{folder.path / name}: {note}")
-        distributed.barrier()
-        return RunResult(folder.path, folder.model, self.step, dict(self.metrics))
+        distributed.on_main(lambda: write_summary(summary, folder.path))
+        if self.job.world.is_main:
+            tell(closing(summary))
+        return RunResult(
+            out=folder.path,
+            model=folder.model,
+            steps=self.step,
+            metrics=dict(self.metrics),
+            step=summary.step,
+            start=summary.start,
+            best=summary.best,
+            end=summary.end,
+        )
+
+    def _take_final(self, folders: tuple[str, ...]) -> Summary:
+        """Puts the weights that `train.final` asks for into the modules."""
+        last = Summary(
+            config=self.config,
+            steps=self.step,
+            step=self.step,
+            final="last",
+            metrics=self.live.means(),
+            start=self.start,
+            best=self.best,
+            last=self.last,
+            end=self.last,
+            pace=self.pace,
+            data=self.job.folder.data(),
+            folders=folders,
+            checkpoints=tuple(checkpoint.by_step(self.job.folder.checkpoints)),
+        )
+        if self.config.train.final == "last" or self.best is None:
+            return last
+        if self.best.step != self.step:
+            assert self.written is self.kept, "the last step is in its checkpoint before its weights are replaced"
+            self._load_best(self.best.step)
+        return replace(last, step=self.best.step, final="best", end=self.best)
+
+    def _load_best(self, step: int) -> None:
+        path = checkpoint.by_step(self.job.folder.checkpoints).get(step)
+        advice = "--resume auto --train.final last writes the last step."
+        if path is None:  # that of the start is kept where the run began with --train.final best
+            which = f"step {step}" if step else "the start, the model that this run began with"
+            raise RunFolderError(f"--train.final best: the best was {which}, of which no checkpoint is there. {advice}")
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"--train.final best: {error} {advice}") from error
+        for name, module in self.algorithm.modules.items():
+            distributed.load_full_state_dict(module, state[name])
 
 
 def _every(interval: int, step: int) -> bool:
@@ -260,36 +330,46 @@ def run(
     *,
     total: int,
     evaluate: Callable[[], Evaluation] | None,
-    best: tuple[str, Callable[..., float]],
     final: Mapping[str, Backbone],
+    about: Sequence[Fact],
     averages: Sequence[torch.nn.Module] = (),
     learning_rates: Mapping[str, float] | None = None,
 ) -> RunResult:
-    """Trains to step `total`, evaluating, logging and saving as `train` says. `best` names the evaluation metric and
-    `min` or `max`; `final` maps folder names to the models to write at the end ("model" is the result); `averages` are
-    models that follow those that are trained, and are saved with them.
+    """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
+    to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step;
+    `averages` are models that follow those that are trained, and are saved with them.
 
     Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
     SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
     """
     modules = (*algorithm.modules.values(), *averages)
     try_outputs(job, modules, final, total=total, keeps_best=evaluate is not None)
-    state = Run(job, algorithm, total=total, evaluate=evaluate, best=best, learning_rates=learning_rates or {})
+    state = Run(job, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
     label, main = Path(job.config.out).name, job.world.is_main
-    if main and (report := job.folder.data()):
-        say(summary(report))
-    with closing(job.folder), guard(state), Progress(total, label, state.step) if main else nullcontext() as bar:
-        state.conclude()
-        steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=total)
-        for result in steps:
-            if result is None:
-                state.keep()
-                continue
-            state.take(result)
-            if bar and result.window.samples:
-                bar.show(completions.table(result.window.samples))
-            if bar:
-                bar.update(state.step, {name: result.metrics[name] for name in SHOWN if name in result.metrics})
+    if main:
+        start = state.step
+        tell(opening(job, state.command, algorithm.modules, state.optimizer, about, step=start, total=total))
+    with contextlib.closing(job.folder), guard(state):
+        with Progress(total, label, state.step) if main else contextlib.nullcontext() as bar:
             state.conclude()
+            _train(state, bar)
         with interrupt.interruptible(job.world.size == 1):
             return state.finish(final)
+
+
+def _train(state: Run, bar: Progress | None) -> None:
+    """All steps, with what is due after each."""
+    job, algorithm = state.job, state.algorithm
+    steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=state.total)
+    for result in steps:
+        if result is None:
+            state.keep()
+            continue
+        state.take(result)
+        if bar and result.window.samples:
+            bar.show(completions.table(result.window.samples))
+        if bar:
+            bar.update(state.step, str(state.live))
+        state.conclude()
+        if bar:
+            bar.refresh(str(state.live))

@@ -7,6 +7,7 @@ from typing import Any
 
 from assent.algorithms.evaluate import held_out
 from assent.algorithms.job import job
+from assent.algorithms.opening import about_stream
 from assent.algorithms.run import RunResult, run
 from assent.config import SFTConfig
 from assent.data.packing import Counts, EpochStream, Window
@@ -30,9 +31,10 @@ class SFT:
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
         scores = self.policy(batch)
-        nll = cross_entropy(scores.logprobs).sum()
-        tokens = len(scores.logprobs)
-        return Loss(nll / counts.tokens, {"nll": (nll, tokens)})
+        losses = cross_entropy(scores.logprobs)
+        nll = losses.sum()
+        followed = batch.by_tree(losses.detach(), batch.response)
+        return Loss(nll / counts.tokens, {"nll": (nll, len(losses))}, followed=followed)
 
     def stepped(self) -> None:
         """Nothing follows from an update."""
@@ -51,11 +53,12 @@ def train_sft(config: SFTConfig) -> RunResult:
     policy = current.policy()
     stream = current.stream(data.train, policy)
     algorithm = SFT(policy, stream)
+    total = current.total_steps(stream.steps_per_epoch)
     return run(
         current,
         algorithm,
-        total=current.total_steps(stream.steps_per_epoch),
+        total=total,
         evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
-        best=("eval/nll", min),
         final={"model": policy},
+        about=[about_stream(stream, total)],
     )

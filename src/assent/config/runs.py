@@ -131,6 +131,8 @@ class TrainConfig:
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep: int = 2
     """Newest checkpoints to keep beside the best."""
+    final: Literal["last", "best"] = "last"
+    """Which step is written to model/ (and critic/) at the end: the last, or the one that was best held out."""
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
     threads: int = 0

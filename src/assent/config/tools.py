@@ -100,6 +100,10 @@ class ExportConfig:
     """Run, checkpoint, adapter or model folder, or hub id."""
     out: str
     """Model folder to write."""
+    checkpoint: str | None = None
+    """Of a run: best, last, or the number of a step; default: its final model."""
+    part: Literal["model", "critic"] = "model"
+    """Of a run or checkpoint: the model that was trained, or the critic beside it."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the weights; auto: that of the model which was loaded."""
     adapters: Literal["merge", "keep"] = "merge"

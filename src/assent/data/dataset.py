@@ -95,7 +95,7 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
     report = {
         "max_length": config.max_length,
         "long": config.long,
-        "files": [_rows(each) for each in sources],
+        "files": [_rows(each) | {"command": see_all(config, each.file, chat)} for each in sources],
         "rendered": _rendered(train_examples + eval_examples, chat),
         "train": _contents(train, train_examples, chat),
         "eval": _contents(held, eval_examples, chat),
@@ -292,6 +292,16 @@ def _contents(trees: list[TokenTree], examples: list[Example], chat: Chat) -> di
     }
 
 
+def left_out(report: Mapping[str, Any]) -> list[str]:
+    """The commands that list what is not used as it is, one for each file that has such rows."""
+    counts, cut = ("rows_skipped", "rows_unused", "too_long", "shortened"), _answers_cut(report)
+    return [file["command"] for file in report["files"] if cut or any(file[name] for name in counts)]
+
+
+def _answers_cut(report: Mapping[str, Any]) -> int:
+    return report["train"]["responses_cut"] + report["eval"]["responses_cut"]
+
+
 def summary(report: Mapping[str, Any]) -> str:
     """In one line, what a run trains on, and what it leaves out."""
     parts = []
@@ -306,10 +316,10 @@ def summary(report: Mapping[str, Any]) -> str:
         }
         parts.append(", ".join([used, *(f"{count:,} {words}" for words, count in counts.items() if count > 0)]))
     train, held = report["train"], report["eval"]
-    cut = train["responses_cut"] + held["responses_cut"]
-    answers = f"; {cut:,} answers cut at {report['max_length']:,} tokens" if cut else ""
+    cut = _answers_cut(report)
+    answers = f"; {cut:,} {'answers' if cut > 1 else 'answer'} cut at {report['max_length']:,} tokens" if cut else ""
     kept = f", {held['examples']:,} held out" if held["examples"] else ""
-    return f"Data: {'; '.join(parts)}{answers}. {train['examples']:,} examples to train on{kept}."
+    return f"{'; '.join(parts)}{answers}. {train['examples']:,} examples to train on{kept}."
 
 
 def _overlap(train: Iterable[Example], held: Iterable[Example]) -> tuple[int, int]:

@@ -121,6 +121,12 @@ class TreeBatch:
         """Trained tokens in each response, [S], float32."""
         return torch.bincount(self.response, minlength=self.num_responses).to(torch.float32)
 
+    def by_tree(self, values: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and number of the values in each tree, [P] float64 each; `response` says whose they are."""
+        tree = self.prompt[response]
+        none = torch.zeros(len(self.keys), dtype=torch.float64, device=values.device)
+        return none.index_add(0, tree, values.double()), none.index_add(0, tree, torch.ones_like(values).double())
+
     def select(self, keep: Tensor) -> TreeBatch:
         """The batch of only those responses where `keep` [S] bool holds, as if collated alone: with the prompts of the
         trees that keep one, and the pairs that keep both. Without any it is one token that nothing is trained on; a

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError, UserError
-from assent.outputs import write_text
 from assent.foreign import named
+from assent.outputs import write_text
 from assent.rewards.group import reward
 from assent.statistics import (
     Interval,

@@ -163,7 +163,7 @@ def names_in(layers: Sequence[Path | Checkpoint]) -> set[str]:
     found: set[str] = set()
     for file in files:
         with safe_open(file, "pt") as stored:
-            found |= {".".join(name.split(".")[-2:]) for name in stored.keys()}
+            found |= {".".join(_plain_name(name).split(".")[-2:]) for name in stored.keys()}
     return found
 
 

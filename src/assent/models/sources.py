@@ -22,8 +22,8 @@ from assent.foreign import brief
 from assent.names import nearest
 
 ADAPTER = "adapter_config.json"
-SCORER = "reward"
-"""What a reward model is called in the checkpoints of its run."""
+SCORER, CRITIC = "reward", "critic"
+"""What a reward model, and a critic, are called in the checkpoints of their runs."""
 RUN_NAMES = frozenset({"runs", "models", "checkpoints", "outputs"})
 """First parts of paths that nobody means as an owner on the hub."""
 
@@ -55,7 +55,7 @@ class Source:
     def is_scorer(self) -> bool:
         """Whether a reward model's checkpoint or adapters are laid on top."""
         return any(
-            layer.file.stem == SCORER
+            layer.file.stem in (SCORER, CRITIC)
             if isinstance(layer, Checkpoint)
             else _json(layer / ADAPTER).get("task_type") == "SEQ_CLS"
             for layer in self.layers
@@ -96,6 +96,8 @@ def resolve(path: str, revision: str | None = None) -> Source:
             raise ModelError(f"{file} is {kind}; expected a {'model folder' if file == folder else 'file'}.")
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
         return _from_checkpoint(folder)
+    if folder.name == f"{CRITIC}.safetensors" and (folder.parent / "manifest.json").is_file():
+        return _from_checkpoint(folder.parent, CRITIC)
     if (folder / "config.json").is_file():
         if (folder / ADAPTER).is_file() and any(folder.glob("model*.safetensors")):
             raise ModelError(f"{path} holds both a whole model and adapters ({ADAPTER}). Keep one of them there.")
@@ -124,8 +126,8 @@ def model_folder(path: str) -> str:
     return source.base
 
 
-def _from_checkpoint(folder: Path) -> Source:
-    file = folder / "policy.safetensors"
+def _from_checkpoint(folder: Path, part: str = "policy") -> Source:
+    file = folder / f"{part}.safetensors"
     if not file.is_file():  # a reward model's run
         file = folder / f"{SCORER}.safetensors"
     record = _json(folder / "manifest.json").get("files", {}).get(file.name)
@@ -135,10 +137,14 @@ def _from_checkpoint(folder: Path) -> Source:
         raise ModelError(f"{file} was damaged: its sha256 is not the one in manifest.json. Use another checkpoint.")
     options = folder.parent.parent / "resolved.yaml"
     try:
-        model: Mapping[str, Any] = yaml.safe_load(options.read_text(encoding="utf-8"))["model"]
+        run: Mapping[str, Any] = yaml.safe_load(options.read_text(encoding="utf-8"))
+        model = run["model"]
         lora = LoraConfig(**{**model["lora"], "targets": tuple(model["lora"]["targets"])})
         start, revision, template = model["path"], model.get("revision"), model.get("chat_template")
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        if part == CRITIC and run["critic"]["start"] != "policy":
+            begun = run["critic"]["start"]
+            start = run["rewards"]["model"][0] if begun == "reward" else begun
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
         raise ModelError(
             f"{folder}: the options of its run are needed to read a checkpoint, and {options} does not give them "
             f"({brief(error)}). Leave checkpoints in their run folder."

@@ -147,8 +147,12 @@ def newest_complete(folder: str | Path) -> Path | None:
 def best(folder: str | Path) -> Path | None:
     """The checkpoint that the newest complete one names as the best so far; None if it names none."""
     newest = newest_complete(folder)
-    step = read_manifest(newest)["best_step"] if newest else None
-    return _find(Path(folder), step) if step is not None else None
+    return by_step(folder).get(read_manifest(newest)["best_step"]) if newest else None
+
+
+def by_step(folder: str | Path) -> dict[int, Path]:
+    """The checkpoints that are there, by their steps, the newest last."""
+    return {_step(path): path for path in reversed(_checkpoints(Path(folder)))}
 
 
 def find_resume(folder: str | Path, resume: str | None) -> Path | None:
@@ -272,10 +276,6 @@ def _checkpoints(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if _COMPLETE.fullmatch(path.name)]
     return sorted(found, key=lambda path: (-_step(path), path.name))
-
-
-def _find(folder: Path, step: int) -> Path | None:
-    return next((path for path in _checkpoints(folder) if _step(path) == step), None)
 
 
 def _step(path: Path) -> int:

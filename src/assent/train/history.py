@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "train.eval_every",
         "train.save_every",
         "train.keep",
+        "train.final",
         "train.log_every",
         "train.threads",
     }

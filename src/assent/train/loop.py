@@ -28,11 +28,13 @@ Sums = Mapping[str, tuple[Tensor | float, float]]
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Loss of one micro-batch: `total` is a scalar, already divided by the window's global counts. `items` are numbers
-    of single pairs or responses, which evaluations look at as a distribution."""
+    of single pairs or responses, which evaluations look at as a distribution. `followed` are sum and number of the
+    followed metric in each tree, [P], by which evaluations of the same data are compared."""
 
     total: Tensor
     metrics: Sums
     items: Mapping[str, Tensor] = field(default_factory=dict)
+    followed: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import TracebackType
 from typing import IO, cast
 
@@ -29,7 +29,7 @@ def say(message: str) -> None:
 
 
 class _Bars(RichProgress):
-    """Bars with something above them."""
+    """Bars with something above them, and their numbers below, where there is room for them."""
 
     above: RenderableType | None = None
 
@@ -37,13 +37,16 @@ class _Bars(RichProgress):
         if self.above is not None:
             yield self.above
         yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["shown"]:
+                yield Text(task.fields["shown"], style="dim")
 
 
 class Progress:
     """Progress of one phase: a live bar on a terminal, elsewhere a line at most every ten seconds and at the end.
 
     >>> with Progress(total=300, label="sft") as progress:  # doctest: +SKIP
-    ...     progress.update(1, {"loss": 2.5})
+    ...     progress.update(1, "loss 2.5")
 
     `start` is the step that a resumed run begins at. Phases may be nested.
     """
@@ -67,7 +70,6 @@ class Progress:
                     BarColumn(bar_width=30),
                     MofNCompleteColumn(),
                     TextColumn("{task.fields[left]}", style="cyan"),
-                    TextColumn("{task.fields[shown]}", style="dim"),
                     console=console,
                     refresh_per_second=4,
                 )
@@ -76,10 +78,9 @@ class Progress:
             self._task = Progress._bars.add_task(self.label, total=self.total, completed=self._start, left="", shown="")
         return self
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """`step` steps are done; `metrics` are a few numbers to show beside the bar."""
+    def update(self, step: int, shown: str = "") -> None:
+        """`step` steps are done; `shown` are a few numbers that stand below the bar."""
         self._step = step
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
         if self._task is not None and Progress._bars is not None:
             Progress._bars.update(self._task, completed=step, left=self._left(), shown=shown)
             return
@@ -88,6 +89,11 @@ class Progress:
             self._spoke = now
             parts = (f"{self.label} {step}/{self.total}", self._left(), shown)
             say("  ".join(part for part in parts if part))
+
+    def refresh(self, shown: str) -> None:
+        """Other numbers below the bar, at the same step; nothing where there is no terminal."""
+        if self._task is not None and Progress._bars is not None:
+            Progress._bars.update(self._task, shown=shown)
 
     def show(self, above: RenderableType) -> None:
         """Something to stand above the bars until the next; nothing where there is no terminal."""

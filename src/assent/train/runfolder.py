@@ -8,6 +8,7 @@ samples.jsonl       answers during training
 checkpoints/        step-<number> folders
 model/              the final model, a plain Hugging Face folder
 run.lock            while it runs: whose it is (assent.lock)
+summary.json        what the run has gained, and which step is in model/
 """
 
 from __future__ import annotations

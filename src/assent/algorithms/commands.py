@@ -1,0 +1,112 @@
+"""The commands that train: their names, and for each kind what a person follows while it trains."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from assent.algorithms.measured import Measured
+from assent.config import PreferenceConfig, RewardConfig, RunConfig, SFTConfig
+from assent.methods import METHODS
+from assent.objectives import OBJECTIVES, objective_of
+from assent.online import OnlineConfig, method_of
+from assent.train.facts import measured
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Which metrics are shown: of optimiser steps, and of evaluations (there they begin with "eval/"), those that a run
+    has. The first held-out one is compared between start and end; `best` decides, as `better` says, which step was the
+    best."""
+
+    steps: tuple[str, ...]
+    held_out: tuple[str, ...]
+    best: str
+    better: Callable[..., float]
+
+
+REWARDS = ("reward", "kl", "entropy", "length", "unfinished")
+ANSWERS = ("length", "unfinished")
+FOLLOWED: dict[str, Followed] = {
+    "sft": Followed(("nll",), ("nll",), "nll", min),
+    "reward": Followed(("nll", "accuracy", "margin"), ("accuracy", "nll", "margin"), "accuracy", max),
+    "pairs": Followed(
+        ("objective", "accuracy", "margin"), ("accuracy", "objective", "margin", "kl", *ANSWERS), "objective", min
+    ),
+    "binary": Followed(("objective", "accuracy"), ("accuracy", "objective", "auc", "kl", *ANSWERS), "objective", min),
+    "ranking": Followed(
+        ("objective", "accuracy", "margin"), ("accuracy", "objective", "margin", "kl", *ANSWERS), "objective", min
+    ),
+    "online": Followed(REWARDS, (*REWARDS, "unscored"), "reward", max),
+    "critic": Followed(
+        (*REWARDS, "value_loss", "explained_variance"), (*REWARDS, "unscored"), "reward", max
+    ),
+}  # fmt: skip
+FOLLOWED["rating"] = FOLLOWED["ranking"]
+"""By command, by the kind of feedback of an objective, or by whether an online method has a critic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What `assent KEY` trains."""
+
+    key: str
+    name: str
+    summary: str
+    followed: Followed
+    scores: bool = False
+    """Whether the result is a reward model."""
+
+
+def command_of(config: RunConfig) -> Command:
+    """The command that a configuration belongs to."""
+    if isinstance(config, SFTConfig):
+        return Command("sft", "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
+    if isinstance(config, RewardConfig):
+        return Command("reward", "reward modelling (Bradley-Terry)", "Pairs told apart.", FOLLOWED["reward"], True)
+    if isinstance(config, PreferenceConfig):
+        objective = OBJECTIVES[key := objective_of(config)]
+        return Command(key, objective.name, objective.summary, FOLLOWED[objective.feedback])
+    assert isinstance(config, OnlineConfig), type(config).__name__
+    method = METHODS[key := method_of(config)]
+    return Command(key, method.name, method.summary, FOLLOWED["critic" if method.has_critic else "online"])
+
+
+SPAN = 10
+"""Steps that the live numbers are means of, so that a single batch does not mislead."""
+
+
+class Live:
+    """The line that a person watches: means of the last steps, and the newest evaluation."""
+
+    def __init__(self, followed: Followed) -> None:
+        self.followed = followed
+        self._recent: dict[str, deque[float]] = {name: deque(maxlen=SPAN) for name in followed.steps}
+        self.held_out = ""
+
+    def take(self, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step. What a step has none of (a rollout's reward, in its later steps) stays as it was."""
+        for name, values in self._recent.items():
+            if name in metrics:
+                values.append(metrics[name])
+
+    def measure(self, found: Measured) -> None:
+        """An evaluation."""
+        names = dict.fromkeys((self.followed.held_out[0], self.followed.best))
+        values = {name: found.metrics[f"eval/{name}"] for name in names if f"eval/{name}" in found.metrics}
+        shown = ", ".join(f"{words(name)} {measured(value)}" for name, value in values.items())
+        self.held_out = f"held out at step {found.step:,}: {shown}"
+
+    def means(self) -> dict[str, float]:
+        """Means of the last steps."""
+        return {name: sum(values) / len(values) for name, values in self._recent.items() if values}
+
+    def __str__(self) -> str:
+        parts = [f"{words(name)} {measured(value)}" for name, value in self.means().items()]
+        return "  ".join([*parts, *([f"({self.held_out})"] if self.held_out else [])])
+
+
+def words(metric: str) -> str:
+    """A metric's name as it is read."""
+    return metric.replace("_", " ")
