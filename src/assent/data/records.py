@@ -154,6 +154,16 @@ class Problem:
         return where + self.reason
 
 
+LEVELS = 100
+"""How deeply lists and objects of a row may be nested."""
+
+
+def too_deep(value: object, levels: int = LEVELS) -> bool:
+    """Whether lists and mappings are nested in more than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return bool(inner) and (levels == 0 or any(too_deep(each, levels - 1) for each in inner))
+
+
 class RowError(AssentError, ValueError):
     """One row cannot be used. Whoever knows the row's origin turns it into a `Problem`; it never stops a run alone."""
 
