@@ -283,7 +283,7 @@ def _any_scalar(node: yaml.Node) -> Any:
     kind = node.tag.removeprefix(_YAML)
     if kind in ("bool", "int", "float"):
         return _constructed(node)
-    if kind in ("str", "null") or node.tag == "!":
+    if kind in ("str", "null", "timestamp", "!"):
         return node.value
     raise _WrongType(node)
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from assent.data.template import Conversation
 
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Noncharacters; one that the conversation does not hold is taken."""
+"""Noncharacters; one that the conversation does not hold, nor spells as JSON would, is taken."""
+
+WORDS = 10_000
+"""Names and numbers in the arguments of one call: each is looked for."""
 
 TAG = re.compile(r"<[^<>\n]{1,80}>|\[/?[A-Z_]{2,}\]|◁/?\w+▷|/(no_)?think\b|/nothink\b")
 THOUGHT_ENDS = re.compile(r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<channel\|>|◁/think▷")
@@ -92,7 +95,7 @@ def _core(text: str, skipped: int, middle: bool) -> tuple[int, int]:
 
 def collect(talk: Conversation, texts: list[Text], rendered: str, middle: bool) -> Conversation:
     """The conversation with marks around its texts, which are added to `texts`."""
-    mark = next(mark for mark in MARKS if mark not in rendered)
+    mark = _mark(rendered)
     marker = _Marker(texts, mark, middle)
     messages = []
     for index, message in enumerate(talk.messages):
@@ -164,7 +167,10 @@ def placed(marked: str | None, texts: list[Text], rendered: str, talk: Conversat
 
 
 def _mark(rendered: str) -> str:
-    return next(mark for mark in MARKS if mark not in rendered)
+    for mark in MARKS:
+        if mark not in rendered and f"\\u{ord(mark):04x}" not in rendered:
+            return mark
+    raise RowError(None, f"the text holds every noncharacter from U+{ord(MARKS[0]):04X} to U+{ord(MARKS[-1]):04X}")
 
 
 def _trained(text: Text, talk: Conversation) -> bool:
@@ -232,7 +238,10 @@ def _check_plain(talk: Conversation, places: list[Place | None], rendered: str) 
         place = places[index]
         for call in message.get("tool_calls", []):
             region = rendered[place.start : _next_start(places, index, len(rendered))] if place else rendered
-            for word in _words(call["function"]["arguments"]):
+            words = dict.fromkeys(_words(call["function"]["arguments"]))
+            if len(words) > WORDS:
+                raise RowError(f"messages[{index}].tool_calls", f"more than {WORDS:,} names and numbers in one call")
+            for word in words:
                 if word not in region:
                     raise RowError(f"messages[{index}].tool_calls", f"the chat template leaves out its argument {word}")
     for tool in talk.tools or []:
