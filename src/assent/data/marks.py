@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from assent.data.records import RowError
@@ -141,17 +142,16 @@ def placed(marked: str | None, texts: list[Text], rendered: str, talk: Conversat
     if marked is None:
         found = _in_order(texts, rendered)
     else:
-        pattern = re.compile(r"(?:%s|\\u%04x)(\d+)(?:%s|\\u%04x)" % ((_mark(rendered), ord(_mark(rendered))) * 2))
-        found, seen, cut = {}, 0, 0
-        for match in pattern.finditer(marked):
-            found.setdefault(int(match[1]), []).append(match.start() - cut)
-            cut += len(match[0])
-            seen += 1
-        if pattern.sub("", marked) != rendered:
+        parts = _pattern(_mark(rendered)).split(marked)  # text, a number, text, ...
+        if "".join(parts[::2]) != rendered:
             return None
+        found, place = {}, 0
+        for text_before, number in zip(parts[::2], parts[1::2]):
+            place += len(text_before)
+            found.setdefault(int(number), []).append(place)
     spans: list[list[tuple[int, int, int]]] = [[] for _ in talk.messages]
-    for number, text in enumerate(texts):
-        starts, ends = found.get(2 * number, []), found.get(2 * number + 1, [])
+    for index, text in enumerate(texts):
+        starts, ends = found.get(2 * index, []), found.get(2 * index + 1, [])
         if not starts and text.optional:
             continue
         span = _span(rendered, starts[0], ends[0], text) if starts and ends else None
@@ -171,6 +171,13 @@ def _mark(rendered: str) -> str:
         if mark not in rendered and f"\\u{ord(mark):04x}" not in rendered:
             return mark
     raise RowError(None, f"the text holds every noncharacter from U+{ord(MARKS[0]):04X} to U+{ord(MARKS[-1]):04X}")
+
+
+@cache
+def _pattern(mark: str) -> re.Pattern[str]:
+    """The number between two marks, which a template may write as JSON does."""
+    either = f"(?:{mark}|\\\\u{ord(mark):04x})"
+    return re.compile(rf"{either}(\d+){either}")
 
 
 def _trained(text: Text, talk: Conversation) -> bool:
