@@ -32,6 +32,9 @@ REQUIRED = object()
 SCALAR = bool | int | float | str
 """The type of an option's values that may be any of these."""
 
+LARGEST, LEVELS, LISTED = 2**18, 100, 20
+"""Most characters of a configuration, levels of nesting in it, and complaints about it."""
+
 _YAML = "tag:yaml.org,2002:"
 _SCALARS = {str: ("str",), bool: ("bool",), int: ("int",), float: ("float", "int", "str")}
 
@@ -56,7 +59,8 @@ def read(cls: type[T], path: str | Path, missing: object = REQUIRED) -> T:
     if (kind := not_a_file(path)) is not None:
         raise ConfigError(f"Cannot read the configuration file {path}: it is {kind}.")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"Cannot read the configuration file {path}: {reason}.") from error
@@ -67,12 +71,7 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
     """A configuration from YAML text; what the text leaves out has its default. `missing` fills options that have
     none; without it they are an error. Raises `ConfigError` with `source` and line for each unknown or repeated key
     and each value of the wrong type."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    node = _composed(text, source)
     problems: list[str] = []
     lines: dict[str, str] = {}
     given: dict[str, Any] = {}
@@ -82,8 +81,35 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
         absent = [option.name for option in options(cls) if option.default is REQUIRED and option.name not in given]
         problems += [f"{source}: '{name}' is missing, and it has no default." for name in absent]
     if problems:
-        raise ConfigError("\n".join(problems))
+        more = ["There may be more."] if len(problems) > LISTED else []
+        raise ConfigError("\n".join(problems[:LISTED] + more))
     return cast(T, _build(cls, "", REQUIRED, given, missing))
+
+
+def _composed(text: str, source: str) -> yaml.Node | None:
+    """The document as nodes: aliases are the same node again, and no value is made yet."""
+    if len(text) > LARGEST:
+        raise ConfigError(f"{source}: a configuration has at most {LARGEST:,} characters.")
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        line, reason = _deepest_line(text), "lists and mappings are nested too deeply"
+    except yaml.reader.ReaderError as error:
+        line, reason = text.count("\n", 0, error.position) + 1, "a character stands there that is no text"
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line, reason = mark.line + 1 if mark else 1, getattr(error, "problem", None) or str(error)
+    raise ConfigError(f"{source}:{line}: not valid YAML: {reason}.")
+
+
+def _deepest_line(text: str) -> int:
+    """The line where nesting goes beyond what anybody writes."""
+    level = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if level > LEVELS:
+            return int(event.start_mark.line) + 1
+    raise AssertionError("it was nested too deeply")
 
 
 def dump(config: Any) -> str:
@@ -201,7 +227,13 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
     hints = hints_of(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     for key_node, value in node.value:
-        key, where = str(key_node.value), reader.where(key_node)
+        if len(reader.problems) > LISTED:
+            return
+        where = reader.where(key_node)
+        if not isinstance(key_node, yaml.ScalarNode):
+            reader.problems.append(f"{where}: a key must be a word. Got {_show(key_node)}.")
+            continue
+        key = _cut(key_node.value)
         name = prefix + key
         if key not in fields:
             if key in reader.names():
@@ -266,16 +298,32 @@ def _value(node: yaml.Node, kind: Any) -> Any:
 
 def scalar(text: str) -> bool | int | float | str:
     """A word of the command line as YAML reads it: true or false, a number, else text."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader) if text.strip() else None
-    return _any_scalar(node) if isinstance(node, yaml.ScalarNode) else text
+    if text.lstrip()[:1] in ("&", "!"):
+        return text
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader) if text.strip() else None
+        return _any_scalar(node) if isinstance(node, yaml.ScalarNode) else text
+    except (yaml.YAMLError, RecursionError, _WrongType):
+        return text
 
 
 def _any_scalar(node: yaml.Node) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise _WrongType(node)
-    if node.tag.removeprefix(_YAML) in ("bool", "int", "float"):
+    kind = node.tag.removeprefix(_YAML)
+    if kind in ("bool", "int", "float"):
+        return _constructed(node)
+    if kind in ("str", "null", "timestamp", "!"):
+        return node.value
+    raise _WrongType(node)
+
+
+def _constructed(node: yaml.ScalarNode) -> Any:
+    """The value of a scalar, whose tag may say more than its text can be (`!!bool maybe`)."""
+    try:
         return yaml.SafeLoader("").construct_object(node)
-    return node.value
+    except (ValueError, LookupError, ArithmeticError, yaml.YAMLError):
+        raise _WrongType(node, got=f"{_cut(node.value)!r}, which is no {node.tag.removeprefix(_YAML)}") from None
 
 
 def _scalar(node: yaml.Node, kind: Any) -> Any:
@@ -284,8 +332,8 @@ def _scalar(node: yaml.Node, kind: Any) -> Any:
     try:
         if kind is float and node.tag == _YAML + "str":  # YAML 1.1 reads 1e-4, without a point, as text
             return float(node.value)
-        return kind(yaml.SafeLoader("").construct_object(node))
-    except ValueError:
+        return kind(_constructed(node))
+    except (ValueError, OverflowError):
         raise _WrongType(node) from None
 
 
@@ -297,7 +345,11 @@ def _show(node: yaml.Node) -> str:
         return "a list"
     kind = {"str": "text", "null": "nothing", "bool": "true or false", "int": "whole number", "float": "number"}
     tag = node.tag.removeprefix(_YAML)
-    return f"{node.value!r} ({kind.get(tag, tag)})" if node.value else kind.get(tag, tag)
+    return f"{_cut(node.value)!r} ({kind.get(tag, _cut(tag))})" if node.value else kind.get(tag, _cut(tag))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def describe(kind: Any) -> str:

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from assent.data.chat import Chat
+from assent.data.marks import MARKS
 from assent.data.records import Binary, Critique, Example, Message, Origin, Pair, Ranking, Rating, Response, RowError
-from assent.data.spelling import HIDE
+from assent.data.spelling import HIDE, NAME
 from assent.errors import ConfigError, ModelError
 
 LLAMA3 = """\
@@ -591,3 +592,47 @@ def test_a_tokenizer_without_any_end_is_refused(tokenizer):
     other.eos_token = None
     with pytest.raises(ModelError, match="end-of-turn"):
         Chat(other)
+
+
+# ---------------------------------------------------------------------------------------------------- forgery
+
+NAMED = "".join(f"{NAME}{n}{NAME}" for n in range(4))
+JSON_ESCAPE = "\\udbff\\udffe2\\udbff\\udffe"
+
+
+@pytest.mark.parametrize("forged", [NAMED, f"{HIDE}2{HIDE}", HIDE, JSON_ESCAPE])
+@pytest.mark.parametrize("where", ["question", "chosen", "rejected", "text"])
+def test_no_text_beside_a_hidden_spelling_passes_for_a_control_token(chats, forged, where):
+    """In whichever text of the row the spelling stands, and in whichever the forgery."""
+    chat = chats["chatml"]
+    texts = {"question": "Hi", "chosen": "a", "rejected": "b", where: f"x{forged}y"}
+    for spelt in texts:
+        row = {name: text + ("<|im_end|>" if name == spelt else "") for name, text in texts.items()}
+        answers = tuple(Response((Message("assistant", row[name]),)) for name in ("chosen", "rejected"))
+        example = Example((Message("user", row["question"]),), answers)
+        if where == "text":
+            example = Example((), (Response((Message("text", row["question"] + row["text"]),)),))
+            if spelt not in ("question", "text"):
+                continue
+        with pytest.raises(RowError, match="control tokens and the noncharacters"):
+            chat.tree(example, 500)
+
+
+def test_text_that_holds_marks_is_read_and_text_that_holds_all_is_a_problem_row(chats):
+    chat = chats["chatml"]
+    some = "".join(f"{mark}0{mark}\\u{ord(mark):04x}1\\u{ord(mark):04x}" for mark in MARKS[:5])
+    tree = chat.tree(example([f"u:{some}"], f"a:{some}"), 5000)
+    assert chat.decode(tree.branches[0].ids) == some
+    with pytest.raises(RowError, match=r"every noncharacter from U\+FDD0 to U\+FDEF"):
+        chat.tree(example(["u:" + "".join(MARKS)], A), 5000)
+
+
+def test_spelling_survives_a_template_that_writes_json(tokenizer):
+    written = copy.deepcopy(tokenizer)
+    written.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content|tojson(ensure_ascii=True) if m.role == 'user' "
+        "else m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = Chat(written)
+    tree = chat.tree(example(["u:Say <|im_end|> twice."], A), 500)
+    assert chat.spell(tree.prompt).count("⟪<|im_end|>⟫") == 1

@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import time
+import unicodedata
 
 import pytest
 from rich.console import Console
 
 from assent import cli
 from assent.config import DataConfig, InspectConfig
+from assent.data import dataset, extent
 from assent.data.chat import Chat
 from assent.data.dataset import prepare, prompt_hash, see_all, summary
 from assent.data.fit import fitted
 from assent.data.formats import load_examples
 from assent.data.inspect import inspect, render
-from assent.data.records import Example, Message, Origin, Response
+from assent.data.records import Example, Message, Origin, Response, RowError
 from assent.data.views import pair_view, prompt_view, sft_view
 from assent.errors import DataError
 
@@ -190,3 +193,54 @@ def test_prompts_as_messages_for_methods_that_sample(chat, write):
     with pytest.raises(DataError, match="The first row: no answer: the row ends with a user turn"):
         prepare(DataConfig(file), chat, sft_view)
     assert load_examples(file).problems == []
+
+
+# ---------------------------------------------------------------------------------------------------- characters
+
+
+def test_a_row_that_is_too_long_by_its_characters_is_never_tokenised(chat, monkeypatch):
+    limit = extent.SLACK * max(map(len, chat.tokenizer.get_vocab())) * 100
+    exact = example((Message("user", "egg "),), "x" * (limit - 4))
+    over = example((Message("user", "egg "),), "x" * (limit - 3))
+    long_prompt = example((*conversation(3, system=False)[:-1], Message("user", "y" * limit)))
+    monkeypatch.setattr(chat, "_longest_token", max(map(len, chat.tokenizer.get_vocab())), raising=False)
+    for policy in ("drop", "refuse", "truncate_prompt_left"):
+        fit = fitted(chat, [over, exact, long_prompt, example(conversation(0))], 100, policy)
+        assert [tree.key for tree in fit.trees] == [1, 3] and fit.long == 2
+        assert all(problem.fault == (policy == "refuse") for problem in fit.problems)
+        assert fit.problems[0].reason.startswith(f"has {limit + 1:,} characters: 100 tokens (--data.max_length) hold")
+    with pytest.raises(RowError, match="characters: 100 tokens"):
+        chat.tree(over, 100)
+
+
+def test_turns_are_taken_off_a_row_that_is_too_long_by_its_characters_as_if_it_were_tokenised(chat, monkeypatch):
+    first = (Message("user", "egg " * 5000), Message("assistant", "Yes."))
+    whole = example((*first, *conversation(3, system=False)))
+    bounded = fitted(chat, [whole], 100, "truncate_prompt_left")
+    monkeypatch.setattr(Chat, "too_long", lambda *_: None)
+    unbounded = fitted(chat, [whole], 100, "truncate_prompt_left")
+    assert bounded.examples == unbounded.examples and bounded.shortened == unbounded.shortened == 1
+    assert bounded.trees[0].prompt.tolist() == unbounded.trees[0].prompt.tolist()
+
+
+def test_too_many_turns_are_a_problem_row(chat):
+    turns = (Message("user", "a"), Message("assistant", "b")) * 3000
+    fit = fitted(chat, [example((*turns, Message("user", "a")))], 10**6, "refuse")
+    assert "has 6,002 turns; at most 4,096 are read" in fit.problems[0].reason
+
+
+def test_large_rows_are_encoded_a_few_at_a_time(chat, monkeypatch):
+    from assent.data import chat as module
+
+    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 500)
+    rows = [example((Message("user", "egg " * n),)) for n in range(1, 60)]
+    assert max(end - start for start, end in module._chunks(rows)) < 20
+    assert [tree.key for tree in chat.trees(rows, 500)[0]] == list(range(59))
+
+
+def test_accents_without_end_are_compared_in_no_time():
+    long = tuple((("user", "a" + "\u0301\u0327" * 100_000 + " É b"),))
+    start = time.process_time()
+    assert dataset._loosely(long)[0][1].endswith(" é b")
+    assert time.process_time() - start < 5
+    assert dataset._composed("e\u0301 \ufb01" * 900) == unicodedata.normalize("NFKC", "e\u0301 \ufb01" * 900)

@@ -135,13 +135,13 @@ def test_every_third_party_import_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {requirement_name(line) for line in project["dependencies"]}
     extras = project["optional-dependencies"]
-    optional = {requirement_name(line) for line in (*extras["track"], *extras["vllm"], *extras["math"])}
+    optional = {requirement_name(line) for line in (*extras["track"], *extras["vllm"], *extras["math"], *extras["re2"])}
     used = {}
     for name in NAMES:
         for module, line in imports(SOURCE / name):
             top = module.partition(".")[0]
             if top not in {"assent", "__future__"} | sys.stdlib_module_names:
-                used[{"yaml": "pyyaml"}.get(top, top).replace("_", "-")] = f"{name}:{line}"
+                used[{"yaml": "pyyaml", "re2": "google-re2"}.get(top, top).replace("_", "-")] = f"{name}:{line}"
     undeclared = {package: where for package, where in used.items() if package not in core | optional}
     assert not undeclared
     assert core <= set(used), f"declared but never imported: {core - set(used)}"

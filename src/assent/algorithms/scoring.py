@@ -29,7 +29,7 @@ from assent.rewards.group import UNREADABLE, Group, GroupReward, Progress, Score
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
 from assent.rewards.remote import VLLM, RemoteReward, Server, Written
-from assent.rewards.rules import SLOW, rule_reward
+from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
 from assent.train.distributed import World, gathered
 
@@ -164,7 +164,7 @@ def _rule(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupRe
         source: GroupReward = rule_reward(spec, name)
     except ConfigError as error:
         raise ConfigError(f"--rewards.rules: {error}") from None
-    if _before(spec) in SLOW:
+    if is_slow(spec):
         build = partial(rule_reward, spec, name)
         source = PooledReward(name, build, workers=max(1, rewards.workers), limit=rewards.time_limit)
     return Shared(source, world)

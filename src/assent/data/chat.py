@@ -25,6 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from assent.data.extent import characters, too_long
 from assent.data.feedback import response_fields, tree_pairs
 from assent.data.marks import THOUGHT_ENDS
 from assent.data.plans import Piece, Plan, Planner, column_of
@@ -37,7 +38,8 @@ from assent.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1024  # examples encoded in one call
+CHUNK, CHUNK_CHARACTERS = 1024, 2**20
+"""Examples encoded in one call, and about how many characters: encodings take some hundred bytes for each."""
 NAMED_ENDS = re.compile("begin|start|end", re.IGNORECASE)
 MARKER = re.compile(r"\s*(<[|｜][^|｜<>\s]+[|｜]>)")
 
@@ -122,8 +124,11 @@ class Chat:
         """The example as token ids, with one branch per response, in order, its `Pair` feedback as pairs, and its other
         feedback as fields per response (`assent.data.feedback`).
 
-        A prompt of more than `max_length` - 1 tokens is a `RowError`; a longer response is cut, then without EOS.
+        A prompt of more than `max_length` - 1 tokens is a `RowError`; a longer response is cut, then without EOS. A row
+        that is `too_long` by its characters is a `RowError`, too.
         """
+        if error := self.too_long(example, max_length):
+            raise error
         plan = self._planner.plan(example)
         return self._build(example, plan, self._encode([plan])[0], max_length, key)
 
@@ -133,10 +138,12 @@ class Chat:
         self._planner.require_template(examples)
         trees: list[TokenTree] = []
         problems: list[tuple[int, RowError]] = []
-        for start in range(0, len(examples), CHUNK):
+        for start, end in _chunks(examples):
             plans: list[tuple[int, Plan]] = []
-            for index, example in enumerate(examples[start : start + CHUNK], start):
+            for index, example in enumerate(examples[start:end], start):
                 try:
+                    if error := self.too_long(example, max_length):
+                        raise error
                     plans.append((index, self._planner.plan(example)))
                 except RowError as error:
                     problems.append((index, error))
@@ -147,6 +154,14 @@ class Chat:
                     problems.append((index, error))
         problems.sort(key=lambda problem: problem[0])
         return trees, [error.at(examples[index].origin) for index, error in problems]
+
+    def too_long(self, example: Example, max_length: int) -> RowError | None:
+        """The error of a row with more characters than `max_length` tokens could ever hold (`assent.data.extent`)."""
+        return too_long(example, self._longest_token, max_length)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def decode(
         self, ids: Sequence[int] | np.ndarray, prompt: Sequence[int] | np.ndarray = (), *, finished: bool = False
@@ -174,11 +189,8 @@ class Chat:
     def looks_rendered(self, example: Example) -> bool:
         """Whether a text of the example begins or ends with a control token, as if a template had written it."""
         messages = [*example.prompt, *(message for response in example.responses for message in response.messages)]
-        return any(
-            (found := list(self._spelling.pattern.finditer(text := message.content.strip())))
-            and (found[0].start() == 0 or found[-1].end() == len(text))
-            for message in messages
-        )
+        texts = [message.content.strip() for message in messages]
+        return any(self._spelling.pattern.match(text) or text.endswith((*self._controls,)) for text in texts)
 
     @property
     def template(self) -> str:
@@ -307,6 +319,18 @@ class Chat:
     def _text_start(self) -> np.ndarray:
         bos = self.tokenizer.bos_token_id
         return np.array([self._eos_id if bos is None else bos], dtype=np.int32)
+
+
+def _chunks(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
+    """Where each run of examples begins and ends that is encoded in one call."""
+    start = size = 0
+    for index, example in enumerate(examples):
+        if index > start and (index - start == CHUNK or size > CHUNK_CHARACTERS):
+            yield start, index
+            start, size = index, 0
+        size += characters(example)
+    if examples:
+        yield start, len(examples)
 
 
 def _prompt_of(prompt: Example | Sequence[Message]) -> Example:

@@ -31,6 +31,7 @@ View = Callable[[Sequence[Example]], tuple[list[Example], list[Problem]]]
 
 LISTED = 10  # problem rows in an error
 RECORDED = 1000  # problem rows in a report
+WORD = 1000  # characters that are composed at once
 PERCENTILES = (0, 10, 50, 90, 99, 100)
 
 
@@ -331,9 +332,16 @@ def _overlap(train: Iterable[Example], held: Iterable[Example]) -> tuple[int, in
 
 def _loosely(key: PromptKey) -> PromptKey:
     """Without what a reader hardly sees: white space, capitals, and in which of its forms Unicode writes a letter."""
-    return tuple(
-        tuple(" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in turn) for turn in key
-    )
+    return tuple(tuple(" ".join(_composed(part).casefold().split()) for part in turn) for turn in key)
+
+
+def _composed(text: str) -> str:
+    """The text in Unicode's form NFKC. Python sorts a run of accents in the square of its length, so a long word is
+    composed piece by piece."""
+    if len(text) <= WORD:
+        return unicodedata.normalize("NFKC", text)
+    words = re.split(r"(\s+)", text)
+    return "".join(unicodedata.normalize("NFKC", w[i : i + WORD]) for w in words for i in range(0, len(w), WORD))
 
 
 def _prompts(examples: Iterable[Example]) -> set[PromptKey]:

@@ -9,11 +9,15 @@ the end, without EOS. Where the prompt alone leaves no room for an answer, `--da
                            conversation, until the row fits or only the last question and what follows it is left; a
                            system message stays. What is still too long is dropped.
 
+The same happens with a row that has more characters than that many tokens could ever hold (`assent.data.extent`); its
+answers are not cut.
+
 Turns are taken off rather than tokens, so that what remains is a conversation that the chat template has written whole.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -43,12 +47,22 @@ class Fitted:
 
 def fitted(chat: Chat, examples: Sequence[Example], max_length: int, long: Long) -> Fitted:
     """Every example that can be tokens within `max_length`, and what became of the others."""
-    whole, problems = chat.trees(examples, UNLIMITED)
+    given: dict[int, Example] = {}
+    too_long: list[Problem] = []
+    for index, example in enumerate(examples):
+        error = chat.too_long(example, max_length)
+        shorter = _shorter(chat, example, max_length) if error and long == "truncate_prompt_left" else None
+        if shorter is not None or error is None:
+            given[index] = shorter or example
+        else:
+            too_long.append(replace(error.at(example.origin), fault=long == "refuse"))
+    places = list(given)
+    whole, problems = chat.trees(list(given.values()), UNLIMITED)
+    whole = [replace(tree, key=places[tree.key]) for tree in whole]
     kept: list[tuple[TokenTree, Example]] = []
     again: dict[int, Example] = {}
-    too_long: list[Problem] = []
     for tree in whole:
-        example = examples[tree.key]
+        example = given[tree.key]
         if _longest(tree) <= max_length:
             kept.append((tree, example))
             continue
@@ -76,6 +90,13 @@ def fitted(chat: Chat, examples: Sequence[Example], max_length: int, long: Long)
 def _longest(tree: TokenTree) -> int:
     """Tokens of the prompt and its longest response; a prompt alone needs room for one."""
     return len(tree.prompt) + max((len(branch) for branch in tree.branches), default=1)
+
+
+def _shorter(chat: Chat, example: Example, max_length: int) -> Example | None:
+    """The example without as many of its first turns as it takes not to be too long by its characters alone."""
+    made = [*_later(example.prompt)]
+    fits = bisect(made, False, key=lambda prompt: chat.too_long(replace(example, prompt=prompt), max_length) is None)
+    return replace(example, prompt=made[fits]) if fits < len(made) else None
 
 
 def _shortened(chat: Chat, example: Example, tree: TokenTree, max_length: int) -> tuple[Example, TokenTree]:

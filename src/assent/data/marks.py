@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from assent.data.records import RowError
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from assent.data.template import Conversation
 
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Noncharacters; one that the conversation does not hold is taken."""
+"""Noncharacters; one that the conversation does not hold, nor spells as JSON would, is taken."""
+
+WORDS = 10_000
+"""Names and numbers in the arguments of one call: each is looked for."""
 
 TAG = re.compile(r"<[^<>\n]{1,80}>|\[/?[A-Z_]{2,}\]|◁/?\w+▷|/(no_)?think\b|/nothink\b")
 THOUGHT_ENDS = re.compile(r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<channel\|>|◁/think▷")
@@ -92,7 +96,7 @@ def _core(text: str, skipped: int, middle: bool) -> tuple[int, int]:
 
 def collect(talk: Conversation, texts: list[Text], rendered: str, middle: bool) -> Conversation:
     """The conversation with marks around its texts, which are added to `texts`."""
-    mark = next(mark for mark in MARKS if mark not in rendered)
+    mark = _mark(rendered)
     marker = _Marker(texts, mark, middle)
     messages = []
     for index, message in enumerate(talk.messages):
@@ -138,17 +142,16 @@ def placed(marked: str | None, texts: list[Text], rendered: str, talk: Conversat
     if marked is None:
         found = _in_order(texts, rendered)
     else:
-        pattern = re.compile(r"(?:%s|\\u%04x)(\d+)(?:%s|\\u%04x)" % ((_mark(rendered), ord(_mark(rendered))) * 2))
-        found, seen, cut = {}, 0, 0
-        for match in pattern.finditer(marked):
-            found.setdefault(int(match[1]), []).append(match.start() - cut)
-            cut += len(match[0])
-            seen += 1
-        if pattern.sub("", marked) != rendered:
+        parts = _pattern(_mark(rendered)).split(marked)  # text, a number, text, ...
+        if "".join(parts[::2]) != rendered:
             return None
+        found, place = {}, 0
+        for text_before, number in zip(parts[::2], parts[1::2]):
+            place += len(text_before)
+            found.setdefault(int(number), []).append(place)
     spans: list[list[tuple[int, int, int]]] = [[] for _ in talk.messages]
-    for number, text in enumerate(texts):
-        starts, ends = found.get(2 * number, []), found.get(2 * number + 1, [])
+    for index, text in enumerate(texts):
+        starts, ends = found.get(2 * index, []), found.get(2 * index + 1, [])
         if not starts and text.optional:
             continue
         span = _span(rendered, starts[0], ends[0], text) if starts and ends else None
@@ -164,7 +167,17 @@ def placed(marked: str | None, texts: list[Text], rendered: str, talk: Conversat
 
 
 def _mark(rendered: str) -> str:
-    return next(mark for mark in MARKS if mark not in rendered)
+    for mark in MARKS:
+        if mark not in rendered and f"\\u{ord(mark):04x}" not in rendered:
+            return mark
+    raise RowError(None, f"the text holds every noncharacter from U+{ord(MARKS[0]):04X} to U+{ord(MARKS[-1]):04X}")
+
+
+@cache
+def _pattern(mark: str) -> re.Pattern[str]:
+    """The number between two marks, which a template may write as JSON does."""
+    either = f"(?:{mark}|\\\\u{ord(mark):04x})"
+    return re.compile(rf"{either}(\d+){either}")
 
 
 def _trained(text: Text, talk: Conversation) -> bool:
@@ -232,7 +245,10 @@ def _check_plain(talk: Conversation, places: list[Place | None], rendered: str) 
         place = places[index]
         for call in message.get("tool_calls", []):
             region = rendered[place.start : _next_start(places, index, len(rendered))] if place else rendered
-            for word in _words(call["function"]["arguments"]):
+            words = dict.fromkeys(_words(call["function"]["arguments"]))
+            if len(words) > WORDS:
+                raise RowError(f"messages[{index}].tool_calls", f"more than {WORDS:,} names and numbers in one call")
+            for word in words:
                 if word not in region:
                     raise RowError(f"messages[{index}].tool_calls", f"the chat template leaves out its argument {word}")
     for tool in talk.tools or []:

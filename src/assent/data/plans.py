@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from assent.data.marks import EMPTY_THOUGHT, THOUGHT_ENDS, Place
 from assent.data.probes import Habits
 from assent.data.records import Example, Message, Pair, RowError
-from assent.data.spelling import HIDE, NAME, Spelling, any_of
+from assent.data.spelling import STAND_INS, Spelling, any_of
 from assent.data.template import Conversation, Template, choices
 from assent.data.turns import settled, trained_turns
 from assent.errors import ModelError
@@ -91,6 +90,8 @@ class Planner:
         own += [self.talk(example, example.prompt + response.messages) for response in example.responses]
         hidden = any(self._spelled(talk) for talk in own[1:] or own)
         if hidden:
+            for talk in own:
+                _refuse_stand_ins("prompt", (talk.messages, talk.tools, talk.variables))
             own = [self._hidden(talk) for talk in own]
         prompt, *responses = own
         start = self.template.render(prompt, True, "prompt")
@@ -113,16 +114,16 @@ class Planner:
 
     def _spelled(self, talk: Conversation) -> bool:
         """Whether a text spells a token that it must not be read as."""
-        spelled = any(
-            self.spelling.spelled(value, message["role"] == "assistant")
-            for message in talk.messages
-            for key, value in message.items()
-            if key != "role"
+        return (
+            any(
+                self.spelling.spelled(value, message["role"] == "assistant")
+                for message in talk.messages
+                for key, value in message.items()
+                if key != "role"
+            )
+            or self.spelling.spelled(talk.tools)
+            or self.spelling.spelled(talk.variables)
         )
-        spelled = spelled or self.spelling.spelled(talk.tools) or self.spelling.spelled(talk.variables)
-        if spelled:
-            _refuse_stand_ins("prompt", (talk.messages, talk.tools, talk.variables))
-        return spelled
 
     def _hidden(self, talk: Conversation) -> Conversation:
         hide = self.spelling.hide
@@ -273,9 +274,14 @@ def column_of(example: Example, index: int) -> str:
 
 
 def _refuse_stand_ins(column: str, value: Any) -> None:
-    text = json.dumps(value, ensure_ascii=False)
-    if HIDE in text or NAME in text:
-        raise RowError(column, "the text holds control tokens and the noncharacters U+10FFFE or U+10FFFF")
+    if isinstance(value, str):
+        if STAND_INS.search(value):
+            raise RowError(column, "the text holds control tokens and the noncharacters U+10FFFE or U+10FFFF")
+    elif isinstance(value, Mapping):
+        _refuse_stand_ins(column, [*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _refuse_stand_ins(column, each)
 
 
 def _check_order(talk: Conversation, places: list[Place | None], prompt: int, cut: int) -> None:

@@ -138,6 +138,11 @@ class Example:
     prompt_text: str | None = None
 
 
+def cut(reason: str, longest: int = 600) -> str:
+    """The beginning and the end of a reason that quotes something long."""
+    return reason if len(reason) <= longest else f"{reason[: longest * 2 // 3]} [...] {reason[-longest // 3 :]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Why a row is not used: the column (None for the whole row) and a reason a person can act on. With `fault` False
@@ -149,9 +154,23 @@ class Problem:
     reason: str
     fault: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", cut(self.reason))
+        object.__setattr__(self, "column", self.column and cut(self.column))
+
     def __str__(self) -> str:
         where = f"{self.origin}: " if self.column is None else f"{self.origin}: {self.column}: "
         return where + self.reason
+
+
+LEVELS = 100
+"""How deeply lists and objects of a row may be nested."""
+
+
+def too_deep(value: object, levels: int = LEVELS) -> bool:
+    """Whether lists and mappings are nested in more than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return bool(inner) and (levels == 0 or any(too_deep(each, levels - 1) for each in inner))
 
 
 class RowError(AssentError, ValueError):

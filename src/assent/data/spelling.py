@@ -14,9 +14,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from assent.data.records import RowError
+
 HIDE, NAME = "\U0010fffe", "\U0010ffff"
 """Unicode noncharacters: valid in a string, never part of text. HIDE stands around the id of a control token whose
 spelling is text, NAME around the new name of a control token."""
+
+_HIDE = "|".join(map(re.escape, (HIDE, json.dumps(HIDE)[1:-1], HIDE.encode("unicode_escape").decode())))
+_HIDDEN = re.compile(rf"(?:{_HIDE})(\d+)(?:{_HIDE})")
+STAND_INS = re.compile(rf"{_HIDE}|{NAME}")
+"""What no text of a row with hidden spellings may hold: it could pass for a stand-in or a control token. A template may
+write a stand-in as JSON or as Python does."""
 
 
 class Spelling:
@@ -49,9 +57,16 @@ class Spelling:
         return [self.hide(item, answer) for item in value] if isinstance(value, list) else value
 
     def reveal(self, rendered: str) -> str:
-        """The template's own control tokens get their names, hidden ones become plain text again."""
-        named = self.pattern.sub(lambda match: self._names[match[0]], rendered)
-        return re.sub(f"{HIDE}(\\d+){HIDE}", lambda match: self._spellings[int(match[1])], named)
+        """The template's own control tokens get their names, hidden ones become plain text again. Raises `RowError`
+        where the template has taken a stand-in apart."""
+        parts = _HIDDEN.split(rendered)  # text, the id of a hidden one, text, ...
+        if any(STAND_INS.search(text) for text in parts[::2]) or any(
+            int(i) not in self._spellings for i in parts[1::2]
+        ):
+            raise RowError(None, "the chat template changes text that spells a control token")
+        parts[::2] = [self.pattern.sub(lambda match: self._names[match[0]], text) for text in parts[::2]]
+        parts[1::2] = [self._spellings[int(i)] for i in parts[1::2]]
+        return "".join(parts)
 
     @cached_property
     def backend(self) -> Tokenizer:

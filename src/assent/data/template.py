@@ -18,13 +18,14 @@ from typing import Any
 
 import jinja2.meta
 import jinja2.nodes
+from jinja2 import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from assent.data.marks import Place, Text, collect, placed
 from assent.data.records import Message, RowError, ToolCall
+from assent.data.sandbox import Bounded, Limit
 from assent.errors import ConfigError, ModelError
 from assent.files import not_a_file
 from assent.foreign import brief
@@ -119,6 +120,9 @@ class Template:
                 add_generation_prompt=generate,
                 **talk.variables,
             )
+        except (Limit, RecursionError, MemoryError, OverflowError) as error:
+            what = f"the chat template of {self.source} cannot write the conversation"
+            raise RowError(column, f"{what}: {brief(error)}") from None
         except Exception as error:  # a template is a program of others
             raise RowError(column, f"the chat template refuses the conversation: {brief(error)}") from None
 
@@ -177,8 +181,11 @@ class Template:
     @cached_property
     def variables(self) -> list[str]:
         """What the template reads beside messages and tools."""
-        environment = ImmutableSandboxedEnvironment(extensions=[loopcontrols, _Generation])
-        tree = environment.parse(self.text)
+        environment = Bounded(extensions=[loopcontrols, _Generation])
+        try:
+            tree = environment.parse(self.text)
+        except (TemplateSyntaxError, RecursionError) as error:
+            raise ModelError(f"the chat template of {self.source} is unusable: {brief(error)}") from None
         free = jinja2.meta.find_undeclared_variables(tree)
         names = list(tree.find_all(jinja2.nodes.Name))
         assigned = {name.name for name in names if name.ctx == "store"}

@@ -72,6 +72,8 @@ LATEX = (
     (re.compile(r"([=({:\[])[ \t]*[-\u2212][ \t]+(?=[0-9.$])"), r"\1-"),  # "= - 5"
     (re.compile(r"(?:\\?sqrt|\u221a)\s*(?:\[[0-9]+\])?\s*[({]?\s*[0-9.]+\s*[)}]?"), " sqrt "),
 )
+BITS = 2**17
+"""Of a power. No right answer is as long, and the longest that can be written takes seconds."""
 HALVES = {"\u00bd": "1/2", "\u2153": "1/3", "\u2154": "2/3", "\u00bc": "1/4", "\u00be": "3/4", "\u2155": "1/5"}
 
 
@@ -186,7 +188,10 @@ def _value(found: re.Match[str]) -> Fraction | None:
             size = Fraction(_ungrouped(found["size"]))
             size *= Fraction(10) ** (_exponent(found["e"]) + _exponent(found["ten"]))
             if found["power"]:
-                size **= _exponent(found["power"])
+                power = _exponent(found["power"])
+                if abs(power) * max(size.numerator.bit_length(), size.denominator.bit_length()) > BITS:
+                    return None
+                size **= power
             size /= Fraction((found["parts"] or "1").replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return None

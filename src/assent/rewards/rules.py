@@ -18,6 +18,7 @@ from assent.errors import ConfigError, DataError
 from assent.names import suggestion
 from assent.rewards.group import Group, Scores, checked
 from assent.rewards.numbers import behind_mark, final_number, gold_number
+from assent.rewards.patterns import found, linear
 
 MATH_LIMIT = 5
 """Seconds in which math-verify must read or compare an expression; it counts as wrong otherwise."""
@@ -72,11 +73,12 @@ def math(answer: str, gold: str) -> float:
 
 
 def regex(answer: str, *, pattern: str) -> float:
-    """1.0 where the pattern is found in the answer, else 0.0. Anchors and flags stand in the pattern: r"(?s)\\A...\\Z".
+    """1.0 where the pattern of Python's `re` is found in the answer, else 0.0. Anchors and flags stand in the pattern:
+    r"(?s)\\A...\\Z".
 
     Raises re.error for a pattern that is none.
     """
-    return float(re.search(pattern, answer) is not None)
+    return float(found(pattern, answer))
 
 
 def tags_in_order(answer: str, *, tags: Sequence[str]) -> float:
@@ -114,8 +116,12 @@ RULES: dict[str, Callable[..., float]] = {
     "length": length_penalty,
 }
 """Names of rules to functions."""
-SLOW = ("math",)
-"""Rules that can take long, or for ever: they run in processes of their own, with a time limit."""
+
+
+def is_slow(spec: str) -> bool:
+    """Whether a rule can take long, or for ever: it runs in processes of its own then, with a time limit."""
+    rule, _, argument = spec.partition("=")
+    return rule == "math" or (rule == "regex" and linear(argument) is None)
 
 
 def _limits(text: str) -> dict[str, object]:
