@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, methods, online, process, settings, streams
+from assent import __version__, arguments, config, methods, nodes, online, process, settings, streams
 from assent.errors import AssentError, ConfigError
 from assent.foreign import message, print_traceback
 from assent.names import suggestion
@@ -213,7 +213,7 @@ def _mappings() -> Any:
         pairs = dict(word.split(":", 1) for word in words if ":" in word)
         if len(pairs) < len(words):
             raise ValueError("these are written KEY:VALUE, each key once")
-        convert = settings.scalar if kind == settings.SCALAR else kind
+        convert = nodes.scalar if kind == nodes.SCALAR else kind
         return {key: convert(value) for key, value in pairs.items()}
 
     registry = ConstructorRegistry()

@@ -20,6 +20,7 @@ from assent.checks import RULES
 from assent.errors import ConfigError
 from assent.files import not_a_file
 from assent.names import suggestion
+from assent.nodes import LARGEST, SCALAR, TAG, WrongType, composed, cut, shown, value_as
 from assent.relations import RELATIONS
 from assent.rules import Rule, beyond
 from assent.sections import hints_of
@@ -29,14 +30,8 @@ T = TypeVar("T")
 REQUIRED = object()
 """Stands where an option has no default."""
 
-SCALAR = bool | int | float | str
-"""The type of an option's values that may be any of these."""
-
-LARGEST, LEVELS, LISTED = 2**18, 100, 20
-"""Most characters of a configuration, levels of nesting in it, and complaints about it."""
-
-_YAML = "tag:yaml.org,2002:"
-_SCALARS = {str: ("str",), bool: ("bool",), int: ("int",), float: ("float", "int", "str")}
+LISTED = 20
+"""Most complaints about a configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,7 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
     """A configuration from YAML text; what the text leaves out has its default. `missing` fills options that have
     none; without it they are an error. Raises `ConfigError` with `source` and line for each unknown or repeated key
     and each value of the wrong type."""
-    node = _composed(text, source)
+    node = composed(text, source)
     problems: list[str] = []
     lines: dict[str, str] = {}
     given: dict[str, Any] = {}
@@ -84,32 +79,6 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
         more = ["There may be more."] if len(problems) > LISTED else []
         raise ConfigError("\n".join(problems[:LISTED] + more))
     return cast(T, _build(cls, "", REQUIRED, given, missing))
-
-
-def _composed(text: str, source: str) -> yaml.Node | None:
-    """The document as nodes: aliases are the same node again, and no value is made yet."""
-    if len(text) > LARGEST:
-        raise ConfigError(f"{source}: a configuration has at most {LARGEST:,} characters.")
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        line, reason = _deepest_line(text), "lists and mappings are nested too deeply"
-    except yaml.reader.ReaderError as error:
-        line, reason = text.count("\n", 0, error.position) + 1, "a character stands there that is no text"
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line, reason = mark.line + 1 if mark else 1, getattr(error, "problem", None) or str(error)
-    raise ConfigError(f"{source}:{line}: not valid YAML: {reason}.")
-
-
-def _deepest_line(text: str) -> int:
-    """The line where nesting goes beyond what anybody writes."""
-    level = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if level > LEVELS:
-            return int(event.start_mark.line) + 1
-    raise AssertionError("it was nested too deeply")
 
 
 def dump(config: Any) -> str:
@@ -218,11 +187,11 @@ class _Reader:
 
 
 def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> None:
-    if isinstance(node, yaml.ScalarNode) and node.tag == _YAML + "null":
+    if isinstance(node, yaml.ScalarNode) and node.tag == TAG + "null":
         return
     if not isinstance(node, yaml.MappingNode):
         name = f"'{prefix[:-1]}'" if prefix else "the file"
-        reader.problems.append(f"{reader.where(node)}: {name} must hold `key: value` lines. Got {_show(node)}.")
+        reader.problems.append(f"{reader.where(node)}: {name} must hold `key: value` lines. Got {shown(node)}.")
         return
     hints = hints_of(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
@@ -231,9 +200,9 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
             return
         where = reader.where(key_node)
         if not isinstance(key_node, yaml.ScalarNode):
-            reader.problems.append(f"{where}: a key must be a word. Got {_show(key_node)}.")
+            reader.problems.append(f"{where}: a key must be a word. Got {shown(key_node)}.")
             continue
-        key = _cut(key_node.value)
+        key = cut(key_node.value)
         name = prefix + key
         if key not in fields:
             if key in reader.names():
@@ -249,107 +218,10 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
                 _read_section(reader, cast(type, hints[key]), value, name + ".")
                 continue
             try:
-                reader.given[name] = _value(value, hints[key])
-            except _WrongType as error:
-                place, got = reader.where(error.node), error.got or _show(error.node)
+                reader.given[name] = value_as(value, hints[key])
+            except WrongType as error:
+                place, got = reader.where(error.node), error.got or shown(error.node)
                 reader.problems.append(f"{place}: '{name}' must be {describe(hints[key])}. Got {got}.")
-
-
-class _WrongType(Exception):
-    """A node that does not have the type asked for. `got` says what is wrong where showing the node would not."""
-
-    def __init__(self, node: yaml.Node, got: str | None = None):
-        super().__init__()
-        self.node = node
-        self.got = got
-
-
-def _value(node: yaml.Node, kind: Any) -> Any:
-    """The value of a node as `kind`: a scalar, `X | None`, `Literal`, `tuple[X, ...]` or `dict[str, X]`."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        inner = [arm for arm in args if arm is not types.NoneType]
-        if kind == SCALAR:
-            return _any_scalar(node)
-        assert len(inner) == 1, f"options are `X` or `X | None`, not {kind}"
-        is_null = isinstance(node, yaml.ScalarNode) and node.tag == _YAML + "null"
-        return None if is_null else _value(node, inner[0])
-    if origin is tuple:
-        if not isinstance(node, yaml.SequenceNode):
-            raise _WrongType(node)
-        return tuple(_value(item, args[0]) for item in node.value)
-    if origin is dict:
-        if not isinstance(node, yaml.MappingNode):
-            raise _WrongType(node)
-        values: dict[Any, Any] = {}
-        for key, item in node.value:
-            name = _value(key, args[0])
-            if name in values:
-                raise _WrongType(key, got=f"the key '{name}' twice")
-            values[name] = _value(item, args[1])
-        return values
-    if origin is Literal:
-        value = _scalar(node, str)
-        if value not in args:
-            raise _WrongType(node)
-        return value
-    return _scalar(node, kind)
-
-
-def scalar(text: str) -> bool | int | float | str:
-    """A word of the command line as YAML reads it: true or false, a number, else text."""
-    if text.lstrip()[:1] in ("&", "!"):
-        return text
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader) if text.strip() else None
-        return _any_scalar(node) if isinstance(node, yaml.ScalarNode) else text
-    except (yaml.YAMLError, RecursionError, _WrongType):
-        return text
-
-
-def _any_scalar(node: yaml.Node) -> Any:
-    if not isinstance(node, yaml.ScalarNode):
-        raise _WrongType(node)
-    kind = node.tag.removeprefix(_YAML)
-    if kind in ("bool", "int", "float"):
-        return _constructed(node)
-    if kind in ("str", "null", "timestamp", "!"):
-        return node.value
-    raise _WrongType(node)
-
-
-def _constructed(node: yaml.ScalarNode) -> Any:
-    """The value of a scalar, whose tag may say more than its text can be (`!!bool maybe`)."""
-    try:
-        return yaml.SafeLoader("").construct_object(node)
-    except (ValueError, LookupError, ArithmeticError, yaml.YAMLError):
-        raise _WrongType(node, got=f"{_cut(node.value)!r}, which is no {node.tag.removeprefix(_YAML)}") from None
-
-
-def _scalar(node: yaml.Node, kind: Any) -> Any:
-    if not isinstance(node, yaml.ScalarNode) or node.tag.removeprefix(_YAML) not in _SCALARS[kind]:
-        raise _WrongType(node)
-    try:
-        if kind is float and node.tag == _YAML + "str":  # YAML 1.1 reads 1e-4, without a point, as text
-            return float(node.value)
-        return kind(_constructed(node))
-    except (ValueError, OverflowError):
-        raise _WrongType(node) from None
-
-
-def _show(node: yaml.Node) -> str:
-    """A node as the person wrote it, with its kind."""
-    if isinstance(node, yaml.MappingNode):
-        return "a mapping"
-    if isinstance(node, yaml.SequenceNode):
-        return "a list"
-    kind = {"str": "text", "null": "nothing", "bool": "true or false", "int": "whole number", "float": "number"}
-    tag = node.tag.removeprefix(_YAML)
-    return f"{_cut(node.value)!r} ({kind.get(tag, _cut(tag))})" if node.value else kind.get(tag, _cut(tag))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def describe(kind: Any) -> str:
@@ -409,7 +281,7 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
-        return self.represent_scalar(_YAML + "str", text, style=style)
+        return self.represent_scalar(TAG + "str", text, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

@@ -27,6 +27,7 @@ RANKS = (
     ("cpus", "files", "names", "outputs", "rules", "streams", "http", "process"),
     ("guest",),
     ("lock",),
+    ("nodes",),
     ("sections",),
     ("inputs",),
     ("config",),
