@@ -152,7 +152,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
     log = MetricsLog(folder / "metrics.jsonl")
     steps = 0
     with Progress(budget, cell.name) as progress:
-        for result in train_steps(algorithm, optimizer, config.optim, current.world, start=0, total=LONG):
+        for result in filter(None, train_steps(algorithm, optimizer, config.optim, current.world, start=0, total=LONG)):
             log.write(result.step, result.metrics)
             steps = result.step
             names = [name for name in ("reward", "kl", "length") if name in result.metrics]

@@ -83,7 +83,7 @@ def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Wor
         algorithm = build(current)
         optim = current.config.optim
         optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)
-        for result in train_steps(algorithm, optimizer, optim, current.world, start=0, total=STEPS):
+        for result in filter(None, train_steps(algorithm, optimizer, optim, current.world, start=0, total=STEPS)):
             yield train_work(what, algorithm, result.window)
 
 

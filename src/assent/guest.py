@@ -9,8 +9,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from assent.foreign import named
+from assent.process import steady_output
 
 
 class Guest:
@@ -23,14 +25,15 @@ class Guest:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        put_back = [_streams(), *_handlers(), *_torch()]
+        put_back = [*_handlers(), *_torch()]
         home = _working_folder()
         if _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _raise_ctrl_c)
         if self._folder is not None:
             _enter(self._folder)
         try:
-            yield
+            with steady_output():
+                yield
         finally:
             self._folder = _working_folder()
             if home is not None and home != self._folder:
@@ -77,20 +80,11 @@ def _enter(folder: str) -> None:
         os.chdir(folder)
 
 
-def _streams() -> Callable[[], None]:
-    before = sys.stdout, sys.stderr
-
-    def put_back() -> None:
-        sys.stdout, sys.stderr = before
-
-    return put_back
-
-
 def _handlers() -> Iterator[Callable[[], object]]:
     if _in_main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if (handler := signal.getsignal(number)) is not None:
-                yield lambda number=number, handler=handler: signal.signal(number, handler)
+                yield partial(signal.signal, number, handler)
 
 
 def _torch() -> Iterator[Callable[[], object]]:
@@ -99,7 +93,7 @@ def _torch() -> Iterator[Callable[[], object]]:
         return
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     random, gradients = torch.get_rng_state(), torch.is_grad_enabled()
-    yield lambda: torch.set_default_dtype(dtype)
-    yield lambda: torch.set_num_threads(threads)
-    yield lambda: torch.set_rng_state(random)
-    yield lambda: torch.set_grad_enabled(gradients)
+    yield partial(torch.set_default_dtype, dtype)
+    yield partial(torch.set_num_threads, threads)
+    yield partial(torch.set_rng_state, random)
+    yield partial(torch.set_grad_enabled, gradients)

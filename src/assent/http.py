@@ -67,15 +67,15 @@ class Stop(threading.Event):
                 _shut(sock)
 
     @contextmanager
-    def over(self, sock: socket.socket) -> Iterator[None]:
-        """While `sock` is used. Raises Failure where this is set already."""
+    def over(self, sock: socket.socket) -> Iterator[socket.socket]:
+        """While `sock` is used; gives another handle of it. Raises Failure where this is set already."""
         with sock.dup() as own:  # TLS takes the socket itself over
             with self._lock:
                 if self.is_set():
                     raise Failure("was no longer wanted")
                 self._open.add(own)
             try:
-                yield
+                yield own
             finally:
                 with self._lock:
                     self._open.discard(own)
@@ -184,15 +184,16 @@ class Client:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         host, secure = self._url.hostname or "", self._url.scheme == "https"
-        connection = http.client.HTTPConnection(host, self._url.port or (443 if secure else 80))
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(host, self._url.port)
         late = threading.Event()
         ends = time.monotonic() + timeout
         timer = None
         try:
             connection.sock = _connect(host, connection.port, timeout, stop)
-            with stop.over(connection.sock):
+            with stop.over(connection.sock) as own:
                 # The connection's own limit is for one read: a server that drips bytes would never reach it.
-                timer = threading.Timer(max(0.0, ends - time.monotonic()), _hang_up, (connection.sock.dup(), late))
+                timer = threading.Timer(max(0.0, ends - time.monotonic()), _hang_up, (own, late))
                 timer.start()
                 if secure:
                     tls = ssl.create_default_context()
@@ -209,7 +210,6 @@ class Client:
         finally:
             if timer is not None:
                 timer.cancel()
-                timer.args[0].close()
             connection.close()
         if late.is_set():
             raise Failure(f"timed out after {timeout:.3g} s")

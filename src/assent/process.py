@@ -56,7 +56,7 @@ def steady_output() -> Iterator[None]:
     """In here, printing cannot fail, whoever prints."""
     before = sys.stdout, sys.stderr
     out, err = before
-    sys.stdout, sys.stderr = Steady(lambda: out), Steady(lambda: err)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Steady(lambda: out), Steady(lambda: err)
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def adopt() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
     err = sys.stderr
-    sys.stderr = Steady(lambda: err)  # type: ignore[assignment]
+    sys.stderr = Steady(lambda: err)
 
 
 def is_own() -> bool:

@@ -7,6 +7,7 @@ import copy
 import errno
 import hashlib
 import json
+import os
 import random
 import signal
 import sys
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -101,6 +102,7 @@ class Tracer:
     def __post_init__(self) -> None:
         self.seen: Counter[Site] = Counter()
         self.raised = False
+        self.files = CALLERS if self.site is None else {self.site[0]}
 
     def on(self) -> None:
         sys.setprofile(self._see)
@@ -109,25 +111,20 @@ class Tracer:
         sys.setprofile(None)
 
     def _see(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            caller, name = frame.f_back, frame.f_code.co_name
-        elif event == "c_call":
-            caller, name = frame, argument.__name__
-        else:
+        if event not in ("call", "c_call"):
             return
-        if caller is None or caller.f_code.co_filename not in CALLERS or self._is_ours(frame.f_code):
+        caller = frame.f_back if event == "call" else frame
+        if caller is None or caller.f_code.co_filename not in self.files:
             return
-        site = (caller.f_code.co_filename, caller.f_lineno, name)
+        site = (caller.f_code.co_filename, caller.f_lineno, getattr(argument, "__name__", "") or frame.f_code.co_name)
+        if self.site is not None and site != self.site:
+            return
         self.seen[site] += 1
-        if site == self.site and self.seen[site] == self.number:
+        if self.site is not None and self.seen[site] == self.number:
             self.off()
             self.raised = True
             if (error := self.kind()) is not None:
                 raise error
-
-    @staticmethod
-    def _is_ours(code: CodeType) -> bool:
-        return code.co_filename == __file__
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +154,7 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
         conclude = Run.conclude
 
         def concluding(self: Run) -> None:
-            if (tracer := tracers[-1]) is not None and not tracer.seen:
+            if (tracer := tracers[-1]) is not None and not self.step:
                 tracer.on()
             conclude(self)
 
@@ -284,8 +281,15 @@ def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_pa
             train(replace(make(name, out), resume="auto"))
             assert outcome(out) == wanted, where
             continued.append(left)
+    for site in draw.sample(sites, 4):  # and by SIGKILL, or the power
+        out = tmp_path / f"killed {site[1]}"
+        if (pid := os.fork()) == 0:
+            train(make(name, out), Tracer(site, draw.randint(1, straight.seen[site]), lambda: os._exit(9)))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9, site
+        train(replace(make(name, out), resume="auto"))
+        assert outcome(out) == wanted, site
     print(f"{name}: {len(sites)} calls broken, {lost} in the middle of an update; {len(continued)} states continued")
-    assert len(sites) >= POINTS[name] and len(continued) >= 4 and lost <= len(sites) / 5
+    assert len(sites) >= POINTS[name] and len(continued) >= 4 and lost <= 20
 
 
 def told(error: BaseException, updates: list[int], out: Path, where: str) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import assent.algorithms.run as run_module
+import assent.train.loop as loop_module
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
@@ -320,6 +321,48 @@ def test_a_diverging_run_saves_nothing(lr: float, words: str, make: Make, tmp_pa
     assert checkpoint.newest_complete(tmp_path / "run" / "checkpoints") is None
     assert all(math.isfinite(row["loss"]) for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_bad_number_says_what_there_is_and_keeps_it(make: Make, tmp_path: Path, monkeypatch) -> None:
+    """Without a checkpoint so far: the step before is saved. (In the first step there is nothing: see above.)"""
+    whole, steps = loop_module._gradients, []
+
+    def gradients(*given) -> dict[str, float]:
+        steps.append(1)
+        return whole(*given) | ({"loss": math.nan} if len(steps) == 3 else {})
+
+    monkeypatch.setattr(loop_module, "_gradients", gradients)
+    config = make("dpo", tmp_path / "run")
+    with pytest.raises(NonFiniteError, match="^step 3: loss is nan") as stopped:
+        train(config)
+    assert "The update was not applied." in str(stopped.value) and "Checkpoint of step 2 saved" in str(stopped.value)
+    newest = checkpoint.newest_complete(tmp_path / "run" / "checkpoints")
+    assert newest is not None and checkpoint.read_manifest(newest)["step"] == 2
+    monkeypatch.undo()
+    train(replace(config, resume="auto"))
+    train(replace(config, out=str(tmp_path / "straight")))
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), RunFolderError("no"), OSError(28, "No space left on device")])
+def test_an_error_after_training_leaves_only_the_model_to_write(
+    error: Exception, make: Make, tmp_path: Path, monkeypatch
+) -> None:
+    config = make("sft", tmp_path / "run")
+    train(replace(config, out=str(tmp_path / "straight")))
+
+    def fail(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as inner, pytest.raises(type(error)) as failed:
+        inner.setattr(run_module, "read_back", fail)
+        train(config)
+    said = "\n".join([str(failed.value), *getattr(failed.value, "__notes__", ())])
+    assert "Checkpoint of step 6 saved; continue with --resume auto. That only writes the model" in said
+    with monkeypatch.context() as inner:
+        inner.setattr(run_module, "train_steps", lambda *_, start, total, **__: iter(range(start, total)))
+        train(replace(config, resume="auto"))  # nothing is left to train
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")
 
 
 # ---- real processes

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from assent import settings
-from assent.algorithms import scoring
 from assent.algorithms.job import Job
 from assent.algorithms.scoring import ModelReward, Shared, groups_of, reward_source
 from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
@@ -34,6 +33,8 @@ from assent.rewards.pool import PooledReward
 from assent.rewards.remote import RemoteReward, Written
 from assent.rewards.rules import RuleReward
 from assent.rewards.served import ServedModel
+from assent.train import distributed
+from assent.train.carried import raised_by_all
 from assent.train.distributed import World
 
 UNCHANGED = RemoteConfig()
@@ -490,7 +491,8 @@ class Counting:
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_ranks_share_the_groups(size: int, groups, monkeypatch) -> None:
     ranks = Ranks(size)
-    monkeypatch.setattr(scoring, "gather_objects", ranks.gather)
+    monkeypatch.setattr(distributed, "gather_objects", ranks.gather)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     sources = [Counting() for _ in range(size)]
     for scores in ranks.run(lambda world: Shared(sources[world.rank], world).score(groups)):
         np.testing.assert_array_equal(scores.values, [10, 11, 12, 20, 30, 31])
@@ -505,11 +507,13 @@ def test_ranks_share_the_groups(size: int, groups, monkeypatch) -> None:
 )
 def test_what_one_rank_raises_all_raise(error: Exception, groups, monkeypatch) -> None:
     ranks = Ranks(2)
-    monkeypatch.setattr(scoring, "gather_objects", ranks.gather)
+    monkeypatch.setattr(distributed, "gather_objects", ranks.gather)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     first, second = ranks.run(lambda world: Shared(Counting(3, error), world).score(groups))
     assert type(first) is type(second) and str(first) == str(second) and str(error) in str(first)
-    assert isinstance(first, RewardError | NonFiniteError)
+    assert raised_by_all(first) and raised_by_all(second)
     assert second.__cause__ is error  # where it happened, the reason is kept
+    monkeypatch.undo()
     with pytest.raises(type(error)):
         Shared(Counting(3, error), ALONE).score(groups)
 

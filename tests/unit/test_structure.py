@@ -24,7 +24,8 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
     ("errors", "foreign"),
-    ("cpus", "files", "names", "rules", "http", "process", "guest"),
+    ("cpus", "files", "names", "rules", "http", "process"),
+    ("guest",),
     ("sections",),
     ("config",),
     ("methods", "objectives"),
