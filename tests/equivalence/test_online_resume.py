@@ -142,6 +142,7 @@ def outcome(out: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_stopped_after_every_step_is_straight(name: str, make: Make, stop_after, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("assent.algorithms.sampling.PATIENCE", 120.0)  # answers under way are not given up
     asked: list[list[int]] = []
     take = Prompts.next
 

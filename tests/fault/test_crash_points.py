@@ -245,27 +245,28 @@ BROKEN: set[tuple[str, int]] = set()
 """Lines that an earlier run has broken at."""
 
 
-def one_of_each_line(seen: Iterable[Site], draw: random.Random) -> list[Site]:
-    """A call on each line that was not broken yet."""
+def one_of_each_line(seen: Iterable[Site], half: int, draw: random.Random) -> list[Site]:
+    """A call on each line, odd ones or even ones, that was not broken yet."""
     lines: dict[tuple[str, int], list[Site]] = {}
     for site in sorted(seen):
-        if site[:2] not in BROKEN and site[2] not in NO_CALLS:
+        if site[1] % 2 == half and site[:2] not in BROKEN and site[2] not in NO_CALLS:
             lines.setdefault(site[:2], []).append(site)
     BROKEN.update(lines)
     return [draw.choice(calls) for calls in lines.values()]
 
 
-POINTS = {"sft": 120, "tr-dpo": 30, "grpo": 100, "ppo": 8}
-"""Least calls that each of them is the first to make."""
+POINTS = {"sft": 60, "tr-dpo": 15, "grpo": 50, "ppo": 4}
+"""Least calls that each of them is the first to make, on one half of the lines."""
 
 
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", POINTS)
-def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_path: Path) -> None:
+def test_every_call_may_break(name: str, half: int, make, train, updates: list[int], tmp_path: Path) -> None:
     straight = Tracer()
     train(make(name, tmp_path / "straight"), straight)
     wanted = outcome(tmp_path / "straight")
     assert len(wanted["metrics"]) >= 3
-    sites = one_of_each_line(straight.seen, random.Random(name))
+    sites = one_of_each_line(straight.seen, half, random.Random(name))
     draw, lost = random.Random(name), 0
     continued: list[dict[str, object]] = []  # what was found to go on rightly: many calls leave the same behind
     for index, site in enumerate(sites):
@@ -282,7 +283,7 @@ def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_pa
             train(replace(make(name, out), resume="auto"))
             assert outcome(out) == wanted, where
             continued.append(left)
-    for site in draw.sample(sites, 4):  # and by SIGKILL, or the power
+    for site in draw.sample(sites, 2):  # and by SIGKILL, or the power
         out = tmp_path / f"killed {site[1]}"
         if (pid := os.fork()) == 0:
             train(make(name, out), Tracer(site, draw.randint(1, straight.seen[site]), lambda: os._exit(9)))
@@ -290,7 +291,7 @@ def test_every_call_may_break(name: str, make, train, updates: list[int], tmp_pa
         train(replace(make(name, out), resume="auto"))
         assert outcome(out) == wanted, site
     print(f"{name}: {len(sites)} calls broken, {lost} in the middle of an update; {len(continued)} states continued")
-    assert len(sites) >= POINTS[name] and len(continued) >= 4 and lost <= 20
+    assert len(sites) >= POINTS[name] and len(continued) >= 3 and lost <= 20
 
 
 def told(error: BaseException, updates: list[int], out: Path, where: str) -> bool:

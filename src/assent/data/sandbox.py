@@ -128,6 +128,7 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
+        node: Any
         for node in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
             node.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("tick")).set_lineno(node.lineno))
             if isinstance(node, nodes.For):

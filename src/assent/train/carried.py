@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -58,6 +58,6 @@ def all_here(name: str, seconds: float) -> bool:
     return True
 
 
-def shared_store() -> dist.Store | None:
+def shared_store() -> Any:
     """What all ranks can read and write without a collective; None with one rank."""
     return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
