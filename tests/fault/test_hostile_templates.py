@@ -87,7 +87,9 @@ def test_a_row_on_which_it_does_not_end_is_a_problem_row(tokenizer):
     ]
     trees, problems = Chat(hostile).trees(rows, 500)
     assert [tree.key for tree in trees] == [0, 2]
-    assert "rows.jsonl:2" in str(problems[0]) and "cannot write the conversation: more than 1,000,000 st" in str(problems[0])
+    assert "rows.jsonl:2" in str(problems[0]) and "cannot write the conversation: more than 1,000,000 st" in str(
+        problems[0]
+    )
 
 
 def test_many_turns_and_large_texts_are_no_trick(tokenizer):

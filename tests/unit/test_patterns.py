@@ -27,9 +27,11 @@ ATOMS = (
 TIMES = ("*", "+", "?", "{2}", "{1,3}", "*?", "{0,2}?")
 PATTERNS = st.recursive(
     st.sampled_from(ATOMS),
-    lambda inner: st.builds(str.__add__, inner, inner)
-    | st.builds("({}|{})".format, inner, inner)
-    | st.builds("(?:{}){}".format, inner, st.sampled_from(TIMES)),
+    lambda inner: (
+        st.builds(str.__add__, inner, inner)
+        | st.builds("({}|{})".format, inner, inner)
+        | st.builds("(?:{}){}".format, inner, st.sampled_from(TIMES))
+    ),
     max_leaves=8,
 )
 TEXTS = st.text(st.sampled_from("abksi\u212a\u017f\u0130K \n\t\x1c\x85\u00a0é1_\u00b2\u0663xß\0"), max_size=8)

@@ -277,7 +277,10 @@ def test_a_csv_line_that_is_wrong_by_itself_is_a_problem_row(line, reason, tmp_p
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("a,b\n" + "1,2\n" * 49 + '3,"4\n' + "5,6\n" * 50, "rows.csv:51: .*within a quoted cell .* goes on to line 101"),
+        (
+            "a,b\n" + "1,2\n" * 49 + '3,"4\n' + "5,6\n" * 50,
+            "rows.csv:51: .*within a quoted cell .* goes on to line 101",
+        ),
         ('a,b\n1,"2\n3,"4"\n5,6\n', "rows.csv:2: .*',' expected"),
         ("a,b\n1,2\r3,4\n", "rows.csv:2: .*carriage return stands alone"),
         ("a;b\n1;2\n", "the one column 'a;b'; a .csv file is read with commas .* seems to have semicolons"),

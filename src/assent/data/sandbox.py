@@ -88,7 +88,7 @@ class Bounded(ImmutableSandboxedEnvironment):
             self.left -= weight(value) // 100
         return value
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, pieces: Iterable[str]) -> str:
         pieces = iter(pieces)
         made = some = [*islice(pieces, PIECES)]
         size = sum(map(len, some))
@@ -128,6 +128,7 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
+        node: Any
         for node in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
             node.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("tick")).set_lineno(node.lineno))
             if isinstance(node, nodes.For):
@@ -187,7 +188,7 @@ def weight(value: Any) -> int:
         elif isinstance(each, list | tuple):
             left += each
         elif isinstance(each, Namespace):
-            left += each._Namespace__attrs.values()  # type: ignore[attr-defined]
+            left += each._Namespace__attrs.values()
         if seen + len(left) > ENTRIES:
             raise Limit(f"a list of more than {ENTRIES:,} entries")
         _check(total)

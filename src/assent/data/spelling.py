@@ -60,7 +60,9 @@ class Spelling:
         """The template's own control tokens get their names, hidden ones become plain text again. Raises `RowError`
         where the template has taken a stand-in apart."""
         parts = _HIDDEN.split(rendered)  # text, the id of a hidden one, text, ...
-        if any(STAND_INS.search(text) for text in parts[::2]) or any(int(i) not in self._spellings for i in parts[1::2]):
+        if any(STAND_INS.search(text) for text in parts[::2]) or any(
+            int(i) not in self._spellings for i in parts[1::2]
+        ):
             raise RowError(None, "the chat template changes text that spells a control token")
         parts[::2] = [self.pattern.sub(lambda match: self._names[match[0]], text) for text in parts[::2]]
         parts[1::2] = [self._spellings[int(i)] for i in parts[1::2]]
