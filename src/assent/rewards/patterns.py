@@ -173,5 +173,5 @@ def _others(ranges: Ranges) -> Ranges:
 def _written(ranges: Ranges) -> str:
     if not ranges:
         raise _Unlike
-    inside = "".join("\\x{%x}-\\x{%x}" % each for each in ranges)
+    inside = "".join(f"\\x{{{start:x}}}-\\x{{{end:x}}}" for start, end in ranges)
     return f"[{inside}]"
