@@ -41,8 +41,7 @@ def _deepest_line(text: str) -> int:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > LEVELS:
-            assert event.start_mark is not None
-            return int(event.start_mark.line) + 1
+            return getattr(event.start_mark, "line", 0) + 1
     raise AssertionError("it was nested too deeply")
 
 

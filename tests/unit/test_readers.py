@@ -328,7 +328,7 @@ def test_gzip_in_several_members_is_read_and_a_bomb_is_not(tmp_path, monkeypatch
             rows_of(csv(tmp_path, gzip.compress(b" " * 2**24), name))
 
 
-@pytest.mark.parametrize("magic", [magic for magic in files.KINDS])
+@pytest.mark.parametrize("magic", list(files.KINDS))
 def test_files_under_another_name_are_named(magic, tmp_path):
     with pytest.raises(DataError, match="rows.jsonl: holds "):
         rows_of(csv(tmp_path, magic + b"\0" * 20, "rows.jsonl"))

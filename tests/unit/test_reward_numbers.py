@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction as F
 
 import pytest
@@ -168,3 +169,21 @@ def test_boxes() -> None:
 )
 def test_long_nonsense_is_read_in_linear_time(piece: str) -> None:
     final_number(piece * (200_000 // len(piece)))
+
+
+@pytest.mark.parametrize(
+    "text", ["#### " + "9" * 4000 + "^999", "\\boxed{" + "9" * 4000 + "^999}", "#### 9^999 x 10^999"]
+)
+def test_a_power_without_end_is_no_number(text):
+    start = time.process_time()
+    final_number(text)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "piece", ["1,", "\\boxed{", "\\frac{1", "answer ", "1^", "1-1-", "on May 1 ", "½", "1 x 10^", "- "]
+)
+def test_numbers_are_looked_for_in_time_that_grows_with_the_text(piece):
+    start = time.process_time()
+    final_number(piece * (100_000 // len(piece)))
+    assert time.process_time() - start < 2

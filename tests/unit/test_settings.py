@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from assent import checks, config, online, settings
 from assent.cli import COMMANDS
-from assent.config import GenerateConfig, InitConfig, OptimConfig, SamplingConfig, SFTConfig
+from assent.config import GenerateConfig, InitConfig, InspectConfig, OptimConfig, SamplingConfig, SFTConfig
 from assent.errors import ConfigError
 from assent.objectives import CONFIGS
 
@@ -234,3 +234,47 @@ def test_the_table_names_real_options():
 def test_no_range_admits_nan(rule):
     if rule is not checks.NAMED:
         assert not rule.holds(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "file: a\nrendered: !!bool maybe\n",
+            "c.yaml:2: 'rendered' must be true or false. Got 'maybe', which is no bool",
+        ),
+        ('file: a\nlimit: !!int ""\n', "c.yaml:2: 'limit' must be a whole number or null. Got '', which is no int"),
+        (
+            "file: a\ntemplate_kwargs: {a: !!bool maybe}\n",
+            "c.yaml:2: 'template_kwargs' .* Got 'maybe', which is no bool",
+        ),
+        (
+            "file: a\ntemplate_kwargs: {a: !!python/name:os.system x}\n",
+            r"c.yaml:2: .* Got 'x' \(python/name:os.system\)",
+        ),
+        ("file: a\nx: " + "[" * 20_000, "c.yaml:2: not valid YAML: lists and mappings are nested too deeply"),
+        ("file: &a [*a]\ncolumns: &b {a: *b}\n", "c.yaml:1: 'file' must be text .* Got a list"),
+        ("file: a\n\tlimit: 3\n", "c.yaml:2: not valid YAML: found character"),
+        ("file: a\nlimit: \0 3\n", "c.yaml:2: not valid YAML: a character stands there that is no text"),
+        ("? [a, b]\n: c\n", "c.yaml:1: a key must be a word. Got a list"),
+        ("".join(f"k{n}: c\n" for n in range(5000)), "There may be more"),
+        ("x" * 300_000, "a configuration has at most 262,144 characters"),
+        ("file: a\nlimit: 1" + "0" * 5000, "c.yaml:2: 'limit' must be a whole number or null. Got '1000"),
+    ],
+)
+def test_yaml_that_is_no_configuration_is_told_with_its_line(text: str, message: str):
+    with pytest.raises(ConfigError, match=message) as caught:
+        settings.load(InspectConfig, text, "c.yaml")
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_billion_laughs_are_never_expanded():
+    names = [f"a{n}" for n in range(30)]
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(names, names[1:], strict=False))
+    with pytest.raises(ConfigError, match="unknown key 'a0'"):
+        settings.load(InspectConfig, laughs + f"file: *{names[-1]}\n")
+
+
+@pytest.mark.parametrize("word", ["[", "{a", "!!bool maybe", "a: b", "&x", "*a", "[" * 5000, "! x", "\0"])
+def test_a_word_of_the_command_line_that_is_no_value_is_text(word: str):
+    assert settings.scalar(word) == word

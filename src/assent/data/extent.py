@@ -3,7 +3,7 @@
 A token stands for a few characters; the longest of a vocabulary, a run of blanks perhaps, for a hundred. A row with
 more characters than `max_length` of the longest ones, four times over (a tokenizer may compose characters, a template
 leave out blanks and earlier thoughts), is taken as too long without being tokenised. Its answer is not cut either:
-where to cut, only the tokens would say.
+where, only the tokens would tell.
 """
 
 from __future__ import annotations

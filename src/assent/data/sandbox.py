@@ -88,7 +88,7 @@ class Bounded(ImmutableSandboxedEnvironment):
             self.left -= weight(value) // 100
         return value
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, pieces: Iterable[str]) -> str:
         pieces = iter(pieces)
         made = some = [*islice(pieces, PIECES)]
         size = sum(map(len, some))
@@ -188,7 +188,7 @@ def weight(value: Any) -> int:
         elif isinstance(each, list | tuple):
             left += each
         elif isinstance(each, Namespace):
-            left += each._Namespace__attrs.values()  # type: ignore[attr-defined]
+            left += each._Namespace__attrs.values()
         if seen + len(left) > ENTRIES:
             raise Limit(f"a list of more than {ENTRIES:,} entries")
         _check(total)

@@ -173,5 +173,5 @@ def _others(ranges: Ranges) -> Ranges:
 def _written(ranges: Ranges) -> str:
     if not ranges:
         raise _Unlike
-    inside = "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in ranges)
+    inside = "".join(f"\\x{{{start:x}}}-\\x{{{end:x}}}" for start, end in ranges)
     return f"[{inside}]"
