@@ -14,6 +14,8 @@ TORCH_INDEX ?=
 CONSTRAINTS ?= constraints.txt
 EXTRAS ?= dev,oracle
 JOBS ?= 2
+HOURS ?= 2
+SEED ?= 0
 LOWEST ?= tests/unit tests/contract tests/fault tests/equivalence
 
 PIP = $(VENV)/bin/python -m pip -q --disable-pip-version-check
@@ -21,7 +23,7 @@ PINS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test test-lowest test-vllm lint demo bench docs clean
+.PHONY: setup test test-lowest test-vllm soak lint demo bench docs clean
 
 setup: $(STAMP)
 
@@ -60,6 +62,10 @@ test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pip -q --disable-pip-version-check install -r $< -e .
 	.venv-vllm/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
 	@touch $@
+
+# Runs under kills, signals, full disks and dead servers, for hours: by hand for each release.
+soak: setup
+	$(VENV)/bin/python tests/soak.py --hours $(HOURS) --seed $(SEED)
 
 lint: setup
 	$(VENV)/bin/ruff check

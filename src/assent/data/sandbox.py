@@ -169,9 +169,11 @@ def _limited(function: Callable[..., Any], sizes: Callable[..., int]) -> Callabl
 chat_template_utils.ImmutableSandboxedEnvironment = Bounded
 
 
-def _weighed(value: nodes.Expr) -> nodes.Expr:
-    grows = isinstance(value, GROWING) or any(True for _ in value.find_all(GROWING))
-    return nodes.Filter(value, "kept", [], [], None, None).set_lineno(value.lineno) if grows else value  # type: ignore[return-value]
+def _weighed(value: Any) -> Any:
+    """An expression that is weighed when it is stored, if it can make something larger than what it is made of."""
+    if not isinstance(value, GROWING) and not any(True for _ in value.find_all(GROWING)):
+        return value
+    return nodes.Filter(value, "kept", [], [], None, None).set_lineno(value.lineno)
 
 
 def weight(value: Any) -> int:
