@@ -407,10 +407,10 @@ def test_names_that_are_no_utf8_are_refused_at_once(place: Path, capfd, caplog) 
     shutil.move(place / "train.jsonl", os.fsencode(folder) + b"/\xff.jsonl")  # in a folder of data it may stand
     with open(os.fsencode(folder) + b"/\xff.jsonl", "a") as file:
         file.write("{}\n")
-    train_sft(made(place, "sft", data={"train": str(folder), "max_bad": 0.5}))
+    with caplog.at_level("CRITICAL", "assent.data.views"):  # pytest's workers cannot pass such names on
+        train_sft(made(place, "sft", data={"train": str(folder), "max_bad": 0.5}))
     data = json.loads((place / "run" / "data.json").read_text())
     assert "\udcff.jsonl:9" in data["files"][0]["problems"][0]
-    caplog.clear()  # pytest's workers cannot pass such names on
 
 
 FOREIGN = ["{}\n", "", "<!DOCTYPE html>\n<html><p>My thesis.</p></html>\n", "Written by assent 1.0"]
