@@ -261,3 +261,9 @@ def test_the_lowest_versions_are_declared():
     assert "torch==2.11" in pins and any(pin.startswith("bitsandbytes==") for pin in pins)
     with pytest.raises(ValueError, match="'rich' has no lower bound"):
         lowest.pins({"dependencies": ["rich"], "optional-dependencies": dict.fromkeys(lowest.EXTRAS, [])})
+
+
+def test_the_tests_that_a_promise_names_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
+    there = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(named) > 20 and named <= there

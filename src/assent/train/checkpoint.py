@@ -36,7 +36,7 @@ from assent.outputs import sync
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 1
+FORMAT = 2
 _COMPLETE = re.compile(r"step-(\d+)(\.old)?")
 _LEFTOVER = re.compile(r"step-\d+\.tmp-\d+")
 
