@@ -53,7 +53,7 @@ RUNS: Mapping[str, str] = {
     "grpo": "grpo --train.max_steps 8 --rollout.responses 2 --sampling.max_new_tokens 6 "
     "--rewards.functions {rewards}:slow",
     "ppo": "ppo --train.max_steps 12 --rollout.responses 2 --rollout.epochs 2 --rollout.minibatches 2 "
-    "--sampling.max_new_tokens 6 --rewards.servers openrlhf=http://127.0.0.1:{port}",
+    "--sampling.max_new_tokens 6 --rewards.servers openrlhf=http://127.0.0.1:{port} --critic.start policy",
     "rloo workers": "rloo --train.max_steps 8 --rollout.responses 2 --sampling.max_new_tokens 6 "
     "--rewards.functions {rewards}:slow --rewards.workers 2",
 }

@@ -127,8 +127,13 @@ def _run(words: list[str]) -> bool:
     if dry_run:
         print(settings.dump(options), end="")
         return False
-    _function(COMMANDS[name].target)(options)
-    return getattr(options, "out", None) is not None
+    function = _function(COMMANDS[name].target)
+    if getattr(options, "out", None) is None:
+        function(options)
+        return False
+    with process.steady_output():
+        function(options)
+    return True
 
 
 def entry() -> None:

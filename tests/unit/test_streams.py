@@ -75,6 +75,21 @@ def test_a_run_whose_result_is_in_files_is_no_failure(monkeypatch: pytest.Monkey
     assert "standard output: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_a_run_prints_on_its_way_cannot_end_it(monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+
+    def run(options: object) -> None:
+        print("prompts are not shared", flush=True)
+        done.append("the rest")
+
+    monkeypatch.setattr(cli, "_function", lambda target: run)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["init", "--data", "rows.jsonl", "--out", "model"]) == 0
+    assert done == ["the rest"]
+
+
 def test_an_error_while_printing_is_told_apart_from_others(monkeypatch: pytest.MonkeyPatch, capsys):
     def function(words: list[str]) -> bool:
         raise OSError("of something else")
