@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import torch
 from assent.config import InitConfig
 
 torch.set_num_threads(1)
+# A shell starts what it puts in the background with these ignored, and so would be all that the tests start.
+for _signal, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _usual)
 
 TEXTS = (
     "What is the capital of France? The capital of France is Paris.",
