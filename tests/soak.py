@@ -387,6 +387,8 @@ def table(log: Path) -> str:
 
 
 def main() -> int:
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored by what a shell starts in the background, and its children
+        signal.signal(number, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
