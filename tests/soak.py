@@ -181,7 +181,7 @@ class Soak:
         times = self.draw.choice((1, 1, 2, 3))
         for number in range(times + 1):
             event = self.draw.choice([*EVENTS]) if number < times else "none"
-            at = self.draw.uniform(0.5, max(1.0, self.takes[run]))
+            at = self.takes[run] * self.draw.triangular(0.1, 1.0, 0.8)  # the first half of so short a run is its start
             attempt = Attempt(run, number, event, round(at, 2))
             begun = time.monotonic()
             process, happened = EVENTS[event](self, run, out, at)
@@ -381,7 +381,7 @@ def table(log: Path) -> str:
         took = sorted(row["to_end"] for row in own if row["code"] == STOPPING.get(event))
         times = f"{took[len(took) // 2]:.1f}, {took[-1]:.1f}" if took else ""
         lines.append(f"| {event} | {len(own)} | {told} | {times} |")
-    runs = Counter(row["run"] for row in rows if row["event"] == "none")
+    runs = Counter(row["run"] for row in rows if row["code"] == 0)
     lines.append(f"\n{len(rows)} starts; runs carried to their end: {', '.join(f'{n} {c}' for n, c in runs.items())}.")
     return "\n".join(lines)
 
