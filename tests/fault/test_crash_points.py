@@ -150,7 +150,7 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
             patch.setattr(job_module, name, once(getattr(job_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
         patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
-        patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}))
+        patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))
         tracers: list[Tracer | None] = [None]
         conclude = Run.conclude
 

@@ -35,8 +35,10 @@ def waits():
     return (HERE / "waits").exists()
 
 if waits() and sys.argv[0] == "-c" and (HERE / "slow").exists():  # in a worker
-    (HERE / "there").touch()
-    time.sleep(600)
+    if (HERE / "tried").exists():  # the first was started before the run, to try the function
+        (HERE / "there").touch()
+        time.sleep(600)
+    (HERE / "tried").touch()
 
 def scores(completions):
     return [float(len(text)) for text in completions]
@@ -193,16 +195,16 @@ def test_code_that_does_not_come_back_is_left(
 
 
 class Faulty(BaseHTTPRequestHandler):
-    """A reward server: each answer is worth its length; from the third request on it has the fault, until it is
-    mended."""
+    """A reward server: each answer is worth its length; from the fourth request on it has the fault, until it is
+    mended. (The first only tries it.)"""
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server: Any = self.server
         server.asked += 1
-        if server.asked == 3 and server.fault is not None:
+        if server.asked == 4 and server.fault is not None:
             server.there.touch()
-        if server.asked >= 3 and server.fault is not None:
+        if server.asked >= 4 and server.fault is not None:
             return server.fault(self)
         content = json.dumps({"rewards": [float(len(text)) for text in request["query"]]}).encode()
         self.send_response(200)
