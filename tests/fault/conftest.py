@@ -16,6 +16,12 @@ import assent
 SOURCE = Path(assent.__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.fault)
+
+
 class Children:
     """Commands as processes of their own."""
 
