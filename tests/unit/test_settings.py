@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from assent import checks, config, online, settings
+from assent import checks, config, nodes, online, settings
 from assent.cli import COMMANDS
 from assent.config import GenerateConfig, InitConfig, InspectConfig, OptimConfig, SamplingConfig, SFTConfig
 from assent.errors import ConfigError
@@ -277,4 +277,4 @@ def test_a_billion_laughs_are_never_expanded():
 
 @pytest.mark.parametrize("word", ["[", "{a", "!!bool maybe", "a: b", "&x", "*a", "[" * 5000, "! x", "\0"])
 def test_a_word_of_the_command_line_that_is_no_value_is_text(word: str):
-    assert settings.scalar(word) == word
+    assert nodes.scalar(word) == word
