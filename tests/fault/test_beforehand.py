@@ -390,8 +390,9 @@ def test_rewards_are_asked_before_training(
     name: str, words: str, more: tuple[str, ...], tiny_model_dir, rows, function, tmp_path: Path, capsys
 ):
     out = tmp_path / "run"
-    assert main(options(out, tiny_model_dir, rows, "--rewards.functions", function(name), *more)) == 2
+    code = main(options(out, tiny_model_dir, rows, "--rewards.functions", function(name), *more))
     said = capsys.readouterr().err
+    assert code == (3 if name == "odd" else 2)
     assert words in said and "(Tried before training, on the made-up answer 'I do not know.'.)" in said
     assert "Traceback" not in said and untouched(out)
 
