@@ -181,7 +181,7 @@ def test_a_function_that_gives_up_loses_nothing(fault: str, words: str, grpo, fu
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_a_reward_that_is_not_finite_names_row_and_answer(bad: str, grpo, function, tmp_path: Path, capsys) -> None:
     rewards = ("--rewards.functions", function("length", f"rewards[0] = float('{bad}')"))
-    assert grpo("run", *rewards) == 2
+    assert grpo("run", *rewards) == 3
     said = capsys.readouterr().err
     assert f"length gave {bad} for the answer " in said and "prompts.jsonl:" in said and "Traceback" not in said
     assert step_of(tmp_path / "run") == 2
