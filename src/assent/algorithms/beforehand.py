@@ -25,6 +25,7 @@ from assent.config import RunConfig
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ModelError, OutputError, UserError
+from assent.foreign import named
 from assent.models.adapters import merged_weights
 from assent.models.heads import outward
 from assent.models.policy import Backbone, ScoreModel
@@ -164,8 +165,7 @@ def _compare(path: str, ours: Mapping[str, Tensor], auto: Any, folder: Path) -> 
     except Exception as error:
         if whole <= LIMIT:  # the folder will be read with its weights
             return whole
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ModelError(f"{path}: transformers would not load this model as it is saved: {reason}") from error
+        raise ModelError(f"{path}: transformers would not load this model as it is saved: {named(error)}") from error
     names = sorted(asked.keys() | ours.keys())
     if odd := [name for name in names if getattr(asked.get(name), "shape", 0) != getattr(ours.get(name), "shape", 0)]:
         raise ModelError(

@@ -17,6 +17,7 @@ from typing import IO, Any
 from assent.data.delimited import Malformed, records
 from assent.data.records import Origin, Problem, too_deep
 from assent.errors import DataError
+from assent.foreign import brief
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[Origin, Row | Problem]]
@@ -287,7 +288,7 @@ def parquet_rows(path: Path) -> Rows:
             if count != file.metadata.num_rows:
                 raise DataError(f"{path}: has {count:,} rows where its footer says {file.metadata.num_rows:,}")
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file{where}: {_short(error)}") from error
+        raise DataError(f"{path}: not a readable parquet file{where}: {brief(error)}") from error
 
 
 def _batch_rows(batch: Any, file: str, count: int) -> Rows:
@@ -311,12 +312,8 @@ def _single_row(row: Any, origin: Origin) -> Row | Problem:
         except UnicodeDecodeError as error:
             return Problem(origin, name, f"not UTF-8 at byte {error.start + 1} ({error.reason})")
         except (ValueError, OverflowError) as error:
-            return Problem(origin, name, f"cannot be read: {_short(error)}")
+            return Problem(origin, name, f"cannot be read: {brief(error)}")
     return _as_row(made, origin)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def csv_rows(path: Path, separator: str) -> Rows:

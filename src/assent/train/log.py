@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from assent.data.jsonl import json_line
 from assent.errors import UserError
+from assent.foreign import named
 from assent.outputs import append, writing
 from assent.train.progress import say
 
@@ -114,8 +115,8 @@ class MetricsLog(JsonlLog):
                 tell(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                say(f"{type(tracker).__name__} failed and gets no more of this run ({reason}). {self.path} goes on.")
+                who = type(tracker).__name__
+                say(f"{who} failed and gets no more of this run ({named(error)}). {self.path} goes on.")
 
 
 class SamplesLog(JsonlLog):
@@ -174,8 +175,7 @@ def _open(name: str, folder: Path, run_id: str, config: Mapping[str, Any], start
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"--report_to {name}: the tracker does not start: {reason}") from error
+        raise UserError(f"--report_to {name}: the tracker does not start: {named(error)}") from error
 
 
 class TensorBoard:
