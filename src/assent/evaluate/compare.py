@@ -34,6 +34,7 @@ from assent.rewards.group import Group, RewardError, checked
 from assent.train import distributed
 from assent.train.distributed import World
 from assent.train.progress import say
+from assent.train.runfolder import owned
 
 REPORT = "report.html"
 START = "start"
@@ -52,11 +53,8 @@ def compare(config: CompareConfig) -> Path:
     and `resume` is off, OutputError where it cannot be written, RewardError for a scorer that gives no number."""
     quiet_transformers()
     world, out = distributed.init(config.train.threads), Path(config.out)
-    distributed.on_main(lambda: lock.own(out))
-    try:
+    with owned(out):
         return _compare(config, world, out)
-    finally:
-        lock.release(out)
 
 
 def _compare(config: CompareConfig, world: World, out: Path) -> Path:

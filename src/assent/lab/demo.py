@@ -50,6 +50,7 @@ from assent.train import distributed
 from assent.train.distributed import World as Ranks
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say
+from assent.train.runfolder import owned
 
 SAMPLING = SamplingConfig(max_new_tokens=48, max_batch=128)
 ANSWERS = 4
@@ -62,11 +63,8 @@ def run_demo(config: DemoConfig) -> Path:
     Raises RunFolderError where `config.out` holds something and `config.resume` is off."""
     quiet_transformers()
     world, out = distributed.init(), Path(config.out)
-    distributed.on_main(lambda: lock.own(out))
-    try:
+    with owned(out):
         return _run(config, world, out)
-    finally:
-        lock.release(out)
 
 
 def _run(config: DemoConfig, world: Ranks, out: Path) -> Path:

@@ -19,7 +19,8 @@ import platform
 import re
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from assent.config import RunConfig
 from assent.environment import versions
 from assent.errors import CheckpointError, RunFolderError
 from assent.outputs import leftovers, write_text
+from assent.train import distributed
 from assent.train.checkpoint import find_resume, read_manifest
 from assent.train.history import (
     Inputs,
@@ -50,6 +52,17 @@ PREPARED = {"resolved.yaml", "environment.json", "data.json"}
 """Files that are there before the first step."""
 LOGS = ("metrics.jsonl", "samples.jsonl")
 RESTORE = "Restore it; if that cannot be, remove it, and it is written anew."
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """A folder that no other process writes to meanwhile, for what makes several runs in it. Every rank must enter it;
+    rank 0 owns it (`assent.lock`)."""
+    distributed.on_main(lambda: lock.own(folder))
+    try:
+        yield
+    finally:
+        lock.release(folder)
 
 
 @dataclass(frozen=True, slots=True)
