@@ -134,12 +134,18 @@ def newest_step(out: Path) -> int:
 
 @contextmanager
 def signalled(there: Path, *numbers: int, pause: float = 0.2) -> Iterator[list[float]]:
-    """Sends this process the signals once the file `there` exists; gives when the first was sent."""
+    """Sends this process the signals once the file `there` exists and a run takes signals; gives when the first was
+    sent."""
     sent: list[float] = []
 
+    def outside(*_: object) -> None:
+        """Takes one that comes after the end of the run."""
+
     def send() -> None:
-        end = time.monotonic() + 30
-        while not there.exists() and time.monotonic() < end:
+        end = time.monotonic() + 60
+        while not there.exists() or signal.getsignal(numbers[0]) is outside:
+            if time.monotonic() > end:
+                return  # and `sent` stays empty
             time.sleep(0.01)
         time.sleep(0.1)
         for number in numbers:
@@ -147,7 +153,7 @@ def signalled(there: Path, *numbers: int, pause: float = 0.2) -> Iterator[list[f
             os.kill(os.getpid(), number)
             time.sleep(pause)
 
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}  # one may come after the end
+    before = {number: signal.signal(number, outside) for number in numbers}
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     yield sent
@@ -264,7 +270,6 @@ def test_an_engine_that_is_away_is_not_waited_for(command, tmp_path: Path, capfd
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens there
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        (tmp_path / "there").touch()
         with signalled(tmp_path / "run" / "engine", signal.SIGHUP) as sent:
             engine = ("--engine.name", "vllm", "--engine.url", url)
             code = main(command("run", "--rewards.rules", "length=2,8", *engine))
