@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from assent.algorithms.job import job
+from assent import distributed
 from assent.algorithms.online import set_up
 from assent.config import DemoConfig, SamplingConfig
 from assent.data.formats import load_examples
@@ -41,11 +41,11 @@ from assent.models.loading import quiet_transformers
 from assent.models.saving import save_model
 from assent.rollout.engine import Completion, Engine
 from assent.statistics import Interval, mean_interval, paired_difference
-from assent.train import distributed
 from assent.train.log import MetricsLog
 from assent.train.loop import train_steps
 from assent.train.optim import build_optimizer
 from assent.train.progress import Progress, clock, say
+from assent.train.session import open_session
 from benchmarks.online_plan import BASE, VARIANTS, Base, Cell, configuration
 
 TOKENS, RATES, BASE_RATE = 16_000, (2e-4, 6e-4), 2e-4
@@ -144,15 +144,15 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     config = configuration(cell, base, folder)
     begun = time.process_time()
-    current = job(config)
-    algorithm, _ = set_up(current, config)
+    session = open_session(config)
+    algorithm, _ = set_up(session, config)
     sampler = algorithm.experience.sampler
     engine = sampler.engine = Counted(sampler.engine)
     optimizer = build_optimizer([(module, config.optim.lr) for module in algorithm.modules.values()], config.optim)
     log = MetricsLog(folder / "metrics.jsonl")
     steps = 0
     with Progress(budget, cell.name) as progress:
-        for result in filter(None, train_steps(algorithm, optimizer, config.optim, current.world, start=0, total=LONG)):
+        for result in filter(None, train_steps(algorithm, optimizer, config.optim, session.world, start=0, total=LONG)):
             log.write(result.step, result.metrics)
             steps = result.step
             names = [name for name in ("reward", "kl", "length") if name in result.metrics]
@@ -162,7 +162,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
             progress.update(min(engine.tokens, budget - 1), shown)
         progress.update(budget)
     log.close()
-    save_model(algorithm.models.policy, current.tokenizer, folder / "model")
+    save_model(algorithm.models.policy, session.tokenizer, folder / "model")
     took = {"seconds": time.process_time() - begun, "budget": budget, "tokens": engine.tokens, "steps": steps}
     took["rollouts"] = algorithm.experience.number
     _save(folder / TOOK, {**asdict(cell), **took})

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from assent.algorithms.job import Job, job
 from assent.algorithms.online import set_up as set_up_online
 from assent.algorithms.preference import Preference, set_up
 from assent.algorithms.reward import Reward
@@ -38,6 +37,7 @@ from assent.objectives import preference_config
 from assent.online import OnlineConfig, RewardsConfig, online_config
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
+from assent.train.session import Session, open_session
 from benchmarks.operations import Weights, multiplied_weights
 from benchmarks.plan import (
     ANSWERS,
@@ -79,11 +79,11 @@ def training(what: str, name: str, precision: str, folder: Path) -> Iterator[Wor
     plain = what.removesuffix("-compiled")
     compiled, what = what != plain, plain
     with tempfile.TemporaryDirectory() as out:
-        current = job(configuration(what, name, precision, folder, out, compiled))
-        algorithm = build(current)
-        optim = current.config.optim
+        session = open_session(configuration(what, name, precision, folder, out, compiled))
+        algorithm = build(session)
+        optim = session.config.optim
         optimizer = build_optimizer([(module, optim.lr) for module in algorithm.modules.values()], optim)
-        for result in filter(None, train_steps(algorithm, optimizer, optim, current.world, start=0, total=STEPS)):
+        for result in filter(None, train_steps(algorithm, optimizer, optim, session.world, start=0, total=STEPS)):
             yield train_work(what, algorithm, result.window)
 
 
@@ -115,21 +115,21 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str, 
     return preference_config("dpo" if what in ("dpo-cached", "lora-dpo") else what, **common)
 
 
-def build(current: Job) -> Algorithm:
+def build(session: Session) -> Algorithm:
     """The algorithm of the configuration, as its command makes it."""
-    config = current.config
+    config = session.config
     if isinstance(config, OnlineConfig):
-        algorithm, _ = set_up_online(current, config)
+        algorithm, _ = set_up_online(session, config)
         algorithm.experience.sampler.engine.eos_ids = []  # the peer's answers all have full length, too
         return algorithm
     if isinstance(config, PreferenceConfig):
-        return set_up(current, config).algorithm
-    data = current.prepare(sft_view if isinstance(config, SFTConfig) else pair_view)
+        return set_up(session, config).algorithm
+    data = session.prepare(sft_view if isinstance(config, SFTConfig) else pair_view)
     if isinstance(config, RewardConfig):
-        scorer = current.score_model(trainable=True, new_head=True)
-        return Reward(scorer, current.stream(data.train, scorer), config.reward)
-    policy = current.policy()
-    return SFT(policy, current.stream(data.train, policy))
+        scorer = session.score_model(trainable=True, new_head=True)
+        return Reward(scorer, session.stream(data.train, scorer), config.reward)
+    policy = session.policy()
+    return SFT(policy, session.stream(data.train, policy))
 
 
 def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from assent import distributed as d
 from assent import settings
 from assent.algorithms.reward import train_reward
 from assent.config import CompareConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, SamplingConfig, TrainConfig
@@ -19,7 +20,6 @@ from assent.data.formats import load_examples
 from assent.evaluate import answers as module
 from assent.evaluate.compare import compare
 from assent.evaluate.generation import PolicyTable
-from assent.train import distributed as d
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 SCORER = "def score(prompt, answer):\n    return float(len(answer))\n"

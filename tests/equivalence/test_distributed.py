@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from assent import distributed as d
 from assent.errors import CheckpointError
 from assent.train import checkpoint
-from assent.train import distributed as d
 from assent.train.optim import build_optimizer
 
 WORKER = Path(__file__).parent / "workers" / "sharded.py"

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from assent import distributed as d
 from assent import settings
 from assent.algorithms.online import train_online
 from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
@@ -32,7 +33,6 @@ from assent.online import (
     online_config,
 )
 from assent.train import checkpoint
-from assent.train import distributed as d
 from assent.train.log import read_jsonl, read_metrics
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import assent.algorithms.run as run_module
+import assent.train.run as run_module
 from assent.algorithms.online import train_online
 from assent.algorithms.prompts import Prompts
 from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from assent import distributed as d
 from assent import settings
 from assent.config import (
     DataConfig,
@@ -36,7 +37,6 @@ from assent.methods import METHODS
 from assent.objectives import CONFIGS, OBJECTIVES, preference_config
 from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
-from assent.train import distributed as d
 from assent.train.log import read_jsonl, read_metrics
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"

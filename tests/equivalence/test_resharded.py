@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from assent.train import distributed as d
+from assent import distributed as d
 
 WORKER = Path(__file__).parent / "workers" / "resharded.py"
 _spec = importlib.util.spec_from_file_location("resharded_worker", WORKER)

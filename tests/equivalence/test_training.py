@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.credit import credit
-from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import Online, assemble
 from assent.algorithms.preference import Preference, balanced
-from assent.algorithms.references import Reference
 from assent.algorithms.reward import Reward
 from assent.algorithms.rollouts import GIVEN, describe
-from assent.algorithms.scoring import ModelReward
 from assent.algorithms.sft import SFT
 from assent.algorithms.surrogate import PROXIMAL
 from assent.config import (
@@ -39,11 +36,13 @@ from assent.data.mismatch import with_mismatched
 from assent.data.packing import Window, idle, order, window
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
+from assent.distributed import World
 from assent.errors import NonFiniteError
 from assent.methods import METHODS
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
+from assent.models.references import Reference
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import (
     CriticConfig,
@@ -54,9 +53,10 @@ from assent.online import (
     ShapingConfig,
     online_config,
 )
-from assent.train.distributed import World
+from assent.rewards.model import ModelReward
 from assent.train.loop import Loss, train_steps
 from assent.train.optim import build_optimizer
+from assent.train.session import Session
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 OPTIM = OptimConfig(lr=1e-3, eps=1e-4, warmup=0.0, schedule="constant", max_grad_norm=0.5)
@@ -184,7 +184,7 @@ def online(method: str, **options) -> Make:
             reference=Reference(policy, start) if config.kl.coef > 0 else None,
         )
         source = ModelReward("model", scorer, chat, chat, max_length=LENGTH, micro_tokens=4096, world=ONE)
-        return assemble(Job(config, ONE, None, tokenizer, chat), models, source, PROMPTS, config)
+        return assemble(Session(config, ONE, None, tokenizer, chat), models, source, PROMPTS, config)
 
     return make
 

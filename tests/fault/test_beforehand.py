@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from assent.algorithms import beforehand, final
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
@@ -35,6 +34,7 @@ from assent.methods import METHODS
 from assent.models import saving
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import RewardsConfig, online_config
+from assent.train import beforehand, final
 from assent.train.log import read_metrics
 from assent.train.runfolder import RunFolder
 
@@ -228,7 +228,7 @@ def test_a_reference_cache_that_cannot_be_kept_is_not_computed(make: Make, tmp_p
 def test_what_a_run_takes_is_known_before_it(name: str, make: Make, monkeypatch: pytest.MonkeyPatch):
     """Checkpoint and final folders, within 3 %; and what was tried leaves nothing."""
     known: list[tuple[int, int]] = []
-    monkeypatch.setattr(beforehand, "_check_room", lambda job, one, final, *_: known.append((one, final)))
+    monkeypatch.setattr(beforehand, "_check_room", lambda session, one, final, *_: known.append((one, final)))
     out = train(make(name))
     ((one, final_size),) = known
     (written,) = (out / "checkpoints").glob("step-*")
@@ -242,7 +242,7 @@ def test_what_a_run_takes_is_known_before_it(name: str, make: Make, monkeypatch:
 def test_a_large_model_is_tried_without_its_weights(name: str, make: Make, monkeypatch: pytest.MonkeyPatch):
     known: list[int] = []
     monkeypatch.setattr(beforehand, "WHOLE", 0)
-    monkeypatch.setattr(beforehand, "_check_room", lambda job, one, final, *_: known.append(final))
+    monkeypatch.setattr(beforehand, "_check_room", lambda session, one, final, *_: known.append(final))
     written = final._write
     tried: list[str] = []
     monkeypatch.setattr(final, "_write", lambda *given: (tried.append(given[2].name), written(*given))[1])
@@ -255,9 +255,9 @@ def free(monkeypatch: pytest.MonkeyPatch, config: RunConfig, count: float) -> No
     """So many checkpoints have room beside the final model."""
     original = beforehand._check_room
 
-    def check(job, one, final, *rest):
+    def check(session, one, final, *rest):
         monkeypatch.setattr(beforehand, "free_bytes", lambda path: int(count * one + final))
-        original(job, one, final, *rest)
+        original(session, one, final, *rest)
 
     monkeypatch.setattr(beforehand, "_check_room", check)
 
@@ -285,7 +285,7 @@ def test_too_little_room_for_all_that_is_kept_is_said(
 
 
 def test_an_engine_needs_room_of_its_own(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(beforehand, "_engine_folder", lambda job: tmp_path / "engine")
+    monkeypatch.setattr(beforehand, "_engine_folder", lambda session: tmp_path / "engine")
     original = beforehand.free_bytes
     monkeypatch.setattr(beforehand, "free_bytes", lambda path: 1000 if path.name == "engine" else original(path))
     with pytest.raises(
@@ -432,7 +432,7 @@ def test_what_is_tried_changes_nothing_of_the_run(make: Make, monkeypatch: pytes
         return train(make("grpo", name))
 
     with_trial = result(seeded("with"))
-    monkeypatch.setattr("assent.algorithms.run.try_outputs", lambda *_, **__: None)
+    monkeypatch.setattr("assent.train.run.try_outputs", lambda *_, **__: None)
     monkeypatch.setattr("assent.algorithms.online.try_rewards", lambda *_: None)
     assert with_trial == result(seeded("without"))
 

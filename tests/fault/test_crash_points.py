@@ -21,13 +21,11 @@ from typing import Any
 import pytest
 
 import assent
-import assent.algorithms.job as job_module
-import assent.algorithms.run as run_module
+import assent.train.run as run_module
 import assent.train.runfolder as runfolder
-from assent.algorithms.guard import NOTHING, CodeEnded
+import assent.train.session as session_module
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
-from assent.algorithms.run import Run, RunResult
 from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,
@@ -43,7 +41,9 @@ from assent.errors import CheckpointError, OutputError, ShutdownRequested
 from assent.objectives import preference_config
 from assent.online import CriticConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig, online_config
 from assent.train import checkpoint
+from assent.train.guard import NOTHING, CodeEnded
 from assent.train.log import read_jsonl, read_metrics
+from assent.train.run import Run, RunResult
 
 SOURCE = Path(assent.__file__).parent
 CALLERS = {
@@ -53,7 +53,7 @@ CALLERS = {
         "train/log.py",
         "train/checkpoint.py",
         "data/packing.py",
-        "algorithms/run.py",
+        "train/run.py",
         "algorithms/online.py",
         "algorithms/experience.py",
         "algorithms/sampling.py",
@@ -61,7 +61,7 @@ CALLERS = {
         "algorithms/scored.py",
         "algorithms/shaping.py",
         "algorithms/credit.py",
-        "algorithms/evaluate.py",
+        "train/held_out.py",
         "algorithms/preference.py",
         "algorithms/references.py",
         "algorithms/proximal.py",
@@ -145,9 +145,9 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("assent.train.checkpoint.sync", lambda path: None)  # nobody cuts the power here
         patch.setattr("assent.train.checkpoint.versions", dict)
-        patch.setattr(job_module, "digests", lambda *_: {})
+        patch.setattr(session_module, "digests", lambda *_: {})
         for name in ("load_policy", "load_score_model", "load_tokenizer", "prepare"):
-            patch.setattr(job_module, name, once(getattr(job_module, name)))
+            patch.setattr(session_module, name, once(getattr(session_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
         patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
         patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))

@@ -190,7 +190,7 @@ def test_the_checkpoint_before_stays(run: Run, tmp_path: Path, monkeypatch, caps
 def test_an_evaluation_that_is_not_finite_ends_the_run(
     run: Run, files: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    import assent.algorithms.run as run_module
+    import assent.train.run as run_module
 
     whole, seen = run_module.Run.measure, []
 

@@ -86,17 +86,17 @@ def made(place: Path, name: str, **options: Any) -> Any:
 
 def read(config: RunConfig) -> None:
     """The run up to where it has read its data; a new one then has a checkpoint, as if it had been trained."""
-    from assent.algorithms.job import job
     from assent.data.views import pair_view, prompt_view, sft_view
+    from assent.train.session import open_session
 
     view = {"SFTConfig": sft_view, "DPOConfig": pair_view}.get(type(config).__name__, prompt_view)
-    current = job(config)
+    session = open_session(config)
     try:
-        current.prepare(view)
-        if current.folder.checkpoint is None:
-            checkpoint.save(current.folder.checkpoints, 1, {"x": 1}, meta=current.folder.meta())
+        session.prepare(view)
+        if session.folder.checkpoint is None:
+            checkpoint.save(session.folder.checkpoints, 1, {"x": 1}, meta=session.folder.meta())
     finally:
-        current.folder.close()
+        session.folder.close()
 
 
 def edit(file: str, old: str, new: str) -> Callable[[Path], None]:

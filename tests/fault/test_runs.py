@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import assent.algorithms.run as run_module
 import assent.train.loop as loop_module
-from assent.algorithms import final
+import assent.train.run as run_module
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
@@ -41,7 +40,7 @@ from assent.errors import NonFiniteError, OutputError, RunFolderError, ShutdownR
 from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, preference_config
 from assent.online import CONFIGS, CriticConfig, RewardsConfig, RolloutConfig, online_config
-from assent.train import checkpoint
+from assent.train import checkpoint, final
 from assent.train.log import read_metrics
 
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.preference import Preference, balanced
-from assent.algorithms.references import MovingReference, Reference
 from assent.config import DataConfig, ModelConfig, OptimConfig
 from assent.data.mismatch import with_mismatched
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
+from assent.distributed import World
 from assent.lab.enumerable import EnumerableWorld, build_enumerable
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
+from assent.models.references import MovingReference, Reference
 from assent.objectives import OBJECTIVES, preference_config
-from assent.train.distributed import World
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 

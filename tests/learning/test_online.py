@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import assemble
-from assent.algorithms.references import Reference
 from assent.config import DataConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
+from assent.distributed import World
 from assent.lab.enumerable import TableReward, optimum, regret_closed
 from assent.methods import METHODS
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
+from assent.models.references import Reference
 from assent.online import KLConfig, RewardsConfig, RolloutConfig, online_config
-from assent.train.distributed import World
+from assent.train.session import Session
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 COEF = 2.0
@@ -59,7 +59,7 @@ def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **option
         **options,
     )
     tokenizer = load_tokenizer(model)
-    current = Job(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
+    session = Session(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
     policy = load_policy(model, max_length=16)
     shared, critic = METHODS[method].has_critic and config.critic.shared, None
     if shared:
@@ -68,7 +68,7 @@ def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **option
         critic = load_score_model(model, tokenizer, max_length=16, seed=setting.seed)
     reference = Reference(policy, setting.reference) if config.kl.coef > 0 else None
     examples = load_examples(str(world.prompts_file)).examples
-    algorithm = assemble(current, Models(policy, critic, reference), TableReward(world), examples, config)
+    algorithm = assemble(session, Models(policy, critic, reference), TableReward(world), examples, config)
     learn(algorithm, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95))
     return setting.scores(policy)
 

@@ -18,10 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from assent.algorithms.job import job  # noqa: E402
 from assent.data.mismatch import with_mismatched  # noqa: E402
 from assent.data.packing import Window, window  # noqa: E402
 from assent.data.tree import Branch, TokenTree  # noqa: E402
+from assent.train.session import open_session  # noqa: E402
 from benchmarks import neighbour, plan, table  # noqa: E402
 from benchmarks.operations import Weights, multiplied_weights  # noqa: E402
 from benchmarks.ours import build, configuration, mismatched_work, train_work, training  # noqa: E402
@@ -242,8 +242,8 @@ def test_prompts_to_sample_from_are_new_each_time_and_the_same_everywhere() -> N
 
 def test_our_side_does_what_the_row_is_called(prepared: Path, tmp_path: Path) -> None:
     def built(what: str) -> Any:
-        current = job(configuration(what, "tiny", "fp32", prepared, str(tmp_path / what)))
-        return build(current)
+        session = open_session(configuration(what, "tiny", "fp32", prepared, str(tmp_path / what)))
+        return build(session)
 
     def trained(algorithm: Any) -> set[bool]:
         return {weight.requires_grad for weight in algorithm.policy.parameters()}

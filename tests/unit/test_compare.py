@@ -26,7 +26,7 @@ from assent.errors import ConfigError, DataError, OutputError, RunFolderError, S
 from assent.evaluate import compare as module
 from assent.evaluate.compare import compare, objective_config
 from assent.evaluate.generation import PolicyTable
-from assent.train.interrupt import Interrupt
+from assent.interrupt import Interrupt
 from assent.train.log import read_metrics
 
 SCORER = """

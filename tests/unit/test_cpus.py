@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import assent
-from assent import cpus
+from assent import cpus, distributed
 from assent.config import DataConfig, ModelConfig, SFTConfig, TrainConfig
-from assent.train import distributed
 from assent.train.runfolder import RunFolder
 
 V2 = "30 23 0:26 {inside} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from assent.algorithms.experience import ROUNDS, Experience, Rollout
-from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.rollouts import as_trees, response_field, token_field
 from assent.algorithms.sampling import Ask
@@ -19,13 +18,14 @@ from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response
 from assent.data.tree import TokenTree, TreeBatch
+from assent.deferred import resolved
+from assent.distributed import World
 from assent.models.policy import TokenScores
 from assent.online import CurriculumConfig, GivenConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig
 from assent.online import online_config as config_of
 from assent.rewards.group import Group, RewardError, Scores
 from assent.rollout.engine import Completion
-from assent.train.distributed import World
-from assent.train.loop import resolved
+from assent.train.session import Session
 
 NUMBER = 4
 
@@ -104,9 +104,9 @@ def make(tokenizer) -> Callable[..., tuple[Experience, Source]]:
             "kl": vars(KLConfig(coef=0.0)),
         }
         config = config_of(method, **{**shared, **options})
-        current = Job(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), tokenizer, chat)
+        session = Session(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), tokenizer, chat)
         models, source = Models(cast("Any", FakePolicy()), None, None), Source(reward)
-        return Experience(current, models, source, cast("Any", FakeSampler()), rows, config), source
+        return Experience(session, models, source, cast("Any", FakeSampler()), rows, config), source
 
     return build
 

@@ -16,22 +16,22 @@ import assent.algorithms.experience as experience_module
 from assent.algorithms.credit import credit
 from assent.algorithms.experience import Experience
 from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
-from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import assemble
-from assent.algorithms.references import Reference
 from assent.algorithms.rollouts import GIVEN, as_trees, attach, pack_state, response_field, token_field, unpack_state
 from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree, collate
+from assent.deferred import resolved
+from assent.distributed import World
 from assent.errors import ConfigError, DataError
 from assent.models.loading import load_policy
+from assent.models.references import Reference
 from assent.online import GivenConfig, KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.rewards.group import Group, Scores
 from assent.rollout.engine import Completion
-from assent.train.distributed import World
-from assent.train.loop import resolved
+from assent.train.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +249,9 @@ def experience(tiny_model_dir: Path, chat: Chat) -> Any:
             rollout=vars(RolloutConfig(responses=2, epochs=2, show=3)),
             **options,
         )
-        current = Job(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), chat.tokenizer, chat)
+        session = Session(config, World(0, 1, 0, torch.device("cpu")), cast("Any", None), chat.tokenizer, chat)
         models = Models(policy, None, Reference(policy, frozen))
-        return assemble(current, models, Lengths(), rows, config).experience
+        return assemble(session, models, Lengths(), rows, config).experience
 
     return make
 

@@ -332,7 +332,7 @@ def test_the_value_head_is_computed_in_fp32(base) -> None:
 
 def test_heads_are_gathered_in_fp32(base, tokenizer, monkeypatch) -> None:
     """Where sharding gathers the decoder in bf16."""
-    from assent.train import distributed
+    from assent import distributed
 
     precision: dict[nn.Module, Any] = {}
 

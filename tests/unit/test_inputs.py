@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from assent.algorithms import inputs
 from assent.code import sources
 from assent.data.records import Example, Message, Origin, Rating
 from assent.models import digests
+from assent.train import digests as inputs
 
 
 def test_the_files_behind_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from assent import interrupt
 from assent.errors import Interrupted
 from assent.guest import Guest, blamed, ends_programs
+from assent.interrupt import Interrupt, interruptible
 from assent.process import Steady, steady_output
-from assent.train import interrupt
-from assent.train.interrupt import Interrupt, interruptible
 
 
 def test_a_signal_ends_a_stretch_and_waits_outside_of_one():

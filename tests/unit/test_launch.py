@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
+from assent import launch
 from assent.errors import ConfigError
-from assent.train import launch
-from assent.train.launch import Place, join, launched
+from assent.launch import Place, join, launched
 
 THERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from assent.errors import OutputError, UserError
+from assent.interrupt import Interrupt
 from assent.train import checkpoint, progress
-from assent.train.interrupt import Interrupt
 from assent.train.log import MetricsLog, SamplesLog, open_trackers, read_jsonl, read_metrics
 from assent.train.progress import Progress, clock
 

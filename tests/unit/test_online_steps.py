@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from assent.algorithms.experience import Rollout
-from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import Online, _rates
 from assent.algorithms.surrogate import PROXIMAL, PTX
 from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.packing import EpochStream, Window
 from assent.data.tree import Branch, TokenTree, TreeBatch
+from assent.deferred import resolved
+from assent.distributed import World
 from assent.online import CriticConfig, KLConfig, PtxConfig, RolloutConfig, online_config
-from assent.train.distributed import World
-from assent.train.loop import resolved
+from assent.train.session import Session
 
 PROMPTS = 6
 
@@ -73,9 +73,9 @@ def online(experience: FakeExperience, rollout: RolloutConfig, **options: Any) -
         rollout=vars(rollout),
         **{"train": TrainConfig(batch_size=PROMPTS), **options},
     )
-    current = Job(config, World(0, 1, 0, torch.device("cpu")), *cast("Any", (None, None, None)))
+    session = Session(config, World(0, 1, 0, torch.device("cpu")), *cast("Any", (None, None, None)))
     models = Models(cast("Any", FakePolicy()), None, None)
-    return Online(current, models, cast("Any", experience), config)
+    return Online(session, models, cast("Any", experience), config)
 
 
 class Driven:

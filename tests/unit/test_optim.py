@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from assent.config import OptimConfig
-from assent.train.distributed import clip_grad_norm, full_optimizer_state, load_full_optimizer_state
+from assent.distributed import clip_grad_norm, full_optimizer_state, load_full_optimizer_state
 from assent.train.optim import build_optimizer, lr_at, set_lr
 
 MODEL = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))

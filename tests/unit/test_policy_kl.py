@@ -177,7 +177,7 @@ def transformed_head(folder: Path) -> Path:
 
 def sharded_run(model: Path, reference: Path) -> dict[str, Tensor]:
     """KL of a batch and the policy's gradients, on one rank or several; each rank has the same batch."""
-    from assent.train import distributed
+    from assent import distributed
 
     world = distributed.init(threads=1)
     batch: TreeBatch = collate(trees())

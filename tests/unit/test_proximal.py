@@ -12,9 +12,9 @@ import torch
 from assent.algorithms.proximal import Proximal
 from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, collate
+from assent.deferred import resolved
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
-from assent.train.loop import resolved
 
 IDS = np.arange(3, 9)
 BATCH = collate([TokenTree(IDS[:2], (Branch(IDS[2:], np.ones(4, bool)),))])

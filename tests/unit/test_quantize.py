@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
+from assent import distributed
 from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, Segment, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
@@ -26,7 +27,6 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Backbone
 from assent.models.saving import save_model
-from assent.train import distributed
 
 KINDS = ("nf4", "int8")
 

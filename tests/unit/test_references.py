@@ -16,11 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from assent.algorithms import job as job_module
-from assent.algorithms.job import Job
 from assent.algorithms.preference import train_preference
-from assent.algorithms.references import FIELD, MovingReference, Reference, cache_folder, cached_reference, model_digest
-from assent.algorithms.run import RunResult
 from assent.config import (
     DataConfig,
     LoraConfig,
@@ -31,12 +27,17 @@ from assent.config import (
     TrainConfig,
 )
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
+from assent.deferred import resolved
+from assent.distributed import World
 from assent.errors import ModelError
 from assent.models.loading import load_policy
+from assent.models.references import FIELD, MovingReference, Reference
 from assent.objectives import preference_config
-from assent.train.distributed import World
+from assent.train import session as session_module
 from assent.train.log import read_metrics
-from assent.train.loop import resolved
+from assent.train.references import cache_folder, cached_reference, model_digest
+from assent.train.run import RunResult
+from assent.train.session import Session
 
 QUESTIONS = ("How do I boil an egg?", "What is the capital of France?", "Name three colours.", "12 + 30 =")
 CACHED = ReferenceConfig(mode="cached")
@@ -88,7 +89,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(config.path)
         return load_policy(config, **options)
 
-    monkeypatch.setattr(job_module, "load_policy", load)
+    monkeypatch.setattr(session_module, "load_policy", load)
     return seen
 
 
@@ -206,11 +207,11 @@ def test_every_part_of_the_identity_counts(tiny_model_dir, tmp_path, name: str, 
     config = preference_config("dpo", model=model, data=DataConfig("unused", max_length=96), out="unused")
     world = World(0, 1, 0, torch.device("cpu"))
     folder = SimpleNamespace(record_more=lambda inputs: None)
-    current = Job(config, world, folder, None, None)
+    session = Session(config, world, folder, None, None)
     trees = [TokenTree(np.arange(3, 9), (Branch(np.arange(3, 8), np.ones(5, bool)),), key=0)]
     section = ReferenceConfig(mode="cached", cache=str(tmp_path / "file.safetensors"))
     policy = load_policy(model, max_length=96)
-    ((first,),) = cached_reference(current, policy, section, [trees])
+    ((first,),) = cached_reference(session, policy, section, [trees])
     expected = policy(collate(trees)).logprobs.detach().numpy()
     np.testing.assert_allclose(first.branches[0].per_token[FIELD], expected, atol=1e-6)
     with safe_open(section.cache, "numpy") as stored:
@@ -222,7 +223,7 @@ def test_every_part_of_the_identity_counts(tiny_model_dir, tmp_path, name: str, 
         values = values[:-1]
     save_file({FIELD: values}, section.cache, metadata=identity)
     with pytest.raises(ModelError, match=f"these log-probs are of {words}"):
-        cached_reference(current, policy, section, [trees])
+        cached_reference(session, policy, section, [trees])
 
 
 def test_cached_numbers_that_are_not_finite_are_named(train, cache, tiny_model_dir):

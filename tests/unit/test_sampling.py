@@ -16,11 +16,11 @@ from torch import Tensor
 from assent.algorithms.sampling import Ask, Sampler, weights_of
 from assent.config import LoraConfig, ModelConfig, SamplingConfig
 from assent.data.tree import Branch, TokenTree, collate
+from assent.distributed import World
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
 from assent.rollout.torch_engine import TorchEngine
-from assent.train.distributed import World
 
 SAMPLING = SamplingConfig(max_new_tokens=4, temperature=0.8)
 

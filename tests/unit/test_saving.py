@@ -200,24 +200,24 @@ def _build(place: str, base: Path) -> None:
     from assent.algorithms import online, probe
     from assent.config import EngineConfig, GenerateConfig, SamplingConfig
     from assent.data.records import Example, Message
+    from assent.distributed import World
     from assent.evaluate.answers import sample_answers
     from assent.rollout import chat
-    from assent.train.distributed import World
 
     prompts = [Example(prompt=(Message("user", "a"),))]
     policy, talk = policy_of(base), Chat(load_tokenizer(ModelConfig(str(base))))
     world = SimpleNamespace(rank=0, size=1)
     data = SimpleNamespace(max_length=64)
-    job = SimpleNamespace(chat=talk, tokenizer=talk.tokenizer, world=world, config=SimpleNamespace(data=data))
+    session = SimpleNamespace(chat=talk, tokenizer=talk.tokenizer, world=world, config=SimpleNamespace(data=data))
     if place == "training":
         config = SimpleNamespace(
             rollout=SimpleNamespace(ahead=False), engine=EngineConfig(), sampling=SamplingConfig(),
             data=SimpleNamespace(max_length=64),
         )  # fmt: skip
-        online._sampler(job, policy, config)
+        online._sampler(session, policy, config)
     elif place == "probe":
         made = probe.Probe.__new__(probe.Probe)
-        made.job, made.policy, made.prompts, made.unused = job, policy, [None], []
+        made.session, made.policy, made.prompts, made.unused = session, policy, [None], []
         made()
     elif place == "evaluation":
         sampling, alone = SamplingConfig(max_new_tokens=2), World(0, 1, 0, torch.device("cpu"))

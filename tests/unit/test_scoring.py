@@ -15,27 +15,29 @@ import numpy as np
 import pytest
 import torch
 
-from assent import settings
-from assent.algorithms.job import Job
-from assent.algorithms.scoring import ModelReward, Shared, groups_of, reward_source
+from assent import distributed, settings
+from assent.carried import raised_by_all
 from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response, RowError
 from assent.data.tree import Branch, TokenTree, collate
+from assent.distributed import World
 from assent.errors import ConfigError, DataError, ModelError, NonFiniteError
 from assent.models.heads import load_score_model
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
 from assent.online import OnlineConfig, RemoteConfig, RewardsConfig, online_config
+from assent.rewards.build import reward_source
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import Group, RewardError, Scores
+from assent.rewards.groups import groups_of
+from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.remote import RemoteReward, Written
 from assent.rewards.rules import RuleReward
 from assent.rewards.served import ServedModel
-from assent.train import distributed
-from assent.train.carried import raised_by_all
-from assent.train.distributed import World
+from assent.rewards.shared import Shared
+from assent.train.session import Session
 
 UNCHANGED = RemoteConfig()
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -101,7 +103,7 @@ def build(tiny_model_dir: Path, tokenizer) -> Callable[..., tuple[Any, OnlineCon
             remote=remote,
         )
         settings.validate(config)
-        return reward_source(Job(config, world, None, tokenizer, Chat(tokenizer)), config), config
+        return reward_source(Session(config, world, None, tokenizer, Chat(tokenizer)), config), config
 
     return make
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from assent.algorithms.models import Models
 from assent.algorithms.online import train_online
-from assent.algorithms.references import Reference
 from assent.algorithms.rollouts import GIVEN
 from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
 from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
@@ -24,6 +23,7 @@ from assent.data.packing import Counts
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.loading import load_policy
 from assent.models.policy import TokenScores
+from assent.models.references import Reference
 from assent.online import (
     CriticConfig,
     GivenConfig,

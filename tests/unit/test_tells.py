@@ -19,14 +19,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from assent import cli
-from assent.algorithms.closing import Summary, closing, write_summary
-from assent.algorithms.commands import FOLLOWED, SPAN, Live, command_of
-from assent.algorithms.evaluate import held_out
-from assent.algorithms.measured import Each, Measured, change
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
-from assent.algorithms.run import RunResult
 from assent.algorithms.sft import SFT, train_sft
 from assent.config import (
     DataConfig,
@@ -42,6 +37,7 @@ from assent.config import (
 )
 from assent.data.packing import EpochStream
 from assent.data.tree import Branch, TokenTree
+from assent.distributed import World
 from assent.errors import CheckpointError, ConfigError, OutputError, RunFolderError
 from assent.methods import METHODS
 from assent.models.loading import load_policy
@@ -49,9 +45,13 @@ from assent.objectives import OBJECTIVES, preference_config
 from assent.online import CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.statistics import paired_difference
 from assent.train import checkpoint, progress
-from assent.train.distributed import World
+from assent.train.closing import Summary, closing, write_summary
+from assent.train.commands import FOLLOWED, SPAN, Live, command_of
 from assent.train.facts import LABEL, Fact, layout, measured, percent, rounded
+from assent.train.held_out import held_out
 from assent.train.log import read_metrics
+from assent.train.measured import Each, Measured, change
+from assent.train.run import RunResult
 
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 STEPS = 6

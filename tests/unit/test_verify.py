@@ -395,13 +395,15 @@ def test_a_probe_with_a_wrong_engine_finds_nothing_and_says_why(tokenizer, tmp_p
 
     path = twice_in_one_place(tmp_path, tokenizer)
     config = SimpleNamespace(data=SimpleNamespace(max_length=64))
-    job = SimpleNamespace(config=config, chat=Chat(tokenizer), tokenizer=tokenizer, world=SimpleNamespace(is_main=True))
+    session = SimpleNamespace(
+        config=config, chat=Chat(tokenizer), tokenizer=tokenizer, world=SimpleNamespace(is_main=True)
+    )
     prompts = [Example(prompt=(Message("user", "What is red?"),))]
     policy = load_policy(fp32(path), max_length=64)
     assert policy.tree
     said: list[str] = []
     monkeypatch.setattr("assent.algorithms.probe.say", said.append)
-    probe = Probe(job, policy, None, prompts, ProbeConfig(max_new_tokens=8))
+    probe = Probe(session, policy, None, prompts, ProbeConfig(max_new_tokens=8))
     assert probe().metrics == {}
     assert said[0].startswith("No answers are sampled at evaluations: DiffLlamaForCausalLM cannot be sampled")
 

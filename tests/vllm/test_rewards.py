@@ -14,19 +14,19 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from assent.algorithms.job import Job
-from assent.algorithms.scoring import reward_source
 from assent.config import DataConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin
+from assent.distributed import World
 from assent.errors import ConfigError
 from assent.models.heads import load_score_model
 from assent.models.init import train_tokenizer
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
 from assent.online import RemoteConfig, RewardsConfig, online_config
+from assent.rewards.build import reward_source
 from assent.rewards.group import Group, WeightedSum
-from assent.train.distributed import World
+from assent.train.session import Session
 
 from .conftest import LONGEST, RealServer, policy
 
@@ -99,7 +99,7 @@ def source(
         rewards=RewardsConfig(**rewards),  # type: ignore[arg-type]
         remote=remote or RemoteConfig(retries=1, budget=120.0),
     )
-    return reward_source(Job(config, World(0, 1, 0, torch.device("cpu")), None, words, Chat(words)), config)
+    return reward_source(Session(config, World(0, 1, 0, torch.device("cpu")), None, words, Chat(words)), config)
 
 
 def groups(folder: Path) -> list[Group]:

@@ -12,9 +12,9 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from assent.algorithms.features import Features
-from assent.algorithms.measured import Evaluation
 from assent.objectives import Objective
 from assent.train.loop import Sums
+from assent.train.measured import Evaluation
 from assent.train.progress import say
 
 SIDES = {"pairs": ("chosen", "rejected"), "binary": ("desirable", "undesirable"), "ranking": ("best", "rest")}

@@ -12,8 +12,6 @@ import numpy as np
 
 from assent.algorithms.credit import credit, no_signal
 from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
-from assent.algorithms.job import Job
-from assent.algorithms.measured import Each, Evaluation
 from assent.algorithms.models import Models, Reader
 from assent.algorithms.prompts import Prompts, difficulty
 from assent.algorithms.rollouts import (
@@ -31,14 +29,16 @@ from assent.algorithms.shaping import Shaper
 from assent.data.formats import message_row
 from assent.data.records import Example
 from assent.data.tree import TokenTree
+from assent.deferred import Deferred
 from assent.errors import DataError, UserError
 from assent.methods import METHODS
 from assent.online import OnlineConfig, method_of
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.statistics import mean_interval
 from assent.train.finite import require_numbers
-from assent.train.loop import Deferred
+from assent.train.measured import Each, Evaluation
 from assent.train.progress import say
+from assent.train.session import Session
 
 EVAL_SEED = 1 << 40
 """Evaluations sample with a seed of their own, the same each time."""
@@ -77,19 +77,19 @@ class Experience:
 
     def __init__(
         self,
-        current: Job,
+        session: Session,
         models: Models,
         source: GroupReward,
         sampler: Sampler,
         examples: Sequence[Example],
         config: OnlineConfig,
     ) -> None:
-        self.job, self.source, self.sampler = current, source, sampler
-        self.reader = Reader(models, config, current.world)
+        self.session, self.source, self.sampler = session, source, sampler
+        self.reader = Reader(models, config, session.world)
         self.examples, self.config = examples, config
         self.row = METHODS[method_of(config)]
         self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
-        chat, column, longest = current.chat, config.curriculum.column, config.sampling.max_new_tokens
+        chat, column, longest = session.chat, config.curriculum.column, config.sampling.max_new_tokens
         self.prompt_ids = [chat.prompt_ids(example) for example in examples]
         hardness = None if column is None else difficulty(examples, column)
         self.prompts = Prompts(len(examples), config.curriculum, config.train.seed, hardness)
@@ -110,7 +110,7 @@ class Experience:
 
     def _hints(self) -> list[np.ndarray | None]:
         room = self.config.data.max_length - self.config.sampling.max_new_tokens
-        hints = hinted(self.job.chat, self.examples, self.config.given.hint or "", room)
+        hints = hinted(self.session.chat, self.examples, self.config.given.hint or "", room)
         without = sum(hint is None for hint in hints)
         count = f"{self.config.data.train}: {without} of {len(hints)} prompts"
         told = f"{count} have more than {room} tokens with --given.hint"
@@ -118,7 +118,7 @@ class Experience:
             raise DataError(
                 f"{told} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
             )
-        if without and self.job.world.is_main:
+        if without and self.session.world.is_main:
             say(f"{told} and get no hint")
         return hints
 
@@ -236,14 +236,14 @@ class Experience:
         return Asked(indices, self.sampler.sample(self._asks(indices, number)))
 
     def _rewarded(self, trees: Sequence[TokenTree], indices: Sequence[int] | np.ndarray) -> Rewarded:
-        return rewarded(self.source, trees, [self.examples[i] for i in indices], self.job.chat, self.progress)
+        return rewarded(self.source, trees, [self.examples[i] for i in indices], self.session.chat, self.progress)
 
     @property
     def progress(self) -> Progress:
         """Where the run stands."""
         rollouts = -(-len(self.examples) // self.config.train.batch_size)
         steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
-        return Progress(self.step, self.job.total_steps(steps), steps)
+        return Progress(self.step, self.session.total_steps(steps), steps)
 
     def _given(self, indices: np.ndarray, asked: Asked) -> list[TokenTree | None]:
         """A scored answer from elsewhere for each prompt, where there is one."""
@@ -316,7 +316,7 @@ class Experience:
         """The answers; None for such as did not come in time, whose prompts are then asked again."""
         if asked.trees is None:
             asked.trees = self.sampler.finish_in_time()
-        if asked.trees is None and self.job.world.is_main:
+        if asked.trees is None and self.session.world.is_main:
             say(
                 f"Answers to {len(asked.indices)} prompts were still being sampled, and are given up: a continued run "
                 "samples them anew, by the policy as it then is."
@@ -339,7 +339,7 @@ class Experience:
         return [
             {
                 "prompt": [message_row(message) for message in example.prompt],
-                "response": self.job.chat.decode(
+                "response": self.session.chat.decode(
                     branch.ids, tree.prompt, finished=bool(tree.per_response["finished"][i])
                 ),
                 **{
@@ -362,9 +362,9 @@ class Experience:
         """One answer of the policy to each held-out prompt, sampled as in training."""
         if self.sampler.busy:
             self.sample()
-        prompts = [self.job.chat.prompt_ids(example) for example in examples]
+        prompts = [self.session.chat.prompt_ids(example) for example in examples]
         (trees,) = self.sampler.sample([Ask(prompts, 1, EVAL_SEED)])
-        trees, missing, said, notes = rewarded(self.source, trees, examples, self.job.chat, self.progress)
+        trees, missing, said, notes = rewarded(self.source, trees, examples, self.session.chat, self.progress)
         rewards = {n: (float(tree.per_response["reward"][0]), 1.0) for n, tree in enumerate(trees) if tree.branches}
         there = [(tree, example) for tree, example in zip(trees, examples, strict=True) if tree.branches]
         if not there:

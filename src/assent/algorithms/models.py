@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assent.algorithms.references import Reference
-from assent.algorithms.rollouts import Fields, annotate
+from assent.algorithms.rollouts import annotated
 from assent.data.packing import packed_size, plan
 from assent.data.tree import TokenTree, TreeBatch
+from assent.distributed import World
+from assent.models.annotate import Fields, annotate
 from assent.models.policy import Policy, ScoreModel, TokenScores
+from assent.models.references import Reference
 from assent.online import OnlineConfig
-from assent.train.distributed import World
 
 Read = tuple[TokenScores, Tensor | None]
 """The policy's scores of a micro-batch, and the values of its critic where there is one."""
@@ -98,7 +99,8 @@ class Reader:
             return Fields(per_token)
 
         micro_tokens = self.config.train.micro_tokens
-        return annotate(trees, fields, micro_tokens=micro_tokens, flat=not models.tree, world=self.world)
+        columns = annotate(trees, fields, micro_tokens=micro_tokens, flat=not models.tree, world=self.world)
+        return annotated(trees, columns)
 
     def _in_one_batch(self, trees: list[TokenTree]) -> bool:
         """Whether each rank reads its share of the trees in one micro-batch."""

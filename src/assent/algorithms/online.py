@@ -14,36 +14,38 @@ from typing import Any
 import numpy as np
 import torch
 
-from assent.algorithms.beforehand import try_rewards
+from assent import distributed
+from assent.algorithms.about import about_online
 from assent.algorithms.experience import Experience
 from assent.algorithms.given import sampled_only
-from assent.algorithms.job import Job, job
 from assent.algorithms.models import Models
-from assent.algorithms.opening import about_online
 from assent.algorithms.proximal import Proximal
-from assent.algorithms.references import frozen_reference
-from assent.algorithms.rollouts import Fields, annotate, pack_state, unpack_state
-from assent.algorithms.run import RunResult, run
+from assent.algorithms.rollouts import annotated, pack_state, unpack_state
 from assent.algorithms.sampling import Sampler
-from assent.algorithms.scoring import reward_source
 from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
 from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import Counts, EpochStream, Window, order, window
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
+from assent.deferred import Deferred
 from assent.losses import adaptive_kl, adaptive_penalty, rescaled
+from assent.models.annotate import Fields, annotate
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.online import CriticConfig, OnlineConfig, PtxConfig
+from assent.rewards.build import reward_source
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
 from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
-from assent.train import distributed
-from assent.train.loop import Deferred, Loss, add_sums
+from assent.train.beforehand import try_rewards
+from assent.train.loop import Loss, add_sums
 from assent.train.progress import say
+from assent.train.references import frozen_reference
+from assent.train.run import RunResult, run
+from assent.train.session import Session, open_session
 
 MISMATCH = 0.1
 """Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is told."""
@@ -55,7 +57,7 @@ class Online:
 
     def __init__(
         self,
-        current: Job,
+        session: Session,
         models: Models,
         experience: Experience,
         config: OnlineConfig,
@@ -63,7 +65,7 @@ class Online:
         proximal: Proximal | None = None,
         mixed: EpochStream | None = None,
     ) -> None:
-        self.job, self.models, self.experience, self.config = current, models, experience, config
+        self.session, self.models, self.experience, self.config = session, models, experience, config
         self.proximal, self.mixed = proximal, mixed
         self.surrogate = Surrogate(models, config)
         self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
@@ -130,16 +132,17 @@ class Online:
 
     def _window(self, trees: list[TokenTree]) -> Window:
         """The minibatch for this rank, and behind it the data that are mixed in."""
-        train, world, flat = self.config.train, self.job.world, not self.models.tree
+        train, world, flat = self.config.train, self.session.world, not self.models.tree
         if (proximal := self.proximal) is not None:
             temperature = self.config.sampling.temperature
-            trees = annotate(
+            columns = annotate(
                 trees,
                 lambda batch: Fields({PROXIMAL: proximal.logprobs(batch, temperature)}),
                 micro_tokens=train.micro_tokens,
                 world=world,
                 flat=flat,
             )
+            trees = annotated(trees, columns)
         made = window(trees, micro_tokens=train.micro_tokens, flat=flat, rank=world.rank, ranks=world.size)
         if self.mixed is None or self.surrogate.warming:
             return made
@@ -181,7 +184,7 @@ class Online:
     def _watch(self, mismatch: tuple[Any, float]) -> None:
         """Tells a person, once, where sampler and trainer have the same weights and yet differ much."""
         mean = float(mismatch[0]) / max(1.0, mismatch[1])
-        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch and self.job.world.is_main:
+        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch and self.session.world.is_main:
             self.told_mismatch = True
             say(
                 f"rollout {self.rollout + 1}: sampler and trainer differ by {mean:.2g} nats a token (expected below "
@@ -240,40 +243,40 @@ class Online:
             self.mixed.load_state_dict(state["mixed"])
 
 
-def set_up(current: Job, config: OnlineConfig) -> tuple[Online, Prepared]:
+def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     """The algorithm as its command makes it, and its data."""
     wants_rows = config.given.source != "none" or config.shaping.baseline == "row"
-    data = current.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
-    source = reward_source(current, config)
+    data = session.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
+    source = reward_source(session, config)
     source.check([*data.train_examples, *data.eval_examples])
     section: CriticConfig | None = getattr(config, "critic", None)
-    policy = current.policy(value_head=section is not None and section.shared)
+    policy = session.policy(value_head=section is not None and section.shared)
     models = Models(
         policy=policy,
-        critic=None if section is None or section.shared else _critic(current, config, section),
-        reference=frozen_reference(current, policy, config.kl.reference) if config.kl.coef > 0 else None,
+        critic=None if section is None or section.shared else _critic(session, config, section),
+        reference=frozen_reference(session, policy, config.kl.reference) if config.kl.coef > 0 else None,
     )
-    return assemble(current, models, source, data.train_examples, config), data
+    return assemble(session, models, source, data.train_examples, config), data
 
 
 def train_online(config: OnlineConfig) -> RunResult:
     """Optimises `config.model` against the rewards that `config.rewards` names on the prompts of `config.data`; the
     result is `config.out`/model, and where there is a critic of its own `config.out`/critic."""
-    current = job(config)
-    algorithm, data = set_up(current, config)
+    session = open_session(config)
+    algorithm, data = set_up(session, config)
     rollouts = -(-len(data.train_examples) // config.train.batch_size)
     lr, decay = _rates(config)
-    if lr != config.optim.lr and current.world.is_main:
+    if lr != config.optim.lr and session.world.is_main:
         average = "" if decay is None else f", ewma {decay:.4g}"
         say(f"For batches of {config.train.batch_size}: learning rate {lr:.3g}{average}.")
     own = getattr(config, "critic", CriticConfig()).lr
     experience = algorithm.experience
     policy, critic = algorithm.models.policy, algorithm.models.critic
-    total = current.total_steps(rollouts * algorithm.steps_per_rollout)
+    total = session.total_steps(rollouts * algorithm.steps_per_rollout)
     try:
-        try_rewards(current, experience.source, data.train_examples, experience.progress, config.rollout.responses)
+        try_rewards(session, experience.source, data.train_examples, experience.progress, config.rollout.responses)
         return run(
-            current,
+            session,
             algorithm,
             total=total,
             evaluate=(lambda: experience.evaluate(data.eval_examples)) if data.eval_examples else None,
@@ -287,33 +290,33 @@ def train_online(config: OnlineConfig) -> RunResult:
 
 
 def assemble(
-    current: Job, models: Models, source: GroupReward, examples: Sequence[Example], config: OnlineConfig
+    session: Session, models: Models, source: GroupReward, examples: Sequence[Example], config: OnlineConfig
 ) -> Online:
     """The algorithm over these models, rewards and prompts, with what else `config` asks for."""
-    experience = Experience(current, models, source, _sampler(current, models.policy, config), examples, config)
+    experience = Experience(session, models, source, _sampler(session, models.policy, config), examples, config)
     _, decay = _rates(config)
     return Online(
-        current,
+        session,
         models,
         experience,
         config,
-        proximal=None if decay is None else Proximal(_twin(current, config), models.policy, decay),
-        mixed=None if config.ptx.data is None else _mixed(current, models, config.ptx),
+        proximal=None if decay is None else Proximal(_twin(session, config), models.policy, decay),
+        mixed=None if config.ptx.data is None else _mixed(session, models, config.ptx),
     )
 
 
-def _critic(current: Job, config: OnlineConfig, section: CriticConfig) -> ScoreModel:
+def _critic(session: Session, config: OnlineConfig, section: CriticConfig) -> ScoreModel:
     if section.start == "reward":
-        return current.score_model(config.rewards.model[0], trainable=True, new_head=False)
-    return current.score_model(None if section.start == "policy" else section.start, trainable=True, new_head=True)
+        return session.score_model(config.rewards.model[0], trainable=True, new_head=False)
+    return session.score_model(None if section.start == "policy" else section.start, trainable=True, new_head=True)
 
 
-def _twin(current: Job, config: OnlineConfig) -> Policy:
+def _twin(session: Session, config: OnlineConfig) -> Policy:
     """Another load of the policy, not trained by itself."""
-    return current.reference(None, adapters=config.model.lora.rank > 0)
+    return session.reference(None, adapters=config.model.lora.rank > 0)
 
 
-def _sampler(current: Job, policy: Policy, config: OnlineConfig) -> Sampler:
+def _sampler(session: Session, policy: Policy, config: OnlineConfig) -> Sampler:
     """The engine samples from the policy's own weights, or from a copy: in another program, or where it is to sample
     while they are trained."""
     owns_weights = config.rollout.ahead or config.engine.name != "torch"
@@ -322,27 +325,27 @@ def _sampler(current: Job, policy: Policy, config: OnlineConfig) -> Sampler:
         with distributed.unsharded(policy):
             check_sampling(policy.model, config.data.max_length)
     engine = engine_of(
-        current.plain_policy() if copies else policy,
+        session.plain_policy() if copies else policy,
         config.engine,
-        stop_ids(current.chat, policy.plain.generation_config),
+        stop_ids(session.chat, policy.plain.generation_config),
         config.sampling,
         max_length=config.data.max_length,
-        folder=current.folder.path / "engine" if owns_weights and not copies else Path(),
-        unused=unused_ids(policy.plain, current.tokenizer),
-        rank=current.world.rank,
-        ranks=current.world.size,
+        folder=session.folder.path / "engine" if owns_weights and not copies else Path(),
+        unused=unused_ids(policy.plain, session.tokenizer),
+        rank=session.world.rank,
+        ranks=session.world.size,
     )
-    return Sampler(current, policy, engine, config.sampling, owns_weights=owns_weights)
+    return Sampler(session, policy, engine, config.sampling, owns_weights=owns_weights)
 
 
-def _mixed(current: Job, models: Models, config: PtxConfig) -> EpochStream:
+def _mixed(session: Session, models: Models, config: PtxConfig) -> EpochStream:
     """Windows of the rows that are mixed in."""
     assert config.data is not None
-    rows = replace(current.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
-    data = distributed.on_main(lambda: prepare(rows, current.chat, sft_view))
-    if current.world.is_main:
+    rows = replace(session.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
+    data = distributed.on_main(lambda: prepare(rows, session.chat, sft_view))
+    if session.world.is_main:
         say(f"Mixed in: {summary(data.report)}")
-    return current.stream(data.train, models, batch_size=config.batch_size)
+    return session.stream(data.train, models, batch_size=config.batch_size)
 
 
 def _rates(config: OnlineConfig) -> tuple[float, float | None]:

@@ -17,27 +17,28 @@ import torch
 from torch import Tensor
 
 from assent.algorithms import diagnostics
-from assent.algorithms.evaluate import held_out
+from assent.algorithms.about import about_preference
 from assent.algorithms.features import Features, inputs_of, weight_by_prompt
-from assent.algorithms.job import Job, job
-from assent.algorithms.measured import Evaluation
-from assent.algorithms.opening import about_preference
 from assent.algorithms.probe import Probe
-from assent.algorithms.references import FIELD, MovingReference, Reference, cached_reference, live_reference
-from assent.algorithms.run import RunResult, run
 from assent.config import BinaryConfig, PairConfig, PreferenceConfig, ReferenceConfig
 from assent.data.dataset import Prepared, View
 from assent.data.mismatch import with_mismatched
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.tree import TokenTree, TreeBatch
 from assent.data.views import binary_view, pair_view, ranking_view, rating_view
+from assent.distributed import World, all_sum_dict, gather_objects
 from assent.errors import DataError
 from assent.losses import LOSSES
 from assent.models.policy import Policy, TokenScores
+from assent.models.references import FIELD, MovingReference, Reference
 from assent.objectives import OBJECTIVES, SECTIONS, SFT, Objective, objective_of
-from assent.train.distributed import World, all_sum_dict, gather_objects
 from assent.train.finite import DIVERGED, require_numbers
+from assent.train.held_out import held_out
 from assent.train.loop import Loss, add_sums
+from assent.train.measured import Evaluation
+from assent.train.references import cached_reference, live_reference
+from assent.train.run import RunResult, run
+from assent.train.session import Session, open_session
 
 SHIFT_DECAY = 0.9
 """Of BCO's moving average."""
@@ -262,10 +263,10 @@ class Setup:
     live: Reference | None
 
 
-def set_up(current: Job, config: PreferenceConfig) -> Setup:
+def set_up(session: Session, config: PreferenceConfig) -> Setup:
     """Data as the objective needs them, policy and reference."""
     row = OBJECTIVES[objective_of(config)]
-    data = current.prepare(_view(row, config))
+    data = session.prepare(_view(row, config))
     parts = [data.train, data.eval]
     _check_data(row, config, data)
     if row.loss == "kto":
@@ -275,38 +276,38 @@ def set_up(current: Job, config: PreferenceConfig) -> Setup:
             with_mismatched(data.train, seed, limit),
             with_mismatched(everything, seed, limit)[: len(data.eval)] if data.eval else [],
         ]
-    policy = current.policy()
+    policy = session.policy()
     section: ReferenceConfig | None = getattr(config, "reference", None)
     reference = live = None
     if section is not None and section.mode == "cached":
-        parts = cached_reference(current, policy, section, parts)
+        parts = cached_reference(session, policy, section, parts)
         reference = Reference(policy, None)
     elif section is not None:
-        reference = live = live_reference(current, policy, section)
+        reference = live = live_reference(session, policy, section)
     train, held = parts
-    stream = current.stream(train, policy, *([live] if live is not None else []))
-    algorithm = Preference(policy, reference, stream, balanced(config, train), current.world)
+    stream = session.stream(train, policy, *([live] if live is not None else []))
+    algorithm = Preference(policy, reference, stream, balanced(config, train), session.world)
     return Setup(algorithm, data, held, live)
 
 
 def train_preference(config: PreferenceConfig) -> RunResult:
     """Aligns `config.model` with the feedback of `config.data`; the result is `config.out`/model."""
-    current = job(config)
-    setup = set_up(current, config)
+    session = open_session(config)
+    setup = set_up(session, config)
     algorithm, stream, feedback = setup.algorithm, setup.algorithm.stream, setup.algorithm.row.feedback
-    probe = Probe(current, algorithm.policy, setup.live, setup.data.eval_examples, config.probe)
+    probe = Probe(session, algorithm.policy, setup.live, setup.data.eval_examples, config.probe)
 
     def evaluate() -> Evaluation:
         found = held_out(
-            algorithm, setup.held, stream, current.world, algorithm.prepare, partial(diagnostics.summary, feedback)
+            algorithm, setup.held, stream, session.world, algorithm.prepare, partial(diagnostics.summary, feedback)
         )
         found = algorithm.watch.check(found, feedback)
         answers = probe()
         return Evaluation({**found.metrics, **answers.metrics}, answers.samples, found.each)
 
-    total = current.total_steps(stream.steps_per_epoch)
+    total = session.total_steps(stream.steps_per_epoch)
     return run(
-        current,
+        session,
         algorithm,
         total=total,
         evaluate=evaluate if setup.held else None,

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from assent.algorithms.job import Job
-from assent.algorithms.measured import Evaluation
-from assent.algorithms.references import Reference
-from assent.algorithms.rollouts import Fields, annotate, collect, response_field, response_lengths, token_field
+from assent.algorithms.rollouts import collect, response_field, response_lengths
 from assent.config import ProbeConfig, SamplingConfig
 from assent.data.formats import message_row
 from assent.data.records import Example
 from assent.data.tree import TreeBatch
+from assent.distributed import unsharded
 from assent.errors import ModelError
+from assent.models.annotate import Fields, annotate
 from assent.models.policy import Policy
+from assent.models.references import Reference
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
-from assent.train.distributed import unsharded
+from assent.train.measured import Evaluation
 from assent.train.progress import say
+from assent.train.session import Session
 
 SEED = 1 << 40
 """Every probe samples with the same numbers, so that answers differ only as policies do."""
@@ -32,15 +33,20 @@ class Probe:
     with a model that the torch engine cannot sample, it finds nothing."""
 
     def __init__(
-        self, current: Job, policy: Policy, reference: Reference | None, prompts: Sequence[Example], config: ProbeConfig
+        self,
+        session: Session,
+        policy: Policy,
+        reference: Reference | None,
+        prompts: Sequence[Example],
+        config: ProbeConfig,
     ) -> None:
-        self.job, self.policy, self.reference = current, policy, reference
+        self.session, self.policy, self.reference = session, policy, reference
         self.sampling = SamplingConfig(max_new_tokens=config.max_new_tokens)
-        room = current.config.data.max_length - config.max_new_tokens
+        room = session.config.data.max_length - config.max_new_tokens
         unique = list({example.prompt: example for example in prompts if example.prompt}.values())
-        fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := current.chat.prompt_ids(e)) <= room]
-        self.unused = unused_ids(policy.plain, current.tokenizer)
-        if unique and config.prompts and not fitting and current.world.is_main:
+        fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := session.chat.prompt_ids(e)) <= room]
+        self.unused = unused_ids(policy.plain, session.tokenizer)
+        if unique and config.prompts and not fitting and session.world.is_main:
             say(
                 "No answers are sampled at evaluations: no held-out prompt leaves room for --probe.max_new_tokens "
                 f"{config.max_new_tokens} within --data.max_length."
@@ -50,9 +56,9 @@ class Probe:
     def _samples(self, policy: Policy) -> bool:
         try:
             with unsharded(policy):
-                check_sampling(policy.model, self.job.config.data.max_length)
+                check_sampling(policy.model, self.session.config.data.max_length)
         except ModelError as error:
-            if self.job.world.is_main:
+            if self.session.world.is_main:
                 say(f"No answers are sampled at evaluations: {error}")
             return False
         return True
@@ -62,10 +68,10 @@ class Probe:
         nats per answer; the answers."""
         if not self.prompts:
             return Evaluation({})
-        ends = stop_ids(self.job.chat, self.policy.plain.generation_config)
+        ends = stop_ids(self.session.chat, self.policy.plain.generation_config)
         engine = TorchEngine(self.policy.model, ends, self.policy.precision, unused=self.unused)
         with unsharded(self.policy):
-            trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.job.world)
+            trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.session.world)
         metrics = {
             "eval/length": float(response_lengths(trees).mean()),
             "eval/unfinished": float(1 - response_field(trees, "finished").mean()),
@@ -76,13 +82,15 @@ class Probe:
             def drift(batch: TreeBatch) -> Fields:
                 return Fields({"drift": self.policy(batch).logprobs - anchor.logprobs(batch)})
 
-            train = self.job.config.train
-            trees = annotate(trees, drift, micro_tokens=train.micro_tokens, flat=not anchor.tree, world=self.job.world)
-            metrics["eval/kl"] = float(np.sum(token_field(trees, "drift")) / len(trees))
+            train = self.session.config.train
+            found = annotate(
+                trees, drift, micro_tokens=train.micro_tokens, flat=not anchor.tree, world=self.session.world
+            )
+            metrics["eval/kl"] = float(np.sum(found.per_token["drift"]) / len(trees))
         samples = [
             {
                 "prompt": [message_row(message) for message in example.prompt],
-                "response": self.job.chat.decode(
+                "response": self.session.chat.decode(
                     tree.branches[0].ids, tree.prompt, finished=bool(tree.per_response["finished"][0])
                 ),
                 "length": len(tree.branches[0]),

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assent.algorithms.references import deferred_weights, mix
+from assent import distributed
 from assent.data.tree import TreeBatch
 from assent.models.policy import Policy
-from assent.train import distributed
+from assent.models.references import deferred_weights, mix
 
 
 class Proximal:

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from assent.algorithms.evaluate import held_out
-from assent.algorithms.job import job
-from assent.algorithms.opening import about_stream
-from assent.algorithms.run import RunResult, run
 from assent.config import RewardConfig, RewardSection
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.tree import TreeBatch
 from assent.data.views import pair_view
 from assent.losses import bradley_terry, bradley_terry_tokens
 from assent.models.policy import ScoreModel
+from assent.train.held_out import held_out
 from assent.train.loop import Loss
+from assent.train.opening import about_stream
+from assent.train.run import RunResult, run
+from assent.train.session import open_session
 
 
 class Reward:
@@ -70,18 +70,18 @@ def train_reward(config: RewardConfig) -> RunResult:
     """Trains a reward model on the pairs of `config.data`; `config.out`/model is an
     `AutoModelForSequenceClassification` folder whose one logit at the last token is the reward (or the decoder with
     its head, where transformers has no such class: see models.heads)."""
-    current = job(config)
-    data = current.prepare(pair_view)
-    scorer = current.score_model(trainable=True, new_head=True)
+    session = open_session(config)
+    data = session.prepare(pair_view)
+    scorer = session.score_model(trainable=True, new_head=True)
     scorer.plain.config.assent_head["trained_at"] = config.reward.readout
-    stream = current.stream(data.train, scorer)
+    stream = session.stream(data.train, scorer)
     algorithm = Reward(scorer, stream, config.reward)
-    total = current.total_steps(stream.steps_per_epoch)
+    total = session.total_steps(stream.steps_per_epoch)
     return run(
-        current,
+        session,
         algorithm,
         total=total,
-        evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
+        evaluate=(lambda: held_out(algorithm, data.eval, stream, session.world)) if data.eval else None,
         final={"model": scorer},
         about=[about_stream(stream, total)],
     )

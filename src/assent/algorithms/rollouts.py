@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from assent.config import SamplingConfig
-from assent.data.packing import window
-from assent.data.tree import Branch, TokenTree, TreeBatch
+from assent.data.tree import Branch, TokenTree
+from assent.distributed import World, gathered
+from assent.models.annotate import Columns
 from assent.rollout.engine import Completion, Engine
-from assent.train.distributed import World, gather_objects, gathered
 
 GIVEN = "given"
 """Per-token field: 1 in answers that the policy did not sample."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """Numbers to attach to the trees of a batch: [N] per trained token, [S] per response, in the batch's order."""
-
-    per_token: Mapping[str, Tensor] = field(default_factory=dict)
-    per_response: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def share(number: int, world: World) -> slice:
@@ -58,36 +48,18 @@ def collect(
     return as_trees(prompts, [group for part in parts for group in part])
 
 
-@torch.no_grad()
-def annotate(
-    trees: Sequence[TokenTree],
-    score: Callable[[TreeBatch], Fields],
-    *,
-    micro_tokens: int,
-    flat: bool,
-    world: World,
-) -> list[TokenTree]:
-    """The trees with the fields that `score` computes on packed batches of them. The work is shared by all ranks."""
-    numbered = [replace(tree, key=key) for key, tree in enumerate(trees)]
-    batches = window(numbered, micro_tokens=micro_tokens, flat=flat, rank=world.rank, ranks=world.size).batches
-    found: dict[int, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
-    for batch in batches:
-        fields = score(batch.to(world.device))
-        per_token, per_response = _arrays(fields.per_token), _arrays(fields.per_response)
-        of_token, of_response = batch.prompt[batch.response].numpy(), batch.prompt.numpy()
-        for position, key in enumerate(batch.keys):
-            found[key] = (
-                {name: values[of_token == position] for name, values in per_token.items()},
-                {name: values[of_response == position] for name, values in per_response.items()},
-            )
-    everyone: dict[int, Any] = {}
-    for part in gather_objects(found):
-        everyone |= part
-    return [attach(tree, *everyone[key]) for key, tree in enumerate(trees)]
-
-
-def _arrays(fields: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: x.detach().float().cpu().numpy() for name, x in fields.items()}
+def annotated(trees: Sequence[TokenTree], columns: Columns) -> list[TokenTree]:
+    """The trees with these columns as fields."""
+    tokens = np.cumsum([tree.num_trained for tree in trees])[:-1]
+    responses = np.cumsum([len(tree.branches) for tree in trees])[:-1]
+    of_tokens = {name: np.split(values, tokens) for name, values in columns.per_token.items()}
+    of_responses = {name: np.split(values, responses) for name, values in columns.per_response.items()}
+    return [
+        attach(
+            tree, {n: parts[i] for n, parts in of_tokens.items()}, {n: parts[i] for n, parts in of_responses.items()}
+        )
+        for i, tree in enumerate(trees)
+    ]
 
 
 def attach(tree: TokenTree, per_token: Mapping[str, np.ndarray], per_response: Mapping[str, np.ndarray]) -> TokenTree:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from assent.algorithms.job import Job
+from assent import distributed, interrupt
 from assent.algorithms.rollouts import as_trees, share
 from assent.config import SamplingConfig
 from assent.data.tree import TokenTree
 from assent.models.adapters import merged_weights
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion, Engine
-from assent.train import distributed, interrupt
+from assent.train.session import Session
 
 PATIENCE = 2.0
 """Seconds that a run which was asked to stop waits for answers that are being sampled."""
@@ -42,9 +42,9 @@ class Sampler:
     of the policy's weights, which it is sent before it samples; without it they are the very same tensors."""
 
     def __init__(
-        self, current: Job, policy: Policy, engine: Engine, sampling: SamplingConfig, *, owns_weights: bool
+        self, session: Session, policy: Policy, engine: Engine, sampling: SamplingConfig, *, owns_weights: bool
     ) -> None:
-        self.job, self.policy, self.engine, self.sampling = current, policy, engine, sampling
+        self.session, self.policy, self.engine, self.sampling = session, policy, engine, sampling
         self.owns_weights = owns_weights
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._under_way: tuple[Sequence[Ask], Future[list[Answers]]] | None = None
@@ -98,7 +98,7 @@ class Sampler:
         """This rank's share. No collectives in here: it may run beside the training."""
         found = []
         for ask in asks:
-            mine = share(len(ask.prompts), self.job.world)
+            mine = share(len(ask.prompts), self.session.world)
             sampling = self.sampling
             if ask.temperature is not None:
                 sampling = replace(sampling, temperature=ask.temperature)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from assent.algorithms.rollouts import attach, keep
-from assent.algorithms.scoring import groups_of
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree
 from assent.rewards.group import GroupReward, NonFiniteReward, Progress
+from assent.rewards.groups import groups_of
 
 Notes = Mapping[tuple[bytes, bytes], Mapping[str, object]]
 """What is to be written down about answers, by prompt and answer (token ids)."""

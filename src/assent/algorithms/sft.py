@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from assent.algorithms.evaluate import held_out
-from assent.algorithms.job import job
-from assent.algorithms.opening import about_stream
-from assent.algorithms.run import RunResult, run
 from assent.config import SFTConfig
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.tree import TreeBatch
 from assent.data.views import sft_view
 from assent.losses import cross_entropy
 from assent.models.policy import Policy
+from assent.train.held_out import held_out
 from assent.train.loop import Loss
+from assent.train.opening import about_stream
+from assent.train.run import RunResult, run
+from assent.train.session import open_session
 
 
 class SFT:
@@ -48,17 +48,17 @@ class SFT:
 
 def train_sft(config: SFTConfig) -> RunResult:
     """Fine-tunes `config.model` on the answers of `config.data`; the result is `config.out`/model."""
-    current = job(config)
-    data = current.prepare(sft_view)
-    policy = current.policy()
-    stream = current.stream(data.train, policy)
+    session = open_session(config)
+    data = session.prepare(sft_view)
+    policy = session.policy()
+    stream = session.stream(data.train, policy)
     algorithm = SFT(policy, stream)
-    total = current.total_steps(stream.steps_per_epoch)
+    total = session.total_steps(stream.steps_per_epoch)
     return run(
-        current,
+        session,
         algorithm,
         total=total,
-        evaluate=(lambda: held_out(algorithm, data.eval, stream, current.world)) if data.eval else None,
+        evaluate=(lambda: held_out(algorithm, data.eval, stream, session.world)) if data.eval else None,
         final={"model": policy},
         about=[about_stream(stream, total)],
     )

@@ -14,7 +14,7 @@ prompt and to itself. Worked example: prompt `p0 p1 p2`, chosen `c0 c1`, rejecte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,17 @@ class TreeBatch:
             return value
 
         return TreeBatch(**{name: move(getattr(self, name)) for name in self.__dataclass_fields__})
+
+
+def with_token_field(trees: Sequence[TokenTree], name: str, values: np.ndarray) -> list[TokenTree]:
+    """The trees with one more per-token field, `values` [N] over all of their trained tokens."""
+    branches = [branch for tree in trees for branch in tree.branches]
+    cuts = np.cumsum([int(branch.trained.sum()) for branch in branches])[:-1]
+    parts = iter(np.split(values, cuts))
+    return [
+        replace(tree, branches=tuple(replace(b, per_token={**b.per_token, name: next(parts)}) for b in tree.branches))
+        for tree in trees
+    ]
 
 
 def collate(trees: Sequence[TokenTree], flat: bool = False) -> TreeBatch:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from assent.algorithms.rollouts import Fields, annotate, attach, collect
-from assent.algorithms.scoring import ModelReward, groups_of
+from assent.algorithms.rollouts import annotated, attach, collect
 from assent.config import ModelConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
+from assent.distributed import World
 from assent.evaluate.generation import Answer
+from assent.models.annotate import Fields, annotate
 from assent.models.folders import longest
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
@@ -22,9 +23,10 @@ from assent.models.saving import stop_ids
 from assent.models.shared_ids import check_shared_ids
 from assent.models.stored import configuration
 from assent.models.vocabulary import unused_ids
+from assent.rewards.groups import groups_of
+from assent.rewards.model import ModelReward
 from assent.rollout.check import check_sampling
 from assent.rollout.torch_engine import TorchEngine
-from assent.train.distributed import World
 
 MICRO_TOKENS = 4096
 
@@ -63,7 +65,7 @@ def sample_answers(
         return Fields(per_response={"kl": batch.sum_by_response(gap)})
 
     flat = not (policy.tree and anchor.tree)
-    trees = annotate(trees, drift, micro_tokens=MICRO_TOKENS, flat=flat, world=world)
+    trees = annotated(trees, annotate(trees, drift, micro_tokens=MICRO_TOKENS, flat=flat, world=world))
     if reward_model is not None:
         trees = _judged(trees, prompts, reward_model, chat, limit, precision, world)
     return [_answer(index, tree, i, chat) for index, tree in enumerate(trees) for i in range(per_prompt)]

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from assent import lock, settings
-from assent.algorithms.beforehand import ANSWER
+from assent import distributed, lock, settings
 from assent.algorithms.preference import train_preference
 from assent.config import CompareConfig, PreferenceConfig, ReportConfig
 from assent.data.formats import load_examples
 from assent.data.records import Example
+from assent.distributed import World
 from assent.errors import ConfigError, DataError, RunFolderError
 from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Prompt, Scorer, evaluate_policies, scored
@@ -31,8 +31,7 @@ from assent.names import suggestion
 from assent.objectives import CONFIGS, OBJECTIVES
 from assent.outputs import try_file
 from assent.rewards.group import Group, RewardError, checked
-from assent.train import distributed
-from assent.train.distributed import World
+from assent.train.beforehand import ANSWER
 from assent.train.progress import say
 from assent.train.runfolder import owned
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from assent import lock
+from assent import distributed, lock
 from assent.algorithms.online import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
@@ -34,6 +34,7 @@ from assent.config import (
 )
 from assent.data.formats import load_examples
 from assent.data.records import Message
+from assent.distributed import World as Ranks
 from assent.errors import RunFolderError
 from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
@@ -46,8 +47,6 @@ from assent.models.saving import complete_or_absent
 from assent.objectives import preference_config
 from assent.online import RewardsConfig, online_config
 from assent.statistics import mean_interval
-from assent.train import distributed
-from assent.train.distributed import World as Ranks
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say
 from assent.train.runfolder import owned

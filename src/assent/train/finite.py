@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from assent.distributed import any_true, gather_objects
 from assent.errors import NonFiniteError
 from assent.models.finite import not_finite, too_large
-from assent.train.distributed import any_true, gather_objects
 
 DIVERGED = "The weights have diverged, and are not saved. Lower --optim.lr."
 

@@ -4,7 +4,7 @@ yields a `StepResult` after each update. Evaluating, logging and saving stand ou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from assent.config import OptimConfig
 from assent.data.packing import Counts, Window
 from assent.data.tree import TreeBatch
-from assent.train.distributed import World, all_sum_dict, clip_grad_norm
+from assent.distributed import World, all_sum_dict, clip_grad_norm
+from assent.interrupt import interruptible
 from assent.train.finite import require_numbers, require_updated
-from assent.train.interrupt import interruptible
 from assent.train.optim import lr_at, set_lr
 
 UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at the rows, rewards and weights of its loss."
@@ -35,23 +35,6 @@ class Loss:
     metrics: Sums
     items: Mapping[str, Tensor] = field(default_factory=dict)
     followed: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Deferred:
-    """A part of a state that is made when it is written down, from what has not changed until then. Every rank must
-    make it."""
-
-    make: Callable[[], Any]
-
-
-def resolved(state: Any) -> Any:
-    """The state with all that was deferred."""
-    if isinstance(state, Deferred):
-        return state.make()
-    if isinstance(state, Mapping):
-        return {name: resolved(value) for name, value in state.items()}
-    return state
 
 
 class Algorithm(Protocol):

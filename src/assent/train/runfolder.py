@@ -29,12 +29,11 @@ from typing import Any
 import torch
 import yaml
 
-from assent import cpus, lock, settings
+from assent import cpus, distributed, lock, settings
 from assent.config import RunConfig
 from assent.environment import versions
 from assent.errors import CheckpointError, RunFolderError
 from assent.outputs import leftovers, write_text
-from assent.train import distributed
 from assent.train.checkpoint import find_resume, read_manifest
 from assent.train.history import (
     Inputs,

@@ -15,11 +15,11 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from assent import distributed as d
 from assent.config import ModelConfig
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.loading import load_policy
 from assent.models.policy import Policy, TokenScores
-from assent.train import distributed as d
 
 WAYS = ("kept", "given back", "given back, unseen", "after every forward", "another pass between", "value head alone")
 """What becomes of the gathered weights before the gradients need them."""

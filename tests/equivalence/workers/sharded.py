@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from assent import distributed as d
 from assent.config import OptimConfig
 from assent.train import checkpoint
-from assent.train import distributed as d
 from assent.train.optim import build_optimizer, lr_at, set_lr
 
 VOCAB, WIDTH, STEPS, SAVE_AT = 37, 15, 4, 2

@@ -16,11 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from assent.algorithms.card import model_card
-from assent.algorithms.closing import FILE, Summary
-from assent.algorithms.final import write_final
-from assent.algorithms.job import Job
-from assent.algorithms.scoring import afresh, groups_of
+from assent import distributed
 from assent.config import RunConfig
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree
@@ -33,9 +29,15 @@ from assent.models.quantize import quantised_layers
 from assent.models.readback import LIMIT, reading_class, shell_of
 from assent.models.saving import cast, origin_of, stop_ids, stored_as, write_folder
 from assent.outputs import free_bytes, try_file, writing
+from assent.rewards.build import afresh
 from assent.rewards.group import GroupReward, Progress
-from assent.train import checkpoint, distributed
+from assent.rewards.groups import groups_of
+from assent.train import checkpoint
+from assent.train.card import model_card
+from assent.train.closing import FILE, Summary
+from assent.train.final import write_final
 from assent.train.progress import say
+from assent.train.session import Session
 
 WHOLE = 20_000_000
 """Parameters up to which a model's folder is written and read back as at the end; of larger ones all but weights."""
@@ -63,7 +65,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def try_outputs(
-    job: Job, modules: Sequence[nn.Module], final: Mapping[str, Backbone], *, total: int, keeps_best: bool
+    session: Session, modules: Sequence[nn.Module], final: Mapping[str, Backbone], *, total: int, keeps_best: bool
 ) -> None:
     """Writes, and removes again, a file in every place that the run will write to, and the final model folders; and
     looks whether there is room. `modules` are what each checkpoint holds, `final` the models by folder, `total` the
@@ -71,15 +73,15 @@ def try_outputs(
 
     Raises OutputError for a place that cannot be written or has no room for one checkpoint with the final models,
     ModelError where a model could not be saved."""
-    distributed.on_main(lambda: _try_places(job, tuple(final)))
+    distributed.on_main(lambda: _try_places(session, tuple(final)))
     with same_random_state():
-        sizes = [_try_final(job, backbone, name) for name, backbone in final.items()]
-    distributed.on_main(lambda: _check_room(job, checkpoint_bytes(modules), sum(sizes), total, keeps_best))
-    distributed.on_main(lambda: _check_engine_room(job, final["model"]))
+        sizes = [_try_final(session, backbone, name) for name, backbone in final.items()]
+    distributed.on_main(lambda: _check_room(session, checkpoint_bytes(modules), sum(sizes), total, keeps_best))
+    distributed.on_main(lambda: _check_engine_room(session, final["model"]))
 
 
-def _try_places(job: Job, models: Sequence[str]) -> None:
-    folder, config = job.folder, job.config
+def _try_places(session: Session, models: Sequence[str]) -> None:
+    folder, config = session.folder, session.config
     places = [folder.metrics, folder.samples, folder.path / "data.json", folder.path / FILE]
     places += [checkpoint.unfinished(folder.checkpoints, 0) / "optimizer.safetensors"]
     places += [folder.path / f"{name}.unfinished" / "README.md" for name in models]
@@ -87,33 +89,33 @@ def _try_places(job: Job, models: Sequence[str]) -> None:
     places += [folder.path / tracker / "events" for tracker in config.report_to]
     for place in places:
         try_file(place, f"--out {config.out}: {place}")
-    if (engine := _engine_folder(job)) is not None:
+    if (engine := _engine_folder(session)) is not None:
         try_file(engine / "weights" / "model.safetensors", f"--engine.weights: {engine}")
 
 
-def _engine_folder(job: Job) -> Path | None:
+def _engine_folder(session: Session) -> Path | None:
     """Where weights are left for an engine that has its own copy."""
-    engine = getattr(job.config, "engine", None)
+    engine = getattr(session.config, "engine", None)
     if engine is None or engine.name == "torch":
         return None
-    return Path(engine.weights) if engine.weights else job.folder.path / "engine"
+    return Path(engine.weights) if engine.weights else session.folder.path / "engine"
 
 
 # ---- the final model
 
 
-def _try_final(job: Job, backbone: Backbone, name: str) -> int:
+def _try_final(session: Session, backbone: Backbone, name: str) -> int:
     """Bytes that the model's folder will take."""
-    trial = job.folder.path / TRIAL
-    card = partial(model_card, Summary(job.config))
+    trial = session.folder.path / TRIAL
+    card = partial(model_card, Summary(session.config))
     try:
         with _adapters_that_show(backbone):
             if sum(weight.numel() for weight in backbone.plain.parameters()) <= WHOLE:
-                write_final(job, backbone, trial / name, card, compared=name == "model")
+                write_final(session, backbone, trial / name, card, compared=name == "model")
                 return distributed.on_main(lambda: _size(trial))
-        return distributed.on_main(lambda: _write_without_weights(job, backbone, trial / name) + _size(trial))
+        return distributed.on_main(lambda: _write_without_weights(session, backbone, trial / name) + _size(trial))
     finally:
-        if job.world.is_main:
+        if session.world.is_main:
             shutil.rmtree(trial, ignore_errors=True)
 
 
@@ -132,13 +134,16 @@ def _adapters_that_show(backbone: Backbone) -> Iterator[None]:
                 weight.zero_()
 
 
-def _write_without_weights(job: Job, backbone: Backbone, folder: Path) -> int:
+def _write_without_weights(session: Session, backbone: Backbone, folder: Path) -> int:
     """Configuration, tokenizer, template and card of a large model, read back; and what its weights will take."""
-    plain, trust = backbone.plain, job.config.model.trust_remote_code
-    dtype, auto = stored_as(plain, job.config.model.save_dtype), AutoModelForCausalLM
-    tokenizer, stops = job.tokenizer, stop_ids(job.chat, plain.generation_config) if plain.can_generate() else ()
+    plain, trust = backbone.plain, session.config.model.trust_remote_code
+    dtype, auto = stored_as(plain, session.config.model.save_dtype), AutoModelForCausalLM
+    tokenizer, stops = (
+        session.tokenizer,
+        stop_ids(session.chat, plain.generation_config) if plain.can_generate() else (),
+    )
     if isinstance(backbone, ScoreModel):
-        tokenizer, stops, auto = outward(plain, job.chat), (), reading_class(plain)
+        tokenizer, stops, auto = outward(plain, session.chat), (), reading_class(plain)
     if dtype == torch.float16:
         for name, weight in plain.state_dict().items():
             cast(plain, {name: distributed.local_part(weight)}, dtype)
@@ -154,7 +159,7 @@ def _write_without_weights(job: Job, backbone: Backbone, folder: Path) -> int:
             backbone.model.peft_config["default"].save_pretrained(folder / "adapter")
             adapters = sum(x.numel() for name, x in ours.items() if ".lora_" in name or ".modules_to_save." in name)
         ours = merged_weights(backbone.model, ours)
-    return (adapters + _compare(job.config.model.path, ours, auto, folder)) * dtype.itemsize
+    return (adapters + _compare(session.config.model.path, ours, auto, folder)) * dtype.itemsize
 
 
 def _compare(path: str, ours: Mapping[str, Tensor], auto: Any, folder: Path) -> int:
@@ -193,19 +198,19 @@ def checkpoint_bytes(modules: Sequence[nn.Module]) -> int:
     return total
 
 
-def _check_room(job: Job, one: int, final: int, total: int, keeps_best: bool) -> None:
+def _check_room(session: Session, one: int, final: int, total: int, keeps_best: bool) -> None:
     """`one` checkpoint and the `final` models, in bytes. Raises OutputError where these do not fit; says so where all
     that are to be kept do not."""
-    out, train = job.config.out, job.config.train
-    done = checkpoint.read_manifest(job.folder.checkpoint)["step"] if job.folder.checkpoint else 0
-    there = sum(1 for _ in job.folder.checkpoints.glob("step-*"))
-    saves = _saves(job.config, total - done, keeps_best)
+    out, train = session.config.out, session.config.train
+    done = checkpoint.read_manifest(session.folder.checkpoint)["step"] if session.folder.checkpoint else 0
+    there = sum(1 for _ in session.folder.checkpoints.glob("step-*"))
+    saves = _saves(session.config, total - done, keeps_best)
     most = min(there + saves, train.keep + keeps_best + 1)  # the next is written before the oldest goes
     more = max(most - there, min(saves, 1))
-    free = free_bytes(job.folder.path)
+    free = free_bytes(session.folder.path)
     needs = f"a checkpoint takes {size_of(one)}, and what is left at the end {size_of(final)}"
     if free < min(saves, 1) * one + final:
-        raise OutputError(f"--out {out}: {size_of(free)} are free there; {needs}. {_smaller(job.config)}")
+        raise OutputError(f"--out {out}: {size_of(free)} are free there; {needs}. {_smaller(session.config)}")
     if free < more * one + final:
         say(
             f"--out {out}: {size_of(free)} are free there; {needs}. Up to {more} checkpoints will be added "
@@ -218,8 +223,8 @@ def _check_room(job: Job, one: int, final: int, total: int, keeps_best: bool) ->
         say(f"--out {out}: files may be {size_of(limit)} long here (ulimit -f), and a checkpoint takes {size_of(one)}.")
 
 
-def _check_engine_room(job: Job, policy: Backbone) -> None:
-    if (folder := _engine_folder(job)) is None:
+def _check_engine_room(session: Session, policy: Backbone) -> None:
+    if (folder := _engine_folder(session)) is None:
         return
     one = sum(weight.numel() for weight in policy.plain.parameters()) * (2 if policy.precision == "bf16" else 4)
     if (free := free_bytes(folder)) < 2 * one:
@@ -258,14 +263,16 @@ def size_of(count: int) -> str:
 # ---- rewards
 
 
-def try_rewards(job: Job, source: GroupReward, examples: Sequence[Example], progress: Progress, answers: int) -> None:
+def try_rewards(
+    session: Session, source: GroupReward, examples: Sequence[Example], progress: Progress, answers: int
+) -> None:
     """Asks every source of rewards about made-up answers, `answers` to the first prompt of each kind, half of them cut
     off. A function of the user's is loaded anew for it, so that it begins the run as it was. Every rank must call it.
 
     Raises what the source raises."""
-    groups = groups_of(*_made_up(job, examples, answers), job.chat, progress)
-    servers = getattr(getattr(job.config, "rewards", None), "servers", ())
-    if servers and job.world.is_main:
+    groups = groups_of(*_made_up(session, examples, answers), session.chat, progress)
+    servers = getattr(getattr(session.config, "rewards", None), "servers", ())
+    if servers and session.world.is_main:
         say("Asking for the rewards of made-up answers; a server that is not up is waited for as in training.")
     try:
         with same_random_state():
@@ -275,19 +282,21 @@ def try_rewards(job: Job, source: GroupReward, examples: Sequence[Example], prog
         raise
 
 
-def _made_up(job: Job, examples: Sequence[Example], answers: int) -> tuple[list[TokenTree], list[Example]]:
+def _made_up(session: Session, examples: Sequence[Example], answers: int) -> tuple[list[TokenTree], list[Example]]:
     firsts: dict[Any, Example] = {}
     for example in examples:
         firsts.setdefault(_kind(example), example)
     chosen = list(firsts.values())[:KINDS]
     if len(chosen) * answers < 2:  # of one answer, a single number would be right
         chosen += [example for example in examples if example is not chosen[0]][:1]
-    room = job.config.sampling.max_new_tokens  # type: ignore[attr-defined]
-    text = job.tokenizer.encode(ANSWER, add_special_tokens=False)
-    whole, cut = np.array([*text[: room - 1], job.tokenizer.eos_token_id]), np.array(text[:room])
+    room = session.config.sampling.max_new_tokens  # type: ignore[attr-defined]
+    text = session.tokenizer.encode(ANSWER, add_special_tokens=False)
+    whole, cut = np.array([*text[: room - 1], session.tokenizer.eos_token_id]), np.array(text[:room])
     branches = tuple(Branch(ids, np.ones(len(ids), bool)) for ids in [whole, cut] * answers)[:answers]
     finished = np.array([1.0, 0.0] * answers, np.float32)[:answers]
-    return [TokenTree(job.chat.prompt_ids(e), branches, per_response={"finished": finished}) for e in chosen], chosen
+    return [
+        TokenTree(session.chat.prompt_ids(e), branches, per_response={"finished": finished}) for e in chosen
+    ], chosen
 
 
 def _kind(example: Example) -> tuple[object, ...]:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from assent.algorithms.job import Job
+from assent import distributed
 from assent.models.heads import save_reward_model, usage_of
 from assent.models.policy import Backbone, ScoreModel
 from assent.models.readback import Finding, own_numbers, read_back
 from assent.models.recipe import Usage
 from assent.models.saving import replacing, save_model, stop_ids
 from assent.outputs import write_text
-from assent.train import distributed
+from assent.train.session import Session
 
 Card = Callable[[Usage | None, str], str]
 """The model card's text, from how a reward model's folder is read and how the folder was checked."""
@@ -38,29 +38,35 @@ class Written:
         ]
 
 
-def write_final(job: Job, backbone: Backbone, folder: Path, card: Card, *, compared: bool) -> Written:
+def write_final(session: Session, backbone: Backbone, folder: Path, card: Card, *, compared: bool) -> Written:
     """Writes a model's folder, whole or not at all, and reads it back; with `compared`, also what transformers alone
     makes of a reward model. Every rank must call it."""
-    own = own_numbers(backbone, job.tokenizer)
+    own = own_numbers(backbone, session.tokenizer)
     distributed.reshard(backbone)
     state = distributed.full_state_dict(backbone)
-    return distributed.on_main(partial(_write, job, backbone, folder, card, state, own, compared))
+    return distributed.on_main(partial(_write, session, backbone, folder, card, state, own, compared))
 
 
 def _write(
-    job: Job, backbone: Backbone, folder: Path, card: Card, state: Mapping[str, Tensor], own: Tensor, compared: bool
+    session: Session,
+    backbone: Backbone,
+    folder: Path,
+    card: Card,
+    state: Mapping[str, Tensor],
+    own: Tensor,
+    compared: bool,
 ) -> Written:
     weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-    dtype, usage = job.config.model.save_dtype, None
+    dtype, usage = session.config.model.save_dtype, None
     with replacing(folder) as partial:
         if isinstance(backbone, ScoreModel):
-            written = save_reward_model(backbone, job.chat, partial, weights, dtype=dtype)
+            written = save_reward_model(backbone, session.chat, partial, weights, dtype=dtype)
         else:
-            ends = stop_ids(job.chat, backbone.plain.generation_config)
-            written = save_model(backbone, job.tokenizer, partial, weights, dtype=dtype, stops=ends)
-        rounded = job.world.size > 1 and backbone.precision == "bf16"
-        checked = read_back(backbone, job.tokenizer, partial, written, own, dtype, rounded=rounded)
+            ends = stop_ids(session.chat, backbone.plain.generation_config)
+            written = save_model(backbone, session.tokenizer, partial, weights, dtype=dtype, stops=ends)
+        rounded = session.world.size > 1 and backbone.precision == "bf16"
+        checked = read_back(backbone, session.tokenizer, partial, written, own, dtype, rounded=rounded)
         if isinstance(backbone, ScoreModel):
-            usage = usage_of(backbone.plain, job.chat, partial, job.config.model if compared else None)
+            usage = usage_of(backbone.plain, session.chat, partial, session.config.model if compared else None)
         write_text(partial / "README.md", card(usage, checked.words))
     return Written(checked, usage)

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from assent.algorithms.measured import Measured
 from assent.config import PreferenceConfig, RewardConfig, RunConfig, SFTConfig
 from assent.methods import METHODS
 from assent.objectives import OBJECTIVES, objective_of
 from assent.online import OnlineConfig, method_of
 from assent.train.facts import measured
+from assent.train.measured import Measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-
-from assent.algorithms.job import Job
-from assent.algorithms.rollouts import Fields, annotate
 from assent.config import ModelConfig
 from assent.data.chat import Chat
-from assent.data.records import Example
-from assent.data.tree import TokenTree, TreeBatch
+from assent.distributed import World
 from assent.errors import ConfigError
 from assent.models.loading import load_tokenizer
 from assent.models.policy import ScoreModel
@@ -25,55 +20,52 @@ from assent.names import suggestion
 from assent.online import OnlineConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
-from assent.rewards.group import UNREADABLE, Group, GroupReward, Progress, Scores, WeightedSum, checked, in_order
+from assent.rewards.group import Group, GroupReward, WeightedSum
+from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
 from assent.rewards.remote import VLLM, RemoteReward, Server, Written
 from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
-from assent.train.distributed import World, gathered
+from assent.rewards.shared import Shared
 
 MODELS = "model"
 """What the reward model, or the ensemble of several, is called in weights and logs."""
 
 
-def reward_source(current: Job, config: OnlineConfig) -> WeightedSum:
+class Session(Protocol):
+    """What sources need of the run that asks them."""
+
+    @property
+    def world(self) -> World: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def chat(self) -> Chat:
+        """The policy's."""
+        ...
+
+    def score_model(self, path: str, *, trainable: bool, new_head: bool) -> ScoreModel: ...
+
+
+def reward_source(session: Session, config: OnlineConfig) -> WeightedSum:
     """The weighted sum of all that `config.rewards` names. Every rank must ask it about the same groups.
 
     Raises ConfigError for a rule, function, server or weight that cannot be, before any model is loaded, and ModelError
     for a folder that is no reward model."""
-    rewards, world = config.rewards, current.world
+    rewards, world = config.rewards, session.world
     found: list[tuple[str, Callable[[str], GroupReward]]] = [
         *((_before(spec), partial(_rule, spec, rewards, world)) for spec in rewards.rules),
         *((spec.rpartition(":")[2], partial(_function, spec, rewards, world)) for spec in rewards.functions),
-        *((_before(spec), partial(_server, spec, config, current)) for spec in rewards.servers),
+        *((_before(spec), partial(_server, spec, config, session)) for spec in rewards.servers),
     ]
     if rewards.model:
-        found.append((MODELS, partial(_models, current, config)))
+        found.append((MODELS, partial(_models, session, config)))
     names = _distinct([name for name, _ in found])
     weights = _weights(rewards.weights, names)
     return WeightedSum("--rewards.weights", [build(name) for name, (_, build) in zip(names, found)], weights)
-
-
-def groups_of(
-    trees: Sequence[TokenTree], examples: Sequence[Example], chat: Chat, progress: Progress | None = None
-) -> list[Group]:
-    """Rollout trees as sources of rewards are shown them; `chat` is the policy's."""
-    return [
-        Group(
-            example,
-            texts=tuple(
-                chat.decode(branch.ids, tree.prompt, finished=bool(ended))
-                for branch, ended in zip(tree.branches, tree.per_response["finished"], strict=True)
-            ),
-            finished=tuple(bool(finished) for finished in tree.per_response["finished"]),
-            lengths=tuple(len(branch) for branch in tree.branches),
-            ids=tuple(branch.ids for branch in tree.branches),
-            prompt_ids=tree.prompt,
-            progress=progress or Progress(),
-        )
-        for tree, example in zip(trees, examples, strict=True)
-    ]
 
 
 def afresh(source: GroupReward) -> GroupReward:
@@ -88,75 +80,6 @@ def afresh(source: GroupReward) -> GroupReward:
         case FunctionReward():
             return FunctionReward(source.spec, source.flag, source.name)
     return source
-
-
-class ModelReward:
-    """A frozen reward model with its own tokenizer and chat template, which reads what `Reading` says. Its forward
-    passes are shared by all ranks.
-
-    An answer that its chat template cannot write is unscored."""
-
-    def __init__(
-        self,
-        name: str,
-        scorer: ScoreModel,
-        chat: Chat,
-        policy_chat: Chat,
-        *,
-        max_length: int,
-        micro_tokens: int,
-        world: World,
-    ) -> None:
-        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass."""
-        self.name = name
-        self.scorer = scorer
-        self.reading = Reading(chat, policy_chat, max_length)
-        self.micro_tokens = micro_tokens
-        self.world = world
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raises DataError for prompts that are too long for it or that its chat template refuses."""
-        self.reading.check(f"The reward model '{self.name}'", examples)
-
-    def score(self, groups: Sequence[Group]) -> Scores:
-        read = [self.reading.tree(group) for group in groups]
-        trees = [tree for tree, _ in read if tree is not None]
-        scored = iter(self._annotated(trees) if trees else [])
-        values: list[float | None] = []
-        for group, (tree, kept) in zip(groups, read, strict=True):
-            own: list[float | None] = [None] * len(group)
-            if tree is not None:
-                for index, value in zip(kept, next(scored).per_response["reward"].tolist(), strict=True):
-                    own[index] = value
-            values += own
-        unread = values.count(None)
-        failures = {UNREADABLE: unread} if unread else {}
-        return Scores(checked(f"The reward model '{self.name}'", groups, values), failures=failures)
-
-    def _annotated(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
-        def rewards(batch: TreeBatch) -> Fields:
-            return Fields(per_response={"reward": self.scorer(batch, batch.last)})
-
-        flat = not self.scorer.tree
-        return annotate(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
-
-
-class Shared:
-    """A source that each rank asks about its share of the groups; all get all rewards. What one rank raises, every rank
-    raises, so none is left waiting."""
-
-    def __init__(self, source: GroupReward, world: World) -> None:
-        self.name = source.name
-        self.source = source
-        self.world = world
-
-    def check(self, examples: Sequence[Example]) -> None:
-        self.source.check(examples)
-
-    def score(self, groups: Sequence[Group]) -> Scores:
-        share = -(-len(groups) // self.world.size)
-        mine = groups[self.world.rank * share :][:share]
-        return in_order(gathered(lambda: self.source.score(mine) if mine else Scores(np.zeros(0))))
 
 
 def _rule(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupReward:
@@ -179,7 +102,7 @@ def _function(spec: str, rewards: RewardsConfig, world: World, name: str) -> Gro
     return Shared(source, world)
 
 
-def _server(spec: str, config: OnlineConfig, current: Job, name: str) -> GroupReward:
+def _server(spec: str, config: OnlineConfig, session: Session, name: str) -> GroupReward:
     shape, given, url = spec.partition("=")
     if not given:  # the text is not shown: it may hold a password
         raise ConfigError("--rewards.servers: expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
@@ -201,16 +124,16 @@ def _server(spec: str, config: OnlineConfig, current: Job, name: str) -> GroupRe
     )
     try:
         if shape == VLLM:
-            own = current.chat
+            own = session.chat
             if remote.tokenizer is not None:
                 folder = ModelConfig(remote.tokenizer, trust_remote_code=config.model.trust_remote_code)
                 own = Chat(load_tokenizer(folder), rendered=config.data.rendered)
-            source: GroupReward = ServedModel(name, server, Reading(own, current.chat, config.data.max_length))
+            source: GroupReward = ServedModel(name, server, Reading(own, session.chat, config.data.max_length))
         else:
-            source = RemoteReward(name, server, partial(written, current.tokenizer))
+            source = RemoteReward(name, server, partial(written, session.tokenizer))
     except ConfigError as error:
         raise ConfigError(f"--rewards.servers: {error}") from None
-    return Shared(source, current.world)
+    return Shared(source, session.world)
 
 
 def written(tokenizer: Any, group: Group) -> list[Written | None]:
@@ -222,25 +145,25 @@ def written(tokenizer: Any, group: Group) -> list[Written | None]:
     return [Written(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
 
 
-def _models(current: Job, config: OnlineConfig, name: str) -> GroupReward:
+def _models(session: Session, config: OnlineConfig, name: str) -> GroupReward:
     paths = config.rewards.model
     if len(paths) == 1:
-        return _model(current, config, paths[0], name)
+        return _model(session, config, paths[0], name)
     names = _distinct([PurePath(path).name for path in paths])
-    members = [_model(current, config, path, member) for path, member in zip(paths, names, strict=True)]
+    members = [_model(session, config, path, member) for path, member in zip(paths, names, strict=True)]
     return Ensemble(name, members, config.rewards.ensemble, k=config.rewards.deviations)
 
 
-def _model(current: Job, config: OnlineConfig, path: str, name: str) -> ModelReward:
+def _model(session: Session, config: OnlineConfig, path: str, name: str) -> ModelReward:
     own = ModelConfig(path, trust_remote_code=config.model.trust_remote_code)
     return ModelReward(
         name,
-        current.score_model(path, trainable=False, new_head=False),
+        session.score_model(path, trainable=False, new_head=False),
         Chat(load_tokenizer(own), rendered=config.data.rendered),
-        current.chat,
+        session.chat,
         max_length=config.data.max_length,
         micro_tokens=config.train.micro_tokens,
-        world=current.world,
+        world=session.world,
     )
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from assent.algorithms.measured import Each, Evaluation
 from assent.data.packing import EpochStream, Window
 from assent.data.tree import TokenTree
+from assent.distributed import World, all_sum_dict, gather_objects
 from assent.statistics import proportion_interval
-from assent.train.distributed import World, all_sum_dict, gather_objects
 from assent.train.finite import DIVERGED, require_numbers
 from assent.train.loop import Algorithm, add_sums
+from assent.train.measured import Each, Evaluation
 
 CHUNK = 64
 """Trees in one evaluation window; the loss is a sum over global counts, so it changes nothing."""

@@ -8,21 +8,20 @@ from typing import Any, Protocol
 
 import torch
 
-from assent import cpus, settings
-from assent.algorithms.inputs import digests
+from assent import cpus, distributed, settings
 from assent.config import LoraConfig, ModelConfig, RunConfig
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
+from assent.distributed import World
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
 from assent.models.shared_ids import check_shared_ids
 from assent.models.vocabulary import check_vocabulary
 from assent.online import OnlineConfig
-from assent.train import distributed
-from assent.train.distributed import World
+from assent.train.digests import digests
 from assent.train.progress import say
 from assent.train.runfolder import RunFolder
 
@@ -35,7 +34,7 @@ class SharesPrompts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Session:
     """A training command under way."""
 
     config: RunConfig
@@ -137,7 +136,7 @@ class Job:
         return distributed.shard(model, self.world, blocks=model.blocks, heads=model.heads, precision=model.precision)
 
 
-def job(config: RunConfig) -> Job:
+def open_session(config: RunConfig) -> Session:
     """Sets a command up."""
     settings.validate(config)
     quiet_transformers()
@@ -151,4 +150,4 @@ def job(config: RunConfig) -> Job:
     tokenizer = load_tokenizer(config.model)
     model = config.model
     chat = Chat(tokenizer, model.chat_template, model.template_kwargs, rendered=config.data.rendered)
-    return Job(config, world, folder, tokenizer, chat)
+    return Session(config, world, folder, tokenizer, chat)

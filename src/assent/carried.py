@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from assent.errors import AssentError, Interrupted
-from assent.train.interrupt import interruptible
+from assent.interrupt import interruptible
 
 T = TypeVar("T")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from assent import settings
-from assent.algorithms.closing import Summary, gained
-from assent.algorithms.commands import words
 from assent.data.dataset import summary as data_summary
 from assent.models.recipe import Usage
+from assent.train.closing import Summary, gained
+from assent.train.commands import words
 
 PLAIN = """```python
 from transformers import AutoTokenizer, {loader}

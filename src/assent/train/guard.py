@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 
 from assent import process
+from assent.carried import all_here, raised_by_all, shared_store
 from assent.errors import AssentError, CheckpointError, Interrupted, ShutdownRequested, UserError
 from assent.foreign import brief
 from assent.guest import blamed, ends_programs
-from assent.train.carried import all_here, raised_by_all, shared_store
-from assent.train.interrupt import Interrupt
+from assent.interrupt import Interrupt
 
 TOGETHER = 5.0
 """Seconds within which all ranks must meet to save."""

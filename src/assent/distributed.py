@@ -25,9 +25,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from assent import cpus
+from assent.carried import by_all, portable, tried
 from assent.errors import CheckpointError, ConfigError
-from assent.train.carried import by_all, portable, tried
-from assent.train.launch import join, launched
+from assent.launch import join, launched
 
 T = TypeVar("T")
 

@@ -14,26 +14,27 @@ import torch
 import yaml
 from torch import Tensor
 
-from assent import settings
-from assent.algorithms.beforehand import try_outputs
-from assent.algorithms.card import model_card
-from assent.algorithms.closing import Pace, Summary, closing, write_summary
-from assent.algorithms.commands import Live, command_of
-from assent.algorithms.final import write_final
-from assent.algorithms.guard import guard
-from assent.algorithms.job import Job
-from assent.algorithms.measured import Evaluation, Measured
-from assent.algorithms.opening import opening
+from assent import distributed, interrupt, settings
+from assent.deferred import resolved
 from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.policy import Backbone
 from assent.models.readback import own_numbers
-from assent.train import checkpoint, completions, distributed, interrupt
+from assent.train import checkpoint, completions
+from assent.train.beforehand import try_outputs
+from assent.train.card import model_card
+from assent.train.closing import Pace, Summary, closing, write_summary
+from assent.train.commands import Live, command_of
 from assent.train.facts import Fact, tell
+from assent.train.final import write_final
 from assent.train.finite import require_answers, require_evaluated, require_saved
+from assent.train.guard import guard
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
-from assent.train.loop import Algorithm, StepResult, resolved, train_steps
+from assent.train.loop import Algorithm, StepResult, train_steps
+from assent.train.measured import Evaluation, Measured
+from assent.train.opening import opening
 from assent.train.optim import build_optimizer
 from assent.train.progress import Progress, say
+from assent.train.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,15 @@ class Run:
 
     def __init__(
         self,
-        job: Job,
+        session: Session,
         algorithm: Algorithm,
         *,
         total: int,
         evaluate: Callable[[], Evaluation] | None,
         learning_rates: Mapping[str, float],
     ) -> None:
-        self.job, self.algorithm, self.total, self.evaluate = job, algorithm, total, evaluate
-        self.config, self.command = job.config, command_of(job.config)
+        self.session, self.algorithm, self.total, self.evaluate = session, algorithm, total, evaluate
+        self.config, self.command = session.config, command_of(session.config)
         rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
         self.optimizer = build_optimizer(rates, self.config.optim)
         self.optimizer.register_step_pre_hook(lambda *_: self._begin_update())
@@ -94,10 +95,10 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.live = Live(self.command.followed)
         self.due = Due(measure=evaluate is not None)
-        resumed = job.folder.checkpoint is not None
+        resumed = session.folder.checkpoint is not None
         positions = self._restore() if resumed else {}
         self.pace = Pace(self.step)
-        self.logs = self._open_logs(positions) if job.world.is_main else {}
+        self.logs = self._open_logs(positions) if session.world.is_main else {}
         self.keep()
         self.began = self.kept
         self.written = self.kept if resumed else None
@@ -105,8 +106,8 @@ class Run:
     # ---- checkpoints
 
     def _restore(self) -> dict[str, int]:
-        assert self.job.folder.checkpoint is not None
-        state = checkpoint.load(self.job.folder.checkpoint)
+        assert self.session.folder.checkpoint is not None
+        state = checkpoint.load(self.session.folder.checkpoint)
         for name, module in self.algorithm.modules.items():
             distributed.load_full_state_dict(module, state[name])
         distributed.load_full_optimizer_state(self.optimizer, self.algorithm.modules, state["optimizer"])
@@ -160,7 +161,7 @@ class Run:
         kept = self.kept
         for name, module in self.algorithm.modules.items():
             if isinstance(module, Backbone):
-                require_answers(kept["run"]["step"], name, own_numbers(module, self.job.tokenizer))
+                require_answers(kept["run"]["step"], name, own_numbers(module, self.session.tokenizer))
                 distributed.reshard(module)
         state: dict[str, Any] = {
             name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
@@ -176,10 +177,10 @@ class Run:
             log.sync()
         best = state["run"]["measured"].get("best")
         checkpoint.save(
-            self.job.folder.checkpoints,
+            self.session.folder.checkpoints,
             state["run"]["step"],
             state,
-            meta=self.job.folder.meta(),
+            meta=self.session.folder.meta(),
             keep=self.config.train.keep,
             best_step=None if best is None else best["step"],
         )
@@ -187,7 +188,7 @@ class Run:
     # ---- logs
 
     def _open_logs(self, positions: Mapping[str, int]) -> dict[str, Any]:
-        folder = self.job.folder
+        folder = self.session.folder
         plain = yaml.safe_load(settings.dump(self.config))
         trackers = open_trackers(self.config.report_to, folder.path, folder.run_id, plain, self.step)
         return {
@@ -242,7 +243,7 @@ class Run:
     def measure(self) -> bool:
         """Evaluates; says whether this is the best so far."""
         assert self.evaluate is not None
-        with interrupt.interruptible(self.job.world.size == 1):
+        with interrupt.interruptible(self.session.world.size == 1):
             evaluation = self.evaluate()
         require_evaluated(self.step, evaluation.metrics)
         self.metrics |= evaluation.metrics
@@ -255,21 +256,21 @@ class Run:
         improved = best is None or followed.better(value, best) != best
         if improved:
             self.best = self.last
-        if self.job.world.is_main:
+        if self.session.world.is_main:
             say(self.live.held_out + (", the best so far" if improved and self.step else ""))
         return improved
 
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
         """Writes the final model folders, and reads them back; then says and writes what the run has come to."""
-        folder, summary = self.job.folder, self._take_final(tuple(final))
+        folder, summary = self.session.folder, self._take_final(tuple(final))
         card = partial(model_card, summary)
         for name, backbone in final.items():
-            written = write_final(self.job, backbone, folder.path / name, card, compared=name == "model")
-            if self.job.world.is_main:
+            written = write_final(self.session, backbone, folder.path / name, card, compared=name == "model")
+            if self.session.world.is_main:
                 for note in written.notes:
                     say(f"{folder.path / name}: {note}")
         distributed.on_main(lambda: write_summary(summary, folder.path))
-        if self.job.world.is_main:
+        if self.session.world.is_main:
             tell(closing(summary))
         return RunResult(
             out=folder.path,
@@ -295,9 +296,9 @@ class Run:
             last=self.last,
             end=self.last,
             pace=self.pace,
-            data=self.job.folder.data(),
+            data=self.session.folder.data(),
             folders=folders,
-            checkpoints=tuple(checkpoint.by_step(self.job.folder.checkpoints)),
+            checkpoints=tuple(checkpoint.by_step(self.session.folder.checkpoints)),
         )
         if self.config.train.final == "last" or self.best is None:
             return last
@@ -307,7 +308,7 @@ class Run:
         return replace(last, step=self.best.step, final="best", end=self.best)
 
     def _load_best(self, step: int) -> None:
-        path = checkpoint.by_step(self.job.folder.checkpoints).get(step)
+        path = checkpoint.by_step(self.session.folder.checkpoints).get(step)
         advice = "--resume auto --train.final last writes the last step."
         if path is None:  # that of the start is kept where the run began with --train.final best
             which = f"step {step}" if step else "the start, the model that this run began with"
@@ -325,7 +326,7 @@ def _every(interval: int, step: int) -> bool:
 
 
 def run(
-    job: Job,
+    session: Session,
     algorithm: Algorithm,
     *,
     total: int,
@@ -343,24 +344,26 @@ def run(
     SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
     """
     modules = (*algorithm.modules.values(), *averages)
-    try_outputs(job, modules, final, total=total, keeps_best=evaluate is not None)
-    state = Run(job, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
-    label, main = Path(job.config.out).name, job.world.is_main
+    try_outputs(session, modules, final, total=total, keeps_best=evaluate is not None)
+    state = Run(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
+    label, main = Path(session.config.out).name, session.world.is_main
     if main:
         start = state.step
-        tell(opening(job, state.command, algorithm.modules, state.optimizer, about, step=start, total=total))
-    with contextlib.closing(job.folder), guard(state):
+        tell(opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total))
+    with contextlib.closing(session.folder), guard(state):
         with Progress(total, label, state.step) if main else contextlib.nullcontext() as bar:
             state.conclude()
             _train(state, bar)
-        with interrupt.interruptible(job.world.size == 1):
+        with interrupt.interruptible(session.world.size == 1):
             return state.finish(final)
 
 
 def _train(state: Run, bar: Progress | None) -> None:
     """All steps, with what is due after each."""
-    job, algorithm = state.job, state.algorithm
-    steps = train_steps(algorithm, state.optimizer, job.config.optim, job.world, start=state.step, total=state.total)
+    session, algorithm = state.session, state.algorithm
+    steps = train_steps(
+        algorithm, state.optimizer, session.config.optim, session.world, start=state.step, total=state.total
+    )
     for result in steps:
         if result is None:
             state.keep()

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from assent.algorithms.commands import Command, command_of, words
-from assent.algorithms.measured import Measured, change
 from assent.config import RunConfig
 from assent.outputs import write_text
 from assent.statistics import Interval
+from assent.train.commands import Command, command_of, words
 from assent.train.facts import Fact, measured, plural, rounded
+from assent.train.measured import Measured, change
 from assent.train.progress import clock
 
 FILE = "summary.json"

@@ -1,0 +1,69 @@
+"""A reward model as a source of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from assent.data.chat import Chat
+from assent.data.records import Example
+from assent.data.tree import TokenTree, TreeBatch
+from assent.distributed import World
+from assent.models.annotate import Fields, annotate
+from assent.models.policy import ScoreModel
+from assent.rewards.group import UNREADABLE, Group, Scores, checked
+from assent.rewards.reading import Reading
+
+
+class ModelReward:
+    """A frozen reward model with its own tokenizer and chat template, which reads what `Reading` says. Its forward
+    passes are shared by all ranks.
+
+    An answer that its chat template cannot write is unscored."""
+
+    def __init__(
+        self,
+        name: str,
+        scorer: ScoreModel,
+        chat: Chat,
+        policy_chat: Chat,
+        *,
+        max_length: int,
+        micro_tokens: int,
+        world: World,
+    ) -> None:
+        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass."""
+        self.name = name
+        self.scorer = scorer
+        self.reading = Reading(chat, policy_chat, max_length)
+        self.micro_tokens = micro_tokens
+        self.world = world
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises DataError for prompts that are too long for it or that its chat template refuses."""
+        self.reading.check(f"The reward model '{self.name}'", examples)
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        read = [self.reading.tree(group) for group in groups]
+        trees = [tree for tree, _ in read if tree is not None]
+        scored = iter(self._rewards(trees).tolist() if trees else [])
+        values: list[float | None] = []
+        for group, (tree, kept) in zip(groups, read, strict=True):
+            own: list[float | None] = [None] * len(group)
+            for index in kept if tree is not None else ():
+                own[index] = next(scored)
+            values += own
+        unread = values.count(None)
+        failures = {UNREADABLE: unread} if unread else {}
+        return Scores(checked(f"The reward model '{self.name}'", groups, values), failures=failures)
+
+    def _rewards(self, trees: Sequence[TokenTree]) -> np.ndarray:
+        """[S] over all trees."""
+
+        def rewards(batch: TreeBatch) -> Fields:
+            return Fields(per_response={"reward": self.scorer(batch, batch.last)})
+
+        flat = not self.scorer.tree
+        found = annotate(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
+        return found.per_response["reward"]
