@@ -40,8 +40,8 @@ def annotate(
     flat: bool,
     world: World,
 ) -> Columns:
-    """What `score` computes on packed batches of the trees. Every rank must call it with the same trees, does its share,
-    and gets all columns."""
+    """What `score` computes on packed batches of the trees. Every rank must call it with the same trees; it does its
+    share, and gets all columns."""
     numbered = [replace(tree, key=key) for key, tree in enumerate(trees)]
     made = window(numbered, micro_tokens=micro_tokens, flat=flat, rank=world.rank, ranks=world.size)
     own: list[tuple[tuple[int, ...], dict[str, np.ndarray], dict[str, np.ndarray]]] = []
