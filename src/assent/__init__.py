@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 PUBLIC = {
     "assent.algorithms.preference": ("train_preference",),
-    "assent.algorithms.online": ("train_online",),
+    "assent.algorithms.online.train": ("train_online",),
     "assent.algorithms.reward": ("train_reward",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (

@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command] = {
         config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
     ),
     **{
-        name: Command(online.CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.online:train_online")
+        name: Command(online.CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.online.train:train_online")
         for name, row in methods.METHODS.items()
     },
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),

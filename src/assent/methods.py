@@ -1,7 +1,8 @@
 """The methods that learn from rewards of their own answers: one row each.
 
-Commands, their options and the tests are made from this table. A row combines an advantage, a loss (a pure function of
-`assent.losses`) and how a step's tokens are weighted. Nothing heavy is imported here.
+Commands, their options and the tests are made from this table. A row combines an estimator of advantages
+(`assent.estimators`), a loss (a pure function of `assent.losses`) and how a step's tokens are weighted. Nothing heavy
+is imported here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from assent.estimators import ESTIMATORS
 from assent.rules import COUNT, INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, Rule
 from assent.sections import Option
 
@@ -55,8 +57,6 @@ OPTIONS: dict[str, Option] = {
     "dynamic": Option(bool, "Sample further prompts in place of those whose answers are all worth the same."),
 }  # fmt: skip
 
-Advantage = Literal["gae", "return", "group", "leave_one_out", "greedy"]
-
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -66,7 +66,7 @@ class Method:
     name: str
     summary: str
     paper: str
-    advantage: Advantage
+    estimator: str
     loss: str
     options: Mapping[str, Any]
     rollout: Mapping[str, Any] = field(default_factory=dict)
@@ -76,12 +76,12 @@ class Method:
 
     @property
     def has_critic(self) -> bool:
-        return self.advantage == "gae"
+        return "critic" in ESTIMATORS[self.estimator].needs
 
     @property
     def has_groups(self) -> bool:
         """Whether answers are compared with others to the same prompt."""
-        return self.advantage in ("group", "leave_one_out")
+        return "groups" in ESTIMATORS[self.estimator].needs
 
 
 PPO = {

@@ -279,3 +279,8 @@ def online_config(method: str, **options: Any) -> OnlineConfig:
 def method_of(config: OnlineConfig) -> str:
     """The key in `METHODS` that a configuration belongs to."""
     return next(key for key, cls in CONFIGS.items() if type(config) is cls)
+
+
+def critic_of(config: OnlineConfig) -> CriticConfig | None:
+    """The critic's section; None for methods without one."""
+    return getattr(config, "critic", None)

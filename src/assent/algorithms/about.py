@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from assent.config import ReferenceConfig
 from assent.models.references import MovingReference, Reference
-from assent.train.facts import Fact, number, plural, rounded
-from assent.train.opening import about_stream, epochs
+from assent.train.facts import Fact, number
+from assent.train.opening import about_stream
 
 if TYPE_CHECKING:
-    from assent.algorithms.online import Online
     from assent.algorithms.preference import Preference
 
 
@@ -34,50 +33,3 @@ def _reference(reference: Reference | None, section: ReferenceConfig | None) -> 
     if isinstance(reference, MovingReference):
         return f"a copy of {of} that moves by {number(reference.rate)} to the policy every {reference.every:,} steps"
     return "the model without its adapters" if reference.model is None else f"{path or 'the start'}, frozen"
-
-
-def about_online(algorithm: Online, total: int) -> list[Fact]:
-    """Where answers come from, what they are worth, what holds the policy."""
-    config, rollout, sampling = algorithm.config, algorithm.config.rollout, algorithm.config.sampling
-    prompts = len(algorithm.experience.examples)
-    size, steps = min(config.train.batch_size, prompts), algorithm.steps_per_rollout
-    per_epoch = -(-prompts // config.train.batch_size) * steps
-    answers = f"{plural(size, 'prompt')} x {plural(rollout.responses, 'answer')}"
-    most = rounded(size * rollout.responses * sampling.max_new_tokens)
-    return [
-        Fact("Reference", _online_reference(algorithm)),
-        Fact("Rewards", _rewards(algorithm)),
-        Fact("Engine", _engine(algorithm)),
-        Fact(
-            "Steps",
-            f"{total:,} ({epochs(total, per_epoch)}), {steps:,} on each rollout of {answers}, at most {most} tokens",
-        ),
-    ]
-
-
-def _online_reference(algorithm: Online) -> str:
-    kl, reference = algorithm.config.kl, algorithm.models.reference
-    if reference is None:
-        return "none, nothing holds the policy near its start (--kl.coef 0)"
-    what = "the model without its adapters" if reference.model is None else f"{kl.reference or 'the start'}, frozen"
-    return f"{what}; {number(kl.coef)} x KL in the {kl.place}"
-
-
-def _rewards(algorithm: Online) -> str:
-    source: Any = algorithm.experience.source
-    models = algorithm.config.rewards.model
-    parts = []
-    for one, weight in zip(getattr(source, "sources", [source]), getattr(source, "weights", [1.0]), strict=True):
-        name = f"model {', '.join(models)}" if one.name == "model" and models else one.name
-        parts.append(name if weight == 1 else f"{number(weight)} x {name}")
-    return " + ".join(parts)
-
-
-def _engine(algorithm: Online) -> str:
-    engine, sampler = algorithm.config.engine, algorithm.experience.sampler
-    where = engine.name if engine.url is None else f"{engine.name} server"
-    weights = "from a copy of the policy" if sampler.owns_weights else "from the policy itself"
-    ahead = ", one rollout ahead" if algorithm.config.rollout.ahead else ""
-    sampling = algorithm.config.sampling
-    how = f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens:,} tokens"
-    return f"{where}, {weights}{ahead}; {how}"

@@ -102,7 +102,7 @@ class Preference:
         for window in self.stream:
             yield self.prepare(window)
 
-    def stepped(self) -> None:
+    def stepped(self, metrics: Mapping[str, float]) -> None:
         if self.reference is not None:
             self.reference.follow(self.stream.given)
         self._move_shift()

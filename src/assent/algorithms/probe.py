@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from assent.algorithms.rollouts import collect, response_field, response_lengths
+from assent.algorithms.online.evaluation import answered
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.samples import describe, rows_of
+from assent.algorithms.online.stages import Reads
 from assent.config import ProbeConfig, SamplingConfig
-from assent.data.formats import message_row
 from assent.data.records import Example
-from assent.data.tree import TreeBatch
 from assent.distributed import unsharded
 from assent.errors import ModelError
-from assent.models.annotate import Fields, annotate
 from assent.models.policy import Policy
 from assent.models.references import Reference
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling
+from assent.rollout.sampling import Sampler
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.measured import Evaluation
 from assent.train.progress import say
 from assent.train.session import Session
-
-SEED = 1 << 40
-"""Every probe samples with the same numbers, so that answers differ only as policies do."""
 
 
 class Probe:
@@ -68,34 +67,16 @@ class Probe:
         nats per answer; the answers."""
         if not self.prompts:
             return Evaluation({})
-        ends = stop_ids(self.session.chat, self.policy.plain.generation_config)
+        world, chat = self.session.world, self.session.chat
+        ends = stop_ids(chat, self.policy.plain.generation_config)
         engine = TorchEngine(self.policy.model, ends, self.policy.precision, unused=self.unused)
-        with unsharded(self.policy):
-            trees = collect(engine, [ids for _, ids in self.prompts], 1, self.sampling, SEED, self.session.world)
-        metrics = {
-            "eval/length": float(response_lengths(trees).mean()),
-            "eval/unfinished": float(1 - response_field(trees, "finished").mean()),
-        }
-        if self.reference is not None:
-            anchor = self.reference
-
-            def drift(batch: TreeBatch) -> Fields:
-                return Fields({"drift": self.policy(batch).logprobs - anchor.logprobs(batch)})
-
-            train = self.session.config.train
-            found = annotate(
-                trees, drift, micro_tokens=train.micro_tokens, flat=not anchor.tree, world=self.session.world
-            )
-            metrics["eval/kl"] = float(np.sum(found.per_token["drift"]) / len(trees))
-        samples = [
-            {
-                "prompt": [message_row(message) for message in example.prompt],
-                "response": self.session.chat.decode(
-                    tree.branches[0].ids, tree.prompt, finished=bool(tree.per_response["finished"][0])
-                ),
-                "length": len(tree.branches[0]),
-                "finished": bool(tree.per_response["finished"][0]),
-            }
-            for (example, _), tree in zip(self.prompts, trees, strict=True)
-        ]
-        return Evaluation(metrics, samples)
+        sampler = Sampler(world, self.policy, engine, self.sampling)
+        reads = Reads(1.0, self.session.config.train.micro_tokens, policy=self.reference is not None, entropy=False)
+        models = Models(self.policy, None, self.reference)
+        rollout = answered(sampler, models, [ids for _, ids in self.prompts], reads)
+        described = describe(rollout)
+        metrics = {f"eval/{name}": described[name] for name in ("length", "unfinished")}
+        if rollout.old is not None and rollout.reference is not None:
+            metrics["eval/kl"] = float(np.sum(rollout.old - rollout.reference) / len(rollout))
+        rows = rows_of(replace(rollout, reference=None), [e for e, _ in self.prompts], chat, demonstrations=False)
+        return Evaluation(metrics, rows)

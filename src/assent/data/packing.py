@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +25,29 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixed:
+    """Further micro-batches of a step, with the loss that is minimised on each of them."""
+
+    batches: tuple[TreeBatch, ...]
+    loss: Callable[[TreeBatch], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
-    """All micro-batches of one optimiser step on this rank, and the step's global counts. `metrics` and `samples` are
-    what making the window already told (a rollout's rewards and answers), for the logs."""
+    """All micro-batches of one optimiser step on this rank, the step's global counts, and data that are mixed in.
+    `metrics` and `samples` are what making the window already told (a rollout's rewards and answers), for the logs."""
 
     batches: tuple[TreeBatch, ...]
     counts: Counts
+    mixed: Mixed | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[dict[str, object], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Packed tokens on this rank."""
+        mixed = () if self.mixed is None else self.mixed.batches
+        return sum(batch.num_tokens for batch in (*self.batches, *mixed))
 
 
 def order(size: int, *, seed: int, epoch: int, stream: int = 0) -> np.ndarray:

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from assent.algorithms.rollouts import annotated, attach, collect
+from assent.algorithms.online.evaluation import answered
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.stages import Reads
 from assent.config import ModelConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
-from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.evaluate.generation import Answer
-from assent.models.annotate import Fields, annotate
 from assent.models.folders import longest
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
+from assent.models.references import Reference
 from assent.models.saving import stop_ids
 from assent.models.shared_ids import check_shared_ids
 from assent.models.stored import configuration
@@ -26,6 +27,8 @@ from assent.models.vocabulary import unused_ids
 from assent.rewards.groups import groups_of
 from assent.rewards.model import ModelReward
 from assent.rollout.check import check_sampling
+from assent.rollout.rollout import Rollout
+from assent.rollout.sampling import Sampler
 from assent.rollout.torch_engine import TorchEngine
 
 MICRO_TOKENS = 4096
@@ -57,39 +60,37 @@ def sample_answers(
     ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
     engine = TorchEngine(policy.model, ends, policy.precision, unused=unused)
     ids = [chat.prompt_ids(example) for example in prompts]
-    trees = collect(engine, ids, per_prompt, sampling, seed, world)
-
-    def drift(batch: TreeBatch) -> Fields:
-        temperature = sampling.temperature or 1.0
-        gap = policy(batch, temperature).logprobs - anchor(batch, temperature).logprobs
-        return Fields(per_response={"kl": batch.sum_by_response(gap)})
-
-    flat = not (policy.tree and anchor.tree)
-    trees = annotated(trees, annotate(trees, drift, micro_tokens=MICRO_TOKENS, flat=flat, world=world))
+    rollout = answered(
+        Sampler(world, policy, engine, sampling),
+        Models(policy, None, Reference(policy, anchor)),
+        ids,
+        Reads(sampling.temperature or 1.0, MICRO_TOKENS, entropy=False),
+        n=per_prompt,
+        seed=seed,
+    )
+    proxy = None
     if reward_model is not None:
-        trees = _judged(trees, prompts, reward_model, chat, limit, precision, world)
-    return [_answer(index, tree, i, chat) for index, tree in enumerate(trees) for i in range(per_prompt)]
+        proxy = _judged(rollout, prompts, reward_model, chat, limit, precision, world)
+    return _answers(rollout, proxy, chat)
 
 
 def _judged(
-    trees: list[TokenTree],
+    rollout: Rollout,
     prompts: Sequence[Example],
     reward_model: Path,
     chat: Chat,
     limit: int,
     precision: str,
     world: World,
-) -> list[TokenTree]:
-    """The trees with the reward model's score of each answer as `proxy`."""
+) -> np.ndarray:
+    """The reward model's score of each answer, [S]; NaN where it has none."""
     own = ModelConfig(str(reward_model), precision=precision)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(own)
     scorer = load_score_model(own, tokenizer, max_length=limit, device=world.device, trainable=False, new_head=False)
     judge = ModelReward(
         "proxy", scorer, Chat(tokenizer), chat, max_length=limit, micro_tokens=MICRO_TOKENS, world=world
     )
-    proxy = judge.score(groups_of(trees, prompts, chat)).values
-    cuts = np.cumsum([len(tree.branches) for tree in trees])[:-1]
-    return [attach(tree, {}, {"proxy": own}) for tree, own in zip(trees, np.split(proxy, cuts), strict=True)]
+    return judge.score(groups_of(rollout, prompts, chat)).values
 
 
 def max_length(model: Path) -> int:
@@ -103,13 +104,17 @@ def _policy(folder: Path, limit: int, precision: str, world: World) -> tuple[Pol
     return load_policy(config, max_length=limit, device=world.device, trainable=False), chat
 
 
-def _answer(index: int, tree: TokenTree, i: int, chat: Chat) -> Answer:
-    branch, proxy = tree.branches[i], tree.per_response.get("proxy")
-    return Answer(
-        prompt_index=index,
-        text=chat.decode(branch.ids, tree.prompt, finished=bool(tree.per_response["finished"][i])),
-        num_tokens=len(branch),
-        finished=bool(tree.per_response["finished"][i]),
-        kl=float(tree.per_response["kl"][i]),
-        scores={} if proxy is None or np.isnan(proxy[i]) else {"proxy": float(proxy[i])},
-    )
+def _answers(rollout: Rollout, proxy: np.ndarray | None, chat: Chat) -> list[Answer]:
+    assert rollout.old is not None and rollout.reference is not None
+    kl = rollout.sums(rollout.old - rollout.reference)
+    return [
+        Answer(
+            prompt_index=int(prompt),
+            text=chat.decode(ids, rollout.prompts[prompt], finished=bool(rollout.finished[i])),
+            num_tokens=len(ids),
+            finished=bool(rollout.finished[i]),
+            kl=float(kl[i]),
+            scores={} if proxy is None or np.isnan(proxy[i]) else {"proxy": float(proxy[i])},
+        )
+        for i, (prompt, ids) in enumerate(zip(rollout.prompt, rollout.answers, strict=True))
+    ]

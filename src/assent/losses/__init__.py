@@ -16,6 +16,7 @@ from assent.losses.advantages import (
     SCALES,
     discounted_returns,
     gae,
+    greedy_baseline,
     group_advantages,
     leave_one_out,
     token_weights,
@@ -115,7 +116,17 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
 }
 """Every differentiable loss by name. The contract tests run over this table."""
 
+ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
+    "gae": gae,
+    "discounted_returns": discounted_returns,
+    "group_advantages": group_advantages,
+    "leave_one_out": leave_one_out,
+    "greedy_baseline": greedy_baseline,
+}
+"""Every estimator of advantages by name."""
+
 __all__ = [
+    "ADVANTAGES",
     "ESTIMATORS",
     "LOSSES",
     "REDUCTIONS",
@@ -147,6 +158,7 @@ __all__ = [
     "explained_variance",
     "f_dpo",
     "gae",
+    "greedy_baseline",
     "group_advantages",
     "gspo",
     "hinge",

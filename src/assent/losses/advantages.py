@@ -15,11 +15,11 @@ REDUCTIONS = ("token", "response", "fixed")
 
 
 def gae(
-    rewards: Tensor, values: Tensor, response: Tensor, *, gamma: float, lam: float, steps: int | None = None
+    token_rewards: Tensor, values: Tensor, response: Tensor, *, gamma: float, lam: float, steps: int | None = None
 ) -> Tensor:
     """Generalised advantage estimation; each response is an episode that ends at its last token (arXiv 1506.02438).
 
-        delta[t]      = rewards[t] + gamma * values[t + 1] - values[t]
+        delta[t]      = token_rewards[t] + gamma * values[t + 1] - values[t]
         advantages[t] = delta[t] + gamma * lam * advantages[t + 1]
 
     with values and advantages 0 after the last token of a response. The critic's targets are `advantages + values`.
@@ -27,19 +27,19 @@ def gae(
 
         advantages[t] = sum over k < steps of (gamma * lam)^k * delta[t + k]         with lam 1: n-step returns
 
-    rewards   [N]  reward for each token
-    values    [N]  the critic's value of the state before each token
-    response  [N]  which response each token belongs to, never decreasing
-    steps          how many deltas are summed, at least 1; None: all to the end of the response
+    token_rewards  [N]  reward for each token
+    values         [N]  the critic's value of the state before each token
+    response       [N]  which response each token belongs to, never decreasing
+    steps               how many deltas are summed, at least 1; None: all to the end of the response
 
     Returns [N]. Raises ValueError when shapes differ, `response` decreases or `steps` is below 1.
     """
-    check_shapes("gae", "N", rewards=rewards, values=values, response=response)
+    check_shapes("gae", "N", token_rewards=token_rewards, values=values, response=response)
     check_sorted("gae", response)
     if steps is not None and steps < 1:
         raise ValueError(f"gae: expected steps of at least 1; got {steps}.")
 
-    delta = rewards - values
+    delta = token_rewards - values
     if len(values) > 1:
         delta = delta + gamma * _ahead(values, response, 1)
     total = _discounted_sum(delta, response, gamma * lam)
@@ -48,21 +48,21 @@ def gae(
     return total - (gamma * lam) ** steps * _ahead(total, response, steps)
 
 
-def discounted_returns(rewards: Tensor, response: Tensor, *, gamma: float) -> Tensor:
+def discounted_returns(token_rewards: Tensor, response: Tensor, *, gamma: float) -> Tensor:
     """What is still to come: the advantages of REINFORCE without a baseline. With gamma 1, KL in the rewards and
     `whiten` over the whole step they are REINFORCE++'s (arXiv 2501.03262).
 
-        returns[t] = rewards[t] + gamma * returns[t + 1],   0 after the last token of a response
+        returns[t] = token_rewards[t] + gamma * returns[t + 1],   0 after the last token of a response
 
-    rewards   [N]  reward for each token
-    response  [N]  which response each token belongs to, never decreasing
-    gamma          how much a reward loses per token
+    token_rewards  [N]  reward for each token
+    response       [N]  which response each token belongs to, never decreasing
+    gamma               how much a reward loses per token
 
     Returns [N]. Raises ValueError when the shapes differ or `response` decreases.
     """
-    check_shapes("discounted_returns", "N", rewards=rewards, response=response)
+    check_shapes("discounted_returns", "N", token_rewards=token_rewards, response=response)
     check_sorted("discounted_returns", response)
-    return _discounted_sum(rewards, response, gamma)
+    return _discounted_sum(token_rewards, response, gamma)
 
 
 def group_advantages(rewards: Tensor, prompt: Tensor, *, scale: str, epsilon: float = 1e-4) -> Tensor:
@@ -113,6 +113,20 @@ def leave_one_out(rewards: Tensor, prompt: Tensor) -> Tensor:
     centred, group, count = _centred("leave_one_out", rewards, prompt)
     # Of n answers, one less the mean of the others is n / (n - 1) times that one less the mean of all.
     return centred * (count / (count - 1).clamp(min=1))[group]
+
+
+def greedy_baseline(rewards: Tensor, greedy: Tensor) -> Tensor:
+    """ReMax: each response against the prompt's most likely one (arXiv 2310.10505).
+
+        advantages = rewards - greedy
+
+    rewards  [S]  reward of each response
+    greedy   [S]  reward of the response to the same prompt at temperature 0
+
+    Returns [S]. Raises ValueError when the shapes differ.
+    """
+    check_shapes("greedy_baseline", "S", rewards=rewards, greedy=greedy)
+    return rewards - greedy
 
 
 def whiten(

@@ -1,4 +1,4 @@
-"""Sampled answers as sources of rewards are shown them."""
+"""Rollouts as sources of rewards are shown them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from collections.abc import Sequence
 
 from assent.data.chat import Chat
 from assent.data.records import Example
-from assent.data.tree import TokenTree
 from assent.rewards.group import Group, Progress
+from assent.rollout.rollout import Rollout
 
 
 def groups_of(
-    trees: Sequence[TokenTree], examples: Sequence[Example], chat: Chat, progress: Progress | None = None
+    rollout: Rollout, examples: Sequence[Example], chat: Chat, progress: Progress | None = None
 ) -> list[Group]:
-    """Rollout trees as sources of rewards are shown them; `chat` is the policy's."""
-    return [
-        Group(
-            example,
-            texts=tuple(
-                chat.decode(branch.ids, tree.prompt, finished=bool(ended))
-                for branch, ended in zip(tree.branches, tree.per_response["finished"], strict=True)
-            ),
-            finished=tuple(bool(finished) for finished in tree.per_response["finished"]),
-            lengths=tuple(len(branch) for branch in tree.branches),
-            ids=tuple(branch.ids for branch in tree.branches),
-            prompt_ids=tree.prompt,
-            progress=progress or Progress(),
+    """A group for each prompt, whose `examples` [P] are given; `chat` is the policy's."""
+    ends = rollout.sizes.cumsum()
+    answers, finished = rollout.answers, rollout.finished.tolist()
+    groups = []
+    for prompt, example, size, end in zip(rollout.prompts, examples, rollout.sizes, ends, strict=True):
+        here = slice(end - size, end)
+        ids, done = answers[here] if size else [], finished[here]
+        groups.append(
+            Group(
+                example,
+                texts=tuple(chat.decode(one, prompt, finished=ended) for one, ended in zip(ids, done, strict=True)),
+                finished=tuple(done),
+                lengths=tuple(map(len, ids)),
+                ids=tuple(ids),
+                prompt_ids=prompt,
+                progress=progress or Progress(),
+            )
         )
-        for tree, example in zip(trees, examples, strict=True)
-    ]
+    return groups

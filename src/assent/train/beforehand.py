@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from assent import distributed
 from assent.config import RunConfig
 from assent.data.records import Example
-from assent.data.tree import Branch, TokenTree
 from assent.errors import ModelError, OutputError, UserError
 from assent.foreign import named
 from assent.models.adapters import merged_weights
@@ -32,6 +31,8 @@ from assent.outputs import free_bytes, try_file, writing
 from assent.rewards.build import afresh
 from assent.rewards.group import GroupReward, Progress
 from assent.rewards.groups import groups_of
+from assent.rollout.engine import Completion
+from assent.rollout.rollout import Rollout, rollout_of
 from assent.train import checkpoint
 from assent.train.card import model_card
 from assent.train.closing import FILE, Summary
@@ -282,7 +283,7 @@ def try_rewards(
         raise
 
 
-def _made_up(session: Session, examples: Sequence[Example], answers: int) -> tuple[list[TokenTree], list[Example]]:
+def _made_up(session: Session, examples: Sequence[Example], answers: int) -> tuple[Rollout, list[Example]]:
     firsts: dict[Any, Example] = {}
     for example in examples:
         firsts.setdefault(_kind(example), example)
@@ -292,11 +293,9 @@ def _made_up(session: Session, examples: Sequence[Example], answers: int) -> tup
     room = session.config.sampling.max_new_tokens  # type: ignore[attr-defined]
     text = session.tokenizer.encode(ANSWER, add_special_tokens=False)
     whole, cut = np.array([*text[: room - 1], session.tokenizer.eos_token_id]), np.array(text[:room])
-    branches = tuple(Branch(ids, np.ones(len(ids), bool)) for ids in [whole, cut] * answers)[:answers]
-    finished = np.array([1.0, 0.0] * answers, np.float32)[:answers]
-    return [
-        TokenTree(session.chat.prompt_ids(e), branches, per_response={"finished": finished}) for e in chosen
-    ], chosen
+    both = [Completion(whole, np.zeros(len(whole)), True), Completion(cut, np.zeros(len(cut)), False)]
+    prompts = [session.chat.prompt_ids(example) for example in chosen]
+    return rollout_of(prompts, np.arange(len(chosen)), [(both * answers)[:answers]] * len(chosen)), chosen
 
 
 def _kind(example: Example) -> tuple[object, ...]:

@@ -52,8 +52,9 @@ class Algorithm(Protocol):
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss: ...
 
-    def stepped(self) -> None:
-        """Called after each update: whatever follows from it is done here, before its state is asked for."""
+    def stepped(self, metrics: Mapping[str, float]) -> None:
+        """Called after each update with its metrics, over all ranks: whatever follows from it is done here, before its
+        state is asked for."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,11 +104,11 @@ def train_steps(
         optimizer.step()
         require_updated(step, algorithm.modules)
         optimizer.zero_grad(set_to_none=True)
-        algorithm.stepped()
+        algorithm.stepped(metrics)
         ended = time.perf_counter()
         metrics["time/step"] = ended - begun
         metrics["time/window"] = ready - begun
-        metrics["time/tokens_per_second"] = sum(batch.num_tokens for batch in window.batches) / (ended - ready)
+        metrics["time/tokens_per_second"] = window.num_tokens / (ended - ready)
         yield StepResult(step, metrics, window)
 
 
@@ -119,8 +120,7 @@ def _next(windows: Iterator[Window | None], alone: bool) -> Window | None:
 def _gradients(algorithm: Algorithm, window: Window, config: OptimConfig, world: World) -> dict[str, float]:
     """Leaves the gradients of a step, clipped, at the weights; its metrics."""
     sums: dict[str, tuple[Tensor | float, float]] = {}
-    for batch in window.batches:
-        loss = algorithm.loss(batch.to(world.device), window.counts)
+    for loss in _losses(algorithm, window, world):
         loss.total.backward()
         add_sums(sums, {"loss": (loss.total.detach(), 0.0), **loss.metrics})
     metrics = _reduce(sums)
@@ -128,6 +128,15 @@ def _gradients(algorithm: Algorithm, window: Window, config: OptimConfig, world:
         key = "grad_norm" if len(algorithm.modules) == 1 else f"grad_norm/{name}"
         metrics[key] = float(clip_grad_norm(trainable(module), config.max_grad_norm))
     return metrics
+
+
+def _losses(algorithm: Algorithm, window: Window, world: World) -> Iterator[Loss]:
+    """Of one micro-batch after the other, so that there is one graph at a time."""
+    for batch in window.batches:
+        yield algorithm.loss(batch.to(world.device), window.counts)
+    if window.mixed is not None:
+        for batch in window.mixed.batches:
+            yield window.mixed.loss(batch.to(world.device))
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

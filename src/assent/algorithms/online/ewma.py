@@ -14,7 +14,7 @@ from assent.models.policy import Policy
 from assent.models.references import deferred_weights, mix
 
 
-class Proximal:
+class EwmaPolicy:
     """theta_prox = sum_i decay^i theta_(t - i) / sum_i decay^i over the policies so far (arXiv 2110.00641).
 
     `model` is another load of the policy; it begins as its copy."""

@@ -1,4 +1,4 @@
-"""Answers of the policy, from its own weights or from an engine that has a copy of them; at once, or while training
+"""Responses of the policy, from its own weights or from an engine that has a copy of them; at once, or while training
 goes on."""
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from assent import distributed, interrupt
-from assent.algorithms.rollouts import as_trees, share
 from assent.config import SamplingConfig
-from assent.data.tree import TokenTree
+from assent.distributed import World
 from assent.models.adapters import merged_weights
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion, Engine
-from assent.train.session import Session
+from assent.rollout.rollout import Rollout, rollout_of
 
 PATIENCE = 2.0
 """Seconds that a run which was asked to stop waits for answers that are being sampled."""
@@ -28,29 +27,30 @@ Answers = list[list[Completion]]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`n` answers to each of these prompts (token ids); at another temperature than that of `SamplingConfig` where one
-    is given."""
+    """`n` responses to each of these prompts (token ids), which are rows `rows` of the data; at another temperature
+    than that of `SamplingConfig` where one is given."""
 
     prompts: Sequence[np.ndarray]
+    rows: np.ndarray
     n: int
     seed: int
     temperature: float | None = None
 
 
 class Sampler:
-    """Every rank samples its share of the prompts and gets all answers. `owns_weights` says that the engine has a copy
-    of the policy's weights, which it is sent before it samples; without it they are the very same tensors."""
+    """Every rank samples its share of the prompts and gets all responses. `owns_weights` says that the engine has a
+    copy of the policy's weights, which it is sent before it samples; without it they are the very same tensors."""
 
     def __init__(
-        self, session: Session, policy: Policy, engine: Engine, sampling: SamplingConfig, *, owns_weights: bool
+        self, world: World, policy: Policy, engine: Engine, sampling: SamplingConfig, *, owns_weights: bool = False
     ) -> None:
-        self.session, self.policy, self.engine, self.sampling = session, policy, engine, sampling
+        self.world, self.policy, self.engine, self.sampling = world, policy, engine, sampling
         self.owns_weights = owns_weights
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._under_way: tuple[Sequence[Ask], Future[list[Answers]]] | None = None
 
-    def sample(self, asks: Sequence[Ask]) -> list[list[TokenTree]]:
-        """For each of `asks` one tree for each of its prompts, by the policy as it is now."""
+    def sample(self, asks: Sequence[Ask]) -> list[Rollout]:
+        """What each of `asks` asks for, by the policy as it is now."""
         assert self._under_way is None, "the engine is busy"
         if not self.owns_weights:
             with distributed.unsharded(self.policy):
@@ -69,7 +69,7 @@ class Sampler:
         """Whether something was begun and not fetched yet."""
         return self._under_way is not None
 
-    def finish(self) -> list[list[TokenTree]]:
+    def finish(self) -> list[Rollout]:
         """What was begun, as `sample` gives it."""
         assert self._under_way is not None, "nothing was begun"
         asks, future = self._under_way
@@ -81,7 +81,7 @@ class Sampler:
         self._under_way = None  # not before: whoever is interrupted in here may still wait for it
         return found
 
-    def finish_in_time(self) -> list[list[TokenTree]] | None:
+    def finish_in_time(self) -> list[Rollout] | None:
         """What was begun, waited for in full unless the run was asked to stop, and then for `PATIENCE` seconds more;
         None where it did not come, or failed, on any rank."""
         if self._under_way is None:
@@ -98,19 +98,25 @@ class Sampler:
         """This rank's share. No collectives in here: it may run beside the training."""
         found = []
         for ask in asks:
-            mine = share(len(ask.prompts), self.session.world)
+            mine = share(len(ask.prompts), self.world)
             sampling = self.sampling
             if ask.temperature is not None:
                 sampling = replace(sampling, temperature=ask.temperature)
             found.append(self.engine.generate(ask.prompts[mine], ask.n, sampling, ask.seed, mine.start))
         return found
 
-    def _gather(self, asks: Sequence[Ask], generate: Callable[[], list[Answers]]) -> list[list[TokenTree]]:
+    def _gather(self, asks: Sequence[Ask], generate: Callable[[], list[Answers]]) -> list[Rollout]:
         parts = distributed.gathered(generate)
         return [
-            as_trees(ask.prompts, [group for part in parts for group in part[number]])
+            rollout_of(ask.prompts, ask.rows, [group for part in parts for group in part[number]])
             for number, ask in enumerate(asks)
         ]
+
+
+def share(number: int, world: World) -> slice:
+    """Which of `number` things this rank does, in equal shares."""
+    size = -(-number // world.size)
+    return slice(world.rank * size, min(number, (world.rank + 1) * size))
 
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:

@@ -1,0 +1,31 @@
+"""Weights in the loss that move while a policy is trained: values that are passed, and the rules that move them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from assent.losses import adaptive_kl, adaptive_penalty
+from assent.online import KLConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """`kl` is the weight of the KL from the reference, `penalty` that of PPO's penalty on KL(old || new); while
+    `warming`, only the critic learns."""
+
+    kl: float
+    penalty: float
+    warming: bool = False
+
+    def after_rollout(self, config: KLConfig, kl: float, responses: int) -> Coefficients:
+        """Once a rollout has shown the policy's KL from the reference, in nats a response, over so many responses."""
+        if config.target is None:
+            return self
+        moved = adaptive_kl(self.kl, kl, target=config.target, horizon=config.horizon, responses=responses)
+        return replace(self, kl=moved)
+
+    def after_steps(self, target: float | None, moved: float | None) -> Coefficients:
+        """Once the steps on a rollout have moved the policy by `moved` nats a token, where that was looked at."""
+        if target is None or moved is None:
+            return self
+        return replace(self, penalty=adaptive_penalty(self.penalty, moved, target=target))

@@ -1,0 +1,54 @@
+"""Responses of the policy to held-out prompts, with their distance from a reference and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.rollouts import Rollouts, listed
+from assent.algorithms.online.samples import describe, means, rows_of
+from assent.algorithms.online.stages import Reads, annotate, score
+from assent.data.records import Example
+from assent.rewards.group import RewardError
+from assent.rollout.rollout import Rollout
+from assent.rollout.sampling import Ask, Sampler
+from assent.statistics import mean_interval
+from assent.train.measured import Each, Evaluation
+
+SEED = 1 << 40
+"""Evaluations sample with the same numbers each time, so that responses differ only as policies do."""
+
+
+def answered(
+    sampler: Sampler, models: Models, prompts: Sequence[np.ndarray], reads: Reads, *, n: int = 1, seed: int = SEED
+) -> Rollout:
+    """`n` responses to each of the prompts (token ids) by the policy as it is now, read by the models. Every rank must
+    call it; they share the work, and all get all responses."""
+    (rollout,) = sampler.sample([Ask(prompts, np.arange(len(prompts)), n, seed)])
+    return annotate(rollout, models, reads, sampler.world)
+
+
+def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
+    """One response to each held-out prompt, sampled and scored as in training."""
+    if rollouts.sampler.busy:
+        rollouts.sample()
+    chat, config = rollouts.session.chat, rollouts.config
+    reads = Reads(config.sampling.temperature, config.train.micro_tokens)
+    prompts = [chat.prompt_ids(example) for example in examples]
+    answers = answered(rollouts.sampler, rollouts.models, prompts, reads)
+    made = score(answers, rollouts.source, examples, chat, rollouts.progress)
+    found = made.rollout
+    if not len(found):
+        reasons = listed(made.failures)
+        raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({reasons}).")
+    assert found.reward is not None
+    metrics = {f"eval/{name}": value for name, value in (describe(found) | means([made.metrics])).items()}
+    rewards = found.reward.tolist()
+    interval = mean_interval(rewards)
+    metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
+    metrics["eval/unscored"] = 1 - len(found) / len(examples)
+    each = {row: (reward, 1.0) for row, reward in zip(found.rows[found.prompt].tolist(), rewards, strict=True)}
+    samples = rows_of(found, examples, chat, demonstrations=False)
+    return Evaluation(metrics, samples, Each.of(each, len(examples)))

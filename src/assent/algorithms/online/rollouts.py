@@ -1,0 +1,373 @@
+"""One rollout after the other: which prompts are next, what is sampled to them, and the stages that make it ready to be
+trained on."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from assent.algorithms.online import demonstrations
+from assent.algorithms.online.method import Method
+from assent.algorithms.online.models import ForwardCache, Models, keeps
+from assent.algorithms.online.prompts import Prompts, difficulty
+from assent.algorithms.online.samples import describe, means, require_finite, rows_of
+from assent.algorithms.online.stages import (
+    Reads,
+    Scored,
+    advantages,
+    annotate,
+    centred,
+    score,
+    shape,
+    zero_variance,
+)
+from assent.data.records import Example
+from assent.deferred import Deferred
+from assent.errors import DataError, UserError
+from assent.losses import RunningMoments
+from assent.online import OnlineConfig
+from assent.rewards.group import GroupReward, Progress, RewardError
+from assent.rollout.rollout import Rollout, joined
+from assent.rollout.sampling import Ask, Sampler
+from assent.train.finite import require_numbers
+from assent.train.progress import say
+from assent.train.session import Session
+
+ROUNDS = 4
+"""Most times that a rollout samples further prompts, where it wants no zero-variance groups."""
+STUCK = 10
+"""Rollouts of nothing but zero-variance groups in a row after which a person is warned."""
+FAINT = "Lower --optim.lr, or look at the rewards and the KL."
+
+
+@dataclass(slots=True)
+class Sampling:
+    """The rows of the data that are being sampled to. `found` are the responses (of training, then greedy ones, then
+    hinted ones, where the method has them), None until they are there; `seconds` is how long it took."""
+
+    rows: np.ndarray
+    found: list[Rollout] | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A rollout with advantages, and what the logs get of it."""
+
+    rollout: Rollout
+    metrics: dict[str, float]
+    samples: tuple[dict[str, object], ...]
+
+
+class Rollouts:
+    """The state between rollouts: the queue of prompts, the moments of rewards, and what was sampled but not used yet.
+    `step`, the number of optimiser steps taken, is kept by whoever trains."""
+
+    def __init__(
+        self,
+        session: Session,
+        models: Models,
+        source: GroupReward,
+        sampler: Sampler,
+        examples: Sequence[Example],
+        config: OnlineConfig,
+        method: Method,
+    ) -> None:
+        self.session, self.models, self.source, self.sampler = session, models, source, sampler
+        self.examples, self.config, self.method = examples, config, method
+        self.prompt_ids = [session.chat.prompt_ids(example) for example in examples]
+        column = config.curriculum.column
+        hardness = None if column is None else difficulty(examples, column)
+        self.prompts = Prompts(len(examples), config.curriculum, config.train.seed, hardness)
+        self.moments = RunningMoments()
+        self.answers = self._row_answers()
+        self.hints = self._hints() if config.given.source == "hint" else []
+        self.row_rewards = np.full(len(examples), np.nan)
+        self.number = 0
+        self.step = 0
+        self.sampling: Sampling | None = None
+        self.stuck = 0
+
+    def _row_answers(self) -> dict[int, np.ndarray]:
+        """The data's own answers, by row, where something asks for them."""
+        config, longest = self.config, self.config.sampling.max_new_tokens
+        if config.given.source != "row" and config.shaping.baseline != "row":
+            return {}
+        found = demonstrations.row_answers(self.session.chat, self.examples, longest)
+        answers = {row: ids for row, ids in enumerate(found) if ids is not None}
+        if not answers:
+            raise DataError(
+                f"{config.data.train}: no row has an answer of at most {longest} tokens, which --given.source row and "
+                "--shaping.baseline row ask for. See: assent data FILE"
+            )
+        return answers
+
+    def _hints(self) -> list[np.ndarray | None]:
+        room = self.config.data.max_length - self.config.sampling.max_new_tokens
+        hints = demonstrations.hinted(self.session.chat, self.examples, self.config.given.hint or "", room)
+        without = sum(hint is None for hint in hints)
+        count = f"{self.config.data.train}: {without} of {len(hints)} prompts"
+        told = f"{count} have more than {room} tokens with --given.hint"
+        if without == len(hints):
+            raise DataError(
+                f"{told} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
+            )
+        if without and self.session.world.is_main:
+            say(f"{told} and get no hint")
+        return hints
+
+    # ---- sampling
+
+    def _asks(self, rows: np.ndarray, number: int = 0) -> list[Ask]:
+        """What is sampled to these rows: `number` tells the rounds of one rollout apart."""
+        prompts, seed = [self.prompt_ids[row] for row in rows], self._seed(number)
+        asks = [Ask(prompts, rows, self.config.rollout.responses, seed)]
+        if self.method.needs_greedy:
+            asks.append(Ask(prompts, rows, 1, seed, temperature=0.0))
+        told = [row for row in rows.tolist() if self.hints and self.hints[row] is not None]
+        if told:
+            hints = [hint for row in told if (hint := self.hints[row]) is not None]
+            asks.append(Ask(hints, np.array(told), 1, self._seed(number, ROUNDS)))
+        return asks
+
+    def _seed(self, *numbers: int) -> int:
+        """A seed for each rollout of each run and each of its rounds; neighbouring run seeds share none."""
+        entropy = (self.config.train.seed, self.number, *(number for number in numbers if number))
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _next(self) -> np.ndarray:
+        return self.prompts.next(self.config.train.batch_size)
+
+    def sample(self) -> None:
+        """Sees to it that there are responses to the next prompts: those that are being sampled, or new ones."""
+        begun = time.perf_counter()
+        if self.sampling is None:
+            self.sampling = Sampling(self._next())
+        if self.sampling.found is None:
+            new = not self.sampler.busy
+            self.sampling.found = self.sampler.sample(self._asks(self.sampling.rows)) if new else self.sampler.finish()
+        self.sampling.seconds = time.perf_counter() - begun
+
+    def look_ahead(self) -> None:
+        """Begins to sample the rollout after this one."""
+        if self.config.rollout.ahead:
+            self.sampling = Sampling(self._next())
+            self.sampler.begin(self._asks(self.sampling.rows))
+
+    # ---- a rollout
+
+    def make(self, kl_coef: float, *, steps: int, warming: bool, cache: ForwardCache) -> Made:
+        """The next rollout, for `steps` optimiser steps; `warming`: only the critic learns from it. `cache` gets the
+        forward passes that its one step can use again. Raises UserError where a source of rewards gives up; the
+        responses are kept, and scored when this is called again."""
+        self.sample()
+        sampling, sampled = self.sampling, time.perf_counter()
+        assert sampling is not None and sampling.found is not None
+        before = self.prompts.state_dict()
+        try:
+            seen, rollout, metrics = self._scored(sampling)
+            given = self._demonstrations(rollout, sampling.found) if self.config.given.source != "none" else None
+            baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, sampling.found)
+        except UserError:
+            self.prompts.load_state_dict(before)
+            raise
+        assert seen.reward is not None
+        self.prompts.record(seen.rows, seen.by_prompt(seen.reward))
+        if given is not None:
+            rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, given)
+        rollout = annotate(rollout, self.models, self._reads(rollout, steps, warming, cache), self.session.world)
+        metrics |= describe(rollout.sampled())
+        rollout = self._shaped(rollout, baseline, greedy)
+        rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)
+        prompts = [self.examples[row] for row in rollout.rows]
+        require_finite(rollout, prompts)
+        metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
+        if self.config.curriculum.rest:
+            metrics["resting"] = self.prompts.resting
+        require_numbers(f"rollout {self.number + 1}", metrics, FAINT)
+        self._watch(metrics)
+        metrics |= {"time/sample": sampling.seconds, "time/score": time.perf_counter() - sampled}
+        self.number, self.sampling = self.number + 1, None
+        return Made(replace(rollout, notes=()), metrics, tuple(self._shown(rollout, prompts)))
+
+    def _scored(self, sampling: Sampling) -> tuple[Rollout, Rollout, dict[str, float]]:
+        """All prompts with a scored response; of these what is trained on: without zero-variance groups, where the
+        method wants that."""
+        size, dynamic = self.config.train.batch_size, self.method.dynamic
+        seen: list[Rollout] = []
+        found: list[Rollout] = []
+        failures: Counter[str] = Counter()
+        said: list[Mapping[str, Sequence[float]]] = []
+        scored, total = 0, 0
+        for number in range(ROUNDS if dynamic else 1):
+            rollout = self._further(number) if number else (sampling.found or [])[0]
+            made = self._score(rollout)
+            said.append(made.metrics)
+            failures.update(made.failures)
+            total, scored = total + len(rollout), scored + len(made.rollout)
+            there = made.rollout.of_prompts(np.flatnonzero(made.rollout.sizes))
+            seen.append(there)
+            found.append(there.of_prompts(np.flatnonzero(~zero_variance(there))) if dynamic else there)
+            if sum(len(one.prompts) for one in found) >= size:
+                break
+        reasons = listed(failures)
+        everything, useful = joined(seen), joined(found)
+        if total > scored:
+            say(f"rollout {self.number + 1}: {total - scored} of {total} answers have no reward ({reasons})")
+        if not everything.prompts:
+            raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
+        if not useful.prompts:
+            say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
+        trained = useful if useful.prompts else everything
+        metrics = {"unscored": (total - scored) / total, **means(said)}
+        return everything, trained.of_prompts(np.arange(min(size, len(trained.prompts)))), metrics
+
+    def _further(self, number: int) -> Rollout:
+        return self.sampler.sample(self._asks(self._next(), number))[0]
+
+    def _score(self, rollout: Rollout) -> Scored:
+        return score(rollout, self.source, self.examples, self.session.chat, self.progress)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        rollouts = -(-len(self.examples) // self.config.train.batch_size)
+        steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
+        return Progress(self.step, self.session.total_steps(steps), steps)
+
+    def _demonstrations(self, rollout: Rollout, found: Sequence[Rollout]) -> Rollout:
+        """Scored demonstrations, at most one to each prompt of the rollout."""
+        if self.config.given.source == "row":
+            given = demonstrations.of_rows(self.prompt_ids, rollout.rows, self.answers)
+        else:
+            given = demonstrations.of_hints(rollout, found[-1] if len(found) > 1 else None)
+        return self._score_some(given)
+
+    def _score_some(self, rollout: Rollout) -> Rollout:
+        """Scored, though only some of the prompts have a response."""
+        there = np.flatnonzero(rollout.sizes)
+        if not len(there):
+            return rollout
+        made = self._score(rollout.of_prompts(there)).rollout
+        return replace(made, prompts=rollout.prompts, rows=rollout.rows, prompt=there[made.prompt])
+
+    def _baseline(self, rows: np.ndarray) -> np.ndarray:
+        """What `shaping.baseline` subtracts for each of these rows, [P]."""
+        kind = self.config.shaping.baseline
+        if kind == "running":
+            return self.prompts.means()[rows]
+        if kind == "row":
+            new = [row for row in dict.fromkeys(rows.tolist()) if np.isnan(self.row_rewards[row])]
+            made = self._score_some(demonstrations.of_rows(self.prompt_ids, new, self.answers))
+            self.row_rewards = self.row_rewards.copy()  # a state may hold it as it was
+            self.row_rewards[new] = 0.0
+            if made.reward is not None:
+                self.row_rewards[made.rows[made.prompt]] = made.reward
+            return self.row_rewards[rows]
+        return np.zeros(len(rows))
+
+    def _greedy(self, rollout: Rollout, found: Sequence[Rollout]) -> Rollout | None:
+        """The most likely response to each prompt of the rollout, scored, where responses are compared with that."""
+        if not self.method.needs_greedy:
+            return None
+        made = self._score(found[1]).rollout
+        if not made.sizes.all():
+            raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
+        place = {row: number for number, row in enumerate(made.rows.tolist())}
+        return made.of_prompts([place[row] for row in rollout.rows.tolist()])
+
+    def _reads(self, rollout: Rollout, steps: int, warming: bool, cache: ForwardCache) -> Reads:
+        """What the models are asked before the first step. Where there is but one step, and no reward or value depends
+        on the policy's log-probs, they are those of the step itself: a forward pass less."""
+        config, models, train = self.config, self.models, self.config.train
+        kl = config.kl
+        in_reward = kl.coef > 0 and (kl.place == "reward" or kl.target is not None)
+        policy = steps > 1 or self.method.ewma is not None or in_reward or models.has_critic
+        flat, ranks, micro_tokens = not models.tree, self.session.world.size, train.micro_tokens
+        kept = policy and keeps(
+            rollout, steps=steps, warming=warming, micro_tokens=micro_tokens, flat=flat, ranks=ranks
+        )
+        cache.passes.clear()
+        return Reads(
+            config.sampling.temperature,
+            micro_tokens,
+            policy=policy,
+            values=models.has_critic,
+            kl=kl.estimator == "full" and (kl.place == "reward" or kept),
+            cache=cache if kept else None,
+        )
+
+    def _shaped(self, rollout: Rollout, baseline: np.ndarray, greedy: Rollout | None) -> Rollout:
+        """With shaped rewards, by the moments of all rewards so far."""
+        config, longest = self.config.shaping, self.config.sampling.max_new_tokens
+        if config.normalise == "batch":
+            self.moments = RunningMoments()
+        if config.normalise != "none":
+            self.moments.update(torch.from_numpy(centred(rollout, baseline)))
+        rollout = shape(rollout, config, self.moments, baseline, longest)
+        if greedy is None:
+            return rollout
+        best = shape(greedy, config, self.moments, baseline, longest).shaped
+        assert best is not None
+        return replace(rollout, greedy=best[rollout.prompt])
+
+    def _shown(self, rollout: Rollout, prompts: Sequence[Example]) -> list[dict[str, object]]:
+        """Rows of the first prompts, for samples.jsonl."""
+        first = rollout.of_prompts(np.arange(min(self.config.rollout.show, len(rollout.prompts))))
+        return rows_of(first, prompts, self.session.chat, demonstrations=self.config.given.source != "none")
+
+    def _watch(self, metrics: Mapping[str, float]) -> None:
+        self.stuck = self.stuck + 1 if metrics.get("no_signal") == 1.0 else 0
+        if self.stuck == STUCK:
+            say(
+                f"rollout {self.number + 1}: for {STUCK} rollouts all answers to a prompt were worth the same, so "
+                "nothing is learnt. Are the prompts too easy or too hard, or the rewards constant?"
+            )
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        sampling = self.sampling
+        found = Deferred(lambda: None if sampling is None else self._kept(sampling))
+        return {
+            "number": self.number,
+            "prompts": self.prompts.state_dict(),
+            "moments": self.moments.state_dict(),
+            "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
+            "stuck": self.stuck,
+            "sampling": None if sampling is None else {"rows": sampling.rows, "found": found},
+        }
+
+    def _kept(self, sampling: Sampling) -> list[dict[str, Any]] | None:
+        """What was sampled; None for what did not come in time, whose prompts are then sampled to again."""
+        found = sampling.found
+        if found is None:
+            found = sampling.found = self.sampler.finish_in_time()
+        if found is None and self.session.world.is_main:
+            say(
+                f"Answers to {len(sampling.rows)} prompts were still being sampled, and are given up: a continued run "
+                "samples them anew, by the policy as it then is."
+            )
+        return None if found is None else [one.state_dict() for one in found]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.number, self.stuck = int(state["number"]), int(state["stuck"])
+        self.prompts.load_state_dict(state["prompts"])
+        self.moments.load_state_dict(state["moments"])
+        if state["row_rewards"] is not None:
+            self.row_rewards = np.array(state["row_rewards"])
+        if (sampling := state["sampling"]) is not None:
+            found = sampling["found"]
+            kept = None if found is None else [Rollout.from_state(one) for one in found]
+            self.sampling = Sampling(np.array(sampling["rows"]), kept)
+
+
+def listed(failures: Mapping[str, int]) -> str:
+    """Reasons with their numbers."""
+    return ", ".join(f"{reason}: {number}" for reason, number in failures.items())

@@ -1,0 +1,207 @@
+"""What happens to a rollout, in order: sampled responses are scored, annotated by the models, their rewards shaped, and
+made into an advantage for each token. Every stage is a function that fills in further columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assent.algorithms.online.method import Method
+from assent.algorithms.online.models import Forward, ForwardCache, Models
+from assent.data.chat import Chat
+from assent.data.records import Example
+from assent.data.tree import TreeBatch
+from assent.distributed import World
+from assent.losses import RunningMoments, explained_variance, kl_estimate, overlong_penalty, whiten
+from assent.models.annotate import Fields
+from assent.models.annotate import annotate as annotate_trees
+from assent.online import KLConfig, ShapingConfig
+from assent.rewards.group import GroupReward, Progress
+from assent.rewards.groups import groups_of
+from assent.rollout.rollout import Rollout
+
+# ---- score
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """`rollout` has `reward`, `parts` and `notes`, and none of the responses without a reward, of which `failures` says
+    why and how many; `metrics` are numbers about the whole."""
+
+    rollout: Rollout
+    failures: Mapping[str, int]
+    metrics: Mapping[str, Sequence[float]]
+
+
+def score(rollout: Rollout, source: GroupReward, examples: Sequence[Example], chat: Chat, progress: Progress) -> Scored:
+    """The responses as `source` scores them; `examples` are the rows of the data that prompts are numbered by."""
+    scores = source.score(groups_of(rollout, [examples[row] for row in rollout.rows], chat, progress))
+    values = np.asarray(scores.values, np.float32)
+    parts = scores.parts if len(scores.parts) > 1 else {}
+    notes = [{name: column[i] for name, column in scores.columns.items()} for i in range(len(rollout))]
+    made = replace(
+        rollout,
+        reward=values,
+        parts={name: np.asarray(part, np.float32) for name, part in parts.items()},
+        notes=tuple(notes),
+    )
+    unscored = np.isnan(values)
+    unexplained = int(unscored.sum()) - sum(scores.failures.values())
+    failures = {**scores.failures, **({"no reason given": unexplained} if unexplained > 0 else {})}
+    return Scored(made.take(np.flatnonzero(~unscored)), failures, scores.metrics)
+
+
+# ---- annotate
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What the models are asked about a rollout: the policy's log-probs and entropy, the critic's values, the KL over
+    the whole vocabulary. `cache` takes the passes with their graphs, where a step is to use them again."""
+
+    temperature: float
+    micro_tokens: int
+    policy: bool = True
+    entropy: bool = True
+    values: bool = False
+    kl: bool = False
+    cache: ForwardCache | None = None
+
+
+def annotate(rollout: Rollout, models: Models, reads: Reads, world: World) -> Rollout:
+    """The rollout with `old`, `entropy`, `values`, `reference` and `kl`, as far as they are asked for. Every rank must
+    call it; they share the work."""
+    reference, temperature = models.reference, reads.temperature
+    if not reads.policy and reference is None:
+        return rollout
+
+    def fields(batch: TreeBatch) -> Fields:
+        known: dict[str, Tensor] = {}
+        if reference is not None:
+            known["reference"] = reference.logprobs(batch, temperature)
+        if not reads.policy:
+            return Fields(known)
+        keep = reads.cache is not None
+        anchor = reference.anchor(batch, temperature) if reads.kl and reference is not None else None
+        with torch.set_grad_enabled(keep):
+            scores = models.forward(batch, temperature, entropy=reads.entropy, anchor=anchor)
+            values = models.values(batch, scores) if reads.values else None
+        if reads.cache is not None:
+            reads.cache.passes[batch.keys] = Forward(scores, values)
+        known["old"] = scores.logprobs
+        if reads.entropy:
+            known["entropy"] = scores.entropy
+        if anchor is not None:
+            known["kl"] = scores.kl
+        if values is not None:
+            known["values"] = values
+        return Fields(known)
+
+    flat, micro_tokens = not models.tree, reads.micro_tokens
+    columns = annotate_trees(rollout.trees(), fields, micro_tokens=micro_tokens, flat=flat, world=world)
+    made: dict[str, Any] = {**columns.per_token}
+    return replace(rollout, **made)
+
+
+# ---- shape
+
+
+def shape(
+    rollout: Rollout, config: ShapingConfig, moments: RunningMoments, baseline: np.ndarray, longest: int
+) -> Rollout:
+    """The rollout with `shaped`: the reward less the `baseline` [P] of its prompt, scaled by `moments`, clipped, less
+    penalties. `longest` is the most tokens that a response can have."""
+    reward = torch.from_numpy(centred(rollout, baseline))
+    if config.normalise != "none":
+        reward = moments.normalise(reward)
+    if config.clip is not None:
+        reward = reward.clamp(-config.clip, config.clip)
+    reward = reward - config.missing_eos_penalty * (1 - torch.from_numpy(rollout.finished.astype(np.float32)))
+    buffer = round(config.overlong * longest)
+    if buffer >= 1:
+        reward = reward + overlong_penalty(torch.from_numpy(rollout.lengths), limit=longest, buffer=buffer)
+    return replace(rollout, shaped=reward.float().numpy())
+
+
+def centred(rollout: Rollout, baseline: np.ndarray) -> np.ndarray:
+    """Rewards less the baseline of their prompt, [S] float64."""
+    assert rollout.reward is not None
+    return rollout.reward.astype(np.float64) - baseline[rollout.prompt]
+
+
+# ---- advantages
+
+
+def advantages(rollout: Rollout, method: Method, kl: KLConfig, kl_coef: float) -> tuple[Rollout, dict[str, float]]:
+    """The rollout with `advantages` (and `returns` for a critic) by the method's estimator, and their metrics.
+
+    With the KL in the reward, every token that the policy sampled has a reward of its own, -kl_coef * KL; that of
+    the response (`shaped`) stands at its last token. An estimator that compares whole responses gets the sum of both.
+    Of a token's own KL only k1 has a policy gradient that holds it: the full KL is the same whatever was sampled, and
+    the gradients of k2 and k3 vanish near the reference. So to that token's advantage, and to no other,
+    -kl_coef * (k1 - estimate) is added (arXiv 2504.10637)."""
+    assert rollout.shaped is not None
+    response, lengths = torch.from_numpy(rollout.response), torch.from_numpy(rollout.lengths)
+    reward = torch.from_numpy(rollout.shaped).double()  # float32 could not hold the squares of many
+    tokens = own = torch.zeros(len(response), dtype=torch.float64)
+    if kl_coef > 0 and kl.place == "reward":
+        tokens = -kl_coef * _token_kl(rollout, kl.estimator)
+        if kl.estimator != "k1":
+            own = -kl_coef * _token_kl(rollout, "k1") - tokens
+    values = _double(rollout.values)
+    made = method.estimator(
+        {
+            "token_rewards": tokens.index_add(0, lengths.cumsum(0) - 1, reward),
+            "rewards": reward + tokens.new_zeros(len(lengths)).index_add(0, response, tokens),
+            "values": values,
+            "greedy": _double(rollout.greedy),
+            "response": response,
+            "prompt": torch.from_numpy(rollout.prompt),
+        }
+    )
+    metrics: dict[str, float] = {}
+    returns = None
+    if values is not None:
+        returns = made + values
+        explained = float(explained_variance(values, returns))
+        if not math.isnan(explained):  # the returns vary
+            metrics["explained_variance"] = explained
+    made = (made if len(made) == len(response) else made[response]) + own
+    if method.whiten:
+        made = whiten(made)
+    rollout = replace(rollout, advantages=_single(made), returns=None if returns is None else _single(returns))
+    if (rollout.sizes > 1).any():
+        metrics["no_signal"] = float(zero_variance(rollout).mean())
+    return rollout, metrics
+
+
+def zero_variance(rollout: Rollout) -> np.ndarray:
+    """Which prompts have only responses of one and the same reward, [P] bool."""
+    assert rollout.reward is not None
+    return np.array([values.min() == values.max() for values in rollout.by_prompt(rollout.reward)])
+
+
+def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
+    """KL from the reference at each token, [N] float64; 0 in demonstrations."""
+    if estimator == "full":
+        assert rollout.kl is not None
+        kl = torch.from_numpy(rollout.kl).double()
+    else:
+        assert rollout.old is not None and rollout.reference is not None
+        old, reference = torch.from_numpy(rollout.old).double(), torch.from_numpy(rollout.reference).double()
+        kl = kl_estimate(old, reference, estimator=estimator)
+    return kl * (1 - torch.from_numpy(np.repeat(rollout.demonstration, rollout.lengths).astype(np.float32)))
+
+
+def _double(column: np.ndarray | None) -> Tensor | None:
+    return None if column is None else torch.from_numpy(column).double()
+
+
+def _single(column: Tensor) -> np.ndarray:
+    return column.float().numpy()

@@ -1,0 +1,194 @@
+"""What one optimiser step of an online method minimises: a sum of terms over the tokens of its micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from assent.algorithms.online.coefficients import Coefficients
+from assent.algorithms.online.method import PENALTY, Method
+from assent.algorithms.online.models import Forward, Models
+from assent.data.packing import Counts
+from assent.data.tree import TreeBatch
+from assent.losses import clipped_value, kl_estimate, mismatch_weights, ratio_diagnostics, reinforce, token_weights
+from assent.models.policy import Policy, TokenScores
+from assent.online import OnlineConfig
+from assent.rollout.rollout import Fields
+from assent.train.loop import Loss
+
+Terms = dict[str, tuple[Tensor | float, float]]
+"""Metrics as (sum, count)."""
+
+
+def forward(
+    batch: TreeBatch, models: Models, method: Method, coefficients: Coefficients, config: OnlineConfig
+) -> Forward:
+    """What the models say of a micro-batch, with gradients, as far as the loss needs it."""
+    temperature, kl, reference = config.sampling.temperature, config.kl, models.reference
+    if coefficients.warming and models.critic is not None:  # the policy is not trained: nothing of it is needed
+        nothing = torch.zeros_like(batch.label, dtype=torch.float32)
+        return Forward(TokenScores(nothing, nothing, nothing, nothing), models.critic(batch, batch.source))
+    anchor = None
+    if reference is not None and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming:
+        anchor = reference.anchor(batch, temperature)
+    scores = models.forward(
+        batch,
+        temperature,
+        entropy=method.entropy > 0 or Fields.of(batch).old is None,
+        anchor=anchor,
+        head_only=coefficients.warming,
+    )
+    return Forward(scores, models.values(batch, scores) if models.has_critic else None)
+
+
+def step_loss(
+    batch: TreeBatch,
+    passed: Forward,
+    method: Method,
+    coefficients: Coefficients,
+    config: OnlineConfig,
+    counts: Counts,
+) -> Loss:
+    """The loss of one micro-batch, `passed` through the models, of a step with these global `counts`:
+
+        sum over tokens of weight * (policy loss + kl_coef * KL - entropy_coef * entropy)  +  value_coef * value loss
+
+    with the KL only where it belongs in the loss, and a policy gradient at `given.coef` in place of the policy loss
+    where a token is a demonstration's. While the coefficients are warming, the value loss alone."""
+    fields = Fields.of(batch)
+    total = torch.zeros((), device=batch.tokens.device)
+    metrics: Terms = {}
+    if not coefficients.warming:
+        tokens = Tokens.of(fields, passed.scores, batch)
+        losses, metrics = token_losses(tokens, method, coefficients, config)
+        weights = token_weights(
+            batch.tokens_by_response(),
+            batch.response,
+            reduction=method.reduction,
+            num_tokens=counts.tokens,
+            num_responses=counts.responses,
+            max_length=config.sampling.max_new_tokens,
+        )
+        total = (weights * losses).sum()
+        metrics |= diagnostics(tokens, method)
+        if fields.old is None:
+            metrics |= first_sight(tokens, fields.reference, batch)
+    if method.critic is not None:
+        assert passed.values is not None and fields.values is not None and fields.returns is not None
+        errors = clipped_value(passed.values, fields.values, fields.returns, clip=method.critic.clip)
+        total = total + method.critic.coef * errors.sum() / counts.tokens
+        metrics["value_loss"] = (errors.sum(), len(errors))
+    return Loss(total, metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a micro-batch, [N] each: under the trained policy (`scores`), under the policy before the step
+    (`old`), under the one that ratios are taken to (`base`, the old one or PPO-EWMA's average), under the engine that
+    sampled them (`sampler`). `sampled` is 0 in demonstrations, where there are any, else 1."""
+
+    scores: TokenScores
+    old: Tensor
+    base: Tensor
+    sampler: Tensor
+    sampled: Tensor
+    advantages: Tensor
+    reference: Tensor | None
+    response: Tensor
+    demonstrations: bool
+
+    @classmethod
+    def of(cls, fields: Fields, scores: TokenScores, batch: TreeBatch) -> Tokens:
+        """`fields.old` None: this is the one step on a rollout, so the policy is still the one that sampled."""
+        assert fields.advantages is not None and fields.sampler is not None
+        old = scores.logprobs.detach() if fields.old is None else fields.old
+        sampled = torch.ones_like(old) if fields.sampled is None else fields.sampled
+        return cls(
+            scores=scores,
+            old=old,
+            base=old if fields.ewma is None else fields.ewma,
+            sampler=torch.where(sampled > 0, fields.sampler, old),
+            sampled=sampled,
+            advantages=fields.advantages,
+            reference=fields.reference,
+            response=batch.response,
+            demonstrations=fields.sampled is not None,
+        )
+
+    def mean(self, values: Tensor) -> tuple[Tensor, float]:
+        """(sum, count) of what the policy sampled."""
+        return (values * self.sampled).sum(), float(self.sampled.sum())
+
+
+def token_losses(
+    tokens: Tokens, method: Method, coefficients: Coefficients, config: OnlineConfig
+) -> tuple[Tensor, Terms]:
+    """The loss of each token, [N], and its parts."""
+    losses = policy_losses(tokens, method, coefficients)
+    metrics: Terms = {"policy_loss": tokens.mean(losses)}
+    metrics["mismatch"] = tokens.mean((tokens.old - tokens.sampler).abs())
+    if config.rollout.correction > 0:
+        importance = mismatch_weights(tokens.old, tokens.sampler, limit=config.rollout.correction)
+        losses = losses * importance
+        metrics["importance"] = tokens.mean(importance)
+    if tokens.demonstrations:
+        demonstrated = config.given.coef * reinforce(tokens.scores.logprobs, tokens.advantages)
+        losses = torch.where(tokens.sampled > 0, losses, demonstrated)
+    if coefficients.kl > 0 and config.kl.place == "loss":
+        drift = tokens.scores.kl
+        if config.kl.estimator != "full":
+            assert tokens.reference is not None
+            drift = kl_estimate(tokens.scores.logprobs, tokens.reference, estimator=config.kl.estimator)
+        losses = losses + coefficients.kl * tokens.sampled * drift
+        metrics["kl_loss"] = tokens.mean(drift)
+    if method.entropy > 0:
+        losses = losses - method.entropy * tokens.scores.entropy
+        metrics["entropy_now"] = (tokens.scores.entropy.sum(), len(losses))
+    return losses, metrics
+
+
+def policy_losses(tokens: Tokens, method: Method, coefficients: Coefficients) -> Tensor:
+    """The method's policy loss of each token, [N]. Where the ratio is taken to another policy than the one that
+    sampled, the ratio of these two stands before it (PPO-EWMA's decoupled objective)."""
+    options = {PENALTY: coefficients.penalty} if method.penalised else {}
+    losses = method.loss(
+        {
+            "logprobs": tokens.scores.logprobs,
+            "old_logprobs": tokens.base,
+            "advantages": tokens.advantages,
+            "response": tokens.response,
+        },
+        **options,
+    )
+    return losses if tokens.base is tokens.old else losses * torch.exp(tokens.base - tokens.old)
+
+
+def diagnostics(tokens: Tokens, method: Method) -> Terms:
+    """How far the policy has moved from the one that sampled, and what the clip holds."""
+    logprobs, advantages = tokens.scores.logprobs, tokens.advantages
+    response = tokens.response if method.by_response else None
+    moved = ratio_diagnostics(logprobs, tokens.old, advantages, response, **method.clips)
+    held = moved
+    if tokens.base is not tokens.old:
+        held = ratio_diagnostics(logprobs, tokens.base, advantages, response, **method.clips)
+    sums = {"clip_fraction": held.clipped, "approx_kl": moved.approx_kl, "ratio": moved.ratio}
+    return {name: tokens.mean(values) for name, values in sums.items()}
+
+
+def first_sight(tokens: Tokens, reference: Tensor | None, batch: TreeBatch) -> Terms:
+    """What a rollout tells of the policy, where its one step is the first to compute it."""
+    metrics: Terms = {"entropy": tokens.mean(tokens.scores.entropy.detach())}
+    if reference is not None:
+        drift = (tokens.scores.logprobs.detach() - reference) * tokens.sampled
+        responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
+        metrics["kl"] = (drift.sum(), responses)
+    return metrics
+
+
+def mixed_loss(batch: TreeBatch, policy: Policy, weight: float) -> Loss:
+    """The negative log-likelihood of pretraining or demonstration data that are mixed in (arXiv 2203.02155): `weight`
+    for each token."""
+    logprobs = policy(batch).logprobs
+    return Loss(-(weight * logprobs).sum(), {"ptx_nll": (-logprobs.sum(), len(logprobs))})

@@ -1,0 +1,348 @@
+"""Learning from rewards of sampled responses: every method of `assent.online`, with or without a critic.
+
+One rollout of `train.batch_size` prompts goes through its stages, and is then trained on for `rollout.epochs` passes of
+`rollout.minibatches` optimiser steps each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from assent import distributed
+from assent.algorithms.online.about import about_online
+from assent.algorithms.online.coefficients import Coefficients
+from assent.algorithms.online.evaluation import evaluate
+from assent.algorithms.online.ewma import EwmaPolicy
+from assent.algorithms.online.method import Method, method_with
+from assent.algorithms.online.models import ForwardCache, Models
+from assent.algorithms.online.rollouts import Rollouts
+from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
+from assent.data.dataset import Prepared, prepare, summary
+from assent.data.packing import Counts, EpochStream, Mixed, Window, order
+from assent.data.records import Example
+from assent.data.tree import TreeBatch
+from assent.data.views import answered_view, prompt_view, sft_view
+from assent.deferred import Deferred
+from assent.models.annotate import Fields, annotate
+from assent.models.policy import Policy, ScoreModel
+from assent.models.saving import stop_ids
+from assent.models.vocabulary import unused_ids
+from assent.online import CriticConfig, OnlineConfig, PtxConfig
+from assent.rewards.build import reward_source
+from assent.rewards.group import GroupReward
+from assent.rewards.pool import end_workers
+from assent.rollout.check import check_sampling
+from assent.rollout.engines import engine_of
+from assent.rollout.rollout import Rollout, pack
+from assent.rollout.sampling import Sampler
+from assent.train.beforehand import try_rewards
+from assent.train.loop import Loss
+from assent.train.progress import say
+from assent.train.references import frozen_reference
+from assent.train.run import RunResult, run
+from assent.train.session import Session, open_session
+
+MISMATCH = 0.1
+"""Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is warned."""
+
+
+class Online:
+    """The state between optimiser steps is: that of the rollouts, the one that is trained on, how many of its
+    minibatches are done, the number of steps taken, and the coefficients."""
+
+    def __init__(
+        self,
+        session: Session,
+        models: Models,
+        rollouts: Rollouts,
+        config: OnlineConfig,
+        *,
+        ewma: EwmaPolicy | None = None,
+        mixed: EpochStream | None = None,
+    ) -> None:
+        self.session, self.models, self.rollouts, self.config = session, models, rollouts, config
+        self.method = rollouts.method
+        self.ewma, self.mixed = ewma, mixed
+        self.modules: dict[str, torch.nn.Module] = {"policy": models.policy}
+        if models.critic is not None:
+            self.modules["critic"] = models.critic
+        self.coefficients = self.method.start
+        self.cache = ForwardCache()
+        self.number = 0
+        self.done = 0
+        self.buffer: Rollout | None = None
+        self.left = False
+        self.moved: list[float] = []
+        self.warned = False
+        self.taken = 0
+
+    @property
+    def steps_per_rollout(self) -> int:
+        return self.config.rollout.epochs * self.config.rollout.minibatches
+
+    # ---- where windows come from
+
+    def windows(self) -> Iterator[Window | None]:
+        metrics: dict[str, float] = {}
+        samples: tuple[dict[str, object], ...] = ()
+        while True:
+            if self._used_up:
+                self._next_rollout()
+            critic = self.method.critic
+            warming = critic is not None and self.number < critic.warmup
+            self.coefficients = replace(self.coefficients, warming=warming)
+            if self.done == 0:
+                self.rollouts.sample()
+                yield None
+                made = self.rollouts.make(
+                    self.coefficients.kl, steps=self.steps_per_rollout, warming=warming, cache=self.cache
+                )
+                self.buffer, samples = made.rollout, made.samples
+                metrics = made.metrics | self._follow_rollout(made.rollout, made.metrics)
+                self.rollouts.look_ahead()
+            minibatch = self._minibatch(self.done)
+            self.done += 1
+            if len(minibatch):  # there may be fewer answers than minibatches
+                yield replace(self._window(minibatch), metrics=metrics, samples=samples)
+                metrics, samples = {}, ()
+
+    @property
+    def _used_up(self) -> bool:
+        """Whether the rollout has been trained on as long as it should be."""
+        return self.left or self.done >= self.steps_per_rollout
+
+    def _minibatch(self, number: int) -> Rollout:
+        assert self.buffer is not None
+        minibatches = self.config.rollout.minibatches
+        if minibatches == 1:
+            return self.buffer
+        epoch, part = divmod(number, minibatches)
+        shuffled = order(
+            len(self.buffer.prompts),
+            seed=self.config.train.seed,
+            epoch=self.number * self.config.rollout.epochs + epoch,
+            stream=1,
+        )
+        return self.buffer.of_prompts(np.array_split(shuffled, minibatches)[part])
+
+    def _window(self, rollout: Rollout) -> Window:
+        """The minibatch for this rank, and beside it the data that are mixed in."""
+        micro_tokens, world, flat = self.config.train.micro_tokens, self.session.world, not self.models.tree
+        if (ewma := self.ewma) is not None:
+            temperature = self.config.sampling.temperature
+            columns = annotate(
+                rollout.trees(),
+                lambda batch: Fields({"ewma": ewma.logprobs(batch, temperature)}),
+                micro_tokens=micro_tokens,
+                world=world,
+                flat=flat,
+            )
+            rollout = replace(rollout, ewma=columns.per_token["ewma"])
+        made = pack(rollout, micro_tokens=micro_tokens, flat=flat, world=world)
+        if self.mixed is None or self.coefficients.warming:
+            return made
+        extra = next(iter(self.mixed))
+        weight = self.config.ptx.coef / extra.counts.tokens
+        loss = partial(mixed_loss, policy=self.models.policy, weight=weight)
+        return replace(made, mixed=Mixed(extra.batches, loss))
+
+    # ---- which loss
+
+    def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
+        passed = self.cache.take(batch)
+        if passed is None:
+            passed = forward(batch, self.models, self.method, self.coefficients, self.config)
+        return step_loss(batch, passed, self.method, self.coefficients, self.config, counts)
+
+    # ---- after a step, after a rollout
+
+    def stepped(self, metrics: Mapping[str, float]) -> None:
+        self.taken += 1
+        self.rollouts.step = self.taken
+        if "approx_kl" in metrics:  # the policy was trained
+            self._follow_step(metrics)
+        if self._used_up:
+            self._next_rollout()
+
+    def _follow_step(self, metrics: Mapping[str, float]) -> None:
+        """What follows from how far the step has moved the policy."""
+        self._watch(metrics["mismatch"])
+        target = self.config.rollout.target_kl
+        self.moved.append(metrics["approx_kl"])
+        self.left = target is not None and metrics["approx_kl"] > target
+        if self.ewma is not None:
+            self.ewma.follow()
+
+    def _watch(self, mismatch: float) -> None:
+        """Warns a person, once, where sampler and trainer have the same weights and yet differ much."""
+        if mismatch > MISMATCH and not self.config.rollout.ahead and not self.warned and self.session.world.is_main:
+            self.warned = True
+            say(
+                f"rollout {self.number + 1}: sampler and trainer differ by {mismatch:.2g} nats a token (expected below "
+                f"{MISMATCH:g}) although their weights are the same. Do they run the same model, in like precision? "
+                "--rollout.correction bounds what it does to the gradient."
+            )
+
+    def _next_rollout(self) -> None:
+        last = self.moved[-self.config.rollout.minibatches :]
+        moved = float(np.mean(last)) if last else None
+        self.coefficients = self.coefficients.after_steps(self.method.penalty_target, moved)
+        self.number, self.done, self.left = self.number + 1, 0, False
+        self.buffer, self.moved = None, []
+
+    def _follow_rollout(self, rollout: Rollout, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The coefficients as they are, for the logs; that of the KL moves on by what this rollout tells."""
+        shown: dict[str, float] = {}
+        if self.method.penalised:
+            shown["penalty"] = self.coefficients.penalty
+        if self.config.kl.target is not None:
+            shown["kl_coef"] = self.coefficients.kl
+            responses = len(rollout.sampled())
+            self.coefficients = self.coefficients.after_rollout(self.config.kl, metrics["kl"], responses)
+        return shown
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        buffer = self.buffer
+        return {
+            "rollouts": self.rollouts.state_dict(),
+            "number": self.number,
+            "done": self.done,
+            "taken": self.taken,
+            "buffer": None if buffer is None else Deferred(buffer.state_dict),
+            "moved": list(self.moved),
+            "kl_coef": self.coefficients.kl,
+            "penalty": self.coefficients.penalty,
+            "ewma": self.ewma.state_dict() if self.ewma is not None else None,
+            "mixed": self.mixed.state_dict() if self.mixed is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rollouts.load_state_dict(state["rollouts"])
+        self.number, self.done, self.taken = int(state["number"]), int(state["done"]), int(state["taken"])
+        self.rollouts.step = self.taken
+        self.buffer = None if state["buffer"] is None else Rollout.from_state(state["buffer"])
+        self.moved = [float(value) for value in state["moved"]]
+        self.coefficients = Coefficients(float(state["kl_coef"]), float(state["penalty"]))
+        if self.ewma is not None:
+            self.ewma.load_state_dict(state["ewma"])
+        if self.mixed is not None:
+            self.mixed.load_state_dict(state["mixed"])
+
+
+def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
+    """The algorithm as its command makes it, and its data."""
+    method = method_with(config)
+    wants_rows = config.given.source != "none" or config.shaping.baseline == "row"
+    data = session.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
+    source = reward_source(session, config)
+    source.check([*data.train_examples, *data.eval_examples])
+    critic = method.critic
+    policy = session.policy(value_head=critic is not None and critic.shared)
+    models = Models(
+        policy=policy,
+        critic=None if critic is None or critic.shared else _critic(session, config, critic),
+        reference=frozen_reference(session, policy, config.kl.reference) if config.kl.coef > 0 else None,
+    )
+    return assemble(session, models, source, data.train_examples, config, method), data
+
+
+def train_online(config: OnlineConfig) -> RunResult:
+    """Optimises `config.model` against the rewards that `config.rewards` names on the prompts of `config.data`; the
+    result is `config.out`/model, and where there is a critic of its own `config.out`/critic."""
+    session = open_session(config)
+    algorithm, data = set_up(session, config)
+    method, rollouts = algorithm.method, algorithm.rollouts
+    if method.learning_rate != config.optim.lr and session.world.is_main:
+        average = "" if method.ewma is None else f", ewma {method.ewma:.4g}"
+        say(f"For batches of {config.train.batch_size}: learning rate {method.learning_rate:.3g}{average}.")
+    own = None if method.critic is None else method.critic.lr
+    policy, critic = algorithm.models.policy, algorithm.models.critic
+    per_epoch = -(-len(data.train_examples) // config.train.batch_size)
+    total = session.total_steps(per_epoch * algorithm.steps_per_rollout)
+    try:
+        try_rewards(session, rollouts.source, data.train_examples, rollouts.progress, config.rollout.responses)
+        return run(
+            session,
+            algorithm,
+            total=total,
+            evaluate=(lambda: evaluate(rollouts, data.eval_examples)) if data.eval_examples else None,
+            about=about_online(algorithm, total),
+            final={"model": policy} if critic is None else {"model": policy, "critic": critic},
+            averages=[algorithm.ewma.model] if algorithm.ewma is not None else [],
+            learning_rates={"policy": method.learning_rate, "critic": own or method.learning_rate},
+        )
+    finally:
+        end_workers()
+
+
+def assemble(
+    session: Session,
+    models: Models,
+    source: GroupReward,
+    examples: Sequence[Example],
+    config: OnlineConfig,
+    method: Method | None = None,
+) -> Online:
+    """The algorithm over these models, rewards and prompts, with what else `config` asks for."""
+    method = method or method_with(config)
+    sampler = _sampler(session, models.policy, config)
+    return Online(
+        session,
+        models,
+        Rollouts(session, models, source, sampler, examples, config, method),
+        config,
+        ewma=None if method.ewma is None else EwmaPolicy(_twin(session, config), models.policy, method.ewma),
+        mixed=None if config.ptx.data is None else _mixed(session, models, config.ptx),
+    )
+
+
+def _critic(session: Session, config: OnlineConfig, section: CriticConfig) -> ScoreModel:
+    if section.start == "reward":
+        return session.score_model(config.rewards.model[0], trainable=True, new_head=False)
+    return session.score_model(None if section.start == "policy" else section.start, trainable=True, new_head=True)
+
+
+def _twin(session: Session, config: OnlineConfig) -> Policy:
+    """Another load of the policy, not trained by itself."""
+    return session.reference(None, adapters=config.model.lora.rank > 0)
+
+
+def _sampler(session: Session, policy: Policy, config: OnlineConfig) -> Sampler:
+    """The engine samples from the policy's own weights, or from a copy: in another program, or where it is to sample
+    while they are trained."""
+    owns_weights = config.rollout.ahead or config.engine.name != "torch"
+    copies = owns_weights and config.engine.name == "torch"
+    if config.engine.name == "torch":
+        with distributed.unsharded(policy):
+            check_sampling(policy.model, config.data.max_length)
+    engine = engine_of(
+        session.plain_policy() if copies else policy,
+        config.engine,
+        stop_ids(session.chat, policy.plain.generation_config),
+        config.sampling,
+        max_length=config.data.max_length,
+        folder=session.folder.path / "engine" if owns_weights and not copies else Path(),
+        unused=unused_ids(policy.plain, session.tokenizer),
+        rank=session.world.rank,
+        ranks=session.world.size,
+    )
+    return Sampler(session.world, policy, engine, config.sampling, owns_weights=owns_weights)
+
+
+def _mixed(session: Session, models: Models, config: PtxConfig) -> EpochStream:
+    """Windows of the rows that are mixed in."""
+    assert config.data is not None
+    rows = replace(session.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
+    data = distributed.on_main(lambda: prepare(rows, session.chat, sft_view))
+    if session.world.is_main:
+        say(f"Mixed in: {summary(data.report)}")
+    return session.stream(data.train, models, batch_size=config.batch_size)

@@ -1,0 +1,48 @@
+"""How rewards become advantages: one row for each estimator. What a method needs besides sampled responses (a critic,
+the most likely response, several responses to a prompt) follows from its row. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Need = Literal["critic", "greedy", "groups"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """`function` is a name in `assent.losses.ADVANTAGES`. Its tensors are token_rewards [N] or rewards [S], values [N],
+    greedy [S], response [N] and prompt [S]; it gives [N] or [S]."""
+
+    function: str
+    words: str
+    needs: frozenset[Need] = frozenset()
+
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "gae": Estimator(
+        function="gae",
+        words="generalised advantage estimation over the critic's values",
+        needs=frozenset({"critic"}),
+    ),
+    "return": Estimator(
+        function="discounted_returns",
+        words="all rewards still to come",
+    ),
+    "group": Estimator(
+        function="group_advantages",
+        words="each response against the mean of its prompt's",
+        needs=frozenset({"groups"}),
+    ),
+    "leave_one_out": Estimator(
+        function="leave_one_out",
+        words="each response against the mean of the others to its prompt",
+        needs=frozenset({"groups"}),
+    ),
+    "greedy": Estimator(
+        function="greedy_baseline",
+        words="each response against the prompt's most likely one",
+        needs=frozenset({"greedy"}),
+    ),
+}
