@@ -29,7 +29,7 @@ import numpy as np
 from torch import Tensor
 
 from assent import distributed
-from assent.algorithms.online import set_up
+from assent.algorithms.online.train import set_up
 from assent.config import DemoConfig, SamplingConfig
 from assent.data.formats import load_examples
 from assent.data.records import Example

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from assent.algorithms.online import set_up as set_up_online
+from assent.algorithms.online.train import set_up as set_up_online
 from assent.algorithms.preference import Preference, set_up
 from assent.algorithms.reward import Reward
 from assent.algorithms.sft import SFT

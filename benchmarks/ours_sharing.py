@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from assent.algorithms.models import Models
+from assent.algorithms.online.models import Models
 from assent.algorithms.surrogate import Surrogate
 from assent.config import DataConfig, ModelConfig
 from assent.data.packing import window

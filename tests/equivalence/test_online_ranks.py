@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from assent import distributed as d
 from assent import settings
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.methods import METHODS
 from assent.online import (

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import assent.train.run as run_module
-from assent.algorithms.online import train_online
-from assent.algorithms.prompts import Prompts
+from assent.algorithms.online.train import train_online
+from assent.algorithms.online.prompts import Prompts
 from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.errors import ShutdownRequested
 from assent.methods import METHODS
@@ -142,7 +142,7 @@ def outcome(out: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_stopped_after_every_step_is_straight(name: str, make: Make, stop_after, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("assent.algorithms.sampling.PATIENCE", 120.0)  # answers under way are not given up
+    monkeypatch.setattr("assent.rollout.sampler.PATIENCE", 120.0)  # answers under way are not given up
     asked: list[list[int]] = []
     take = Prompts.next
 

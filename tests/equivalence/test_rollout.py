@@ -32,8 +32,8 @@ from assent.errors import ConfigError, ModelError
 from assent.models.attention import install
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
-from assent.rollout.engines import engine_of
-from assent.rollout.sampler import uniforms
+from assent.rollout.build import engine_of
+from assent.rollout.draw import uniforms
 from assent.rollout.torch_engine import TorchEngine
 from assent.settings import validate
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.credit import credit
-from assent.algorithms.models import Models
-from assent.algorithms.online import Online, assemble
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference import Preference, balanced
 from assent.algorithms.reward import Reward
 from assent.algorithms.rollouts import GIVEN, describe

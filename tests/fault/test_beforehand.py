@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft

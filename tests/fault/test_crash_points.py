@@ -24,7 +24,7 @@ import assent
 import assent.train.run as run_module
 import assent.train.runfolder as runfolder
 import assent.train.session as session_module
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.sft import train_sft
 from assent.config import (

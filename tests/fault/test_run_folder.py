@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from assent import lock, settings
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.sft import train_sft
 from assent.cli import COMMANDS, main

@@ -24,7 +24,7 @@ from assent.config import EngineConfig, GenerateConfig, SamplingConfig
 from assent.errors import ConfigError, ModelError, NonFiniteError
 from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rollout import vllm_server
-from assent.rollout.engines import engine_for, engine_of
+from assent.rollout.build import engine_for, engine_of
 from assent.rollout.vllm_server import VllmServer
 from assent.rollout.vllm_shared import WeightsFolder, agree, completion, logprobs_mode, request, stored
 from assent.rollout.vllm_worker import EXTENSION

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.algorithms.models import Models
-from assent.algorithms.online import assemble
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.train import assemble
 from assent.config import DataConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.formats import load_examples

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from assent.algorithms.experience import ROUNDS, Experience, Rollout
-from assent.algorithms.models import Models
+from assent.algorithms.online.models import Models
 from assent.algorithms.rollouts import as_trees, response_field, token_field
-from assent.algorithms.sampling import Ask
+from assent.rollout.sampler import Ask
 from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response

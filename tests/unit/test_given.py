@@ -15,9 +15,9 @@ import torch
 import assent.algorithms.experience as experience_module
 from assent.algorithms.credit import credit
 from assent.algorithms.experience import Experience
-from assent.algorithms.given import hinted, row_trees, sampled_only, with_given
-from assent.algorithms.models import Models
-from assent.algorithms.online import assemble
+from assent.algorithms.online.demonstrations import hinted, row_trees, sampled_only, with_given
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.train import assemble
 from assent.algorithms.rollouts import GIVEN, as_trees, attach, pack_state, response_field, token_field, unpack_state
 from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from assent.data.chat import Chat

@@ -22,7 +22,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.algorithms.reward import train_reward
 from assent.config import (
     DataConfig,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from assent.algorithms.experience import Rollout
-from assent.algorithms.models import Models
-from assent.algorithms.online import Online, _rates
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.train import Online, _rates
 from assent.algorithms.surrogate import PROXIMAL, PTX
 from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.data.packing import EpochStream, Window

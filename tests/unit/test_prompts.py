@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 
-from assent.algorithms.prompts import Prompts, difficulty
+from assent.algorithms.online.prompts import Prompts, difficulty
 from assent.data.packing import order
 from assent.data.records import Example, Message, Origin
 from assent.errors import DataError

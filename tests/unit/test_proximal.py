@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from assent.algorithms.proximal import Proximal
+from assent.algorithms.online.ewma import Proximal
 from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, collate
 from assent.deferred import resolved

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.algorithms.reward import train_reward
 from assent.config import (
     DataConfig,

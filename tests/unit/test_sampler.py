@@ -1,129 +1,172 @@
+"""Asking the engine: at once or while training goes on, with which weights, and which rank asks what."""
+
 from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from torch import Tensor
 
-from assent.rollout.sampler import _keep_top_p, sample, uniforms
+from assent.rollout.sampler import Ask, Sampler, weights_of
+from assent.config import LoraConfig, ModelConfig, SamplingConfig
+from assent.data.tree import Branch, TokenTree, collate
+from assent.distributed import World
+from assent.models.loading import load_policy
+from assent.models.policy import Policy
+from assent.rollout.engine import Completion
+from assent.rollout.torch_engine import TorchEngine
 
-
-def draw(logits: torch.Tensor, count: int, seed: int = 0, **options) -> np.ndarray:
-    uniform = torch.from_numpy(uniforms(seed, 0, 0, count))
-    return sample(logits.expand(count, -1), uniform, **options)[0].numpy()
-
-
-@pytest.mark.parametrize("vocab", [3, 128, 300])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_frequencies_follow_the_softmax(vocab: int, temperature: float) -> None:
-    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(vocab)) * 1.5
-    counts = np.bincount(draw(logits, 20000, temperature=temperature), minlength=vocab)
-    expected = torch.softmax(logits[0].double() / temperature, -1).numpy() * 20000
-    big = expected > 5
-    observed = np.append(counts[big], counts[~big].sum())
-    wanted = np.append(expected[big], expected[~big].sum())
-    if wanted[-1] == 0:
-        observed, wanted = observed[:-1], wanted[:-1]
-    assert stats.chisquare(observed, wanted).pvalue > 1e-3
+SAMPLING = SamplingConfig(max_new_tokens=4, temperature=0.8)
 
 
-def test_inverse_cdf_at_known_points() -> None:
-    logits = torch.log(torch.tensor([0.25, 0.0, 0.5, 0.25]))
-    uniform = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1.0 - 2.0**-53], dtype=torch.float64)
-    ids, logprobs = sample(logits.expand(6, -1), uniform)
-    assert ids.tolist() == [0, 0, 2, 2, 3, 3]
-    assert logprobs.exp().numpy() == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.25, 0.25], abs=1e-6)
+class FakeEngine:
+    """Its answers name the prompt, the weights it was sent and their number; it can be held up."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self.threads: list[threading.Thread] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.broken = False
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, first: int = 0
+    ) -> list[list[Completion]]:
+        assert self.go.wait(60)
+        self.threads.append(threading.current_thread())
+        self.heard.append(("generate", (len(prompts), n, sampling.temperature, seed, first)))
+        if self.broken:
+            raise ValueError("no more answers")
+        return [
+            [Completion(np.array([int(prompt[0]), i]), np.zeros(2, np.float32), i == 0) for i in range(n)]
+            for prompt in prompts
+        ]
+
+    def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        self.heard.append(("weights", sorted(state_dict)[0]))
 
 
-@pytest.mark.parametrize("vocab", [1, 127, 128, 129, 1000])
-def test_a_token_of_zero_probability_is_never_drawn(vocab: int) -> None:
-    generator = torch.Generator().manual_seed(vocab)
-    logits = torch.randn(64, vocab, generator=generator) * 20
-    logits[torch.rand(64, vocab, generator=generator) < 0.9] = float("-inf")
-    alive = torch.randint(vocab, (64,), generator=generator)
-    logits[torch.arange(64), alive] = 0.0
-    for value in (0.0, 2.0**-53, 0.5, 1.0 - 2.0**-53, 1.0):
-        ids, logprobs = sample(logits, torch.full((64,), value, dtype=torch.float64))
-        assert ((ids >= 0) & (ids < vocab)).all()
-        assert torch.isfinite(logprobs).all()
+def job_of(rank: int = 0, size: int = 1) -> Any:
+    class Current:
+        world = World(rank, size, rank, torch.device("cpu"))
+
+    return cast("Any", Current())
 
 
-def test_a_block_of_zero_probability_is_passed_over() -> None:
-    logits = torch.full((3, 400), float("-inf"))
-    logits[:, 140], logits[:, 399] = 0.0, 0.0
-    ids, _ = sample(logits, torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64))
-    assert ids.tolist() == [140, 399, 399]
+@pytest.fixture
+def policy(tiny_model_dir: Path) -> Policy:
+    return load_policy(ModelConfig(str(tiny_model_dir), precision="fp32"), max_length=64)
 
 
-def test_top_k_keeps_exactly_k_and_the_lowest_ids_of_equals() -> None:
-    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0, -1.0]])
-    assert set(draw(logits, 2000, top_k=3)) == {1, 2, 3}
-    assert set(draw(logits, 2000, top_k=1)) == {1}
-    assert set(draw(logits, 4000, top_k=7)) == set(range(7))
+def asks() -> list[Ask]:
+    prompts = [np.array([number, 5]) for number in range(5)]
+    return [Ask(prompts, 2, 11), Ask(prompts[:3], 1, 11, temperature=0.0)]
 
 
-def test_top_p_keeps_the_fewest_tokens_that_reach_p() -> None:
-    logits = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.2, 0.1]]))
-    assert set(draw(logits, 2000, top_p=0.3)) == {1}
-    assert set(draw(logits, 2000, top_p=0.55)) == {1, 2}
-    assert set(draw(logits, 2000, top_p=0.75)) == {1, 2, 3}
-    assert set(draw(logits, 2000, top_p=0.85)) == {0, 1, 2, 3}
-    assert set(draw(logits, 2000, top_p=1e-9)) == {1}
+def test_answers_come_as_one_tree_for_each_prompt(policy: Policy) -> None:
+    engine = FakeEngine()
+    many, greedy = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=False).sample(asks())
+    assert engine.heard == [("generate", (5, 2, 0.8, 11, 0)), ("generate", (3, 1, 0.0, 11, 0))]
+    assert [tree.prompt.tolist() for tree in many] == [[number, 5] for number in range(5)]
+    assert [[b.ids.tolist() for b in tree.branches] for tree in greedy] == [[[n, 0]] for n in range(3)]
+    assert [tree.per_response["finished"].tolist() for tree in many] == [[1.0, 0.0]] * 5
+    assert engine.threads == [threading.current_thread()] * 2
 
 
-@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])  # nuclei of many and of few tokens
-def test_top_p_keeps_what_a_sorted_list_says(spread: float) -> None:
-    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(4)) * spread
-    logits = (logits * 8).round() / 8  # many equals
-    for row in logits:
-        p = torch.softmax(row.double(), -1).numpy()
-        order = np.lexsort((np.arange(1000), -p))
-        size = int(np.searchsorted(np.cumsum(p[order]), 0.9)) + 1
-        kept = _keep_top_p(torch.softmax(row, -1)[None], 0.9)[0]
-        assert set(torch.nonzero(kept)[:, 0].tolist()) == set(order[:size].tolist())
+def test_each_rank_asks_its_share(policy: Policy) -> None:
+    """Answers are seeded by the number of their prompt in the whole list, wherever they are sampled."""
+    engines = [FakeEngine() for _ in range(3)]
+    parts = [
+        Sampler(job_of(rank, 3), policy, engine, SAMPLING, owns_weights=False)._generate(asks())
+        for rank, engine in enumerate(engines)
+    ]
+    shares = [[what for _, what in engine.heard] for engine in engines]
+    assert [(count, first) for count, _, _, _, first in (share[0] for share in shares)] == [(2, 0), (2, 2), (1, 4)]
+    assert [(count, first) for count, _, _, _, first in (share[1] for share in shares)] == [(1, 0), (1, 1), (1, 2)]
+    assert [group[0].ids[0] for part in parts for group in part[0]] == [0, 1, 2, 3, 4]
 
 
-def test_top_p_is_taken_of_what_top_k_left() -> None:
-    logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]]))
-    assert set(draw(logits, 2000, top_k=2, top_p=0.56)) == {0}  # 0.4 / 0.7 = 0.571 reaches it alone
-    assert set(draw(logits, 2000, top_k=2, top_p=0.58)) == {0, 1}
+def test_an_engine_with_its_own_weights_is_sent_them_first(policy: Policy) -> None:
+    engine = FakeEngine()
+    sampler = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=True)
+    sampler.sample(asks())
+    assert [kind for kind, _ in engine.heard] == ["weights", "generate", "generate"]
+    sampler.begin(asks())
+    sampler.finish()
+    assert [kind for kind, _ in engine.heard[3:]] == ["weights", "generate", "generate"]
 
 
-def test_truncated_draws_keep_their_proportions() -> None:
-    logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]]))
-    counts = np.bincount(draw(logits, 20000, top_k=3), minlength=4)
-    assert counts[3] == 0
-    assert stats.chisquare(counts[:3], 20000 * np.array([4, 3, 2]) / 9).pvalue > 1e-3
+def test_what_is_begun_goes_on_beside_the_training(policy: Policy) -> None:
+    engine = FakeEngine()
+    sampler = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=True)
+    engine.go.clear()
+    sampler.begin(asks())  # returns although no answer is there
+    assert [kind for kind, _ in engine.heard] == ["weights"]
+    with pytest.raises(AssertionError, match="busy"):
+        sampler.sample(asks())
+    with pytest.raises(AssertionError):
+        sampler.begin(asks())
+    engine.go.set()
+    many, _ = sampler.finish()
+    assert len(many) == 5 and threading.current_thread() not in engine.threads
+    with pytest.raises(AssertionError, match="nothing was begun"):
+        sampler.finish()
+    assert len(sampler.sample(asks())[0]) == 5
 
 
-def test_logprobs_are_those_of_the_policy_before_truncation() -> None:
-    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(1))
-    uniform = torch.from_numpy(uniforms(3, 0, 0, 50))
-    ids, logprobs = sample(logits, uniform, temperature=0.6, top_k=5, top_p=0.8)
-    want = torch.log_softmax(logits.double() / 0.6, -1).gather(-1, ids[:, None]).squeeze(-1)
-    assert (logprobs - want).abs().max() < 1e-5
+def test_an_error_beside_the_training_is_raised_where_answers_are_wanted(policy: Policy) -> None:
+    engine = FakeEngine()
+    sampler = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=True)
+    engine.broken = True
+    sampler.begin(asks())
+    with pytest.raises(ValueError, match="no more answers"):
+        sampler.finish()
+    engine.broken = False
+    assert len(sampler.sample(asks())[0]) == 5, "and it can be asked again"
 
 
-def test_temperature_zero_is_greedy_with_logprobs_at_one() -> None:
-    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(2))
-    ids, logprobs = sample(logits, torch.zeros(50, dtype=torch.float64), temperature=0.0)
-    assert torch.equal(ids, logits.argmax(-1))
-    want = torch.log_softmax(logits.double(), -1).amax(-1)
-    assert (logprobs - want).abs().max() < 1e-5
+def test_ahead_is_sampled_with_the_weights_from_before(policy: Policy, tiny_model_dir: Path) -> None:
+    """Token by token the answers that would have been sampled at once, whatever happens to the policy meanwhile."""
+    copy = load_policy(ModelConfig(str(tiny_model_dir), precision="fp32"), max_length=64, trainable=False)
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.mul_(3.0)  # the copy is of the start
+    ahead = Sampler(job_of(), policy, TorchEngine(copy.model, [2]), SAMPLING, owns_weights=True)
+    shared = Sampler(job_of(), policy, TorchEngine(policy.model, [2]), SAMPLING, owns_weights=False)
+    wanted = shared.sample(asks())
+    ahead.begin(asks())
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.neg_()
+    got = ahead.finish()
+    after = shared.sample(asks())
+
+    def ids(trees: list[list[TokenTree]]) -> list[list[int]]:
+        return [branch.ids.tolist() for part in trees for tree in part for branch in tree.branches]
+
+    assert ids(got) == ids(wanted) and ids(after) != ids(wanted)
+    for one, other in zip(got[0], wanted[0], strict=True):
+        for a, b in zip(one.branches, other.branches, strict=True):
+            np.testing.assert_allclose(a.per_token["sampler"], b.per_token["sampler"], atol=1e-6)
 
 
-def test_half_precision_logits_are_normalised_in_single_precision() -> None:
-    logits = torch.randn(20, 500, generator=torch.Generator().manual_seed(3)).bfloat16()
-    ids, logprobs = sample(logits, torch.from_numpy(uniforms(0, 0, 0, 20)))
-    want = torch.log_softmax(logits.double(), -1).gather(-1, ids[:, None]).squeeze(-1)
-    assert (logprobs - want).abs().max() < 1e-5
-
-
-def test_uniforms_depend_on_seed_prompt_and_response_alone() -> None:
-    base = uniforms(5, 2, 3, 100)
-    assert np.array_equal(uniforms(5, 2, 3, 40), base[:40])
-    assert base.min() >= 0 and base.max() < 1
-    for other in (uniforms(6, 2, 3, 100), uniforms(5, 3, 3, 100), uniforms(5, 2, 4, 100), uniforms(5, 3, 2, 100)):
-        assert not np.array_equal(other, base)
-    pooled = np.concatenate([uniforms(0, p, i, 50) for p in range(10) for i in range(10)])
-    assert stats.kstest(pooled, "uniform").pvalue > 1e-3
+def test_weights_are_those_of_a_plain_model_adapters_included(tiny_model_dir: Path) -> None:
+    config = ModelConfig(str(tiny_model_dir), precision="fp32", lora=LoraConfig(rank=2))
+    adapted = load_policy(config, max_length=64)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    plain = load_policy(replace(config, lora=LoraConfig()), max_length=64, trainable=False)
+    ids = np.arange(3, 9)
+    batch = collate([TokenTree(ids[:2], (Branch(ids[2:], np.ones(4, bool)),))])
+    with torch.no_grad():
+        wanted, start = adapted(batch).logprobs, plain(batch).logprobs
+        TorchEngine(plain.model, [2]).update_weights(weights_of(adapted))
+        torch.testing.assert_close(plain(batch).logprobs, wanted, atol=1e-5, rtol=0)
+    assert (wanted - start).abs().max() > 1e-3

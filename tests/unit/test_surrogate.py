@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assent.algorithms.models import Models
-from assent.algorithms.online import train_online
+from assent.algorithms.online.models import Models
+from assent.algorithms.online.train import train_online
 from assent.algorithms.rollouts import GIVEN
 from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
 from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig

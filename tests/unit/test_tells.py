@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from assent import cli
-from assent.algorithms.online import train_online
+from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import SFT, train_sft

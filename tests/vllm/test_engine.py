@@ -14,7 +14,7 @@ import pytest
 from assent.config import EngineConfig, SamplingConfig
 from assent.errors import ConfigError, ModelError
 from assent.models.policy import Policy
-from assent.rollout.engines import engine_of
+from assent.rollout.build import engine_of
 from assent.rollout.vllm_engine import VllmEngine
 
 from .conftest import EOS, LONGEST, MEMORY, policy, prompts, same, sampled_logprobs, training_logprobs

@@ -16,7 +16,7 @@ from assent.models.adapters import add_lora, merged_weights
 from assent.models.init import train_tokenizer
 from assent.models.policy import Policy
 from assent.rollout import chat
-from assent.rollout.engines import engine_of
+from assent.rollout.build import engine_of
 from assent.rollout.torch_engine import TorchEngine
 from assent.rollout.vllm_server import VllmServer
 

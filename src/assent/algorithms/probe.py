@@ -10,7 +10,7 @@ import numpy as np
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.samples import describe, rows_of
-from assent.algorithms.online.stages import Reads
+from assent.algorithms.online.stages import Annotation
 from assent.config import ProbeConfig, SamplingConfig
 from assent.data.records import Example
 from assent.distributed import unsharded
@@ -20,7 +20,7 @@ from assent.models.references import Reference
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
 from assent.rollout.check import check_sampling
-from assent.rollout.sampling import Sampler
+from assent.rollout.sampler import Sampler
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.measured import Evaluation
 from assent.train.progress import say
@@ -71,9 +71,11 @@ class Probe:
         ends = stop_ids(chat, self.policy.plain.generation_config)
         engine = TorchEngine(self.policy.model, ends, self.policy.precision, unused=self.unused)
         sampler = Sampler(world, self.policy, engine, self.sampling)
-        reads = Reads(1.0, self.session.config.train.micro_tokens, policy=self.reference is not None, entropy=False)
+        annotation = Annotation(
+            1.0, self.session.config.train.micro_tokens, policy=self.reference is not None, entropy=False
+        )
         models = Models(self.policy, None, self.reference)
-        rollout = answered(sampler, models, [ids for _, ids in self.prompts], reads)
+        rollout = answered(sampler, models, [ids for _, ids in self.prompts], annotation)
         described = describe(rollout)
         metrics = {f"eval/{name}": described[name] for name in ("length", "unfinished")}
         if rollout.old is not None and rollout.reference is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
-from assent.algorithms.online.stages import Reads
+from assent.algorithms.online.stages import Annotation
 from assent.config import ModelConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
@@ -28,7 +28,7 @@ from assent.rewards.groups import groups_of
 from assent.rewards.model import ModelReward
 from assent.rollout.check import check_sampling
 from assent.rollout.rollout import Rollout
-from assent.rollout.sampling import Sampler
+from assent.rollout.sampler import Sampler
 from assent.rollout.torch_engine import TorchEngine
 
 MICRO_TOKENS = 4096
@@ -64,7 +64,7 @@ def sample_answers(
         Sampler(world, policy, engine, sampling),
         Models(policy, None, Reference(policy, anchor)),
         ids,
-        Reads(sampling.temperature or 1.0, MICRO_TOKENS, entropy=False),
+        Annotation(sampling.temperature or 1.0, MICRO_TOKENS, entropy=False),
         n=per_prompt,
         seed=seed,
     )

@@ -25,9 +25,9 @@ from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
 from assent.models.vocabulary import check_vocabulary, unused_ids
 from assent.outputs import append, try_file, writing
+from assent.rollout.build import engine_for
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
-from assent.rollout.engines import engine_for
 from assent.rollout.torch_engine import TorchEngine
 
 UNFINISHED = ".part"

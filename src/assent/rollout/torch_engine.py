@@ -23,9 +23,9 @@ from assent.errors import ModelError, NonFiniteError
 from assent.models.attention import TreeAttend, attention_of, inexact_reason, install, use_attention
 from assent.rollout.cache import PromptCapture, SlotCache
 from assent.rollout.compiled import CompiledStep
+from assent.rollout.draw import sample, uniforms
 from assent.rollout.engine import Completion
 from assent.rollout.packed_linear import PackedLinears
-from assent.rollout.sampler import sample, uniforms
 
 _PREFILL_TOKENS = 2048  # prompts computed in one forward
 _FIRST_COLUMNS = 256  # columns for responses in a new cache; it grows when they are full

@@ -9,11 +9,11 @@ import numpy as np
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.rollouts import Rollouts, listed
 from assent.algorithms.online.samples import describe, means, rows_of
-from assent.algorithms.online.stages import Reads, annotate, score
+from assent.algorithms.online.stages import Annotation, annotate, score
 from assent.data.records import Example
 from assent.rewards.group import RewardError
 from assent.rollout.rollout import Rollout
-from assent.rollout.sampling import Ask, Sampler
+from assent.rollout.sampler import Ask, Sampler
 from assent.statistics import mean_interval
 from assent.train.measured import Each, Evaluation
 
@@ -22,12 +22,18 @@ SEED = 1 << 40
 
 
 def answered(
-    sampler: Sampler, models: Models, prompts: Sequence[np.ndarray], reads: Reads, *, n: int = 1, seed: int = SEED
+    sampler: Sampler,
+    models: Models,
+    prompts: Sequence[np.ndarray],
+    annotation: Annotation,
+    *,
+    n: int = 1,
+    seed: int = SEED,
 ) -> Rollout:
     """`n` responses to each of the prompts (token ids) by the policy as it is now, read by the models. Every rank must
     call it; they share the work, and all get all responses."""
     (rollout,) = sampler.sample([Ask(prompts, np.arange(len(prompts)), n, seed)])
-    return annotate(rollout, models, reads, sampler.world)
+    return annotate(rollout, models, annotation, sampler.world)
 
 
 def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
@@ -35,9 +41,9 @@ def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
     if rollouts.sampler.busy:
         rollouts.sample()
     chat, config = rollouts.session.chat, rollouts.config
-    reads = Reads(config.sampling.temperature, config.train.micro_tokens)
+    annotation = Annotation(config.sampling.temperature, config.train.micro_tokens)
     prompts = [chat.prompt_ids(example) for example in examples]
-    answers = answered(rollouts.sampler, rollouts.models, prompts, reads)
+    answers = answered(rollouts.sampler, rollouts.models, prompts, annotation)
     made = score(answers, rollouts.source, examples, chat, rollouts.progress)
     found = made.rollout
     if not len(found):

@@ -18,7 +18,7 @@ from assent.algorithms.online.models import ForwardCache, Models, keeps
 from assent.algorithms.online.prompts import Prompts, difficulty
 from assent.algorithms.online.samples import describe, means, require_finite, rows_of
 from assent.algorithms.online.stages import (
-    Reads,
+    Annotation,
     Scored,
     advantages,
     annotate,
@@ -34,7 +34,7 @@ from assent.losses import RunningMoments
 from assent.online import OnlineConfig
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.rollout.rollout import Rollout, joined
-from assent.rollout.sampling import Ask, Sampler
+from assent.rollout.sampler import Ask, Sampler
 from assent.train.finite import require_numbers
 from assent.train.progress import say
 from assent.train.session import Session
@@ -47,7 +47,7 @@ FAINT = "Lower --optim.lr, or look at the rewards and the KL."
 
 
 @dataclass(slots=True)
-class Sampling:
+class Pending:
     """The rows of the data that are being sampled to. `found` are the responses (of training, then greedy ones, then
     hinted ones, where the method has them), None until they are there; `seconds` is how long it took."""
 
@@ -91,7 +91,7 @@ class Rollouts:
         self.row_rewards = np.full(len(examples), np.nan)
         self.number = 0
         self.step = 0
-        self.sampling: Sampling | None = None
+        self.pending: Pending | None = None
         self.stuck = 0
 
     def _row_answers(self) -> dict[int, np.ndarray]:
@@ -147,18 +147,18 @@ class Rollouts:
     def sample(self) -> None:
         """Sees to it that there are responses to the next prompts: those that are being sampled, or new ones."""
         begun = time.perf_counter()
-        if self.sampling is None:
-            self.sampling = Sampling(self._next())
-        if self.sampling.found is None:
+        if self.pending is None:
+            self.pending = Pending(self._next())
+        if self.pending.found is None:
             new = not self.sampler.busy
-            self.sampling.found = self.sampler.sample(self._asks(self.sampling.rows)) if new else self.sampler.finish()
-        self.sampling.seconds = time.perf_counter() - begun
+            self.pending.found = self.sampler.sample(self._asks(self.pending.rows)) if new else self.sampler.finish()
+        self.pending.seconds = time.perf_counter() - begun
 
     def look_ahead(self) -> None:
         """Begins to sample the rollout after this one."""
         if self.config.rollout.ahead:
-            self.sampling = Sampling(self._next())
-            self.sampler.begin(self._asks(self.sampling.rows))
+            self.pending = Pending(self._next())
+            self.sampler.begin(self._asks(self.pending.rows))
 
     # ---- a rollout
 
@@ -167,13 +167,13 @@ class Rollouts:
         forward passes that its one step can use again. Raises UserError where a source of rewards gives up; the
         responses are kept, and scored when this is called again."""
         self.sample()
-        sampling, sampled = self.sampling, time.perf_counter()
-        assert sampling is not None and sampling.found is not None
+        pending, sampled = self.pending, time.perf_counter()
+        assert pending is not None and pending.found is not None
         before = self.prompts.state_dict()
         try:
-            seen, rollout, metrics = self._scored(sampling)
-            given = self._demonstrations(rollout, sampling.found) if self.config.given.source != "none" else None
-            baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, sampling.found)
+            seen, rollout, metrics = self._scored(pending)
+            given = self._demonstrations(rollout, pending.found) if self.config.given.source != "none" else None
+            baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:
             self.prompts.load_state_dict(before)
             raise
@@ -181,7 +181,7 @@ class Rollouts:
         self.prompts.record(seen.rows, seen.by_prompt(seen.reward))
         if given is not None:
             rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, given)
-        rollout = annotate(rollout, self.models, self._reads(rollout, steps, warming, cache), self.session.world)
+        rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
         metrics |= describe(rollout.sampled())
         rollout = self._shaped(rollout, baseline, greedy)
         rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)
@@ -192,11 +192,11 @@ class Rollouts:
             metrics["resting"] = self.prompts.resting
         require_numbers(f"rollout {self.number + 1}", metrics, FAINT)
         self._watch(metrics)
-        metrics |= {"time/sample": sampling.seconds, "time/score": time.perf_counter() - sampled}
-        self.number, self.sampling = self.number + 1, None
+        metrics |= {"time/sample": pending.seconds, "time/score": time.perf_counter() - sampled}
+        self.number, self.pending = self.number + 1, None
         return Made(replace(rollout, notes=()), metrics, tuple(self._shown(rollout, prompts)))
 
-    def _scored(self, sampling: Sampling) -> tuple[Rollout, Rollout, dict[str, float]]:
+    def _scored(self, pending: Pending) -> tuple[Rollout, Rollout, dict[str, float]]:
         """All prompts with a scored response; of these what is trained on: without zero-variance groups, where the
         method wants that."""
         size, dynamic = self.config.train.batch_size, self.method.dynamic
@@ -206,7 +206,7 @@ class Rollouts:
         said: list[Mapping[str, Sequence[float]]] = []
         scored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
-            rollout = self._further(number) if number else (sampling.found or [])[0]
+            rollout = self._further(number) if number else (pending.found or [])[0]
             made = self._score(rollout)
             said.append(made.metrics)
             failures.update(made.failures)
@@ -282,7 +282,7 @@ class Rollouts:
         place = {row: number for number, row in enumerate(made.rows.tolist())}
         return made.of_prompts([place[row] for row in rollout.rows.tolist()])
 
-    def _reads(self, rollout: Rollout, steps: int, warming: bool, cache: ForwardCache) -> Reads:
+    def _annotation(self, rollout: Rollout, steps: int, warming: bool, cache: ForwardCache) -> Annotation:
         """What the models are asked before the first step. Where there is but one step, and no reward or value depends
         on the policy's log-probs, they are those of the step itself: a forward pass less."""
         config, models, train = self.config, self.models, self.config.train
@@ -294,7 +294,7 @@ class Rollouts:
             rollout, steps=steps, warming=warming, micro_tokens=micro_tokens, flat=flat, ranks=ranks
         )
         cache.passes.clear()
-        return Reads(
+        return Annotation(
             config.sampling.temperature,
             micro_tokens,
             policy=policy,
@@ -333,25 +333,25 @@ class Rollouts:
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        sampling = self.sampling
-        found = Deferred(lambda: None if sampling is None else self._kept(sampling))
+        pending = self.pending
+        found = Deferred(lambda: None if pending is None else self._kept(pending))
         return {
             "number": self.number,
             "prompts": self.prompts.state_dict(),
             "moments": self.moments.state_dict(),
             "row_rewards": self.row_rewards if self.config.shaping.baseline == "row" else None,
             "stuck": self.stuck,
-            "sampling": None if sampling is None else {"rows": sampling.rows, "found": found},
+            "pending": None if pending is None else {"rows": pending.rows, "found": found},
         }
 
-    def _kept(self, sampling: Sampling) -> list[dict[str, Any]] | None:
+    def _kept(self, pending: Pending) -> list[dict[str, Any]] | None:
         """What was sampled; None for what did not come in time, whose prompts are then sampled to again."""
-        found = sampling.found
+        found = pending.found
         if found is None:
-            found = sampling.found = self.sampler.finish_in_time()
+            found = pending.found = self.sampler.finish_in_time()
         if found is None and self.session.world.is_main:
             say(
-                f"Answers to {len(sampling.rows)} prompts were still being sampled, and are given up: a continued run "
+                f"Answers to {len(pending.rows)} prompts were still being sampled, and are given up: a continued run "
                 "samples them anew, by the policy as it then is."
             )
         return None if found is None else [one.state_dict() for one in found]
@@ -362,10 +362,10 @@ class Rollouts:
         self.moments.load_state_dict(state["moments"])
         if state["row_rewards"] is not None:
             self.row_rewards = np.array(state["row_rewards"])
-        if (sampling := state["sampling"]) is not None:
-            found = sampling["found"]
+        if (pending := state["pending"]) is not None:
+            found = pending["found"]
             kept = None if found is None else [Rollout.from_state(one) for one in found]
-            self.sampling = Sampling(np.array(sampling["rows"]), kept)
+            self.pending = Pending(np.array(pending["rows"]), kept)
 
 
 def listed(failures: Mapping[str, int]) -> str:

@@ -61,7 +61,7 @@ def score(rollout: Rollout, source: GroupReward, examples: Sequence[Example], ch
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class Annotation:
     """What the models are asked about a rollout: the policy's log-probs and entropy, the critic's values, the KL over
     the whole vocabulary. `cache` takes the passes with their graphs, where a step is to use them again."""
 
@@ -74,28 +74,28 @@ class Reads:
     cache: ForwardCache | None = None
 
 
-def annotate(rollout: Rollout, models: Models, reads: Reads, world: World) -> Rollout:
+def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: World) -> Rollout:
     """The rollout with `old`, `entropy`, `values`, `reference` and `kl`, as far as they are asked for. Every rank must
     call it; they share the work."""
-    reference, temperature = models.reference, reads.temperature
-    if not reads.policy and reference is None:
+    reference, temperature = models.reference, annotation.temperature
+    if not annotation.policy and reference is None:
         return rollout
 
     def fields(batch: TreeBatch) -> Fields:
         known: dict[str, Tensor] = {}
         if reference is not None:
             known["reference"] = reference.logprobs(batch, temperature)
-        if not reads.policy:
+        if not annotation.policy:
             return Fields(known)
-        keep = reads.cache is not None
-        anchor = reference.anchor(batch, temperature) if reads.kl and reference is not None else None
+        keep = annotation.cache is not None
+        anchor = reference.anchor(batch, temperature) if annotation.kl and reference is not None else None
         with torch.set_grad_enabled(keep):
-            scores = models.forward(batch, temperature, entropy=reads.entropy, anchor=anchor)
-            values = models.values(batch, scores) if reads.values else None
-        if reads.cache is not None:
-            reads.cache.passes[batch.keys] = Forward(scores, values)
+            scores = models.forward(batch, temperature, entropy=annotation.entropy, anchor=anchor)
+            values = models.values(batch, scores) if annotation.values else None
+        if annotation.cache is not None:
+            annotation.cache.passes[batch.keys] = Forward(scores, values)
         known["old"] = scores.logprobs
-        if reads.entropy:
+        if annotation.entropy:
             known["entropy"] = scores.entropy
         if anchor is not None:
             known["kl"] = scores.kl
@@ -103,7 +103,7 @@ def annotate(rollout: Rollout, models: Models, reads: Reads, world: World) -> Ro
             known["values"] = values
         return Fields(known)
 
-    flat, micro_tokens = not models.tree, reads.micro_tokens
+    flat, micro_tokens = not models.tree, annotation.micro_tokens
     columns = annotate_trees(rollout.trees(), fields, micro_tokens=micro_tokens, flat=flat, world=world)
     made: dict[str, Any] = {**columns.per_token}
     return replace(rollout, **made)

@@ -38,10 +38,10 @@ from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.build import reward_source
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
+from assent.rollout.build import engine_of
 from assent.rollout.check import check_sampling
-from assent.rollout.engines import engine_of
 from assent.rollout.rollout import Rollout, pack
-from assent.rollout.sampling import Sampler
+from assent.rollout.sampler import Sampler
 from assent.train.beforehand import try_rewards
 from assent.train.loop import Loss
 from assent.train.progress import say
