@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from assent import settings
 from assent.algorithms.reward import train_reward
-from assent.config import CompareConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    CompareConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    SamplingConfig,
+    TrainConfig,
+    settings,
+)
 from assent.data.formats import load_examples
 from assent.evaluate import answers as module
 from assent.evaluate.compare import compare

@@ -17,19 +17,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from assent import settings
 from assent.algorithms.online import train_online
-from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
-from assent.methods import METHODS
-from assent.online import (
+from assent.config import (
+    METHODS,
     CriticConfig,
+    DataConfig,
     GivenConfig,
     KLConfig,
+    LoraConfig,
+    ModelConfig,
     OnlineConfig,
+    OptimConfig,
     PtxConfig,
     RewardsConfig,
     RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
     online_config,
+    settings,
 )
 from assent.train import checkpoint
 from assent.train import distributed as d

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from assent.config import EngineConfig, GenerateConfig, SamplingConfig
+from assent.config.settings import validate
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ConfigError, ModelError
 from assent.models.attention import install
@@ -35,7 +36,6 @@ from assent.rollout.engine import Completion
 from assent.rollout.engines import engine_of
 from assent.rollout.sampler import uniforms
 from assent.rollout.torch_engine import TorchEngine
-from assent.settings import validate
 
 VOCAB = 70
 COMMON = {

@@ -26,13 +26,23 @@ from assent.algorithms.scoring import ModelReward
 from assent.algorithms.sft import SFT
 from assent.algorithms.surrogate import PROXIMAL
 from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    CriticConfig,
     DataConfig,
+    GivenConfig,
+    KLConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
+    RewardsConfig,
     RewardSection,
+    RolloutConfig,
     SamplingConfig,
+    ShapingConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.data.chat import Chat
 from assent.data.mismatch import with_mismatched
@@ -40,20 +50,9 @@ from assent.data.packing import Window, idle, order, window
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.errors import NonFiniteError
-from assent.methods import METHODS
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
-from assent.objectives import OBJECTIVES, preference_config
-from assent.online import (
-    CriticConfig,
-    GivenConfig,
-    KLConfig,
-    RewardsConfig,
-    RolloutConfig,
-    ShapingConfig,
-    online_config,
-)
 from assent.train.distributed import World
 from assent.train.loop import Loss, train_steps
 from assent.train.optim import build_optimizer

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from assent.algorithms.credit import credit
 from assent.algorithms.rollouts import token_field
-from assent.config import DataConfig, ModelConfig
+from assent.config import DataConfig, KLConfig, ModelConfig, online_config
 from assent.data.tree import Branch, TokenTree
-from assent.online import KLConfig, online_config
 
 VOCAB, COEF = 3, 0.7
 ANSWERS = list(product(range(VOCAB), repeat=2))

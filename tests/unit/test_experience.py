@@ -15,13 +15,23 @@ from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.rollouts import as_trees, response_field, token_field
 from assent.algorithms.sampling import Ask
-from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    CurriculumConfig,
+    DataConfig,
+    GivenConfig,
+    KLConfig,
+    ModelConfig,
+    RewardsConfig,
+    RolloutConfig,
+    SamplingConfig,
+    ShapingConfig,
+    TrainConfig,
+)
+from assent.config import online_config as config_of
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response
 from assent.data.tree import TokenTree, TreeBatch
 from assent.models.policy import TokenScores
-from assent.online import CurriculumConfig, GivenConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig
-from assent.online import online_config as config_of
 from assent.rewards.group import Group, RewardError, Scores
 from assent.rollout.engine import Completion
 from assent.train.distributed import World

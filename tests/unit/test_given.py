@@ -21,13 +21,22 @@ from assent.algorithms.models import Models
 from assent.algorithms.online import assemble
 from assent.algorithms.references import Reference
 from assent.algorithms.rollouts import GIVEN, as_trees, attach, pack_state, response_field, token_field, unpack_state
-from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    DataConfig,
+    GivenConfig,
+    KLConfig,
+    ModelConfig,
+    RewardsConfig,
+    RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ConfigError, DataError
 from assent.models.loading import load_policy
-from assent.online import GivenConfig, KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.rewards.group import Group, Scores
 from assent.rollout.engine import Completion
 from assent.train.distributed import World

@@ -17,10 +17,20 @@ from assent.algorithms.job import Job
 from assent.algorithms.models import Models
 from assent.algorithms.online import Online, _rates
 from assent.algorithms.surrogate import PROXIMAL, PTX
-from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    CriticConfig,
+    DataConfig,
+    KLConfig,
+    ModelConfig,
+    OptimConfig,
+    PtxConfig,
+    RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.data.packing import EpochStream, Window
 from assent.data.tree import Branch, TokenTree, TreeBatch
-from assent.online import CriticConfig, KLConfig, PtxConfig, RolloutConfig, online_config
 from assent.train.distributed import World
 from assent.train.loop import resolved
 

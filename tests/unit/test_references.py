@@ -29,11 +29,11 @@ from assent.config import (
     ProbeConfig,
     ReferenceConfig,
     TrainConfig,
+    preference_config,
 )
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models.loading import load_policy
-from assent.objectives import preference_config
 from assent.train.distributed import World
 from assent.train.log import read_metrics
 from assent.train.loop import resolved

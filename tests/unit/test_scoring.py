@@ -15,10 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from assent import settings
 from assent.algorithms.job import Job
 from assent.algorithms.scoring import ModelReward, Shared, groups_of, reward_source
-from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    DataConfig,
+    ModelConfig,
+    OnlineConfig,
+    RemoteConfig,
+    RewardsConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+    settings,
+)
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response, RowError
 from assent.data.tree import Branch, TokenTree, collate
@@ -26,7 +35,6 @@ from assent.errors import ConfigError, DataError, ModelError, NonFiniteError
 from assent.models.heads import load_score_model
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
-from assent.online import OnlineConfig, RemoteConfig, RewardsConfig, online_config
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import Group, RewardError, Scores
 from assent.rewards.pool import PooledReward

@@ -10,8 +10,8 @@ import pytest
 
 from assent.algorithms.rollouts import response_field
 from assent.algorithms.shaping import Shaper
+from assent.config import ShapingConfig
 from assent.data.tree import Branch, TokenTree
-from assent.online import ShapingConfig
 
 LONGEST = 10
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from assent.algorithms.job import Job
 from assent.algorithms.scoring import reward_source
-from assent.config import DataConfig, ModelConfig
+from assent.config import DataConfig, ModelConfig, RemoteConfig, RewardsConfig, online_config
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError
@@ -24,7 +24,6 @@ from assent.models.heads import load_score_model
 from assent.models.init import train_tokenizer
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
-from assent.online import RemoteConfig, RewardsConfig, online_config
 from assent.rewards.group import Group, WeightedSum
 from assent.train.distributed import World
 

@@ -21,7 +21,7 @@ from assent.algorithms.closing import FILE, Summary
 from assent.algorithms.final import write_final
 from assent.algorithms.job import Job
 from assent.algorithms.scoring import afresh, groups_of
-from assent.config import RunConfig
+from assent.config import OnlineConfig, RunConfig
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ModelError, OutputError, UserError
@@ -93,8 +93,7 @@ def _try_places(job: Job, models: Sequence[str]) -> None:
 
 def _engine_folder(job: Job) -> Path | None:
     """Where weights are left for an engine that has its own copy."""
-    engine = getattr(job.config, "engine", None)
-    if engine is None or engine.name == "torch":
+    if not isinstance(job.config, OnlineConfig) or (engine := job.config.engine).name == "torch":
         return None
     return Path(engine.weights) if engine.weights else job.folder.path / "engine"
 
@@ -264,8 +263,7 @@ def try_rewards(job: Job, source: GroupReward, examples: Sequence[Example], prog
 
     Raises what the source raises."""
     groups = groups_of(*_made_up(job, examples, answers), job.chat, progress)
-    servers = getattr(getattr(job.config, "rewards", None), "servers", ())
-    if servers and job.world.is_main:
+    if isinstance(job.config, OnlineConfig) and job.config.rewards.servers and job.world.is_main:
         say("Asking for the rewards of made-up answers; a server that is not up is waited for as in training.")
     try:
         with same_random_state():
@@ -282,7 +280,8 @@ def _made_up(job: Job, examples: Sequence[Example], answers: int) -> tuple[list[
     chosen = list(firsts.values())[:KINDS]
     if len(chosen) * answers < 2:  # of one answer, a single number would be right
         chosen += [example for example in examples if example is not chosen[0]][:1]
-    room = job.config.sampling.max_new_tokens  # type: ignore[attr-defined]
+    assert isinstance(job.config, OnlineConfig)
+    room = job.config.sampling.max_new_tokens
     text = job.tokenizer.encode(ANSWER, add_special_tokens=False)
     whole, cut = np.array([*text[: room - 1], job.tokenizer.eos_token_id]), np.array(text[:room])
     branches = tuple(Branch(ids, np.ones(len(ids), bool)) for ids in [whole, cut] * answers)[:answers]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from assent import settings
 from assent.algorithms.closing import Summary, gained
 from assent.algorithms.commands import words
+from assent.config import settings
 from assent.data.dataset import summary as data_summary
 from assent.models.recipe import Usage
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.rollouts import GIVEN, attach, response_field, response_lengths, token_field
+from assent.config import METHODS, OnlineConfig, keywords, method_of
 from assent.data.tree import TokenTree
 from assent.losses import (
     discounted_returns,
@@ -22,8 +23,6 @@ from assent.losses import (
     leave_one_out,
     whiten,
 )
-from assent.methods import METHODS
-from assent.online import OnlineConfig, method_of
 
 
 def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tuple[list[TokenTree], dict[str, float]]:
@@ -34,7 +33,7 @@ def credit(trees: list[TokenTree], config: OnlineConfig, kl_coef: float) -> tupl
     prompt. Of a token's own KL only k1 has a policy gradient that holds it: the full KL is the same whatever was
     sampled, and the gradients of k2 and k3 vanish near the reference. So to that token's advantage, and to no other,
     -kl_coef * (k1 - estimate) is added (arXiv 2504.10637)."""
-    row, options = METHODS[method_of(config)], vars(config.loss)  # type: ignore[attr-defined]
+    row, options = METHODS[method_of(config)], keywords(config.loss)
     lengths = torch.from_numpy(response_lengths(trees))
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     reward = torch.from_numpy(response_field(trees, "shaped")).double()  # float32 could not hold the squares of many

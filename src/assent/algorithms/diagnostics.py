@@ -13,7 +13,7 @@ from torch import Tensor
 
 from assent.algorithms.features import Features
 from assent.algorithms.measured import Evaluation
-from assent.objectives import Objective
+from assent.config import Objective
 from assent.train.loop import Sums
 from assent.train.progress import say
 

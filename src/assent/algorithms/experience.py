@@ -28,12 +28,11 @@ from assent.algorithms.rollouts import (
 from assent.algorithms.sampling import Ask, Sampler
 from assent.algorithms.scored import Notes, Rewarded, means, note, require_finite, rewarded
 from assent.algorithms.shaping import Shaper
+from assent.config import METHODS, OnlineConfig, keywords, method_of
 from assent.data.formats import message_row
 from assent.data.records import Example
 from assent.data.tree import TokenTree
 from assent.errors import DataError, UserError
-from assent.methods import METHODS
-from assent.online import OnlineConfig, method_of
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.statistics import mean_interval
 from assent.train.finite import require_numbers
@@ -88,7 +87,7 @@ class Experience:
         self.reader = Reader(models, config, current.world)
         self.examples, self.config = examples, config
         self.row = METHODS[method_of(config)]
-        self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
+        self.options: Mapping[str, Any] = keywords(config.loss)
         chat, column, longest = current.chat, config.curriculum.column, config.sampling.max_new_tokens
         self.prompt_ids = [chat.prompt_ids(example) for example in examples]
         hardness = None if column is None else difficulty(examples, column)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from assent.algorithms.rollouts import GIVEN, keep
+from assent.config import GivenConfig
 from assent.data.chat import Chat
 from assent.data.columns import column, column_names
 from assent.data.records import Example, RowError
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ConfigError
-from assent.online import GivenConfig
 
 
 def row_trees(chat: Chat, examples: Sequence[Example], longest: int) -> list[TokenTree | None]:

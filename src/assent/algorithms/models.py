@@ -11,10 +11,10 @@ from torch import Tensor
 
 from assent.algorithms.references import Reference
 from assent.algorithms.rollouts import Fields, annotate
+from assent.config import OnlineConfig, keywords
 from assent.data.packing import packed_size, plan
 from assent.data.tree import TokenTree, TreeBatch
 from assent.models.policy import Policy, ScoreModel, TokenScores
-from assent.online import OnlineConfig
 from assent.train.distributed import World
 
 Read = tuple[TokenScores, Tensor | None]
@@ -53,7 +53,7 @@ class Reader:
 
     def __init__(self, models: Models, config: OnlineConfig, world: World) -> None:
         self.models, self.config, self.world = models, config, world
-        self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
+        self.options: Mapping[str, Any] = keywords(config.loss)
 
     @property
     def needs_old(self) -> bool:

@@ -27,6 +27,7 @@ from assent.algorithms.run import RunResult, run
 from assent.algorithms.sampling import Sampler
 from assent.algorithms.scoring import reward_source
 from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
+from assent.config import CriticConfig, OnlineConfig, PtxConfig, critic_of, keywords
 from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import Counts, EpochStream, Window, order, window
 from assent.data.records import Example
@@ -36,7 +37,6 @@ from assent.losses import adaptive_kl, adaptive_penalty, rescaled
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
-from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
 from assent.rollout.check import check_sampling
@@ -66,7 +66,7 @@ class Online:
         self.job, self.models, self.experience, self.config = current, models, experience, config
         self.proximal, self.mixed = proximal, mixed
         self.surrogate = Surrogate(models, config)
-        self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
+        self.options: Mapping[str, Any] = keywords(config.loss)
         self.modules: dict[str, torch.nn.Module] = {"policy": models.policy}
         if models.critic is not None:
             self.modules["critic"] = models.critic
@@ -113,7 +113,7 @@ class Online:
 
     @property
     def _critic_warmup(self) -> int:
-        section: CriticConfig | None = getattr(self.config, "critic", None)
+        section = critic_of(self.config)
         return section.warmup if section is not None else 0
 
     def _minibatch(self, number: int) -> list[TokenTree]:
@@ -246,7 +246,7 @@ def set_up(current: Job, config: OnlineConfig) -> tuple[Online, Prepared]:
     data = current.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
     source = reward_source(current, config)
     source.check([*data.train_examples, *data.eval_examples])
-    section: CriticConfig | None = getattr(config, "critic", None)
+    section = critic_of(config)
     policy = current.policy(value_head=section is not None and section.shared)
     models = Models(
         policy=policy,
@@ -266,7 +266,7 @@ def train_online(config: OnlineConfig) -> RunResult:
     if lr != config.optim.lr and current.world.is_main:
         average = "" if decay is None else f", ewma {decay:.4g}"
         say(f"For batches of {config.train.batch_size}: learning rate {lr:.3g}{average}.")
-    own = getattr(config, "critic", CriticConfig()).lr
+    own = (critic_of(config) or CriticConfig()).lr
     experience = algorithm.experience
     policy, critic = algorithm.models.policy, algorithm.models.critic
     total = current.total_steps(rollouts * algorithm.steps_per_rollout)
@@ -347,7 +347,7 @@ def _mixed(current: Job, models: Models, config: PtxConfig) -> EpochStream:
 
 def _rates(config: OnlineConfig) -> tuple[float, float | None]:
     """Learning rate and decay of the averaged policy, for this run's batch."""
-    options = vars(config.loss)  # type: ignore[attr-defined]
+    options: Mapping[str, Any] = keywords(config.loss)
     lr, decay, tuned = config.optim.lr, options.get("ewma"), options.get("tuned_batch")
     if tuned is None or tuned == config.train.batch_size:
         return lr, decay

@@ -14,7 +14,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from assent import settings
 from assent.algorithms.beforehand import try_outputs
 from assent.algorithms.card import model_card
 from assent.algorithms.closing import Pace, Summary, closing, write_summary
@@ -24,6 +23,7 @@ from assent.algorithms.guard import guard
 from assent.algorithms.job import Job
 from assent.algorithms.measured import Evaluation, Measured
 from assent.algorithms.opening import opening
+from assent.config import settings
 from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.policy import Backbone
 from assent.models.readback import own_numbers

@@ -14,7 +14,7 @@ import numpy as np
 
 from assent.algorithms.job import Job
 from assent.algorithms.rollouts import Fields, annotate
-from assent.config import ModelConfig
+from assent.config import ModelConfig, OnlineConfig, RewardsConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
@@ -22,7 +22,6 @@ from assent.errors import ConfigError
 from assent.models.loading import load_tokenizer
 from assent.models.policy import ScoreModel
 from assent.names import suggestion
-from assent.online import OnlineConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import UNREADABLE, Group, GroupReward, Progress, Scores, WeightedSum, checked, in_order

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from assent.algorithms.rollouts import attach, response_field, response_lengths
+from assent.config import ShapingConfig
 from assent.data.tree import TokenTree
 from assent.losses import RunningMoments, overlong_penalty
-from assent.online import ShapingConfig
 
 
 class Shaper:

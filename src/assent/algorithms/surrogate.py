@@ -12,6 +12,7 @@ from torch import Tensor
 from assent.algorithms.features import inputs_of
 from assent.algorithms.models import Models
 from assent.algorithms.rollouts import GIVEN
+from assent.config import METHODS, OnlineConfig, critic_of, keywords, method_of
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
 from assent.losses import (
@@ -23,9 +24,7 @@ from assent.losses import (
     reinforce,
     token_weights,
 )
-from assent.methods import METHODS
 from assent.models.policy import TokenScores
-from assent.online import CriticConfig, OnlineConfig, method_of
 from assent.train.loop import Loss
 
 CLIPS = ("clip", "clip_high", "dual_clip")
@@ -45,8 +44,8 @@ class Surrogate:
     def __init__(self, models: Models, config: OnlineConfig) -> None:
         self.models, self.config = models, config
         self.row = METHODS[method_of(config)]
-        self.options: Mapping[str, Any] = vars(config.loss)  # type: ignore[attr-defined]
-        self.critic: CriticConfig | None = getattr(config, "critic", None)
+        self.options: Mapping[str, Any] = keywords(config.loss)
+        self.critic = critic_of(config)
         self.loss_name = OBJECTIVES[self.options["objective"]] if "objective" in self.options else self.row.loss
         self.kl_coef = config.kl.coef
         self.penalty = float(self.options.get("penalty", 0.0))
