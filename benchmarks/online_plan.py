@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from assent.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from assent.config import (
+    METHODS,
+    DataConfig,
+    ModelConfig,
+    OnlineConfig,
+    OptimConfig,
+    RewardsConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.lab.artifacts import WorldPaths
 from assent.lab.demo import SAMPLING
-from assent.methods import METHODS
-from assent.online import CONFIGS, OnlineConfig, RewardsConfig, online_config
 
 ANSWERS = 64
 """Answers that are trained on in one rollout, of every method: 64 prompts, or fewer with more answers each."""
@@ -81,8 +88,8 @@ class Cell:
 
 def configuration(cell: Cell, base: Base, out: Path) -> OnlineConfig:
     """The run of a cell; it has no length of its own."""
-    row, cls = METHODS[cell.method], CONFIGS[cell.method]
-    plain = cls(ModelConfig(""), DataConfig(""), "")
+    row = METHODS[cell.method]
+    plain = row.config(ModelConfig(""), DataConfig(""), "")
     config = online_config(
         cell.method,
         model=ModelConfig(str(base.sft), precision="fp32"),

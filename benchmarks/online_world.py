@@ -30,13 +30,12 @@ from torch import Tensor
 
 from assent import distributed
 from assent.algorithms.online.train import set_up
-from assent.config import DemoConfig, SamplingConfig
+from assent.config import METHODS, DemoConfig, SamplingConfig
 from assent.data.formats import load_examples
 from assent.data.records import Example
 from assent.evaluate.answers import sample_answers
 from assent.lab.demo import SAMPLING, make_world, stages
 from assent.lab.world import World, load_world
-from assent.methods import METHODS
 from assent.models.loading import quiet_transformers
 from assent.models.saving import save_model
 from assent.rollout.engine import Completion, Engine

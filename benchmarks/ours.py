@@ -20,21 +20,23 @@ from assent.config import (
     EngineConfig,
     LoraConfig,
     ModelConfig,
+    OnlineConfig,
     OptimConfig,
     PreferenceConfig,
     ReferenceConfig,
     RewardConfig,
+    RewardsConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.data.packing import Window
 from assent.data.tree import TokenTree
 from assent.data.views import pair_view, sft_view
 from assent.models.loading import quiet_transformers
-from assent.objectives import preference_config
-from assent.online import OnlineConfig, RewardsConfig, online_config
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.session import Session, open_session

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from assent.algorithms.surrogate import Surrogate
 
 from assent.algorithms.online.models import Models
-from assent.algorithms.surrogate import Surrogate
-from assent.config import DataConfig, ModelConfig
+from assent.config import DataConfig, ModelConfig, online_config
 from assent.data.packing import window
 from assent.data.tree import Branch, TokenTree
 from assent.models.loading import load_policy, quiet_transformers
-from assent.online import online_config
 from benchmarks.operations import multiplied_weights
 from benchmarks.ours import Work, window_work
 from benchmarks.plan import BETA, MAX_LENGTH, SEED, SHARE_ANSWER, SHARE_ANSWERS, SHARE_PROMPT, size_of

@@ -13,18 +13,20 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from typing_extensions import Doc
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
-from assent import cli, config, methods, online, settings  # noqa: E402
+from assent import cli, config  # noqa: E402
+from assent.config import METHODS, OBJECTIVES, Method, Objective, settings  # noqa: E402
+from assent.config.relations import WORDS  # noqa: E402
+from assent.config.sections import default_of  # noqa: E402
 from assent.data import conversions  # noqa: E402
 from assent.data.formats import FORMATS, Format, fates  # noqa: E402
-from assent.methods import METHODS, Method  # noqa: E402
-from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
-from assent.relations import WORDS  # noqa: E402
 
 MODELS = ROOT / "docs" / "models.md"
 PAGE, ONLINE, README = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "README.md"
@@ -39,7 +41,7 @@ def cli_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made by `make docs` from `cli.py`, `config/`, `objectives.py` and `online.py` in `src/assent`.",
+        "Made by `make docs` from `cli.py` and `config/` in `src/assent`.",
         "",
         f"`assent COMMAND --option value ...`. In every command {options}.",
         "",
@@ -99,7 +101,7 @@ def every_objective() -> list[str]:
         *table(without(settings.options(config.PairConfig), common)),
         "",
         "Objectives on yes/no labels:",
-        *table(without(settings.options(config.BinaryConfig), common)),
+        *table(without(settings.options(config.BinaryConfig), settings.options(config.ListConfig))),
         "",
         "Objectives with a reference:",
         *table(anchored),
@@ -112,7 +114,7 @@ def every_objective() -> list[str]:
 
 def every_method() -> list[str]:
     """The commands that learn from rewards of sampled answers: what they share, then what is each one's own."""
-    shared, common = settings.options(config.RunConfig), settings.options(online.OnlineConfig)
+    shared, common = settings.options(config.RunConfig), settings.options(config.OnlineConfig)
     lines = [
         "",
         "## Every online method",
@@ -130,7 +132,7 @@ def every_method() -> list[str]:
 
 def method_options(name: str) -> list[settings.Option]:
     """The options of an online method that others have not, or with another default."""
-    usual = {option.name: option.default for option in settings.options(online.OnlineConfig)}
+    usual = {option.name: option.default for option in settings.options(config.OnlineConfig)}
     rows = settings.options(cli.COMMANDS[name].config)
     return [option for option in rows if option.name not in usual or option.default != usual[option.name]]
 
@@ -156,15 +158,12 @@ def table(rows: list[settings.Option], positional: str | None = None) -> list[st
 
 
 def meaning(option: settings.Option) -> str:
-    """The option's help: the string under its field; for an option from a table, its help there."""
+    """The option's help: that of its type, or the string under its field."""
     last = option.name.rpartition(".")[2]
-    if option.section in SECTIONS.values():
-        text = OPTIONS[last].help
-    elif option.section in online.SECTIONS.values():
-        text = methods.OPTIONS[last].help
-    else:
-        text = next(DOCS[base.__name__, last] for base in option.section.__mro__ if (base.__name__, last) in DOCS)
-    return f"{one_line(text)}{choices(option.kind)}"
+    hint = get_type_hints(option.section, include_extras=True)[last]
+    found = [mark.documentation for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Doc)]
+    found += [DOCS[base.__name__, last] for base in option.section.__mro__ if (base.__name__, last) in DOCS]
+    return f"{one_line(found[0])}{choices(option.kind)}"
 
 
 # ---- docs/objectives.md
@@ -211,7 +210,7 @@ def needs(row: Objective) -> list[str]:
 
 def reference(row: Objective) -> str:
     """Whether an objective has a reference, and of which kind."""
-    return row.reference.get("mode", "yes") if row.needs_reference else "–"
+    return {None: "–", "frozen": "yes"}.get(row.reference_mode, row.reference_mode)
 
 
 def conversion_table() -> str:
@@ -249,8 +248,7 @@ def objective(name: str) -> list[str]:
     own = own_options(name)
     lines += ["", "| option | default | must be | meaning |", "|---|---|---|---|"] if own else []
     for option in own:
-        rule = OPTIONS[last].rule if (last := option.name.rpartition(".")[2]) in OPTIONS else None
-        words = rule.words if rule else "–"
+        words = option.range.words if option.range else "–"
         lines.append(f"| `--{option.name}` | {default(option)} | {words} | {meaning(option)} |")
     return lines
 
@@ -410,7 +408,7 @@ def methods_table() -> str:
             POLICY_LOSSES[row.loss],
             REDUCED[options["reduction"]],
             kl_of(row),
-            str(row.rollout.get("responses", 1)),
+            str(default_of(row.config, "rollout").responses),
             f"[{row.paper}](https://arxiv.org/abs/{row.paper})",
         ]
         lines.append("| " + " | ".join(map(one_line, cells)) + " |")
@@ -418,7 +416,7 @@ def methods_table() -> str:
 
 
 def kl_of(row: Method) -> str:
-    kl = online.KLConfig(**row.kl)
+    kl = default_of(row.config, "kl")
     return f"{kl.coef:g}, {kl.estimator}, in the {kl.place}" if kl.coef else "none"
 
 
@@ -506,11 +504,7 @@ def field_docs(path: Path) -> dict[tuple[str, str], str]:
     return found
 
 
-DOCS = {
-    name: text
-    for file in ("config/runs.py", "config/sampling.py", "config/tools.py", "online.py")
-    for name, text in field_docs(SOURCE / file).items()
-}
+DOCS = {name: text for file in sorted((SOURCE / "config").glob("*.py")) for name, text in field_docs(file).items()}
 
 
 def default(option: settings.Option) -> str:

@@ -7,9 +7,9 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+from assent.config.settings import REQUIRED, Option, describe
 from assent.errors import ConfigError
 from assent.names import suggestion
-from assent.settings import REQUIRED, Option, describe
 
 
 def take_config(words: list[str]) -> tuple[list[str], str | None]:

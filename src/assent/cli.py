@@ -13,22 +13,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, methods, nodes, online, process, settings, streams
+from assent import __version__, arguments, config, process, streams
+from assent.config import METHODS, OBJECTIVES, Method, Objective, nodes, settings
+from assent.config.relations import WORDS
 from assent.errors import AssentError, ConfigError
 from assent.foreign import message, print_traceback
 from assent.names import suggestion
-from assent.objectives import CONFIGS, OBJECTIVES
-from assent.relations import WORDS
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`target` is "module:function"; `positional` is the option that is given without its name."""
+    """`target` is "module:function"; `positional` is the option that is given without its name; `about` begins the
+    help (default: what the class says)."""
 
     config: type
     help: str
     target: str
     positional: str | None = None
+    about: str | None = None
+
+
+def _learning(row: Objective | Method, target: str) -> Command:
+    """The command of a row."""
+    about = f"{row.name}: {row.summary.rstrip('.')} (arXiv {row.paper})."
+    return Command(row.config, f"{row.name}: {row.summary}", target, about=about)
 
 
 COMMANDS: dict[str, Command] = {
@@ -38,17 +46,11 @@ COMMANDS: dict[str, Command] = {
     "data": Command(config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", "file"),
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
     "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
-    **{
-        name: Command(CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.preference:train_preference")
-        for name, row in OBJECTIVES.items()
-    },
+    **{name: _learning(row, "assent.algorithms.preference:train_preference") for name, row in OBJECTIVES.items()},
     "compare": Command(
         config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
     ),
-    **{
-        name: Command(online.CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.online.train:train_online")
-        for name, row in methods.METHODS.items()
-    },
+    **{name: _learning(row, "assent.algorithms.online.train:train_online") for name, row in METHODS.items()},
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
     "export": Command(
         config.ExportConfig,
@@ -70,7 +72,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
-    "From rewards of sampled answers": tuple(methods.METHODS),
+    "From rewards of sampled answers": tuple(METHODS),
     "Evaluation": ("generate", "compare", "report", "demo"),
 }
 """The commands under the headings of `assent --help`."""
@@ -190,7 +192,7 @@ def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
         args=rest,
         default=default,
         prog=f"assent {name}",
-        description=f"{command.config.__doc__}\n\n{COMMON}",
+        description=f"{command.about or command.config.__doc__}\n\n{COMMON}",
         use_underscores=True,
         registry=_mappings(),
     )

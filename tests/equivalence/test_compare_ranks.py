@@ -13,9 +13,17 @@ import pytest
 import torch
 
 from assent import distributed as d
-from assent import settings
 from assent.algorithms.reward import train_reward
-from assent.config import CompareConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    CompareConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    SamplingConfig,
+    TrainConfig,
+    settings,
+)
 from assent.data.formats import load_examples
 from assent.evaluate import answers as module
 from assent.evaluate.compare import compare

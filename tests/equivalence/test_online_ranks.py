@@ -17,20 +17,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from assent import distributed as d
-from assent import settings
+import assent
 from assent.algorithms.online.train import train_online
-from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
-from assent.methods import METHODS
-from assent.online import (
+from assent.config import (
+    METHODS,
     CriticConfig,
+    DataConfig,
     GivenConfig,
     KLConfig,
+    LoraConfig,
+    ModelConfig,
     OnlineConfig,
+    OptimConfig,
     PtxConfig,
     RewardsConfig,
     RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
     online_config,
+    settings,
 )
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
@@ -104,7 +109,11 @@ def runs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]
         file.write_text(settings.dump(config))
         arguments.append(f"{CASES[name][0]}:{file}")
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(Path(d.__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env |= {
+        "PYTHONPATH": str(Path(assent.__file__).parents[1]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.Popen(
         [*launcher, str(WORKER), *arguments],

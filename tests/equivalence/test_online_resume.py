@@ -15,23 +15,28 @@ from typing import Any
 import pytest
 
 import assent.train.run as run_module
-from assent.algorithms.online.train import train_online
 from assent.algorithms.online.prompts import Prompts
-from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
-from assent.errors import ShutdownRequested
-from assent.methods import METHODS
-from assent.online import (
+from assent.algorithms.online.train import train_online
+from assent.config import (
+    METHODS,
     CriticConfig,
     CurriculumConfig,
+    DataConfig,
+    EngineConfig,
     GivenConfig,
     KLConfig,
+    ModelConfig,
     OnlineConfig,
+    OptimConfig,
     PtxConfig,
     RewardsConfig,
     RolloutConfig,
+    SamplingConfig,
     ShapingConfig,
+    TrainConfig,
     online_config,
 )
+from assent.errors import ShutdownRequested
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
 

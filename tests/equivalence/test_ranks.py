@@ -17,25 +17,29 @@ import torch
 from safetensors.torch import load_file
 
 from assent import distributed as d
-from assent import settings
 from assent.config import (
+    METHODS,
+    OBJECTIVES,
     DataConfig,
     LoraConfig,
     ModelConfig,
+    OnlineConfig,
     OptimConfig,
     PreferenceConfig,
     ProbeConfig,
     ReferenceConfig,
     RewardConfig,
+    RewardsConfig,
     RewardSection,
+    RolloutConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
     TrainConfig,
+    online_config,
+    preference_config,
+    settings,
 )
-from assent.methods import METHODS
-from assent.objectives import CONFIGS, OBJECTIVES, preference_config
-from assent.online import OnlineConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
 
@@ -235,7 +239,7 @@ def test_a_run_of_two_ranks_continues_on_one(runs, tmp_path: Path) -> None:
     name = "dpo"
     out = tmp_path / "moved"
     shutil.copytree(runs[name][1], out)
-    config = settings.read(CONFIGS["dpo"], out / "resolved.yaml")
+    config = settings.read(OBJECTIVES["dpo"].config, out / "resolved.yaml")
     more = replace(config, out=str(out), resume="auto", train=replace(config.train, max_steps=4))
     result = worker.COMMANDS["dpo"][1](more)
     straight = replace(config, out=str(tmp_path / "one"), train=replace(config.train, max_steps=4))

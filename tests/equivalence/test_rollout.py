@@ -27,15 +27,15 @@ from transformers import (
 )
 
 from assent.config import EngineConfig, GenerateConfig, SamplingConfig
+from assent.config.settings import validate
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ConfigError, ModelError
 from assent.models.attention import install
 from assent.models.policy import Policy
-from assent.rollout.engine import Completion
 from assent.rollout.build import engine_of
 from assent.rollout.draw import uniforms
+from assent.rollout.engine import Completion
 from assent.rollout.torch_engine import TorchEngine
-from assent.settings import validate
 
 VOCAB = 70
 COMMON = {

@@ -12,24 +12,34 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from assent.algorithms.credit import credit
+from assent.algorithms.rollouts import GIVEN, describe
+from assent.algorithms.surrogate import PROXIMAL
 from torch import Tensor
 
-from assent.algorithms.credit import credit
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference import Preference, balanced
 from assent.algorithms.reward import Reward
-from assent.algorithms.rollouts import GIVEN, describe
 from assent.algorithms.sft import SFT
-from assent.algorithms.surrogate import PROXIMAL
 from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    CriticConfig,
     DataConfig,
+    GivenConfig,
+    KLConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
+    RewardsConfig,
     RewardSection,
+    RolloutConfig,
     SamplingConfig,
+    ShapingConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.data.chat import Chat
 from assent.data.mismatch import with_mismatched
@@ -38,21 +48,10 @@ from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.distributed import World
 from assent.errors import NonFiniteError
-from assent.methods import METHODS
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.models.references import Reference
-from assent.objectives import OBJECTIVES, preference_config
-from assent.online import (
-    CriticConfig,
-    GivenConfig,
-    KLConfig,
-    RewardsConfig,
-    RolloutConfig,
-    ShapingConfig,
-    online_config,
-)
 from assent.rewards.model import ModelReward
 from assent.train.loop import Loss, train_steps
 from assent.train.optim import build_optimizer

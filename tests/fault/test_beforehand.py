@@ -18,22 +18,24 @@ from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.cli import main
 from assent.config import (
+    METHODS,
+    OBJECTIVES,
     DataConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
     ReferenceConfig,
     RewardConfig,
+    RewardsConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.errors import ModelError, OutputError
-from assent.methods import METHODS
 from assent.models import saving
-from assent.objectives import OBJECTIVES, preference_config
-from assent.online import RewardsConfig, online_config
 from assent.train import beforehand, final
 from assent.train.log import read_metrics
 from assent.train.runfolder import RunFolder

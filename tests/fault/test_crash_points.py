@@ -28,18 +28,23 @@ from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.sft import train_sft
 from assent.config import (
+    CriticConfig,
     DataConfig,
+    KLConfig,
     ModelConfig,
     OptimConfig,
     ProbeConfig,
+    RewardsConfig,
+    RolloutConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
+    ShapingConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.errors import CheckpointError, OutputError, ShutdownRequested
-from assent.objectives import preference_config
-from assent.online import CriticConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig, online_config
 from assent.train import checkpoint
 from assent.train.guard import NOTHING, CodeEnded
 from assent.train.log import read_jsonl, read_metrics

@@ -15,8 +15,8 @@ from typing import Any, get_args
 import pytest
 from safetensors.torch import load_file
 
-from assent import settings
 from assent.cli import COMMANDS, main
+from assent.config import settings
 from assent.errors import ConfigError, NonFiniteError
 from assent.train import checkpoint
 from assent.train.log import read_metrics

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from assent import lock, settings
+from assent import lock
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.sft import train_sft
@@ -25,11 +25,12 @@ from assent.config import (
     ReportConfig,
     RunConfig,
     SFTConfig,
+    online_config,
+    preference_config,
+    settings,
 )
+from assent.config.inputs import INPUTS
 from assent.errors import ConfigError, RunFolderError, UserError
-from assent.inputs import INPUTS
-from assent.objectives import preference_config
-from assent.online import online_config
 from assent.train import checkpoint
 from assent.train.log import MetricsLog, read_metrics
 

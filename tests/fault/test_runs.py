@@ -23,6 +23,9 @@ from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    CriticConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
@@ -30,16 +33,17 @@ from assent.config import (
     ProbeConfig,
     ReferenceConfig,
     RewardConfig,
+    RewardsConfig,
     RewardSection,
+    RolloutConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.errors import NonFiniteError, OutputError, RunFolderError, ShutdownRequested
-from assent.methods import METHODS
-from assent.objectives import OBJECTIVES, preference_config
-from assent.online import CONFIGS, CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train import checkpoint, final
 from assent.train.log import read_metrics
 
@@ -123,7 +127,7 @@ def train(config: RunConfig) -> None:
     trainers = {
         SFTConfig: train_sft,
         RewardConfig: train_reward,
-        **dict.fromkeys(CONFIGS.values(), train_online),
+        **dict.fromkeys((row.config for row in METHODS.values()), train_online),
     }
     trainers.get(type(config), train_preference)(config)
 
@@ -366,7 +370,7 @@ def test_an_error_after_training_leaves_only_the_model_to_write(
 
 
 def command(config: RunConfig) -> list[str]:
-    from assent import settings
+    from assent.config import settings
 
     file = Path(config.out).parent / f"{Path(config.out).name}.yaml"
     file.write_text(settings.dump(config))

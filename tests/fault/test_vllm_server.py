@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from assent.config import EngineConfig, GenerateConfig, SamplingConfig
+from assent.config.settings import validate
 from assent.errors import ConfigError, ModelError, NonFiniteError
 from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rollout import vllm_server
@@ -28,7 +29,6 @@ from assent.rollout.build import engine_for, engine_of
 from assent.rollout.vllm_server import VllmServer
 from assent.rollout.vllm_shared import WeightsFolder, agree, completion, logprobs_mode, request, stored
 from assent.rollout.vllm_worker import EXTENSION
-from assent.settings import validate
 
 EOS = (7,)
 SAMPLING = SamplingConfig(max_new_tokens=4, max_batch=4)

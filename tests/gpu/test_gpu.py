@@ -15,14 +15,16 @@ from assent.config import (
     ModelConfig,
     OptimConfig,
     RewardConfig,
+    RewardsConfig,
+    RolloutConfig,
     SamplingConfig,
     TrainConfig,
+    online_config,
 )
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.attention import TreeAttend
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
-from assent.online import RewardsConfig, RolloutConfig, online_config
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.log import read_metrics
 

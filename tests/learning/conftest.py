@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.preference import Preference, balanced
-from assent.config import DataConfig, ModelConfig, OptimConfig
+from assent.config import OBJECTIVES, DataConfig, ModelConfig, OptimConfig, preference_config
 from assent.data.mismatch import with_mismatched
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
@@ -22,7 +22,6 @@ from assent.lab.enumerable import EnumerableWorld, build_enumerable
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.models.references import MovingReference, Reference
-from assent.objectives import OBJECTIVES, preference_config
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 
@@ -134,7 +133,7 @@ class Setting:
             trees = with_mismatched(trees, self.seed, MAX_LENGTH)
         batch = len(self.world.prompts)
         stream = EpochStream(trees, batch_size=batch, micro_tokens=16384, seed=self.seed, flat=False)
-        reference = self._reference(policy, row.reference.get("mode")) if row.needs_reference else None
+        reference = self._reference(policy, row.reference_mode) if row.needs_reference else None
         self.learn(Preference(policy, reference, stream, balanced(config, trees), ALONE), steps, optim)
         return self.scores(policy)
 

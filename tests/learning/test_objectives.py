@@ -17,10 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.config import OptimConfig
+from assent.config import OBJECTIVES, OptimConfig
 from assent.data.tree import TokenTree
 from assent.lab.enumerable import distance_closed, f_optimum, normalised, optimum, win_rates
-from assent.objectives import OBJECTIVES
 
 BETA = 2.0
 RISE = 0.3

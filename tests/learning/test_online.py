@@ -15,16 +15,24 @@ from torch import Tensor
 
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.train import assemble
-from assent.config import DataConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    METHODS,
+    DataConfig,
+    KLConfig,
+    OptimConfig,
+    RewardsConfig,
+    RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.distributed import World
 from assent.lab.enumerable import TableReward, optimum, regret_closed
-from assent.methods import METHODS
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.references import Reference
-from assent.online import KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.train.session import Session
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from assent.config import CriticConfig, KLConfig, RolloutConfig
 from assent.lab.enumerable import regret_closed
-from assent.online import CriticConfig, KLConfig, RolloutConfig
 
 _spec = importlib.util.spec_from_file_location("learning_online", Path(__file__).parent / "test_online.py")
 assert _spec is not None and _spec.loader is not None

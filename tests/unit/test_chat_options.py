@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from assent import cli, settings
-from assent.config import DataConfig, InspectConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
+from assent import cli
+from assent.config import DataConfig, InspectConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig, settings
 from assent.data.chat import Chat
 from assent.data.dataset import prepare
 from assent.data.inspect import inspect, render

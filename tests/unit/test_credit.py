@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from assent.algorithms.credit import credit
 from assent.algorithms.rollouts import token_field
-from assent.config import DataConfig, ModelConfig
+from torch import Tensor
+
+from assent.config import DataConfig, KLConfig, ModelConfig, online_config
 from assent.data.tree import Branch, TokenTree
-from assent.online import KLConfig, online_config
 
 VOCAB, COEF = 3, 0.7
 ANSWERS = list(product(range(VOCAB), repeat=2))
@@ -137,6 +136,7 @@ def test_large_rewards_are_told_apart(scale: str) -> None:
 
 def test_an_advantage_that_float32_cannot_hold_names_the_row() -> None:
     from assent.algorithms.scored import require_finite
+
     from assent.data.records import Example, Message, Origin
     from assent.errors import NonFiniteError
 

@@ -9,22 +9,32 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from assent.algorithms.experience import ROUNDS, Experience, Rollout
-from assent.algorithms.online.models import Models
 from assent.algorithms.rollouts import as_trees, response_field, token_field
-from assent.rollout.sampler import Ask
-from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+
+from assent.algorithms.online.models import Models
+from assent.config import (
+    CurriculumConfig,
+    DataConfig,
+    GivenConfig,
+    KLConfig,
+    ModelConfig,
+    RewardsConfig,
+    RolloutConfig,
+    SamplingConfig,
+    ShapingConfig,
+    TrainConfig,
+)
+from assent.config import online_config as config_of
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response
 from assent.data.tree import TokenTree, TreeBatch
 from assent.deferred import resolved
 from assent.distributed import World
 from assent.models.policy import TokenScores
-from assent.online import CurriculumConfig, GivenConfig, KLConfig, RewardsConfig, RolloutConfig, ShapingConfig
-from assent.online import online_config as config_of
 from assent.rewards.group import Group, RewardError, Scores
 from assent.rollout.engine import Completion
+from assent.rollout.sampler import Ask
 from assent.train.session import Session
 
 NUMBER = 4

@@ -115,8 +115,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a folder"])
 def test_commands_name_what_is_no_file(kind: str, tmp_path: Path) -> None:
-    from assent import settings
-    from assent.config import SFTConfig
+    from assent.config import SFTConfig, settings
     from assent.data.readers import read_rows
     from assent.errors import DataError
     from assent.functions import load_function

@@ -8,18 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import assent.algorithms.experience as experience_module
 import numpy as np
 import pytest
 import torch
-
-import assent.algorithms.experience as experience_module
 from assent.algorithms.credit import credit
 from assent.algorithms.experience import Experience
+from assent.algorithms.rollouts import GIVEN, as_trees, attach, pack_state, response_field, token_field, unpack_state
+
 from assent.algorithms.online.demonstrations import hinted, row_trees, sampled_only, with_given
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.train import assemble
-from assent.algorithms.rollouts import GIVEN, as_trees, attach, pack_state, response_field, token_field, unpack_state
-from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    DataConfig,
+    GivenConfig,
+    KLConfig,
+    ModelConfig,
+    RewardsConfig,
+    RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree, collate
@@ -28,7 +38,6 @@ from assent.distributed import World
 from assent.errors import ConfigError, DataError
 from assent.models.loading import load_policy
 from assent.models.references import Reference
-from assent.online import GivenConfig, KLConfig, RewardsConfig, RolloutConfig, online_config
 from assent.rewards.group import Group, Scores
 from assent.rollout.engine import Completion
 from assent.train.session import Session

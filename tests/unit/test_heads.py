@@ -25,14 +25,17 @@ from transformers import (
 from assent.algorithms.online.train import train_online
 from assent.algorithms.reward import train_reward
 from assent.config import (
+    CriticConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
     RewardConfig,
+    RewardsConfig,
     RewardSection,
     SamplingConfig,
     TrainConfig,
+    online_config,
 )
 from assent.data.chat import Chat
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
@@ -42,7 +45,6 @@ from assent.models.heads import last_token_head, load_score_model, save_reward_m
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import ScoreModel
 from assent.models.recipe import others_scores, probes
-from assent.online import CriticConfig, RewardsConfig, online_config
 
 quiet_transformers()
 

@@ -4,20 +4,35 @@ refused before anything is loaded."""
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 import torch
+from typing_extensions import Doc
 
-from assent import settings
+from assent import config as public
 from assent.algorithms.features import inputs_of
 from assent.cli import COMMANDS
-from assent.config import BinaryConfig, DataConfig, ModelConfig, PairConfig, ReferenceConfig
+from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    BinaryConfig,
+    DataConfig,
+    ListConfig,
+    ModelConfig,
+    PairConfig,
+    ReferenceConfig,
+    objective_of,
+    preference_config,
+    reference_of,
+    settings,
+)
+from assent.config.sections import default_of, hints_of
 from assent.errors import ConfigError
 from assent.losses import LOSSES
-from assent.objectives import CONFIGS, OBJECTIVES, OPTIONS, SECTIONS, objective_of, preference_config
-from assent.sections import class_name
 
 FEEDBACK = {"pairs": "policy_chosen", "binary": "desirable", "ranking": "level", "rating": "rating"}
 """The parameter that only losses on this feedback have."""
@@ -62,7 +77,10 @@ def test_a_row_and_its_loss_fit(name: str):
     inputs = inputs_of(loss)
     assert row.needs_reference == any(argument.startswith("reference") for argument in inputs)
     assert [kind for kind, argument in FEEDBACK.items() if argument in inputs] == [row.feedback]
-    assert row.needs_reference or not row.reference
+    assert row.needs_reference == row.reward.startswith("ratio")
+    assert set(row.config.__mro__) & {PairConfig, BinaryConfig, ListConfig} == {
+        {"pairs": PairConfig, "binary": BinaryConfig}.get(row.feedback, ListConfig)
+    }
 
 
 @pytest.mark.parametrize("name", [name for name, row in OBJECTIVES.items() if row.feedback == "pairs"])
@@ -74,18 +92,32 @@ def test_only_losses_that_couple_pairs_see_the_whole_step(name: str):
 
 
 def test_names_are_unique():
-    assert max(Counter(class_name(row.name) for row in OBJECTIVES.values()).values()) == 1
     assert max(Counter(row.name.lower() for row in OBJECTIVES.values()).values()) == 1
-    assert max(Counter(cls.__name__ for cls in CONFIGS.values()).values()) == 1
+    assert max(Counter(row.config.__name__.lower() for row in OBJECTIVES.values()).values()) == 1
 
 
-def test_options_are_those_in_use():
-    assert set(OPTIONS) == {option for row in OBJECTIVES.values() for option in row.options}
+def test_configurations_are_called_as_their_rows():
+    for row in (*OBJECTIVES.values(), *METHODS.values()):
+        plain = re.sub(r"\W", "", row.name.replace("+", "Plus"))
+        assert row.config.__name__.lower() == f"{plain}Config".lower()
+        assert getattr(public, row.config.__name__) is row.config
+        loss = default_of(row.config, "loss")
+        assert getattr(public, type(loss).__name__) is type(loss) is hints_of(row.config)["loss"]
+
+
+def test_an_option_of_several_losses_has_one_type_range_and_help():
+    for rows in (OBJECTIVES, METHODS):
+        seen: dict[str, object] = {}
+        for row in rows.values():
+            hints = get_type_hints(type(default_of(row.config, "loss")), include_extras=True)
+            for name, hint in hints.items():
+                assert seen.setdefault(name, hint) == hint, name
+                assert any(isinstance(mark, Doc) for mark in hint.__metadata__), name
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_a_command(name: str):
-    assert COMMANDS[name].config is CONFIGS[name]
+    assert COMMANDS[name].config is OBJECTIVES[name].config
     assert COMMANDS[name].target == "assent.algorithms.preference:train_preference"
 
 
@@ -94,13 +126,13 @@ def test_a_configuration_survives_yaml(name: str):
     start = config(name)
     row = OBJECTIVES[name]
     assert vars(start.loss) == dict(row.options) and objective_of(start) == name
-    assert hasattr(start, "reference") == row.needs_reference
+    assert (reference_of(start) is not None) == hasattr(start, "reference") == row.needs_reference
     assert isinstance(start, PairConfig) == (row.feedback == "pairs")
     assert isinstance(start, BinaryConfig) == (row.feedback == "binary")
-    assert settings.load(CONFIGS[name], settings.dump(start)) == start
+    assert settings.load(row.config, settings.dump(start)) == start
     number = next(option for option, value in row.options.items() if isinstance(value, float))
-    changed = replace(start, loss=SECTIONS[name](**{**row.options, number: 0.25}), out="elsewhere")
-    again = settings.load(CONFIGS[name], settings.dump(changed))
+    changed = replace(start, loss=replace(start.loss, **{number: 0.25}), out="elsewhere")
+    again = settings.load(row.config, settings.dump(changed))
     assert again == changed != start and getattr(again.loss, number) == 0.25
 
 

@@ -8,21 +8,22 @@ from typing import Any
 
 import pytest
 
-from assent import settings
 from assent.cli import main
-from assent.config import DataConfig, ModelConfig
-from assent.errors import ConfigError
-from assent.methods import METHODS
-from assent.online import (
+from assent.config import (
+    METHODS,
     CriticConfig,
     CurriculumConfig,
+    DataConfig,
     GivenConfig,
     KLConfig,
+    ModelConfig,
     OnlineConfig,
     RewardsConfig,
     RolloutConfig,
     online_config,
+    settings,
 )
+from assent.errors import ConfigError
 
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "adaptive KL": (

@@ -11,17 +11,27 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from assent.algorithms.experience import Rollout
+from assent.algorithms.surrogate import PROXIMAL, PTX
+
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.train import Online, _rates
-from assent.algorithms.surrogate import PROXIMAL, PTX
-from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    CriticConfig,
+    DataConfig,
+    KLConfig,
+    ModelConfig,
+    OptimConfig,
+    PtxConfig,
+    RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.data.packing import EpochStream, Window
 from assent.data.tree import Branch, TokenTree, TreeBatch
 from assent.deferred import resolved
 from assent.distributed import World
-from assent.online import CriticConfig, KLConfig, PtxConfig, RolloutConfig, online_config
 from assent.train.session import Session
 
 PROMPTS = 6

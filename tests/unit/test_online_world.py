@@ -14,10 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from assent import settings  # noqa: E402
-from assent.config import SamplingConfig  # noqa: E402
+from assent.config import METHODS, SamplingConfig, settings  # noqa: E402
+from assent.config.sections import default_of  # noqa: E402
 from assent.lab.artifacts import WorldPaths, build_world  # noqa: E402
-from assent.methods import METHODS  # noqa: E402
 from benchmarks import online_plan, online_world  # noqa: E402
 from benchmarks.online_plan import ANSWERS, BASE, VARIANTS, Base, Cell, configuration  # noqa: E402
 from benchmarks.online_world import ablation_table, method_table, train  # noqa: E402
@@ -31,10 +30,9 @@ def test_every_method_trains_on_as_many_answers(method: str) -> None:
     settings.validate(config)
     assert config.train.batch_size * config.rollout.responses == ANSWERS
     assert (config.optim.lr, config.train.seed) == (1e-4, 3)
-    row = METHODS[method]
-    assert config.shaping.overlong == row.shaping.get("overlong", 0.0)  # the method's own shaping stays
-    assert config.kl.coef == (online_plan.KL if row.kl.get("place") != "loss" and row.kl != {"coef": 0.0} else
-                              row.kl["coef"])  # fmt: skip
+    kl, shaping = (default_of(METHODS[method].config, section) for section in ("kl", "shaping"))
+    assert config.shaping.overlong == shaping.overlong == (0.2 if method == "dapo" else 0.0)
+    assert config.kl.coef == (online_plan.KL if kl.place == "reward" and kl.coef > 0 else kl.coef)
 
 
 def test_variants_change_one_thing_each() -> None:

@@ -14,12 +14,11 @@ import pytest
 from assent import cli
 from assent.algorithms.features import weight_by_prompt
 from assent.algorithms.preference import balanced
-from assent.config import DataConfig, ModelConfig
+from assent.config import DataConfig, ModelConfig, preference_config
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.tree import Branch, TokenTree, collate
 from assent.data.views import pair_view, ranking_view
-from assent.objectives import preference_config
 from assent.train.log import read_metrics
 
 PAIRS = [{"prompt": f"Egg {i}?", "chosen": "Yes, boil it.", "rejected": f"No {i}."} for i in range(6)]

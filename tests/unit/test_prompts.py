@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from assent.algorithms.online.prompts import Prompts, difficulty
+from assent.config import CurriculumConfig
 from assent.data.packing import order
 from assent.data.records import Example, Message, Origin
 from assent.errors import DataError
-from assent.online import CurriculumConfig
 
 RESTING = CurriculumConfig(rest=2)
 

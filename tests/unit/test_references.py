@@ -25,6 +25,7 @@ from assent.config import (
     ProbeConfig,
     ReferenceConfig,
     TrainConfig,
+    preference_config,
 )
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.deferred import resolved
@@ -32,7 +33,6 @@ from assent.distributed import World
 from assent.errors import ModelError
 from assent.models.loading import load_policy
 from assent.models.references import FIELD, MovingReference, Reference
-from assent.objectives import preference_config
 from assent.train import session as session_module
 from assent.train.log import read_metrics
 from assent.train.references import cache_folder, cached_reference, model_digest

@@ -21,15 +21,16 @@ from assent.config import (
     ModelConfig,
     OptimConfig,
     RewardConfig,
+    RewardsConfig,
     RewardSection,
     TrainConfig,
+    online_config,
 )
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ModelError
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy
 from assent.models.policy import ScoreModel
-from assent.online import RewardsConfig, online_config
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": "yes, " * (i % 3 + 1), "rejected": "no " * (i % 4 + 1)} for i in range(8)

@@ -12,10 +12,9 @@ import pytest
 import torch
 import yaml
 
-from assent import lock, settings
-from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
+from assent import lock
+from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig, preference_config, settings
 from assent.errors import CheckpointError, OutputError, RunFolderError
-from assent.objectives import preference_config
 from assent.outputs import write_text
 from assent.train import checkpoint
 from assent.train.history import MAY_CHANGE, options_hash, options_of

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.rollout.sampler import Ask, Sampler, weights_of
 from assent.config import LoraConfig, ModelConfig, SamplingConfig
 from assent.data.tree import Branch, TokenTree, collate
 from assent.distributed import World
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
+from assent.rollout.sampler import Ask, Sampler, weights_of
 from assent.rollout.torch_engine import TorchEngine
 
 SAMPLING = SamplingConfig(max_new_tokens=4, temperature=0.8)

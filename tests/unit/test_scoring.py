@@ -15,9 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from assent import distributed, settings
+from assent import distributed
 from assent.carried import raised_by_all
-from assent.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    DataConfig,
+    ModelConfig,
+    OnlineConfig,
+    RemoteConfig,
+    RewardsConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+    settings,
+)
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response, RowError
 from assent.data.tree import Branch, TokenTree, collate
@@ -26,7 +36,6 @@ from assent.errors import ConfigError, DataError, ModelError, NonFiniteError
 from assent.models.heads import load_score_model
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
-from assent.online import OnlineConfig, RemoteConfig, RewardsConfig, online_config
 from assent.rewards.build import reward_source
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import Group, RewardError, Scores

@@ -10,17 +10,29 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 
-from assent import cli, settings
+from assent import cli
 from assent.cli import COMMANDS
-from assent.config import DataConfig, GenerateConfig, LoraConfig, ModelConfig, OptimConfig, ReferenceConfig, SFTConfig
+from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    DataConfig,
+    GenerateConfig,
+    KLConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    ReferenceConfig,
+    RolloutConfig,
+    SFTConfig,
+    ShapingConfig,
+    online_config,
+    preference_config,
+    settings,
+)
+from assent.config.sections import Sections, configuration, default_of, sections_of
 from assent.errors import ConfigError
-from assent.methods import METHODS
-from assent.objectives import CONFIGS as OBJECTIVES
-from assent.objectives import preference_config
-from assent.online import CONFIGS, KLConfig, RolloutConfig, ShapingConfig, online_config
-from assent.sections import Sections, configuration, sections_of
 
-LEARNING = {**OBJECTIVES, **CONFIGS}
+LEARNING = {name: row.config for name, row in {**OBJECTIVES, **METHODS}.items()}
 REQUIRED: dict[str, Any] = {"model": {"path": "m"}, "data": {"train": "t"}, "out": "o"}
 WORDS = ["--model.path", "m", "--data.train", "t", "--out", "o"]
 OWN = ("loss", "rollout", "kl", "shaping", "reference", "critic")
@@ -29,7 +41,7 @@ OWN = ("loss", "rollout", "kl", "shaping", "reference", "critic")
 
 def made(name: str, options: dict[str, Any]) -> Any:
     """From Python."""
-    return (online_config if name in CONFIGS else preference_config)(name, **options)
+    return (online_config if name in METHODS else preference_config)(name, **options)
 
 
 def another(option: settings.Option) -> Any:
@@ -102,7 +114,7 @@ def test_python_and_yaml_are_written_alike():
     """The whole number 1 as the number 1.0, a list as a tuple."""
     options = {"optim": {"lr": 1}, "rewards": {"weights": {"a": 2}, "rules": ["exact"]}, "kl": {"target": 3}}
     from_python = online_config("grpo", **REQUIRED, **options, report_to=["wandb"])
-    from_yaml = settings.load(CONFIGS["grpo"], settings.dump(from_python))
+    from_yaml = settings.load(LEARNING["grpo"], settings.dump(from_python))
     assert settings.dump(from_python) == settings.dump(from_yaml) and from_python == from_yaml
     assert "lr: 1.0\n" in settings.dump(from_python) and from_python.report_to == ("wandb",)
     instance = SFTConfig(ModelConfig("m", lora=LoraConfig(8, targets=["q"])), DataConfig("t"), "o")
@@ -134,7 +146,7 @@ def test_the_papers_defaults_survive_a_weight_of_the_kl():
     assert (config.kl.coef, config.kl.place, config.kl.estimator) == (0.1, "loss", "k3")
     ppo = online_config("ppo", **REQUIRED, rollout={"responses": 4})
     assert (ppo.rollout.responses, ppo.rollout.epochs, ppo.rollout.minibatches) == (4, 2, 2)
-    gspo = CONFIGS["gspo"](**REQUIRED, rollout={"target_kl": 0.1})
+    gspo = LEARNING["gspo"](**REQUIRED, rollout={"target_kl": 0.1})
     assert (gspo.rollout.responses, gspo.rollout.minibatches, gspo.rollout.target_kl) == (8, 4, 0.1)
     moving = preference_config("tr-dpo", **REQUIRED, reference={"rate": 0.5})
     assert (moving.reference.mode, moving.reference.rate) == ("moving", 0.5)
@@ -142,11 +154,10 @@ def test_the_papers_defaults_survive_a_weight_of_the_kl():
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_generic_section_is_refused_where_the_method_has_defaults_of_its_own(name: str):
-    row = METHODS.get(name)
-    changes = {"rollout": row.rollout, "kl": row.kl, "shaping": row.shaping} if row else {}
     generic = {"rollout": RolloutConfig(show=5), "kl": KLConfig(horizon=5), "shaping": ShapingConfig(clip=5.0)}
-    if name == "tr-dpo":
-        changes, generic = {"reference": {"mode": "moving"}}, {"reference": ReferenceConfig(every=5)}
+    if name in OBJECTIVES:
+        generic = {"reference": ReferenceConfig(every=5)} if OBJECTIVES[name].needs_reference else {}
+    changes = {section: default_of(LEARNING[name], section) != type(given)() for section, given in generic.items()}
     for section, changed in changes.items():
         given = generic[section]
         if not changed:
@@ -163,7 +174,7 @@ def test_a_generic_section_is_refused_where_the_method_has_defaults_of_its_own(n
 def test_what_no_section_is():
     with pytest.raises(ConfigError, match=r"kl must be a mapping of options or a GRPOKL. Got float."):
         online_config("grpo", **REQUIRED, kl=0.1)
-    with pytest.raises(ConfigError, match=r"loss must be a mapping of options or a GRPOSection. Got PPOSection."):
+    with pytest.raises(ConfigError, match=r"loss must be a mapping of options or a GRPOLoss. Got PPOLoss."):
         online_config("grpo", **REQUIRED, loss=online_config("ppo", **REQUIRED).loss)
 
 

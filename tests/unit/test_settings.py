@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated, Any, get_args
 
 import pytest
+from annotated_types import Gt, Interval
 from hypothesis import example, given
 from hypothesis import strategies as st
+from typing_extensions import Doc
 
-from assent import checks, config, nodes, online, settings
+from assent import config
 from assent.cli import COMMANDS
-from assent.config import GenerateConfig, InitConfig, InspectConfig, OptimConfig, SamplingConfig, SFTConfig
+from assent.config import (
+    METHODS,
+    DPOConfig,
+    GenerateConfig,
+    GRPOConfig,
+    InitConfig,
+    InspectConfig,
+    OptimConfig,
+    PPOConfig,
+    SamplingConfig,
+    SFTConfig,
+    nodes,
+    ranges,
+    settings,
+)
 from assent.errors import ConfigError
-from assent.objectives import CONFIGS
 
 MINIMAL = "model: {path: m}\ndata: {train: t.jsonl}\nout: run\n"
 PPO = MINIMAL + "rewards: {model: [r]}\n"
@@ -132,7 +148,7 @@ def test_dump_and_load_are_inverse(lr, out, seed, columns, resume):
 
 
 def test_messages_say_what_was_expected_and_got():
-    bad = settings.load(CONFIGS["dpo"], MINIMAL + "loss: {beta: -0.1}\noptim: {lr: .nan}\n")
+    bad = settings.load(DPOConfig, MINIMAL + "loss: {beta: -0.1}\noptim: {lr: .nan}\n")
     with pytest.raises(ConfigError) as caught:
         settings.validate(bad)
     assert str(caught.value).splitlines() == [
@@ -164,7 +180,7 @@ def test_messages_say_what_was_expected_and_got():
     ],
 )
 def test_ranges(line: str, holds: bool):
-    loaded = settings.load(online.CONFIGS["ppo"], PPO + line + "\n")
+    loaded = settings.load(PPOConfig, PPO + line + "\n")
     if holds:
         settings.validate(loaded)
     else:
@@ -179,7 +195,7 @@ def test_cuts_of_the_distribution_are_for_generate_alone():
         ("top_k: 4, top_p: 0.5", "top_p 0.5"),
     ]:
         for method in ("grpo", "ppo", "remax"):
-            loaded = settings.load(online.CONFIGS[method], PPO + f"sampling: {{{options}}}\n")
+            loaded = settings.load(METHODS[method].config, PPO + f"sampling: {{{options}}}\n")
             with pytest.raises(
                 ConfigError, match=rf"^--sampling.{flag} is for assent generate. In training every token"
             ):
@@ -209,31 +225,46 @@ def test_defaults_pass_every_check():
 
 
 def test_something_must_say_what_answers_are_worth():
-    grpo = settings.load(online.CONFIGS["grpo"], MINIMAL)
+    grpo = settings.load(GRPOConfig, MINIMAL)
     with pytest.raises(ConfigError, match="what an answer is worth. Give --rewards.model"):
         settings.validate(grpo)
-    alone = settings.load(online.CONFIGS["grpo"], PPO + "rollout: {responses: 1}\n")
+    alone = settings.load(GRPOConfig, PPO + "rollout: {responses: 1}\n")
     with pytest.raises(ConfigError, match="--rollout.responses must be at least 2 for grpo: .* Got 1."):
         settings.validate(alone)
 
 
-def test_every_number_has_a_range():
-    """A new numeric option needs a row in the table."""
+def test_every_number_has_a_range_that_admits_no_nan():
     for command in COMMANDS.values():
         for option in settings.options(command.config):
-            numeric = option.kind in (int, float, int | None, float | None)
-            assert not numeric or settings._rule(option.section, option.name.rpartition(".")[2]), option.name
+            if option.kind in (int, float, int | None, float | None):
+                assert option.range is not None, option.name
+                assert not option.range.holds(math.nan) and not option.range.holds(math.inf), option.name
 
 
-def test_the_table_names_real_options():
-    for section, rules in checks.RULES.items():
-        assert set(rules) <= {field.name for field in dataclasses.fields(section)}, section
-
-
-@pytest.mark.parametrize("rule", [value for value in vars(checks).values() if isinstance(value, checks.Rule)])
-def test_no_range_admits_nan(rule):
-    if rule is not checks.NAMED:
-        assert not rule.holds(math.nan)
+@pytest.mark.parametrize(
+    ("kind", "words", "within", "outside"),
+    [
+        (ranges.Positive, "> 0", (1e-9, 7), (0, -1, math.inf)),
+        (ranges.NotNegative, ">= 0", (0, 1e9), (-1e-9, math.inf)),
+        (ranges.Finite, "a finite number", (-3, 0.5), (math.inf, -math.inf)),
+        (ranges.Share, "from 0 to 1", (0, 1), (-0.01, 1.01)),
+        (ranges.NonzeroShare, "above 0 and at most 1", (1e-9, 1), (0, 1.01)),
+        (ranges.BelowOne, "at least 0 and below 1", (0, 0.99), (-0.01, 1)),
+        (ranges.Count, "at least 1", (1, 10**400), (0, -1)),
+        (ranges.Seed, "from 0 to 2**63 - 1", (0, 2**63 - 1), (-1, 2**63)),
+        (ranges.Named, "given, not empty", ("x",), ("",)),
+        (ranges.Names, "given, not empty", (("x",),), ((),)),
+        (Annotated[float, Gt(1)], "above 1", (1.5,), (1, 0.5)),
+        (Annotated[float, Interval(gt=0, lt=1)], "between 0 and 1, both excluded", (0.5,), (0, 1)),
+        (Annotated[float, Interval(ge=0, lt=0.5)], "at least 0 and below 0.5", (0, 0.49), (0.5,)),
+    ],
+)
+def test_a_range_stands_beside_the_type(kind: Any, words: str, within: tuple, outside: tuple):
+    for hint in (kind, kind | None, Annotated[kind, Doc("help")]):
+        found = ranges.range_of(hint)
+        assert found.words == words
+        assert all(map(found.holds, within)) and not any(map(found.holds, outside))
+    assert ranges.range_of(get_args(kind)[0]) is None
 
 
 @pytest.mark.parametrize(

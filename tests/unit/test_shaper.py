@@ -7,11 +7,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-
 from assent.algorithms.rollouts import response_field
 from assent.algorithms.shaping import Shaper
+
+from assent.config import ShapingConfig
 from assent.data.tree import Branch, TokenTree
-from assent.online import ShapingConfig
 
 LONGEST = 10
 

@@ -11,28 +11,32 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from assent.algorithms.rollouts import GIVEN
+from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.train import train_online
-from assent.algorithms.rollouts import GIVEN
-from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
-from assent.config import DataConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
+from assent.config import (
+    CriticConfig,
+    DataConfig,
+    GivenConfig,
+    KLConfig,
+    ModelConfig,
+    OnlineConfig,
+    OptimConfig,
+    RewardsConfig,
+    RolloutConfig,
+    SamplingConfig,
+    TrainConfig,
+    online_config,
+)
 from assent.data.packing import Counts
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.loading import load_policy
 from assent.models.policy import TokenScores
 from assent.models.references import Reference
-from assent.online import (
-    CriticConfig,
-    GivenConfig,
-    KLConfig,
-    OnlineConfig,
-    RewardsConfig,
-    RolloutConfig,
-    online_config,
-)
 
 LENGTHS = ((4, 2), (5,), (1, 3, 3))
 NUMBER = sum(map(sum, LENGTHS))

@@ -24,25 +24,29 @@ from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import SFT, train_sft
 from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    CriticConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
     ProbeConfig,
     RewardConfig,
+    RewardsConfig,
+    RolloutConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.data.packing import EpochStream
 from assent.data.tree import Branch, TokenTree
 from assent.distributed import World
 from assent.errors import CheckpointError, ConfigError, OutputError, RunFolderError
-from assent.methods import METHODS
 from assent.models.loading import load_policy
-from assent.objectives import OBJECTIVES, preference_config
-from assent.online import CriticConfig, RewardsConfig, RolloutConfig, online_config
 from assent.statistics import paired_difference
 from assent.train import checkpoint, progress
 from assent.train.closing import Summary, closing, write_summary

@@ -360,8 +360,7 @@ def rows(path: Path, row: dict) -> str:
 
 def test_online_training_does_not_begin_with_a_wrong_engine(tokenizer, tmp_path: Path) -> None:
     from assent.algorithms.online.train import train_online
-    from assent.config import DataConfig
-    from assent.online import RewardsConfig, online_config
+    from assent.config import DataConfig, RewardsConfig, online_config
 
     config = online_config(
         "grpo",

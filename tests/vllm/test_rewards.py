@@ -14,7 +14,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from assent.config import DataConfig, ModelConfig
+from assent.config import DataConfig, ModelConfig, RemoteConfig, RewardsConfig, online_config
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin
 from assent.distributed import World
@@ -23,7 +23,6 @@ from assent.models.heads import load_score_model
 from assent.models.init import train_tokenizer
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
-from assent.online import RemoteConfig, RewardsConfig, online_config
 from assent.rewards.build import reward_source
 from assent.rewards.group import Group, WeightedSum
 from assent.train.session import Session

@@ -12,7 +12,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from assent.algorithms.features import Features
-from assent.objectives import Objective
+from assent.config import Objective
 from assent.train.loop import Sums
 from assent.train.measured import Evaluation
 from assent.train.progress import say

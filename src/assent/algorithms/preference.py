@@ -20,7 +20,19 @@ from assent.algorithms import diagnostics
 from assent.algorithms.about import about_preference
 from assent.algorithms.features import Features, inputs_of, weight_by_prompt
 from assent.algorithms.probe import Probe
-from assent.config import BinaryConfig, PairConfig, PreferenceConfig, ReferenceConfig
+from assent.config import (
+    OBJECTIVES,
+    BinaryConfig,
+    KTOConfig,
+    Objective,
+    PairConfig,
+    PreferenceConfig,
+    keywords,
+    loss_of,
+    objective_of,
+    reference_of,
+)
+from assent.config.objectives import SFT
 from assent.data.dataset import Prepared, View
 from assent.data.mismatch import with_mismatched
 from assent.data.packing import Counts, EpochStream, Window
@@ -31,7 +43,6 @@ from assent.errors import DataError
 from assent.losses import LOSSES
 from assent.models.policy import Policy, TokenScores
 from assent.models.references import FIELD, MovingReference, Reference
-from assent.objectives import OBJECTIVES, SECTIONS, SFT, Objective, objective_of
 from assent.train.finite import DIVERGED, require_numbers
 from assent.train.held_out import held_out
 from assent.train.loop import Loss, add_sums
@@ -66,13 +77,13 @@ def terms_of(config: PreferenceConfig) -> list[Term]:
     """The objective itself, then what `plus` adds, each at its own defaults."""
     key = objective_of(config)
     row = OBJECTIVES[key]
-    terms = [Term(key, row.loss, vars(config.loss), whole_step=row.whole_step)]  # type: ignore[attr-defined]
+    terms = [Term(key, row.loss, keywords(loss_of(config)), whole_step=row.whole_step)]
     for name, weight in (config.plus if isinstance(config, PairConfig) else {}).items():
         if name == SFT:
             terms.append(Term(SFT, "chosen_nll", {}, weight))
         else:
             other = OBJECTIVES[name]
-            terms.append(Term(name, other.loss, vars(SECTIONS[name]()), weight, other.whole_step))
+            terms.append(Term(name, other.loss, other.options, weight, other.whole_step))
     return terms
 
 
@@ -277,7 +288,7 @@ def set_up(session: Session, config: PreferenceConfig) -> Setup:
             with_mismatched(everything, seed, limit)[: len(data.eval)] if data.eval else [],
         ]
     policy = session.policy()
-    section: ReferenceConfig | None = getattr(config, "reference", None)
+    section = reference_of(config)
     reference = live = None
     if section is not None and section.mode == "cached":
         parts = cached_reference(session, policy, section, parts)
@@ -313,19 +324,23 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         evaluate=evaluate if setup.held else None,
         final={"model": algorithm.policy},
         averages=[setup.live.model] if isinstance(setup.live, MovingReference) and setup.live.model else [],
-        about=about_preference(algorithm, getattr(config, "reference", None), total),
+        about=about_preference(algorithm, reference_of(config), total),
     )
 
 
 def balanced(config: PreferenceConfig, trees: Sequence[TokenTree]) -> PreferenceConfig:
     """KTO's configuration with its weights filled in: by default both classes count the same in sum, so the rarer one's
     weight is the ratio of their numbers. Other configurations as they are."""
-    loss: Any = config.loss  # type: ignore[attr-defined]
-    if "desirable_weight" not in vars(loss):
+    if not isinstance(config, KTOConfig):
         return config
     yes, no = _classes(trees)
-    weights = {"desirable_weight": max(1.0, no / yes), "undesirable_weight": max(1.0, yes / no)}
-    return replace(config, loss=replace(loss, **{k: v for k, v in weights.items() if getattr(loss, k) is None}))  # type: ignore[call-arg]
+    desirable, undesirable = config.loss.desirable_weight, config.loss.undesirable_weight
+    loss = replace(
+        config.loss,
+        desirable_weight=max(1.0, no / yes) if desirable is None else desirable,
+        undesirable_weight=max(1.0, yes / no) if undesirable is None else undesirable,
+    )
+    return replace(config, loss=loss)
 
 
 def _classes(trees: Sequence[TokenTree]) -> tuple[int, int]:

@@ -1,61 +1,70 @@
-"""Every option of assent, as frozen dataclasses. This package imports nothing heavy: `assent sft --help` reads only it.
+"""Every option of assent, as frozen dataclasses, each with its range beside it. This package imports nothing heavy:
+`assent sft --help` reads only it.
 
 A YAML file gives values, the command line overrides them, `resolved.yaml` in the run folder records the result.
 """
 
+# ruff: noqa: I001
+# fmt: off
+
 from __future__ import annotations
 
-from assent.config.runs import (
-    BinaryConfig,
-    DataConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
-    PairConfig,
-    PreferenceConfig,
-    ProbeConfig,
-    ReferenceConfig,
-    RewardConfig,
-    RewardSection,
-    RunConfig,
-    SFTConfig,
-    TrainConfig,
+from assent.config.base import (
+    DataConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, SFTConfig, TrainConfig,
 )
+from assent.config.methods import METHODS, Method, method_of, online_config
+from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
+from assent.config.online import (
+    ActorCriticConfig, CriticConfig, CurriculumConfig, GivenConfig, KLConfig, OnlineConfig, PtxConfig, RemoteConfig,
+    RewardsConfig, RolloutConfig, ShapingConfig, critic_of,
+)
+from assent.config.pairs import (
+    AOTConfig, AOTLoss, AOTUnpairedConfig, AOTUnpairedLoss, APODownConfig, APOZeroConfig, AsymmetricDPOConfig,
+    AsymmetricDPOLoss, CDPOConfig, CDPOLoss, CPOConfig, CPOLoss, DPOConfig, DPOPConfig, DPOPLoss, DiscoPOPConfig,
+    DiscoPOPLoss, EXOConfig, EXOLoss, FDPOConfig, FDPOLoss, HingeConfig, IPOConfig, IPOLoss, LDDPOConfig, LDDPOLoss,
+    LNDPOConfig, LNDPOLoss, MovingReference, ODPOConfig, ODPOLoss, ORPOConfig, ORPOLoss, RDPOConfig, RDPOLoss,
+    RPOConfig, RPOLoss, RRHFConfig, RRHFLoss, ReferenceFreeDPOConfig, RobustDPOConfig, RobustDPOLoss, SLiCHFConfig,
+    SLiCHFLoss, SPPOConfig, SPPOLoss, SimPOConfig, SimPOLoss, TDPOConfig, TDPOLoss, TRDPOConfig, WPOConfig, WPOLoss,
+)
+from assent.config.policy_gradient import (
+    CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL, GRPOLoss,
+    GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout, REINFORCEConfig,
+    REINFORCELoss, REINFORCEPlusPlusBaselineConfig, REINFORCEPlusPlusBaselineKL, REINFORCEPlusPlusBaselineLoss,
+    REINFORCEPlusPlusConfig, REINFORCEPlusPlusKL, REINFORCEPlusPlusLoss, RLOOConfig, RLOOLoss, RLOORollout, ReMaxConfig,
+    ReMaxLoss,
+)
+from assent.config.preference import (
+    APOZeroUnpairedConfig, BCOConfig, BetaLoss, BinaryConfig, InfoNCAConfig, InfoNCALoss, KTOConfig, KTOLoss,
+    ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig, ProbeConfig, ReferenceConfig,
+    ReferencePairConfig, loss_of, reference_of,
+)
+from assent.config.reward import RewardConfig, RewardSection
 from assent.config.sampling import EngineConfig, SamplingConfig
+from assent.config.sections import keywords
 from assent.config.tools import (
-    CompareConfig,
-    DemoConfig,
-    EnvConfig,
-    ExportConfig,
-    GenerateConfig,
-    InitConfig,
-    InspectConfig,
-    ReportConfig,
+    CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig, ReportConfig,
 )
 
 __all__ = [
-    "BinaryConfig",
-    "CompareConfig",
-    "DataConfig",
-    "DemoConfig",
-    "EngineConfig",
-    "EnvConfig",
-    "ExportConfig",
-    "GenerateConfig",
-    "InitConfig",
-    "InspectConfig",
-    "LoraConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PairConfig",
-    "PreferenceConfig",
-    "ProbeConfig",
-    "ReferenceConfig",
-    "ReportConfig",
-    "RewardConfig",
-    "RewardSection",
-    "RunConfig",
-    "SFTConfig",
-    "SamplingConfig",
-    "TrainConfig",
+    "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
+    "APOZeroUnpairedConfig", "ActorCriticConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "BCOConfig", "BetaLoss",
+    "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CompareConfig",
+    "CriticConfig", "CurriculumConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss",
+    "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss",
+    "EngineConfig", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss",
+    "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig",
+    "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "KLConfig", "KTOConfig",
+    "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig", "LossConfig",
+    "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig",
+    "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss",
+    "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig",
+    "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
+    "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
+    "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig",
+    "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig",
+    "RewardConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig",
+    "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig",
+    "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss",
+    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
+    "reference_of",
 ]

@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from assent.config.ranges import Count, CountOrZero, Named, NonzeroShare, NotNegative, Positive
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How answers are sampled."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest answer."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Divides the logits, in sampling and in training alike; 0 takes the most likely token."""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Sample among the k most likely tokens; 0: all."""
-    top_p: float = 1.0
+    top_p: NonzeroShare = 1.0
     """Sample among the most likely tokens that together have this probability."""
-    max_batch: int = 64
+    max_batch: Count = 64
     """Sequences decoded side by side."""
 
 
@@ -32,14 +34,14 @@ class EngineConfig:
     compile: bool = False
     """torch, one process: compile the decoding step, which takes 10 to 60 seconds before the first answer (less in a
     later run) and, without a GPU, a C++ compiler; sampling is then up to twice as fast."""
-    url: str | None = None
+    url: Named | None = None
     """vllm: server to ask, http://HOST:PORT; default: vLLM is started inside the run."""
-    weights: str | None = None
+    weights: Named | None = None
     """vllm: folder that weights go through, which a server must see (on one machine /dev/shm/NAME is fastest); default:
     `engine` in the run folder."""
-    memory: float = 0.4
+    memory: NonzeroShare = 0.4
     """vllm inside the run: share of the GPU's memory (without one, of the machine's) for its weights and cache."""
-    timeout: float = 600.0
+    timeout: Positive = 600.0
     """Most seconds for one request to the server."""
-    patience: float = 600.0
+    patience: Positive = 600.0
     """Seconds to wait for a server that does not answer, for example because it is being started anew."""

@@ -5,34 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from assent.config.runs import RunConfig
+from assent.config.base import RunConfig
+from assent.config.ranges import Count, CountOrZero, Length, Named, Names, Positive, Seed
 from assent.config.sampling import EngineConfig, SamplingConfig
-from assent.sections import Sections
+from assent.config.sections import Sections
 
 
 @dataclass(frozen=True)
 class InitConfig:
     """A byte-level BPE tokenizer trained on the data, and a small random model with a ChatML template."""
 
-    data: str
+    data: Named
     """File, folder or hub id whose text trains the tokenizer."""
-    out: str
+    out: Named
     """Model folder to write."""
     format: str = "auto"
     """Shape of the rows."""
-    vocab_size: int = 4096
+    vocab_size: Count = 4096
     """Tokens in the vocabulary."""
-    hidden_size: int = 128
+    hidden_size: Count = 128
     """Width."""
-    layers: int = 4
+    layers: Count = 4
     """Depth."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads."""
-    kv_heads: int = 2
+    kv_heads: Count = 2
     """Key and value heads."""
-    context: int = 2048
+    context: Length = 2048
     """Longest sequence."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random weights."""
 
 
@@ -40,9 +41,9 @@ class InitConfig:
 class InspectConfig:
     """What a data file holds and what would be trained."""
 
-    file: str
+    file: Named
     """File, folder or hub id."""
-    model: str | None = None
+    model: Named | None = None
     """Model folder whose tokenizer and chat template are used; without it, no token counts."""
     chat_template: str | None = None
     """Chat template to use instead, as in training."""
@@ -58,15 +59,15 @@ class InspectConfig:
     """Column map, expected name to the file's name."""
     split: str = "train"
     """Split of a hub id."""
-    max_length: int = 2048
+    max_length: Length = 2048
     """Length limit, as in training."""
     long: Literal["drop", "refuse", "truncate_prompt_left"] = "drop"
     """What becomes of longer rows, as in training."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use only the first rows."""
-    show: int = 2
+    show: CountOrZero = 2
     """Examples to preview."""
-    problems: int = 20
+    problems: CountOrZero = 20
     """Problem rows to list (0: all)."""
 
 
@@ -74,17 +75,17 @@ class InspectConfig:
 class GenerateConfig(Sections):
     """Answers from a model, for a file of prompts or in an interactive chat."""
 
-    model: str
+    model: Named
     """Model or run folder."""
-    prompts: str | None = None
+    prompts: Named | None = None
     """File of prompts in any known shape; without it: interactive chat."""
-    out: str | None = None
+    out: Named | None = None
     """jsonl file to write; default: standard output."""
     system: str | None = None
     """System message of the chat."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use only the first prompts."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampling."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute precision."""
@@ -96,9 +97,9 @@ class GenerateConfig(Sections):
 class ExportConfig:
     """A plain model folder, as transformers loads it, of a run, a checkpoint, or adapters and their base."""
 
-    model: str
+    model: Named
     """Run, checkpoint, adapter or model folder, or hub id."""
-    out: str
+    out: Named
     """Model folder to write."""
     checkpoint: str | None = None
     """Of a run: best, last, or the number of a step; default: its final model."""
@@ -116,9 +117,9 @@ class ExportConfig:
 class ReportConfig:
     """One self-contained HTML page from run folders."""
 
-    runs: tuple[str, ...]
+    runs: Names
     """Run folders."""
-    out: str = "report.html"
+    out: Named = "report.html"
     """File to write."""
     title: str = "assent report"
     """Heading."""
@@ -128,17 +129,17 @@ class ReportConfig:
 class CompareConfig(RunConfig):
     """Several objectives on the same data under the same budget, and one report."""
 
-    objectives: tuple[str, ...] = ("dpo", "ipo", "kto", "simpo", "orpo", "cpo")
+    objectives: Names = ("dpo", "ipo", "kto", "simpo", "orpo", "cpo")
     """Objectives to train, each in a run folder of its name."""
     options: dict[str, str] = field(default_factory=dict)
     """Options of single objectives, for example simpo.loss.beta:2.5 simpo.optim.lr:1e-4."""
-    scorer: str | None = None
+    scorer: Named | None = None
     """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward."""
-    reward_model: str | None = None
+    reward_model: Named | None = None
     """Reward model folder or hub id that scores the answers as well."""
-    prompts: str | None = None
+    prompts: Named | None = None
     """File of prompts to answer; default: the prompts of the held-out data."""
-    answers: int = 1
+    answers: Count = 1
     """Answers to each prompt."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -147,11 +148,11 @@ class CompareConfig(RunConfig):
 class DemoConfig:
     """The whole job on the embedded lab: world, SFT, reward model, PPO, DPO, evaluation, report."""
 
-    out: str = "runs/demo"
+    out: Named = "runs/demo"
     """Folder for the world, the runs and the report."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of world and training."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Multiplies data and steps; 0.1 is a quick look."""
     resume: bool = False
     """Continue an interrupted demo in `out`."""

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from assent import distributed, lock, settings
+from assent import distributed, lock
 from assent.algorithms.preference import train_preference
-from assent.config import CompareConfig, PreferenceConfig, ReportConfig
+from assent.config import OBJECTIVES, CompareConfig, PreferenceConfig, ReportConfig, settings
+from assent.config.inputs import is_input
 from assent.data.formats import load_examples
 from assent.data.records import Example
 from assent.distributed import World
@@ -24,11 +25,9 @@ from assent.evaluate.report import check_page, write_report
 from assent.evaluate.runs import EVALUATION
 from assent.functions import load_function
 from assent.guest import Guest, blamed, ends_programs
-from assent.inputs import is_input
 from assent.models.loading import quiet_transformers
 from assent.models.sources import model_folder
 from assent.names import suggestion
-from assent.objectives import CONFIGS, OBJECTIVES
 from assent.outputs import try_file
 from assent.rewards.group import Group, RewardError, checked
 from assent.train.beforehand import ANSWER
@@ -152,7 +151,7 @@ def _check_free(out: Path, config: CompareConfig) -> None:
 
 def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:
     """The configuration of one run: what all share, and the `options` that begin with its name."""
-    cls = CONFIGS[name]
+    cls = OBJECTIVES[name].config
     resume = "auto" if config.resume is not None else None
     run = {field: getattr(config, field) for field in SHARED} | {"out": str(Path(config.out) / name), "resume": resume}
     run["resume_changed"] = tuple(name for name in config.resume_changed if is_input(cls, name))

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from assent import __version__
-from assent.config import ReportConfig
+from assent.config import OBJECTIVES, ReportConfig
 from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
@@ -24,7 +24,6 @@ from assent.evaluate.panels import alarm, lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
 from assent.evaluate.runs import EVALUATION, Run, find_runs, printable, read_run, track_of
 from assent.lock import check_free
-from assent.objectives import OBJECTIVES
 from assent.outputs import write_text
 from assent.statistics import Interval
 

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from assent.config import METHODS, OBJECTIVES, Method, Objective
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
-from assent.methods import METHODS
-from assent.objectives import OBJECTIVES
-from assent.sections import class_name
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
@@ -52,8 +50,8 @@ class Run:
         "RobustDPOConfig"); empty where unknown."""
         made = self.environment.get("configuration") if isinstance(self.environment, dict) else None
         name = made.removesuffix("Config") if isinstance(made, str) else ""
-        known = [*(row.name for row in OBJECTIVES.values()), *(row.name for row in METHODS.values())]
-        return next((each for each in known if class_name(each) == name), name)
+        rows: list[Objective | Method] = [*OBJECTIVES.values(), *METHODS.values()]
+        return next((row.name for row in rows if row.config.__name__.casefold() == f"{name}Config".casefold()), name)
 
     @property
     def last_step(self) -> int | None:

@@ -27,10 +27,13 @@ from assent.config import (
     OptimConfig,
     ReportConfig,
     RewardConfig,
+    RewardsConfig,
     RunConfig,
     SamplingConfig,
     SFTConfig,
     TrainConfig,
+    online_config,
+    preference_config,
 )
 from assent.data.formats import load_examples
 from assent.data.records import Message
@@ -44,8 +47,6 @@ from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import World, load_world
 from assent.models.loading import quiet_transformers
 from assent.models.saving import complete_or_absent
-from assent.objectives import preference_config
-from assent.online import RewardsConfig, online_config
 from assent.statistics import mean_interval
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock, say

@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
 
-from assent.config import ModelConfig
+from assent.config import ModelConfig, OnlineConfig, RewardsConfig
 from assent.data.chat import Chat
 from assent.distributed import World
 from assent.errors import ConfigError
 from assent.models.loading import load_tokenizer
 from assent.models.policy import ScoreModel
 from assent.names import suggestion
-from assent.online import OnlineConfig, RewardsConfig
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import Group, GroupReward, WeightedSum

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent import distributed
-from assent.config import RunConfig
+from assent.config import OnlineConfig, RunConfig
 from assent.data.records import Example
 from assent.errors import ModelError, OutputError, UserError
 from assent.foreign import named
@@ -96,8 +96,7 @@ def _try_places(session: Session, models: Sequence[str]) -> None:
 
 def _engine_folder(session: Session) -> Path | None:
     """Where weights are left for an engine that has its own copy."""
-    engine = getattr(session.config, "engine", None)
-    if engine is None or engine.name == "torch":
+    if not isinstance(session.config, OnlineConfig) or (engine := session.config.engine).name == "torch":
         return None
     return Path(engine.weights) if engine.weights else session.folder.path / "engine"
 
@@ -272,8 +271,7 @@ def try_rewards(
 
     Raises what the source raises."""
     groups = groups_of(*_made_up(session, examples, answers), session.chat, progress)
-    servers = getattr(getattr(session.config, "rewards", None), "servers", ())
-    if servers and session.world.is_main:
+    if isinstance(session.config, OnlineConfig) and session.config.rewards.servers and session.world.is_main:
         say("Asking for the rewards of made-up answers; a server that is not up is waited for as in training.")
     try:
         with same_random_state():
@@ -290,7 +288,8 @@ def _made_up(session: Session, examples: Sequence[Example], answers: int) -> tup
     chosen = list(firsts.values())[:KINDS]
     if len(chosen) * answers < 2:  # of one answer, a single number would be right
         chosen += [example for example in examples if example is not chosen[0]][:1]
-    room = session.config.sampling.max_new_tokens  # type: ignore[attr-defined]
+    assert isinstance(session.config, OnlineConfig)
+    room = session.config.sampling.max_new_tokens
     text = session.tokenizer.encode(ANSWER, add_special_tokens=False)
     whole, cut = np.array([*text[: room - 1], session.tokenizer.eos_token_id]), np.array(text[:room])
     both = [Completion(whole, np.zeros(len(whole)), True), Completion(cut, np.zeros(len(cut)), False)]

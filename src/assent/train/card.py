@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from assent import settings
+from assent.config import settings
 from assent.data.dataset import summary as data_summary
 from assent.models.recipe import Usage
 from assent.train.closing import Summary, gained

@@ -6,10 +6,17 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from assent.config import PreferenceConfig, RewardConfig, RunConfig, SFTConfig
-from assent.methods import METHODS
-from assent.objectives import OBJECTIVES, objective_of
-from assent.online import OnlineConfig, method_of
+from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    OnlineConfig,
+    PreferenceConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+    method_of,
+    objective_of,
+)
 from assent.train.facts import measured
 from assent.train.measured import Measured
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from assent.code import sources
-from assent.config import RunConfig
+from assent.config import OnlineConfig, RunConfig
+from assent.config.inputs import INPUTS, Kind, named
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, fingerprint
 from assent.data.readers import read_rows
 from assent.data.records import Example, Problem
 from assent.data.tree import TokenTree
-from assent.inputs import INPUTS, Kind, named
 from assent.models.digests import file_digest, model_digests, tokenizer_digest
 
 Parts = dict[str, str]
@@ -70,7 +70,7 @@ def _code(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
 
 
 def _server(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
-    model = getattr(getattr(config, "remote", None), "model", None)
+    model = config.remote.model if isinstance(config, OnlineConfig) else None
     return {"address": hashlib.sha256(repr((spec, model)).encode()).hexdigest()}
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from assent import settings
-from assent.config import RunConfig
+from assent.config import RunConfig, settings
+from assent.config.inputs import INPUTS, named
 from assent.errors import RunFolderError
-from assent.inputs import INPUTS, named
 from assent.train.progress import say
 
 MAY_CHANGE = frozenset(

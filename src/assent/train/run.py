@@ -14,7 +14,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from assent import distributed, interrupt, settings
+from assent import distributed, interrupt
+from assent.config import settings
 from assent.deferred import resolved
 from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.policy import Backbone

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from assent import cpus, distributed, settings
-from assent.config import LoraConfig, ModelConfig, RunConfig
+from assent import cpus, distributed
+from assent.config import LoraConfig, ModelConfig, OnlineConfig, RunConfig, settings
 from assent.data.chat import Chat
 from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
@@ -20,7 +20,6 @@ from assent.models.loading import load_policy, load_tokenizer, quiet_transformer
 from assent.models.policy import Policy, ScoreModel
 from assent.models.shared_ids import check_shared_ids
 from assent.models.vocabulary import check_vocabulary
-from assent.online import OnlineConfig
 from assent.train.digests import digests
 from assent.train.progress import say
 from assent.train.runfolder import RunFolder

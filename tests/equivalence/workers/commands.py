@@ -8,21 +8,19 @@ from __future__ import annotations
 import faulthandler
 import sys
 
-from assent import online, settings
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
-from assent.config import CompareConfig, RewardConfig, SFTConfig
+from assent.config import METHODS, OBJECTIVES, CompareConfig, RewardConfig, SFTConfig, settings
 from assent.evaluate.compare import compare
-from assent.objectives import CONFIGS
 
 COMMANDS = {
     "sft": (SFTConfig, train_sft),
     "reward": (RewardConfig, train_reward),
     "compare": (CompareConfig, compare),
-    **{name: (config, train_preference) for name, config in CONFIGS.items()},
-    **{name: (config, train_online) for name, config in online.CONFIGS.items()},
+    **{name: (row.config, train_preference) for name, row in OBJECTIVES.items()},
+    **{name: (row.config, train_online) for name, row in METHODS.items()},
 }
 
 

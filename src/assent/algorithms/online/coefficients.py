@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from assent.config.online import KLConfig
 from assent.losses import adaptive_kl, adaptive_penalty
-from assent.online import KLConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from assent.config.online import GivenConfig
 from assent.data.chat import Chat
 from assent.data.columns import column, column_names
 from assent.data.records import Example, RowError
 from assent.errors import ConfigError
-from assent.online import GivenConfig
 from assent.rollout.engine import Completion
 from assent.rollout.rollout import Rollout, beside, rollout_of
 

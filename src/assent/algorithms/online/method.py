@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from assent.algorithms.online.coefficients import Coefficients
-from assent.estimators import ESTIMATORS
+from assent.config import METHODS, CriticConfig, OnlineConfig, critic_of, keywords, method_of
+from assent.config.estimators import ESTIMATORS
 from assent.losses import ADVANTAGES, LOSSES, rescaled
 from assent.losses.functions import TensorFunction, with_options
-from assent.methods import METHODS
-from assent.online import CriticConfig, OnlineConfig, critic_of, method_of
 
 OBJECTIVES = {"clip": "ppo_clip", "none": "cpi", "penalty": "ppo_penalty"}
 """PPO's losses by `loss.objective`."""
@@ -71,7 +70,7 @@ class Method:
 
 def method_with(config: OnlineConfig) -> Method:
     """The method of a configuration."""
-    row, options = METHODS[method_of(config)], vars(config.loss)  # type: ignore[attr-defined]
+    row, options = METHODS[method_of(config)], keywords(config.loss)
     estimator = ESTIMATORS[row.estimator]
     loss = LOSSES[OBJECTIVES[options["objective"]] if "objective" in options else row.loss]
     learning_rate, ewma = _for_this_batch(config, options)

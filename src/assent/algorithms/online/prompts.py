@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from assent.config import CurriculumConfig
 from assent.data.columns import column, column_names
 from assent.data.formats.values import number
 from assent.data.packing import order
 from assent.data.records import Example, RowError
 from assent.errors import DataError
 from assent.foreign import shown
-from assent.online import CurriculumConfig
 
 
 class Prompts:

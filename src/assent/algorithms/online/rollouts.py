@@ -27,11 +27,11 @@ from assent.algorithms.online.stages import (
     shape,
     zero_variance,
 )
+from assent.config.online import OnlineConfig
 from assent.data.records import Example
 from assent.deferred import Deferred
 from assent.errors import DataError, UserError
 from assent.losses import RunningMoments
-from assent.online import OnlineConfig
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.rollout.rollout import Rollout, joined
 from assent.rollout.sampler import Ask, Sampler

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from assent.algorithms.online.method import Method
 from assent.algorithms.online.models import Forward, ForwardCache, Models
+from assent.config.online import KLConfig, ShapingConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TreeBatch
@@ -21,7 +22,6 @@ from assent.distributed import World
 from assent.losses import RunningMoments, explained_variance, kl_estimate, overlong_penalty, whiten
 from assent.models.annotate import Fields
 from assent.models.annotate import annotate as annotate_trees
-from assent.online import KLConfig, ShapingConfig
 from assent.rewards.group import GroupReward, Progress
 from assent.rewards.groups import groups_of
 from assent.rollout.rollout import Rollout

@@ -10,11 +10,11 @@ from torch import Tensor
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.method import PENALTY, Method
 from assent.algorithms.online.models import Forward, Models
+from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
 from assent.losses import clipped_value, kl_estimate, mismatch_weights, ratio_diagnostics, reinforce, token_weights
 from assent.models.policy import Policy, TokenScores
-from assent.online import OnlineConfig
 from assent.rollout.rollout import Fields
 from assent.train.loop import Loss
 

@@ -24,6 +24,7 @@ from assent.algorithms.online.method import Method, method_with
 from assent.algorithms.online.models import ForwardCache, Models
 from assent.algorithms.online.rollouts import Rollouts
 from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
+from assent.config.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import Counts, EpochStream, Mixed, Window, order
 from assent.data.records import Example
@@ -34,7 +35,6 @@ from assent.models.annotate import Fields, annotate
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
-from assent.online import CriticConfig, OnlineConfig, PtxConfig
 from assent.rewards.build import reward_source
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers

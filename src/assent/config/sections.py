@@ -1,18 +1,15 @@
-"""Sections of configurations: how they are given from Python, and how they are made from tables, one for each row."""
+"""Sections of configurations: what they hold, and how they are given from Python."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from typing_extensions import Doc
-
+from assent.config.ranges import Range, range_of
 from assent.errors import ConfigError
 from assent.names import suggestion
-from assent.rules import Rule
 
 C = TypeVar("C", bound="Sections")
 
@@ -43,6 +40,13 @@ def sections_of(cls: type) -> Mapping[str, type]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if dataclasses.is_dataclass(hints[f.name])}
 
 
+@functools.cache
+def ranges_of(cls: type) -> Mapping[str, Range]:
+    """The ranges of a class's options: name -> range."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := range_of(hint)) is not None}
+
+
 def configuration(cls: type[C], options: Mapping[str, Any]) -> C:
     """A configuration from its options, sections as mappings or instances.
 
@@ -51,13 +55,15 @@ def configuration(cls: type[C], options: Mapping[str, Any]) -> C:
     return cls(**options)
 
 
-def own_defaults(base: type, changed: Mapping[str, Any], name: str, module: str) -> type:
-    """The section class `base` with other defaults; `base` itself where nothing is changed."""
-    if not changed:
-        return base
-    hints = get_type_hints(base, include_extras=True)
-    fields = [(key, hints[key], dataclasses.field(default=value)) for key, value in changed.items()]
-    return make_class(name, fields, (base,), base.__doc__ or "", module)
+def default_of(cls: type, name: str) -> Any:
+    """The section that a configuration class begins with; None where one of its options has no default."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def keywords(section: Any) -> dict[str, Any]:
+    """The options of a section by name, as keyword arguments."""
+    return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
 # ---- how a section is given
@@ -67,10 +73,9 @@ def _section(cls: type, name: str, kind: type, value: Any) -> Any:
     if type(value) is kind:
         return value
     if value is None or isinstance(value, Mapping):  # an empty section in YAML is None as well
-        return _merged(kind, _default(cls, name), value or {}, f"{name}.")
-    base = kind.__mro__[1]
-    if type(value) is base:
-        given, own = base.__name__, _differences(kind, base)
+        return _merged(kind, default_of(cls, name), value or {}, f"{name}.")
+    if dataclasses.is_dataclass(value) and issubclass(kind, type(value)):
+        given, own = type(value).__name__, _differences(kind, type(value))
         raise ConfigError(
             f"{name}: {given}(...) would set every option of the section, and {cls.__name__} has defaults of its own "
             f"({own}). Give the options that you mean as a mapping, {name}={{{_example(value)}}}; "
@@ -89,7 +94,7 @@ def _listed(value: Any) -> Any:
 
 def _differences(kind: type, base: type) -> str:
     defaults = {field.name: field.default for field in dataclasses.fields(base)}
-    changed = [f"{f.name}={f.default!r}" for f in dataclasses.fields(kind) if f.default != defaults[f.name]]
+    changed = [f"{f.name}={f.default!r}" for f in dataclasses.fields(kind) if f.default != defaults.get(f.name)]
     return ", ".join(changed)
 
 
@@ -100,19 +105,13 @@ def _example(value: Any) -> str:
     return ", ".join(f"{name!r}: {one!r}" for name, one in given if one != usual[name]) or "..."
 
 
-def _default(cls: type, name: str) -> Any:
-    """The section that a configuration class begins with; None where one of its options has no default."""
-    field = next(field for field in dataclasses.fields(cls) if field.name == name)
-    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
 def _merged(kind: type, default: Any, given: Mapping[str, Any], prefix: str) -> Any:
     """`default` (None: the class's own defaults) with the options in `given`."""
     _check_names(kind, given, prefix, complete=default is None)
     values = dict(given)
     for name, inner in sections_of(kind).items():
         if isinstance(values.get(name), Mapping):
-            start = _default(kind, name) if default is None else getattr(default, name)
+            start = default_of(kind, name) if default is None else getattr(default, name)
             values[name] = _merged(inner, start, values[name], f"{prefix}{name}.")
     return kind(**values) if default is None else dataclasses.replace(default, **values)
 
@@ -126,42 +125,3 @@ def _check_names(cls: type, given: Mapping[str, Any], prefix: str, complete: boo
     for name in required if complete else ():
         if name not in given:
             raise ConfigError(f"'{prefix}{name}' is missing, and it has no default.")
-
-
-# ---- classes from tables
-
-
-class Option(NamedTuple):
-    """An option that rows of a table share by name."""
-
-    kind: Any
-    help: str
-    rule: Rule | None = None
-
-
-def make_section(name: str, values: Mapping[str, Any], options: Mapping[str, Option], module: str) -> type:
-    """The options of one row, `values` their defaults."""
-    fields = [
-        (key, Annotated[options[key].kind, Doc(options[key].help)], dataclasses.field(default=value))
-        for key, value in values.items()
-    ]
-    return make_class(f"{class_name(name)}Section", fields, (), f"Options of {name}.", module)
-
-
-def make_class(
-    name: str, fields: list[tuple[str, Any, Any]], bases: tuple[type, ...], doc: str, module: str
-) -> type[Any]:
-    """A frozen dataclass of `module`."""
-    made = dataclasses.make_dataclass(name, fields, bases=bases, frozen=True)
-    made.__doc__, made.__module__ = doc, module
-    return made
-
-
-def section_rules(section: type, options: Mapping[str, Option]) -> dict[str, Rule]:
-    """The ranges of a made section's options."""
-    return {f.name: rule for f in dataclasses.fields(section) if (rule := options[f.name].rule) is not None}
-
-
-def class_name(name: str) -> str:
-    """A row's name as part of a class name: "REINFORCE++" becomes "REINFORCEPlusPlus"."""
-    return re.sub(r"\W", "", name.replace("+", "Plus"))

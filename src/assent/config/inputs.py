@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from assent.sections import sections_of
+from assent.config.sections import sections_of
 
 Kind = Literal["model", "tokenizer", "template", "rows", "columns", "code", "server", "log-probs"]
 

@@ -1,32 +1,37 @@
 """The relations between options: each a function of a configuration that gives the sentence that says what is wrong, or
-None. `assent.settings.validate` applies the table at the end."""
+None. `assent.config.settings.validate` applies the table at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from assent import config as c
-from assent import methods, online
-from assent.inputs import INPUTS, is_input
+from assent.config.base import RunConfig, SFTConfig
+from assent.config.inputs import INPUTS, is_input
+from assent.config.methods import METHODS, method_of
+from assent.config.objectives import OBJECTIVES, SFT, objective_of
+from assent.config.online import OnlineConfig, critic_of
+from assent.config.pairs import EXOConfig, SimPOConfig
+from assent.config.policy_gradient import PPOConfig
+from assent.config.preference import PairConfig, PreferenceConfig, reference_of
+from assent.config.ranges import in_float32
+from assent.config.tools import CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
-from assent.objectives import CONFIGS, OBJECTIVES, SFT, objective_of
-from assent.rules import in_float32
 
 
-def _one_eval_source(config: c.RunConfig) -> str | None:
+def _one_eval_source(config: RunConfig) -> str | None:
     if config.data.eval is not None and config.data.eval_fraction > 0:
         return "--data.eval and --data.eval_fraction exclude each other. Give one of them."
     return None
 
 
-def _eval_needs_data(config: c.RunConfig) -> str | None:
+def _eval_needs_data(config: RunConfig) -> str | None:
     if config.train.eval_every > 0 and config.data.eval is None and config.data.eval_fraction == 0:
         return "--train.eval_every needs something to evaluate on. Give --data.eval or --data.eval_fraction."
     return None
 
 
-def _best_needs_evaluations(config: c.RunConfig) -> str | None:
+def _best_needs_evaluations(config: RunConfig) -> str | None:
     if config.train.final == "best" and config.train.eval_every == 0:
         return (
             "--train.final best chooses among the evaluations of a run. Give --train.eval_every STEPS, and --data.eval "
@@ -35,8 +40,8 @@ def _best_needs_evaluations(config: c.RunConfig) -> str | None:
     return None
 
 
-def _turns_of_pairs(config: c.RunConfig) -> str | None:
-    if config.data.turns == "each" and not isinstance(config, c.SFTConfig):
+def _turns_of_pairs(config: RunConfig) -> str | None:
+    if config.data.turns == "each" and not isinstance(config, SFTConfig):
         return (
             "--data.turns each makes a row of each turn, which only sft can learn from: elsewhere feedback is on whole "
             "responses. Use --data.turns last."
@@ -44,35 +49,35 @@ def _turns_of_pairs(config: c.RunConfig) -> str | None:
     return None
 
 
-def _rendered_has_template(config: c.RunConfig) -> str | None:
+def _rendered_has_template(config: RunConfig) -> str | None:
     if config.data.rendered and config.model.template_kwargs:
         return "--model.template_kwargs goes to the chat template, which --data.rendered leaves out. Give one of them."
-    if config.data.rendered and isinstance(config, c.CompareConfig):
+    if config.data.rendered and isinstance(config, CompareConfig):
         return "assent compare asks the models by their chat template, which --data.rendered leaves out."
     return None
 
 
-def _trackers_once(config: c.RunConfig) -> str | None:
+def _trackers_once(config: RunConfig) -> str | None:
     if len(set(config.report_to)) < len(config.report_to):
         return f"--report_to names a tracker twice. Got {', '.join(config.report_to)}."
     return None
 
 
-def _changed_inputs(config: c.RunConfig) -> str | None:
+def _changed_inputs(config: RunConfig) -> str | None:
     if not config.resume_changed:
         return None
     if config.resume is None:
         return "--resume_changed is about a run that goes on. Give --resume auto with it."
-    kinds = [type(config), *(CONFIGS[name] for name in getattr(config, "objectives", ()) if name in CONFIGS)]
+    compared = config.objectives if isinstance(config, CompareConfig) else ()
+    kinds = [type(config), *(OBJECTIVES[name].config for name in compared if name in OBJECTIVES)]
     known = [name for name in INPUTS if any(is_input(kind, name) for kind in kinds)]
     for name in config.resume_changed:
         if name not in known:
-            near = suggestion(name, known)
-            return f"--resume_changed {name}: no such input.{near} There are: {', '.join(known)}."
+            return f"--resume_changed {name}: no such input.{suggestion(name, known)} There are: {', '.join(known)}."
     return None
 
 
-def _needs_reward(config: online.OnlineConfig) -> str | None:
+def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
@@ -81,7 +86,7 @@ def _needs_reward(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _reward_lists(config: online.OnlineConfig) -> str | None:
+def _reward_lists(config: OnlineConfig) -> str | None:
     for kind in SOURCES:
         given = getattr(config.rewards, kind)
         if "" in given or len(set(given)) < len(given):
@@ -92,7 +97,7 @@ def _reward_lists(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _ensemble(config: online.OnlineConfig) -> str | None:
+def _ensemble(config: OnlineConfig) -> str | None:
     rewards = config.rewards
     if rewards.ensemble != "mean" and len(rewards.model) < 2:
         return (
@@ -102,8 +107,8 @@ def _ensemble(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _critic_start(config: online.OnlineConfig) -> str | None:
-    critic: online.CriticConfig | None = getattr(config, "critic", None)
+def _critic_start(config: OnlineConfig) -> str | None:
+    critic = critic_of(config)
     if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
         return None
     if _needs_reward(config):
@@ -118,7 +123,7 @@ SOURCES = ("model", "rules", "functions", "servers")
 """The options of `rewards` that name what answers are scored by."""
 
 
-def _adaptive_kl(config: online.OnlineConfig) -> str | None:
+def _adaptive_kl(config: OnlineConfig) -> str | None:
     if config.kl.target is not None and config.kl.coef == 0:
         return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
     return None
@@ -127,7 +132,7 @@ def _adaptive_kl(config: online.OnlineConfig) -> str | None:
 MOST_ANSWERS = 1 << 24
 
 
-def _rollout_size(config: online.OnlineConfig) -> str | None:
+def _rollout_size(config: OnlineConfig) -> str | None:
     answers = config.train.batch_size * config.rollout.responses
     if answers <= MOST_ANSWERS:
         return None
@@ -137,7 +142,7 @@ def _rollout_size(config: online.OnlineConfig) -> str | None:
     )
 
 
-def _kl_horizon(config: online.OnlineConfig) -> str | None:
+def _kl_horizon(config: OnlineConfig) -> str | None:
     if config.kl.target is None:
         return None
     answers = config.train.batch_size * config.rollout.responses
@@ -150,13 +155,13 @@ def _kl_horizon(config: online.OnlineConfig) -> str | None:
     )
 
 
-def _shared_critic(config: Any) -> str | None:
+def _shared_critic(config: PPOConfig) -> str | None:
     if config.critic.shared and config.critic.lr is not None:
         return "--critic.lr has no place with --critic.shared: one optimiser step moves both. Use --critic.coef."
     return None
 
 
-def _penalised(config: Any) -> str | None:
+def _penalised(config: PPOConfig) -> str | None:
     if config.loss.penalty_target is not None and config.loss.objective != "penalty":
         return (
             "--loss.penalty_target moves the penalty of --loss.objective penalty. Got --loss.objective "
@@ -165,7 +170,7 @@ def _penalised(config: Any) -> str | None:
     return None
 
 
-def _curriculum(config: online.OnlineConfig) -> str | None:
+def _curriculum(config: OnlineConfig) -> str | None:
     curriculum = config.curriculum
     if curriculum.column is not None and curriculum.order == "random":
         return "--curriculum.column is read with --curriculum.order easy or hard. Got random."
@@ -177,15 +182,15 @@ def _curriculum(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _given(config: online.OnlineConfig) -> str | None:
+def _given(config: OnlineConfig) -> str | None:
     if (config.given.source == "hint") != (config.given.hint is not None):
         return "--given.source hint and --given.hint TEXT need each other."
     return None
 
 
-def _needs_group(config: online.OnlineConfig) -> str | None:
-    name = online.method_of(config)
-    if methods.METHODS[name].has_groups and config.rollout.responses < 2:
+def _needs_group(config: OnlineConfig) -> str | None:
+    name = method_of(config)
+    if METHODS[name].has_groups and config.rollout.responses < 2:
         return (
             f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
             f"{config.rollout.responses}."
@@ -193,26 +198,26 @@ def _needs_group(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _sampling_temperature(config: online.OnlineConfig) -> str | None:
+def _sampling_temperature(config: OnlineConfig) -> str | None:
     if config.sampling.temperature == 0:
         return "--sampling.temperature must be > 0 to train: at 0 every answer has probability 1. Got 0."
     return None
 
 
-def _whole_distribution(config: online.OnlineConfig) -> str | None:
+def _whole_distribution(config: OnlineConfig) -> str | None:
     sampling = config.sampling
     if sampling.top_k == 0 and sampling.top_p == 1:
         return None
     flag, value = ("top_p", sampling.top_p) if sampling.top_p < 1 else ("top_k", sampling.top_k)
     return (
-        f"--sampling.{flag} {value:g} is for assent generate. In training every token counts by its probability among "
+        f"--sampling.{flag} {value} is for assent generate. In training every token counts by its probability among "
         "all tokens, as it is computed when the policy is trained; answers drawn among the likeliest have others, and "
         "the gradient would be that of no objective. Use --sampling.top_k 0 --sampling.top_p 1; --sampling.temperature "
         "is part of both."
     )
 
 
-def _room_for_prompts(config: online.OnlineConfig) -> str | None:
+def _room_for_prompts(config: OnlineConfig) -> str | None:
     if config.sampling.max_new_tokens >= config.data.max_length:
         return (
             f"--sampling.max_new_tokens {config.sampling.max_new_tokens} leaves no room for a prompt within "
@@ -221,7 +226,7 @@ def _room_for_prompts(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _rollout_minibatches(config: online.OnlineConfig) -> str | None:
+def _rollout_minibatches(config: OnlineConfig) -> str | None:
     if config.rollout.minibatches > config.train.batch_size:
         return (
             f"--rollout.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
@@ -230,7 +235,7 @@ def _rollout_minibatches(config: online.OnlineConfig) -> str | None:
     return None
 
 
-def _quantized_adapters(config: c.RunConfig) -> str | None:
+def _quantized_adapters(config: RunConfig) -> str | None:
     if config.model.lora.quantize != "none" and config.model.lora.rank == 0:
         return (
             f"--model.lora.quantize {config.model.lora.quantize} needs adapters to train beside the frozen weights. "
@@ -239,7 +244,7 @@ def _quantized_adapters(config: c.RunConfig) -> str | None:
     return None
 
 
-def _gamma_per_token(config: Any) -> str | None:
+def _gamma_per_token(config: SimPOConfig) -> str | None:
     if config.loss.gamma > 0 and not config.loss.length_normalised:
         return (
             f"--loss.gamma {config.loss.gamma:g} is a gap per token and means nothing for whole answers. Leave "
@@ -248,20 +253,20 @@ def _gamma_per_token(config: Any) -> str | None:
     return None
 
 
-def _smoothed_target(config: Any) -> str | None:
+def _smoothed_target(config: EXOConfig) -> str | None:
     if config.loss.label_smoothing == 0:
         return "--loss.label_smoothing must be > 0 for exo: the rejected answer keeps that probability. Got 0."
     return None
 
 
-def _reference_mode(config: Any) -> str | None:
+def _reference_mode(config: PreferenceConfig) -> str | None:
     """For every objective with a reference."""
-    reference, key = getattr(config, "reference", None), objective_of(config)
+    reference, plus = reference_of(config), config.plus if isinstance(config, PairConfig) else {}
     if reference is None:
         return None
     if reference.cache is not None and reference.mode != "cached":
         return f"--reference.cache is read only with --reference.mode cached. Got --reference.mode {reference.mode}."
-    if reference.mode == "cached" and "tdpo" in {key, *getattr(config, "plus", {})}:
+    if reference.mode == "cached" and "tdpo" in {objective_of(config), *plus}:
         return (
             "--reference.mode cached keeps the log-probs of the answers' own tokens; tdpo compares whole "
             "distributions. Use --reference.mode frozen."
@@ -269,7 +274,7 @@ def _reference_mode(config: Any) -> str | None:
     return None
 
 
-def _added_objectives(config: c.PairConfig) -> str | None:
+def _added_objectives(config: PairConfig) -> str | None:
     """What --plus may name: pairwise objectives whose needs are met, each once."""
     key = objective_of(config)
     row = OBJECTIVES[key]
@@ -292,8 +297,8 @@ def _added_objectives(config: c.PairConfig) -> str | None:
             return f"{start} {name} learns from {WORDS[other.feedback]}, {key} from pairs: they share no data."
         if other.needs_reference and not row.needs_reference:
             return f"{start} {name} needs a reference, {key} has none. Turn it round: assent {name} --plus {key}:WEIGHT"
-        if other.reference:
-            return f"{start} {name} is dpo with another reference. Use --reference.mode {other.reference['mode']}."
+        if other.reference_mode == "moving":
+            return f"{start} {name} is dpo with another reference. Use --reference.mode moving."
     return None
 
 
@@ -301,10 +306,10 @@ WORDS = {"binary": "yes/no labels", "ranking": "rankings", "rating": "ratings"}
 
 
 def _pairwise() -> list[str]:
-    return [name for name, row in OBJECTIVES.items() if row.feedback == "pairs" and not row.reference]
+    return [name for name, row in OBJECTIVES.items() if row.feedback == "pairs" and row.reference_mode != "moving"]
 
 
-def _compared(config: c.CompareConfig) -> str | None:
+def _compared(config: CompareConfig) -> str | None:
     unknown = [name for name in config.objectives if name not in OBJECTIVES]
     if unknown:
         return f"--objectives: no objective is called '{unknown[0]}'. Known: {', '.join(OBJECTIVES)}."
@@ -318,19 +323,19 @@ def _compared(config: c.CompareConfig) -> str | None:
     return None
 
 
-def _engine_is_asked(config: Any) -> str | None:
+def _engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
     """For every command that samples."""
     engine = config.engine
     if engine.compile and engine.name != "torch":
         return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
     if engine.url is not None and engine.name != "vllm":
         return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
-    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, c.GenerateConfig)):
+    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig)):
         return "--engine.weights is read only in training with --engine.name vllm."
     return None
 
 
-def _heads_divide(config: c.InitConfig) -> str | None:
+def _heads_divide(config: InitConfig) -> str | None:
     if config.heads < 1 or config.kv_heads < 1:
         return None  # reported by the table
     if config.hidden_size % (2 * config.heads):
@@ -347,7 +352,7 @@ LARGEST_NEW = 2_000_000_000
 """Parameters that `assent init` makes at most: 8 GB."""
 
 
-def _small_enough(config: c.InitConfig) -> str | None:
+def _small_enough(config: InitConfig) -> str | None:
     size = config.vocab_size * config.hidden_size + 12 * config.layers * config.hidden_size**2
     if size <= LARGEST_NEW and max(config.vocab_size, config.layers) <= 1 << 20:
         return None
@@ -359,37 +364,37 @@ def _small_enough(config: c.InitConfig) -> str | None:
 
 
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
-    (c.RunConfig, _one_eval_source),
-    (c.RunConfig, _eval_needs_data),
-    (c.RunConfig, _best_needs_evaluations),
-    (c.RunConfig, _turns_of_pairs),
-    (c.RunConfig, _rendered_has_template),
-    (c.RunConfig, _trackers_once),
-    (c.RunConfig, _changed_inputs),
-    (online.OnlineConfig, _needs_reward),
-    (online.OnlineConfig, _reward_lists),
-    (online.OnlineConfig, _ensemble),
-    (online.OnlineConfig, _critic_start),
-    (online.OnlineConfig, _needs_group),
-    (online.OnlineConfig, _adaptive_kl),
-    (online.OnlineConfig, _kl_horizon),
-    (online.OnlineConfig, _rollout_size),
-    (online.OnlineConfig, _curriculum),
-    (online.OnlineConfig, _given),
-    (online.CONFIGS["ppo"], _shared_critic),
-    (online.CONFIGS["ppo"], _penalised),
-    (online.OnlineConfig, _sampling_temperature),
-    (online.OnlineConfig, _whole_distribution),
-    (online.OnlineConfig, _rollout_minibatches),
-    (online.OnlineConfig, _room_for_prompts),
-    (online.OnlineConfig, _engine_is_asked),
-    (c.GenerateConfig, _engine_is_asked),
-    (c.InitConfig, _heads_divide),
-    (c.InitConfig, _small_enough),
-    (c.RunConfig, _quantized_adapters),
-    (CONFIGS["simpo"], _gamma_per_token),
-    (CONFIGS["exo"], _smoothed_target),
-    (c.PreferenceConfig, _reference_mode),
-    (c.PairConfig, _added_objectives),
-    (c.CompareConfig, _compared),
+    (RunConfig, _one_eval_source),
+    (RunConfig, _eval_needs_data),
+    (RunConfig, _best_needs_evaluations),
+    (RunConfig, _turns_of_pairs),
+    (RunConfig, _rendered_has_template),
+    (RunConfig, _trackers_once),
+    (RunConfig, _changed_inputs),
+    (OnlineConfig, _needs_reward),
+    (OnlineConfig, _reward_lists),
+    (OnlineConfig, _ensemble),
+    (OnlineConfig, _critic_start),
+    (OnlineConfig, _needs_group),
+    (OnlineConfig, _adaptive_kl),
+    (OnlineConfig, _kl_horizon),
+    (OnlineConfig, _rollout_size),
+    (OnlineConfig, _curriculum),
+    (OnlineConfig, _given),
+    (PPOConfig, _shared_critic),
+    (PPOConfig, _penalised),
+    (OnlineConfig, _sampling_temperature),
+    (OnlineConfig, _whole_distribution),
+    (OnlineConfig, _rollout_minibatches),
+    (OnlineConfig, _room_for_prompts),
+    (OnlineConfig, _engine_is_asked),
+    (GenerateConfig, _engine_is_asked),
+    (InitConfig, _heads_divide),
+    (InitConfig, _small_enough),
+    (RunConfig, _quantized_adapters),
+    (SimPOConfig, _gamma_per_token),
+    (EXOConfig, _smoothed_target),
+    (PreferenceConfig, _reference_mode),
+    (PairConfig, _added_objectives),
+    (CompareConfig, _compared),
 )

@@ -16,14 +16,13 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 
-from assent.checks import RULES
+from assent.config.nodes import LARGEST, SCALAR, TAG, WrongType, composed, cut, shown, value_as
+from assent.config.ranges import Range, beyond
+from assent.config.relations import RELATIONS
+from assent.config.sections import hints_of, ranges_of
 from assent.errors import ConfigError
 from assent.files import not_a_file
 from assent.names import suggestion
-from assent.nodes import LARGEST, SCALAR, TAG, WrongType, composed, cut, shown, value_as
-from assent.relations import RELATIONS
-from assent.rules import Rule, beyond
-from assent.sections import hints_of
 
 T = TypeVar("T")
 
@@ -42,6 +41,10 @@ class Option:
     kind: Any
     default: Any
     section: type
+
+    @property
+    def range(self) -> Range | None:
+        return ranges_of(self.section).get(self.name.rpartition(".")[2])
 
 
 def options(cls: type) -> list[Option]:
@@ -103,11 +106,11 @@ def validate(config: Any) -> None:
     ]:
         raise ConfigError("\n".join(unwritable))
     problems = [
-        f"--{option.name} must be {rule.words}. Got {value_of(config, option.name)!r}."
+        f"--{option.name} must be {option.range.words}. Got {value!r}."
         for option in options(type(config))
-        if (rule := _rule(option.section, option.name.rpartition(".")[2])) is not None
+        if option.range is not None
         and (value := value_of(config, option.name)) is not None
-        and not rule.holds(value)
+        and not option.range.holds(value)
     ]
     problems += (
         []
@@ -134,10 +137,6 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(value, Mapping):
         yield from _texts([*value.keys(), *value.values()])
-
-
-def _rule(section: type, name: str) -> Rule | None:
-    return next((RULES[base][name] for base in section.__mro__ if name in RULES.get(base, {})), None)
 
 
 def value_of(config: Any, name: str) -> Any:
