@@ -5,8 +5,8 @@ to the bit. For changes of structure, which leave every number as it is.
     python tests/equivalence/trajectories.py HEAD~3 --only "dpo,ppo shared"
 
 Both run the same commands (trajectory_cases.py) on the same model and data, in fp32 on one thread, each in one process
-that calls its own `assent.cli.main` case after case. Exit code 1: something differs, or a case does not run. What the
-other revision refuses because it has no such option or command is said, and not compared.
+that calls its own `assent.cli.main` case after case. What the other revision refuses because it has no such option or
+command is said, and not compared. Exit code 1: something differs, a case does not run, or none could be compared.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def _call(main: Any, command: Sequence[str], log: Path) -> tuple[int, str]:
     begun = log.stat().st_size
     try:
         code = main(command)
+    except SystemExit as end:  # of the parser: a value that it does not take
+        code = end.code if isinstance(end.code, int) else 1
     except Exception:
         traceback.print_exc()
         code = 1
@@ -262,8 +264,8 @@ def main() -> int:
     if options.revision is None:
         parser.error("what is this checkout to be compared with? Give a revision: make same-as REV=HEAD~1")
     names = chosen(options.only, options.cheap)
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="same-as-"))
-    folder.mkdir(exist_ok=bool(options.keep is None))
+    folder = options.keep.resolve() if options.keep else Path(tempfile.mkdtemp(prefix="same-as-"))
+    folder.mkdir(exist_ok=options.keep is None)
     try:
         make(folder / "made")
         with worktree(options.revision, folder / "checkout") as there:
@@ -275,7 +277,7 @@ def main() -> int:
         print(f"{name:<{max(map(len, names))}}  {state:<12}  {details}")
     counts = Counter(state for state, _ in verdicts.values())
     print(f"\n{options.revision}: " + ", ".join(f"{number} {state}" for state, number in counts.items()))
-    return int(bool({"DIFFERENT", "FAILED"} & set(counts)))
+    return int(bool({"DIFFERENT", "FAILED"} & set(counts)) or "equal" not in counts)
 
 
 if __name__ == "__main__":

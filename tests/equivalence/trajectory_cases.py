@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TRAIN = (
-    "--model.path MADE/sft/model --model.precision fp32 --model.save_dtype fp32 --data.max_length 96 --optim.lr 3e-3 "
+    "--model.path MADE/sft/model --model.precision fp32 --data.max_length 96 --optim.lr 3e-3 "
     "--optim.warmup 0 --optim.weight_decay 0.01 --train.batch_size 4 --train.micro_tokens 150 --train.max_steps 4 "
     "--train.threads 1"
 )
