@@ -23,7 +23,7 @@ PINS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test test-lowest test-vllm soak lint demo bench docs clean
+.PHONY: setup test test-lowest test-vllm same-as soak lint demo bench docs clean
 
 setup: $(STAMP)
 
@@ -62,6 +62,11 @@ test-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pip -q --disable-pip-version-check install -r $< -e .
 	.venv-vllm/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
 	@touch $@
+
+# This checkout beside another revision: the same metrics and weights, to the bit. make same-as REV=HEAD~1 ONLY="dpo,ppo"
+same-as: setup
+	@test -n "$(REV)" || { echo "error: which revision? make same-as REV=HEAD~1"; exit 2; }
+	$(VENV)/bin/python tests/equivalence/trajectories.py $(REV) $(if $(ONLY),--only "$(ONLY)")
 
 # Runs under kills, signals, full disks and dead servers, for hours: by hand for each release.
 soak: setup
