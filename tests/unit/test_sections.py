@@ -13,10 +13,16 @@ import yaml
 from assent import cli
 from assent.cli import COMMANDS
 from assent.config import (
+    GRPOKL,
     METHODS,
     OBJECTIVES,
+    BetaLoss,
+    CPOConfig,
+    CPOLoss,
     DataConfig,
     GenerateConfig,
+    GRPOConfig,
+    GRPOLoss,
     KLConfig,
     LoraConfig,
     ModelConfig,
@@ -25,8 +31,12 @@ from assent.config import (
     RolloutConfig,
     SFTConfig,
     ShapingConfig,
+    critic_of,
+    keywords,
+    loss_of,
     online_config,
     preference_config,
+    reference_of,
     settings,
 )
 from assent.config.sections import Sections, configuration, default_of, sections_of
@@ -169,6 +179,25 @@ def test_a_generic_section_is_refused_where_the_method_has_defaults_of_its_own(n
             assert f"{section}={{" in str(caught.value) and ": 5" in str(caught.value)
         whole = getattr(made(name, {**REQUIRED, section: vars(given)}), section)
         assert vars(whole) == vars(given)
+
+
+def test_the_classes_are_written_as_their_commands_are():
+    grpo = GRPOConfig(ModelConfig("m"), DataConfig("t"), "o", kl=GRPOKL(coef=0.1), loss=GRPOLoss(clip=0.3))
+    assert grpo == online_config("grpo", **REQUIRED, kl={"coef": 0.1}, loss={"clip": 0.3})
+    cpo = CPOConfig(ModelConfig("m"), DataConfig("t"), "o", loss=CPOLoss(sft_weight=0.5))
+    assert cpo == preference_config("cpo", **REQUIRED, loss={"sft_weight": 0.5})
+    with pytest.raises(ConfigError, match=r"loss: BetaLoss\(...\) would set every option .* \(sft_weight=1.0, label_"):
+        CPOConfig(**REQUIRED, loss=BetaLoss(0.5))
+
+
+def test_what_only_some_have_is_none_for_the_others():
+    critic = critic_of(online_config("ppo", **REQUIRED, critic={"lr": 1e-4}))
+    assert critic is not None and critic.lr == 1e-4 and critic_of(online_config("grpo", **REQUIRED)) is None
+    for name, row in OBJECTIVES.items():
+        config = preference_config(name, **REQUIRED)
+        assert (reference_of(config) is None) != row.needs_reference and loss_of(config) is config.loss
+        assert keywords(loss_of(config)) == row.options
+    assert reference_of(SFTConfig(**REQUIRED)) is None
 
 
 def test_what_no_section_is():

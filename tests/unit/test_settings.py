@@ -202,6 +202,9 @@ def test_cuts_of_the_distribution_are_for_generate_alone():
                 settings.validate(loaded)
     sampling = SamplingConfig(top_k=40, top_p=0.9)
     settings.validate(GenerateConfig("m", prompts="p", sampling=sampling))
+    huge = settings.load(PPOConfig, PPO + f"sampling: {{top_k: {10**400}}}\n")  # no float holds it
+    with pytest.raises(ConfigError, match=r"--sampling.top_k must be below 2\*\*63"):
+        settings.validate(huge)
 
 
 def test_contradictions():

@@ -208,9 +208,9 @@ def _whole_distribution(config: OnlineConfig) -> str | None:
     sampling = config.sampling
     if sampling.top_k == 0 and sampling.top_p == 1:
         return None
-    flag, value = ("top_p", sampling.top_p) if sampling.top_p < 1 else ("top_k", sampling.top_k)
+    given = f"top_p {sampling.top_p:g}" if sampling.top_p < 1 else f"top_k {sampling.top_k}"
     return (
-        f"--sampling.{flag} {value} is for assent generate. In training every token counts by its probability among "
+        f"--sampling.{given} is for assent generate. In training every token counts by its probability among "
         "all tokens, as it is computed when the policy is trained; answers drawn among the likeliest have others, and "
         "the gradient would be that of no objective. Use --sampling.top_k 0 --sampling.top_p 1; --sampling.temperature "
         "is part of both."

@@ -51,7 +51,7 @@ class Run:
         made = self.environment.get("configuration") if isinstance(self.environment, dict) else None
         name = made.removesuffix("Config") if isinstance(made, str) else ""
         rows: list[Objective | Method] = [*OBJECTIVES.values(), *METHODS.values()]
-        return next((row.name for row in rows if row.config.__name__.casefold() == f"{name}Config".casefold()), name)
+        return next((row.name for row in rows if row.config.__name__ == made), name)
 
     @property
     def last_step(self) -> int | None:

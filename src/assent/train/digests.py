@@ -1,4 +1,4 @@
-"""Digests of all that a run reads besides its options (`assent.inputs` says what that is)."""
+"""Digests of all that a run reads besides its options (`assent.config.inputs` says what that is)."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def _earlier(path: Path, config: RunConfig, resume: str | None, before: Mapping[
     Raises RunFolderError where it is another run than `config` says, CheckpointError where a checkpoint is damaged or
     of another run."""
     made = before.get("configuration", type(config).__name__)
-    if made.casefold() != type(config).__name__.casefold():  # "APOzeroConfig" was the name of APOZeroConfig
+    if made != type(config).__name__:
         raise RunFolderError(f"--out {path}: that run was made with {made}, not {type(config).__name__}.")
     checkpoint = find_resume(path / "checkpoints", resume)
     meta: Mapping[str, Any] = {}
