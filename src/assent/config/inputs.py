@@ -20,6 +20,8 @@ INPUTS: dict[str, Kind] = {
     "critic.start": "model",
     "rewards.model": "model",
     "rewards.functions": "code",
+    "loss.function": "code",
+    "loss.estimator": "code",
     "rewards.servers": "server",
     "remote.tokenizer": "tokenizer",
     "ptx.data": "columns",

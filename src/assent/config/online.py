@@ -182,6 +182,16 @@ class PtxConfig:
 
 
 @dataclass(frozen=True)
+class PolicyLossConfig(LossConfig):
+    """Options of a policy loss and of its advantages."""
+
+    function: Named | None = None
+    """FILE.py:function in place of the method's policy loss; its parameters say which tensors it is given."""
+    estimator: Named | None = None
+    """FILE.py:function in place of the method's estimator of advantages, likewise."""
+
+
+@dataclass(frozen=True)
 class OnlineConfig(RunConfig):
     """Learning from rewards of sampled answers: base of the methods' configurations."""
 
@@ -195,7 +205,7 @@ class OnlineConfig(RunConfig):
     ptx: PtxConfig = field(default_factory=PtxConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 from typing_extensions import Doc
 
-from assent.config.base import LossConfig
 from assent.config.online import (
     ActorCriticConfig,
     KLConfig,
     KLEstimator,
     KLPlace,
     OnlineConfig,
+    PolicyLossConfig,
     RolloutConfig,
     ShapingConfig,
 )
@@ -60,7 +60,7 @@ class NoKL(KLConfig):
 
 
 @dataclass(frozen=True)
-class PPOLoss(LossConfig):
+class PPOLoss(PolicyLossConfig):
     """Options of PPO."""
 
     objective: Annotated[
@@ -134,7 +134,7 @@ class PPOConfig(ActorCriticConfig):
 
 
 @dataclass(frozen=True)
-class REINFORCELoss(LossConfig):
+class REINFORCELoss(PolicyLossConfig):
     """Options of REINFORCE."""
 
     gamma: Gamma = 1.0
@@ -151,7 +151,7 @@ class REINFORCEConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class REINFORCEPlusPlusLoss(LossConfig):
+class REINFORCEPlusPlusLoss(PolicyLossConfig):
     """Options of REINFORCE++."""
 
     clip: Clip = 0.2
@@ -177,7 +177,7 @@ class REINFORCEPlusPlusConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class REINFORCEPlusPlusBaselineLoss(LossConfig):
+class REINFORCEPlusPlusBaselineLoss(PolicyLossConfig):
     """Options of REINFORCE++ baseline."""
 
     clip: Clip = 0.2
@@ -206,7 +206,7 @@ class REINFORCEPlusPlusBaselineConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class RLOOLoss(LossConfig):
+class RLOOLoss(PolicyLossConfig):
     """Options of RLOO."""
 
     whiten: Whiten = False
@@ -244,7 +244,7 @@ class ReMaxConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class GRPOLoss(LossConfig):
+class GRPOLoss(PolicyLossConfig):
     """Options of GRPO."""
 
     clip: Clip = 0.2
@@ -289,7 +289,7 @@ class DrGRPOConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class DAPOLoss(LossConfig):
+class DAPOLoss(PolicyLossConfig):
     """Options of DAPO."""
 
     clip: Clip = 0.2
@@ -320,7 +320,7 @@ class DAPOConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class GSPOLoss(LossConfig):
+class GSPOLoss(PolicyLossConfig):
     """Options of GSPO."""
 
     clip: Clip = 3e-4
@@ -347,7 +347,7 @@ class GSPOConfig(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class CISPOLoss(LossConfig):
+class CISPOLoss(PolicyLossConfig):
     """Options of CISPO."""
 
     clip_high: ClipHigh = 4.0

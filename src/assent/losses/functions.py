@@ -41,7 +41,7 @@ class TensorFunction:
 
     def __call__(self, tensors: Mapping[str, Tensor | None], **more: Any) -> Tensor:
         """Its value for those of `tensors` that it asks for; `more` are options that are only known now."""
-        return self.call(**{name: tensors[name] for name in self.inputs}, **self.options, **more)
+        return self.call(**{name: tensors[name] for name in self.inputs}, **{**self.options, **more})
 
 
 def with_options(function: Callable[..., Tensor], options: Mapping[str, Any]) -> TensorFunction:

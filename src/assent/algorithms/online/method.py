@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from assent.algorithms.online.coefficients import Coefficients
+from assent.algorithms.own import OwnFunction, own_function
 from assent.config import METHODS, CriticConfig, OnlineConfig, critic_of, keywords, method_of
 from assent.config.estimators import ESTIMATORS
+from assent.errors import ConfigError
 from assent.losses import ADVANTAGES, LOSSES, rescaled
 from assent.losses.functions import TensorFunction, with_options
 
@@ -17,6 +21,20 @@ OBJECTIVES = {"clip": "ppo_clip", "none": "cpi", "penalty": "ppo_penalty"}
 """PPO's losses by `loss.objective`."""
 PENALTY = "penalty"
 """The option of a loss that a controller moves."""
+LOSS = "--loss.function"
+ESTIMATOR = "--loss.estimator"
+TOKENS = {
+    "logprobs": "N",
+    "old_logprobs": "N",
+    "advantages": "N",
+    "response": "N",
+    "sampler_logprobs": "N",
+    "reference_logprobs": "N",
+    "entropy": "N",
+}
+"""What a user's policy loss may ask for."""
+REWARDS = {"token_rewards": "N", "rewards": "S", "values": "N", "greedy": "S", "response": "N", "prompt": "S"}
+"""What a user's estimator of advantages may ask for."""
 CLIPS = ("clip", "clip_high", "dual_clip")
 """Options of policy losses that bound the ratio."""
 
@@ -26,6 +44,7 @@ class Method:
     """A method with its options.
 
     loss            the policy loss of each token
+    penalised       whether it has a penalty, whose weight is `Coefficients.penalty`
     estimator       the advantage of each token or each response
     critic          None where it has none
     needs_greedy    whether the most likely response to each prompt is sampled as well
@@ -40,6 +59,7 @@ class Method:
     """
 
     loss: TensorFunction
+    penalised: bool
     estimator: TensorFunction
     critic: CriticConfig | None
     needs_greedy: bool
@@ -53,32 +73,34 @@ class Method:
     start: Coefficients
 
     @property
-    def penalised(self) -> bool:
-        """Whether the loss has a penalty, whose weight is `Coefficients.penalty`."""
-        return PENALTY in self.loss.takes
-
-    @property
     def clips(self) -> dict[str, Any]:
         """What bounds the ratio, as `ratio_diagnostics` takes it."""
-        return {"clip": math.inf} | {name: value for name, value in self.loss.options.items() if name in CLIPS}
+        known = {} if isinstance(self.loss.call, OwnFunction) else self.loss.options
+        return {"clip": math.inf} | {name: value for name, value in known.items() if name in CLIPS}
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether the loss needs the entropy of the policy's predictions."""
+        return self.entropy > 0 or "entropy" in self.loss.inputs
 
     @property
     def by_response(self) -> bool:
         """Whether the loss has one ratio for a whole response."""
-        return "response" in self.loss.inputs
+        return "response" in self.loss.inputs and not isinstance(self.loss.call, OwnFunction)
 
 
 def method_with(config: OnlineConfig) -> Method:
-    """The method of a configuration."""
+    """The method of a configuration. Raises ConfigError for a function of the user's that does not fit it."""
     row, options = METHODS[method_of(config)], keywords(config.loss)
-    estimator = ESTIMATORS[row.estimator]
-    loss = LOSSES[OBJECTIVES[options["objective"]] if "objective" in options else row.loss]
     learning_rate, ewma = _for_this_batch(config, options)
+    loss = _loss(config, row.loss, options)
+    estimator = _estimator(config, ADVANTAGES[ESTIMATORS[row.estimator].function], options)
     return Method(
-        loss=with_options(loss, {name: value for name, value in options.items() if name != PENALTY}),
-        estimator=with_options(ADVANTAGES[estimator.function], options),
+        loss=loss,
+        penalised=PENALTY in options and PENALTY in loss.takes,
+        estimator=estimator,
         critic=critic_of(config),
-        needs_greedy="greedy" in estimator.needs,
+        needs_greedy="greedy" in estimator.inputs,
         whiten=options.get("whiten", False),
         reduction=options["reduction"],
         dynamic=options.get("dynamic", False),
@@ -88,6 +110,33 @@ def method_with(config: OnlineConfig) -> Method:
         learning_rate=learning_rate,
         start=Coefficients(config.kl.coef, float(options.get(PENALTY, 0.0))),
     )
+
+
+def _loss(config: OnlineConfig, name: str, options: Mapping[str, Any]) -> TensorFunction:
+    if config.loss.function is None:
+        return with_options(LOSSES[OBJECTIVES[options["objective"]] if "objective" in options else name], options)
+    found = own_function(config.loss.function, LOSS, TOKENS, options)
+    if "reference_logprobs" in found.inputs and config.kl.coef == 0:
+        raise ConfigError(
+            f"{LOSS} {config.loss.function} asks for 'reference_logprobs', and --kl.coef 0 has no reference. Give "
+            "--kl.coef a number above 0."
+        )
+    return found
+
+
+def _estimator(config: OnlineConfig, own: Callable[..., Tensor], options: Mapping[str, Any]) -> TensorFunction:
+    if (spec := config.loss.estimator) is None:
+        return with_options(own, options)
+    found = own_function(spec, ESTIMATOR, REWARDS, options)
+    if "values" in found.inputs and critic_of(config) is None:
+        name = METHODS[method_of(config)].name
+        raise ConfigError(f"{ESTIMATOR} {spec} asks for 'values' of a critic, and {name} has none. Use: assent ppo")
+    if "prompt" in found.inputs and config.rollout.responses == 1:
+        raise ConfigError(
+            f"{ESTIMATOR} {spec} asks for 'prompt', to compare responses to the same one. Give --rollout.responses "
+            "2 or more."
+        )
+    return found
 
 
 def _for_this_batch(config: OnlineConfig, options: Mapping[str, Any]) -> tuple[float, float | None]:

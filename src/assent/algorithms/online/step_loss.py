@@ -36,7 +36,7 @@ def forward(
     scores = models.forward(
         batch,
         temperature,
-        entropy=method.entropy > 0 or Fields.of(batch).old is None,
+        entropy=method.reads_entropy or Fields.of(batch).old is None,
         anchor=anchor,
         head_only=coefficients.warming,
     )
@@ -159,6 +159,9 @@ def policy_losses(tokens: Tokens, method: Method, coefficients: Coefficients) ->
             "old_logprobs": tokens.base,
             "advantages": tokens.advantages,
             "response": tokens.response,
+            "sampler_logprobs": tokens.sampler,
+            "reference_logprobs": tokens.reference,
+            "entropy": tokens.scores.entropy,
         },
         **options,
     )
