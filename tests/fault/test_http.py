@@ -202,6 +202,7 @@ def test_it_runs_beside_a_loop_and_in_a_child():
     assert asyncio.run(notebook()) == 7
     pid = os.fork()
     if pid == 0:
+        signal.alarm(20)  # ends it
         os._exit(run(seven()))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
@@ -315,3 +316,13 @@ def test_a_broken_answer_is_named_and_asked_again(answer: bytes, reason: str):
 def test_a_name_that_nobody_has(host: str):
     with pytest.raises(ServerUnavailable, match=r"its name is unknown \(1x\)"):
         run(ask(Client("S", f"http://{host}")))
+
+
+def test_a_host_of_which_no_address_takes_the_connection(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", port)) for last in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: two)
+    with pytest.raises(ServerUnavailable, match=r"refused the connection \(1x\)"):
+        run(ask(Client("S", f"http://two.example:{port}")))
