@@ -3,6 +3,7 @@ lost. What was stopped goes on to the bytes of a run that never was."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from assent import http
 from assent.cli import main
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
@@ -255,8 +257,9 @@ def test_a_server_is_not_waited_for(fault: Callable, command, tmp_path: Path, ca
     assert code == 143 and took < LIMIT
     assert "Checkpoint of step 1 saved" in capfd.readouterr().err
     end = time.monotonic() + 1
-    while left := [thread.name for thread in threading.enumerate() if "ThreadPool" in thread.name]:
-        assert time.monotonic() < end, left
+    while asyncio.all_tasks(http._loop()):
+        assert time.monotonic() < end, "a request is still under way"
+        time.sleep(0.01)
     server.fault = None
     server.mended.set()
     assert main(command("run", *rewards, "--resume", "auto")) == 0

@@ -17,7 +17,7 @@ from assent import cli, foreign
 from assent.errors import ConfigError, ModelError, UserError
 from assent.files import not_a_file
 from assent.foreign import LENGTH, LONGEST, brief, message, named, without_keys
-from assent.http import Client, Patience, ServerAnswerError
+from assent.http import Client, Patience, ServerAnswerError, run
 
 KEY = "q7/Zr+x9 'nothing\\ordinary"
 
@@ -156,7 +156,7 @@ def test_a_server_that_echoes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
         client = Client("the reward server", f"http://127.0.0.1:{server.server_port}", "s3cretwithoutname")
         patience = Patience(timeout=5, deadline=time.monotonic() + 5)
         with pytest.raises(ServerAnswerError) as error:
-            client.ask("/x", {}, lambda reply: reply, patience, expected="rewards", failed="gave none")
+            run(client.ask("/x", {}, lambda reply: reply, patience, expected="rewards", failed="gave none"))
         server.shutdown()
     said = str(error.value)
     assert "answered 401" in said and "wrong key: Bearer [key]" in said and "s3cret" not in said and len(said) < 500

@@ -13,7 +13,7 @@ from assent.data.columns import column, column_names, has_column
 from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.foreign import shown
-from assent.http import Client, Patience, ServerAnswerError, together
+from assent.http import Client, Patience, ServerAnswerError, run, together
 from assent.names import suggestion
 from assent.rewards.group import UNREADABLE, Group, Scores, checked
 
@@ -157,7 +157,7 @@ class RemoteReward:
         items = [Item(own, value) for value, own in answers if own is not None]
         batches = [items[first : first + self.server.batch] for first in range(0, len(items), self.server.batch)]
         asks = [partial(self._ask, batch, patience) for batch in batches]
-        found = together(asks, self.server.concurrency, patience.stop)
+        found = run(together(asks, self.server.concurrency))
         rewards = iter([value for part in found for value in part])
         values = [None if own is None else next(rewards) for _, own in answers]
         unread = values.count(None)
@@ -165,23 +165,16 @@ class RemoteReward:
 
     def question(self, path: str, body: object, read: Callable[[Any], T], expected: str) -> T:
         """Anything else that this server is asked; `body` None asks with GET. Raises as `score`."""
-        return self._client.ask(
-            self._root + path,
-            body,
-            read,
-            self._patience(),
-            expected=expected,
-            failed="did not answer",
-            advice="Check that it runs.",
-        )
+        words: dict[str, Any] = {"expected": expected, "failed": "did not answer", "advice": "Check that it runs."}
+        return run(self._client.ask(self._root + path, body, read, self._patience(), **words))
 
     def _patience(self) -> Patience:
         server = self.server
         return Patience(server.timeout, time.monotonic() + server.budget, server.retries, server.pause)
 
-    def _ask(self, items: Sequence[Item], patience: Patience) -> list[object]:
+    async def _ask(self, items: Sequence[Item], patience: Patience) -> list[object]:
         """The rewards of one request."""
-        return self._client.ask(
+        return await self._client.ask(
             self._root + self.shape.path,
             self.shape.body(items, self.server.model),
             lambda reply: self._read(reply, len(items)),

@@ -7,10 +7,10 @@ weights again, is found out by its first answer: it is given the right ones, and
 
 from __future__ import annotations
 
+import asyncio
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from assent.config import SamplingConfig
 from assent.errors import ConfigError
-from assent.http import Client, Failure, Patience, ServerUnavailable, Stop, together
+from assent.http import Client, Failure, Patience, ServerUnavailable, run, together
 from assent.rollout.engine import Completion
 from assent.rollout.vllm_shared import (
     Weights,
@@ -90,7 +90,7 @@ class VllmServer:
         self._folder = source if isinstance(source, WeightsFolder) else None
         self._weights = source if isinstance(source, Weights) else None
         self._settings: Settings | None = None  # known once it was asked
-        self._lock = threading.Lock()
+        self._lock = asyncio.Lock()
 
     def generate(
         self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, first: int = 0
@@ -103,46 +103,48 @@ class VllmServer:
             return [[] for _ in prompts]
         if sampling.temperature == 0.0 and n > 1:  # vLLM refuses: they are all the same
             return [group * n for group in self.generate(prompts, 1, sampling, seed, first)]
-        stop = Stop()
-        settings = self._ready(stop)
-        if self.logprobs and not agree(settings.mode, sampling):
-            raise ConfigError(
-                f"{self._client.who} was started with --logprobs-mode {settings.mode}, but this sampling needs "
-                f"{logprobs_mode(sampling)}. Start it with: {self.command}"
-            )
-        check_lengths(prompts, sampling, settings.limit)
-        asks = [
-            partial(self._group, prompt, n, sampling, seed, first + index, stop) for index, prompt in enumerate(prompts)
-        ]
-        return together(asks, max(1, sampling.max_batch // n), stop)
+        return run(self._groups(prompts, n, sampling, seed, first))
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """As `Engine.update_weights`. Every rank gives the same weights; one of them passes them on."""
         assert self._folder is not None, "these weights are a folder's"
         self._weights = self._folder.put(state_dict)
         if self._folder.writes:
-            self._ready(Stop())
+            run(self._ready())
             self._folder.keep(self._weights)
 
     # ---- sampling
 
-    def _group(
-        self, prompt: np.ndarray, n: int, sampling: SamplingConfig, seed: int, number: int, stop: Stop
+    async def _groups(
+        self, prompts: Sequence[np.ndarray], n: int, sampling: SamplingConfig, seed: int, first: int
+    ) -> list[list[Completion]]:
+        settings = await self._ready()
+        if self.logprobs and not agree(settings.mode, sampling):
+            raise ConfigError(
+                f"{self._client.who} was started with --logprobs-mode {settings.mode}, but this sampling needs "
+                f"{logprobs_mode(sampling)}. Start it with: {self.command}"
+            )
+        check_lengths(prompts, sampling, settings.limit)
+        asks = [partial(self._group, prompt, n, sampling, seed, first + index) for index, prompt in enumerate(prompts)]
+        return await together(asks, max(1, sampling.max_batch // n))
+
+    async def _group(
+        self, prompt: np.ndarray, n: int, sampling: SamplingConfig, seed: int, number: int
     ) -> list[Completion]:
         """The responses to one prompt, all drawn by the right weights."""
         body = {
             "token_ids": prompt.tolist(),
             "sampling_params": request(sampling, n, seed, number, self.eos_ids, self.logprobs),
         }
-        return self._client.ask(
+        return await self._client.ask(
             f"{self._client.base}/inference/v1/generate",
             body,
             lambda reply: self._read(reply, n, sampling),
-            Patience(self._timeout, float("inf"), RETRIES, self._pause, stop),
+            Patience(self._timeout, float("inf"), RETRIES, self._pause),
             expected=f"{n} responses. Start it with: {self.command}",
             failed="gave no responses",
             advice="Its own log says more. If it serves another run as well, give each run its own.",
-            on_failure=lambda reason: self._ready(stop),
+            on_failure=lambda reason: self._ready(),
         )
 
     def _read(self, reply: Any, n: int, sampling: SamplingConfig) -> list[Completion]:
@@ -166,17 +168,18 @@ class VllmServer:
 
     # ---- the server and its weights
 
-    def _ready(self, stop: Stop) -> Settings:
+    async def _ready(self) -> Settings:
         """Returns when the server is up and has the weights that it should have. Where another rank writes them, it
         waits for them."""
         assert self._weights is not None, "an engine needs weights before it samples"
-        with self._lock:
+        async with self._lock:
             begun = time.monotonic()
             while True:
-                patience = Patience(self._timeout, time.monotonic() + self._patience, pause=self._pause, stop=stop)
-                has = self._question("/weight_info", _version, patience)
+                patience = Patience(self._timeout, time.monotonic() + self._patience, pause=self._pause)
+                has = await self._question("/weight_info", _version, patience)
                 if self._settings is None or has != self._weights.version:  # it may be another server by now
-                    self._settings = self._checked(self._question("/server_info?config_format=json", _read, patience))
+                    found = await self._question("/server_info?config_format=json", _read, patience)
+                    self._settings = self._checked(found)
                 if has == self._weights.version:
                     return self._settings
                 if time.monotonic() > begun + self._patience:
@@ -185,9 +188,9 @@ class VllmServer:
                         "again at once. If it serves another run as well, give each run its own."
                     )
                 if self._folder is None or self._folder.has(self._weights):
-                    self._load(self._weights, self._settings, patience)
+                    await self._load(self._weights, self._settings, patience)
                 else:
-                    patience.stop.wait(_LOOK)
+                    await asyncio.sleep(_LOOK)
 
     def _checked(self, settings: Settings) -> Settings:
         if settings.on_cpu and settings.extension != EXTENSION:
@@ -197,38 +200,38 @@ class VllmServer:
             )
         return settings
 
-    def _load(self, weights: Weights, settings: Settings, patience: Patience) -> None:
+    async def _load(self, weights: Weights, settings: Settings, patience: Patience) -> None:
         """Has the server read these weights. What it is doing meanwhile is of no use to anyone and ends; keys and
         values of the old weights are forgotten. The version comes last: whoever sees it can rely on all the rest. Until
         then it is a mark: a server that has lost it was started anew in between, and is not told the version."""
         mark = f"loading {weights.version}"
-        self._order("/update_weight_version", {"new_version": mark}, weights, patience)
-        self._order("/pause?mode=abort", {}, weights, patience)
-        read = {"method": "reload_weights", "kwargs": {"weights_path": weights.path}}
-        self._order("/collective_rpc", read, weights, patience)
+        order = partial(self._order, weights, patience)
+        await order("/update_weight_version", {"new_version": mark})
+        await order("/pause?mode=abort", {})
+        await order("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": weights.path}})
         if settings.on_cpu:
-            self._order("/collective_rpc", {"method": "refresh_head"}, weights, patience)
-        self._order("/resume", {}, weights, patience)
+            await order("/collective_rpc", {"method": "refresh_head"})
+        await order("/resume", {})
 
-        def check(_: str = "") -> None:
-            if self._question("/weight_info", _version, patience) not in (mark, weights.version):
+        async def check(_: str = "") -> None:
+            if await self._question("/weight_info", _version, patience) not in (mark, weights.version):
                 raise _StartedAnew
 
         try:
-            check()
-            self._order("/update_weight_version", {"new_version": weights.version}, weights, patience, check)
+            await check()
+            await order("/update_weight_version", {"new_version": weights.version}, check)
         except _StartedAnew:
             return
 
-    def _order(
+    async def _order(
         self,
-        path: str,
-        body: object,
         weights: Weights,
         patience: Patience,
-        on_failure: Callable[[str], object] = lambda reason: None,
+        path: str,
+        body: object,
+        on_failure: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
-        self._client.ask(
+        await self._client.ask(
             self._client.base + path,
             body,
             lambda reply: None,
@@ -239,17 +242,17 @@ class VllmServer:
             on_failure=on_failure,
         )
 
-    def _question(self, path: str, read: Callable[[Any], T], patience: Patience) -> T:
+    async def _question(self, path: str, read: Callable[[Any], T], patience: Patience) -> T:
         """An answer that costs the server nothing; waits for a server that is away."""
         told = False
 
-        def tell(reason: str) -> None:
+        async def tell(reason: str) -> None:
             nonlocal told
             if not told:
                 print(f"waiting: {self._client.who} {reason}", file=sys.stderr, flush=True)
             told = True
 
-        return self._client.ask(
+        return await self._client.ask(
             self._client.base + path,
             None,
             read,
