@@ -25,7 +25,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 RANKS = (
     ("errors", "foreign"),
     ("cpus", "files", "names", "outputs", "rules", "streams", "http", "process"),
-    ("guest",),
+    ("guest", "messages"),
     ("lock",),
     ("nodes",),
     ("sections",),
@@ -69,6 +69,7 @@ LIGHT = (
     "cpus.py",
     "errors.py",
     "inputs.py",
+    "messages.py",
     "methods.py",
     "names.py",
     "objectives.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,9 @@ from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.statistics import mean_interval
 from assent.train.finite import require_numbers
 from assent.train.measured import Each, Evaluation
-from assent.train.progress import say
 from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 EVAL_SEED = 1 << 40
 """Evaluations sample with a seed of their own, the same each time."""
@@ -118,8 +120,8 @@ class Experience:
             raise DataError(
                 f"{told} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
             )
-        if without and self.session.world.is_main:
-            say(f"{told} and get no hint")
+        if without:
+            log.warning(f"{told} and get no hint")
         return hints
 
     # ---- asking
@@ -223,11 +225,11 @@ class Experience:
                 break
         reasons = _listed(missing)
         if unscored:
-            say(f"rollout {self.number + 1}: {unscored} of {total} answers have no reward ({reasons})")
+            log.warning(f"rollout {self.number + 1}: {unscored} of {total} answers have no reward ({reasons})")
         if not seen:
             raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
         if not found:
-            say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
+            log.warning(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
         metrics = {"unscored": unscored / total, **means([made.metrics for made in said])}
         return seen, (found or seen)[:size], metrics, {at: row for made in said for at, row in made.notes.items()}
 
@@ -293,7 +295,7 @@ class Experience:
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.silent = self.silent + 1 if metrics.get("no_signal") == 1.0 else 0
         if self.silent == SILENCE:
-            say(
+            log.warning(
                 f"rollout {self.number + 1}: for {SILENCE} rollouts all answers to a prompt were worth the same, so "
                 "nothing is learnt. Are the prompts too easy or too hard, or the rewards constant?"
             )
@@ -316,8 +318,8 @@ class Experience:
         """The answers; None for such as did not come in time, whose prompts are then asked again."""
         if asked.trees is None:
             asked.trees = self.sampler.finish_in_time()
-        if asked.trees is None and self.session.world.is_main:
-            say(
+        if asked.trees is None:
+            log.warning(
                 f"Answers to {len(asked.indices)} prompts were still being sampled, and are given up: a continued run "
                 "samples them anew, by the policy as it then is."
             )

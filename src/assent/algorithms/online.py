@@ -6,6 +6,7 @@ of `rollout.minibatches` optimiser steps each.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,10 +43,11 @@ from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
 from assent.train.beforehand import try_rewards
 from assent.train.loop import Loss, add_sums
-from assent.train.progress import say
 from assent.train.references import frozen_reference
 from assent.train.run import RunResult, run
 from assent.train.session import Session, open_session
+
+log = logging.getLogger(__name__)
 
 MISMATCH = 0.1
 """Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is told."""
@@ -184,9 +186,9 @@ class Online:
     def _watch(self, mismatch: tuple[Any, float]) -> None:
         """Tells a person, once, where sampler and trainer have the same weights and yet differ much."""
         mean = float(mismatch[0]) / max(1.0, mismatch[1])
-        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch and self.session.world.is_main:
+        if mean > MISMATCH and not self.config.rollout.ahead and not self.told_mismatch:
             self.told_mismatch = True
-            say(
+            log.warning(
                 f"rollout {self.rollout + 1}: sampler and trainer differ by {mean:.2g} nats a token (expected below "
                 f"{MISMATCH:g}) although their weights are the same. Do they run the same model, in like precision? "
                 "--rollout.correction bounds what it does to the gradient."
@@ -266,9 +268,9 @@ def train_online(config: OnlineConfig) -> RunResult:
     algorithm, data = set_up(session, config)
     rollouts = -(-len(data.train_examples) // config.train.batch_size)
     lr, decay = _rates(config)
-    if lr != config.optim.lr and session.world.is_main:
+    if lr != config.optim.lr:
         average = "" if decay is None else f", ewma {decay:.4g}"
-        say(f"For batches of {config.train.batch_size}: learning rate {lr:.3g}{average}.")
+        log.info(f"For batches of {config.train.batch_size}: learning rate {lr:.3g}{average}.")
     own = getattr(config, "critic", CriticConfig()).lr
     experience = algorithm.experience
     policy, critic = algorithm.models.policy, algorithm.models.critic
@@ -343,8 +345,7 @@ def _mixed(session: Session, models: Models, config: PtxConfig) -> EpochStream:
     assert config.data is not None
     rows = replace(session.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
     data = distributed.on_main(lambda: prepare(rows, session.chat, sft_view))
-    if session.world.is_main:
-        say(f"Mixed in: {summary(data.report)}")
+    log.info(f"Mixed in: {summary(data.report)}")
     return session.stream(data.train, models, batch_size=config.batch_size)
 
 

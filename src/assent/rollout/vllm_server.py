@@ -7,7 +7,7 @@ weights again, is found out by its first answer: it is given the right ones, and
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +32,8 @@ from assent.rollout.vllm_shared import (
     request,
 )
 from assent.rollout.vllm_worker import EXTENSION
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -246,7 +248,7 @@ class VllmServer:
         def tell(reason: str) -> None:
             nonlocal told
             if not told:
-                print(f"waiting: {self._client.who} {reason}", file=sys.stderr, flush=True)
+                log.warning(f"waiting: {self._client.who} {reason}")
             told = True
 
         return self._client.ask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,8 @@ from assent import settings
 from assent.config import RunConfig
 from assent.errors import RunFolderError
 from assent.inputs import INPUTS, named
-from assent.train.progress import say
+
+log = logging.getLogger(__name__)
 
 MAY_CHANGE = frozenset(
     {
@@ -89,7 +91,7 @@ def changed_options(before: Options, config: RunConfig, digested: Inputs, way_on
             "--resume: these options differ from those the run began with:\n" + "\n".join(fixed) + f"\n{way_on}"
         )
     if visible := [lines[name] for name in changes if name not in _UNSAID]:
-        say("Resuming with changed options:\n" + "\n".join(visible))
+        log.info("Resuming with changed options:\n" + "\n".join(visible))
     return {name: change for name, change in changes.items() if name not in _UNSAID}
 
 
@@ -114,7 +116,7 @@ def changed_inputs(before: Inputs, now: Inputs, accepted: tuple[str, ...]) -> Ch
             + " ".join([*accepted, *options])
         )
     if lines:
-        say("Resuming with other content (--resume_changed):\n" + "\n".join(lines.values()))
+        log.info("Resuming with other content (--resume_changed):\n" + "\n".join(lines.values()))
     return changes
 
 
@@ -125,7 +127,7 @@ def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> Ch
     changes = {name: [then.get(name), here[name]] for name in here if name in decides and then.get(name) != here[name]}
     if changes:
         lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changes.items()]
-        say("Resuming in another environment; numbers may differ in their last digits:\n" + "\n".join(lines))
+        log.warning("Resuming in another environment; numbers may differ in their last digits:\n" + "\n".join(lines))
     return changes
 
 
