@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import sys
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from assent import distributed
+from assent import distributed, messages
 from assent.algorithms.online.train import set_up
 from assent.config import METHODS, DemoConfig, SamplingConfig
 from assent.data.formats import load_examples
@@ -43,9 +44,11 @@ from assent.statistics import Interval, mean_interval, paired_difference
 from assent.train.log import MetricsLog
 from assent.train.loop import train_steps
 from assent.train.optim import build_optimizer
-from assent.train.progress import Progress, clock, say
+from assent.train.progress import Progress, clock
 from assent.train.session import open_session
 from benchmarks.online_plan import BASE, VARIANTS, Base, Cell, configuration
+
+log = logging.getLogger("assent.benchmarks")
 
 TOKENS, RATES, BASE_RATE = 16_000, (2e-4, 6e-4), 2e-4
 SELECTION = 4
@@ -59,6 +62,7 @@ GAIN = "gain [95 %]"
 
 
 def main() -> int:
+    messages.show()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.online_world",
         description=__doc__,
@@ -93,7 +97,7 @@ def main() -> int:
         if not (folder / RESULT).is_file():
             each = (time.monotonic() - begun) / max(1, trained)
             left = f", about {clock(each * (len(cells) - number))} left" if trained else ""
-            say(f"[{number + 1}/{len(cells)}] {cell.name}{left}")
+            log.info(f"[{number + 1}/{len(cells)}] {cell.name}{left}")
             train(cell, base, folder, args.tokens)
             grader.grade(folder, folder)
             trained += 1
@@ -112,7 +116,7 @@ def make_base(out: Path, scale: float) -> Base:
     world = make_world(out / "world", config)
     for name, function, stage in stages(out, world, config)[:2]:
         if not (Path(stage.out) / "model" / "README.md").is_file():
-            say(name)
+            log.info(name)
             function(stage)
     return Base(world, out / "sft", out / "reward")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -9,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from assent import messages
 from assent.config import InitConfig
 
 torch.set_num_threads(1)
+# As `messages.show` does in a process of assent's own; pytest's handlers (caplog) get messages too.
+logging.getLogger("assent").addHandler(messages.Handler())
+logging.getLogger("assent").setLevel(logging.INFO)
 # A shell starts what it puts in the background with these ignored, and so would be all that the tests start.
 for _signal, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:

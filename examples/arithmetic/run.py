@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 import time
@@ -22,12 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from arithmetic import problems
 
+from assent import messages
 from assent.cli import main as command
 from assent.errors import AssentError, UserError
 from assent.rewards.rules import numeric
 from assent.statistics import Interval, proportion_interval
 from assent.train.log import read_jsonl
-from assent.train.progress import clock, say
+from assent.train.progress import clock
+
+log = logging.getLogger("assent.arithmetic")
 
 SIZES = {"calculations": 12_000, "sft": 1800, "rl": 20_000, "test": 500}
 """Rows of each file at scale 1."""
@@ -57,6 +61,7 @@ TEMPERATURES = {"greedy": 0, "sampled": 1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    messages.show()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and the table")
     parser.add_argument(
@@ -70,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(args.out, args.methods, args.scale, args.seed)
     except KeyboardInterrupt:
-        say(f"Stopped. Give the same command again to go on from what is in {args.out}.")
+        log.info(f"Stopped. Give the same command again to go on from what is in {args.out}.")
         return 130
     except AssentError as error:
-        say(f"error: {error}")
+        log.error(error)
         return error.exit_code
     return 0
 
@@ -103,7 +108,7 @@ def run(out: Path, methods: Sequence[str], scale: float, seed: int) -> None:
     page = table({name: answers(out / name, data / "test.jsonl", seed) for name in done})
     (out / "table.md").write_text(page, encoding="utf-8")
     print(page, end="")
-    say(f"Done in {clock(time.monotonic() - began)}.")
+    log.info(f"Done in {clock(time.monotonic() - began)}.")
 
 
 def claim(out: Path, options: Mapping[str, float]) -> None:
@@ -130,7 +135,7 @@ def train(name: str, *options: object) -> None:
 def assent(*words: object) -> None:
     """An `assent` command. Raises KeyboardInterrupt when that was stopped, UserError when it failed."""
     written = [str(word) for word in words]
-    say(f"\n$ assent {shlex.join(written)}")
+    log.info(f"\n$ assent {shlex.join(written)}")
     code = command(written)
     if code in (130, 143):
         raise KeyboardInterrupt

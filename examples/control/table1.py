@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
@@ -30,8 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from control.table import markdown, score
 from control.training import SETTINGS, Hyperparameters, Training
 
+from assent import messages
 from assent.errors import AssentError, UserError
-from assent.train.progress import Progress, say
+from assent.train.progress import Progress
+
+log = logging.getLogger("assent.control")
 
 TASKS = ("HalfCheetah-v5", "Reacher-v5", "Swimmer-v5")
 LEAST_STEPS = 10 * Hyperparameters.horizon
@@ -40,6 +44,7 @@ RANDOM_EPISODES = 100
 
 
 def main() -> int:
+    messages.show()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, made if it is not there")
     parser.add_argument(
@@ -56,10 +61,10 @@ def main() -> int:
     try:
         run(args.out, args.tasks, args.steps, args.seeds)
     except KeyboardInterrupt:
-        say(f"Stopped. Finished tasks are in {args.out}; the same command goes on with the others.")
+        log.info(f"Stopped. Finished tasks are in {args.out}; the same command goes on with the others.")
         return 130
     except AssentError as error:
-        say(f"error: {error}")
+        log.error(error)
         return error.exit_code
     return 0
 
@@ -123,7 +128,9 @@ def environment(task: str) -> Callable[[], Any]:
         gymnasium.spec(task)
     except gymnasium.error.Error as error:
         raise UserError(f"--tasks: expected names of gymnasium's tasks such as {', '.join(TASKS)}; {error}") from error
-    mujoco.set_mju_user_warning(cache(say))  # each once; else MuJoCo repeats itself into a file where the user stands
+    mujoco.set_mju_user_warning(
+        cache(log.warning)
+    )  # each once; else MuJoCo repeats itself into a file where the user stands
     return lambda: gymnasium.make(task, disable_env_checker=True)
 
 

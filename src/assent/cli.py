@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, process, streams
+from assent import __version__, arguments, config, messages, process, streams
 from assent.config import METHODS, OBJECTIVES, Method, Objective, nodes, settings
 from assent.config.relations import WORDS
 from assent.errors import AssentError, ConfigError
-from assent.foreign import message, print_traceback
+from assent.foreign import print_traceback
 from assent.names import suggestion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +89,18 @@ def main(words: Sequence[str] | None = None) -> int:
     130 when interrupted; 141 when whoever reads standard output has left. Exceptions that assent does not raise on
     purpose keep their traceback."""
     closed = streams.prepare()
+    messages.show()
     saved = False
     try:
         saved = _run(list(sys.argv[1:] if words is None else words))
         problem = streams.broken() or closed
     except AssentError as error:
         streams.broken()
-        streams.complain(f"error: {message(error)}")
+        log.error(error)
         return error.exit_code
     except KeyboardInterrupt:
         streams.broken()
-        streams.complain("interrupted")
+        log.info("interrupted")
         return 130
     except (OSError, SystemExit):  # rich makes a SystemExit of a reader that left
         if (problem := streams.broken()) is None:
@@ -105,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if problem.reader_left:
         return 141
-    streams.complain(f"error: standard output: {problem.reason}. What was to be printed there is lost.")
+    log.error("standard output: %s. What was to be printed there is lost.", problem.reason)
     return 2
 
 

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from assent import cpus
+from assent import cpus, messages
 from assent.carried import by_all, portable, tried
 from assent.errors import CheckpointError, ConfigError
 from assent.launch import join, launched
@@ -53,6 +53,7 @@ def init(threads: int = 0) -> World:
     where it is within a container's quota). Raises ConfigError where the variables of launchers make no sense, and
     where the other ranks are not there in time."""
     place = launched(os.environ)
+    messages.show(place.rank)
     if threads or place.local_size > 1:
         torch.set_num_threads(threads or max(1, cpus.usable() // place.local_size))
     elif "OMP_NUM_THREADS" not in os.environ:

@@ -65,7 +65,7 @@ def steady_output() -> Iterator[None]:
 
 def tell(text: str) -> None:
     """A line to standard error that may be written at any moment, from a signal handler too, where Python's own streams
-    may be in the middle of a write."""
+    may be in the middle of a write: they take no second one, and the message of a logger would be lost."""
     with suppress(OSError):
         os.write(2, text.encode())
 

@@ -91,12 +91,6 @@ def broken() -> Broken | None:
     return Broken(getattr(error, "strerror", None) or str(error), isinstance(error, BrokenPipeError))
 
 
-def complain(text: str) -> None:
-    """One message on standard error, where that takes it."""
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-
-
 def _silence() -> None:
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)

@@ -169,7 +169,7 @@ def measured(kind: str, folder: Path) -> Found:
     reward = kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     told = io.StringIO()
     try:
-        with contextlib.redirect_stdout(told):
+        with contextlib.redirect_stderr(told):
             policy = load_policy(ModelConfig(str(folder), precision="fp32"), max_length=64)
     except ModelError as error:
         return Found(_reason(error, folder), "", "", reward)
@@ -177,8 +177,8 @@ def measured(kind: str, folder: Path) -> Found:
     with contextlib.suppress(ValueError):
         own.set_attn_implementation("eager")
     check_training(policy, own)
-    _, _, why = told.getvalue().strip().rpartition("prompts are not shared, because ")
-    shared = "yes" if policy.tree else _reason(why, folder)
+    _, _, why = told.getvalue().rpartition("prompts are not shared, because ")
+    shared = "yes" if policy.tree else _reason(why.partition("\n")[0], folder)
     try:
         check_sampling(policy.model, 64)
     except ModelError as error:

@@ -228,7 +228,7 @@ def test_inexact_architectures_run_flat_and_exact(name: str, tmp_path: Path, cap
     path = saved(config(), tmp_path)
     policy = load_policy(ModelConfig(path, precision="fp32"), max_length=16)
     assert not policy.tree
-    assert "prompts are not shared, because" in capsys.readouterr().out
+    assert "prompts are not shared, because" in capsys.readouterr().err
     scores = policy(collate(trees(), flat=True), 0.7)
     torch.testing.assert_close(scores.logprobs, padded(policy.model, 0.7)[0], atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match=f"cannot share prompts exactly.*({reason})(.|\n)*--model.layout flat"):
@@ -264,7 +264,7 @@ def test_the_check_accepts_what_is_exact_and_catches_what_is_not(capsys) -> None
     with pytest.raises(ModelError, match=r"m cannot share prompts exactly: sharing .* nats .*--model.layout flat"):
         choose_layout(policy, sample, "m", "tree", 64)
     choose_layout(policy, sample, "m", "auto", 64)
-    assert not policy.tree and "prompts are not shared, because sharing prompts changes" in capsys.readouterr().out
+    assert not policy.tree and "prompts are not shared, because sharing prompts changes" in capsys.readouterr().err
 
 
 def test_activation_checkpointing_changes_no_gradient(tiny_model_dir: Path) -> None:

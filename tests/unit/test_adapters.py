@@ -184,7 +184,7 @@ def test_layers_that_kernels_read_past_their_adapters_are_left_out_and_said(toke
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     policy = adapted(folder_of(config, tmp_path / "base"))
-    assert "all-linear leaves out conv1d, dt_proj, out_proj" in capsys.readouterr().out
+    assert "all-linear leaves out conv1d, dt_proj, out_proj" in capsys.readouterr().err
     saved(policy, tokenizer, tmp_path / "out")
 
 

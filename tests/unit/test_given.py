@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import assent.algorithms.experience as experience_module
 import numpy as np
 import pytest
 import torch
@@ -316,12 +315,10 @@ def test_a_hinted_answer_is_an_answer_to_the_prompt_alone(experience, chat: Chat
         assert tree.per_response["finished"][-1] == answer.per_response["finished"][0]
 
 
-def test_a_prompt_that_is_too_long_with_its_hint_gets_none(experience, monkeypatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(experience_module, "say", said.append)
+def test_a_prompt_that_is_too_long_with_its_hint_gets_none(experience, caplog) -> None:
     made = experience(given=GivenConfig("hint", "Say {answer} {answer}", when="always"))
     assert [hint is None for hint in made.hints] == [False, True, False]
-    assert said == ["unused: 1 of 3 prompts have more than 87 tokens with --given.hint and get no hint"]
+    assert caplog.messages == ["unused: 1 of 3 prompts have more than 87 tokens with --given.hint and get no hint"]
     state = resolved(made.state_dict())
     rollout = made.make(0.1)
     assert rollout.metrics["given"] == pytest.approx(2 / 3)

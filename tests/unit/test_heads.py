@@ -159,7 +159,7 @@ def test_a_head_of_our_own(kind: str, base, tokenizer, tmp_path: Path, capsys) -
     folder = base(kind)
     assert type(AutoConfig.for_model(kind)) not in AutoModelForSequenceClassification._model_mapping
     scorer = load_score_model(config_of(folder), tokenizer, max_length=64)
-    assert "its head of one output (score.weight) is new and untrained" in capsys.readouterr().out
+    assert "its head of one output (score.weight) is new and untrained" in capsys.readouterr().err
     batch = rows(flat=not scorer.tree)
     start = scorer.head.weight.detach().clone()
     scorer(batch, batch.last).sum().backward()
@@ -176,7 +176,7 @@ def test_a_head_of_our_own(kind: str, base, tokenizer, tmp_path: Path, capsys) -
     assert usage.own and usage.head == "score.weight" and usage.notes == ()
     again = load_score_model(config_of(tmp_path), tokenizer, max_length=64, trainable=False, new_head=False)
     torch.testing.assert_close(scores(again), want, atol=1e-6, rtol=0)
-    assert "new and untrained" not in capsys.readouterr().out
+    assert "new and untrained" not in capsys.readouterr().err
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["assent_head"]["class"] == "assent" and written["problem_type"] == "regression"
     by_itself = type(again.plain).from_pretrained(tmp_path, dtype=torch.float32).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import logging
 import signal
 import sys
 import time
@@ -15,9 +16,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from assent import messages
 from assent.errors import OutputError, UserError
 from assent.interrupt import Interrupt
-from assent.train import checkpoint, progress
+from assent.train import checkpoint
 from assent.train.log import MetricsLog, SamplesLog, open_trackers, read_jsonl, read_metrics
 from assent.train.progress import Progress, clock
 
@@ -61,11 +63,11 @@ def test_resuming_drops_exactly_what_came_after_the_checkpoint(tmp_path):
     assert path.read_bytes() == b""
 
 
-def test_a_log_shorter_than_its_checkpoint_says_so_and_keeps_whole_lines(tmp_path):
+def test_a_log_shorter_than_its_checkpoint_says_so_and_keeps_whole_lines(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2')
-    with pytest.warns(UserWarning, match="metrics.jsonl is shorter"):
-        MetricsLog(path, keep_bytes=1000).write(3, {})
+    MetricsLog(path, keep_bytes=1000).write(3, {})
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "metrics.jsonl is shorter" in caplog.text
     assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
 
 
@@ -179,7 +181,8 @@ def test_tensorboard_writes_events(tmp_path):
 def screen(monkeypatch):
     def make(terminal: bool) -> io.StringIO:
         text = io.StringIO()
-        monkeypatch.setattr(progress, "console", Console(file=text, force_terminal=terminal, width=120))
+        console = Console(file=text, force_terminal=terminal, width=120)
+        monkeypatch.setattr(messages, "console", lambda: console)
         return text
 
     return make
@@ -204,7 +207,7 @@ def test_nested_bars_on_a_terminal(screen):
         with Progress(3, "sft") as inner:
             inner.update(3, "loss 0.5")
         outer.update(1)
-        progress.say("between [phases]")
+        logging.getLogger("assent.anything").info("between [phases]")
     assert Progress._bars is None
     assert all(part in text.getvalue() for part in ("demo", "sft", "3/3", "loss 0.5", "between [phases]"))
 

@@ -207,7 +207,7 @@ def test_known_leftovers_do_no_harm_or_are_said(tiny_model_dir: Path, tmp_path: 
     weights["vision_tower.patch.weight"] = torch.ones(4)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert torch.equal(loaded(folder), loaded(tiny_model_dir))
-    assert "not loaded, and not in what is saved: vision_tower.patch (1 weights)" in capsys.readouterr().out
+    assert "not loaded, and not in what is saved: vision_tower.patch (1 weights)" in capsys.readouterr().err
 
 
 # ---- assent export

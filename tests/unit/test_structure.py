@@ -25,7 +25,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 RANKS = (
     ("errors", "foreign"),
     ("cpus", "files", "names", "outputs", "streams", "http", "process"),
-    ("guest",),
+    ("guest", "messages"),
     ("lock",),
     ("config",),
     ("arguments",),
@@ -57,6 +57,7 @@ LIGHT = (
     *(name for name in NAMES if name.startswith("config/")),
     "cpus.py",
     "errors.py",
+    "messages.py",
     "names.py",
     "process.py",
     "streams.py",

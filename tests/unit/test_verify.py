@@ -68,8 +68,8 @@ def test_an_inexact_tree_falls_back_to_rows_and_says_by_how_much(monkeypatch, ca
     real = TreeAttend._run
     monkeypatch.setattr(TreeAttend, "_run", lambda self, q, k, v, s: real(self, q, k, v, s * 1.05))
     assert not settled(tiny()).tree
-    out = capsys.readouterr().out
-    assert out.startswith("m: prompts are not shared, because sharing prompts changes its log-probs by ")
+    out = capsys.readouterr().err
+    assert out.startswith("warning: m: prompts are not shared, because sharing prompts changes its log-probs by ")
     with pytest.raises(ModelError, match=r"cannot share prompts exactly: sharing .* nats .* Use --model.layout flat"):
         settled(tiny(), "tree")
 
@@ -92,7 +92,7 @@ def test_code_that_fails_on_trees_falls_back(capsys) -> None:
     real = layer.forward
     layer.forward = lambda *args, attend=None, **options: real(*args, **options)
     assert not settled(model).tree
-    assert "its layers do not pass on what the attention over shared prompts needs" in capsys.readouterr().out
+    assert "its layers do not pass on what the attention over shared prompts needs" in capsys.readouterr().err
     layer.forward = lambda *args, attend=None, **options: real(*args, **options)[5]
     with pytest.raises(ModelError, match="its own code fails on a few tokens: IndexError"):
         settled(model)
@@ -123,7 +123,7 @@ def test_reward_models_are_checked_by_their_hidden_states(tokenizer, tmp_path, m
     real = TreeAttend._run
     monkeypatch.setattr(TreeAttend, "_run", lambda self, q, k, v, s: real(self, q, k, v, s * 1.05))
     assert not load_score_model(fp32(folder(tmp_path, vocab_size=len(tokenizer))), tokenizer, max_length=32).tree
-    assert "sharing prompts changes its hidden states by" in capsys.readouterr().out
+    assert "sharing prompts changes its hidden states by" in capsys.readouterr().err
 
 
 def test_the_check_leaves_no_trace(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_generate_refuses_a_wrong_engine(tokenizer, tmp_path: Path) -> None:
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_probe_with_a_wrong_engine_finds_nothing_and_says_why(tokenizer, tmp_path: Path, monkeypatch) -> None:
+def test_a_probe_with_a_wrong_engine_finds_nothing_and_says_why(tokenizer, tmp_path: Path, caplog) -> None:
     from assent.algorithms.probe import Probe
     from assent.config import ProbeConfig
     from assent.data.chat import Chat
@@ -400,11 +400,12 @@ def test_a_probe_with_a_wrong_engine_finds_nothing_and_says_why(tokenizer, tmp_p
     prompts = [Example(prompt=(Message("user", "What is red?"),))]
     policy = load_policy(fp32(path), max_length=64)
     assert policy.tree
-    said: list[str] = []
-    monkeypatch.setattr("assent.algorithms.probe.say", said.append)
+    caplog.clear()
     probe = Probe(session, policy, None, prompts, ProbeConfig(max_new_tokens=8))
     assert probe().metrics == {}
-    assert said[0].startswith("No answers are sampled at evaluations: DiffLlamaForCausalLM cannot be sampled")
+    assert caplog.messages[0].startswith(
+        "No answers are sampled at evaluations: DiffLlamaForCausalLM cannot be sampled"
+    )
 
 
 # ---- vocabularies
@@ -533,7 +534,7 @@ def test_what_is_left_out_of_a_composite_model_is_said(tmp_path: Path, capsys) -
     config.save_pretrained(tmp_path)
     load_policy(fp32(str(tmp_path)), max_length=32)
     assert "composite model (qwen3_5): its language model alone is trained and saved (qwen3_5_text)" in (
-        capsys.readouterr().out
+        capsys.readouterr().err
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,8 @@ from assent.algorithms.features import Features
 from assent.config import Objective
 from assent.train.loop import Sums
 from assent.train.measured import Evaluation
-from assent.train.progress import say
+
+log = logging.getLogger(__name__)
 
 SIDES = {"pairs": ("chosen", "rejected"), "binary": ("desirable", "undesirable"), "ranking": ("best", "rest")}
 SIDES["rating"] = SIDES["ranking"]
@@ -124,7 +126,7 @@ class Watch:
             self.warned = True
             moves = ", ".join(f"{s} {b:.2f} -> {n:.2f}" for s, b, n in zip(sides, self.start, now, strict=True))
             likelihood = "--plus sft:0.2, assent dpop, " if feedback == "pairs" else ""
-            say(
+            log.warning(
                 f"Both kinds of answers have become less likely ({moves} nats per token): the policy moves to answers "
                 f"that nobody has judged. Remedies: {likelihood}a larger --loss.beta, fewer steps."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, 
 from assent.models.sources import CRITIC, Checkpoint, Source, ask_hub, resolve
 from assent.models.stored import configuration
 from assent.train import checkpoint
-from assent.train.progress import say
+
+log = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> Path:
@@ -39,7 +41,7 @@ def export(config: ExportConfig) -> Path:
     with complete_or_absent(out) as partial:
         checked = _write(model, source, partial, config)
         (partial / "README.md").write_text(_card(out.name, path, source, checked), encoding="utf-8")
-    say(f"{out}: {checked}")
+    log.info(f"{out}: {checked}")
     return out
 
 

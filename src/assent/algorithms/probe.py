@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,8 +24,9 @@ from assent.rollout.check import check_sampling
 from assent.rollout.sampler import Sampler
 from assent.rollout.torch_engine import TorchEngine
 from assent.train.measured import Evaluation
-from assent.train.progress import say
 from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 
 class Probe:
@@ -45,8 +47,8 @@ class Probe:
         unique = list({example.prompt: example for example in prompts if example.prompt}.values())
         fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := session.chat.prompt_ids(e)) <= room]
         self.unused = unused_ids(policy.plain, session.tokenizer)
-        if unique and config.prompts and not fitting and session.world.is_main:
-            say(
+        if unique and config.prompts and not fitting:
+            log.warning(
                 "No answers are sampled at evaluations: no held-out prompt leaves room for --probe.max_new_tokens "
                 f"{config.max_new_tokens} within --data.max_length."
             )
@@ -57,8 +59,7 @@ class Probe:
             with unsharded(policy):
                 check_sampling(policy.model, self.session.config.data.max_length)
         except ModelError as error:
-            if self.session.world.is_main:
-                say(f"No answers are sampled at evaluations: {error}")
+            log.warning(f"No answers are sampled at evaluations: {error}")
             return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,9 @@ from assent.names import suggestion
 from assent.outputs import try_file
 from assent.rewards.group import Group, RewardError, checked
 from assent.train.beforehand import ANSWER
-from assent.train.progress import say
 from assent.train.runfolder import owned
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 START = "start"
@@ -76,14 +78,12 @@ def _compare(config: CompareConfig, world: World, out: Path) -> Path:
             precision=config.model.precision,
         )
 
-    if world.is_main:
-        say(f"answers of {START} to {len(prompts)} prompts, before anything is trained")
+    log.info(f"answers of {START} to {len(prompts)} prompts, before anything is trained")
     first = answers_of(start)
     answers = {START: distributed.on_main(lambda: scored(first, [e.prompt for e in prompts], scorers))}
 
     def stage(number: int, text: str) -> None:
-        if world.is_main:
-            say(f"[{number}/{len(runs) + 1}] {text}")
+        log.info(f"[{number}/{len(runs) + 1}] {text}")
 
     for number, (name, run) in enumerate(runs.items(), 1):
         stage(number, name)

@@ -4,6 +4,7 @@ training step ever saw, and one report."""
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -49,8 +50,10 @@ from assent.models.loading import quiet_transformers
 from assent.models.saving import complete_or_absent
 from assent.statistics import mean_interval
 from assent.train.log import read_jsonl, read_metrics
-from assent.train.progress import clock, say
+from assent.train.progress import clock
 from assent.train.runfolder import owned
+
+log = logging.getLogger(__name__)
 
 SAMPLING = SamplingConfig(max_new_tokens=48, max_batch=128)
 ANSWERS = 4
@@ -74,8 +77,7 @@ def _run(config: DemoConfig, world: Ranks, out: Path) -> Path:
     runs = stages(out, paths, config)
 
     def stage(number: int, text: str) -> None:
-        if world.is_main:
-            say(f"[{number}/{len(runs) + 1}] {text}")
+        log.info(f"[{number}/{len(runs) + 1}] {text}")
 
     for number, (name, train, run) in enumerate(runs, 1):
         stage(number, name)
@@ -89,7 +91,7 @@ def _run(config: DemoConfig, world: Ranks, out: Path) -> Path:
         table.render(Console(width=None if sys.stdout.isatty() else 110))
         print(f"Reward model: {accuracy(out / 'reward')} of held-out noisy labels right")
         page = write_report(ReportConfig((str(out),), str(out / "report.html"), "assent demo: the assistant world"))
-        say(f"Done in {clock(time.monotonic() - begun)}.")
+        log.info(f"Done in {clock(time.monotonic() - begun)}.")
         return page
 
     return distributed.on_main(report)
@@ -119,7 +121,7 @@ def make_world(folder: Path, config: DemoConfig) -> WorldPaths:
     """The assistant world in `folder`, made where it is not there yet."""
     paths = WorldPaths(folder)
     if not folder.is_dir():
-        say("[0] world: knowledge, demonstrations, labels of simulated annotators, a random model")
+        log.info("[0] world: knowledge, demonstrations, labels of simulated annotators, a random model")
         for unfinished in folder.parent.glob(".world-*"):
             shutil.rmtree(unfinished)
         with complete_or_absent(folder) as partial:

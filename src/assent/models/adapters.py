@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from assent.models.policy import Backbone
 from assent.models.quantize import dequantised, is_transposed
 from assent.models.sources import Checkpoint
 from assent.names import suggestion
+
+log = logging.getLogger(__name__)
 
 ALL_LINEAR = ("all-linear",)
 READ_BY_WEIGHT = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), ("out_proj", "conv1d"))
@@ -315,7 +318,9 @@ def _tell_left_out(adapted: Any, excluded: Collection[str]) -> None:
     experts = {name for name in experts if ".lora_" not in name and "conv" not in name}
     names = {name.rpartition(".")[2] for name in (*experts, *excluded)}
     if names:
-        print(f"--model.lora.targets all-linear leaves out {', '.join(sorted(names))}, where adapters would not work")
+        log.info(
+            f"--model.lora.targets all-linear leaves out {', '.join(sorted(names))}, where adapters would not work"
+        )
 
 
 def _is_adapter(name: str) -> bool:

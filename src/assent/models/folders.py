@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -11,6 +12,8 @@ from assent.config import ModelConfig
 from assent.errors import ModelError
 from assent.models.parts import decoder_of
 from assent.models.stored import configuration
+
+log = logging.getLogger(__name__)
 
 _TOWERS = ("vision_config", "audio_config", "visual_config", "vq_config")
 
@@ -61,7 +64,7 @@ def check_parts(model: PreTrainedModel, config: PreTrainedConfig, path: str) -> 
             f"{path} is a composite model ({config.model_type}) whose language model transformers cannot load alone, "
             "so it could not be saved. Give a text model."
         )
-    print(
+    log.warning(
         f"{path} is a composite model ({config.model_type}): its language model alone is trained and saved "
         f"({model.config.model_type}), without its other parts"
     )

@@ -4,6 +4,7 @@ output, read at chosen tokens."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from functools import cache, partial
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -43,6 +43,8 @@ from assent.models.recipe import (
 )
 from assent.models.saving import save_model
 from assent.models.sources import Source, resolve
+
+log = logging.getLogger(__name__)
 
 OWN = "score"
 """The head of our own, as transformers calls it in most of its classes."""
@@ -84,11 +86,11 @@ def load_score_model(
             f"{config.path} has no trained reward head ({found.head}.weight). Train one with: assent reward "
             f"--model.path {config.path} --data.train PAIRS --out FOLDER"
         )
-    if found.fresh and (not dist.is_initialized() or dist.get_rank() == 0):
+    if found.fresh:
         reader = (
             "a class of assent's own (transformers has none that reads it so)" if found.own else type(model).__name__
         )
-        print(f"{config.path}: its head of one output ({found.head}.weight) is new and untrained, in {reader}")
+        log.info(f"{config.path}: its head of one output ({found.head}.weight) is new and untrained, in {reader}")
     for one in (model.config, model.config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
     embedding = model.get_input_embeddings()

@@ -4,7 +4,6 @@ offline and from nothing."""
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -133,5 +132,5 @@ def init_model(config: InitConfig) -> Path:
     tokenizer = train_tokenizer(texts, config.vocab_size)
     model = random_model(tokenizer, config)
     write_model(tokenizer, model, out)
-    print(f"{out}: {model.num_parameters():,} parameters, a vocabulary of {len(tokenizer):,} tokens", file=sys.stderr)
+    log.info(f"{out}: {model.num_parameters():,} parameters, a vocabulary of {len(tokenizer):,} tokens")
     return out

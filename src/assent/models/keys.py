@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from assent.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|position_ids$")
 """Surplus that says nothing: buffers that older versions stored."""
@@ -46,7 +49,7 @@ def check_keys(
         )
     if told:
         parts = sorted({".".join(name.split(".")[:2]) for name in told})
-        print(f"{folder}: not loaded, and not in what is saved: {', '.join(parts[:4])} ({len(told)} weights)")
+        log.warning(f"{folder}: not loaded, and not in what is saved: {', '.join(parts[:4])} ({len(told)} weights)")
 
 
 def check_tied(model: PreTrainedModel, folder: str) -> None:

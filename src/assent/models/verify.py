@@ -3,6 +3,7 @@ sequence alone, by its own attention, in evaluation mode. No architecture is tak
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from assent.models.policy import Backbone, Policy
 from assent.models.quantize import quantised_layers
 from assent.models.quiet import noisy_part
 from assent.models.stored import odd_numbers
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 2e-3
 """Of the spread of the logits (of hidden states: of their root mean square). One token too many or too few in an
@@ -140,7 +143,7 @@ def choose_layout(backbone: Backbone, sample: Sample, path: str, layout: str, ma
     if wrong is not None:
         raise ModelError(f"{path} ({type(model).__name__}) cannot be trained exactly: {wrong}.")
     if reason is not None:
-        print(f"{path}: prompts are not shared, because {reason}")
+        log.warning(f"{path}: prompts are not shared, because {reason}")
 
 
 def fault(backbone: Backbone, sample: Sample) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ from assent.rollout.build import engine_for
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
 from assent.rollout.torch_engine import TorchEngine
+
+log = logging.getLogger(__name__)
 
 UNFINISHED = ".part"
 """Behind the name of a file of answers while it is written."""
@@ -61,7 +64,7 @@ def generate(config: GenerateConfig) -> None:
             sys.stdout.write(json_line(row))
             sys.stdout.flush()
     else:
-        print(f"{_write(rows, config.out)} answers in {config.out}", file=sys.stderr)
+        log.info(f"{_write(rows, config.out)} answers in {config.out}")
 
 
 def check_new_file(out: str) -> None:
@@ -84,7 +87,7 @@ def answer(
         try:
             encoded.append((example.prompt, chat.prompt_ids(example)))
         except RowError as error:
-            print(f"left out: {error.at(example.origin)}", file=sys.stderr)
+            log.warning(f"left out: {error.at(example.origin)}")
     if not encoded:
         raise DataError(f"{config.prompts}: the chat template accepts none of the prompts.")
     size = _ROUND * config.sampling.max_batch
@@ -162,7 +165,7 @@ def _read_prompts(config: GenerateConfig) -> list[Example]:
     loaded = load_examples(config.prompts, limit=config.limit)
     examples, unusable = prompt_view(loaded.examples)
     for problem in [*loaded.problems, *unusable]:
-        print(f"left out: {problem}", file=sys.stderr)
+        log.warning(f"left out: {problem}")
     system = (Message("system", config.system),) if config.system else ()
     return [
         e if e.prompt[0].role in ("system", "developer") else replace(e, prompt=system + e.prompt) for e in examples

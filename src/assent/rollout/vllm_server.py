@@ -8,7 +8,7 @@ weights again, is found out by its first answer: it is given the right ones, and
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +32,8 @@ from assent.rollout.vllm_shared import (
     request,
 )
 from assent.rollout.vllm_worker import EXTENSION
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -249,7 +251,7 @@ class VllmServer:
         async def tell(reason: str) -> None:
             nonlocal told
             if not told:
-                print(f"waiting: {self._client.who} {reason}", file=sys.stderr, flush=True)
+                log.warning(f"waiting: {self._client.who} {reason}")
             told = True
 
         return await self._client.ask(

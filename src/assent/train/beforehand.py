@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import resource
 import shutil
@@ -37,8 +38,9 @@ from assent.train import checkpoint
 from assent.train.card import model_card
 from assent.train.closing import FILE, Summary
 from assent.train.final import write_final
-from assent.train.progress import say
 from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 WHOLE = 20_000_000
 """Parameters up to which a model's folder is written and read back as at the end; of larger ones all but weights."""
@@ -212,7 +214,7 @@ def _check_room(session: Session, one: int, final: int, total: int, keeps_best: 
     if free < min(saves, 1) * one + final:
         raise OutputError(f"--out {out}: {size_of(free)} are free there; {needs}. {_smaller(session.config)}")
     if free < more * one + final:
-        say(
+        log.warning(
             f"--out {out}: {size_of(free)} are free there; {needs}. Up to {more} checkpoints will be added "
             f"(--train.keep {train.keep}{', the best' if keeps_best else ''}, and the next while it is written): they "
             f"take {size_of(more * one)}, and the run will stop where there is no more room. Lower --train.keep, or "
@@ -220,7 +222,9 @@ def _check_room(session: Session, one: int, final: int, total: int, keeps_best: 
         )
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and limit < one:
-        say(f"--out {out}: files may be {size_of(limit)} long here (ulimit -f), and a checkpoint takes {size_of(one)}.")
+        log.warning(
+            f"--out {out}: files may be {size_of(limit)} long here (ulimit -f), and a checkpoint takes {size_of(one)}."
+        )
 
 
 def _check_engine_room(session: Session, policy: Backbone) -> None:
@@ -271,8 +275,8 @@ def try_rewards(
 
     Raises what the source raises."""
     groups = groups_of(*_made_up(session, examples, answers), session.chat, progress)
-    if isinstance(session.config, OnlineConfig) and session.config.rewards.servers and session.world.is_main:
-        say("Asking for the rewards of made-up answers; a server that is not up is waited for as in training.")
+    if isinstance(session.config, OnlineConfig) and session.config.rewards.servers:
+        log.info("Asking for the rewards of made-up answers; a server that is not up is waited for as in training.")
     try:
         with same_random_state():
             afresh(source).score(groups)

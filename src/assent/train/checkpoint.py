@@ -15,11 +15,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from torch import Tensor
 from assent.environment import versions
 from assent.errors import CheckpointError
 from assent.outputs import sync
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -194,7 +196,7 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 def _passing_over(newest: Path | None, damaged: list[str]) -> Path | None:
     for problem in damaged:
-        warnings.warn(f"Checkpoint passed over: {problem}", stacklevel=3)
+        log.warning(f"Checkpoint passed over: {problem}")
     return newest
 
 
@@ -260,7 +262,7 @@ def _retain(folder: Path, step: int, keep: int) -> None:
                 path.rename(doomed)
                 shutil.rmtree(doomed)
             except OSError as error:
-                warnings.warn(f"Could not delete the old checkpoint {path}: {error}", stacklevel=3)
+                log.warning(f"Could not delete the old checkpoint {path}: {error}")
 
 
 def _remove_leftovers(folder: Path) -> None:

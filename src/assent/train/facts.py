@@ -6,8 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from assent.train import progress
-
 LABEL = 12
 """Columns that a label takes."""
 
@@ -22,13 +20,8 @@ class Fact:
     command: bool = False
 
 
-def tell(facts: Sequence[Fact]) -> None:
-    """Says the facts: on a terminal broken to its width, elsewhere one line each."""
-    progress.say(layout(facts, progress.console.width if progress.console.is_terminal else None))
-
-
 def layout(facts: Sequence[Fact], width: int | None = None) -> str:
-    """The facts as aligned lines of at most `width` columns."""
+    """The facts as aligned lines of at most `width` columns; one line each where that is None."""
     lines: list[str] = []
     for fact in facts:
         start = f"{fact.label:<{LABEL}}"

@@ -3,6 +3,7 @@ and how to go on."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from assent.errors import AssentError, CheckpointError, Interrupted, ShutdownReq
 from assent.foreign import brief
 from assent.guest import blamed, ends_programs
 from assent.interrupt import Interrupt
+
+log = logging.getLogger(__name__)
 
 TOGETHER = 5.0
 """Seconds within which all ranks must meet to save."""
@@ -50,7 +53,7 @@ def guard(state: Guarded) -> Iterator[None]:
     def rescue(number: int) -> None:
         if sys.stderr.isatty():
             process.tell("\x1b[?25h")  # the live bar has hidden the cursor
-        print(f"error: {ShutdownRequested(number, secured(state, Interrupted(number)))}", file=sys.stderr)
+        log.error(ShutdownRequested(number, secured(state, Interrupted(number))))
         process.leave(128 + number)
 
     with process.steady_output(), Interrupt(rescue, shared_store()) as interrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 from assent.config import RunConfig, settings
 from assent.config.inputs import INPUTS, named
 from assent.errors import RunFolderError
-from assent.train.progress import say
+
+log = logging.getLogger(__name__)
 
 MAY_CHANGE = frozenset(
     {
@@ -88,7 +90,7 @@ def changed_options(before: Options, config: RunConfig, digested: Inputs, way_on
             "--resume: these options differ from those the run began with:\n" + "\n".join(fixed) + f"\n{way_on}"
         )
     if visible := [lines[name] for name in changes if name not in _UNSAID]:
-        say("Resuming with changed options:\n" + "\n".join(visible))
+        log.info("Resuming with changed options:\n" + "\n".join(visible))
     return {name: change for name, change in changes.items() if name not in _UNSAID}
 
 
@@ -113,7 +115,7 @@ def changed_inputs(before: Inputs, now: Inputs, accepted: tuple[str, ...]) -> Ch
             + " ".join([*accepted, *options])
         )
     if lines:
-        say("Resuming with other content (--resume_changed):\n" + "\n".join(lines.values()))
+        log.info("Resuming with other content (--resume_changed):\n" + "\n".join(lines.values()))
     return changes
 
 
@@ -124,7 +126,7 @@ def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> Ch
     changes = {name: [then.get(name), here[name]] for name in here if name in decides and then.get(name) != here[name]}
     if changes:
         lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changes.items()]
-        say("Resuming in another environment; numbers may differ in their last digits:\n" + "\n".join(lines))
+        log.warning("Resuming in another environment; numbers may differ in their last digits:\n" + "\n".join(lines))
     return changes
 
 

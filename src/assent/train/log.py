@@ -8,9 +8,9 @@ on the machine's mood; everything else is the same bytes for the same run.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,8 @@ from assent.data.jsonl import json_line
 from assent.errors import UserError
 from assent.foreign import named
 from assent.outputs import append, writing
-from assent.train.progress import say
+
+log = logging.getLogger(__name__)
 
 TIME = "time/"
 
@@ -40,10 +41,9 @@ class JsonlLog:
             self._file = self.path.open("r+b", buffering=0)  # so that a row is on the disk whole, or not at all
         size = self._file.seek(0, os.SEEK_END)
         if size < keep_bytes:
-            warnings.warn(
+            log.warning(
                 f"{self.path} is shorter ({size} bytes) than when the checkpoint was taken ({keep_bytes}); rows of "
-                "earlier steps are missing from it.",
-                stacklevel=2,
+                "earlier steps are missing from it."
             )
             keep_bytes = size
         self._file.truncate(self._line_end(keep_bytes))
@@ -63,7 +63,7 @@ class JsonlLog:
             self._file.close()
             self._file = self.path.open("x+b", buffering=0)
         append(self._file, b"".join(line for line in lines if _is_row(line)))
-        say(
+        log.warning(
             f"{self.path}: {len(broken)} of {len(lines)} rows are damaged (the first is line {broken[0]}) and left "
             f"out; what the file held is in {aside.name}."
         )
@@ -116,7 +116,7 @@ class MetricsLog(JsonlLog):
             except Exception as error:
                 self._trackers.remove(tracker)
                 who = type(tracker).__name__
-                say(f"{who} failed and gets no more of this run ({named(error)}). {self.path} goes on.")
+                log.warning(f"{who} failed and gets no more of this run ({named(error)}). {self.path} goes on.")
 
 
 class SamplesLog(JsonlLog):

@@ -1,31 +1,23 @@
-"""What a person sees while a run goes: notices, and a progress bar with the time left."""
+"""Progress bars with the time left, and lines where there is no terminal."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import IO, cast
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from assent.foreign import without_keys
-from assent.process import Steady
+from assent import messages
 
-console = Console(file=cast(IO[str], Steady(lambda: sys.stderr)), highlight=False)
-"""Where progress and notices go; standard output is for results. Where it breaks, they fall silent."""
+log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 10.0
 """Least time between two lines where there is no terminal."""
-
-
-def say(message: str) -> None:
-    """One notice, above the bars if any are shown."""
-    console.print(Text(without_keys(message)), soft_wrap=True)
 
 
 class _Bars(RichProgress):
@@ -63,14 +55,14 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._began = self._spoke = time.monotonic()
-        if console.is_terminal:
+        if messages.console().is_terminal:
             if Progress._bars is None:
                 Progress._bars = _Bars(
                     TextColumn("{task.description}"),
                     BarColumn(bar_width=30),
                     MofNCompleteColumn(),
                     TextColumn("{task.fields[left]}", style="cyan"),
-                    console=console,
+                    console=messages.console(),
                     refresh_per_second=4,
                 )
                 Progress._bars.start()
@@ -88,7 +80,7 @@ class Progress:
         if now - self._spoke >= QUIET_SECONDS or step >= self.total:
             self._spoke = now
             parts = (f"{self.label} {step}/{self.total}", self._left(), shown)
-            say("  ".join(part for part in parts if part))
+            log.info("  ".join(part for part in parts if part))
 
     def refresh(self, shown: str) -> None:
         """Other numbers below the bar, at the same step; nothing where there is no terminal."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +27,9 @@ from assent.models.references import FIELD, MovingReference, Reference
 from assent.models.sources import resolve
 from assent.outputs import try_file, writing
 from assent.train.digests import numbers_digest
-from assent.train.progress import say
 from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 
 def live_reference(session: Session, policy: Policy, config: ReferenceConfig) -> Reference:
@@ -65,13 +67,12 @@ def cached_reference(
     known = distributed.on_main(lambda: _read(file, identity, trees) if file.exists() else None)
     if known is None:
         distributed.on_main(lambda: try_file(file, f"--reference.cache {file}"))
-        if session.world.is_main:
-            say(f"Computing the reference's log-probs of {len(trees)} examples for {file}")
+        log.info(f"Computing the reference's log-probs of {len(trees)} examples for {file}")
         known = _compute(session, live_reference(session, policy, config), trees)
         values = known
         distributed.on_main(lambda: _write(file, identity, values))
-    elif session.world.is_main:
-        say(f"Reference log-probs from {file}")
+    else:
+        log.info(f"Reference log-probs from {file}")
     digest = {"reference.cache": {"log-probs": numbers_digest(known)}}
     distributed.on_main(lambda: session.folder.record_more(digest))
     done = iter(with_token_field(trees, FIELD, known))

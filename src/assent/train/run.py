@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from assent import distributed, interrupt
+from assent import distributed, interrupt, messages
 from assent.config import settings
 from assent.deferred import resolved
 from assent.errors import CheckpointError, Interrupted, RunFolderError
@@ -25,7 +26,7 @@ from assent.train.beforehand import try_outputs
 from assent.train.card import model_card
 from assent.train.closing import Pace, Summary, closing, write_summary
 from assent.train.commands import Live, command_of
-from assent.train.facts import Fact, tell
+from assent.train.facts import Fact, layout
 from assent.train.final import write_final
 from assent.train.finite import require_answers, require_evaluated, require_saved
 from assent.train.guard import guard
@@ -34,8 +35,10 @@ from assent.train.loop import Algorithm, StepResult, train_steps
 from assent.train.measured import Evaluation, Measured
 from assent.train.opening import opening
 from assent.train.optim import build_optimizer
-from assent.train.progress import Progress, say
+from assent.train.progress import Progress
 from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +260,7 @@ class Run:
         improved = best is None or followed.better(value, best) != best
         if improved:
             self.best = self.last
-        if self.session.world.is_main:
-            say(self.live.held_out + (", the best so far" if improved and self.step else ""))
+        log.info(self.live.held_out + (", the best so far" if improved and self.step else ""))
         return improved
 
     def finish(self, final: Mapping[str, Backbone]) -> RunResult:
@@ -267,12 +269,10 @@ class Run:
         card = partial(model_card, summary)
         for name, backbone in final.items():
             written = write_final(self.session, backbone, folder.path / name, card, compared=name == "model")
-            if self.session.world.is_main:
-                for note in written.notes:
-                    say(f"{folder.path / name}: {note}")
+            for note in written.notes:
+                log.warning(f"{folder.path / name}: {note}")
         distributed.on_main(lambda: write_summary(summary, folder.path))
-        if self.session.world.is_main:
-            tell(closing(summary))
+        log.info(layout(closing(summary), messages.width()))
         return RunResult(
             out=folder.path,
             model=folder.model,
@@ -350,7 +350,8 @@ def run(
     label, main = Path(session.config.out).name, session.world.is_main
     if main:
         start = state.step
-        tell(opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total))
+        facts = opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total)
+        log.info(layout(facts, messages.width()))
     with contextlib.closing(session.folder), guard(state):
         with Progress(total, label, state.step) if main else contextlib.nullcontext() as bar:
             state.conclude()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import platform
 import re
 import subprocess
@@ -45,7 +46,8 @@ from assent.train.history import (
     options_hash,
     options_of,
 )
-from assent.train.progress import say
+
+log = logging.getLogger(__name__)
 
 PREPARED = {"resolved.yaml", "environment.json", "data.json"}
 """Files that are there before the first step."""
@@ -270,7 +272,7 @@ def _earlier(path: Path, config: RunConfig, resume: str | None, before: Mapping[
     if checkpoint is None:
         return None
     if "inputs" not in meta:
-        say(f"{checkpoint} was written by an earlier version: what its run has read cannot be compared.")
+        log.warning(f"{checkpoint} was written by an earlier version: what its run has read cannot be compared.")
     return _Earlier(checkpoint, meta, changes)
 
 
@@ -301,17 +303,17 @@ def _environment(file: Path) -> dict[str, Any]:
 def _keep_logs(path: Path) -> None:
     """Where an earlier run has logged steps but left no checkpoint, puts its logs aside: they are all that is left of
     it, and the run that starts over writes its own."""
-    log = path / LOGS[0]
-    steps = re.findall(rb'^\{"step": (\d+)', log.read_bytes(), re.MULTILINE) if log.exists() else []
+    file = path / LOGS[0]
+    steps = re.findall(rb'^\{"step": (\d+)', file.read_bytes(), re.MULTILINE) if file.exists() else []
     if not (last := max(map(int, steps), default=0)):
         return
     number = next(n for n in itertools.count(1) if not any(_aside(path / name, n).exists() for name in LOGS))
     for name in LOGS:
         if (path / name).exists():
             (path / name).rename(_aside(path / name, number))
-    say(
+    log.warning(
         f"{path}: an earlier run reached step {last} without a checkpoint; this one starts over from step 0. The old "
-        f"log is kept as {_aside(log, number).name}. (--train.save_every N saves on the way.)"
+        f"log is kept as {_aside(file, number).name}. (--train.save_every N saves on the way.)"
     )
 
 
@@ -324,7 +326,9 @@ def _kept_threads(config: RunConfig, before: Mapping[str, Any], now: Mapping[str
     threads = before.get("threads", now["threads"])
     if config.train.threads or before.get("ranks") != now["ranks"] or threads == now["threads"]:
         return now["threads"]
-    say(f"Resuming with {threads} CPU threads, as the run began, not {now['threads']}: --train.threads changes it.")
+    log.info(
+        f"Resuming with {threads} CPU threads, as the run began, not {now['threads']}: --train.threads changes it."
+    )
     return threads
 
 

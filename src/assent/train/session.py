@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,8 +22,9 @@ from assent.models.policy import Policy, ScoreModel
 from assent.models.shared_ids import check_shared_ids
 from assent.models.vocabulary import check_vocabulary
 from assent.train.digests import digests
-from assent.train.progress import say
 from assent.train.runfolder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class SharesPrompts(Protocol):
@@ -142,8 +144,8 @@ def open_session(config: RunConfig) -> Session:
     world = distributed.init(config.train.threads)
     torch.manual_seed(config.train.seed)
     folder = distributed.on_main(lambda: RunFolder.create(config.out, config, config.resume, world.size))
-    if world.is_main and cpus.shares():
-        say(f"Other processes are at work here: threads that wait for one another sleep ({cpus.said()}).")
+    if cpus.shares():
+        log.info(f"Other processes are at work here: threads that wait for one another sleep ({cpus.said()}).")
     if folder.checkpoint is not None:
         torch.set_num_threads(folder.threads)
     tokenizer = load_tokenizer(config.model)

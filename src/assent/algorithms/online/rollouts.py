@@ -3,6 +3,7 @@ trained on."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,9 @@ from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.rollout.rollout import Rollout, joined
 from assent.rollout.sampler import Ask, Sampler
 from assent.train.finite import require_numbers
-from assent.train.progress import say
 from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 4
 """Most times that a rollout samples further prompts, where it wants no zero-variance groups."""
@@ -118,8 +120,8 @@ class Rollouts:
             raise DataError(
                 f"{told} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
             )
-        if without and self.session.world.is_main:
-            say(f"{told} and get no hint")
+        if without:
+            log.warning(f"{told} and get no hint")
         return hints
 
     # ---- sampling
@@ -219,11 +221,11 @@ class Rollouts:
         reasons = listed(failures)
         everything, useful = joined(seen), joined(found)
         if total > scored:
-            say(f"rollout {self.number + 1}: {total - scored} of {total} answers have no reward ({reasons})")
+            log.warning(f"rollout {self.number + 1}: {total - scored} of {total} answers have no reward ({reasons})")
         if not everything.prompts:
             raise RewardError(f"rollout {self.number + 1}: not one of {total} answers could be scored ({reasons}).")
         if not useful.prompts:
-            say(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
+            log.warning(f"rollout {self.number + 1}: no group of {ROUNDS * size} had answers of different rewards")
         trained = useful if useful.prompts else everything
         metrics = {"unscored": (total - scored) / total, **means(said)}
         return everything, trained.of_prompts(np.arange(min(size, len(trained.prompts)))), metrics
@@ -325,7 +327,7 @@ class Rollouts:
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.stuck = self.stuck + 1 if metrics.get("no_signal") == 1.0 else 0
         if self.stuck == STUCK:
-            say(
+            log.warning(
                 f"rollout {self.number + 1}: for {STUCK} rollouts all answers to a prompt were worth the same, so "
                 "nothing is learnt. Are the prompts too easy or too hard, or the rewards constant?"
             )
@@ -349,8 +351,8 @@ class Rollouts:
         found = pending.found
         if found is None:
             found = pending.found = self.sampler.finish_in_time()
-        if found is None and self.session.world.is_main:
-            say(
+        if found is None:
+            log.warning(
                 f"Answers to {len(pending.rows)} prompts were still being sampled, and are given up: a continued run "
                 "samples them anew, by the policy as it then is."
             )

@@ -6,6 +6,7 @@ One rollout of `train.batch_size` prompts goes through its stages, and is then t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,10 +45,11 @@ from assent.rollout.rollout import Rollout, pack
 from assent.rollout.sampler import Sampler
 from assent.train.beforehand import try_rewards
 from assent.train.loop import Loss
-from assent.train.progress import say
 from assent.train.references import frozen_reference
 from assent.train.run import RunResult, run
 from assent.train.session import Session, open_session
+
+log = logging.getLogger(__name__)
 
 MISMATCH = 0.1
 """Mean distance of the sampler's log-probs from the trainer's, with the same weights, from which a person is warned."""
@@ -182,9 +184,9 @@ class Online:
 
     def _watch(self, mismatch: float) -> None:
         """Warns a person, once, where sampler and trainer have the same weights and yet differ much."""
-        if mismatch > MISMATCH and not self.config.rollout.ahead and not self.warned and self.session.world.is_main:
+        if mismatch > MISMATCH and not self.config.rollout.ahead and not self.warned:
             self.warned = True
-            say(
+            log.warning(
                 f"rollout {self.number + 1}: sampler and trainer differ by {mismatch:.2g} nats a token (expected below "
                 f"{MISMATCH:g}) although their weights are the same. Do they run the same model, in like precision? "
                 "--rollout.correction bounds what it does to the gradient."
@@ -261,9 +263,9 @@ def train_online(config: OnlineConfig) -> RunResult:
     session = open_session(config)
     algorithm, data = set_up(session, config)
     method, rollouts = algorithm.method, algorithm.rollouts
-    if method.learning_rate != config.optim.lr and session.world.is_main:
+    if method.learning_rate != config.optim.lr:
         average = "" if method.ewma is None else f", ewma {method.ewma:.4g}"
-        say(f"For batches of {config.train.batch_size}: learning rate {method.learning_rate:.3g}{average}.")
+        log.info(f"For batches of {config.train.batch_size}: learning rate {method.learning_rate:.3g}{average}.")
     own = None if method.critic is None else method.critic.lr
     policy, critic = algorithm.models.policy, algorithm.models.critic
     per_epoch = -(-len(data.train_examples) // config.train.batch_size)
@@ -343,6 +345,5 @@ def _mixed(session: Session, models: Models, config: PtxConfig) -> EpochStream:
     assert config.data is not None
     rows = replace(session.config.data, train=config.data, eval=None, eval_fraction=0.0, columns={}, format="auto")
     data = distributed.on_main(lambda: prepare(rows, session.chat, sft_view))
-    if session.world.is_main:
-        say(f"Mixed in: {summary(data.report)}")
+    log.info(f"Mixed in: {summary(data.report)}")
     return session.stream(data.train, models, batch_size=config.batch_size)
