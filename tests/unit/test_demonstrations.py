@@ -317,9 +317,7 @@ def test_what_is_reported_of_the_policy_leaves_demonstrations_out(make) -> None:
 def test_better_looks_at_the_sampled_rewards(make) -> None:
     made = next_of(make(given=GivenConfig("row")))
     rollout, expected = made.rollout, 0
-    for rewards, marks in zip(
-        rollout.by_prompt(rollout.reward), rollout.by_prompt(rollout.demonstration), strict=True
-    ):
+    for rewards, marks in zip(rollout.by_prompt(rollout.reward), rollout.by_prompt(rollout.demonstration), strict=True):
         expected += marks[-1]
         assert not marks[:-1].any() and (not marks[-1] or rewards[-1] > rewards[:-1].max())
     assert made.metrics["given"] == pytest.approx(expected / 3)

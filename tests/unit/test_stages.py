@@ -47,9 +47,7 @@ def rollout(*groups: Sequence[Given]) -> Rollout:
 
 
 def config_of(method: str, kl: dict[str, Any], **loss: Any) -> OnlineConfig:
-    return online_config(
-        method, loss=loss, model=ModelConfig("unused"), data=DataConfig("unused"), out="unused", kl=kl
-    )
+    return online_config(method, loss=loss, model=ModelConfig("unused"), data=DataConfig("unused"), out="unused", kl=kl)
 
 
 # ---- score
