@@ -12,12 +12,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from assent.algorithms.credit import credit
-from assent.algorithms.rollouts import GIVEN, describe
-from assent.algorithms.surrogate import PROXIMAL
 from torch import Tensor
 
-from assent.algorithms.online.models import Models
+from assent.algorithms.online.method import method_with
+from assent.algorithms.online.models import ForwardCache, Models
+from assent.algorithms.online.samples import describe
+from assent.algorithms.online.stages import advantages
 from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference import Preference, balanced
 from assent.algorithms.reward import Reward
@@ -53,6 +53,8 @@ from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.models.references import Reference
 from assent.rewards.model import ModelReward
+from assent.rollout.engine import Completion
+from assent.rollout.rollout import pack, rollout_of
 from assent.train.loop import Loss, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.session import Session
@@ -82,10 +84,10 @@ def pair_trees(number: int = 7, *, extra: Sequence[str] = ()) -> list[TokenTree]
                 "advantages": draw.normal(size=n),
                 "returns": draw.normal(size=n),
             }
-            if PROXIMAL in extra:
-                fields[PROXIMAL] = draw.uniform(-6, -5.6, n)
-            if GIVEN in extra:
-                fields[GIVEN] = np.full(n, float(draw.random() < 0.4))
+            if "ewma" in extra:
+                fields["ewma"] = draw.uniform(-6, -5.6, n)
+            if "sampled" in extra:
+                fields["sampled"] = np.full(n, float(draw.random() >= 0.4))
             branches.append(Branch(draw.integers(3, 260, size), trained, fields))
         prompt = draw.integers(3, 260, draw.integers(1, 12))
         made.append(TokenTree(prompt, tuple(branches), ((0, 1, float(draw.random())),), key=key))
@@ -205,11 +207,11 @@ ALGORITHMS: dict[str, Make] = {
     "ppo with penalty": online("ppo", loss={"objective": "penalty", "penalty": 3.0}),
     "ppo, entropy": online("ppo", loss={"entropy": 0.05, "dual_clip": 3.0}),
     "ppo, shared": online("ppo", critic=CriticConfig("policy", shared=True, coef=0.3)),
-    "ppo, proximal": online("ppo", loss={"ewma": 0.9}),
+    "ppo, ewma": online("ppo", loss={"ewma": 0.9}),
     "grpo, full KL": online("grpo", kl=vars(KLConfig(0.1, place="loss", estimator="full"))),
     "grpo, given": online("grpo", given=GivenConfig("row")),
 }
-EXTRA = {"ppo, proximal": (PROXIMAL,), "grpo, given": (GIVEN,)}
+EXTRA = {"ppo, ewma": ("ewma",), "grpo, given": ("sampled",)}
 """Fields that these read beside the others."""
 
 
@@ -305,7 +307,7 @@ READ_ONCE: dict[str, Make] = {
     "ppo": online("ppo", rollout=ONCE),
     "ppo, shared": online("ppo", rollout=ONCE, critic=CriticConfig("policy", shared=True, coef=0.3)),
     "ppo, entropy": online("ppo", rollout=ONCE, loss={"entropy": 0.05}),
-    "ppo, proximal": online("ppo", rollout=ONCE, loss={"ewma": 0.9}),
+    "ppo, ewma": online("ppo", rollout=ONCE, loss={"ewma": 0.9}),
     "ppo, full KL": online("ppo", rollout=ONCE, kl=vars(KLConfig(0.1, estimator="full"))),
     "ppo, full KL in the loss": online("ppo", rollout=ONCE, kl=vars(KLConfig(0.1, place="loss", estimator="full"))),
     "reinforce++": online("reinforce++", rollout=ONCE),
@@ -316,7 +318,7 @@ READ_ONCE: dict[str, Make] = {
 @pytest.mark.parametrize("name", READ_ONCE)
 def test_a_forward_pass_kept_for_the_one_step_is_that_of_the_step(name: str, tiny_model_dir: Path, tokenizer) -> None:
     algorithm = READ_ONCE[name](tiny_model_dir, tokenizer)
-    made, kept = next(filter(None, algorithm.windows())), algorithm.models.kept
+    made, kept = next(filter(None, algorithm.windows())), algorithm.cache.passes
     assert list(kept) == [batch.keys for batch in made.batches]
     with patch.object(Policy, "forward", side_effect=AssertionError("read twice")):
         got = gradient(algorithm, [made])
@@ -330,7 +332,7 @@ def test_a_forward_pass_is_kept_where_the_rollout_is_one_micro_batch_alone(tiny_
         make = online("ppo", rollout=ONCE, train=TrainConfig(micro_tokens=micro_tokens))
         algorithm = make(tiny_model_dir, tokenizer)
         made = next(filter(None, algorithm.windows()))
-        assert (len(made.batches) == 1) == bool(kept) == bool(algorithm.models.kept)
+        assert (len(made.batches) == 1) == bool(kept) == bool(algorithm.cache.passes)
 
 
 class Fixed:
@@ -443,14 +445,12 @@ def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: 
         rollout=vars(RolloutConfig(responses=3)),
         shaping=vars(ShapingConfig(missing_eos_penalty=0.5)),
     )(tiny_model_dir, tokenizer)
-    trees = algorithm.experience.make(kl_coef=0.1).trees
-    branches = [branch for tree in trees for branch in tree.branches]
-    assert sum(len(branch) for branch in branches) > 50
-    for branch in branches:
-        np.testing.assert_allclose(branch.per_token["old"], branch.per_token["sampler"], atol=1e-4)
-        np.testing.assert_allclose(branch.per_token["old"], branch.per_token["reference"], atol=1e-5)
-    assert describe(trees)["kl"] == pytest.approx(0, abs=1e-4)
-    made = window(trees[:2], micro_tokens=200)
+    rollout = algorithm.rollouts.make(0.1, steps=2, warming=False, cache=ForwardCache()).rollout
+    assert len(rollout.ids) > 50
+    np.testing.assert_allclose(rollout.old, rollout.sampler, atol=1e-4)
+    np.testing.assert_allclose(rollout.old, rollout.reference, atol=1e-5)
+    assert describe(rollout)["kl"] == pytest.approx(0, abs=1e-4)
+    made = pack(rollout.of_prompts([0, 1]), micro_tokens=200, flat=False, world=ONE)
     sums: dict[str, float] = {}
     for batch in made.batches:
         for name, (value, _) in algorithm.loss(batch, made.counts).metrics.items():
@@ -462,44 +462,38 @@ def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: 
 def test_every_rollout_is_whole(tiny_model_dir: Path, tokenizer) -> None:
     """Five prompts in rollouts of four: the orders of the epochs follow each other, and no minibatch is empty."""
     algorithm = ppo(tiny_model_dir, tokenizer)
-    drawn = [index for _ in range(5) for index in algorithm.experience.prompts.next(4).tolist()]
+    drawn = [index for _ in range(5) for index in algorithm.rollouts.prompts.next(4).tolist()]
     assert [sorted(drawn[start : start + 5]) for start in range(0, 20, 5)] == [list(range(5))] * 4
     assert drawn[:5] == order(5, seed=0, epoch=0).tolist() and drawn[5:10] == order(5, seed=0, epoch=1).tolist()
-    algorithm.buffer = pair_trees(4)
+    responses = [[Completion(np.array([key]), np.zeros(1, np.float32), True)] for key in range(4)]
+    algorithm.buffer = rollout_of([np.array([1])] * 4, np.arange(4), responses)
     for epoch in range(2):
         parts = [algorithm._minibatch(2 * epoch + part) for part in range(2)]
-        assert sorted(tree.key for part in parts for tree in part) == list(range(4)) and all(parts)
+        assert sorted(row for part in parts for row in part.rows) == list(range(4)) and all(map(len, parts))
 
 
-def test_credit_is_gae_over_kl_and_reward(tiny_model_dir: Path, tokenizer) -> None:
+def test_advantages_are_gae_over_kl_and_reward(tiny_model_dir: Path, tokenizer) -> None:
     """Each answer by itself, in a loop: the KL at every token, the score (and the penalty) at the last."""
-    algorithm = ppo(tiny_model_dir, tokenizer)
-    config = replace(
-        algorithm.config,
-        loss=replace(algorithm.config.loss, whiten=False, gamma=0.9, lam=0.8),
-    )
+    config = ppo(tiny_model_dir, tokenizer).config
+    config = replace(config, loss=replace(config.loss, whiten=False, gamma=0.9, lam=0.8))
     draw = np.random.default_rng(2)
-    trees = []
-    for key in range(3):
-        branches = tuple(
-            Branch(
-                draw.integers(3, 99, n),
-                np.ones(n, bool),
-                {name: draw.normal(size=n) for name in ("old", "reference", "values", "entropy", "sampler")},
-            )
-            for n in draw.integers(1, 6, 2)
-        )
-        fields = {"shaped": draw.normal(size=2), "reward": np.zeros(2), "finished": np.array([1.0, 0.0])}
-        trees.append(TokenTree(np.array([1, 2]), branches, per_response=fields, key=key))
-    done, _ = credit(trees, config, 0.3)
-    for before, after in zip(trees, done, strict=True):
-        for i, (b, a) in enumerate(zip(before.branches, after.branches, strict=True)):
-            rewards = -0.3 * (b.per_token["old"] - b.per_token["reference"])
-            rewards[-1] += before.per_response["shaped"][i]
-            values, advantage, want = b.per_token["values"], 0.0, []
-            for t in reversed(range(len(rewards))):
-                following = values[t + 1] if t + 1 < len(values) else 0.0
-                advantage = rewards[t] + 0.9 * following - values[t] + 0.9 * 0.8 * advantage
-                want.insert(0, advantage)
-            np.testing.assert_allclose(a.per_token["advantages"], want, atol=1e-6)
-            np.testing.assert_allclose(a.per_token["returns"], np.array(want) + values, atol=1e-6)
+
+    def response() -> Completion:
+        size = int(draw.integers(1, 6))
+        return Completion(draw.integers(3, 99, size), draw.normal(size=size), bool(draw.random() < 0.5))
+
+    before = rollout_of([np.array([1, 2])] * 3, np.arange(3), [[response(), response()] for _ in range(3)])
+    columns = {name: draw.normal(size=len(before.ids)) for name in ("old", "reference", "values", "entropy")}
+    before = replace(before, shaped=draw.normal(size=6), reward=np.zeros(6), **columns)
+    after, _ = advantages(before, method_with(config), config.kl, 0.3)
+    for i, start in enumerate(before.starts.tolist()):
+        own = slice(start, start + int(before.lengths[i]))
+        rewards = -0.3 * (before.old - before.reference)[own]
+        rewards[-1] += before.shaped[i]
+        values, advantage, want = before.values[own], 0.0, []
+        for t in reversed(range(len(rewards))):
+            following = values[t + 1] if t + 1 < len(values) else 0.0
+            advantage = rewards[t] + 0.9 * following - values[t] + 0.9 * 0.8 * advantage
+            want.insert(0, advantage)
+        np.testing.assert_allclose(after.advantages[own], want, atol=1e-6)
+        np.testing.assert_allclose(after.returns[own], np.array(want) + values, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Asking the engine: at once or while training goes on, with which weights, and which rank asks what."""
+"""Sampling: at once or while training goes on, with which weights, and which rank samples what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from assent.distributed import World
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.rollout.engine import Completion
+from assent.rollout.rollout import Rollout
 from assent.rollout.sampler import Ask, Sampler, weights_of
 from assent.rollout.torch_engine import TorchEngine
 
@@ -52,11 +53,8 @@ class FakeEngine:
         self.heard.append(("weights", sorted(state_dict)[0]))
 
 
-def job_of(rank: int = 0, size: int = 1) -> Any:
-    class Current:
-        world = World(rank, size, rank, torch.device("cpu"))
-
-    return cast("Any", Current())
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(rank, size, rank, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -65,17 +63,20 @@ def policy(tiny_model_dir: Path) -> Policy:
 
 
 def asks() -> list[Ask]:
-    prompts = [np.array([number, 5]) for number in range(5)]
-    return [Ask(prompts, 2, 11), Ask(prompts[:3], 1, 11, temperature=0.0)]
+    prompts, rows = [np.array([number, 5]) for number in range(5)], np.arange(20, 25)
+    return [Ask(prompts, rows, 2, 11), Ask(prompts[:3], rows[:3], 1, 11, temperature=0.0)]
 
 
-def test_answers_come_as_one_tree_for_each_prompt(policy: Policy) -> None:
+def test_responses_come_in_the_order_of_their_prompts(policy: Policy) -> None:
     engine = FakeEngine()
-    many, greedy = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=False).sample(asks())
+    many, greedy = Sampler(world(), policy, engine, SAMPLING, owns_weights=False).sample(asks())
     assert engine.heard == [("generate", (5, 2, 0.8, 11, 0)), ("generate", (3, 1, 0.0, 11, 0))]
-    assert [tree.prompt.tolist() for tree in many] == [[number, 5] for number in range(5)]
-    assert [[b.ids.tolist() for b in tree.branches] for tree in greedy] == [[[n, 0]] for n in range(3)]
-    assert [tree.per_response["finished"].tolist() for tree in many] == [[1.0, 0.0]] * 5
+    assert [prompt.tolist() for prompt in many.prompts] == [[number, 5] for number in range(5)]
+    assert many.rows.tolist() == [20, 21, 22, 23, 24] and greedy.rows.tolist() == [20, 21, 22]
+    assert [ids.tolist() for ids in many.answers] == [[n, i] for n in range(5) for i in range(2)]
+    assert [ids.tolist() for ids in greedy.answers] == [[n, 0] for n in range(3)]
+    assert many.sizes.tolist() == [2] * 5 and greedy.sizes.tolist() == [1] * 3
+    assert many.finished.tolist() == [True, False] * 5
     assert engine.threads == [threading.current_thread()] * 2
 
 
@@ -83,7 +84,7 @@ def test_each_rank_asks_its_share(policy: Policy) -> None:
     """Answers are seeded by the number of their prompt in the whole list, wherever they are sampled."""
     engines = [FakeEngine() for _ in range(3)]
     parts = [
-        Sampler(job_of(rank, 3), policy, engine, SAMPLING, owns_weights=False)._generate(asks())
+        Sampler(world(rank, 3), policy, engine, SAMPLING, owns_weights=False)._generate(asks())
         for rank, engine in enumerate(engines)
     ]
     shares = [[what for _, what in engine.heard] for engine in engines]
@@ -94,7 +95,7 @@ def test_each_rank_asks_its_share(policy: Policy) -> None:
 
 def test_an_engine_with_its_own_weights_is_sent_them_first(policy: Policy) -> None:
     engine = FakeEngine()
-    sampler = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=True)
+    sampler = Sampler(world(), policy, engine, SAMPLING, owns_weights=True)
     sampler.sample(asks())
     assert [kind for kind, _ in engine.heard] == ["weights", "generate", "generate"]
     sampler.begin(asks())
@@ -104,7 +105,7 @@ def test_an_engine_with_its_own_weights_is_sent_them_first(policy: Policy) -> No
 
 def test_what_is_begun_goes_on_beside_the_training(policy: Policy) -> None:
     engine = FakeEngine()
-    sampler = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=True)
+    sampler = Sampler(world(), policy, engine, SAMPLING, owns_weights=True)
     engine.go.clear()
     sampler.begin(asks())  # returns although no answer is there
     assert [kind for kind, _ in engine.heard] == ["weights"]
@@ -114,21 +115,21 @@ def test_what_is_begun_goes_on_beside_the_training(policy: Policy) -> None:
         sampler.begin(asks())
     engine.go.set()
     many, _ = sampler.finish()
-    assert len(many) == 5 and threading.current_thread() not in engine.threads
+    assert many.sizes.tolist() == [2] * 5 and threading.current_thread() not in engine.threads
     with pytest.raises(AssertionError, match="nothing was begun"):
         sampler.finish()
-    assert len(sampler.sample(asks())[0]) == 5
+    assert len(sampler.sample(asks())[0].prompts) == 5
 
 
 def test_an_error_beside_the_training_is_raised_where_answers_are_wanted(policy: Policy) -> None:
     engine = FakeEngine()
-    sampler = Sampler(job_of(), policy, engine, SAMPLING, owns_weights=True)
+    sampler = Sampler(world(), policy, engine, SAMPLING, owns_weights=True)
     engine.broken = True
     sampler.begin(asks())
     with pytest.raises(ValueError, match="no more answers"):
         sampler.finish()
     engine.broken = False
-    assert len(sampler.sample(asks())[0]) == 5, "and it can be asked again"
+    assert len(sampler.sample(asks())[0].prompts) == 5, "and it can be asked again"
 
 
 def test_ahead_is_sampled_with_the_weights_from_before(policy: Policy, tiny_model_dir: Path) -> None:
@@ -136,8 +137,8 @@ def test_ahead_is_sampled_with_the_weights_from_before(policy: Policy, tiny_mode
     copy = load_policy(ModelConfig(str(tiny_model_dir), precision="fp32"), max_length=64, trainable=False)
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(3.0)  # the copy is of the start
-    ahead = Sampler(job_of(), policy, TorchEngine(copy.model, [2]), SAMPLING, owns_weights=True)
-    shared = Sampler(job_of(), policy, TorchEngine(policy.model, [2]), SAMPLING, owns_weights=False)
+    ahead = Sampler(world(), policy, TorchEngine(copy.model, [2]), SAMPLING, owns_weights=True)
+    shared = Sampler(world(), policy, TorchEngine(policy.model, [2]), SAMPLING, owns_weights=False)
     wanted = shared.sample(asks())
     ahead.begin(asks())
     with torch.no_grad():
@@ -146,13 +147,11 @@ def test_ahead_is_sampled_with_the_weights_from_before(policy: Policy, tiny_mode
     got = ahead.finish()
     after = shared.sample(asks())
 
-    def ids(trees: list[list[TokenTree]]) -> list[list[int]]:
-        return [branch.ids.tolist() for part in trees for tree in part for branch in tree.branches]
+    def ids(rollouts: list[Rollout]) -> list[list[int]]:
+        return [answer.tolist() for rollout in rollouts for answer in rollout.answers]
 
     assert ids(got) == ids(wanted) and ids(after) != ids(wanted)
-    for one, other in zip(got[0], wanted[0], strict=True):
-        for a, b in zip(one.branches, other.branches, strict=True):
-            np.testing.assert_allclose(a.per_token["sampler"], b.per_token["sampler"], atol=1e-6)
+    np.testing.assert_allclose(got[0].sampler, wanted[0].sampler, atol=1e-6)
 
 
 def test_weights_are_those_of_a_plain_model_adapters_included(tiny_model_dir: Path) -> None:

@@ -183,7 +183,7 @@ def test_every_engine_stops_at_what_the_generation_config_names(place: str, base
         raise Found
 
     module = {
-        "training": "assent.algorithms.online.engine_of",
+        "training": "assent.algorithms.online.train.engine_of",
         "probe": "assent.algorithms.probe.TorchEngine",
         "evaluation": "assent.evaluate.answers.TorchEngine",
         "generate": "assent.rollout.chat.TorchEngine",
@@ -197,7 +197,8 @@ def test_every_engine_stops_at_what_the_generation_config_names(place: str, base
 def _build(place: str, base: Path) -> None:
     from types import SimpleNamespace
 
-    from assent.algorithms import online, probe
+    from assent.algorithms import probe
+    from assent.algorithms.online import train
     from assent.config import EngineConfig, GenerateConfig, SamplingConfig
     from assent.data.records import Example, Message
     from assent.distributed import World
@@ -214,7 +215,7 @@ def _build(place: str, base: Path) -> None:
             rollout=SimpleNamespace(ahead=False), engine=EngineConfig(), sampling=SamplingConfig(),
             data=SimpleNamespace(max_length=64),
         )  # fmt: skip
-        online._sampler(session, policy, config)
+        train._sampler(session, policy, config)
     elif place == "probe":
         made = probe.Probe.__new__(probe.Probe)
         made.session, made.policy, made.prompts, made.unused = session, policy, [None], []

@@ -30,7 +30,7 @@ from assent.config import (
 )
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Origin, Response, RowError
-from assent.data.tree import Branch, TokenTree, collate
+from assent.data.tree import TokenTree, collate
 from assent.distributed import World
 from assent.errors import ConfigError, DataError, ModelError, NonFiniteError
 from assent.models.heads import load_score_model
@@ -46,6 +46,8 @@ from assent.rewards.remote import RemoteReward, Written
 from assent.rewards.rules import RuleReward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
+from assent.rollout.engine import Completion
+from assent.rollout.rollout import Rollout, rollout_of
 from assent.train.session import Session
 
 UNCHANGED = RemoteConfig()
@@ -117,24 +119,25 @@ def build(tiny_model_dir: Path, tokenizer) -> Callable[..., tuple[Any, OnlineCon
     return make
 
 
-def rollout(chat: Chat) -> tuple[list[TokenTree], list[Example]]:
+def sampled(chat: Chat) -> tuple[Rollout, list[Example]]:
     """Sampled answers whose tokens are not those that their text would be given."""
-    examples, trees = [], []
+    examples, groups = [], []
     for row, texts in enumerate(TEXTS, 1):
         prompt = (Message("user", f"{row} what?"),)
         meta = {"answer": "42", "level": row}
         examples.append(Example(prompt, origin=Origin("rows.jsonl", row), meta=meta, prompt_text=prompt[0].content))
         ids = [[i for letter in text for i in chat.tokenizer.encode(letter)] + [min(chat.eos_ids)] for text in texts]
-        branches = tuple(Branch(np.array(own, np.int32), np.ones(len(own), bool)) for own in ids)
-        finished = {"finished": np.array([i != 1 for i in range(len(texts))], np.float32)}
-        trees.append(TokenTree(chat.prompt_ids(prompt), branches, per_response=finished))
-    return trees, examples
+        groups.append(
+            [Completion(np.array(own, np.int32), np.zeros(len(own), np.float32), i != 1) for i, own in enumerate(ids)]
+        )
+    prompts = [chat.prompt_ids(example.prompt) for example in examples]
+    return rollout_of(prompts, np.arange(len(prompts)), groups), examples
 
 
 @pytest.fixture
 def groups(tokenizer) -> list[Group]:
     chat = Chat(tokenizer)
-    return groups_of(*rollout(chat), chat)
+    return groups_of(*sampled(chat), chat)
 
 
 def model_scores(folder: str, trees: Sequence[TokenTree]) -> np.ndarray:
@@ -154,12 +157,22 @@ def model_scores(folder: str, trees: Sequence[TokenTree]) -> np.ndarray:
 
 def test_groups_show_what_was_sampled(tokenizer) -> None:
     chat = Chat(tokenizer)
-    trees, examples = rollout(chat)
-    groups = groups_of(trees, examples, chat)
+    rollout, examples = sampled(chat)
+    groups = groups_of(rollout, examples, chat)
     assert [group.texts for group in groups] == [*TEXTS]
     assert groups[0].finished == (True, False, True) and groups[0].lengths == (4, 11, 1)
-    assert groups[1].example is examples[1] and groups[2].prompt_ids is trees[2].prompt
-    assert all(ids is branch.ids for ids, branch in zip(groups[0].ids, trees[0].branches, strict=True))
+    assert groups[1].example is examples[1] and groups[2].prompt_ids is rollout.prompts[2]
+    assert [ids.tolist() for group in groups for ids in group.ids] == [ids.tolist() for ids in rollout.answers]
+    assert [len(group.ids) for group in groups] == [3, 1, 2]
+
+
+def test_a_prompt_without_responses_is_an_empty_group(tokenizer) -> None:
+    chat = Chat(tokenizer)
+    rollout, examples = sampled(chat)
+    first, none, last = groups_of(rollout.take(np.array([0, 2, 4])), examples, chat)
+    assert first.texts == ("red", "") and first.lengths == (4, 1) and len(first.ids) == 2
+    assert len(none) == 0 and none.ids == () and none.example is examples[1]
+    assert last.texts == ("#### 7",) and last.finished == (True,)
 
 
 # ---- reward models
@@ -167,9 +180,9 @@ def test_groups_show_what_was_sampled(tokenizer) -> None:
 
 def test_a_model_with_the_policys_tokens_reads_those_sampled(build, models, groups, tokenizer) -> None:
     source, _ = build(model=(models["one"],))
-    trees, _ = rollout(Chat(tokenizer))
+    rollout, _ = sampled(Chat(tokenizer))
     scores = source.score(groups)
-    np.testing.assert_allclose(scores.values, model_scores(models["one"], trees), atol=1e-5)
+    np.testing.assert_allclose(scores.values, model_scores(models["one"], rollout.trees()), atol=1e-5)
     assert list(scores.parts) == ["model"] and not scores.failures
     assert np.std(scores.values) > 0.01
     written = [replace(group, texts=("other words",) * len(group)) for group in groups]

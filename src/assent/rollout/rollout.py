@@ -98,7 +98,7 @@ class Rollout:
 
     def packed_sizes(self, flat: bool) -> np.ndarray:
         """Tokens that each prompt with its responses takes in a packed stream, [P]."""
-        prompts = np.array([len(prompt) for prompt in self.prompts]) * (self.sizes if flat else 1)
+        prompts = np.array([len(prompt) for prompt in self.prompts], np.int64) * (self.sizes if flat else 1)
         return prompts + np.bincount(self.prompt, self.lengths, len(self.prompts)).astype(np.int64)
 
     def by_prompt(self, values: np.ndarray) -> list[np.ndarray]:
@@ -125,7 +125,7 @@ class Rollout:
         )
 
     def of_prompts(self, which: np.ndarray | Sequence[int]) -> Rollout:
-        """Only these prompts (indices, each at most once), in this order, with their responses."""
+        """Only these prompts (indices), in this order, with their responses."""
         which = np.asarray(which, np.int64)
         first = np.cumsum(self.sizes) - self.sizes
         size = self.sizes[which]
@@ -161,15 +161,15 @@ class Rollout:
         """The columns, for a checkpoint."""
         known = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("prompts", "notes")}
         return {name: values for name, values in known.items() if values is not None} | {
-            "prompts": np.concatenate(self.prompts),
-            "prompt_lengths": np.array([len(prompt) for prompt in self.prompts]),
+            "prompts": np.concatenate(self.prompts) if self.prompts else np.zeros(0, np.int64),
+            "prompt_lengths": np.array([len(prompt) for prompt in self.prompts], np.int64),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Rollout:
         columns = dict(state)
-        cuts = np.cumsum(columns.pop("prompt_lengths"))[:-1]
-        return cls(**columns | {"prompts": tuple(np.split(columns["prompts"], cuts))})
+        ends = np.cumsum(columns.pop("prompt_lengths"))
+        return cls(**columns | {"prompts": tuple(np.split(columns["prompts"], ends)[: len(ends)])})
 
 
 class Fields(NamedTuple):
@@ -235,11 +235,17 @@ def beside(rollout: Rollout, other: Rollout) -> Rollout:
 
 
 def _stacked(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """The columns of all responses, one rollout after the other."""
+    """The columns of all responses, one rollout after the other; NaN where one of them has no such part."""
     first = rollouts[0]
     names = [name for name in (*PER_TOKEN, *PER_RESPONSE) if getattr(first, name) is not None]
     names += ["prompt", "ids", "lengths"]
+    parts = dict.fromkeys(name for one in rollouts for name in one.parts)
+    noted = any(one.notes for one in rollouts)
     return {name: np.concatenate([getattr(one, name) for one in rollouts]) for name in names} | {
-        "parts": {name: np.concatenate([one.parts[name] for one in rollouts]) for name in first.parts},
-        "notes": tuple(note for one in rollouts for note in one.notes),
+        "parts": {name: np.concatenate([_part(one, name) for one in rollouts]) for name in parts},
+        "notes": tuple(note for one in rollouts for note in one.notes or [{}] * len(one)) if noted else (),
     }
+
+
+def _part(rollout: Rollout, name: str) -> np.ndarray:
+    return rollout.parts.get(name, np.full(len(rollout), np.nan, np.float32))

@@ -174,7 +174,7 @@ class Rollouts:
         before = self.prompts.state_dict()
         try:
             seen, rollout, metrics = self._scored(pending)
-            given = self._demonstrations(rollout, pending.found) if self.config.given.source != "none" else None
+            given = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
             baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:
             self.prompts.load_state_dict(before)
@@ -243,12 +243,13 @@ class Rollouts:
         steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
         return Progress(self.step, self.session.total_steps(steps), steps)
 
-    def _demonstrations(self, rollout: Rollout, found: Sequence[Rollout]) -> Rollout:
+    def _demonstrations(self, rollout: Rollout, pending: Pending) -> Rollout:
         """Scored demonstrations, at most one to each prompt of the rollout."""
         if self.config.given.source == "row":
             given = demonstrations.of_rows(self.prompt_ids, rollout.rows, self.answers)
         else:
-            given = demonstrations.of_hints(rollout, found[-1] if len(found) > 1 else None)
+            told = any(self.hints[row] is not None for row in pending.rows)
+            given = demonstrations.of_hints(rollout, pending.found[-1] if told and pending.found else None)
         return self._score_some(given)
 
     def _score_some(self, rollout: Rollout) -> Rollout:
@@ -279,10 +280,11 @@ class Rollouts:
         if not self.method.needs_greedy:
             return None
         made = self._score(found[1]).rollout
-        if not made.sizes.all():
-            raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
         place = {row: number for number, row in enumerate(made.rows.tolist())}
-        return made.of_prompts([place[row] for row in rollout.rows.tolist()])
+        best = made.of_prompts([place[row] for row in rollout.rows.tolist()])
+        if not best.sizes.all():
+            raise RewardError(f"rollout {self.number + 1}: the most likely answer to a prompt could not be scored.")
+        return best
 
     def _annotation(self, rollout: Rollout, steps: int, warming: bool, cache: ForwardCache) -> Annotation:
         """What the models are asked before the first step. Where there is but one step, and no reward or value depends

@@ -184,7 +184,7 @@ def advantages(rollout: Rollout, method: Method, kl: KLConfig, kl_coef: float) -
 def zero_variance(rollout: Rollout) -> np.ndarray:
     """Which prompts have only responses of one and the same reward, [P] bool."""
     assert rollout.reward is not None
-    return np.array([values.min() == values.max() for values in rollout.by_prompt(rollout.reward)])
+    return np.array([values.min() == values.max() for values in rollout.by_prompt(rollout.reward)], bool)
 
 
 def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
