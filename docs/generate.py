@@ -22,6 +22,7 @@ sys.path.insert(0, str(SOURCE.parent))
 from assent import cli, config, methods, online, settings  # noqa: E402
 from assent.data import conversions  # noqa: E402
 from assent.data.formats import FORMATS, Format, fates  # noqa: E402
+from assent.estimators import ESTIMATORS  # noqa: E402
 from assent.methods import METHODS, Method  # noqa: E402
 from assent.objectives import OBJECTIVES, OPTIONS, SECTIONS, Objective  # noqa: E402
 from assent.relations import WORDS  # noqa: E402
@@ -377,13 +378,6 @@ def online_page() -> str:
     return filled(ONLINE, {"table of methods": methods_table()})
 
 
-ADVANTAGES = {
-    "gae": "GAE with a critic",
-    "return": "rewards to come",
-    "group": "reward less the group's mean",
-    "leave_one_out": "reward less the mean of the others",
-    "greedy": "reward less that of the most likely answer",
-}
 POLICY_LOSSES = {
     "ppo_clip": "clipped ratio",
     "reinforce": "log-prob",
@@ -402,7 +396,7 @@ def methods_table() -> str:
     for name, row in METHODS.items():
         options = {**row.options}
         scale = {"group": ", over its standard deviation", "batch": ", over the step's"}.get(options.get("scale"), "")
-        advantage = ADVANTAGES[row.advantage] + scale + (", whitened" if options.get("whiten") else "")
+        advantage = ESTIMATORS[row.estimator].words + scale + (", whitened" if options.get("whiten") else "")
         cells = [
             f"[`{name}`](cli.md#{anchor(name)})",
             row.summary,
