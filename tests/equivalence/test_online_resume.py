@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import assent.train.run as run_module
-from assent.algorithms.online.train import train_online
 from assent.algorithms.online.prompts import Prompts
+from assent.algorithms.online.train import train_online
 from assent.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from assent.errors import ShutdownRequested
 from assent.methods import METHODS

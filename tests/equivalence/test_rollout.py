@@ -31,9 +31,9 @@ from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ConfigError, ModelError
 from assent.models.attention import install
 from assent.models.policy import Policy
-from assent.rollout.engine import Completion
 from assent.rollout.build import engine_of
 from assent.rollout.draw import uniforms
+from assent.rollout.engine import Completion
 from assent.rollout.torch_engine import TorchEngine
 from assent.settings import validate
 
