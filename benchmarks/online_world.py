@@ -149,7 +149,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
     begun = time.process_time()
     session = open_session(config)
     algorithm, _ = set_up(session, config)
-    sampler = algorithm.experience.sampler
+    sampler = algorithm.rollouts.sampler
     engine = sampler.engine = Counted(sampler.engine)
     optimizer = build_optimizer([(module, config.optim.lr) for module in algorithm.modules.values()], config.optim)
     log = MetricsLog(folder / "metrics.jsonl")
@@ -167,7 +167,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
     log.close()
     save_model(algorithm.models.policy, session.tokenizer, folder / "model")
     took = {"seconds": time.process_time() - begun, "budget": budget, "tokens": engine.tokens, "steps": steps}
-    took["rollouts"] = algorithm.experience.number
+    took["rollouts"] = algorithm.rollouts.number
     _save(folder / TOOK, {**asdict(cell), **took})
 
 

@@ -122,7 +122,7 @@ def build(session: Session) -> Algorithm:
     config = session.config
     if isinstance(config, OnlineConfig):
         algorithm, _ = set_up_online(session, config)
-        algorithm.experience.sampler.engine.eos_ids = []  # the peer's answers all have full length, too
+        algorithm.rollouts.sampler.engine.eos_ids = []  # the peer's answers all have full length, too
         return algorithm
     if isinstance(config, PreferenceConfig):
         return set_up(session, config).algorithm

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from assent.algorithms.surrogate import Surrogate
 
+from assent.algorithms.online.method import method_with
 from assent.algorithms.online.models import Models
+from assent.algorithms.online.step_loss import forward, step_loss
 from assent.config import DataConfig, ModelConfig, online_config
 from assent.data.packing import window
 from assent.data.tree import Branch, TokenTree
@@ -41,7 +42,7 @@ def passes(task: str, name: str, precision: str, folder: Path) -> Iterator[Work]
     kl = {"coef": BETA["grpo"]}
     config = online_config("grpo", model=model, data=DataConfig("none"), out="none", kl=kl)
     policy = load_policy(model, max_length=MAX_LENGTH)
-    surrogate = Surrogate(Models(policy, None, None), config)
+    models, method = Models(policy, None, None), method_with(config)
     weights = multiplied_weights(policy.plain)
     draw = np.random.default_rng(SEED)
     vocabulary = int(policy.plain.config.vocab_size)
@@ -49,7 +50,8 @@ def passes(task: str, name: str, precision: str, folder: Path) -> Iterator[Work]
         trees = [random_tree(size_of(task), vocabulary, draw) for _ in range(SHARE_ANSWERS // size_of(task))]
         step = window(trees, micro_tokens=config.train.micro_tokens, flat=task.startswith("flat"))
         for batch in step.batches:
-            surrogate(batch, step.counts).total.backward()
+            passed = forward(batch, models, method, method.start, config)
+            step_loss(batch, passed, method, method.start, config, step.counts).total.backward()
         policy.zero_grad(set_to_none=True)
         yield window_work(step, on_body=6 * weights.body, on_head=6 * weights.head)
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(SOURCE.parent))
 
 from assent import cli, config  # noqa: E402
 from assent.config import METHODS, OBJECTIVES, Method, Objective, settings  # noqa: E402
+from assent.config.estimators import ESTIMATORS  # noqa: E402
 from assent.config.relations import WORDS  # noqa: E402
 from assent.config.sections import default_of  # noqa: E402
 from assent.data import conversions  # noqa: E402
@@ -375,13 +376,6 @@ def online_page() -> str:
     return filled(ONLINE, {"table of methods": methods_table()})
 
 
-ADVANTAGES = {
-    "gae": "GAE with a critic",
-    "return": "rewards to come",
-    "group": "reward less the group's mean",
-    "leave_one_out": "reward less the mean of the others",
-    "greedy": "reward less that of the most likely answer",
-}
 POLICY_LOSSES = {
     "ppo_clip": "clipped ratio",
     "reinforce": "log-prob",
@@ -400,7 +394,7 @@ def methods_table() -> str:
     for name, row in METHODS.items():
         options = {**row.options}
         scale = {"group": ", over its standard deviation", "batch": ", over the step's"}.get(options.get("scale"), "")
-        advantage = ADVANTAGES[row.advantage] + scale + (", whitened" if options.get("whiten") else "")
+        advantage = ESTIMATORS[row.estimator].words + scale + (", whitened" if options.get("whiten") else "")
         cells = [
             f"[`{name}`](cli.md#{anchor(name)})",
             row.summary,

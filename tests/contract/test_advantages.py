@@ -17,6 +17,7 @@ from assent.losses import (
     SCALES,
     discounted_returns,
     gae,
+    greedy_baseline,
     group_advantages,
     leave_one_out,
     mismatch_weights,
@@ -60,11 +61,11 @@ def test_gae_is_differentiable_keeps_dtype_and_leaves_inputs_alone():
 
 def test_gae_and_returns_name_wrong_shapes_and_mixed_responses():
     rewards, values, response = rollout([0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"rewards \[16\], values \[17\], response \[17\]"):
+    with pytest.raises(ValueError, match=r"token_rewards \[16\], values \[17\], response \[17\]"):
         gae(rewards[1:], values, response, gamma=1.0, lam=1.0)
     with pytest.raises(ValueError, match="must not decrease"):
         gae(rewards, values, response.flip(0), gamma=1.0, lam=1.0)
-    with pytest.raises(ValueError, match=r"rewards \[16\], response \[17\]"):
+    with pytest.raises(ValueError, match=r"token_rewards \[16\], response \[17\]"):
         discounted_returns(rewards[1:], response, gamma=1.0)
     with pytest.raises(ValueError, match="discounted_returns: `response` must not decrease"):
         discounted_returns(rewards, response.flip(0), gamma=1.0)
@@ -87,6 +88,7 @@ def test_empty_rollouts_pass_through():
     assert gae(empty, empty, nothing, gamma=1.0, lam=1.0).shape == (0,)
     assert discounted_returns(empty, nothing, gamma=1.0).shape == (0,)
     assert leave_one_out(empty, nothing).shape == (0,)
+    assert greedy_baseline(empty, empty).shape == (0,)
     for scale in SCALES:
         assert group_advantages(empty, nothing, scale=scale).shape == (0,)
     for reduction in REDUCTIONS:
@@ -105,9 +107,10 @@ PROMPT = torch.tensor([0, 0, 2, 2])
 
 # function, its float arguments by length (N tokens or S responses), its integer arguments, its options
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], dict[str, int], dict[str, Tensor], dict[str, Any]]] = {
-    "gae": (gae, {"rewards": 17, "values": 17}, {"response": RESPONSE}, {"gamma": 0.9, "lam": 0.8}),
-    "discounted_returns": (discounted_returns, {"rewards": 17}, {"response": RESPONSE}, {"gamma": 0.9}),
+    "gae": (gae, {"token_rewards": 17, "values": 17}, {"response": RESPONSE}, {"gamma": 0.9, "lam": 0.8}),
+    "discounted_returns": (discounted_returns, {"token_rewards": 17}, {"response": RESPONSE}, {"gamma": 0.9}),
     "whiten": (whiten, {"x": 17}, {}, {}),
+    "greedy_baseline": (greedy_baseline, {"rewards": 4, "greedy": 4}, {}, {}),
     "leave_one_out": (leave_one_out, {"rewards": 4}, {"prompt": PROMPT}, {}),
     "mismatch_weights": (mismatch_weights, {"old_logprobs": 17, "sampler_logprobs": 17}, {}, {"limit": 2.0}),
     "overlong_penalty": (overlong_penalty, {"lengths": 4}, {}, {"limit": 5, "buffer": 4}),

@@ -435,7 +435,7 @@ def test_what_is_tried_changes_nothing_of_the_run(make: Make, monkeypatch: pytes
 
     with_trial = result(seeded("with"))
     monkeypatch.setattr("assent.train.run.try_outputs", lambda *_, **__: None)
-    monkeypatch.setattr("assent.algorithms.online.try_rewards", lambda *_: None)
+    monkeypatch.setattr("assent.algorithms.online.train.try_rewards", lambda *_: None)
     assert with_trial == result(seeded("without"))
 
 

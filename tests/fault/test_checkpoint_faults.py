@@ -83,6 +83,14 @@ def break_manifest(path: Path) -> None:
     (path / "manifest.json").write_text("{")
 
 
+def write_as_earlier_version(path: Path) -> None:
+    """Whole, but of the format before this one."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["format"] = 2
+    (path / "manifest.json").write_text(json.dumps(manifest | {"sha256": checkpoint._seal(manifest)}))
+
+
 DAMAGE = {
     cut: r"policy.safetensors: \d+ bytes, but the manifest says \d+",
     empty: r"optimizer.safetensors: 0 bytes",
@@ -93,6 +101,7 @@ DAMAGE = {
     wrong_sha: r"manifest.json: its sha256 does not match",
     edit_state: r"state.json: its sha256 differs",
     break_manifest: r"manifest.json: not readable",
+    write_as_earlier_version: r"manifest.json: format 2; this version reads format 3. The version of assent that wrote",
 }
 
 
@@ -115,6 +124,15 @@ def test_nothing_good_left(folder, caplog):
         cut(path)
     assert checkpoint.newest_complete(folder) is None
     assert len(warned(caplog)) == 2
+
+
+def test_a_run_of_an_earlier_version_does_not_begin_anew(folder):
+    for path in folder.iterdir():
+        write_as_earlier_version(path)
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.find_resume(folder, "auto")
+    said = str(refused.value)
+    assert said.count("format 2; this version reads format 3.") == 2 and "start a new run in another --out" in said
 
 
 def test_unfinished_folder_is_never_loaded_and_is_cleared_away(folder, caplog):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from assent.algorithms import experience
+from assent.algorithms.online import rollouts
 from assent.cli import main
 from assent.train.log import read_jsonl, read_metrics
 
@@ -80,7 +80,7 @@ def test_answers_that_never_end_are_cut_counted_and_can_be_charged(run) -> None:
 
 
 def test_rewards_without_any_signal_are_announced_and_change_nothing(run, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(experience, "SILENCE", 2)
+    monkeypatch.setattr(rollouts, "STUCK", 2)
     code, out = run(["red green?", "blue?"], "same", "--kl.coef", "0", steps=3)
     assert code == 0
     assert "for 2 rollouts all answers to a prompt were worth the same" in " ".join(capsys.readouterr().err.split())

@@ -16,6 +16,7 @@ from assent.losses import (
     SCALES,
     discounted_returns,
     gae,
+    greedy_baseline,
     group_advantages,
     leave_one_out,
     token_weights,
@@ -171,6 +172,13 @@ def test_group_advantages_known_numbers():
 def test_leave_one_out_known_numbers():
     rewards, prompt = vector(1, 2, 6, 3, 5), torch.tensor([0, 0, 0, 1, 1])
     torch.testing.assert_close(leave_one_out(rewards, prompt), vector(-3, -1.5, 4.5, -2, 2))
+
+
+def test_greedy_baseline_known_numbers():
+    rewards, greedy = vector(1, 4, -2), vector(3, 3, -2.5)
+    torch.testing.assert_close(greedy_baseline(rewards, greedy), vector(-2, 1, 0.5))
+    with pytest.raises(ValueError, match=r"greedy_baseline: .*rewards \[3\], greedy \[2\]"):
+        greedy_baseline(rewards, greedy[:2])
 
 
 def test_unscored_and_lone_answers_have_no_advantage_and_no_influence():

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 2
+FORMAT = 3
 _COMPLETE = re.compile(r"step-(\d+)(\.old)?")
 _LEFTOVER = re.compile(r"step-\d+\.tmp-\d+")
 
@@ -128,7 +128,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if seal != _seal(manifest):
         raise CheckpointError(f"{path / MANIFEST}: its sha256 does not match its content; the file was damaged.")
     if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST}: format {manifest['format']}; this version reads format {FORMAT}.")
+        raise CheckpointError(
+            f"{path / MANIFEST}: format {manifest['format']}; this version reads format {FORMAT}. The version of "
+            "assent that wrote it can continue it."
+        )
     return manifest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from assent.algorithms.online.ewma import Proximal
+from assent.algorithms.online.ewma import EwmaPolicy
 from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, TokenTree, collate
 from assent.deferred import resolved
@@ -46,7 +46,7 @@ def test_the_average_is_that_of_the_formula(load) -> None:
     """sum_i decay^i theta_(t - i) / sum_i decay^i, with the start among the policies."""
     policy, twin, decay = load(), load(), 0.7
     move(twin, 99)  # whatever it was before
-    proximal = Proximal(twin, policy, decay)
+    average = EwmaPolicy(twin, policy, decay)
     history = [weights(policy)]
     for step in range(4):
         for mine, other in zip(twin.model.parameters(), policy.model.parameters(), strict=True):
@@ -57,7 +57,7 @@ def test_the_average_is_that_of_the_formula(load) -> None:
             torch.testing.assert_close(mean, wanted, atol=1e-6, rtol=0)
         move(policy, step)
         history.append(weights(policy))
-        proximal.follow()
+        average.follow()
 
 
 def test_it_begins_as_the_policy_itself(load) -> None:
@@ -70,31 +70,31 @@ def test_it_begins_as_the_policy_itself(load) -> None:
                     parameter.normal_(std=0.3)
     with torch.no_grad():
         assert (twin(BATCH, 0.6).logprobs - policy(BATCH, 0.6).logprobs).abs().max() > 1e-3
-        proximal = Proximal(twin, policy, 0.9)
-        torch.testing.assert_close(proximal.logprobs(BATCH, 0.6), policy(BATCH, 0.6).logprobs)
+        average = EwmaPolicy(twin, policy, 0.9)
+        torch.testing.assert_close(average.logprobs(BATCH, 0.6), policy(BATCH, 0.6).logprobs)
         move(policy, 1)
-        proximal.follow()
-        assert (proximal.logprobs(BATCH, 0.6) - policy(BATCH, 0.6).logprobs).abs().max() > 1e-3
-        assert (proximal.logprobs(BATCH, 0.6) - proximal.logprobs(BATCH, 1.0)).abs().max() > 1e-3
+        average.follow()
+        assert (average.logprobs(BATCH, 0.6) - policy(BATCH, 0.6).logprobs).abs().max() > 1e-3
+        assert (average.logprobs(BATCH, 0.6) - average.logprobs(BATCH, 1.0)).abs().max() > 1e-3
 
 
 def test_log_probs_have_no_gradient(load) -> None:
-    assert not Proximal(load(), load(), 0.9).logprobs(BATCH, 1.0).requires_grad
+    assert not EwmaPolicy(load(), load(), 0.9).logprobs(BATCH, 1.0).requires_grad
 
 
 def test_a_loaded_state_goes_on_as_the_straight_one(load) -> None:
     policy, twin = load(), load()
-    proximal = Proximal(twin, policy, 0.8)
+    average = EwmaPolicy(twin, policy, 0.8)
     for step in range(2):
         move(policy, step)
-        proximal.follow()
-    state = resolved(proximal.state_dict())
+        average.follow()
+    state = resolved(average.state_dict())
     saved = {"weight": state["weight"], "model": {name: value.clone() for name, value in state["model"].items()}}
     other = load()
-    resumed = Proximal(other, policy, 0.8)
+    resumed = EwmaPolicy(other, policy, 0.8)
     resumed.load_state_dict(saved)
     move(policy, 7)
-    for each in (proximal, resumed):
+    for each in (average, resumed):
         each.follow()
-    assert resumed.weight == proximal.weight == pytest.approx(1 + 0.8 + 0.8**2 + 0.8**3)
+    assert resumed.weight == average.weight == pytest.approx(1 + 0.8 + 0.8**2 + 0.8**3)
     assert all(torch.equal(a, b) for a, b in zip(weights(other), weights(twin), strict=True))

@@ -11,12 +11,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from assent.algorithms.rollouts import GIVEN
-from assent.algorithms.surrogate import PROXIMAL, PTX, Surrogate
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from assent.algorithms.online.method import Method, method_with
 from assent.algorithms.online.models import Models
+from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
 from assent.algorithms.online.train import train_online
 from assent.config import (
     CriticConfig,
@@ -37,6 +37,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.models.loading import load_policy
 from assent.models.policy import TokenScores
 from assent.models.references import Reference
+from assent.train.loop import Loss
 
 LENGTHS = ((4, 2), (5,), (1, 3, 3))
 NUMBER = sum(map(sum, LENGTHS))
@@ -97,9 +98,9 @@ def fields(*extra: str, seed: int = 1) -> dict[str, Tensor]:
     logprobs = FakePolicy().logprobs.detach()
     found = {"old": logprobs + noise(0.4), "advantages": noise(1.0)}
     found |= {"sampler": found["old"] + noise(0.3), "reference": logprobs + noise(0.5)}
-    found |= {PROXIMAL: logprobs + noise(0.4), "values": noise(1.0), "returns": noise(1.0)}
-    found[GIVEN] = torch.zeros(NUMBER, dtype=torch.float64)
-    found[GIVEN][4:6] = found[GIVEN][-3:] = 1
+    found |= {"ewma": logprobs + noise(0.4), "values": noise(1.0), "returns": noise(1.0)}
+    found["sampled"] = torch.ones(NUMBER, dtype=torch.float64)
+    found["sampled"][4:6] = found["sampled"][-3:] = 0
     return {name: value for name, value in found.items() if name in ("old", "advantages", "sampler", *extra)}
 
 
@@ -120,20 +121,30 @@ def models_of(policy: Any, critic: Any = None, reference: Any = None) -> Models:
     return Models(cast("Any", policy), critic, reference)
 
 
+def loss_of(
+    config: OnlineConfig,
+    models: Models,
+    batch: TreeBatch,
+    counts: Counts = COUNTS,
+    method: Method | None = None,
+    **state: Any,
+) -> Loss:
+    """The loss of a micro-batch, with the coefficients that a run begins with, but for `state`."""
+    method = method or method_with(config)
+    coefficients = replace(method.start, **state)
+    passed = forward(batch, models, method, coefficients, config)
+    return step_loss(batch, passed, method, coefficients, config, counts)
+
+
 def policy_loss(config: OnlineConfig, per_token: dict[str, Tensor], **state: Any) -> tuple[Tensor, FakePolicy, Any]:
     """Loss without a critic's, the policy after the backward pass, and the metrics."""
     policy = FakePolicy()
-    surrogate = Surrogate(models_of(policy, reference=FakeReference() if config.kl.coef else None), config)
-    surrogate.critic = None
-    for name, value in state.items():
-        setattr(surrogate, name, value)
-    loss = surrogate(make_batch(per_token), COUNTS)
+    models = models_of(policy, reference=FakeReference() if config.kl.coef else None)
+    alone = replace(method_with(config), critic=None)
+    loss = loss_of(config, models, make_batch(per_token), method=alone, **state)
     loss.total.backward()
-    return (
-        loss.total.detach(),
-        policy,
-        {k: float(torch.as_tensor(v).detach()) / n for k, (v, n) in loss.metrics.items()},
-    )
+    metrics = {name: float(torch.as_tensor(value).detach()) / n for name, (value, n) in loss.metrics.items()}
+    return loss.total.detach(), policy, metrics
 
 
 def token_loss(x: float, old: float, a: float, how: dict[str, Any]) -> float:
@@ -160,7 +171,7 @@ def by_hand(config: OnlineConfig, per_token: dict[str, Tensor], logprobs: list[f
             "response": 1 / (COUNTS.responses * sizes[i]),
             "fixed": 1 / (COUNTS.responses * LONGEST),
         }[options["reduction"]]
-        base = float(per_token[PROXIMAL][i]) if PROXIMAL in per_token else old
+        base = float(per_token["ewma"][i]) if "ewma" in per_token else old
         loss = token_loss(x, base, a, options | {"penalty": penalty}) * math.exp(base - old)
         if config.rollout.correction:
             loss *= min(math.exp(old - sampler), config.rollout.correction)
@@ -200,9 +211,9 @@ PLACES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_equals_a_loop(objective: str, place: str, averaged: bool) -> None:
-    """Value and gradient. With an averaged policy: min(r A, clip(r) A) pi_prox / pi_old, where r is the ratio to it."""
+    """Value and gradient. With an averaged policy: min(r A, clip(r) A) pi_ewma / pi_old, where r is the ratio to it."""
     config = config_of(loss=OBJECTIVES[objective], **PLACES[place])
-    per_token = fields("reference", *([PROXIMAL] if averaged else []))
+    per_token = fields("reference", *(["ewma"] if averaged else []))
     total, policy, _ = policy_loss(config, per_token)
     penalty = OBJECTIVES[objective].get("penalty", 1.0)
     start = policy.logprobs.tolist()
@@ -216,8 +227,8 @@ def test_equals_a_loop(objective: str, place: str, averaged: bool) -> None:
 
 def test_the_fields_hold_every_case() -> None:
     """Ratios on both sides of every bound used above, so that the loops say something."""
-    per_token = fields(PROXIMAL)
-    for base in (per_token["old"], per_token[PROXIMAL]):
+    per_token = fields("ewma")
+    for base in (per_token["old"], per_token["ewma"]):
         ratio, good = (FakePolicy().logprobs.detach() - base).exp(), per_token["advantages"] > 0
         for bound in (0.8, 1.2):
             assert 0 < int((ratio[good] > bound).sum()) < int(good.sum())
@@ -230,7 +241,7 @@ def test_the_fields_hold_every_case() -> None:
 def test_weights_that_controllers_move_are_the_ones_used() -> None:
     config = config_of(loss={"objective": "penalty"}, kl=vars(KLConfig(coef=0.3, place="loss", estimator="k2")))
     per_token = fields("reference")
-    total, policy, _ = policy_loss(config, per_token, penalty=4.0, kl_coef=0.8)
+    total, policy, _ = policy_loss(config, per_token, penalty=4.0, kl=0.8)
     moved = replace(config, kl=replace(config.kl, coef=0.8))
     assert float(total) == pytest.approx(by_hand(moved, per_token, policy.logprobs.tolist(), 4.0), rel=1e-6, abs=1e-7)
 
@@ -261,12 +272,12 @@ def test_the_entropy_bonus_is_taken_off_the_loss() -> None:
 
 def test_metrics_say_how_far_the_policy_moved() -> None:
     """Ratio and KL from the policy that sampled; the clip is around the averaged one where there is one."""
-    per_token = fields(PROXIMAL)
+    per_token = fields("ewma")
     _, policy, metrics = policy_loss(config_of(loss={"clip": 0.2}), per_token)
     ratio = (policy.logprobs.detach() - per_token["old"]).exp()
     assert metrics["ratio"] == pytest.approx(float(ratio.mean()))
     assert metrics["approx_kl"] == pytest.approx(float((ratio - 1 - ratio.log()).mean()))
-    nearby, a = (policy.logprobs.detach() - per_token[PROXIMAL]).exp(), per_token["advantages"]
+    nearby, a = (policy.logprobs.detach() - per_token["ewma"]).exp(), per_token["advantages"]
     held = ((nearby > 1.2) & (a > 0)) | ((nearby < 0.8) & (a < 0))
     assert metrics["clip_fraction"] == pytest.approx(float(held.double().mean())) and 0 < held.sum() < NUMBER
     assert torch.equal(policy.logprobs.grad == 0, held)
@@ -278,19 +289,35 @@ def test_without_a_clip_nothing_is_clipped(objective: str) -> None:
     assert metrics["clip_fraction"] == 0 and (policy.logprobs.grad != 0).all()
 
 
-# ---- given answers
+def test_the_one_step_on_a_rollout_takes_its_own_log_probs_for_the_old_ones() -> None:
+    """And tells of the policy what the rollout did not: its entropy, and its KL from the reference in nats a response,
+    of what it sampled."""
+    config = config_of("grpo", {"reduction": "token"}, kl=vars(KLConfig(coef=0.3, place="loss", estimator="k2")))
+    per_token = fields("reference", "sampled")
+    sampled = per_token["sampled"] == 1
+    known, plain, before = policy_loss(config, per_token | {"old": FakePolicy().logprobs.detach()})
+    del per_token["old"]
+    total, policy, metrics = policy_loss(config, per_token)
+    assert total == known and torch.equal(policy.logprobs.grad, plain.logprobs.grad)
+    assert not plain.asked[0]["entropy"] and policy.asked[0]["entropy"]
+    assert metrics.pop("entropy") == pytest.approx(float(policy.entropy.detach()[sampled].mean()))
+    drift = (policy.logprobs.detach() - per_token["reference"])[sampled].sum()
+    assert metrics.pop("kl") == pytest.approx(float(drift) / 4)  # of six responses two are no samples
+    assert metrics == before and before["ratio"] == 1 and before["approx_kl"] == 0
 
 
-def test_a_given_answer_is_pulled_up_by_its_advantage_alone() -> None:
+# ---- demonstrations
+
+
+def test_a_demonstration_is_pulled_up_by_its_advantage_alone() -> None:
     """coef * reinforce: no ratio, clip, correction or KL; and the sampled tokens are as they are without it."""
     kl = vars(KLConfig(coef=0.3, place="loss", estimator="k2"))
     config = config_of("grpo", {"reduction": "token"}, kl=kl, given=GivenConfig("row", coef=0.4))
-    per_token = fields("reference", GIVEN)
-    given = per_token[GIVEN] == 1
+    per_token = fields("reference", "sampled")
+    given = per_token["sampled"] == 0
     per_token["sampler"][given] = math.nan
     total, policy, metrics = policy_loss(config, per_token)
-    without = {name: value for name, value in fields("reference").items() if name != GIVEN}
-    _, plain, _ = policy_loss(replace(config, given=GivenConfig()), without)
+    _, plain, _ = policy_loss(replace(config, given=GivenConfig()), fields("reference"))
     torch.testing.assert_close(policy.logprobs.grad[~given], plain.logprobs.grad[~given])
     torch.testing.assert_close(
         policy.logprobs.grad[given],
@@ -301,9 +328,9 @@ def test_a_given_answer_is_pulled_up_by_its_advantage_alone() -> None:
     assert metrics["kl_loss"] == pytest.approx(float((reference**2 / 2).mean()))
 
 
-def test_metrics_leave_given_answers_out() -> None:
-    per_token = fields("reference", GIVEN)
-    sampled = per_token[GIVEN] == 0
+def test_metrics_leave_demonstrations_out() -> None:
+    per_token = fields("reference", "sampled")
+    sampled = per_token["sampled"] == 1
     per_token["sampler"][~sampled] = math.nan
     _, policy, metrics = policy_loss(config_of("dapo", {"clip": 0.2, "clip_high": 0.2}), per_token)
     ratio = (policy.logprobs.detach() - per_token["old"]).exp()
@@ -326,7 +353,7 @@ def test_metrics_leave_given_answers_out() -> None:
 def test_the_critics_loss_is_weighted_and_clipped() -> None:
     config, per_token = config_of(critic=CriticConfig("policy", clip=0.3, coef=2.5)), fields("values", "returns")
     policy, critic = FakePolicy(), FakeCritic()
-    loss = Surrogate(models_of(policy, critic), config)(make_batch(per_token), COUNTS)
+    loss = loss_of(config, models_of(policy, critic), make_batch(per_token))
     loss.total.backward()
     plain, alone, _ = policy_loss(config, per_token)
     rows = zip(critic.value.tolist(), per_token["values"].tolist(), per_token["returns"].tolist(), strict=True)
@@ -340,9 +367,8 @@ def test_the_critics_loss_is_weighted_and_clipped() -> None:
 def test_while_warming_a_critic_of_its_own_the_policy_is_not_asked() -> None:
     config = config_of(critic=CriticConfig("policy"), loss={"entropy": 0.1}, kl=vars(KLConfig(place="loss")))
     policy, critic = FakePolicy(), FakeCritic()
-    surrogate = Surrogate(models_of(policy, critic, FakeReference()), config)
-    surrogate.warming = True
-    loss = surrogate(make_batch(fields("values", "returns", "reference")), COUNTS)
+    batch = make_batch(fields("values", "returns", "reference"))
+    loss = loss_of(config, models_of(policy, critic, FakeReference()), batch, warming=True)
     loss.total.backward()
     assert not policy.asked and list(loss.metrics) == ["value_loss"]
     assert policy.logprobs.grad is None and critic.value.grad is not None
@@ -378,7 +404,7 @@ def test_full_kl_in_the_loss_is_that_of_the_whole_distribution(tiny: Any, tiny_m
     config = config_of("grpo", kl=vars(KLConfig(coef=0.5, place="loss", estimator="full")))
     batch = tiny_batch(tiny, advantages=0.0)
     counts = Counts(1, len(ANSWERS), 0, sum(ANSWERS))
-    loss = Surrogate(models_of(tiny, reference=Reference(tiny, other)), config)(batch, counts)
+    loss = loss_of(config, models_of(tiny, reference=Reference(tiny, other)), batch, counts)
 
     def logits(policy: Any) -> Tensor:
         return policy.model.get_output_embeddings()(policy(batch, states=True)).double() / TEMPERATURE
@@ -393,17 +419,17 @@ def test_full_kl_in_the_loss_is_that_of_the_whole_distribution(tiny: Any, tiny_m
 
 def test_the_bonus_raises_the_entropy_of_a_model(tiny: Any) -> None:
     batch, config = tiny_batch(tiny, advantages=0.0), config_of("grpo", {"entropy": 1.0})
-    surrogate, counts = Surrogate(models_of(tiny), config), Counts(1, len(ANSWERS), 0, sum(ANSWERS))
+    counts = Counts(1, len(ANSWERS), 0, sum(ANSWERS))
     optimizer = torch.optim.SGD(tiny.parameters(), lr=1.0)
     before = tiny(batch, TEMPERATURE, entropy=True).entropy.mean()
-    surrogate(batch, counts).total.backward()
+    loss_of(config, models_of(tiny), batch, counts).total.backward()
     optimizer.step()
     assert tiny(batch, TEMPERATURE, entropy=True).entropy.mean() > before + 1e-3
 
 
 def test_data_mixed_in_are_learned_by_their_likelihood_at_temperature_1(tiny: Any) -> None:
-    batch = replace(tiny_batch(tiny), per_token={PTX: torch.full((sum(ANSWERS),), 0.25)})
-    loss = Surrogate(models_of(tiny), config_of())(batch, COUNTS)
+    batch = tiny_batch(tiny)
+    loss = mixed_loss(batch, tiny, 0.25)
     nll = -tiny(batch).logprobs.detach().sum()
     torch.testing.assert_close(loss.total, 0.25 * nll)
     value, number = loss.metrics["ptx_nll"]
@@ -413,11 +439,9 @@ def test_data_mixed_in_are_learned_by_their_likelihood_at_temperature_1(tiny: An
 def test_while_warming_a_shared_critic_gradients_reach_its_head_alone(tiny: Any) -> None:
     tiny.add_value_head()
     config = config_of(critic=CriticConfig(shared=True))
-    surrogate = Surrogate(models_of(tiny), config)
     batch = tiny_batch(tiny, advantages=1.0, values=0.0, returns=1.0)
     counts = Counts(1, len(ANSWERS), 0, sum(ANSWERS))
-    surrogate.warming = True
-    loss = surrogate(batch, counts)
+    loss = loss_of(config, models_of(tiny), batch, counts, warming=True)
     loss.total.backward()
     assert list(loss.metrics) == ["value_loss"] and float(loss.total) == pytest.approx(0.5)
     assert {name for name, p in tiny.named_parameters() if p.grad is not None} == {
@@ -425,8 +449,7 @@ def test_while_warming_a_shared_critic_gradients_reach_its_head_alone(tiny: Any)
         "value_head.bias",
     }
     assert float(tiny.value_head.bias.grad) == pytest.approx(-1.0)
-    surrogate.warming = False
-    assert "policy_loss" in surrogate(batch, counts).metrics
+    assert "policy_loss" in loss_of(config, models_of(tiny), batch, counts).metrics
 
 
 @pytest.mark.parametrize("shared", [False, True])
