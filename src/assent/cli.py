@@ -39,7 +39,9 @@ COMMANDS: dict[str, Command] = {
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
     "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
     **{
-        name: Command(CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.preference:train_preference")
+        name: Command(
+            CONFIGS[name], f"{row.name}: {row.summary}", "assent.algorithms.preference.train:train_preference"
+        )
         for name, row in OBJECTIVES.items()
     },
     "compare": Command(

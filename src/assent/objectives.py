@@ -70,6 +70,11 @@ class Objective:
     def needs_reference(self) -> bool:
         return self.reward.startswith("ratio")
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the implicit reward is that of a token."""
+        return self.reward.endswith("/length")
+
 
 BETA = {"beta": 0.1}
 OBJECTIVES: dict[str, Objective] = {
@@ -262,3 +267,18 @@ def preference_config(objective: str, **options: Any) -> c.PreferenceConfig:
 def objective_of(config: c.PreferenceConfig) -> str:
     """The key in `OBJECTIVES` that a configuration belongs to."""
     return next(key for key, cls in CONFIGS.items() if type(config) is cls)
+
+
+def options_of(config: c.PreferenceConfig) -> dict[str, Any]:
+    """The options of a configuration's own loss."""
+    return vars(config.loss).copy()  # type: ignore[attr-defined]
+
+
+def plus_of(config: c.PreferenceConfig) -> Mapping[str, float]:
+    """The objectives that a configuration adds to its own, with their weights."""
+    return config.plus if isinstance(config, c.PairConfig) else {}
+
+
+def reference_of(config: c.PreferenceConfig) -> c.ReferenceConfig | None:
+    """The section `reference`; None for an objective without one."""
+    return getattr(config, "reference", None)

@@ -17,7 +17,9 @@ from torch import Tensor
 from assent.algorithms.credit import credit
 from assent.algorithms.models import Models
 from assent.algorithms.online import Online, assemble
-from assent.algorithms.preference import Preference, balanced
+from assent.algorithms.preference.feedback import balanced
+from assent.algorithms.preference.step_loss import terms_of
+from assent.algorithms.preference.train import Preference
 from assent.algorithms.reward import Reward
 from assent.algorithms.rollouts import GIVEN, describe
 from assent.algorithms.sft import SFT
@@ -147,7 +149,8 @@ def preference(objective: str, lora: int = 0, **options) -> Make:
                     for parameter in other.parameters():
                         parameter.mul_(1.1)
             reference = Reference(policy, other)
-        return Preference(policy, reference, None, balanced(config, feedback_trees(objective)), ONE)
+        terms = balanced(terms_of(config), feedback_trees(objective))
+        return Preference(policy, reference, None, OBJECTIVES[objective], terms, ONE)
 
     return make
 
@@ -344,7 +347,7 @@ class Fixed:
     def windows(self) -> Iterator[Window]:
         return (prepared(self.algorithm, window) for window in self.made)
 
-    def stepped(self) -> None:
+    def stepped(self, metrics) -> None:
         pass
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from assent.algorithms.online import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.cli import main

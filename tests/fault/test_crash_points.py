@@ -25,7 +25,7 @@ import assent.train.run as run_module
 import assent.train.runfolder as runfolder
 import assent.train.session as session_module
 from assent.algorithms.online import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,
@@ -62,7 +62,10 @@ CALLERS = {
         "algorithms/shaping.py",
         "algorithms/credit.py",
         "train/held_out.py",
-        "algorithms/preference.py",
+        "algorithms/preference/train.py",
+        "algorithms/preference/step_loss.py",
+        "algorithms/preference/step_wide.py",
+        "algorithms/preference/diagnostics.py",
         "algorithms/references.py",
         "algorithms/proximal.py",
         "algorithms/sft.py",

@@ -19,7 +19,7 @@ import torch
 import assent.train.loop as loop_module
 import assent.train.run as run_module
 from assent.algorithms.online import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (

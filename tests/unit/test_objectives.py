@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from assent import settings
-from assent.algorithms.features import inputs_of
 from assent.cli import COMMANDS
 from assent.config import BinaryConfig, DataConfig, ModelConfig, PairConfig, ReferenceConfig
 from assent.errors import ConfigError
-from assent.losses import LOSSES
+from assent.losses import LOSSES, inputs_of
 from assent.objectives import CONFIGS, OBJECTIVES, OPTIONS, SECTIONS, objective_of, preference_config
 from assent.sections import class_name
 
@@ -86,7 +85,7 @@ def test_options_are_those_in_use():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_a_command(name: str):
     assert COMMANDS[name].config is CONFIGS[name]
-    assert COMMANDS[name].target == "assent.algorithms.preference:train_preference"
+    assert COMMANDS[name].target == "assent.algorithms.preference.train:train_preference"
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

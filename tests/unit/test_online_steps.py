@@ -89,7 +89,7 @@ class Driven:
         window = next(made for made in self.windows if made is not None)
         if kl is not None:  # as two micro-batches
             self.algorithm.pending = {"approx_kl": (kl * 8, 8.0)}
-        self.algorithm.stepped()
+        self.algorithm.stepped({})
         return window
 
 

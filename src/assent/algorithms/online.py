@@ -161,7 +161,7 @@ class Online:
 
     # ---- after a step, after a rollout
 
-    def stepped(self) -> None:
+    def stepped(self, metrics: Mapping[str, float]) -> None:
         self.taken += 1
         self.experience.step = self.taken
         if self.pending:

@@ -56,7 +56,7 @@ class Reward:
             followed=batch.by_tree(right, chosen),
         )
 
-    def stepped(self) -> None:
+    def stepped(self, metrics: Mapping[str, float]) -> None:
         """Nothing follows from an update."""
 
     def state_dict(self) -> dict[str, Any]:

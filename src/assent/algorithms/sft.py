@@ -36,7 +36,7 @@ class SFT:
         followed = batch.by_tree(losses.detach(), batch.response)
         return Loss(nll / counts.tokens, {"nll": (nll, len(losses))}, followed=followed)
 
-    def stepped(self) -> None:
+    def stepped(self, metrics: Mapping[str, float]) -> None:
         """Nothing follows from an update."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assent.algorithms.features import inputs_of
 from assent.algorithms.models import Models
 from assent.algorithms.rollouts import GIVEN
 from assent.data.packing import Counts
@@ -17,6 +16,7 @@ from assent.data.tree import TreeBatch
 from assent.losses import (
     LOSSES,
     clipped_value,
+    inputs_of,
     kl_estimate,
     mismatch_weights,
     ratio_diagnostics,

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from assent import distributed, lock, settings
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.config import CompareConfig, PreferenceConfig, ReportConfig
 from assent.data.formats import load_examples
 from assent.data.records import Example

@@ -7,6 +7,7 @@ tokens, S responses, M pairs.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -115,6 +116,13 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
 }
 """Every differentiable loss by name. The contract tests run over this table."""
 
+
+def inputs_of(loss: Callable[..., Tensor]) -> tuple[str, ...]:
+    """The tensors that a loss asks for: its positional parameters. (Its options are keyword-only.)"""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    return tuple(name for name, p in inspect.signature(loss).parameters.items() if p.kind in kinds)
+
+
 __all__ = [
     "ESTIMATORS",
     "LOSSES",
@@ -152,6 +160,7 @@ __all__ = [
     "hinge",
     "implicit_reward",
     "infonca",
+    "inputs_of",
     "ipo",
     "kl_estimate",
     "kto",

@@ -52,8 +52,9 @@ class Algorithm(Protocol):
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss: ...
 
-    def stepped(self) -> None:
-        """Called after each update: whatever follows from it is done here, before its state is asked for."""
+    def stepped(self, metrics: Mapping[str, float]) -> None:
+        """Called after each update, with the metrics of its step over all ranks: whatever follows from it is done here,
+        before its state is asked for."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def train_steps(
         optimizer.step()
         require_updated(step, algorithm.modules)
         optimizer.zero_grad(set_to_none=True)
-        algorithm.stepped()
+        algorithm.stepped(metrics)
         ended = time.perf_counter()
         metrics["time/step"] = ended - begun
         metrics["time/window"] = ready - begun

@@ -10,7 +10,7 @@ import sys
 
 from assent import online, settings
 from assent.algorithms.online import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import CompareConfig, RewardConfig, SFTConfig

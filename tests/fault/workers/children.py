@@ -14,7 +14,8 @@ import sys
 import torch
 
 from assent import cli
-from assent.algorithms import online, preference, reward, sft  # noqa: F401  (what a child would import)
+from assent.algorithms import online, reward, sft  # noqa: F401  (what a child would import)
+from assent.algorithms.preference import train  # noqa: F401
 
 
 def run(arguments: list[str], log: str, env: dict[str, str]) -> None:
