@@ -432,7 +432,7 @@ def test_what_is_tried_changes_nothing_of_the_run(make: Make, monkeypatch: pytes
         return train(make("grpo", name))
 
     with_trial = result(seeded("with"))
-    monkeypatch.setattr("assent.train.run.try_outputs", lambda *_, **__: None)
+    monkeypatch.setattr("assent.train.loop.try_outputs", lambda *_, **__: None)
     monkeypatch.setattr("assent.algorithms.online.try_rewards", lambda *_: None)
     assert with_trial == result(seeded("without"))
 

@@ -152,7 +152,7 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
         for name in ("load_policy", "load_score_model", "load_tokenizer", "prepare"):
             patch.setattr(session_module, name, once(getattr(session_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
-        patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
+        patch.setattr("assent.train.loop.try_outputs", lambda *_, **__: None)
         patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))
         tracers: list[Tracer | None] = [None]
         conclude = Run.conclude

@@ -357,7 +357,7 @@ def test_an_error_after_training_leaves_only_the_model_to_write(
     said = "\n".join([str(failed.value), *getattr(failed.value, "__notes__", ())])
     assert "Checkpoint of step 6 saved; continue with --resume auto. That only writes the model" in said
     with monkeypatch.context() as inner:
-        inner.setattr(run_module, "train_steps", lambda *_, start, total, **__: iter(range(start, total)))
+        inner.setattr("assent.train.loop.train_steps", lambda *_, start, total, **__: iter(range(start, total)))
         train(replace(config, resume="auto"))  # nothing is left to train
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")
 

@@ -41,10 +41,10 @@ from assent.rewards.pool import end_workers
 from assent.rollout.check import check_sampling
 from assent.rollout.engines import engine_of
 from assent.train.beforehand import try_rewards
-from assent.train.loop import Loss, add_sums
+from assent.train.loop import Loss, add_sums, run
 from assent.train.progress import say
 from assent.train.references import frozen_reference
-from assent.train.run import RunResult, run
+from assent.train.run import RunResult
 from assent.train.session import Session, open_session
 
 MISMATCH = 0.1

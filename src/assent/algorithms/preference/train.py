@@ -20,10 +20,10 @@ from assent.models.policy import Policy
 from assent.models.references import MovingReference, Reference
 from assent.objectives import OBJECTIVES, Objective, objective_of, reference_of
 from assent.train.held_out import held_out
-from assent.train.loop import Loss
+from assent.train.loop import Loss, run
 from assent.train.measured import Evaluation
 from assent.train.references import cached_reference, live_reference
-from assent.train.run import RunResult, run
+from assent.train.run import RunResult
 from assent.train.session import Session, open_session
 
 
