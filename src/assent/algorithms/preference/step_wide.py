@@ -74,8 +74,6 @@ def with_gradients(window: Window, terms: Sequence[Term], read: Callable[[TreeBa
     """The step with the gradients of those terms that couple all its pairs: one pass without gradients, `read`, gives
     the log-probs of all ranks, and the training pass then follows gradient * log-prob."""
     coupling = [(number, term) for number, term in enumerate(terms) if term.whole_step]
-    if not coupling:
-        return window
     inputs = [read(batch) for batch in window.batches]
     fields: list[dict[str, Tensor]] = [{} for _ in inputs]
     for number, term in coupling:

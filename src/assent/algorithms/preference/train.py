@@ -114,7 +114,9 @@ class Preference:
             return step_wide.with_reference_point(window, self.policy, self.reference)
         if Need.SHIFT in self.needs:
             return step_wide.with_shift(window, self.shift)
-        return step_wide.with_gradients(window, self.terms, self.read, self.world.rank)
+        if any(term.whole_step for term in self.terms):
+            return step_wide.with_gradients(window, self.terms, self.read, self.world.rank)
+        return window
 
     def read(self, batch: TreeBatch) -> Inputs:
         """A forward pass of both models."""
