@@ -10,7 +10,7 @@ from assent import cpus
 __version__ = "0.1.0"
 
 PUBLIC = {
-    "assent.algorithms.preference": ("train_preference",),
+    "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
     "assent.algorithms.reward": ("train_reward",),
     "assent.algorithms.sft": ("train_sft",),

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command(config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", "file"),
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
     "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
-    **{name: _learning(row, "assent.algorithms.preference:train_preference") for name, row in OBJECTIVES.items()},
+    **{name: _learning(row, "assent.algorithms.preference.train:train_preference") for name, row in OBJECTIVES.items()},
     "compare": Command(
         config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
     ),

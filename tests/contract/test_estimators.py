@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assent.estimators import ESTIMATORS
 
 from assent.algorithms.online.method import Method, method_with
 from assent.algorithms.online.stages import advantages
 from assent.config import METHODS, DataConfig, KLConfig, ModelConfig, online_config
+from assent.config.estimators import ESTIMATORS
 from assent.losses import ADVANTAGES
 from assent.losses.functions import inputs_of, with_options
 from assent.rollout.engine import Completion

@@ -19,7 +19,9 @@ from assent.algorithms.online.models import ForwardCache, Models
 from assent.algorithms.online.samples import describe
 from assent.algorithms.online.stages import advantages
 from assent.algorithms.online.train import Online, assemble
-from assent.algorithms.preference import Preference, balanced
+from assent.algorithms.preference.feedback import balanced
+from assent.algorithms.preference.step_loss import terms_of
+from assent.algorithms.preference.train import Preference
 from assent.algorithms.reward import Reward
 from assent.algorithms.sft import SFT
 from assent.config import (
@@ -148,7 +150,8 @@ def preference(objective: str, lora: int = 0, **options) -> Make:
                     for parameter in other.parameters():
                         parameter.mul_(1.1)
             reference = Reference(policy, other)
-        return Preference(policy, reference, None, balanced(config, feedback_trees(objective)), ONE)
+        terms = balanced(terms_of(config), feedback_trees(objective))
+        return Preference(policy, reference, None, OBJECTIVES[objective], terms, ONE)
 
     return make
 
@@ -345,7 +348,7 @@ class Fixed:
     def windows(self) -> Iterator[Window]:
         return (prepared(self.algorithm, window) for window in self.made)
 
-    def stepped(self) -> None:
+    def stepped(self, metrics) -> None:
         pass
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from assent.algorithms.online.train import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.cli import main
@@ -434,7 +434,7 @@ def test_what_is_tried_changes_nothing_of_the_run(make: Make, monkeypatch: pytes
         return train(make("grpo", name))
 
     with_trial = result(seeded("with"))
-    monkeypatch.setattr("assent.train.run.try_outputs", lambda *_, **__: None)
+    monkeypatch.setattr("assent.train.loop.try_outputs", lambda *_, **__: None)
     monkeypatch.setattr("assent.algorithms.online.train.try_rewards", lambda *_: None)
     assert with_trial == result(seeded("without"))
 

@@ -25,7 +25,7 @@ import assent.train.run as run_module
 import assent.train.runfolder as runfolder
 import assent.train.session as session_module
 from assent.algorithms.online.train import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.sft import train_sft
 from assent.config import (
     CriticConfig,
@@ -74,7 +74,10 @@ CALLERS = {
         "algorithms/online/step_loss.py",
         "algorithms/online/ewma.py",
         "algorithms/online/evaluation.py",
-        "algorithms/preference.py",
+        "algorithms/preference/train.py",
+        "algorithms/preference/step_loss.py",
+        "algorithms/preference/step_wide.py",
+        "algorithms/preference/diagnostics.py",
         "algorithms/sft.py",
     )
 }
@@ -160,7 +163,7 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
         for name in ("load_policy", "load_score_model", "load_tokenizer", "prepare"):
             patch.setattr(session_module, name, once(getattr(session_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
-        patch.setattr(run_module, "try_outputs", lambda *_, **__: None)
+        patch.setattr("assent.train.loop.try_outputs", lambda *_, **__: None)
         patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))
         tracers: list[Tracer | None] = [None]
         conclude = Run.conclude

@@ -16,7 +16,7 @@ import pytest
 
 from assent import lock
 from assent.algorithms.online.train import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.sft import train_sft
 from assent.cli import COMMANDS, main
 from assent.config import (

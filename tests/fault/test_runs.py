@@ -20,7 +20,7 @@ import torch
 import assent.train.loop as loop_module
 import assent.train.run as run_module
 from assent.algorithms.online.train import train_online
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.algorithms.reward import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
@@ -363,7 +363,7 @@ def test_an_error_after_training_leaves_only_the_model_to_write(
     said = "\n".join([str(failed.value), *getattr(failed.value, "__notes__", ())])
     assert "Checkpoint of step 6 saved; continue with --resume auto. That only writes the model" in said
     with monkeypatch.context() as inner:
-        inner.setattr(run_module, "train_steps", lambda *_, start, total, **__: iter(range(start, total)))
+        inner.setattr("assent.train.loop.train_steps", lambda *_, start, total, **__: iter(range(start, total)))
         train(replace(config, resume="auto"))  # nothing is left to train
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.algorithms.preference import Preference, balanced
+from assent.algorithms.preference.feedback import balanced
+from assent.algorithms.preference.step_loss import Need, needs_of, terms_of
+from assent.algorithms.preference.train import Preference
 from assent.config import OBJECTIVES, DataConfig, ModelConfig, OptimConfig, preference_config
 from assent.data.mismatch import with_mismatched
 from assent.data.packing import EpochStream
@@ -129,12 +131,13 @@ class Setting:
         policy = load_policy(self.model, max_length=MAX_LENGTH)
         config = preference_config(objective, model=self.model, data=DataConfig("unused"), out="unused", loss=loss)
         row = OBJECTIVES[objective]
-        if row.loss == "kto":
+        terms = terms_of(config)
+        if Need.MISMATCHED in needs_of(terms):
             trees = with_mismatched(trees, self.seed, MAX_LENGTH)
         batch = len(self.world.prompts)
         stream = EpochStream(trees, batch_size=batch, micro_tokens=16384, seed=self.seed, flat=False)
         reference = self._reference(policy, row.reference_mode) if row.needs_reference else None
-        self.learn(Preference(policy, reference, stream, balanced(config, trees), ALONE), steps, optim)
+        self.learn(Preference(policy, reference, stream, row, balanced(terms, trees), ALONE), steps, optim)
         return self.scores(policy)
 
     def _reference(self, policy: Policy, mode: str | None) -> Reference:

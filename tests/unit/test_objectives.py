@@ -14,7 +14,6 @@ import torch
 from typing_extensions import Doc
 
 from assent import config as public
-from assent.algorithms.features import inputs_of
 from assent.cli import COMMANDS
 from assent.config import (
     METHODS,
@@ -33,6 +32,7 @@ from assent.config import (
 from assent.config.sections import default_of, hints_of
 from assent.errors import ConfigError
 from assent.losses import LOSSES
+from assent.losses.functions import inputs_of
 
 FEEDBACK = {"pairs": "policy_chosen", "binary": "desirable", "ranking": "level", "rating": "rating"}
 """The parameter that only losses on this feedback have."""
@@ -118,7 +118,7 @@ def test_an_option_of_several_losses_has_one_type_range_and_help():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_a_command(name: str):
     assert COMMANDS[name].config is OBJECTIVES[name].config
-    assert COMMANDS[name].target == "assent.algorithms.preference:train_preference"
+    assert COMMANDS[name].target == "assent.algorithms.preference.train:train_preference"
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

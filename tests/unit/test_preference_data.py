@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from assent import cli
-from assent.algorithms.features import weight_by_prompt
-from assent.algorithms.preference import balanced
+from assent.algorithms.preference.feedback import balanced
+from assent.algorithms.preference.step_loss import terms_of, weight_by_prompt
 from assent.config import DataConfig, ModelConfig, preference_config
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
@@ -157,16 +157,17 @@ def test_kto_weighs_both_kinds_the_same():
 
     def weights(objective: str, yes: int, no: int, **loss) -> tuple[float, float]:
         start = preference_config(objective, model=ModelConfig("m"), data=DataConfig("t"), out="o", loss=loss)
-        made = balanced(start, labelled(yes, no)).loss
-        return made.desirable_weight, made.undesirable_weight
+        (term,) = balanced(terms_of(start), labelled(yes, no))
+        assert term.loss.options["beta"] == start.loss.beta and set(term.loss.options) == set(vars(start.loss))
+        return term.loss.options["desirable_weight"], term.loss.options["undesirable_weight"]
 
     assert weights("kto", 3, 3) == (1.0, 1.0)
     assert weights("kto", 2, 8) == (4.0, 1.0)
     assert weights("kto", 8, 2) == (1.0, 4.0)
     assert weights("kto", 2, 8, desirable_weight=1.5) == (1.5, 1.0)
     assert weights("kto", 2, 8, undesirable_weight=0.5) == (4.0, 0.5)
-    other = preference_config("bco", model=ModelConfig("m"), data=DataConfig("t"), out="o")
-    assert balanced(other, labelled(2, 8)) is other
+    other = terms_of(preference_config("bco", model=ModelConfig("m"), data=DataConfig("t"), out="o"))
+    assert balanced(other, labelled(2, 8)) == other
 
 
 def test_every_prompt_counts_the_same_however_many_pairs_it_has(tmp_path, tokenizer):

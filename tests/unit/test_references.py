@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.config import (
     DataConfig,
     LoraConfig,

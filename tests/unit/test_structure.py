@@ -210,7 +210,7 @@ def test_what_objectives_need_comes_from_their_losses(generator):
 
 
 def test_the_page_knows_the_alarm_and_every_conversion(generator):
-    from assent.algorithms.diagnostics import FALL
+    from assent.algorithms.preference.diagnostics import FALL
 
     page = generator.objectives_page()
     assert f"more than {FALL:g} nats per token" in page

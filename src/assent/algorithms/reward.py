@@ -14,9 +14,9 @@ from assent.data.views import pair_view
 from assent.losses import bradley_terry, bradley_terry_tokens
 from assent.models.policy import ScoreModel
 from assent.train.held_out import held_out
-from assent.train.loop import Loss
+from assent.train.loop import Loss, run
 from assent.train.opening import about_stream
-from assent.train.run import RunResult, run
+from assent.train.run import RunResult
 from assent.train.session import open_session
 
 

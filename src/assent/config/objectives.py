@@ -47,6 +47,11 @@ class Objective:
         return any(field.name == "reference" for field in fields(self.config))
 
     @property
+    def per_token(self) -> bool:
+        """Whether the implicit reward is that of a token."""
+        return self.reward.endswith("/length")
+
+    @property
     def reference_mode(self) -> str | None:
         """How its reference is had by default; None without one."""
         return default_of(self.config, "reference").mode if self.needs_reference else None

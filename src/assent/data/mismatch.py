@@ -12,6 +12,8 @@ from assent.data.packing import order
 from assent.data.tree import Branch, TokenTree
 from assent.errors import DataError
 
+MISMATCHED = "mismatched"
+"""The field [S] that is 1 at answers to other prompts."""
 STREAM = 2  # of `order`, beside the epochs' and the rollouts'
 
 
@@ -63,4 +65,4 @@ def _joined(tree: TokenTree, answer: Branch, max_length: int) -> TokenTree:
     last = Branch(answer.ids[:end], trained[:end])
     own = {name: np.append(values, np.float32(np.nan)) for name, values in tree.per_response.items()}
     mismatched = np.append(np.zeros(len(tree.branches), np.float32), np.float32(1))
-    return replace(tree, branches=(*tree.branches, last), per_response={**own, "mismatched": mismatched})
+    return replace(tree, branches=(*tree.branches, last), per_response={**own, MISMATCHED: mismatched})

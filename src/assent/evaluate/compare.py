@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from assent import distributed, lock
-from assent.algorithms.preference import train_preference
+from assent.algorithms.preference.train import train_preference
 from assent.config import OBJECTIVES, CompareConfig, PreferenceConfig, ReportConfig, settings
 from assent.config.inputs import is_input
 from assent.data.formats import load_examples

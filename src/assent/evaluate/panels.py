@@ -108,7 +108,7 @@ def metric_ends(run: Run) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def alarm(run: Run) -> str:
-    """What to say where the run's last evaluation has set off the alarm of `assent.algorithms.diagnostics`, else ""."""
+    """What to say where the last evaluation has set off the alarm of `algorithms.preference.diagnostics`, else ""."""
     raised = run.metrics.get("eval/alarm/both_fall")
     if raised is None or raised.values[-1] != 1:
         return ""

@@ -164,6 +164,7 @@ __all__ = [
     "hinge",
     "implicit_reward",
     "infonca",
+    "inputs_of",
     "ipo",
     "kl_estimate",
     "kto",

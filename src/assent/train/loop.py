@@ -1,23 +1,39 @@
 """The train loop. It knows no algorithm: it asks one for windows of packed trees and for the loss of a micro-batch, and
-yields a `StepResult` after each update. Evaluating, logging and saving stand outside (`assent.train.run`)."""
+yields a `StepResult` after each update. What is evaluated, logged and saved then is up to `assent.train.run`."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from assent import messages
 from assent.config import OptimConfig
 from assent.data.packing import Counts, Window
 from assent.data.tree import TreeBatch
 from assent.distributed import World, all_sum_dict, clip_grad_norm
 from assent.interrupt import interruptible
+from assent.models.policy import Backbone
+from assent.train import completions
+from assent.train.beforehand import try_outputs
+from assent.train.facts import Fact, layout
 from assent.train.finite import require_numbers, require_updated
+from assent.train.guard import guard
+from assent.train.measured import Evaluation
+from assent.train.opening import opening
 from assent.train.optim import lr_at, set_lr
+from assent.train.progress import Progress
+from assent.train.run import Run, RunResult
+from assent.train.session import Session
+
+log = logging.getLogger(__name__)
 
 UNAPPLIED = "The update was not applied. Lower --optim.lr, or look at the rows, rewards and weights of its loss."
 
@@ -53,8 +69,8 @@ class Algorithm(Protocol):
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss: ...
 
     def stepped(self, metrics: Mapping[str, float]) -> None:
-        """Called after each update with its metrics, over all ranks: whatever follows from it is done here, before its
-        state is asked for."""
+        """Called after each update, with the metrics of its step over all ranks: whatever follows from it is done here,
+        before its state is asked for."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,6 +79,66 @@ class Algorithm(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+# ---- a run
+
+
+def run(
+    session: Session,
+    algorithm: Algorithm,
+    *,
+    total: int,
+    evaluate: Callable[[], Evaluation] | None,
+    final: Mapping[str, Backbone],
+    about: Sequence[Fact],
+    averages: Sequence[torch.nn.Module] = (),
+    learning_rates: Mapping[str, float] | None = None,
+) -> RunResult:
+    """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
+    to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step;
+    `averages` are models that follow those that are trained, and are saved with them.
+
+    Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
+    SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
+    """
+    modules = (*algorithm.modules.values(), *averages)
+    try_outputs(session, modules, final, total=total, keeps_best=evaluate is not None)
+    state = Run(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
+    label, main = Path(session.config.out).name, session.world.is_main
+    if main:
+        start = state.step
+        facts = opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total)
+        log.info(layout(facts, messages.width()))
+    with contextlib.closing(session.folder), guard(state):
+        with Progress(total, label, state.step) if main else contextlib.nullcontext() as bar:
+            state.conclude()
+            _take_steps(state, bar)
+        with interruptible(session.world.size == 1):
+            return state.finish(final)
+
+
+def _take_steps(state: Run, bar: Progress | None) -> None:
+    """All steps, with what is due after each."""
+    session, algorithm = state.session, state.algorithm
+    steps = train_steps(
+        algorithm, state.optimizer, session.config.optim, session.world, start=state.step, total=state.total
+    )
+    for result in steps:
+        if result is None:
+            state.keep()
+            continue
+        state.take(result)
+        if bar and result.window.samples:
+            bar.show(completions.table(result.window.samples))
+        if bar:
+            bar.update(state.step, str(state.live))
+        state.conclude()
+        if bar:
+            bar.refresh(str(state.live))
+
+
+# ---- a step
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from assent.config import RunConfig
 from assent.data.dataset import left_out, summary
+from assent.data.mismatch import MISMATCHED
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.policy import Backbone
@@ -114,7 +115,7 @@ def about_stream(stream: EpochStream, total: int) -> Fact:
 
 def _trained_tokens(tree: TokenTree) -> int:
     """Those of its own answers; others are only read."""
-    foreign = tree.per_response.get("mismatched", np.zeros(len(tree.branches)))
+    foreign = tree.per_response.get(MISMATCHED, np.zeros(len(tree.branches)))
     return sum(int(branch.trained.sum()) for branch, other in zip(tree.branches, foreign, strict=True) if not other)
 
 

@@ -1,15 +1,15 @@
-"""One training run from start or checkpoint to the final model: what stands around the train loop."""
+"""The state of a training run, from start or checkpoint to the final model: what is logged, evaluated and saved around
+the steps of `assent.train.loop`."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -21,22 +21,20 @@ from assent.deferred import resolved
 from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.policy import Backbone
 from assent.models.readback import own_numbers
-from assent.train import checkpoint, completions
-from assent.train.beforehand import try_outputs
+from assent.train import checkpoint
 from assent.train.card import model_card
 from assent.train.closing import Pace, Summary, closing, write_summary
 from assent.train.commands import Live, command_of
-from assent.train.facts import Fact, layout
+from assent.train.facts import layout
 from assent.train.final import write_final
 from assent.train.finite import require_answers, require_evaluated, require_saved
-from assent.train.guard import guard
 from assent.train.log import MetricsLog, SamplesLog, open_trackers
-from assent.train.loop import Algorithm, StepResult, train_steps
 from assent.train.measured import Evaluation, Measured
-from assent.train.opening import opening
 from assent.train.optim import build_optimizer
-from assent.train.progress import Progress
 from assent.train.session import Session
+
+if TYPE_CHECKING:
+    from assent.train.loop import Algorithm, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -324,57 +322,3 @@ class Run:
 
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def run(
-    session: Session,
-    algorithm: Algorithm,
-    *,
-    total: int,
-    evaluate: Callable[[], Evaluation] | None,
-    final: Mapping[str, Backbone],
-    about: Sequence[Fact],
-    averages: Sequence[torch.nn.Module] = (),
-    learning_rates: Mapping[str, float] | None = None,
-) -> RunResult:
-    """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
-    to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step;
-    `averages` are models that follow those that are trained, and are saved with them.
-
-    Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
-    SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
-    """
-    modules = (*algorithm.modules.values(), *averages)
-    try_outputs(session, modules, final, total=total, keeps_best=evaluate is not None)
-    state = Run(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
-    label, main = Path(session.config.out).name, session.world.is_main
-    if main:
-        start = state.step
-        facts = opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total)
-        log.info(layout(facts, messages.width()))
-    with contextlib.closing(session.folder), guard(state):
-        with Progress(total, label, state.step) if main else contextlib.nullcontext() as bar:
-            state.conclude()
-            _train(state, bar)
-        with interrupt.interruptible(session.world.size == 1):
-            return state.finish(final)
-
-
-def _train(state: Run, bar: Progress | None) -> None:
-    """All steps, with what is due after each."""
-    session, algorithm = state.session, state.algorithm
-    steps = train_steps(
-        algorithm, state.optimizer, session.config.optim, session.world, start=state.step, total=state.total
-    )
-    for result in steps:
-        if result is None:
-            state.keep()
-            continue
-        state.take(result)
-        if bar and result.window.samples:
-            bar.show(completions.table(result.window.samples))
-        if bar:
-            bar.update(state.step, str(state.live))
-        state.conclude()
-        if bar:
-            bar.refresh(str(state.live))

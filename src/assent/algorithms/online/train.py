@@ -44,9 +44,9 @@ from assent.rollout.check import check_sampling
 from assent.rollout.rollout import Rollout, pack
 from assent.rollout.sampler import Sampler
 from assent.train.beforehand import try_rewards
-from assent.train.loop import Loss
+from assent.train.loop import Loss, run
 from assent.train.references import frozen_reference
-from assent.train.run import RunResult, run
+from assent.train.run import RunResult
 from assent.train.session import Session, open_session
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,86 @@
+"""The data of an objective: read as its kind of feedback, refused where nothing can be learnt from them, completed
+where a loss asks for more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from assent.algorithms.preference.step_loss import Need, Term, needs_of
+from assent.config import OBJECTIVES, BinaryConfig, PreferenceConfig, objective_of
+from assent.data.dataset import Prepared, View
+from assent.data.mismatch import with_mismatched
+from assent.data.tree import TokenTree
+from assent.data.views import binary_view, pair_view, ranking_view, rating_view
+from assent.errors import DataError
+from assent.train.session import Session
+
+VIEWS: Mapping[str, View] = {"pairs": pair_view, "ranking": ranking_view, "rating": rating_view}
+"""By kind of feedback; yes/no labels are read with a threshold."""
+
+
+def read_feedback(session: Session, config: PreferenceConfig, terms: Sequence[Term]) -> Prepared:
+    """The data as trees, with answers to other prompts where a loss needs these. Raises DataError for what the terms
+    cannot learn from."""
+    data = session.prepare(_view(config))
+    if isinstance(config, BinaryConfig):
+        _require_both_kinds(config, data.train)
+    if any("margin" in term.inputs for term in terms):
+        _require_strengths(config, data)
+    if Need.MISMATCHED not in needs_of(terms):
+        return data
+    seed, limit = config.train.seed, config.data.max_length
+    everything = [*data.eval, *data.train]  # few held-out prompts may all be the same
+    train = with_mismatched(data.train, seed, limit)
+    held = with_mismatched(everything, seed, limit)[: len(data.eval)] if data.eval else []
+    return replace(data, train=train, eval=held)
+
+
+def _view(config: PreferenceConfig) -> View:
+    if isinstance(config, BinaryConfig):
+        return partial(binary_view, threshold=config.threshold)
+    return VIEWS[OBJECTIVES[objective_of(config)].feedback]
+
+
+def balanced(terms: Sequence[Term], trees: Sequence[TokenTree]) -> list[Term]:
+    """The terms with those class weights filled in that are None: by default both kinds of answers count the same in
+    sum, so the rarer one's weight is the ratio of their numbers."""
+    return [replace(term, loss=replace(term.loss, options=_balanced(term, trees))) for term in terms]
+
+
+def _balanced(term: Term, trees: Sequence[TokenTree]) -> dict[str, object]:
+    options = dict(term.loss.options)
+    if "desirable_weight" in options:
+        yes, no = _classes(trees)
+        weights = {"desirable_weight": max(1.0, no / yes), "undesirable_weight": max(1.0, yes / no)}
+        options |= {name: weight for name, weight in weights.items() if options[name] is None}
+    return options
+
+
+def _classes(trees: Sequence[TokenTree]) -> tuple[int, int]:
+    """How many answers are desirable, how many undesirable."""
+    labels = np.concatenate([tree.per_response["label"] for tree in trees])
+    return int((labels == 1).sum()), int((labels == 0).sum())
+
+
+def _require_both_kinds(config: BinaryConfig, trees: Sequence[TokenTree]) -> None:
+    yes, no = _classes(trees)
+    if not (yes and no):
+        kind, number = ("desirable", yes) if yes else ("undesirable", no)
+        other = " Desirable answers alone are for: assent sft" if yes else ""
+        raise DataError(
+            f"{config.data.train}: all {number} answers are {kind}; {objective_of(config)} needs both kinds.{other}"
+        )
+
+
+def _require_strengths(config: PreferenceConfig, data: Prepared) -> None:
+    for file, trees in ((config.data.train, data.train), (config.data.eval or config.data.train, data.eval)):
+        margins = [margin for tree in trees for _, _, margin in tree.pairs]
+        if none := sum(margin <= 0 for margin in margins):
+            raise DataError(
+                f"{file}: {none} of {len(margins)} pairs have no strength (a margin, two scores, or ratings), "
+                "which odpo asks for. Without strengths: assent dpo"
+            )
