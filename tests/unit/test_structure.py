@@ -23,7 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
-    ("errors", "foreign"),
+    ("errors", "foreign", "counterparts"),
     ("cpus", "files", "names", "outputs", "rules", "streams", "http", "process"),
     ("guest",),
     ("lock",),
@@ -35,7 +35,7 @@ RANKS = (
     ("online",),
     ("checks", "relations"),
     ("settings",),
-    ("arguments",),
+    ("arguments", "shorthelp"),
     ("statistics", "functions", "code"),
     ("data",),
     ("models",),
@@ -62,6 +62,7 @@ LIGHT = (
     "config/runs.py",
     "config/sampling.py",
     "config/tools.py",
+    "counterparts.py",
     "cpus.py",
     "errors.py",
     "inputs.py",
@@ -74,6 +75,7 @@ LIGHT = (
     "rules.py",
     "sections.py",
     "settings.py",
+    "shorthelp.py",
     "streams.py",
 )
 """What is imported before the options of a command are known to be right."""
