@@ -209,7 +209,7 @@ def _short_help(name: str, file: str | None) -> str:
     options = settings.options(command.config)
     values = {option.name: option.default for option in options}
     if file:
-        given = settings.read(command.config, file, missing := object())
+        given: Any = settings.read(command.config, file, missing := object())
         values |= {o: value for o in values if (value := settings.value_of(given, o)) is not missing}
     return shorthelp.page(name, command.config.__doc__ or "", options, values, command.positional, COMMON)
 

@@ -15,10 +15,16 @@ from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
 from assent.methods import METHODS
 from assent.objectives import OBJECTIVES
-from assent.sections import class_name
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
+NAMES = {
+    "sft": "SFT",
+    "reward": "Reward",
+    **{key: row.name for key, row in OBJECTIVES.items()},
+    **{key: row.name for key, row in METHODS.items()},
+}
+"""Command -> what it is called in the report."""
 EVALUATION = "evaluation.json"
 """A `PolicyTable`, in a run folder or in the folder above several."""
 
@@ -48,12 +54,13 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The algorithm, from the configuration's name in environment.json ("PPO" of "PPOConfig", "Robust DPO" of
-        "RobustDPOConfig"); empty where unknown."""
-        made = self.environment.get("configuration") if isinstance(self.environment, dict) else None
-        name = made.removesuffix("Config") if isinstance(made, str) else ""
-        known = [*(row.name for row in OBJECTIVES.values()), *(row.name for row in METHODS.values())]
-        return next((each for each in known if class_name(each) == name), name)
+        """The algorithm's name, of the command in environment.json ("Robust DPO" of "robust-dpo"); empty where
+        unknown."""
+        found = self.environment if isinstance(self.environment, dict) else {}
+        if isinstance(earlier := found.get("configuration"), str):  # of an earlier version
+            return earlier.removesuffix("Config")
+        key = found.get("command")
+        return NAMES.get(key, key) if isinstance(key, str) else ""
 
     @property
     def last_step(self) -> int | None:
