@@ -1,5 +1,5 @@
 """Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md and docs/online.md from the
-code, that of docs/models.md from what was measured (docs/models.json), and the file map of README.md.
+code, that of docs/models.md from what was measured (docs/models.json), and docs/map.md from the docstrings of modules.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -13,15 +13,13 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from typing_extensions import Doc
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
-from assent import cli, config  # noqa: E402
+from assent import cli, config, shorthelp  # noqa: E402
 from assent.config import METHODS, OBJECTIVES, Method, Objective, settings  # noqa: E402
 from assent.config.estimators import ESTIMATORS  # noqa: E402
 from assent.config.relations import WORDS  # noqa: E402
@@ -30,7 +28,7 @@ from assent.data import conversions  # noqa: E402
 from assent.data.formats import FORMATS, Format, fates  # noqa: E402
 
 MODELS = ROOT / "docs" / "models.md"
-PAGE, ONLINE, README = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "README.md"
+PAGE, ONLINE, MAP = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "docs" / "map.md"
 
 
 # ---- docs/cli.md
@@ -159,12 +157,8 @@ def table(rows: list[settings.Option], positional: str | None = None) -> list[st
 
 
 def meaning(option: settings.Option) -> str:
-    """The option's help: that of its type, or the string under its field."""
-    last = option.name.rpartition(".")[2]
-    hint = get_type_hints(option.section, include_extras=True)[last]
-    found = [mark.documentation for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Doc)]
-    found += [DOCS[base.__name__, last] for base in option.section.__mro__ if (base.__name__, last) in DOCS]
-    return f"{one_line(found[0])}{choices(option.kind)}"
+    """The option's help: the string under its field; for an option from a table, its help there."""
+    return f"{one_line(shorthelp.doc(option))}{choices(option.kind)}"
 
 
 # ---- docs/objectives.md
@@ -450,24 +444,25 @@ def verdict(text: str) -> str:
     return "no: " + one_line(re.sub(r"^\w+(Model|Head|LM|Decoder)\w* ", "", why).removesuffix("."))
 
 
-# ---- README.md
+# ---- docs/map.md
 
 
-def file_map() -> str:
-    """One line for each source file: its path and the first sentence of its docstring."""
-    paths = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" and path.name != "__main__.py")
-    paths.sort(key=lambda path: (len(path.relative_to(SOURCE).parts) > 1, path.relative_to(SOURCE).as_posix()))
-    rows = ["| file in `src/assent` | what it holds |", "|---|---|"]
-    for path in paths:
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        name, link = path.relative_to(SOURCE).as_posix(), path.relative_to(ROOT).as_posix()
-        rows.append(f"| [`{name}`]({link}) | {first_sentence(text)} |")
-    return "\n".join(rows)
-
-
-def readme_page() -> str:
-    """README.md with its file map brought up to date."""
-    return filled(README, {"file map": file_map()})
+def map_page() -> str:
+    """docs/map.md: one line for each source file, with the first sentence of its docstring."""
+    paths = [path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if not path.stem.startswith("__")]
+    folders = sorted({path.parent.as_posix() for path in paths})
+    lines = [
+        "# File map",
+        "",
+        "Made by `make docs` from the docstrings in `src/assent`. The [README](../README.md#how-it-works) has the "
+        "folders in reading order.",
+    ]
+    for folder in folders:
+        lines += ["", f"## {'assent' if folder == '.' else folder}", "", "| file | what it holds |", "|---|---|"]
+        for path in sorted(path for path in paths if path.parent.as_posix() == folder):
+            text = ast.get_docstring(ast.parse((SOURCE / path).read_text(encoding="utf-8"))) or ""
+            lines.append(f"| [`{path.name}`](../src/assent/{path.as_posix()}) | {first_sentence(text)} |")
+    return "\n".join(lines) + "\n"
 
 
 # ---- what all pages use
@@ -484,21 +479,6 @@ def filled(page: Path, parts: dict[str, str]) -> str:
             raise SystemExit(f"{page.relative_to(ROOT)} needs the lines '{begin}' and '{end}' around its {name}.")
         text = f"{before}{begin}\n{made}\n{end}{after}"
     return text
-
-
-def field_docs(path: Path) -> dict[tuple[str, str], str]:
-    """(class, field) -> the string under the field."""
-    found = {}
-    for cls in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(cls, ast.ClassDef):
-            for field, doc in zip(cls.body, cls.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-                    assert isinstance(field.target, ast.Name) and isinstance(doc.value, ast.Constant)
-                    found[cls.name, field.target.id] = str(doc.value.value)
-    return found
-
-
-DOCS = {name: text for file in sorted((SOURCE / "config").glob("*.py")) for name, text in field_docs(file).items()}
 
 
 def default(option: settings.Option) -> str:
@@ -533,7 +513,7 @@ def main() -> int:
         PAGE: objectives_page(),
         ONLINE: online_page(),
         MODELS: models_page(),
-        README: readme_page(),
+        MAP: map_page(),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from assent.config.settings import REQUIRED, Option, describe
+from assent.counterparts import NAMES, counterpart
 from assent.errors import ConfigError
 from assent.names import suggestion
 
@@ -38,6 +39,8 @@ def check(
     known = {option.name: option for option in options}
     groups, loose = _grouped(known, positional, words)
     problems = [line for flag, values in groups for line in _wrong(command, flag, values, known, positional)]
+    problems += [line for word in loose if (line := _hydra(command, word, known, positional))]
+    loose = [word for word in loose if not _hydra(command, word, known, positional)]
     if positional is None:
         problems += [f"Unexpected '{word}': options of assent {command} begin with --." for word in loose]
     elif get_origin(known[positional].kind) is not tuple and len(loose) > 1:
@@ -68,7 +71,10 @@ def _grouped(
             groups[-1][1].append(word)
             room -= 1
         elif (
-            groups and _name(groups[-1][0]) not in known and positional is None and not _is_switch(groups[-1][0], known)
+            groups
+            and _unknown(groups[-1][0], known)
+            and (positional is None or _name(groups[-1][0]) in NAMES)
+            and not _hydra("", word, known, positional)
         ):
             groups[-1][1].append(word)  # of a flag that is not known: said with it
         else:
@@ -84,7 +90,9 @@ def _wrong(
     if option is None:
         if not _is_switch(flag, known):
             names = [other for other in known if other != positional]
-            yield f"Unknown option '{flag}' of assent {command}.{suggestion(name, names, '--')}"
+            yield _translated(command, name, flag, known, positional) or (
+                f"Unknown option '{flag}' of assent {command}.{suggestion(name, names, '--')}"
+            )
         return
     if option.kind is bool and values:
         section, dot, last = name.rpartition(".")
@@ -99,6 +107,30 @@ def _wrong(
         if not _fits(value, option.kind):
             choices = [str(arm) for arm in _arms(option.kind) if isinstance(arm, str)]
             yield f"--{name} must be {_wanted(option.kind)}. Got '{value}'.{suggestion(value, choices)}"
+
+
+def _translated(command: str, name: str, shown: str, known: dict[str, Option], positional: str | None) -> str | None:
+    """What another tool's option is here."""
+
+    def written(option: str) -> str:
+        return f"{option.upper()}, without a name," if option == positional else f"--{option}"
+
+    return counterpart(name, known, shown, f"assent {command}", written)
+
+
+def _hydra(command: str, word: str, known: dict[str, Option], positional: str | None) -> str | None:
+    """What a word KEY=VALUE, as verl takes its options, is here; None for any other word."""
+    key, equals, _ = word.partition("=")
+    name = key.lstrip("+~")
+    if not equals:
+        return None
+    if name in known and name != positional:
+        return f"{key}= is --{name} in assent."
+    return _translated(command, name, f"{key}=", known, positional)
+
+
+def _unknown(flag: str, known: dict[str, Option]) -> bool:
+    return _name(flag) not in known and not _is_switch(flag, known)
 
 
 def _is_switch(flag: str, known: dict[str, Option]) -> bool:

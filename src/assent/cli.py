@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from assent import __version__, arguments, config, messages, process, streams
+from assent import __version__, arguments, config, messages, process, shorthelp, streams
 from assent.config import METHODS, OBJECTIVES, Method, Objective, nodes, settings
 from assent.config.relations import WORDS
 from assent.errors import AssentError, ConfigError
@@ -169,7 +169,7 @@ def overview() -> str:
             "Teach a language model what people prefer.",
             "",
             *rows,
-            "assent COMMAND --help lists the options of a command. In every command:",
+            "assent COMMAND --help lists the options that people set, --help-all all of them. In every command:",
             *("  " + line for line in COMMON.splitlines()),
         ]
     )
@@ -178,14 +178,18 @@ def overview() -> str:
 def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
     """(dry run?, the checked configuration) of a command. Raises `ConfigError`; --help prints and raises
     `SystemExit(0)`."""
-    import tyro
-
     command = COMMANDS[name]
     rest, file = arguments.take_config(list(args))
+    if {"-h", "--help"} & set(rest):
+        print(_short_help(name, file))
+        raise SystemExit(0)
+    rest = ["--help" if arg in ("--help-all", "--help_all") else arg for arg in rest]
+    import tyro
+
     dry_run = any(arg in ("--dry_run", "--dry-run") for arg in rest)
     rest = [arg for arg in rest if arg not in ("--dry_run", "--dry-run")]
     default: Any = settings.read(command.config, file, tyro.MISSING) if file else None
-    if not {"-h", "--help"} & set(rest):
+    if "--help" not in rest:
         known = settings.options(command.config)
         given = {option.name for option in known if default and settings.value_of(default, option.name) != tyro.MISSING}
         arguments.check(name, known, command.positional, rest, given if default else set())
@@ -204,6 +208,16 @@ def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
     result = command.config(**fields)
     settings.validate(result)
     return dry_run, result
+
+
+def _short_help(name: str, file: str | None) -> str:
+    command = COMMANDS[name]
+    options = settings.options(command.config)
+    values = {option.name: option.default for option in options}
+    if file:
+        given: Any = settings.read(command.config, file, missing := object())
+        values |= {o: value for o in values if (value := settings.value_of(given, o)) is not missing}
+    return shorthelp.page(name, command.config.__doc__ or "", options, values, command.positional, COMMON)
 
 
 def _with_positional(cls: type, name: str) -> type:

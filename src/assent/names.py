@@ -5,36 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
 
-ALIASES = {
-    "learning_rate": "lr",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "gradient_clipping": "max_grad_norm",
-    "per_device_train_batch_size": "batch_size",
-    "num_train_epochs": "epochs",
-    "eval_steps": "eval_every",
-    "save_steps": "save_every",
-    "logging_steps": "log_every",
-    "num_threads": "threads",
-    "output_dir": "out",
-    "run_folder": "out",
-    "resume_from_checkpoint": "resume",
-    "model_name_or_path": "model.path",
-    "reward_model": "rewards.model",
-    "reward_function": "rewards.functions",
-    "dataset": "data.train",
-    "train_file": "data.train",
-    "eval_dataset": "data.eval",
-    "max_seq_length": "max_length",
-    "max_completion_length": "max_new_tokens",
-    "num_generations": "responses",
-    "num_mini_batches": "minibatches",
-    "kl_coef": "kl.coef",
-    "lora_rank": "lora.rank",
-    "lora_alpha": "lora.alpha",
-    "load_in_4bit": "quantize",
+from assent.counterparts import NAMES
+
+ALIASES: dict[str, list[str]] = {
+    "num_threads": ["train.threads"],
+    "run_folder": ["out"],
+    **{
+        name: [option for row in rows for option in row.ours.split()] for name, rows in NAMES.items() if "." not in name
+    },
 }
-"""What other tools, and people, call an option -> the end of its name here."""
+"""What other tools, and people, call an option -> its names here."""
 CUTOFF = 0.6
 """Least likeness, from 0 to 1, at which a name is suggested."""
 
@@ -61,8 +41,8 @@ def _scores(name: str, other: str) -> Iterator[float]:
     yield _likeness(name, other)
     yield _likeness(_last(name), _last(other))
     section = other.rpartition(".")[0]
-    for alias, end in ALIASES.items():
-        if f".{other}".endswith(f".{end}"):
+    for alias, ours in ALIASES.items():
+        if any(f".{option}".endswith(f".{other}") for option in ours):
             yield _likeness(_last(name), alias)
             yield _likeness(name, f"{section}.{alias}")
 

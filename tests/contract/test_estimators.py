@@ -14,6 +14,7 @@ from assent.algorithms.online.method import Method, method_with
 from assent.algorithms.online.stages import advantages
 from assent.config import METHODS, DataConfig, KLConfig, ModelConfig, online_config
 from assent.config.estimators import ESTIMATORS
+from assent.config.sections import default_of
 from assent.losses import ADVANTAGES
 from assent.losses.functions import inputs_of, with_options
 from assent.rollout.engine import Completion
@@ -51,7 +52,7 @@ def test_a_method_has_what_its_estimator_needs(name: str) -> None:
     assert (method.critic is not None) == row.has_critic == ("critic" in needs)
     assert method.needs_greedy == ("greedy" in needs)
     assert row.has_groups == ("groups" in needs)
-    assert row.rollout.get("responses", 1) > 1 or not row.has_groups
+    assert default_of(row.config, "rollout").responses > 1 or not row.has_groups
 
 
 # ---- numbers

@@ -271,7 +271,7 @@ def test_another_run_is_not_continued(make: Make, stop_at, pairs: Path, tmp_path
         train(replace(config, optim=replace(config.optim, lr=1e-4), loss=replace(config.loss, beta=0.2)))
     text = str(refused.value)
     assert "--optim.lr: 0.003 -> 0.0001" in text and "--loss.beta: 0.1 -> 0.2" in text and "schedule" not in text
-    with pytest.raises(RunFolderError, match="made with DPOConfig, not SFTConfig"):
+    with pytest.raises(RunFolderError, match="made with assent dpo, not with assent sft"):
         train(replace(make("sft", tmp_path / "run"), resume="auto"))
     changed = tmp_path / "pairs.jsonl"
     changed.write_text(pairs.read_text().replace("egg", "ham"))

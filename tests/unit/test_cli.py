@@ -141,11 +141,12 @@ def test_mistakes_are_one_message_and_exit_2(args: list[str], message: str, caps
         ),
         (
             [*DPO, "--per_device_train_batch_size", "8"],
-            "Unknown option '--per_device_train_batch_size' of assent dpo. Perhaps you meant '--train.batch_size'.",
+            "--per_device_train_batch_size is --train.batch_size in assent: all examples of one optimiser step "
+            "(online: all prompts of one rollout), over all ranks and accumulation.",
         ),
         (
             ["grpo", *DPO[1:], "--num-generations", "8"],
-            "Unknown option '--num-generations' of assent grpo. Perhaps you meant '--rollout.responses'.",
+            "--num-generations is --rollout.responses in assent.",
         ),
     ],
 )  # fmt: skip

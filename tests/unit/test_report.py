@@ -67,13 +67,13 @@ class Page(HTMLParser):
             self.cells[-1][-1] += data
 
 
-def write_run(folder: Path, rows: list[dict] | str, command: str = "PPOConfig", samples: list[dict] = ()) -> Path:
+def write_run(folder: Path, rows: list[dict] | str, command: str = "ppo", samples: list[dict] = ()) -> Path:
     (folder / "model").mkdir(parents=True)
     text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(text)
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (folder / "resolved.yaml").write_text(f"model:\n  path: base  # {NASTY[:30]}\n")
-    (folder / "environment.json").write_text(json.dumps({"configuration": command, "versions": {"torch": "2.13.0"}}))
+    (folder / "environment.json").write_text(json.dumps({"command": command, "versions": {"torch": "2.13.0"}}))
     counts = {"rows": 1234, "rows_used": 1225, "rows_skipped": 9, "rows_unused": 0}
     file = {"file": "pairs.jsonl", "format": "preference", **counts, "skipped": {"prompt: too long": 9}, "unused": {}}
     data = {"fingerprint": "ab", "files": [file], "train": {"pairs": 5000}}
@@ -166,7 +166,7 @@ def test_findings_say_no_more_than_the_interval(shift: float, words: str):
 
 def test_write_report_from_a_folder_of_runs(tmp_path: Path, table: PolicyTable, capsys):
     write_run(tmp_path / "demo" / "ppo", steps(50))
-    write_run(tmp_path / "demo" / "sft", steps(30), command="SFTConfig")
+    write_run(tmp_path / "demo" / "sft", steps(30), command="sft")
     table.save(tmp_path / "demo" / "evaluation.json")
     out = tmp_path / "deep" / "report.html"
     assert write_report(ReportConfig(runs=(str(tmp_path / "demo"),), out=str(out), title="My run")) == out
@@ -205,7 +205,7 @@ def test_missing_and_broken_files_are_reported_not_fatal(tmp_path: Path):
     folder.mkdir()
     lines = ['{"step": 1, "loss": 2.0}', "oops", '{"loss": 1}', '{"step": 2, "loss": "nan"}', '{"step": 3, "lo']
     (folder / "metrics.jsonl").write_text("\n".join(lines))
-    (folder / "environment.json").write_text('{"configuration": "SFT')
+    (folder / "environment.json").write_text('{"command": "sf')
     (folder / "data.json").write_bytes(b"\xff\xfe")
     run = read_run(folder)
     assert run.metrics["loss"].steps.tolist() == [1, 2] and math.isnan(run.metrics["loss"].values[1])
@@ -388,13 +388,27 @@ def test_margins_are_drawn_with_their_middle_half_and_without_its_edges(tmp_path
 
 
 def test_runs_of_the_preference_family_follow_in_the_order_of_the_table(tmp_path: Path):
-    commands = {"a": "KTOConfig", "b": "RobustDPOConfig", "c": "SimPOConfig", "d": "RewardConfig", "e": "SFTConfig"}
+    commands = {"a": "kto", "b": "robust-dpo", "c": "simpo", "d": "reward", "e": "sft"}
     for name, command in commands.items():
         write_run(tmp_path / "runs" / name, steps(3), command)
     write_report(ReportConfig(runs=(str(tmp_path / "runs"),), out=str(tmp_path / "r.html")))
     text = Page((tmp_path / "r.html").read_text()).text
     places = [text.index(words) for words in ("e\nSFT", "d\nReward", "b\nRobust DPO", "c\nSimPO", "a\nKTO")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [
+        ({"command": "reinforce++"}, "REINFORCE++"),
+        ({"command": "of-my-own"}, "of-my-own"),
+        ({"configuration": "DPOConfig", "command": "assent dpo --out x"}, "DPO"),  # of an earlier version
+        ({"command": 3}, ""),
+        ([], ""),
+    ],
+)
+def test_what_a_run_is_called(environment: object, kind: str, tmp_path: Path):
+    assert replace(read_run(write_run(tmp_path / "run", steps(3))), environment=environment).kind == kind
 
 
 @pytest.mark.filterwarnings("error")

@@ -12,12 +12,21 @@ import pytest
 import torch
 import yaml
 
-from assent import lock
-from assent.config import DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig, preference_config, settings
+from assent import cli, lock
+from assent.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SFTConfig,
+    TrainConfig,
+    preference_config,
+    settings,
+)
 from assent.errors import CheckpointError, OutputError, RunFolderError
 from assent.outputs import write_text
 from assent.train import checkpoint
-from assent.train.history import MAY_CHANGE, options_hash, options_of
+from assent.train.history import MAY_CHANGE, command_of, options_hash, options_of
 from assent.train.runfolder import RunFolder
 
 READ = {"model.path": {"weights": "a" * 64}, "data.train": {"rows": f"10 rows {'b' * 64}"}}
@@ -75,7 +84,7 @@ def test_a_new_folder_records_options_and_environment(tmp_path: Path, monkeypatc
     folder.close()
     assert settings.read(SFTConfig, folder.path / "resolved.yaml") == config(optim__lr=3e-4)
     found = json.loads((folder.path / "environment.json").read_text())
-    assert found["configuration"] == "SFTConfig" and found["command"] == "assent sft --out 'my run'"
+    assert found["command"] == "sft" and found["command_line"] == "assent sft --out 'my run'"
     assert found["ranks"] == 2 and found["run_id"] == folder.run_id
     assert found["versions"]["torch"] == torch.__version__ and found["cores"] >= 1
     text = (folder.path / "environment.json").read_text()
@@ -125,11 +134,34 @@ def test_a_run_killed_before_its_options_were_written_can_be_begun(
     path = tmp_path / "run"
     path.mkdir()
     for name in [*names, lock.NAME]:
-        (path / name).write_text('{"configuration": "DPOConfig"}')
+        (path / name).write_text('{"command": "dpo"}')
     folder = RunFolder.create(path, config(), resume)
     folder.record({}, READ)
     folder.close()
     assert {each.name for each in path.iterdir()} == {"resolved.yaml", "environment.json", "data.json"}
+
+
+def test_a_run_of_an_earlier_version_is_refused(run: Path) -> None:
+    file = run / "environment.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"command": "assent sft --out x", "configuration": "SFTConfig"}))
+    with pytest.raises(
+        RunFolderError, match="made by an earlier version of assent and cannot be continued by this one"
+    ):
+        RunFolder.create(run, config(), "auto")
+
+
+def test_a_run_of_another_command_is_refused(run: Path) -> None:
+    file = run / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"command": "robust-dpo"}))
+    with pytest.raises(RunFolderError, match="made with assent robust-dpo, not with assent sft"):
+        RunFolder.create(run, config(), "auto")
+
+
+def test_the_command_of_every_configuration() -> None:
+    for name, row in cli.COMMANDS.items():
+        if issubclass(row.config, RunConfig) and name != "compare":
+            assert command_of(row.config(ModelConfig("m"), DataConfig("d"), "o")) == name
 
 
 def test_a_run_that_stopped_before_its_first_step(tmp_path: Path) -> None:
@@ -139,7 +171,7 @@ def test_a_run_that_stopped_before_its_first_step(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"--optim.lr: 1e-05 -> 1.0\nGive the same options, or leave --resume"):
         again(path, optim__lr=1.0)
     dpo = preference_config("dpo", model=ModelConfig("model"), data=DataConfig("rows.jsonl"), out="run")
-    with pytest.raises(RunFolderError, match="made with SFTConfig, not DPOConfig"):
+    with pytest.raises(RunFolderError, match="made with assent sft, not with assent dpo"):
         RunFolder.create(path, dpo, "auto")
     begun(path, optim__lr=1.0)
     assert yaml.safe_load((path / "resolved.yaml").read_text())["optim"]["lr"] == 1.0

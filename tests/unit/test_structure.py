@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +24,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
 
 RANKS = (
-    ("errors", "foreign"),
+    ("errors", "foreign", "counterparts"),
     ("cpus", "files", "names", "outputs", "streams", "http", "process"),
     ("guest", "messages"),
     ("lock",),
     ("config",),
-    ("arguments",),
+    ("arguments", "shorthelp"),
     ("statistics", "functions", "code", "deferred"),
     ("interrupt", "launch"),
     ("carried",),
@@ -55,11 +56,13 @@ LIGHT = (
     "arguments.py",
     "cli.py",
     *(name for name in NAMES if name.startswith("config/")),
+    "counterparts.py",
     "cpus.py",
     "errors.py",
     "messages.py",
     "names.py",
     "process.py",
+    "shorthelp.py",
     "streams.py",
 )
 """What is imported before the options of a command are known to be right."""
@@ -225,7 +228,31 @@ def test_a_page_without_its_markers_is_named(generator, tmp_path, monkeypatch):
 
 
 def test_the_file_map_is_true(generator):
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == generator.readme_page(), "run: make docs"
+    assert (ROOT / "docs" / "map.md").read_text(encoding="utf-8") == generator.map_page(), "run: make docs"
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    """Also the links between the pages of docs/, with their headings."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" not in link:
+                path, _, heading = link.partition("#")
+                target = page.parent / path if path else page
+                assert target.exists(), f"{page.name}: {link}"
+                assert not heading or heading in anchors(target), f"{page.name}: {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as Markdown viewers link to them; of like ones, the later get a number."""
+    found: Counter[str] = Counter()
+    links = set()
+    for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        links.add(f"{plain}-{found[plain]}" if found[plain] else plain)
+        found[plain] += 1
+    return links
 
 
 def test_every_option_is_documented(generator):

@@ -4,7 +4,9 @@ those of each method."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from typing_extensions import Doc
 
 from assent.config.base import LossConfig, RunConfig
 from assent.config.ranges import Count, CountOrZero, Named, NotNegative, Positive, Share
@@ -185,10 +187,13 @@ class PtxConfig:
 class PolicyLossConfig(LossConfig):
     """Options of a policy loss and of its advantages."""
 
-    function: Named | None = None
-    """FILE.py:function in place of the method's policy loss; its parameters say which tensors it is given."""
-    estimator: Named | None = None
-    """FILE.py:function in place of the method's estimator of advantages, likewise."""
+    function: Annotated[
+        Named | None,
+        Doc("FILE.py:function in place of the method's policy loss; its parameters say which tensors it is given."),
+    ] = None
+    estimator: Annotated[
+        Named | None, Doc("FILE.py:function in place of the method's estimator of advantages, likewise.")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from assent.config.nodes import LARGEST, SCALAR, TAG, WrongType, composed, cut, 
 from assent.config.ranges import Range, beyond
 from assent.config.relations import RELATIONS
 from assent.config.sections import hints_of, ranges_of
+from assent.counterparts import counterpart
 from assent.errors import ConfigError
 from assent.files import not_a_file
 from assent.names import suggestion
@@ -204,11 +205,7 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
         key = cut(key_node.value)
         name = prefix + key
         if key not in fields:
-            if key in reader.names():
-                hint = f" Write it as nested keys: '{key.partition('.')[0]}:', and under it the rest."
-            else:
-                hint = suggestion(name, reader.names())
-            reader.problems.append(f"{where}: unknown key '{name}'.{hint}")
+            reader.problems.extend(_unknown_key(reader, key_node, value, prefix))
         elif name in reader.lines:
             reader.problems.append(f"{where}: the key '{name}' is there already ({reader.lines[name]}).")
         else:
@@ -221,6 +218,32 @@ def _read_section(reader: _Reader, cls: type, node: yaml.Node, prefix: str) -> N
             except WrongType as error:
                 place, got = reader.where(error.node), error.got or shown(error.node)
                 reader.problems.append(f"{place}: '{name}' must be {describe(hints[key])}. Got {got}.")
+
+
+def _unknown_key(reader: _Reader, node: yaml.Node, value: yaml.Node, prefix: str) -> list[str]:
+    """Complaints about a key that is no option: of another tool's, one for it or for each key below it."""
+    key, known = cut(node.value), reader.names()
+    name = prefix + key
+    found = [
+        f"{reader.where(leaf)}: {line}"
+        for inner, leaf in _leaves(name, node, value)
+        if (line := counterpart(inner, known, f"'{inner}'", "this command", "'{}'".format))
+    ]
+    if found:
+        return found
+    if key in known:
+        hint = f" Write it as nested keys: '{key.partition('.')[0]}:', and under it the rest."
+    else:
+        hint = suggestion(name, known)
+    return [f"{reader.where(node)}: unknown key '{name}'.{hint}"]
+
+
+def _leaves(name: str, node: yaml.Node, value: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+    """Dotted names of a key and of all keys below it, with the nodes that they stand in."""
+    yield name, node
+    for inner, below in value.value if isinstance(value, yaml.MappingNode) else ():
+        if isinstance(inner, yaml.ScalarNode):
+            yield from _leaves(f"{name}.{cut(inner.value)}", inner, below)
 
 
 def describe(kind: Any) -> str:

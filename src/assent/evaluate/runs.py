@@ -11,12 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from assent.config import METHODS, OBJECTIVES, Method, Objective
+from assent.config import METHODS, OBJECTIVES
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
+NAMES = {
+    "sft": "SFT",
+    "reward": "Reward",
+    **{key: row.name for key, row in OBJECTIVES.items()},
+    **{key: row.name for key, row in METHODS.items()},
+}
+"""Command -> what it is called in the report."""
 EVALUATION = "evaluation.json"
 """A `PolicyTable`, in a run folder or in the folder above several."""
 
@@ -46,12 +53,13 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The algorithm, from the configuration's name in environment.json ("PPO" of "PPOConfig", "Robust DPO" of
-        "RobustDPOConfig"); empty where unknown."""
-        made = self.environment.get("configuration") if isinstance(self.environment, dict) else None
-        name = made.removesuffix("Config") if isinstance(made, str) else ""
-        rows: list[Objective | Method] = [*OBJECTIVES.values(), *METHODS.values()]
-        return next((row.name for row in rows if row.config.__name__ == made), name)
+        """The algorithm's name, of the command in environment.json ("Robust DPO" of "robust-dpo"); empty where
+        unknown."""
+        found = self.environment if isinstance(self.environment, dict) else {}
+        if isinstance(earlier := found.get("configuration"), str):  # of an earlier version
+            return earlier.removesuffix("Config")
+        key = found.get("command")
+        return NAMES.get(key, key) if isinstance(key, str) else ""
 
     @property
     def last_step(self) -> int | None:

@@ -9,14 +9,9 @@ from dataclasses import dataclass
 from assent.config import (
     METHODS,
     OBJECTIVES,
-    OnlineConfig,
-    PreferenceConfig,
-    RewardConfig,
     RunConfig,
-    SFTConfig,
-    method_of,
-    objective_of,
 )
+from assent.train import history
 from assent.train.facts import measured
 from assent.train.measured import Measured
 
@@ -68,15 +63,15 @@ class Command:
 
 def command_of(config: RunConfig) -> Command:
     """The command that a configuration belongs to."""
-    if isinstance(config, SFTConfig):
-        return Command("sft", "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
-    if isinstance(config, RewardConfig):
-        return Command("reward", "reward modelling (Bradley-Terry)", "Pairs told apart.", FOLLOWED["reward"], True)
-    if isinstance(config, PreferenceConfig):
-        objective = OBJECTIVES[key := objective_of(config)]
+    key = history.command_of(config)
+    if key == "sft":
+        return Command(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
+    if key == "reward":
+        return Command(key, "reward modelling (Bradley-Terry)", "Pairs told apart.", FOLLOWED["reward"], True)
+    if key in OBJECTIVES:
+        objective = OBJECTIVES[key]
         return Command(key, objective.name, objective.summary, FOLLOWED[objective.feedback])
-    assert isinstance(config, OnlineConfig), type(config).__name__
-    method = METHODS[key := method_of(config)]
+    method = METHODS[key]
     return Command(key, method.name, method.summary, FOLLOWED["critic" if method.has_critic else "online"])
 
 

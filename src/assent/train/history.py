@@ -11,7 +11,16 @@ from typing import Any
 
 import yaml
 
-from assent.config import RunConfig, settings
+from assent.config import (
+    OnlineConfig,
+    PreferenceConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+    method_of,
+    objective_of,
+    settings,
+)
 from assent.config.inputs import INPUTS, named
 from assent.errors import RunFolderError
 
@@ -57,6 +66,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping) and value
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
+
+
+def command_of(config: RunConfig) -> str:
+    """The command that a configuration belongs to, as in `assent COMMAND`."""
+    if isinstance(config, SFTConfig | RewardConfig):
+        return "sft" if isinstance(config, SFTConfig) else "reward"
+    if isinstance(config, PreferenceConfig):
+        return objective_of(config)
+    assert isinstance(config, OnlineConfig), type(config).__name__
+    return method_of(config)
 
 
 def options_of(config: RunConfig) -> Options:
@@ -122,7 +141,7 @@ def changed_inputs(before: Inputs, now: Inputs, accepted: tuple[str, ...]) -> Ch
 def changed_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """A resumed run repeats the numbers only in the same environment; says where it is another one."""
     then, here = flat(before), flat(now)
-    decides = {name for name in here if name not in ("command", "threads wait", "history")}
+    decides = {name for name in here if name not in ("command_line", "threads wait", "history")}
     changes = {name: [then.get(name), here[name]] for name in here if name in decides and then.get(name) != here[name]}
     if changes:
         lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changes.items()]

@@ -42,6 +42,7 @@ from assent.train.history import (
     changed_environment,
     changed_inputs,
     changed_options,
+    command_of,
     flat,
     options_hash,
     options_of,
@@ -192,7 +193,7 @@ def _opened(path: Path, config: RunConfig, resume: str | None, ranks: int) -> Ru
     else:
         before = _environment(path / "environment.json")
         found = _earlier(path, config, resume, before)
-    now: dict[str, Any] = {"command": lock.command_line(), "configuration": type(config).__name__}
+    now: dict[str, Any] = {"command": command_of(config), "command_line": lock.command_line()}
     now |= {"run_id": before.get("run_id", uuid.uuid4().hex[:12]), **environment(ranks)}
     resolved, made = settings.dump(config), options_hash(options_of(config))
     if found is None:
@@ -200,7 +201,7 @@ def _opened(path: Path, config: RunConfig, resume: str | None, ranks: int) -> Ru
     now["run_id"] = before.get("run_id") or found.meta.get("run") or now["run_id"]
     now["threads"] = _kept_threads(config, before, now)
     entry: dict[str, Any] = {"when": datetime.now().astimezone().isoformat(timespec="seconds")}
-    entry |= {"from": found.checkpoint.name, "command": now["command"]}
+    entry |= {"from": found.checkpoint.name, "command_line": now["command_line"]}
     entry |= {"options": found.changes, "inputs": {}, "environment": changed_environment(before, now)}
     now["history"] = [*before.get("history", []), entry]
     accepted, read = config.resume_changed, found.meta.get("inputs")
@@ -241,9 +242,14 @@ def _earlier(path: Path, config: RunConfig, resume: str | None, before: Mapping[
 
     Raises RunFolderError where it is another run than `config` says, CheckpointError where a checkpoint is damaged or
     of another run."""
-    made = before.get("configuration", type(config).__name__)
-    if made != type(config).__name__:
-        raise RunFolderError(f"--out {path}: that run was made with {made}, not {type(config).__name__}.")
+    if "configuration" in before:
+        raise RunFolderError(
+            f"--out {path}: that run was made by an earlier version of assent and cannot be continued by this one. "
+            "Start a new run in another --out (from its model, if you like: --model.path)."
+        )
+    key = command_of(config)
+    if (made := before.get("command", key)) != key:
+        raise RunFolderError(f"--out {path}: that run was made with assent {made}, not with assent {key}.")
     checkpoint = find_resume(path / "checkpoints", resume)
     meta: Mapping[str, Any] = {}
     if checkpoint is None:
@@ -292,7 +298,7 @@ def _options(file: Path, meta: Mapping[str, Any]) -> Options:
 def _environment(file: Path) -> dict[str, Any]:
     """environment.json of an earlier run. Raises RunFolderError where it does not hold what it should."""
     found = _read_json(file)
-    kinds = {"run_id": str, "configuration": str, "threads": int, "history": list}
+    kinds = {"run_id": str, "command": str, "threads": int, "history": list}
     for name, kind in kinds.items():
         if name in found and (type(found[name]) is not kind or found[name] == 0):
             raise RunFolderError(f"{file}: damaged: '{name}' is {found[name]!r}. {RESTORE}")

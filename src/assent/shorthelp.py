@@ -1,0 +1,161 @@
+"""`assent COMMAND --help`: the options that people set, from one table; `--help-all` has every option."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+import textwrap
+import types
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from assent.config.settings import REQUIRED, Option
+
+TRAINED = (
+    "model.path model.lora.rank data.train data.eval_fraction optim.lr train.batch_size train.epochs train.eval_every "
+    "out resume"
+)
+BASIC: dict[str, str] = {
+    "rollout.responses": f"{TRAINED} critic.start rewards.model rewards.rules rewards.functions rollout.responses "
+    "sampling.max_new_tokens kl.coef",
+    "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
+    "probe.prompts": f"{TRAINED} reference.mode loss.* threshold plus train.max_steps",
+    "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* report_to",
+    "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
+    "engine.name",
+    "problems": "file model chat_template format columns split max_length limit show problems",
+}
+"""An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
+command without any of them has few options and shows them all."""
+
+HEADINGS = {
+    "Models": "model critic reference",
+    "Data": "data file prompts format columns split chat_template max_length limit show problems system",
+    "Objective": "objectives options loss threshold plus reward kl",
+    "Sampled answers and their rewards": "rewards rollout scorer reward_model sampling engine",
+    "Training": "optim train seed",
+    "Run": "out resume report_to",
+}
+"""Heading -> the options and sections under it."""
+
+
+def basic(options: Sequence[Option]) -> list[Option]:
+    """The options of a command that its --help shows."""
+    names = {option.name for option in options}
+    shown = next((listed.split() for mark, listed in BASIC.items() if mark in names), None)
+    if shown is None:
+        return list(options)
+    return [o for o in options if {o.name, f"{o.name.rpartition('.')[0]}.*"} & set(shown)]
+
+
+def _grouped(options: Sequence[Option]) -> dict[str, list[Option]]:
+    """The same under their headings; under one where they are few."""
+    shown = basic(options)
+    if len(shown) == len(options):
+        return {"Options": shown}
+    groups = {
+        heading: [option for option in shown if option.name.partition(".")[0] in listed.split()]
+        for heading, listed in HEADINGS.items()
+    }
+    return {heading: group for heading, group in groups.items() if group}
+
+
+def page(
+    command: str,
+    about: str,
+    options: Sequence[Option],
+    values: Mapping[str, Any],
+    positional: str | None,
+    common: str,
+) -> str:
+    """The text of `assent COMMAND --help`; `values` are the options' defaults, also those of a file;
+    `common` is what holds in every command."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    must = [option for option in options if option.default is REQUIRED and option.name != positional]
+    usage = [f"assent {command}", *([positional.upper()] if positional else [])]
+    usage += [f"--{option.name} {metavar(option.kind)}" for option in must]
+    lines = textwrap.wrap(f"usage: {' '.join(usage)} [OPTIONS]", width, subsequent_indent=" " * 7, **WHOLE)
+    lines += ["", *textwrap.wrap(about, width)]
+    for heading, shown in _grouped(options).items():
+        lines += ["", heading]
+        for option in shown:
+            name = option.name.upper() if option.name == positional else f"--{option.name} {metavar(option.kind)}"
+            lines += _entry(
+                name.rstrip(), f"{first_sentence(doc(option))} {_default(values[option.name])}".rstrip(), width
+            )
+    return "\n".join([*lines, "", common, f"assent {command} --help-all lists all {len(options)} options."])
+
+
+WHOLE: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+COLUMN = 31
+"""Where the texts begin."""
+WIDEST = 110
+
+
+def _entry(name: str, text: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(text, max(width - COLUMN, 20), **WHOLE)
+    head = f"  {name}"
+    if len(head) > COLUMN - 2:
+        return [head, *(" " * COLUMN + line for line in wrapped)]
+    return [f"{head:<{COLUMN}}{wrapped[0]}", *(" " * COLUMN + line for line in wrapped[1:])]
+
+
+def _default(value: Any) -> str:
+    if value is REQUIRED:
+        return "(required)"
+    if value is None or value in ((), {}):
+        return ""
+    words = value if isinstance(value, tuple) else [value]
+    return f"[{' '.join(str(word).lower() if isinstance(word, bool) else str(word) for word in words)}]"
+
+
+def metavar(kind: Any) -> str:
+    """What an option's value looks like."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "|".join(str(arg) for arg in args) if len(args) <= 3 else "WORD"
+    if origin in (Union, types.UnionType):
+        return metavar(next(arm for arm in args if arm is not types.NoneType))
+    if origin is tuple:
+        return f"{metavar(args[0])} ..."
+    if origin is dict:
+        return "KEY:NUMBER ..." if args[1] is float else "KEY:VALUE ..."
+    return {bool: "", int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def doc(option: Option) -> str:
+    """What an option means: the `Doc` in its type, or the string under its field."""
+    name = option.name.rpartition(".")[2]
+    hint = get_type_hints(option.section, include_extras=True)[name]
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(text := getattr(extra, "documentation", None), str):
+            return " ".join(text.split())
+    found = (docs(base.__module__).get((base.__name__, name)) for base in option.section.__mro__)
+    return " ".join(next((text for text in found if text), "").split())
+
+
+@cache
+def docs(module: str) -> Mapping[tuple[str, str], str]:
+    """(class, field) -> the string under the field, of a module."""
+    file = getattr(sys.modules[module], "__file__", None)
+    found = {}
+    for cls in ast.parse(Path(file).read_text(encoding="utf-8")).body if file else ():
+        if isinstance(cls, ast.ClassDef):
+            for field, text in zip(cls.body, cls.body[1:], strict=False):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(field.target, ast.Name)
+                    and isinstance(text, ast.Expr)
+                    and isinstance(text.value, ast.Constant)
+                ):
+                    found[cls.name, field.target.id] = str(text.value.value)
+    return found
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop that ends a sentence."""
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
