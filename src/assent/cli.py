@@ -217,7 +217,9 @@ def _short_help(name: str, file: str | None) -> str:
     if file:
         given: Any = settings.read(command.config, file, missing := object())
         values |= {o: value for o in values if (value := settings.value_of(given, o)) is not missing}
-    return shorthelp.page(name, command.about or command.config.__doc__ or "", options, values, command.positional, COMMON)
+    return shorthelp.page(
+        name, command.about or command.config.__doc__ or "", options, values, command.positional, COMMON
+    )
 
 
 def _with_positional(cls: type, name: str) -> type:
