@@ -28,6 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -246,9 +247,10 @@ def paused(soak: Soak, run: str, out: Path, at: float) -> tuple[subprocess.Popen
     """Stopped for some seconds, as when a laptop sleeps."""
     process = soak.start(resumed(soak, run, out))
     wait(process, at)
-    os.killpg(process.pid, signal.SIGSTOP)
-    time.sleep(soak.draw.uniform(0.5, 4.0))
-    os.killpg(process.pid, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # it may have ended
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(soak.draw.uniform(0.5, 4.0))
+        os.killpg(process.pid, signal.SIGCONT)
     return process, 0.0
 
 
