@@ -4,7 +4,7 @@ changes neither loss nor gradient nor the next weights."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -348,7 +348,7 @@ class Fixed:
     def windows(self) -> Iterator[Window]:
         return (prepared(self.algorithm, window) for window in self.made)
 
-    def stepped(self, metrics) -> None:
+    def stepped(self, metrics: Mapping[str, float]) -> None:
         pass
 
 
