@@ -30,7 +30,7 @@ def runs(tmp_path_factory):
     """One process, then one torchrun with two ranks that does everything the tests below look at."""
     out = tmp_path_factory.mktemp("ranks")
     single = worker.train(ONE, out / "single")
-    source = Path(d.__file__).parents[2]
+    source = Path(d.__file__).parents[1]
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

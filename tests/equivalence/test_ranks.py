@@ -132,7 +132,7 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
         file.write_text(settings.dump(config))
         arguments.append(f"{name.split()[0]}:{file}")
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(Path(d.__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": str(Path(d.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.Popen(
         [*launcher, str(WORKER), *arguments],

@@ -26,7 +26,7 @@ def double(tiny_model_dir: Path, tmp_path_factory) -> Path:
     """One torchrun with two ranks, every way after the other."""
     out = tmp_path_factory.mktemp("resharded")
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(Path(d.__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": str(Path(d.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, str(WORKER), str(tiny_model_dir), str(out)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
