@@ -23,6 +23,7 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.packing import order
 from assent.data.records import Example
+from assent.data.tree import TreeBatch
 from assent.distributed import World
 from assent.losses import group_advantages, kl_estimate, ppo_clip, token_weights
 from assent.models.annotate import Fields, annotate
