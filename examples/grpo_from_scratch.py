@@ -77,7 +77,7 @@ class GRPO:
         """Log-probs of every sampled token by the policy, before it is trained on them, and by the reference: packed
         trees, each prompt computed once for all of its responses."""
 
-        def both(batch) -> Fields:
+        def both(batch: TreeBatch) -> Fields:
             return Fields({"old": self.policy(batch).logprobs, "reference": self.reference(batch).logprobs})
 
         flat = not (self.policy.tree and self.reference.tree)
