@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
-from assent import cli, config, shorthelp  # noqa: E402
+from assent import PUBLIC, cli, config, shorthelp  # noqa: E402
 from assent.config import METHODS, OBJECTIVES, Method, Objective, settings  # noqa: E402
 from assent.config.estimators import ESTIMATORS  # noqa: E402
 from assent.config.relations import WORDS  # noqa: E402
@@ -32,6 +32,12 @@ PAGE, ONLINE, MAP = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md"
 
 
 # ---- docs/cli.md
+
+
+def public(target: str) -> str:
+    """How Python calls what a command calls: from `assent` itself, where it is there."""
+    module, _, function = target.partition(":")
+    return f"assent.{function}" if function in PUBLIC.get(module, ()) else f"{module}.{function}"
 
 
 def cli_page() -> str:
@@ -55,12 +61,13 @@ def cli_page() -> str:
     names = [name for group in cli.GROUPS.values() for name in group if name not in {**OBJECTIVES, **METHODS}]
     for name in names:
         command = cli.COMMANDS[name]
-        module, _, function = command.target.partition(":")
-        lines.append(f"| [`{name}`](#{name}) | {command.help} | `{module}.{function}({command.config.__name__})` |")
+        lines.append(
+            f"| [`{name}`](#{name}) | {command.help} | `{public(command.target)}({command.config.__name__})` |"
+        )
     for heading, group in cli.GROUPS.items():
         if group[0] in OBJECTIVES or group[0] in METHODS:
             links = ", ".join(f"[`{name}`](#{anchor(name)})" for name in group)
-            target = cli.COMMANDS[group[0]].target.replace(":", ".")
+            target = public(cli.COMMANDS[group[0]].target)
             make = "preference_config" if group[0] in OBJECTIVES else "online_config"
             lines.append(f"| {links} | {heading}. | `{target}({make}(NAME, ...))` |")
     shared = settings.options(config.RunConfig)
