@@ -175,7 +175,7 @@ class VllmServer:
         waits for them."""
         assert self._weights is not None, "an engine needs weights before it samples"
         async with self._lock:
-            begun = time.monotonic()
+            begun, idle = time.monotonic(), False
             while True:
                 patience = Patience(self._timeout, time.monotonic() + self._patience, pause=self._pause)
                 has = await self._question("/weight_info", _version, patience)
@@ -189,9 +189,16 @@ class VllmServer:
                         f"{self._client.who} did not get the newest weights within {self._patience:g} s, or had others "
                         "again at once. If it serves another run as well, give each run its own."
                     )
-                if self._folder is None or self._folder.has(self._weights):
+                # Whoever writes the weights has them loaded. Another does only where they lie there and nobody is at
+                # it, seen twice: two at once would be in each other's way.
+                own = self._folder is None or self._folder.writes
+                late = time.monotonic() > begun + self._patience / 2
+                there = self._folder is None or self._folder.has(self._weights)
+                free = there and (own or late or has != _mark(self._weights))
+                if free and (own or idle):
                     await self._load(self._weights, self._settings, patience)
                 else:
+                    idle = free
                     await asyncio.sleep(_LOOK)
 
     def _checked(self, settings: Settings) -> Settings:
@@ -206,7 +213,7 @@ class VllmServer:
         """Has the server read these weights. What it is doing meanwhile is of no use to anyone and ends; keys and
         values of the old weights are forgotten. The version comes last: whoever sees it can rely on all the rest. Until
         then it is a mark: a server that has lost it was started anew in between, and is not told the version."""
-        mark = f"loading {weights.version}"
+        mark = _mark(weights)
         order = partial(self._order, weights, patience)
         await order("/update_weight_version", {"new_version": mark})
         await order("/pause?mode=abort", {})
@@ -264,6 +271,11 @@ class VllmServer:
             advice=f"Start it with: {self.command}",
             on_failure=tell,
         )
+
+
+def _mark(weights: Weights) -> str:
+    """The version of a server that is being given these weights."""
+    return f"loading {weights.version}"
 
 
 class _StartedAnew(Exception):
