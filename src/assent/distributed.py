@@ -83,21 +83,6 @@ def shutdown() -> None:
         time.sleep(0.1)
 
 
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier(device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None)
-
-
-def all_sum(tensor: Tensor) -> Tensor:
-    """Sum of `tensor` over all ranks, as a new tensor of the same shape (the tensor itself with one rank)."""
-    if not dist.is_initialized():
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total
-
-
 def all_sum_dict(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[float, float]]:
     """Sums (sum, count) pairs over all ranks, in float64 and in one collective. Numbers or 0-d tensors; every rank
     must give the same names."""

@@ -39,10 +39,6 @@ class Interval:
         """Half the distance between the bounds: the number behind "±"."""
         return (self.high - self.low) / 2
 
-    def apart(self, other: Interval) -> bool:
-        """Whether the two intervals do not overlap. False when a bound is unknown."""
-        return self.low > other.high or self.high < other.low
-
 
 @dataclass(frozen=True)
 class PairedDifference:

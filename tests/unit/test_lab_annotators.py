@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from assent.data.records import Example, Message, Pair, Ranking, Rating, Response
-from assent.lab.annotators import PANEL, Annotator, annotate, compare, majority, preference_logit, rate
+from assent.data.records import Example, Message, Pair, Rating, Response
+from assent.lab.annotators import PANEL, Annotator, annotate, compare, preference_logit, rate
 from assent.lab.artifacts import gold_agreement, preference_examples
 from assent.lab.rubric import GoldScore
 from assent.lab.world import World
@@ -113,28 +113,3 @@ def test_the_panel_is_as_accurate_as_documented():
     assert 0.92 < np.mean(accuracy) < 0.96
     perfect = preference_examples(WORLD, prompts, [Annotator("sure", temperature=1e-9)], rng)
     assert gold_agreement(WORLD, perfect) == 1.0
-
-
-def test_majority_is_better_than_its_members():
-    rng = np.random.default_rng(0)
-    jury = [Annotator(name, temperature=1.0, careless=0.2) for name in "abcde"]
-    alone, together = [], []
-    for _ in range(400):
-        prompt = WORLD.draw_prompt(rng)
-        (example,) = preference_examples(WORLD, [prompt], jury, rng)
-        rewards = [WORLD.gold(prompt, response.text).reward for response in example.responses]
-        if abs(rewards[0] - rewards[1]) < 0.5:
-            continue
-        pairs = annotate(WORLD, replace(example, feedback=()), jury, rng).feedback
-        label = majority(pairs)
-        assert isinstance(label, Pair) and label.annotator == "majority"
-        alone += [rewards[pair.chosen] > rewards[pair.rejected] for pair in pairs]
-        together.append(rewards[label.chosen] > rewards[label.rejected])
-    assert np.mean(together) > np.mean(alone) + 0.03
-
-
-def test_majority_counts_votes_and_keeps_ties():
-    for_0, for_1 = Pair(0, 1, 2.0, "a"), Pair(1, 0, 1.0, "b")
-    assert majority([for_0, for_0, for_1]) == Pair(0, 1, 1.0, "majority")
-    assert majority([for_1, for_0]) == Ranking(((0, 1),), "majority")
-    assert majority([for_1, for_1, replace(for_0, strength=9.0)]) == Pair(1, 0, 0.0, "majority")

@@ -13,14 +13,13 @@ default `PANEL` agrees with gold on 93 to 95 % of the pairs that `assent.lab.art
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
-from assent.data.records import Example, Pair, Ranking, Rating
+from assent.data.records import Example, Pair, Rating
 from assent.lab.rubric import GoldScore
 from assent.lab.world import World
 
@@ -101,15 +100,3 @@ def annotate(
                 Rating(i, rate(annotator, text, golds[i], rng), annotator.name) for i, text in enumerate(texts)
             ]
     return replace(example, feedback=(*example.feedback, *feedback))
-
-
-def majority(pairs: Sequence[Pair]) -> Pair | Ranking:
-    """The label most annotators gave to one pair of responses, its strength the mean of the signed strengths; a tie is
-    a `Ranking` with one level."""
-    assert len({frozenset((pair.chosen, pair.rejected)) for pair in pairs}) == 1, "labels of one pair of responses"
-    votes = Counter((pair.chosen, pair.rejected) for pair in pairs)
-    (chosen, rejected), most = votes.most_common(1)[0]
-    if 2 * most == len(pairs):
-        return Ranking(((min(chosen, rejected), max(chosen, rejected)),), annotator="majority")
-    strengths = [(pair.strength or 0.0) * (1 if pair.chosen == chosen else -1) for pair in pairs]
-    return Pair(chosen, rejected, max(0.0, sum(strengths) / len(pairs)), "majority")

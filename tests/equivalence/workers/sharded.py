@@ -81,7 +81,7 @@ def train(world: d.World, folder: Path, resume: Path | None = None) -> dict[str,
             grads = [(name, value.grad) for name, value in named.items() if getattr(value, "grad", None) is not None]
             result["gradient"] = {name: whole.clone() for name, whole in d._gather(grads)}  # clipping is in place
         result["norms"].append(d.clip_grad_norm(model.parameters(), CONFIG.max_grad_norm).item())
-        result["losses"].append(d.all_sum(total).item())
+        result["losses"].append(d.all_sum_dict({"loss": (total, 1)})["loss"][0])
         set_lr(optimizer, lr_at(step, STEPS, CONFIG))
         optimizer.step()
         optimizer.zero_grad()
@@ -115,7 +115,6 @@ def collectives(world: d.World) -> dict[str, object]:
     except ValueError as error:
         told = str(error)
     return {
-        "all_sum": d.all_sum(torch.tensor([1.0, mine])).tolist(),
         "all_sum_dict": d.all_sum_dict({"b": (torch.tensor(2.0), mine), "a": (0.5 * mine, 1)}),
         "any": [d.any_true(world.rank == 1), d.any_true(False)],
         "broadcast": d.broadcast_object(f"from {world.rank}"),
