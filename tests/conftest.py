@@ -49,6 +49,21 @@ def tiny_model_dir(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scorer_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
+    """A reward model on it, whose scores differ."""
+    from assent.config import ModelConfig
+    from assent.models.heads import load_score_model
+    from assent.models.saving import save_model
+
+    scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "scorer"
+    save_model(scorer, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of public data files, named by ASSENT_REAL_DATA."""
     folder = os.environ.get("ASSENT_REAL_DATA")

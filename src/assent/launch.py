@@ -14,6 +14,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from assent.errors import ConfigError
+from assent.foreign import brief
 
 JOIN_LIMIT = 300.0
 """Seconds in which all ranks must be there."""
@@ -77,7 +78,8 @@ def join(place: Place, device: torch.device) -> None:
         store.set_timeout(default_pg_timeout)  # from now on ranks may be long at work
         dist.init_process_group(backend, store=PrefixStore("assent", store), rank=place.rank, world_size=place.size)
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        first, *_frames = str(error).strip().splitlines() or [""]
+        reason = brief(first) or type(error).__name__
         raise ConfigError(
             f"Rank {place.rank} of {place.size} did not meet the others at {where} (MASTER_ADDR and MASTER_PORT) in "
             f"{JOIN_LIMIT:g} s: {reason}. Do all ranks run, and is that the address of rank 0? {LAUNCH}"

@@ -77,25 +77,11 @@ def pairs(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def scorer(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
-    """A reward model whose scores differ."""
-    from assent.models.heads import load_score_model
-    from assent.models.saving import save_model
-
-    model = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
-    with torch.no_grad():
-        model.model.score.weight.mul_(20)
-    folder = tmp_path_factory.mktemp("models") / "scorer"
-    save_model(model, tokenizer, folder)
-    return folder
-
-
 Make = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model_dir: Path, scorer: Path, pairs: Path) -> Make:
+def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
     """The configuration of a short run of a command."""
 
     def build(command: str, out: Path, *, lr: float = 3e-3, lora: int = 0, **train) -> RunConfig:
@@ -119,7 +105,7 @@ def make(tiny_model_dir: Path, scorer: Path, pairs: Path) -> Make:
             command,
             **shared,
             **critic,
-            rewards=RewardsConfig((str(scorer),), rules=("length=4,8",), weights={"length": 0.5}),
+            rewards=RewardsConfig((str(scorer_dir),), rules=("length=4,8",), weights={"length": 0.5}),
             rollout=vars(RolloutConfig(responses=2, epochs=1, minibatches=2)),
             sampling=SamplingConfig(max_new_tokens=6),
         )

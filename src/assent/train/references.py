@@ -25,7 +25,7 @@ from assent.models.loading import resolve_precision
 from assent.models.policy import Policy
 from assent.models.references import FIELD, MovingReference, Reference
 from assent.models.sources import resolve
-from assent.outputs import try_file, writing
+from assent.outputs import try_file, whole_file
 from assent.train.digests import numbers_digest
 from assent.train.session import Session
 
@@ -142,11 +142,5 @@ def _read(file: Path, identity: Mapping[str, str], trees: Sequence[TokenTree]) -
 
 
 def _write(file: Path, identity: Mapping[str, str], values: np.ndarray) -> None:
-    temporary = file.with_name(f".{os.getpid()}.part")
-    with writing(file, f"--reference.cache {file}"):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({FIELD: values.astype(np.float32)}, temporary, metadata=dict(identity))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with whole_file(file, f"--reference.cache {file}") as temporary:
+        save_file({FIELD: values.astype(np.float32)}, temporary, metadata=dict(identity))
