@@ -62,7 +62,7 @@ def score(rollout: Rollout, source: GroupReward, examples: Sequence[Example], ch
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What the models are asked about a rollout: the policy's log-probs and entropy, the critic's values, the KL over
+    """What a rollout is annotated with: the policy's log-probs and entropy, the critic's values, the KL over
     the whole vocabulary. `cache` takes the passes with their graphs, where a step is to use them again."""
 
     temperature: float

@@ -169,14 +169,14 @@ def policy_losses(tokens: Tokens, method: Method, coefficients: Coefficients) ->
 
 
 def diagnostics(tokens: Tokens, method: Method) -> Terms:
-    """How far the policy has moved from the one that sampled, and what the clip holds."""
+    """KL from the policy that sampled, importance ratio, and the share that the clip holds."""
     logprobs, advantages = tokens.scores.logprobs, tokens.advantages
     response = tokens.response if method.by_response else None
-    moved = ratio_diagnostics(logprobs, tokens.old, advantages, response, **method.clips)
-    held = moved
+    ratios = ratio_diagnostics(logprobs, tokens.old, advantages, response, **method.clips)
+    held = ratios
     if tokens.base is not tokens.old:
         held = ratio_diagnostics(logprobs, tokens.base, advantages, response, **method.clips)
-    sums = {"clip_fraction": held.clipped, "approx_kl": moved.approx_kl, "ratio": moved.ratio}
+    sums = {"clip_fraction": held.clipped, "approx_kl": ratios.approx_kl, "ratio": ratios.ratio}
     return {name: tokens.mean(values) for name, values in sums.items()}
 
 

@@ -1,4 +1,4 @@
-"""Learning directly from feedback: every objective of `assent.objectives`, alone or as a weighted sum."""
+"""Learning directly from feedback: every objective of `assent.config.objectives`, alone or as a weighted sum."""
 
 from __future__ import annotations
 
