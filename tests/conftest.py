@@ -42,10 +42,10 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model_dir(tokenizer, tmp_path_factory) -> Path:
     """A 2-layer, 32-wide random Llama folder with that tokenizer."""
-    from assent.models.init import random_model, write_model
+    from assent.models.init import random_model, write_new_model
 
     config = InitConfig(data="", out="", hidden_size=32, layers=2, heads=4, kv_heads=2, context=512, seed=0)
-    return write_model(tokenizer, random_model(tokenizer, config), tmp_path_factory.mktemp("models") / "tiny")
+    return write_new_model(tokenizer, random_model(tokenizer, config), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

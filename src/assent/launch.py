@@ -24,7 +24,7 @@ LAUNCH = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlace:
     """Which process this is of how many, over all machines and on this one."""
 
     rank: int = 0
@@ -33,10 +33,10 @@ class Place:
     local_size: int = 1
 
 
-def launched(variables: Mapping[str, str]) -> Place:
+def launched(variables: Mapping[str, str]) -> RankPlace:
     """What launchers say in environment variables. Raises ConfigError where that cannot be."""
     if not {"RANK", "WORLD_SIZE"} & variables.keys():
-        return Place()
+        return RankPlace()
     rank, size = _whole(variables, "RANK"), _whole(variables, "WORLD_SIZE")
     if size is None and rank == 0:
         size = 1
@@ -48,13 +48,13 @@ def launched(variables: Mapping[str, str]) -> Place:
     if not rank < size:
         raise ConfigError(f"RANK is {rank} and WORLD_SIZE {size}: ranks are counted from 0 to WORLD_SIZE - 1. {LAUNCH}")
     if size == 1:
-        return Place()
+        return RankPlace()
     local_rank, local_size = _whole(variables, "LOCAL_RANK"), _whole(variables, "LOCAL_WORLD_SIZE")
     local_rank, local_size = rank if local_rank is None else local_rank, local_size or size
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not variables.get(name)]:
         raise ConfigError(f"RANK is {rank} of WORLD_SIZE {size}, but there is no {' and '.join(missing)}. {LAUNCH}")
     _whole(variables, "MASTER_PORT", most=65535)
-    return Place(rank, size, local_rank, local_size)
+    return RankPlace(rank, size, local_rank, local_size)
 
 
 def _whole(variables: Mapping[str, str], name: str, most: int = 1 << 31) -> int | None:
@@ -68,7 +68,7 @@ def _whole(variables: Mapping[str, str], name: str, most: int = 1 << 31) -> int 
     return int(text)
 
 
-def join(place: Place, device: torch.device) -> None:
+def join(place: RankPlace, device: torch.device) -> None:
     """Meets the other ranks where MASTER_ADDR and MASTER_PORT say."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     # gloo stays available beside NCCL: flags and Python objects travel without touching the device.

@@ -143,7 +143,7 @@ def bytes_of(out: Path) -> dict[str, str]:
 @pytest.fixture
 def stop_at(monkeypatch) -> Callable[[int | None], None]:
     """Sends this process SIGTERM while the given step is recorded."""
-    take = run_module.Run.take
+    take = run_module.TrainingRun.take
     wanted: list[int | None] = [None]
 
     def taking(self, result) -> None:
@@ -151,7 +151,7 @@ def stop_at(monkeypatch) -> Callable[[int | None], None]:
         if result.step == wanted[0]:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(run_module.Run, "take", taking)
+    monkeypatch.setattr(run_module.TrainingRun, "take", taking)
 
     def choose(step: int | None) -> None:
         wanted[0] = step

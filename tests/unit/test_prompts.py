@@ -1,4 +1,5 @@
-"""Which prompts are sampled: every pass once each, by difficulty, without those that are skipped; and the same after a stop."""
+"""Which prompts are sampled: every pass once each, by difficulty, without those that are skipped; and after a stop the
+same."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ from assent.statistics import paired_difference
 from assent.train import checkpoint
 from assent.train.closing import Summary, closing, write_summary
 from assent.train.commands import FOLLOWED, SPAN, Live, command_of
-from assent.train.facts import LABEL, Fact, layout, measured, percent, rounded
+from assent.train.facts import LABEL, Line, layout, measured, percent, rounded
 from assent.train.held_out import held_out
 from assent.train.log import read_metrics
 from assent.train.measured import Each, Measured, change
@@ -465,7 +465,7 @@ def test_a_folder_without_checkpoints_is_no_run(tiny_model_dir: Path, tmp_path: 
 
 
 def test_lines_fit_and_commands_stay_whole() -> None:
-    facts = [Fact("Data", "word " * 40), Fact("", "assent data " + "x" * 90, command=True), Fact("Next", "short")]
+    facts = [Line("Data", "word " * 40), Line("", "assent data " + "x" * 90, command=True), Line("Next", "short")]
     for width in (80, 120):
         rows = layout(facts, width).splitlines()
         assert all(len(row) <= width for row in rows if "assent" not in row)

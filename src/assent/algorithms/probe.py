@@ -10,7 +10,7 @@ import numpy as np
 
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
-from assent.algorithms.online.samples import describe, rows_of
+from assent.algorithms.online.samples import rollout_metrics, rows_of
 from assent.algorithms.online.stages import Annotation
 from assent.config import ProbeConfig, SamplingConfig
 from assent.data.records import Example
@@ -72,7 +72,7 @@ class Probe:
         )
         models = Models(self.policy, None, self.reference)
         rollout = answered(sampler, models, [ids for _, ids in self.prompts], annotation)
-        described = describe(rollout)
+        described = rollout_metrics(rollout)
         metrics = {f"eval/{name}": described[name] for name in ("length", "unfinished")}
         if rollout.old is not None and rollout.reference is not None:
             metrics["eval/kl"] = float(np.sum(rollout.old - rollout.reference) / len(rollout))

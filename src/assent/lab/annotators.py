@@ -21,7 +21,7 @@ import numpy as np
 
 from assent.data.records import Example, Pair, Rating
 from assent.lab.rubric import GoldScore
-from assent.lab.world import World
+from assent.lab.world import AssistantWorld
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def preference_logit(annotator: Annotator, texts: Sequence[str], golds: Sequence
     return (first - second) / annotator.temperature + annotator.position_bias
 
 
-def compare(
+def judge(
     annotator: Annotator, texts: Sequence[str], golds: Sequence[GoldScore], rng: np.random.Generator
 ) -> tuple[bool, int]:
     """Whether the annotator prefers the first of two texts, shown in this order, and how clearly: 1 slightly,
@@ -79,8 +79,12 @@ def rate(annotator: Annotator, text: str, gold: GoldScore, rng: np.random.Genera
     return dict(zip(gold.attributes(), scores.tolist(), strict=True))
 
 
-def annotate(
-    world: World, example: Example, annotators: Sequence[Annotator], rng: np.random.Generator, ratings: bool = False
+def labelled(
+    world: AssistantWorld,
+    example: Example,
+    annotators: Sequence[Annotator],
+    rng: np.random.Generator,
+    ratings: bool = False,
 ) -> Example:
     """The example with every annotator's `Pair` for every two of its responses, shown in random order, and with
     `ratings` also a `Rating` of each response."""
@@ -90,7 +94,7 @@ def annotate(
     for annotator in annotators:
         for shown in combinations(range(len(texts)), 2):
             first, second = shown if rng.random() < 0.5 else shown[::-1]
-            prefers_first, strength = compare(
+            prefers_first, strength = judge(
                 annotator, (texts[first], texts[second]), (golds[first], golds[second]), rng
             )
             chosen, rejected = (first, second) if prefers_first else (second, first)

@@ -23,7 +23,7 @@ from assent.losses.advantages import (
     whiten,
 )
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
-from assent.losses.kl import ESTIMATORS, kl_estimate
+from assent.losses.kl import KL_ESTIMATORS, kl_estimate
 from assent.losses.policy_gradient import (
     RatioDiagnostics,
     cispo,
@@ -126,7 +126,7 @@ ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
 
 __all__ = [
     "ADVANTAGES",
-    "ESTIMATORS",
+    "KL_ESTIMATORS",
     "LOSSES",
     "REDUCTIONS",
     "SCALES",

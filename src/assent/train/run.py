@@ -73,7 +73,7 @@ class Due:
     save: bool = False
 
 
-class Run:
+class TrainingRun:
     """The mutable part of a run: step, logs, best evaluation so far. `kept` is the last good state, which belongs to
     the weights as they are where `intact`; `began` was the first, `written` the one in the newest checkpoint."""
 

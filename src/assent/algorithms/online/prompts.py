@@ -59,7 +59,8 @@ class Prompts:
 
     def record(self, indices: Sequence[int] | np.ndarray, rewards: Sequence[np.ndarray]) -> None:
         """The scored answers of these prompts. A prompt whose answers are all worth the same is skipped from now on."""
-        self.skipped_until, self.total, self.count = (x.copy() for x in (self.skipped_until, self.total, self.count))
+        self.skipped_until, self.total = self.skipped_until.copy(), self.total.copy()
+        self.count = self.count.copy()
         for index, values in zip(indices, rewards, strict=True):
             self.total[index] += values.sum(dtype=np.float64)
             self.count[index] += len(values)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from assent.algorithms.online import demonstrations
-from assent.algorithms.online.method import Method
+from assent.algorithms.online.method import OnlineMethod
 from assent.algorithms.online.models import ForwardCache, Models, keeps
 from assent.algorithms.online.prompts import Prompts, difficulty
-from assent.algorithms.online.samples import describe, means, require_finite, rows_of
+from assent.algorithms.online.samples import means, require_finite, rollout_metrics, rows_of
 from assent.algorithms.online.stages import (
     Annotation,
     Scored,
@@ -79,7 +79,7 @@ class Rollouts:
         sampler: Sampler,
         examples: Sequence[Example],
         config: OnlineConfig,
-        method: Method,
+        method: OnlineMethod,
     ) -> None:
         self.session, self.models, self.source, self.sampler = session, models, source, sampler
         self.examples, self.config, self.method = examples, config, method
@@ -184,7 +184,7 @@ class Rollouts:
         if demonstrated is not None:
             rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, demonstrated)
         rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
-        metrics |= describe(rollout.sampled())
+        metrics |= rollout_metrics(rollout.sampled())
         rollout = self._shaped(rollout, baseline, greedy)
         rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)
         prompts = [self.examples[row] for row in rollout.rows]

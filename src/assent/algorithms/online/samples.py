@@ -13,7 +13,7 @@ from assent.rewards.group import NonFiniteReward
 from assent.rollout.rollout import Rollout
 
 
-def describe(rollout: Rollout) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """What people look at first: reward, KL from the reference (nats per answer), entropy (nats per token), length. As
     far as it is known."""
     metrics: dict[str, float] = {}

@@ -21,7 +21,7 @@ from assent.algorithms.online.about import about_online
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.evaluation import evaluate
 from assent.algorithms.online.ewma import EwmaPolicy
-from assent.algorithms.online.method import Method, method_with
+from assent.algorithms.online.method import OnlineMethod, method_with
 from assent.algorithms.online.models import ForwardCache, Models
 from assent.algorithms.online.rollouts import Rollouts
 from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
@@ -32,7 +32,7 @@ from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.deferred import Deferred
-from assent.models.annotate import Fields, annotate
+from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
@@ -139,9 +139,9 @@ class Online:
         micro_tokens, world, flat = self.config.train.micro_tokens, self.session.world, not self.models.tree
         if (ewma := self.ewma) is not None:
             temperature = self.config.sampling.temperature
-            columns = annotate(
+            columns = columns_of(
                 rollout.trees(),
-                lambda batch: Fields({"ewma": ewma.logprobs(batch, temperature)}),
+                lambda batch: BatchColumns({"ewma": ewma.logprobs(batch, temperature)}),
                 micro_tokens=micro_tokens,
                 world=world,
                 flat=flat,
@@ -292,7 +292,7 @@ def assemble(
     source: GroupReward,
     examples: Sequence[Example],
     config: OnlineConfig,
-    method: Method | None = None,
+    method: OnlineMethod | None = None,
 ) -> Online:
     """The algorithm over these models, rewards and prompts, with what else `config` asks for."""
     method = method or method_with(config)
