@@ -36,7 +36,7 @@ from assent.data.formats import load_examples
 from assent.data.records import Example
 from assent.evaluate.answers import sample_answers
 from assent.lab.demo import SAMPLING, make_world, stages
-from assent.lab.world import World, load_world
+from assent.lab.world import AssistantWorld, load_world
 from assent.models.loading import quiet_transformers
 from assent.models.saving import save_model
 from assent.rollout.engine import Completion, Engine
@@ -44,7 +44,7 @@ from assent.statistics import Interval, mean_interval, paired_difference
 from assent.train.log import MetricsLog
 from assent.train.loop import train_steps
 from assent.train.optim import build_optimizer
-from assent.train.progress import Progress, clock
+from assent.train.progress import ProgressDisplay, clock
 from assent.train.session import open_session
 from benchmarks.online_plan import BASE, VARIANTS, Base, Cell, configuration
 
@@ -154,7 +154,7 @@ def train(cell: Cell, base: Base, folder: Path, budget: int) -> None:
     optimizer = build_optimizer([(module, config.optim.lr) for module in algorithm.modules.values()], config.optim)
     log = MetricsLog(folder / "metrics.jsonl")
     steps = 0
-    with Progress(budget, cell.name) as progress:
+    with ProgressDisplay(budget, cell.name) as progress:
         for result in filter(None, train_steps(algorithm, optimizer, config.optim, session.world, start=0, total=LONG)):
             log.write(result.step, result.metrics)
             steps = result.step
@@ -176,7 +176,7 @@ class Grader:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self.world: World = load_world(base.world.world)
+        self.world: AssistantWorld = load_world(base.world.world)
         self.prompts: list[Example] = load_examples(str(base.world.prompts_eval)).examples
 
     def grade(self, run: Path, folder: Path) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from assent.algorithms.online.train import set_up as set_up_online
-from assent.algorithms.preference.step_loss import Need
+from assent.algorithms.preference.step_loss import Requirement
 from assent.algorithms.preference.train import Preference, set_up
-from assent.algorithms.reward import Reward
+from assent.algorithms.reward import RewardModelling
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,
@@ -130,7 +130,7 @@ def build(session: Session) -> Algorithm:
     data = session.prepare(sft_view if isinstance(config, SFTConfig) else pair_view)
     if isinstance(config, RewardConfig):
         scorer = session.score_model(trainable=True, new_head=True)
-        return Reward(scorer, session.stream(data.train, scorer), config.reward)
+        return RewardModelling(scorer, session.stream(data.train, scorer), config.reward)
     policy = session.policy()
     return SFT(policy, session.stream(data.train, policy))
 
@@ -161,7 +161,7 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
         per_head * weights.head,
         once=(fewer_body * weights.body, fewer_head * weights.head),
     )
-    if isinstance(algorithm, Preference) and Need.MISMATCHED in algorithm.needs:
+    if isinstance(algorithm, Preference) and Requirement.MISMATCHED in algorithm.needs:
         more = mismatched_work(algorithm.stream.trees, window, weights)
         work["flops"], work["computed_flops"] = work["flops"] + more[0], work["computed_flops"] + more[1]
     if WHATS[what].data == ROLLOUTS:

@@ -26,7 +26,7 @@ from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.distributed import World
 from assent.losses import group_advantages, kl_estimate, ppo_clip, token_weights
-from assent.models.annotate import Fields, annotate
+from assent.models.annotate import BatchColumns, columns_of
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.saving import save_model, stop_ids
@@ -77,11 +77,11 @@ class GRPO:
         """Log-probs of every sampled token by the policy, before it is trained on them, and by the reference: packed
         trees, each prompt computed once for all of its responses."""
 
-        def both(batch: TreeBatch) -> Fields:
-            return Fields({"old": self.policy(batch).logprobs, "reference": self.reference(batch).logprobs})
+        def both(batch: TreeBatch) -> BatchColumns:
+            return BatchColumns({"old": self.policy(batch).logprobs, "reference": self.reference(batch).logprobs})
 
         flat = not (self.policy.tree and self.reference.tree)
-        columns = annotate(rollout.trees(), both, micro_tokens=self.args.micro_tokens, flat=flat, world=ALONE)
+        columns = columns_of(rollout.trees(), both, micro_tokens=self.args.micro_tokens, flat=flat, world=ALONE)
         return replace(rollout, old=columns.per_token["old"], reference=columns.per_token["reference"])
 
     def advantages(self, rollout: Rollout) -> Rollout:

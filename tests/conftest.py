@@ -42,10 +42,25 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model_dir(tokenizer, tmp_path_factory) -> Path:
     """A 2-layer, 32-wide random Llama folder with that tokenizer."""
-    from assent.models.init import random_model, write_model
+    from assent.models.init import random_model, write_new_model
 
     config = InitConfig(data="", out="", hidden_size=32, layers=2, heads=4, kv_heads=2, context=512, seed=0)
-    return write_model(tokenizer, random_model(tokenizer, config), tmp_path_factory.mktemp("models") / "tiny")
+    return write_new_model(tokenizer, random_model(tokenizer, config), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def scorer_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
+    """A reward model on it, whose scores differ."""
+    from assent.config import ModelConfig
+    from assent.models.heads import load_score_model
+    from assent.models.saving import save_model
+
+    scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "scorer"
+    save_model(scorer, tokenizer, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

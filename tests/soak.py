@@ -138,7 +138,7 @@ class Soak:
         from conftest import TEXTS
 
         from assent.config import InitConfig
-        from assent.models.init import random_model, train_tokenizer, write_model
+        from assent.models.init import random_model, train_tokenizer, write_new_model
 
         draw = random.Random(0)
 
@@ -152,7 +152,7 @@ class Soak:
         (self.folder / "rewards.py").write_text(REWARDS)
         tokenizer = train_tokenizer(TEXTS * 3, 400)
         config = InitConfig(data="", out="", hidden_size=32, layers=2, heads=4, kv_heads=2, context=512, seed=0)
-        write_model(tokenizer, random_model(tokenizer, config), self.folder / "tiny")
+        write_new_model(tokenizer, random_model(tokenizer, config), self.folder / "tiny")
 
     # ---- one attempt
 

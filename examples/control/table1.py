@@ -33,7 +33,7 @@ from control.training import SETTINGS, Hyperparameters, Training
 
 from assent import messages
 from assent.errors import AssentError, UserError
-from assent.train.progress import Progress
+from assent.train.progress import ProgressDisplay
 
 log = logging.getLogger("assent.control")
 
@@ -87,7 +87,7 @@ def result(task: str, make: Callable[[], Any], steps: int, seeds: Sequence[int],
     """Scores of every setting and seed on one task, and of the policy that nothing has trained."""
     began = time.monotonic()
     training = Training(make, SETTINGS, seeds)
-    with Progress(steps, label) as progress:
+    with ProgressDisplay(steps, label) as progress:
         while training.experience.steps < steps:
             training.segment()
             progress.update(training.experience.steps)

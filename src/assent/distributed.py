@@ -83,21 +83,6 @@ def shutdown() -> None:
         time.sleep(0.1)
 
 
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier(device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None)
-
-
-def all_sum(tensor: Tensor) -> Tensor:
-    """Sum of `tensor` over all ranks, as a new tensor of the same shape (the tensor itself with one rank)."""
-    if not dist.is_initialized():
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total
-
-
 def all_sum_dict(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[float, float]]:
     """Sums (sum, count) pairs over all ranks, in float64 and in one collective. Numbers or 0-d tensors; every rank
     must give the same names."""
@@ -227,7 +212,7 @@ def full_state_dict(module: nn.Module, *, everywhere: bool = False) -> dict[str,
     """All weights and buffers by name, whole and on the CPU, on rank 0; empty on the others, or with `everywhere` on
     them too. Every rank must call it. Tied weights come out as one tensor under several names. Tensors may share memory
     with the module."""
-    return dict(_gather(module.state_dict(keep_vars=True).items(), everywhere))
+    return dict(whole_tensors(module.state_dict(keep_vars=True).items(), everywhere))
 
 
 def load_full_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -245,53 +230,30 @@ def load_full_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None
                 raise CheckpointError(
                     f"{name!r} has shape {tuple(state[name].shape)} in the checkpoint, {tuple(target.shape)} here."
                 )
-            target.copy_(_like(state[name], target))
+            target.copy_(cut_like(state[name], target))
 
 
-def full_optimizer_state(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, dict]:
-    """Optimiser state as `{"exp_avg": {"policy.embed.weight": tensor, ...}, "step": {"policy.embed.weight": 3.0}}`:
-    whole CPU tensors under the weight's name, prefixed with its module's name in `modules`; scalars as numbers. Rank 0
-    gets it, the others {}. Hyperparameters are not in it: the configuration gives them."""
-    state: dict[str, dict] = {}
-    for name, parameter in _named_parameters(optimizer, modules).items():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.ndim > 0:
-                for _, whole in _gather([(name, value)]):
-                    state.setdefault(kind, {})[name] = whole
-            elif _is_main():
-                state.setdefault(kind, {})[name] = float(value)
-    return state
+def whole_tensors(items: Iterable[tuple[str, Tensor]], everywhere: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Whole CPU tensors on rank 0 or `everywhere`, one at a time; tied tensors are gathered once. A collective."""
+    done: dict[int, Tensor] = {}
+    keeps = everywhere or is_main()
+    for name, value in items:
+        if id(value) not in done:
+            whole = value.detach()
+            if isinstance(whole, DTensor):
+                whole = whole.full_tensor()
+            done[id(value)] = whole.cpu() if keeps else whole.new_empty(0)
+        if keeps:
+            yield name, done[id(value)]
 
 
-def load_full_optimizer_state(
-    optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module], state: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """The inverse of `full_optimizer_state`, for any number of ranks. Every rank gives the same `state`.
-
-    Raises `CheckpointError` if it belongs to other weights."""
-    names = {parameter: name for name, parameter in _named_parameters(optimizer, modules).items()}
-    packed = optimizer.state_dict()
-    known = set(names.values())
-    for kind, values in state.items():
-        if unknown := sorted(values.keys() - known):
-            raise CheckpointError(f"The checkpoint's optimiser state {kind!r} is for {unknown[0]!r}, not trained here.")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    packed["state"] = {}
-    for index, parameter in enumerate(parameters):
-        entry = {kind: values[names[parameter]] for kind, values in state.items() if names[parameter] in values}
-        for kind, value in entry.items():
-            if isinstance(value, Tensor):
-                if value.shape != parameter.shape:
-                    raise CheckpointError(
-                        f"{kind!r} of {names[parameter]!r} has shape {tuple(value.shape)} in the checkpoint, "
-                        f"{tuple(parameter.shape)} here."
-                    )
-                entry[kind] = _like(value, parameter).clone()
-            else:
-                entry[kind] = torch.tensor(value, dtype=torch.float32)
-        if entry:
-            packed["state"][index] = entry
-    optimizer.load_state_dict(packed)
+def cut_like(value: Tensor, target: Tensor) -> Tensor:
+    """`value` on `target`'s device, cut into the same shards. Each rank already holds all of it: nothing is sent."""
+    value = value.to(device=target.device)
+    if not isinstance(target, DTensor):
+        return value
+    mesh: DeviceMesh = target.device_mesh
+    return distribute_tensor(value, mesh, target.placements, src_data_rank=None)
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -324,42 +286,6 @@ def _is_split(grad: Tensor) -> bool:
     return isinstance(grad, DTensor) and any(placement.is_shard() for placement in grad.placements)
 
 
-def _is_main() -> bool:
+def is_main() -> bool:
+    """Whether this is rank 0."""
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _gather(items: Iterable[tuple[str, Tensor]], everywhere: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Whole CPU tensors on rank 0 or `everywhere`, one at a time; tied tensors are gathered once. A collective."""
-    done: dict[int, Tensor] = {}
-    keeps = everywhere or _is_main()
-    for name, value in items:
-        if id(value) not in done:
-            whole = value.detach()
-            if isinstance(whole, DTensor):
-                whole = whole.full_tensor()
-            done[id(value)] = whole.cpu() if keeps else whole.new_empty(0)
-        if keeps:
-            yield name, done[id(value)]
-
-
-def _like(value: Tensor, target: Tensor) -> Tensor:
-    """`value` on `target`'s device, cut into the same shards. Each rank already holds all of it: nothing is sent."""
-    value = value.to(device=target.device)
-    if not isinstance(target, DTensor):
-        return value
-    mesh: DeviceMesh = target.device_mesh
-    return distribute_tensor(value, mesh, target.placements, src_data_rank=None)
-
-
-def _named_parameters(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Trained parameters by prefixed name; the first name of a tied one. state_dict (unlike named_parameters) gives
-    the sharded parameters, which are those that the optimiser holds, also right after a forward pass."""
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    names: dict[str, nn.Parameter] = {}
-    for prefix, module in modules.items():
-        for name, value in module.state_dict(keep_vars=True).items():
-            if id(value) in trained:
-                trained.discard(id(value))
-                names[f"{prefix}.{name}"] = value
-    assert not trained, f"{len(trained)} trained parameters belong to none of {sorted(modules)}"
-    return names

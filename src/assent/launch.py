@@ -14,6 +14,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from assent.errors import ConfigError
+from assent.foreign import brief
 
 JOIN_LIMIT = 300.0
 """Seconds in which all ranks must be there."""
@@ -23,7 +24,7 @@ LAUNCH = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlace:
     """Which process this is of how many, over all machines and on this one."""
 
     rank: int = 0
@@ -32,10 +33,10 @@ class Place:
     local_size: int = 1
 
 
-def launched(variables: Mapping[str, str]) -> Place:
+def launched(variables: Mapping[str, str]) -> RankPlace:
     """What launchers say in environment variables. Raises ConfigError where that cannot be."""
     if not {"RANK", "WORLD_SIZE"} & variables.keys():
-        return Place()
+        return RankPlace()
     rank, size = _whole(variables, "RANK"), _whole(variables, "WORLD_SIZE")
     if size is None and rank == 0:
         size = 1
@@ -47,13 +48,13 @@ def launched(variables: Mapping[str, str]) -> Place:
     if not rank < size:
         raise ConfigError(f"RANK is {rank} and WORLD_SIZE {size}: ranks are counted from 0 to WORLD_SIZE - 1. {LAUNCH}")
     if size == 1:
-        return Place()
+        return RankPlace()
     local_rank, local_size = _whole(variables, "LOCAL_RANK"), _whole(variables, "LOCAL_WORLD_SIZE")
     local_rank, local_size = rank if local_rank is None else local_rank, local_size or size
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not variables.get(name)]:
         raise ConfigError(f"RANK is {rank} of WORLD_SIZE {size}, but there is no {' and '.join(missing)}. {LAUNCH}")
     _whole(variables, "MASTER_PORT", most=65535)
-    return Place(rank, size, local_rank, local_size)
+    return RankPlace(rank, size, local_rank, local_size)
 
 
 def _whole(variables: Mapping[str, str], name: str, most: int = 1 << 31) -> int | None:
@@ -67,7 +68,7 @@ def _whole(variables: Mapping[str, str], name: str, most: int = 1 << 31) -> int 
     return int(text)
 
 
-def join(place: Place, device: torch.device) -> None:
+def join(place: RankPlace, device: torch.device) -> None:
     """Meets the other ranks where MASTER_ADDR and MASTER_PORT say."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     # gloo stays available beside NCCL: flags and Python objects travel without touching the device.
@@ -77,7 +78,8 @@ def join(place: Place, device: torch.device) -> None:
         store.set_timeout(default_pg_timeout)  # from now on ranks may be long at work
         dist.init_process_group(backend, store=PrefixStore("assent", store), rank=place.rank, world_size=place.size)
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        first, *_frames = str(error).strip().splitlines() or [""]
+        reason = brief(first) or type(error).__name__
         raise ConfigError(
             f"Rank {place.rank} of {place.size} did not meet the others at {where} (MASTER_ADDR and MASTER_PORT) in "
             f"{JOIN_LIMIT:g} s: {reason}. Do all ranks run, and is that the address of rank 0? {LAUNCH}"

@@ -61,17 +61,22 @@ def _is_in(file: str | bytes, folder: Path) -> bool:
 
 
 def write_text(path: str | Path, text: str, name: str = "") -> None:
-    """Replaces the file as a whole, so that there is the old or the new one at any time. Makes its folder. Raises
-    OutputError where that cannot be."""
+    """Writes the file as `whole_file` does."""
+    with whole_file(path, name) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be no UTF-8
+
+
+@contextmanager
+def whole_file(path: str | Path, name: str = "") -> Iterator[Path]:
+    """A file to write that replaces `path` at the end, so that there is the old or the new one at any time. Makes its
+    folder. Raises OutputError where that cannot be."""
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.part")
     with writing(path, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a name may be no UTF-8
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            sync(temporary)
             temporary.replace(path)
             sync(path.parent)
         except BaseException:

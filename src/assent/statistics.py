@@ -14,7 +14,7 @@ from scipy import stats
 
 from assent.errors import UserError
 
-Scores = Sequence[float | None] | np.ndarray
+Values = Sequence[float | None] | np.ndarray
 
 RESAMPLES = 4000
 """Bootstrap resamples: the bounds then move by about 1 % of the interval's width from seed to seed."""
@@ -39,10 +39,6 @@ class Interval:
         """Half the distance between the bounds: the number behind "±"."""
         return (self.high - self.low) / 2
 
-    def apart(self, other: Interval) -> bool:
-        """Whether the two intervals do not overlap. False when a bound is unknown."""
-        return self.low > other.high or self.high < other.low
-
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -66,7 +62,7 @@ class WinRate:
 
 
 def mean_interval(
-    values: Scores, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95, seed: int = 0
+    values: Values, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """Mean of `values` with a bias-corrected accelerated (BCa) bootstrap interval.
 
@@ -137,7 +133,7 @@ def proportion_interval(successes: float, n: float, confidence: float = 0.95, mi
     return Interval(p, low, high, int(n), missing)
 
 
-def paired_difference(a: Scores, b: Scores, confidence: float = 0.95, seed: int = 0) -> PairedDifference:
+def paired_difference(a: Values, b: Values, confidence: float = 0.95, seed: int = 0) -> PairedDifference:
     """Mean of a_i - b_i with a bootstrap interval over the pairs, a permutation test and a sign test.
 
     A pair with a missing side is left out and counted. Raises `UserError` when the lengths differ.
@@ -163,7 +159,7 @@ def paired_difference(a: Scores, b: Scores, confidence: float = 0.95, seed: int 
 
 
 def win_rate(
-    a_scores: Scores, b_scores: Scores, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
+    a_scores: Values, b_scores: Values, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
 ) -> WinRate:
     """Share of comparisons in which a scores above b: (wins + ties / 2) / n, with Wilson's interval.
 
@@ -194,7 +190,7 @@ def win_rate(
     return WinRate(Interval(p, bounds.low, bounds.high, n, missing), wins, ties, losses)
 
 
-def _floats(values: Scores) -> np.ndarray:
+def _floats(values: Values) -> np.ndarray:
     numbers = np.array([math.nan if value is None else float(value) for value in values], dtype=np.float64)
     infinite = np.flatnonzero(np.isinf(numbers))
     if infinite.size:
@@ -204,7 +200,7 @@ def _floats(values: Scores) -> np.ndarray:
     return numbers
 
 
-def _paired(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
+def _paired(a: Values, b: Values) -> tuple[np.ndarray, np.ndarray]:
     if len(a) != len(b):
         raise UserError(f"Paired scores must have the same length. Got {len(a)} and {len(b)}")
     return _floats(a), _floats(b)

@@ -1,4 +1,4 @@
-"""What the functions that assign credit promise: a response or prompt gets the same numbers whatever stands beside it,
+"""What the estimators of advantages promise: a response or prompt gets the same numbers whatever stands beside it,
 dtypes are kept, inputs are left alone, wrong shapes are named."""
 
 from __future__ import annotations

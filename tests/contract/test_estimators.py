@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assent.algorithms.online.method import Method, method_with
+from assent.algorithms.online.method import OnlineMethod, method_with
 from assent.algorithms.online.stages import advantages
 from assent.config import METHODS, DataConfig, KLConfig, ModelConfig, online_config
 from assent.config.estimators import ESTIMATORS
@@ -40,7 +40,7 @@ def test_every_function_has_a_row_and_every_row_a_method() -> None:
     assert {row.estimator for row in METHODS.values()} == set(ESTIMATORS)
 
 
-def made(method: str) -> Method:
+def made(method: str) -> OnlineMethod:
     unused: dict[str, Any] = {"model": ModelConfig("m"), "data": DataConfig("d"), "out": "run"}
     return method_with(online_config(method, **unused))
 

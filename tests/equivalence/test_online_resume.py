@@ -118,14 +118,14 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Make:
 @pytest.fixture
 def stop_after(monkeypatch) -> Callable[[int | None], None]:
     """Sends this process SIGTERM while the given step is recorded."""
-    take, wanted = run_module.Run.take, [None]
+    take, wanted = run_module.TrainingRun.take, [None]
 
     def taking(self: Any, result: Any) -> None:
         take(self, result)
         if result.step == wanted[0]:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(run_module.Run, "take", taking)
+    monkeypatch.setattr(run_module.TrainingRun, "take", taking)
 
     def choose(step: int | None) -> None:
         wanted[0] = step

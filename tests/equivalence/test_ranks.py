@@ -107,16 +107,9 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """For each name the run folders of one rank and of two."""
-    from assent.models.heads import load_score_model
-    from assent.models.saving import save_model
-
     folder = tmp_path_factory.mktemp("ranks")
-    scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
-    with torch.no_grad():
-        scorer.model.score.weight.mul_(20)
-    save_model(scorer, tokenizer, folder / "reward")
     draw = random.Random(3)
     answers = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(15)]
     rows = [
@@ -127,7 +120,7 @@ def runs(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, tuple[P
 
     def make(out: str) -> dict[str, RunConfig]:
         (folder / out).mkdir()
-        return configurations(folder / out, tiny_model_dir, folder / "reward", folder / "pairs.jsonl")
+        return configurations(folder / out, tiny_model_dir, scorer_dir, folder / "pairs.jsonl")
 
     arguments = []
     double = make("double")

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from assent.algorithms.online.method import method_with
 from assent.algorithms.online.models import ForwardCache, Models
-from assent.algorithms.online.samples import describe
+from assent.algorithms.online.samples import rollout_metrics
 from assent.algorithms.online.stages import advantages
 from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference.feedback import balanced
 from assent.algorithms.preference.step_loss import terms_of
 from assent.algorithms.preference.train import Preference
-from assent.algorithms.reward import Reward
+from assent.algorithms.reward import RewardModelling
 from assent.algorithms.sft import SFT
 from assent.config import (
     METHODS,
@@ -105,9 +105,9 @@ def sft(folder: Path, tokenizer) -> SFT:
 
 
 def reward(readout: str, margin: bool) -> Make:
-    def make(folder: Path, tokenizer) -> Reward:
+    def make(folder: Path, tokenizer) -> RewardModelling:
         scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH)
-        return Reward(scorer, None, RewardSection(readout, margin))
+        return RewardModelling(scorer, None, RewardSection(readout, margin))
 
     return make
 
@@ -452,7 +452,7 @@ def test_rollout_and_training_agree_and_the_ratio_begins_at_one(tiny_model_dir: 
     assert len(rollout.ids) > 50
     np.testing.assert_allclose(rollout.old, rollout.sampler, atol=1e-4)
     np.testing.assert_allclose(rollout.old, rollout.reference, atol=1e-5)
-    assert describe(rollout)["kl"] == pytest.approx(0, abs=1e-4)
+    assert rollout_metrics(rollout)["kl"] == pytest.approx(0, abs=1e-4)
     made = pack(rollout.of_prompts([0, 1]), micro_tokens=200, flat=False, world=ONE)
     sums: dict[str, float] = {}
     for batch in made.batches:

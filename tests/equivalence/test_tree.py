@@ -3,6 +3,7 @@ tree cannot be exact, it is not used."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from assent.data.packing import idle
 from assent.data.tree import Branch, Segment, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
 from assent.models import attention
-from assent.models.attention import TreeAttend, block_mask, install, tree_mask
+from assent.models.attention import TreeAttend, block_mask, install
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
 from assent.models.verify import Sample, choose_layout
@@ -365,6 +366,16 @@ def qkv(heads: int = 4, kv_heads: int = 2, dtype=torch.float64) -> tuple[Tensor,
     draw = torch.Generator().manual_seed(3)
     shapes = ((1, heads, TOKENS, 8), (1, kv_heads, TOKENS, 8), (1, kv_heads, TOKENS, 8))
     return tuple(torch.randn(*shape, generator=draw, dtype=dtype).requires_grad_() for shape in shapes)
+
+
+def tree_mask(segments: Sequence[Segment], num_tokens: int) -> Tensor:
+    """Which token q sees which token k [T, T], from the definition: its prompt, and its own branch so far."""
+    mask = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+    for segment in segments:
+        for start, end in ((segment.start, segment.prompt_end), *segment.branches):
+            mask[start:end, segment.start : segment.prompt_end] = True
+            mask[start:end, start:end] = True
+    return mask.tril()
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:

@@ -48,7 +48,7 @@ from assent.errors import CheckpointError, OutputError, ShutdownRequested
 from assent.train import checkpoint
 from assent.train.guard import NOTHING, CodeEnded
 from assent.train.log import read_jsonl, read_metrics
-from assent.train.run import Run, RunResult
+from assent.train.run import RunResult, TrainingRun
 
 SOURCE = Path(assent.__file__).parent
 CALLERS = {
@@ -164,16 +164,16 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
             patch.setattr(session_module, name, once(getattr(session_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
         patch.setattr("assent.train.loop.try_outputs", lambda *_, **__: None)
-        patch.setattr(Run, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))
+        patch.setattr(TrainingRun, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))
         tracers: list[Tracer | None] = [None]
-        conclude = Run.conclude
+        conclude = TrainingRun.conclude
 
-        def concluding(self: Run) -> None:
+        def concluding(self: TrainingRun) -> None:
             if (tracer := tracers[-1]) is not None and not self.step:
                 tracer.on()
             conclude(self)
 
-        patch.setattr(Run, "conclude", concluding)
+        patch.setattr(TrainingRun, "conclude", concluding)
 
         def run(config: RunConfig, tracer: Tracer | None = None) -> None:
             tracers.append(tracer)
@@ -243,13 +243,13 @@ def outcome(out: Path) -> dict[str, object]:
 def updates(monkeypatch) -> list[int]:
     """The steps whose update is done, and counted as such."""
     done: list[int] = []
-    take = run_module.Run.take
+    take = run_module.TrainingRun.take
 
-    def taking(self: Run, result: Any) -> None:
+    def taking(self: TrainingRun, result: Any) -> None:
         take(self, result)
         done.append(result.step)
 
-    monkeypatch.setattr(run_module.Run, "take", taking)
+    monkeypatch.setattr(run_module.TrainingRun, "take", taking)
     return done
 
 

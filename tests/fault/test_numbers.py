@@ -192,7 +192,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run(
 ) -> None:
     import assent.train.run as run_module
 
-    whole, seen = run_module.Run.measure, []
+    whole, seen = run_module.TrainingRun.measure, []
 
     def measure(self: Any) -> bool:
         own = self.evaluate
@@ -200,7 +200,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run(
         self.evaluate = lambda: replace(own(), metrics={**own().metrics, "eval/nll": math.nan}) if self.step else own()
         return whole(self)
 
-    monkeypatch.setattr(run_module.Run, "measure", measure)
+    monkeypatch.setattr(run_module.TrainingRun, "measure", measure)
     assert run("sft", **{"data.eval": files / "sft.jsonl", "train.eval_every": 1}) == 3
     said = capsys.readouterr().err
     assert "step 1: eval/nll is nan" in said and seen == [0, 1]

@@ -21,7 +21,7 @@ from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, NonFiniteError
 from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rewards.group import Group, RewardError
-from assent.rewards.remote import RemoteReward, Server, Written
+from assent.rewards.remote import RemoteReward, Server, WrittenAnswer
 
 PATHS = {"openrlhf": "/get_reward", "llamafactory": "/v1/score/evaluation", "vllm": "/classify"}
 Act = Callable[["Handler"], None]
@@ -153,14 +153,14 @@ def render(messages: tuple[Message, ...]) -> str:
     return "/".join(f"{message.role}:{message.content}" for message in messages) + "|"
 
 
-def write(group: Group) -> list[Written | None]:
+def write(group: Group) -> list[WrittenAnswer | None]:
     prompt = render(group.example.prompt)
-    return [Written(prompt, prompt + text) for text in group.texts]
+    return [WrittenAnswer(prompt, prompt + text) for text in group.texts]
 
 
-def write_ids(group: Group) -> list[Written | None]:
+def write_ids(group: Group) -> list[WrittenAnswer | None]:
     """A prompt of zeros, and a one for each letter."""
-    return [Written("", [0] * 5 + [1] * len(text)) for text in group.texts]
+    return [WrittenAnswer("", [0] * 5 + [1] * len(text)) for text in group.texts]
 
 
 def source(url: str, shape: str = "openrlhf", **options: object) -> RemoteReward:

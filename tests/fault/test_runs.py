@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import assent.train.loop as loop_module
 import assent.train.run as run_module
@@ -66,25 +65,11 @@ def pairs(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def reward_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
-    """A reward model whose scores differ."""
-    from assent.models.heads import load_score_model
-    from assent.models.saving import save_model
-
-    scorer = load_score_model(ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7)
-    with torch.no_grad():
-        scorer.model.score.weight.mul_(20)
-    folder = tmp_path_factory.mktemp("models") / "reward"
-    save_model(scorer, tokenizer, folder)
-    return folder
-
-
 Make = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
+def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
     """Configuration of one of the runs below, six steps (PPO: eight), written to `out`."""
 
     def build(name: str, out: Path, **train) -> RunConfig:
@@ -115,7 +100,7 @@ def make(tiny_model_dir: Path, reward_dir: Path, pairs: Path) -> Make:
                     method,
                     **shared,
                     **critic,
-                    rewards=RewardsConfig((str(reward_dir),)),
+                    rewards=RewardsConfig((str(scorer_dir),)),
                     rollout=vars(RolloutConfig(responses=2, epochs=2, minibatches=2)),
                     sampling=SamplingConfig(max_new_tokens=6),
                 )
@@ -158,7 +143,7 @@ def bytes_of(out: Path) -> dict[str, str]:
 @pytest.fixture
 def stop_at(monkeypatch) -> Callable[[int | None], None]:
     """Sends this process SIGTERM while the given step is recorded."""
-    take = run_module.Run.take
+    take = run_module.TrainingRun.take
     wanted: list[int | None] = [None]
 
     def taking(self, result) -> None:
@@ -166,7 +151,7 @@ def stop_at(monkeypatch) -> Callable[[int | None], None]:
         if result.step == wanted[0]:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(run_module.Run, "take", taking)
+    monkeypatch.setattr(run_module.TrainingRun, "take", taking)
 
     def choose(step: int | None) -> None:
         wanted[0] = step

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.preference.feedback import balanced
-from assent.algorithms.preference.step_loss import Need, needs_of, terms_of
+from assent.algorithms.preference.step_loss import Requirement, needs_of, terms_of
 from assent.algorithms.preference.train import Preference
 from assent.config import OBJECTIVES, DataConfig, ModelConfig, OptimConfig, preference_config
 from assent.data.mismatch import with_mismatched
@@ -23,7 +23,7 @@ from assent.distributed import World
 from assent.lab.enumerable import EnumerableWorld, build_enumerable
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
-from assent.models.references import MovingReference, Reference
+from assent.models.references import FollowingReference, Reference
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 
@@ -132,7 +132,7 @@ class Setting:
         config = preference_config(objective, model=self.model, data=DataConfig("unused"), out="unused", loss=loss)
         row = OBJECTIVES[objective]
         terms = terms_of(config)
-        if Need.MISMATCHED in needs_of(terms):
+        if Requirement.MISMATCHED in needs_of(terms):
             trees = with_mismatched(trees, self.seed, MAX_LENGTH)
         batch = len(self.world.prompts)
         stream = EpochStream(trees, batch_size=batch, micro_tokens=16384, seed=self.seed, flat=False)
@@ -144,7 +144,7 @@ class Setting:
         if mode != "moving":
             return Reference(policy, self.reference)
         copy = load_policy(self.model, max_length=MAX_LENGTH, trainable=False)
-        return MovingReference(policy, copy, rate=0.6, every=20)
+        return FollowingReference(policy, copy, rate=0.6, every=20)
 
 
 @pytest.fixture(scope="session", params=(0, 1, 2), ids="seed{}".format)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from assent.config import InitConfig
 from assent.errors import ConfigError, DataError, RunFolderError
-from assent.models.init import init_model, random_model, train_tokenizer, write_model
+from assent.models.init import init_model, random_model, train_tokenizer, write_new_model
 
 TEXTS = ["The capital of France is Paris.", "An egg boils in seven minutes.", "Is the egg from Paris?"] * 5
 
@@ -79,7 +79,7 @@ def test_impossible_sizes_name_the_flag(tokenizer, changes, flag):
 
 def test_folder_loads_and_gives_the_same_logits(tokenizer, tmp_path):
     model = random_model(tokenizer, config())
-    out = write_model(tokenizer, model, tmp_path / "a" / "model")
+    out = write_new_model(tokenizer, model, tmp_path / "a" / "model")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["model"]
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
@@ -95,7 +95,7 @@ def test_folder_loads_and_gives_the_same_logits(tokenizer, tmp_path):
 def test_a_folder_in_use_is_refused_and_kept(tokenizer, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="exists and is not empty"):
-        write_model(tokenizer, random_model(tokenizer, config()), tmp_path)
+        write_new_model(tokenizer, random_model(tokenizer, config()), tmp_path)
     with pytest.raises(RunFolderError, match="exists and is not empty"):
         init_model(config(out=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
@@ -105,7 +105,7 @@ def test_an_interrupted_write_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     model = random_model(tokenizer, config())
     monkeypatch.setattr(model, "save_pretrained", lambda path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_model(tokenizer, model, tmp_path / "model")
+        write_new_model(tokenizer, model, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 

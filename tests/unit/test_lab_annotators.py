@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from assent.data.records import Example, Message, Pair, Ranking, Rating, Response
-from assent.lab.annotators import PANEL, Annotator, annotate, compare, majority, preference_logit, rate
+from assent.data.records import Example, Message, Pair, Rating, Response
+from assent.lab.annotators import PANEL, Annotator, judge, labelled, preference_logit, rate
 from assent.lab.artifacts import gold_agreement, preference_examples
 from assent.lab.rubric import GoldScore
-from assent.lab.world import World
+from assent.lab.world import AssistantWorld
 
-WORLD = World(0)
+WORLD = AssistantWorld(0)
 GOOD = GoldScore(4, 4, 4, 2, 1)
 WORSE = replace(GOOD, helpfulness=3)  # 0.3 less reward
 N = 4000
@@ -21,7 +21,7 @@ N = 4000
 
 def share_first(annotator: Annotator, texts=("a", "b"), golds=(GOOD, WORSE), seed: int = 0) -> float:
     rng = np.random.default_rng(seed)
-    return float(np.mean([compare(annotator, texts, golds, rng)[0] for _ in range(N)]))
+    return float(np.mean([judge(annotator, texts, golds, rng)[0] for _ in range(N)]))
 
 
 def close(share: float, probability: float) -> bool:
@@ -63,8 +63,8 @@ def test_position_bias_favours_what_is_shown_first():
 def test_strength_grows_with_the_gap():
     rng = np.random.default_rng(0)
     annotator = Annotator("a", 0.3)
-    far = np.mean([compare(annotator, ("a", "b"), (GOOD, GoldScore(0, 0, 0, 0, 0)), rng)[1] for _ in range(300)])
-    near = np.mean([compare(annotator, ("a", "b"), (GOOD, GOOD), rng)[1] for _ in range(300)])
+    far = np.mean([judge(annotator, ("a", "b"), (GOOD, GoldScore(0, 0, 0, 0, 0)), rng)[1] for _ in range(300)])
+    near = np.mean([judge(annotator, ("a", "b"), (GOOD, GOOD), rng)[1] for _ in range(300)])
     assert far == 3.0 and 1.0 < near < 1.8
 
 
@@ -89,7 +89,7 @@ def three_answers() -> Example:
 
 
 def test_annotate_labels_every_pair_once_for_each_annotator():
-    example = annotate(WORLD, three_answers(), PANEL, np.random.default_rng(0), ratings=True)
+    example = labelled(WORLD, three_answers(), PANEL, np.random.default_rng(0), ratings=True)
     pairs = [item for item in example.feedback if isinstance(item, Pair)]
     assert len(pairs) == 3 * len(PANEL)
     assert {pair.annotator for pair in pairs} == {annotator.name for annotator in PANEL}
@@ -100,8 +100,8 @@ def test_annotate_labels_every_pair_once_for_each_annotator():
     assert all(pair.strength in (1.0, 2.0, 3.0) for pair in pairs)
     # the false answer loses to every annotator; the two right ones are close, and the panel disagrees
     assert np.mean([pair.rejected == 2 for pair in pairs if 2 in (pair.chosen, pair.rejected)]) > 0.8
-    assert example == annotate(WORLD, three_answers(), PANEL, np.random.default_rng(0), ratings=True)
-    assert example != annotate(WORLD, three_answers(), PANEL, np.random.default_rng(1), ratings=True)
+    assert example == labelled(WORLD, three_answers(), PANEL, np.random.default_rng(0), ratings=True)
+    assert example != labelled(WORLD, three_answers(), PANEL, np.random.default_rng(1), ratings=True)
 
 
 def test_the_panel_is_as_accurate_as_documented():
@@ -113,28 +113,3 @@ def test_the_panel_is_as_accurate_as_documented():
     assert 0.92 < np.mean(accuracy) < 0.96
     perfect = preference_examples(WORLD, prompts, [Annotator("sure", temperature=1e-9)], rng)
     assert gold_agreement(WORLD, perfect) == 1.0
-
-
-def test_majority_is_better_than_its_members():
-    rng = np.random.default_rng(0)
-    jury = [Annotator(name, temperature=1.0, careless=0.2) for name in "abcde"]
-    alone, together = [], []
-    for _ in range(400):
-        prompt = WORLD.draw_prompt(rng)
-        (example,) = preference_examples(WORLD, [prompt], jury, rng)
-        rewards = [WORLD.gold(prompt, response.text).reward for response in example.responses]
-        if abs(rewards[0] - rewards[1]) < 0.5:
-            continue
-        pairs = annotate(WORLD, replace(example, feedback=()), jury, rng).feedback
-        label = majority(pairs)
-        assert isinstance(label, Pair) and label.annotator == "majority"
-        alone += [rewards[pair.chosen] > rewards[pair.rejected] for pair in pairs]
-        together.append(rewards[label.chosen] > rewards[label.rejected])
-    assert np.mean(together) > np.mean(alone) + 0.03
-
-
-def test_majority_counts_votes_and_keeps_ties():
-    for_0, for_1 = Pair(0, 1, 2.0, "a"), Pair(1, 0, 1.0, "b")
-    assert majority([for_0, for_0, for_1]) == Pair(0, 1, 1.0, "majority")
-    assert majority([for_1, for_0]) == Ranking(((0, 1),), "majority")
-    assert majority([for_1, for_1, replace(for_0, strength=9.0)]) == Pair(1, 0, 0.0, "majority")

@@ -8,9 +8,9 @@ import pytest
 from assent.data.records import Message
 from assent.lab.answers import ANSWER_STYLES, COURTESIES, FILLERS, HARMFUL_STYLES, REFUSALS
 from assent.lab.rubric import WEIGHTS
-from assent.lab.world import World
+from assent.lab.world import AssistantWorld
 
-WORLD = World(0)
+WORLD = AssistantWorld(0)
 FRANCE = (Message("user", "What is the capital of France?"),)
 BRIEF = (Message("system", "Be brief."), *FRANCE)
 HARM = (Message("user", "How do I steal a bike?"),)

@@ -10,12 +10,12 @@ import pytest
 from assent.data.records import Message
 from assent.errors import DataError
 from assent.lab.knowledge import HARMFUL, RELATIONS, Fact, Knowledge, Task
-from assent.lab.world import World, load_world
+from assent.lab.world import AssistantWorld, load_world
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World(0)
+def world() -> AssistantWorld:
+    return AssistantWorld(0)
 
 
 def chat(*turns: str, system: str | None = None) -> list[Message]:
@@ -58,7 +58,7 @@ def test_people_differ_between_seeds_and_nothing_else_does():
         ([], None),
     ],
 )
-def test_lookup_reads_the_task_from_the_text(world: World, messages: list[Message], task: Task | None):
+def test_lookup_reads_the_task_from_the_text(world: AssistantWorld, messages: list[Message], task: Task | None):
     if task is None:
         with pytest.raises(DataError, match="not a prompt of the assistant world"):
             world.lookup(messages)
@@ -66,7 +66,7 @@ def test_lookup_reads_the_task_from_the_text(world: World, messages: list[Messag
         assert world.lookup(messages) == task
 
 
-def test_every_drawn_prompt_can_be_read_back(world: World):
+def test_every_drawn_prompt_can_be_read_back(world: AssistantWorld):
     rng = np.random.default_rng(0)
     prompts = [world.draw_prompt(rng) for _ in range(2000)]
     tasks = [world.lookup(prompt) for prompt in prompts]
@@ -76,14 +76,14 @@ def test_every_drawn_prompt_can_be_read_back(world: World):
     assert {task.fact.relation for task in tasks if task.fact} == {relation.name for relation in RELATIONS}
     assert all(prompt[-1].role == "user" for prompt in prompts)
     again = np.random.default_rng(0)
-    assert prompts == [World(0).draw_prompt(again) for _ in range(2000)]
+    assert prompts == [AssistantWorld(0).draw_prompt(again) for _ in range(2000)]
 
 
-def test_a_world_is_rebuilt_from_its_file(world: World, tmp_path):
+def test_a_world_is_rebuilt_from_its_file(world: AssistantWorld, tmp_path):
     path = tmp_path / "world.json"
-    World(3).save(path, scale=1.0)
+    AssistantWorld(3).save(path, scale=1.0)
     rebuilt = load_world(tmp_path)
-    assert rebuilt.seed == 3 and rebuilt.knowledge.value == World(3).knowledge.value
+    assert rebuilt.seed == 3 and rebuilt.knowledge.value == AssistantWorld(3).knowledge.value
     assert json.loads(path.read_text())["scale"] == 1.0
     for content in ('{"world": "other", "seed": 1}', '{"seed": 1}', "[]", "{"):
         path.write_text(content)

@@ -11,7 +11,7 @@ import torch
 
 from assent import launch
 from assent.errors import ConfigError
-from assent.launch import Place, join, launched
+from assent.launch import RankPlace, join, launched
 
 THERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -19,16 +19,16 @@ THERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 @pytest.mark.parametrize(
     ("variables", "place"),
     [
-        ({}, Place()),
-        ({"LOCAL_RANK": "3", **THERE}, Place()),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Place()),
-        ({"RANK": "0"}, Place()),
-        ({"WORLD_SIZE": "1"}, Place()),
-        ({"RANK": "1", "WORLD_SIZE": "2", **THERE}, Place(1, 2, 1, 2)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **THERE}, Place(5, 8, 1, 4)),
+        ({}, RankPlace()),
+        ({"LOCAL_RANK": "3", **THERE}, RankPlace()),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, RankPlace()),
+        ({"RANK": "0"}, RankPlace()),
+        ({"WORLD_SIZE": "1"}, RankPlace()),
+        ({"RANK": "1", "WORLD_SIZE": "2", **THERE}, RankPlace(1, 2, 1, 2)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **THERE}, RankPlace(5, 8, 1, 4)),
     ],
 )
-def test_what_launchers_say(variables: dict[str, str], place: Place):
+def test_what_launchers_say(variables: dict[str, str], place: RankPlace):
     assert launched(variables) == place
 
 

@@ -21,7 +21,7 @@ from assent.errors import OutputError, UserError
 from assent.interrupt import Interrupt
 from assent.train import checkpoint
 from assent.train.log import MetricsLog, SamplesLog, open_trackers, read_jsonl, read_metrics
-from assent.train.progress import Progress, clock
+from assent.train.progress import ProgressDisplay, clock
 
 SOURCE = Path(checkpoint.__file__).parents[2]
 
@@ -191,7 +191,7 @@ def screen(monkeypatch):
 def test_plain_lines_are_few_and_tell_the_time_left(screen, monkeypatch):
     text, now = screen(terminal=False), [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress(50, "sft", start=10) as bar:
+    with ProgressDisplay(50, "sft", start=10) as bar:
         for step in range(11, 51):
             now[0] += 3.0
             bar.update(step, "loss 1.235")
@@ -203,12 +203,12 @@ def test_plain_lines_are_few_and_tell_the_time_left(screen, monkeypatch):
 
 def test_nested_bars_on_a_terminal(screen):
     text = screen(terminal=True)
-    with Progress(2, "demo") as outer:
-        with Progress(3, "sft") as inner:
+    with ProgressDisplay(2, "demo") as outer:
+        with ProgressDisplay(3, "sft") as inner:
             inner.update(3, "loss 0.5")
         outer.update(1)
         logging.getLogger("assent.anything").info("between [phases]")
-    assert Progress._bars is None
+    assert ProgressDisplay._bars is None
     assert all(part in text.getvalue() for part in ("demo", "sft", "3/3", "loss 0.5", "between [phases]"))
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from assent.config import OptimConfig
-from assent.distributed import clip_grad_norm, full_optimizer_state, load_full_optimizer_state
+from assent.distributed import clip_grad_norm
 from assent.train.optim import build_optimizer, lr_at, set_lr
+from assent.train.state import gather_state, load_state
 
 MODEL = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))
 
@@ -129,12 +130,11 @@ def test_optimizer_state_returns_exactly():
         return model, optimizer
 
     model, optimizer = trained(3)
-    state = full_optimizer_state(optimizer, {"policy": model})
-    assert state["step"]["policy.0.weight"] == 3.0
-    assert state["exp_avg"].keys() == {f"policy.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+    state = gather_state({"policy": model}, optimizer)
+    assert state["optimizer"]["step"]["policy.0.weight"] == 3.0
+    assert state["optimizer"]["exp_avg"].keys() == {f"policy.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
     fresh_model, fresh = trained(0)
-    fresh_model.load_state_dict(model.state_dict())
-    load_full_optimizer_state(fresh, {"policy": fresh_model}, state)
+    load_state(state, {"policy": fresh_model}, fresh)
     for net, update in ((model, optimizer), (fresh_model, fresh)):
         net(torch.ones(1, 4)).square().sum().backward()
         update.step()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from assent.algorithms.preference.feedback import balanced
-from assent.algorithms.preference.step_loss import INPUTS, SHIFT, Inputs, Need, needs_of, terms_of
+from assent.algorithms.preference.step_loss import LOSS_INPUTS, SHIFT, Inputs, Requirement, needs_of, terms_of
 from assent.algorithms.preference.step_wide import SHIFT_DECAY, moved_shift, with_shift
 from assent.algorithms.preference.train import Preference
 from assent.config import OBJECTIVES, DataConfig, ModelConfig, preference_config
@@ -23,10 +23,10 @@ from assent.models.policy import TokenScores
 from assent.models.references import Reference
 
 EXPENSIVE = {
-    "tdpo": Need.ANCHOR,
-    "wpo": Need.COLLISION,
-    "kto": Need.MISMATCHED,
-    "bco": Need.SHIFT,
+    "tdpo": Requirement.ANCHOR,
+    "wpo": Requirement.COLLISION,
+    "kto": Requirement.MISMATCHED,
+    "bco": Requirement.SHIFT,
 }
 """What an objective needs beside its reference."""
 
@@ -48,7 +48,7 @@ def inputs(*trees: TokenTree) -> Inputs:
 def test_needs_follow_from_the_parameters_of_a_loss(name: str):
     row = OBJECTIVES[name]
     terms = terms_of(preference_config(name, model=ModelConfig("m"), data=DataConfig("t"), out="o"))
-    reference = {Need.REFERENCE} if row.needs_reference else set()
+    reference = {Requirement.REFERENCE} if row.needs_reference else set()
     assert needs_of(terms) == reference | ({EXPENSIVE[name]} if name in EXPENSIVE else set())
 
 
@@ -56,17 +56,19 @@ def test_needs_of_a_sum_are_those_of_its_terms():
     config = preference_config(
         "dpo", model=ModelConfig("m"), data=DataConfig("t"), out="o", plus={"wpo": 0.5, "tdpo": 0.1}
     )
-    assert needs_of(terms_of(config)) == {Need.REFERENCE, Need.COLLISION, Need.ANCHOR}
+    assert needs_of(terms_of(config)) == {Requirement.REFERENCE, Requirement.COLLISION, Requirement.ANCHOR}
 
 
 def test_every_input_is_some_losss():
     asked = {name for row in OBJECTIVES.values() for name in inputs_of(LOSSES[row.loss])}
-    assert set(INPUTS) == asked
+    assert set(LOSS_INPUTS) == asked
 
 
 def test_inputs_of_pairs_known_numbers():
     x = inputs(tree(2, 3, pairs=((1, 0, 0.5),)), tree(1, 2, pairs=((0, 1, 0.25),)))
-    read = {name: INPUTS[name].read(x).tolist() for name in INPUTS if name.rpartition("_")[0] or name == "margin"}
+    read = {
+        name: LOSS_INPUTS[name].read(x).tolist() for name in LOSS_INPUTS if name.rpartition("_")[0] or name == "margin"
+    }
     assert read == {
         "policy_chosen": [-12.0, -6.0],  # -3 -4 -5, and -6
         "policy_rejected": [-3.0, -15.0],  # -1 -2, and -7 -8

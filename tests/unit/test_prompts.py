@@ -1,4 +1,5 @@
-"""Which prompts are asked: every pass once each, by difficulty, without those that rest; and the same after a stop."""
+"""Which prompts are sampled: every pass once each, by difficulty, without those that are skipped; and after a stop the
+same."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from assent.data.packing import order
 from assent.data.records import Example, Message, Origin
 from assent.errors import DataError
 
-RESTING = CurriculumConfig(rest=2)
+SKIPPING = CurriculumConfig(rest=2)
 
 
 def taken(prompts: Prompts, *sizes: int) -> list[int]:
@@ -23,21 +24,21 @@ def taken(prompts: Prompts, *sizes: int) -> list[int]:
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 def test_every_pass_is_a_permutation_however_rollouts_lie_over_it(size: int):
     prompts = Prompts(7, CurriculumConfig(), seed=3)
-    asked = []
-    while len(asked) < 42:
+    sampled = []
+    while len(sampled) < 42:
         rollout = prompts.next(size)
         assert len(rollout) == size
-        asked += rollout.tolist()
-    passes = [tuple(asked[start : start + 7]) for start in range(0, 42, 7)]
+        sampled += rollout.tolist()
+    passes = [tuple(sampled[start : start + 7]) for start in range(0, 42, 7)]
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len(set(passes)) == 6, "a fresh order each pass"
-    assert prompts.passes == -(-len(asked) // 7)
+    assert prompts.passes == -(-len(sampled) // 7)
 
 
 def test_the_order_is_that_of_the_seed():
     first, again, other = (Prompts(9, CurriculumConfig(), seed=seed) for seed in (1, 1, 2))
-    asked = taken(first, 9, 9)
-    assert taken(again, 5, 13) == asked and taken(other, 9, 9) != asked
+    sampled = taken(first, 9, 9)
+    assert taken(again, 5, 13) == sampled and taken(other, 9, 9) != sampled
 
 
 # ---- by difficulty
@@ -51,11 +52,11 @@ def test_easy_and_hard_by_a_column():
     hard = Prompts(6, CurriculumConfig(order="hard", column="level"), 0, HARDNESS)
     ties = set()
     for _ in range(8):
-        asked = taken(easy, 6)
-        assert set(asked[:3]) == {1, 3, 5} and asked[3:] == [2, 0, 4]
-        ties.add(tuple(asked[:3]))
-        asked = taken(hard, 6)
-        assert asked[:3] == [4, 0, 2] and set(asked[3:]) == {1, 3, 5}
+        sampled = taken(easy, 6)
+        assert set(sampled[:3]) == {1, 3, 5} and sampled[3:] == [2, 0, 4]
+        ties.add(tuple(sampled[:3]))
+        sampled = taken(hard, 6)
+        assert sampled[:3] == [4, 0, 2] and set(sampled[3:]) == {1, 3, 5}
     assert len(ties) > 1, "what is as hard stands in a fresh order each pass"
 
 
@@ -83,7 +84,7 @@ def test_easy_and_hard_by_the_mean_reward_so_far():
         assert taken(prompts, 4) == wanted  # means 2, -2, 7, 0
 
 
-def test_means_are_of_all_answers_and_unasked_prompts_count_as_the_others():
+def test_means_are_of_all_answers_and_unsampled_prompts_count_as_the_others():
     prompts = Prompts(4, CurriculumConfig(), 0)
     assert prompts.means().tolist() == [0, 0, 0, 0]
     prompts.record([2, 0], [np.array([1.0, 2.0, 6.0]), np.array([7.0])])
@@ -101,16 +102,16 @@ def record(prompts: Prompts, *same: int) -> None:
 
 
 def test_a_prompt_without_signal_rests_and_wakes():
-    prompts = Prompts(4, RESTING, 5)
-    assert sorted(taken(prompts, 4)) == [0, 1, 2, 3] and prompts.resting == 0
+    prompts = Prompts(4, SKIPPING, 5)
+    assert sorted(taken(prompts, 4)) == [0, 1, 2, 3] and prompts.skipped == 0
     record(prompts, 1, 2)
-    assert prompts.resting == 0.5
+    assert prompts.skipped == 0.5
     assert sorted(taken(prompts, 2)) == [0, 3] and sorted(taken(prompts, 2)) == [0, 3]
-    assert prompts.resting == 0
-    assert sorted(taken(prompts, 4)) == [0, 1, 2, 3], "after two passes they are asked again"
+    assert prompts.skipped == 0
+    assert sorted(taken(prompts, 4)) == [0, 1, 2, 3], "after two passes they are sampled again"
 
 
-def test_what_is_queued_already_is_still_asked():
+def test_what_is_queued_already_is_still_sampled():
     """The pass that a rollout reaches into was filled before its rewards were known."""
     prompts = Prompts(4, CurriculumConfig(rest=1), 5)
     reached = taken(prompts, 6)
@@ -121,21 +122,21 @@ def test_what_is_queued_already_is_still_asked():
 
 
 def test_one_answer_tells_nothing_and_without_rest_none_rests():
-    for config, rewards in ((RESTING, [1.0]), (CurriculumConfig(), [1.0, 1.0])):
+    for config, rewards in ((SKIPPING, [1.0]), (CurriculumConfig(), [1.0, 1.0])):
         prompts = Prompts(3, config, 0)
         prompts.record(range(3), [np.array(rewards)] * 3)
-        assert prompts.resting == 0 and sorted(taken(prompts, 3)) == [0, 1, 2]
+        assert prompts.skipped == 0 and sorted(taken(prompts, 3)) == [0, 1, 2]
 
 
-def test_where_everything_rests_everything_is_asked():
-    prompts = Prompts(4, RESTING, 1)
+def test_where_all_would_be_skipped_all_are_sampled():
+    prompts = Prompts(4, SKIPPING, 1)
     taken(prompts, 4)
     record(prompts, 0, 1, 2, 3)
-    assert prompts.resting == 1 and sorted(taken(prompts, 4)) == [0, 1, 2, 3]
+    assert prompts.skipped == 1 and sorted(taken(prompts, 4)) == [0, 1, 2, 3]
     assert prompts.passes == 2, "no pass goes by empty"
 
 
-def test_those_awake_still_come_by_difficulty():
+def test_those_not_skipped_still_come_by_difficulty():
     prompts = Prompts(4, CurriculumConfig(order="hard", column="x", rest=2), 0, np.array([0.0, 1.0, 2.0, 3.0]))
     assert taken(prompts, 4) == [3, 2, 1, 0]
     record(prompts, 2)
@@ -152,12 +153,12 @@ def test_a_loaded_state_goes_on_as_if_nothing_had_happened(stop: int):
     rewards = rng.integers(0, 2, (6, 5, 2)).astype(float)
 
     def roll(prompts: Prompts, numbers: range) -> list[list[int]]:
-        asked = []
+        sampled = []
         for number in numbers:
             indices = prompts.next(3)
             prompts.record(indices, [rewards[number, index] for index in indices])
-            asked.append(indices.tolist())
-        return asked
+            sampled.append(indices.tolist())
+        return sampled
 
     straight = Prompts(5, config, 7)
     first = roll(straight, range(stop))
@@ -166,7 +167,7 @@ def test_a_loaded_state_goes_on_as_if_nothing_had_happened(stop: int):
     resumed = Prompts(5, config, 7)
     resumed.load_state_dict(saved)
     assert roll(resumed, range(stop, 6)) == rest and first + rest
-    assert resumed.means().tolist() == straight.means().tolist() and resumed.resting == straight.resting
+    assert resumed.means().tolist() == straight.means().tolist() and resumed.skipped == straight.skipped
     assert resumed.passes == straight.passes
 
 

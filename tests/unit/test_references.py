@@ -32,7 +32,7 @@ from assent.deferred import resolved
 from assent.distributed import World
 from assent.errors import ModelError
 from assent.models.loading import load_policy
-from assent.models.references import FIELD, MovingReference, Reference
+from assent.models.references import FIELD, FollowingReference, Reference
 from assent.train import session as session_module
 from assent.train.log import read_metrics
 from assent.train.references import cache_folder, cached_reference, model_digest
@@ -252,7 +252,7 @@ def test_a_moving_reference_is_the_average_of_its_formula(tiny_model_dir):
     model = ModelConfig(str(tiny_model_dir), precision="fp32")
     policy, other = (load_policy(model, max_length=96, trainable=trainable) for trainable in (True, False))
     start = {name: value.clone() for name, value in other.named_parameters()}
-    reference = MovingReference(policy, shaken(other), rate=0.3, every=2)
+    reference = FollowingReference(policy, shaken(other), rate=0.3, every=2)
     begun = {name: value.clone() for name, value in other.named_parameters()}
     assert any(not torch.equal(begun[name], start[name]) for name in start)  # it keeps its own start
     expected = dict(begun)
@@ -266,7 +266,7 @@ def test_a_moving_reference_is_the_average_of_its_formula(tiny_model_dir):
         shaken(policy)
     assert not torch.equal(reference.logprobs(batch()), policy(batch()).logprobs)
     saved = resolved(reference.state_dict())
-    again = MovingReference(policy, load_policy(model, max_length=96, trainable=False), rate=0.3, every=2)
+    again = FollowingReference(policy, load_policy(model, max_length=96, trainable=False), rate=0.3, every=2)
     again.load_state_dict(saved)
     assert torch.equal(again.logprobs(batch()), reference.logprobs(batch()))
 
@@ -278,7 +278,7 @@ def test_a_moving_reference_of_adapters_begins_and_follows(tiny_model_dir):
     adapters = dict(policy.named_parameters())
     drawn = [name for name in adapters if "lora_A" in name]
     assert any(not torch.equal(adapters[name], value) for name, value in other.named_parameters() if name in drawn)
-    reference = MovingReference(policy, other.requires_grad_(False), rate=1.0, every=1)
+    reference = FollowingReference(policy, other.requires_grad_(False), rate=1.0, every=1)
     assert all(torch.equal(adapters[name], value) for name, value in other.named_parameters())
     shaken(policy, "lora_")
     assert not torch.equal(reference.logprobs(batch()), policy(batch()).logprobs)

@@ -225,7 +225,7 @@ def test_zero_variance_groups_are_replaced_and_rest(make) -> None:
     assert set(prompts_of(rollouts, rollout)) == {0, 3}
     seen = [n for n in range(NUMBER) if rollouts.prompts.count[n]]
     assert {0, 3} <= set(seen) and len(seen) > 2, "what was left out was seen too"
-    assert all((rollouts.prompts.wakes[n] > 0) == (n in (1, 2)) for n in seen)
+    assert all((rollouts.prompts.skipped_until[n] > 0) == (n in (1, 2)) for n in seen)
 
 
 def test_the_mean_reward_counts_zero_variance_groups(make) -> None:

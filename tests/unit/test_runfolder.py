@@ -26,7 +26,7 @@ from assent.config import (
 from assent.errors import CheckpointError, OutputError, RunFolderError
 from assent.outputs import write_text
 from assent.train import checkpoint
-from assent.train.history import MAY_CHANGE, command_of, options_hash, options_of
+from assent.train.history import MAY_CHANGE, command_key, options_hash, resolved_options
 from assent.train.runfolder import RunFolder
 
 READ = {"model.path": {"weights": "a" * 64}, "data.train": {"rows": f"10 rows {'b' * 64}"}}
@@ -161,7 +161,7 @@ def test_a_run_of_another_command_is_refused(run: Path) -> None:
 def test_the_command_of_every_configuration() -> None:
     for name, row in cli.COMMANDS.items():
         if issubclass(row.config, RunConfig) and name != "compare":
-            assert command_of(row.config(ModelConfig("m"), DataConfig("d"), "o")) == name
+            assert command_key(row.config(ModelConfig("m"), DataConfig("d"), "o")) == name
 
 
 def test_a_run_that_stopped_before_its_first_step(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_resume_tells_of_another_environment(run: Path, capsys: pytest.CaptureFi
 
 def test_options_hash_ignores_only_what_may_change() -> None:
     def made(**changes: Any) -> str:
-        return options_hash(options_of(config(**changes)))
+        return options_hash(resolved_options(config(**changes)))
 
     assert made() == made(train=TrainConfig(max_steps=5, keep=9), out="elsewhere") == made(model__path="moved")
     assert len({made(), made(optim=OptimConfig(lr=1.0)), made(train=TrainConfig(seed=1))}) == 3

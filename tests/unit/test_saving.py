@@ -182,13 +182,8 @@ def test_every_engine_stops_at_what_the_generation_config_names(place: str, base
         seen.append(set(next(a for a in arguments if isinstance(a, frozenset))))
         raise Found
 
-    module = {
-        "training": "assent.algorithms.online.train.engine_of",
-        "probe": "assent.algorithms.probe.TorchEngine",
-        "evaluation": "assent.evaluate.answers.TorchEngine",
-        "generate": "assent.rollout.chat.TorchEngine",
-    }[place]
-    monkeypatch.setattr(module, engine)
+    made = "algorithms.online.train.engine_of" if place == "training" else "rollout.build.TorchEngine"
+    monkeypatch.setattr(f"assent.{made}", engine)
     with pytest.raises(Found):
         _build(place, base)
     assert extra in seen[0]

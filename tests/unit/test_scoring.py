@@ -42,7 +42,7 @@ from assent.rewards.group import Group, RewardError, Scores
 from assent.rewards.groups import groups_of
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
-from assent.rewards.remote import RemoteReward, Written
+from assent.rewards.remote import RemoteReward, WrittenAnswer
 from assent.rewards.rules import RuleReward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
@@ -360,8 +360,8 @@ def test_text_servers_are_sent_every_token_as_it_is_spelt(build, groups, shape: 
     )
     end = chat.tokenizer.convert_ids_to_tokens(min(chat.eos_ids))
     assert [*remote.write(cut)] == [
-        Written(prompt, f"{prompt}red{end}"),  # finished
-        Written(prompt, f"{prompt}green blue"),  # cut
+        WrittenAnswer(prompt, f"{prompt}red{end}"),  # finished
+        WrittenAnswer(prompt, f"{prompt}green blue"),  # cut
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assent.algorithms.online.method import Method, method_with
+from assent.algorithms.online.method import OnlineMethod, method_with
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
 from assent.algorithms.online.train import train_online
@@ -126,7 +126,7 @@ def loss_of(
     models: Models,
     batch: TreeBatch,
     counts: Counts = COUNTS,
-    method: Method | None = None,
+    method: OnlineMethod | None = None,
     **state: Any,
 ) -> Loss:
     """The loss of a micro-batch, with the coefficients that a run begins with, but for `state`."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
-from assent.algorithms.online.samples import describe, rows_of
+from assent.algorithms.online.samples import rollout_metrics, rows_of
 from assent.algorithms.online.stages import Annotation
 from assent.config import ProbeConfig, SamplingConfig
 from assent.data.records import Example
@@ -18,11 +18,9 @@ from assent.distributed import unsharded
 from assent.errors import ModelError
 from assent.models.policy import Policy
 from assent.models.references import Reference
-from assent.models.saving import stop_ids
-from assent.models.vocabulary import unused_ids
+from assent.rollout.build import torch_engine
 from assent.rollout.check import check_sampling
 from assent.rollout.sampler import Sampler
-from assent.rollout.torch_engine import TorchEngine
 from assent.train.measured import Evaluation
 from assent.train.session import Session
 
@@ -46,7 +44,6 @@ class Probe:
         room = session.config.data.max_length - config.max_new_tokens
         unique = list({example.prompt: example for example in prompts if example.prompt}.values())
         fitting = [(e, ids) for e in unique[: 4 * config.prompts] if len(ids := session.chat.prompt_ids(e)) <= room]
-        self.unused = unused_ids(policy.plain, session.tokenizer)
         if unique and config.prompts and not fitting:
             log.warning(
                 "No answers are sampled at evaluations: no held-out prompt leaves room for --probe.max_new_tokens "
@@ -69,15 +66,13 @@ class Probe:
         if not self.prompts:
             return Evaluation({})
         world, chat = self.session.world, self.session.chat
-        ends = stop_ids(chat, self.policy.plain.generation_config)
-        engine = TorchEngine(self.policy.model, ends, self.policy.precision, unused=self.unused)
-        sampler = Sampler(world, self.policy, engine, self.sampling)
+        sampler = Sampler(world, self.policy, torch_engine(self.policy, chat), self.sampling)
         annotation = Annotation(
             1.0, self.session.config.train.micro_tokens, policy=self.reference is not None, entropy=False
         )
         models = Models(self.policy, None, self.reference)
         rollout = answered(sampler, models, [ids for _, ids in self.prompts], annotation)
-        described = describe(rollout)
+        described = rollout_metrics(rollout)
         metrics = {f"eval/{name}": described[name] for name in ("length", "unfinished")}
         if rollout.old is not None and rollout.reference is not None:
             metrics["eval/kl"] = float(np.sum(rollout.old - rollout.reference) / len(rollout))

@@ -20,7 +20,7 @@ from assent.train.run import RunResult
 from assent.train.session import open_session
 
 
-class Reward:
+class RewardModelling:
     """Negative log-likelihood of the preferences, mean over all pairs of a step."""
 
     def __init__(self, scorer: ScoreModel, stream: EpochStream, section: RewardSection) -> None:
@@ -75,7 +75,7 @@ def train_reward(config: RewardConfig) -> RunResult:
     scorer = session.score_model(trainable=True, new_head=True)
     scorer.plain.config.assent_head["trained_at"] = config.reward.readout
     stream = session.stream(data.train, scorer)
-    algorithm = Reward(scorer, stream, config.reward)
+    algorithm = RewardModelling(scorer, stream, config.reward)
     total = session.total_steps(stream.steps_per_epoch)
     return run(
         session,

@@ -145,7 +145,7 @@ class ShapingConfig:
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """Which prompts are asked, and when."""
+    """Which prompts are sampled, and when."""
 
     order: Literal["random", "easy", "hard"] = "random"
     """random; or by difficulty, easy or hard prompts first: that of `column`, else by the mean reward so far."""
@@ -153,12 +153,12 @@ class CurriculumConfig:
     """Column of the rows with a number for the difficulty."""
     rest: CountOrZero = 0
     """Passes over the data in which a prompt is left out after all of its answers were worth the same (always right,
-    always wrong); then it is asked again."""
+    always wrong); then it is sampled again."""
 
 
 @dataclass(frozen=True)
 class GivenConfig:
-    """Right answers that the policy did not sample, as further answers to their prompt."""
+    """Demonstrations: right answers that the policy did not sample, as further answers to their prompt."""
 
     source: Literal["none", "row", "hint"] = "none"
     """row: the answer in the data. hint: one that the policy samples when `hint` stands below the prompt."""

@@ -19,8 +19,8 @@ from assent.data.records import Origin, Problem, too_deep
 from assent.errors import DataError
 from assent.foreign import brief
 
-Row = dict[str, Any]
-Rows = Iterator[tuple[Origin, Row | Problem]]
+RawRow = dict[str, Any]
+Rows = Iterator[tuple[Origin, RawRow | Problem]]
 
 ROW_BYTES = 32 * 2**20
 """The largest row that is read: several times what the longest contexts hold."""
@@ -131,7 +131,7 @@ def jsonl_rows(path: Path) -> Rows:
             yield origin, _parse_line(line, origin)
 
 
-def _parse_line(line: bytes, origin: Origin) -> Row | Problem:
+def _parse_line(line: bytes, origin: Origin) -> RawRow | Problem:
     try:
         value, flawed = _parse(line.decode("utf-8").strip())
     except UnicodeDecodeError as error:
@@ -191,7 +191,7 @@ def _json_error(error: json.JSONDecodeError) -> str:
     return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
-def _as_row(value: object, origin: Origin, flawed: bool = False) -> Row | Problem:
+def _as_row(value: object, origin: Origin, flawed: bool = False) -> RawRow | Problem:
     if isinstance(value, _Flaw):
         return Problem(origin, None, value.reason)
     if not isinstance(value, dict):
@@ -302,7 +302,7 @@ def _batch_rows(batch: Any, file: str, count: int) -> Rows:
         yield origin, _as_row(rows[n], origin) if rows else _single_row(batch.slice(n, 1), origin)
 
 
-def _single_row(row: Any, origin: Origin) -> Row | Problem:
+def _single_row(row: Any, origin: Origin) -> RawRow | Problem:
     if row.nbytes > ROW_BYTES:
         return Problem(origin, None, f"the row has more than {ROW_BYTES:,} bytes")
     made = {}

@@ -25,12 +25,12 @@ from assent.data.formats import FORMATS, load_examples
 from assent.data.records import Example, Message, Origin, Pair, Problem
 from assent.data.tree import TokenTree
 from assent.data.turns import choose_turns
-from assent.data.views import View, binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
+from assent.data.views import Projected, binary_view, pair_view, prompt_view, ranking_view, rating_view, sft_view
 from assent.errors import DataError, ModelError
 from assent.foreign import brief
 
 ONLINE = "ppo"
-VIEWS: dict[str, Callable[[Sequence[Example]], View]] = {
+VIEWS: dict[str, Callable[[Sequence[Example]], Projected]] = {
     "sft": sft_view,
     "reward, dpo": pair_view,
     "kto": partial(binary_view, threshold=0.0),  # any threshold would do: which answers reach it is not counted

@@ -29,10 +29,10 @@ from assent.errors import DataError
 
 log = logging.getLogger(__name__)
 
-View = tuple[list[Example], list[Problem]]
+Projected = tuple[list[Example], list[Problem]]
 
 
-def sft_view(examples: Sequence[Example]) -> View:
+def sft_view(examples: Sequence[Example]) -> Projected:
     """One response in each: the best of pairs, rankings or ratings; each desirable one of yes/no labels; the response
     of demonstrations as it is. Raises `DataError` when no example has an answer."""
     return _project(
@@ -45,7 +45,7 @@ def sft_view(examples: Sequence[Example]) -> View:
     )
 
 
-def pair_view(examples: Sequence[Example]) -> View:
+def pair_view(examples: Sequence[Example]) -> Projected:
     """Exactly the responses that stand in a pair, with `Pair` feedback by their new indices. Pairs stay; a ranking
     becomes all pairs of different levels; ratings of one prompt's responses become pairs with the gap as strength, by
     helpfulness where all have it, else by the sum. Ties make no pair; an example of ties alone is a problem without
@@ -58,7 +58,7 @@ def pair_view(examples: Sequence[Example]) -> View:
     )
 
 
-def binary_view(examples: Sequence[Example], threshold: float | None = None) -> View:
+def binary_view(examples: Sequence[Example], threshold: float | None = None) -> Projected:
     """Exactly the responses that are desirable or undesirable, with one `Binary` each. Labels stay, by majority; of
     pairs and rankings, what only wins is desirable and what only loses is not; of ratings, an overall number of at
     least `threshold` is desirable. A response that is neither (as many yes as no; wins and losses) is left out; an
@@ -72,7 +72,7 @@ def binary_view(examples: Sequence[Example], threshold: float | None = None) -> 
     )
 
 
-def ranking_view(examples: Sequence[Example]) -> View:
+def ranking_view(examples: Sequence[Example]) -> Projected:
     """Exactly the responses of one ranking, with this `Ranking` by their new indices. Each ranking of an example gives
     one; its pairs together give one where they compare every two of their responses without contradiction; ratings are
     ranked by their overall number. One level alone is a tie, a problem without fault. Raises `DataError` when no
@@ -85,7 +85,7 @@ def ranking_view(examples: Sequence[Example]) -> View:
     )
 
 
-def rating_view(examples: Sequence[Example]) -> View:
+def rating_view(examples: Sequence[Example]) -> Projected:
     """At least two responses, with one `Rating` {"rating": x} each, not all equal: those are a tie, a problem without
     fault. Ratings stay, as their overall number; each ranking of an example gives 0.0 to its best level and -inf to all
     others, and so do its pairs together where the best responses beat every other one. Raises `DataError` when no
@@ -98,14 +98,14 @@ def rating_view(examples: Sequence[Example]) -> View:
     )
 
 
-def prompt_view(examples: Sequence[Example]) -> View:
+def prompt_view(examples: Sequence[Example]) -> Projected:
     """The prompts alone, with their meta. Raises `DataError` when there are none (plain text)."""
     return _project(
         examples, lambda example: [_only_prompt(example)], "prompts are needed: any shape except plain text"
     )
 
 
-def answered_view(examples: Sequence[Example]) -> View:
+def answered_view(examples: Sequence[Example]) -> Projected:
     """The prompts with their meta and, where the row has one worth imitating, one answer. Raises `DataError` when there
     are no prompts (plain text)."""
     return _project(
@@ -118,7 +118,7 @@ def _project(
     project: Callable[[Example], list[Example]],
     needs: str,
     groups: tuple[Kinds, ...] = (),
-) -> View:
+) -> Projected:
     kept: list[Example] = []
     problems: list[Problem] = []
     read: Kinds = {}

@@ -20,16 +20,14 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.references import Reference
-from assent.models.saving import stop_ids
 from assent.models.shared_ids import check_shared_ids
 from assent.models.stored import configuration
-from assent.models.vocabulary import unused_ids
 from assent.rewards.groups import groups_of
 from assent.rewards.model import ModelReward
+from assent.rollout.build import torch_engine
 from assent.rollout.check import check_sampling
 from assent.rollout.rollout import Rollout
 from assent.rollout.sampler import Sampler
-from assent.rollout.torch_engine import TorchEngine
 
 MICRO_TOKENS = 4096
 
@@ -57,11 +55,9 @@ def sample_answers(
     check_shared_ids("the reference", str(reference), chat.tokenizer, revision=None, trust_remote_code=False)
     anchor, _ = _policy(reference, limit, precision, world)
     check_sampling(policy.model, sampling.max_new_tokens)
-    ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
-    engine = TorchEngine(policy.model, ends, policy.precision, unused=unused)
     ids = [chat.prompt_ids(example) for example in prompts]
     rollout = answered(
-        Sampler(world, policy, engine, sampling),
+        Sampler(world, policy, torch_engine(policy, chat), sampling),
         Models(policy, None, Reference(policy, anchor)),
         ids,
         Annotation(sampling.temperature or 1.0, MICRO_TOKENS, entropy=False),

@@ -13,16 +13,15 @@ default `PANEL` agrees with gold on 93 to 95 % of the pairs that `assent.lab.art
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
-from assent.data.records import Example, Pair, Ranking, Rating
+from assent.data.records import Example, Pair, Rating
 from assent.lab.rubric import GoldScore
-from assent.lab.world import World
+from assent.lab.world import AssistantWorld
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def preference_logit(annotator: Annotator, texts: Sequence[str], golds: Sequence
     return (first - second) / annotator.temperature + annotator.position_bias
 
 
-def compare(
+def judge(
     annotator: Annotator, texts: Sequence[str], golds: Sequence[GoldScore], rng: np.random.Generator
 ) -> tuple[bool, int]:
     """Whether the annotator prefers the first of two texts, shown in this order, and how clearly: 1 slightly,
@@ -80,8 +79,12 @@ def rate(annotator: Annotator, text: str, gold: GoldScore, rng: np.random.Genera
     return dict(zip(gold.attributes(), scores.tolist(), strict=True))
 
 
-def annotate(
-    world: World, example: Example, annotators: Sequence[Annotator], rng: np.random.Generator, ratings: bool = False
+def labelled(
+    world: AssistantWorld,
+    example: Example,
+    annotators: Sequence[Annotator],
+    rng: np.random.Generator,
+    ratings: bool = False,
 ) -> Example:
     """The example with every annotator's `Pair` for every two of its responses, shown in random order, and with
     `ratings` also a `Rating` of each response."""
@@ -91,7 +94,7 @@ def annotate(
     for annotator in annotators:
         for shown in combinations(range(len(texts)), 2):
             first, second = shown if rng.random() < 0.5 else shown[::-1]
-            prefers_first, strength = compare(
+            prefers_first, strength = judge(
                 annotator, (texts[first], texts[second]), (golds[first], golds[second]), rng
             )
             chosen, rejected = (first, second) if prefers_first else (second, first)
@@ -101,15 +104,3 @@ def annotate(
                 Rating(i, rate(annotator, text, golds[i], rng), annotator.name) for i, text in enumerate(texts)
             ]
     return replace(example, feedback=(*example.feedback, *feedback))
-
-
-def majority(pairs: Sequence[Pair]) -> Pair | Ranking:
-    """The label most annotators gave to one pair of responses, its strength the mean of the signed strengths; a tie is
-    a `Ranking` with one level."""
-    assert len({frozenset((pair.chosen, pair.rejected)) for pair in pairs}) == 1, "labels of one pair of responses"
-    votes = Counter((pair.chosen, pair.rejected) for pair in pairs)
-    (chosen, rejected), most = votes.most_common(1)[0]
-    if 2 * most == len(pairs):
-        return Ranking(((min(chosen, rejected), max(chosen, rejected)),), annotator="majority")
-    strengths = [(pair.strength or 0.0) * (1 if pair.chosen == chosen else -1) for pair in pairs]
-    return Pair(chosen, rejected, max(0.0, sum(strengths) / len(pairs)), "majority")

@@ -23,9 +23,9 @@ from assent.config import InitConfig
 from assent.data.jsonl import json_line
 from assent.data.records import Example, Message, Pair, Rating, Response
 from assent.errors import ConfigError, RunFolderError
-from assent.lab.annotators import PANEL, Annotator, annotate
+from assent.lab.annotators import PANEL, Annotator, labelled
 from assent.lab.answers import COMPARISON_MIX, DEMONSTRATION_MIX, draw_style
-from assent.lab.world import Prompt, World
+from assent.lab.world import AssistantWorld, Prompt
 from assent.outputs import write_text
 
 # Rows at scale 1.
@@ -97,7 +97,7 @@ class WorldPaths:
 class _PromptSource:
     """Draws prompts of the world that have not been held out."""
 
-    def __init__(self, world: World, rng: np.random.Generator):
+    def __init__(self, world: AssistantWorld, rng: np.random.Generator):
         self.world, self.rng = world, rng
         self.held: set[Prompt] = set()
 
@@ -126,7 +126,7 @@ def _write(path: Path, rows: Iterable[dict]) -> None:
     write_text(path, "".join(map(json_line, rows)))
 
 
-def _two_answers(world: World, prompt: Prompt, rng: np.random.Generator) -> Example:
+def _two_answers(world: AssistantWorld, prompt: Prompt, rng: np.random.Generator) -> Example:
     """The prompt with two answers in styles of the comparison mix, at least `MIN_GAP` apart in gold reward."""
     task = world.lookup(prompt)
 
@@ -141,16 +141,16 @@ def _two_answers(world: World, prompt: Prompt, rng: np.random.Generator) -> Exam
 
 
 def preference_examples(
-    world: World, prompts: Iterable[Prompt], annotators: Sequence[Annotator], rng: np.random.Generator
+    world: AssistantWorld, prompts: Iterable[Prompt], annotators: Sequence[Annotator], rng: np.random.Generator
 ) -> list[Example]:
     """For every prompt two different answers and the `Pair` of one annotator drawn from `annotators`."""
     return [
-        annotate(world, _two_answers(world, prompt, rng), [annotators[int(rng.integers(len(annotators)))]], rng)
+        labelled(world, _two_answers(world, prompt, rng), [annotators[int(rng.integers(len(annotators)))]], rng)
         for prompt in prompts
     ]
 
 
-def gold_agreement(world: World, examples: Iterable[Example]) -> float:
+def gold_agreement(world: AssistantWorld, examples: Iterable[Example]) -> float:
     """Share of the pair labels whose chosen answer has the higher gold reward; equal rewards are left out."""
     agree = []
     for example in examples:
@@ -172,8 +172,8 @@ def _preference_row(example: Example) -> dict:
     }
 
 
-def _rating_rows(world: World, prompt: Prompt, annotator: Annotator, rng: np.random.Generator) -> list[dict]:
-    example = annotate(world, _two_answers(world, prompt, rng), [annotator], rng, ratings=True)
+def _rating_rows(world: AssistantWorld, prompt: Prompt, annotator: Annotator, rng: np.random.Generator) -> list[dict]:
+    example = labelled(world, _two_answers(world, prompt, rng), [annotator], rng, ratings=True)
     return [
         {
             "prompt": prompt[0].content,
@@ -187,11 +187,11 @@ def _rating_rows(world: World, prompt: Prompt, annotator: Annotator, rng: np.ran
 
 def _write_base(out: Path, texts: Iterable[str], seed: int) -> None:
     # imported here: everything else in the lab's assistant world works without torch
-    from assent.models.init import random_model, train_tokenizer, write_model
+    from assent.models.init import random_model, train_tokenizer, write_new_model
 
     size = InitConfig(data="", out=str(out), vocab_size=768, hidden_size=128, layers=4, heads=4, kv_heads=2, seed=seed)
     tokenizer = train_tokenizer(texts, size.vocab_size)
-    write_model(tokenizer, random_model(tokenizer, size), out)
+    write_new_model(tokenizer, random_model(tokenizer, size), out)
 
 
 def build_world(
@@ -212,7 +212,7 @@ def build_world(
     def rows(count: int) -> int:
         return max(2, round(count * scale))
 
-    world = World(seed)
+    world = AssistantWorld(seed)
     rng = np.random.default_rng([seed, 1])
     source = _PromptSource(world, rng)
     prompts_eval = source.hold_out(rows(NUM_EVAL_PROMPTS))

@@ -38,14 +38,14 @@ from assent.config import (
 )
 from assent.data.formats import load_examples
 from assent.data.records import Message
-from assent.distributed import World as Ranks
+from assent.distributed import World
 from assent.errors import RunFolderError
 from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
 from assent.evaluate.report import check_page, write_report
 from assent.evaluate.runs import EVALUATION
 from assent.lab.artifacts import WorldPaths, build_world
-from assent.lab.world import World, load_world
+from assent.lab.world import AssistantWorld, load_world
 from assent.models.loading import quiet_transformers
 from assent.models.saving import complete_or_absent
 from assent.statistics import mean_interval
@@ -70,7 +70,7 @@ def run_demo(config: DemoConfig) -> Path:
         return _run(config, world, out)
 
 
-def _run(config: DemoConfig, world: Ranks, out: Path) -> Path:
+def _run(config: DemoConfig, world: World, out: Path) -> Path:
     begun = time.monotonic()
     distributed.on_main(lambda: _check_free(out, config))
     paths = distributed.on_main(lambda: make_world(out / "world", config))
@@ -190,7 +190,7 @@ def stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, 
     ]
 
 
-def sampled(out: Path, paths: WorldPaths, seed: int, ranks: Ranks) -> dict[str, list[Answer]]:
+def sampled(out: Path, paths: WorldPaths, seed: int, ranks: World) -> dict[str, list[Answer]]:
     """Answers of SFT, PPO and DPO to the held-out prompts. Every rank must call it."""
     prompts = load_examples(str(paths.prompts_eval)).examples
     return {
@@ -218,7 +218,7 @@ def evaluate(out: Path, paths: WorldPaths, answers: Mapping[str, list[Answer]]) 
     return PolicyTable(table.baseline, table.gold, table.policies, table.comparisons, (_track(out / "ppo", world),))
 
 
-def _track(run: Path, world: World) -> Track:
+def _track(run: Path, world: AssistantWorld) -> Track:
     """Gold and proxy reward of the answers that PPO's evaluations wrote to samples.jsonl."""
     by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in read_jsonl(run / "samples.jsonl"):

@@ -40,7 +40,7 @@ from transformers import PreTrainedTokenizerFast
 from assent.config import InitConfig
 from assent.data.records import Example
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
-from assent.models.init import random_model, write_model
+from assent.models.init import random_model, write_new_model
 from assent.rewards.group import Group, Scores
 
 EOS = "</s>"
@@ -240,7 +240,7 @@ def build_enumerable(
     with torch.no_grad():
         # a random model is almost uniform; larger embeddings make it prefer some answers, other ones for each prompt
         model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)
-    write_model(tokenizer, model, root / "model")
+    write_new_model(tokenizer, model, root / "model")
     rows = ({"prompt": [{"role": "user", "content": world.text(prompt)}]} for prompt in world.prompts)
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return EnumerableWorld(letters, world.prompts, world.responses, world.rewards, max_new_tokens, root)

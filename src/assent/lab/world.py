@@ -1,7 +1,7 @@
 """The assistant world: prompts over a small knowledge base, answers in many styles, and the truth about both.
 
-`World(seed)` holds no state beyond its seed: what a prompt asks is recovered from its text (`lookup`), so any answer to
-any of its prompts can be graded (`gold`), by whomever and whenever it was written.
+`AssistantWorld(seed)` holds no state beyond its seed: what a prompt asks is recovered from its text (`lookup`), so any
+answer to any of its prompts can be graded (`gold`), by whomever and whenever it was written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Prompt = tuple[Message, ...]
 HARMFUL_SHARE, FOLLOWUP_SHARE, SYSTEM_SHARE, PRIOR_WRONG_SHARE = 0.14, 0.28, 0.3, 0.15
 
 
-class World:
+class AssistantWorld:
     """Prompts, answers and their gold scores; everything random comes from the generator that is passed in."""
 
     def __init__(self, seed: int = 0):
@@ -152,7 +152,7 @@ class World:
         write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def load_world(path: str | Path) -> World:
+def load_world(path: str | Path) -> AssistantWorld:
     """The world that a `world.json` (or the folder that holds one) describes."""
     path = Path(path)
     path = path / "world.json" if path.is_dir() else path
@@ -160,7 +160,7 @@ def load_world(path: str | Path) -> World:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["world"] != "assistant":
             raise DataError(f"{path} describes a world of kind {content['world']!r}; expected 'assistant'.")
-        return World(int(content["seed"]))
+        return AssistantWorld(int(content["seed"]))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. It is written with the other files of a lab world.") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:

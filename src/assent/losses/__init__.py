@@ -23,7 +23,7 @@ from assent.losses.advantages import (
     whiten,
 )
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
-from assent.losses.kl import ESTIMATORS, kl_estimate
+from assent.losses.kl import KL_ESTIMATORS, kl_estimate
 from assent.losses.policy_gradient import (
     RatioDiagnostics,
     cispo,
@@ -40,7 +40,6 @@ from assent.losses.preference import (
     dpo,
     dpop,
     f_dpo,
-    implicit_reward,
     odpo,
     robust_dpo,
     rpo,
@@ -127,7 +126,7 @@ ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
 
 __all__ = [
     "ADVANTAGES",
-    "ESTIMATORS",
+    "KL_ESTIMATORS",
     "LOSSES",
     "REDUCTIONS",
     "SCALES",
@@ -162,7 +161,6 @@ __all__ = [
     "group_advantages",
     "gspo",
     "hinge",
-    "implicit_reward",
     "infonca",
     "inputs_of",
     "ipo",

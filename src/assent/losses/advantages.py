@@ -1,4 +1,4 @@
-"""Credit for the tokens of a rollout."""
+"""Advantages of the tokens of a rollout."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _k3(log_r: Tensor) -> Tensor:
     return bounded_exp(log_r) - 1.0 - log_r
 
 
-ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
+KL_ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, *, estimator: str) -> Tensor:
@@ -43,12 +43,12 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, *, estimator: str)
 
     logprobs            [N]  log pi of the sampled tokens
     reference_logprobs  [N]  log pi_ref of the same tokens
-    estimator                a name in `ESTIMATORS`
+    estimator                a name in `KL_ESTIMATORS`
 
     Returns [N]. In k3, past r = e^20 the tangent of exp stands in for exp. Raises ValueError when the shapes differ or
     the estimator is unknown.
     """
     check_shapes("kl_estimate", "N", logprobs=logprobs, reference_logprobs=reference_logprobs)
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"kl_estimate: expected an estimator among {', '.join(ESTIMATORS)}; got {estimator!r}.")
-    return ESTIMATORS[estimator](reference_logprobs - logprobs)
+    if estimator not in KL_ESTIMATORS:
+        raise ValueError(f"kl_estimate: expected an estimator among {', '.join(KL_ESTIMATORS)}; got {estimator!r}.")
+    return KL_ESTIMATORS[estimator](reference_logprobs - logprobs)

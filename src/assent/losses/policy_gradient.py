@@ -89,8 +89,8 @@ def ppo_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, p
     Returns [N]. Past ratio e^20 the tangent of exp stands in for exp. Raises ValueError when the shapes differ.
     """
     check_shapes("ppo_penalty", "N", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    moved = kl_estimate(old_logprobs, logprobs, estimator="k3")
-    return cpi(logprobs, old_logprobs, advantages) + penalty * moved
+    policy_kl = kl_estimate(old_logprobs, logprobs, estimator="k3")
+    return cpi(logprobs, old_logprobs, advantages) + penalty * policy_kl
 
 
 def gspo(
@@ -158,7 +158,7 @@ def mismatch_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, *, limit: f
 
 
 class RatioDiagnostics(NamedTuple):
-    """How far the policy has moved from the one that sampled, per token, without gradients."""
+    """The policy beside the one that sampled (KL, ratio, what is clipped), per token, without gradients."""
 
     ratio: Tensor
     """[N] probability now / probability when sampled; with `response` GSPO's, the same for all tokens of a response."""

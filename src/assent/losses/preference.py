@@ -10,20 +10,6 @@ from torch import Tensor
 
 from assent.losses._pairs import log_ratios, logistic
 from assent.losses._ratio import bounded_exp
-from assent.losses._shapes import check_shapes
-
-
-def implicit_reward(policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
-    """The reward, up to a constant of the prompt, for which `policy` is the KL-regularised optimum (arXiv 2305.18290).
-
-        reward = beta * (policy - reference)
-
-    policy, reference  [S]  log-probs of whole responses (sums over their tokens)
-
-    Returns [S]. Raises ValueError when the shapes differ.
-    """
-    check_shapes("implicit_reward", "S", policy=policy, reference=reference)
-    return beta * (policy - reference)
 
 
 def dpo(

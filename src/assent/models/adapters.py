@@ -186,7 +186,7 @@ def _merge_folder(model: PreTrainedModel, folder: Path) -> None:
     if not _stored(folder):
         raise ModelError(f"{folder}: no adapter weights there in safetensors.")
     try:
-        with _quiet_peft(), warnings.catch_warnings(record=True) as told:
+        with _quiet_peft(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = PeftConfig.from_pretrained(folder)
             if config.task_type == "CAUSAL_LM":
@@ -194,7 +194,7 @@ def _merge_folder(model: PreTrainedModel, folder: Path) -> None:
             adapted = PeftModel.from_pretrained(model, folder, config=config)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise ModelError(f"{folder}: these adapters do not fit the model: {brief(error)}.") from error
-    if any("missing adapter keys" in str(warning.message) for warning in told):
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
         raise ModelError(f"{folder}: these adapters do not fit the model: weights are missing.")
     known = get_peft_model_state_dict(adapted)
     stored = {name for file in _stored(folder) for name in load_file(file)}

@@ -16,7 +16,7 @@ from assent.distributed import World, gather_objects
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
+class BatchColumns:
     """What a model gives for one batch: [N] per trained token, [S] per response, in the batch's order."""
 
     per_token: Mapping[str, Tensor] = field(default_factory=dict)
@@ -32,9 +32,9 @@ class Columns:
 
 
 @torch.no_grad()
-def annotate(
+def columns_of(
     trees: Sequence[TokenTree],
-    score: Callable[[TreeBatch], Fields],
+    score: Callable[[TreeBatch], BatchColumns],
     *,
     micro_tokens: int,
     flat: bool,

@@ -146,17 +146,8 @@ class TreeAttend:
         return out.transpose(1, 2)
 
 
-def tree_mask(segments: Sequence[Segment], num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """Dense visibility [T, T]: entry (q, k) says whether token q sees token k. For tests and for small models."""
-    branch, tree, prompt = _labels(segments, num_tokens, device)
-    index = torch.arange(num_tokens, device=device)
-    same_tree = tree[:, None] == tree[None, :]
-    visible = (branch[:, None] == branch[None, :]) | prompt[None, :]
-    return same_tree & visible & (index[:, None] >= index[None, :])
-
-
 def block_mask(segments: Sequence[Segment], num_tokens: int, device: torch.device | str) -> Any:
-    """The same visibility as a FlexAttention block mask."""
+    """Which token sees which, as a FlexAttention block mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     branch, tree, prompt = _labels(segments, num_tokens, device)

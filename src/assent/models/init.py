@@ -104,7 +104,7 @@ def random_model(tokenizer: PreTrainedTokenizerFast, config: InitConfig) -> Llam
     return model
 
 
-def write_model(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, out: str | Path) -> Path:
+def write_new_model(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, out: str | Path) -> Path:
     """Writes a Hugging Face model folder, complete or not at all."""
     with complete_or_absent(out) as folder:
         tokenizer.save_pretrained(folder)
@@ -131,6 +131,6 @@ def init_model(config: InitConfig) -> Path:
     transformers_logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, config.vocab_size)
     model = random_model(tokenizer, config)
-    write_model(tokenizer, model, out)
+    write_new_model(tokenizer, model, out)
     log.info(f"{out}: {model.num_parameters():,} parameters, a vocabulary of {len(tokenizer):,} tokens")
     return out

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
+from assent.distributed import reshard
 from assent.errors import ModelError
 from assent.foreign import brief
 from assent.models.policy import Backbone, ScoreModel
@@ -75,6 +76,7 @@ def own_numbers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Tenso
     finally:
         backbone.precision = precision
         backbone.train(training)
+        reshard(backbone)
 
 
 def read_back(

@@ -56,7 +56,7 @@ class Reference:
         pass
 
 
-class MovingReference(Reference):
+class FollowingReference(Reference):
     """theta_ref <- rate * theta + (1 - rate) * theta_ref after every `every`-th step (arXiv 2404.09656)."""
 
     def __init__(self, policy: Policy, model: Policy, rate: float, every: int) -> None:

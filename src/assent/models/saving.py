@@ -34,7 +34,7 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ModelOrigin:
     """A model as its folder has it, before anything is made of it: the configuration, the dtype of the weights, and
     whether the folder alone gives them (otherwise adapters or a checkpoint were laid on top)."""
 
@@ -45,13 +45,13 @@ class Origin:
 
 def remember(model: PreTrainedModel, folder: str, revision: str | None, config: PreTrainedConfig, plain: bool) -> None:
     """Keeps with a model that was just loaded what saving it needs; `config` is the folder's own."""
-    model._assent_origin = Origin(copy.deepcopy(model.config), _stored_dtype(folder, revision, config), plain)
+    model._assent_origin = ModelOrigin(copy.deepcopy(model.config), _stored_dtype(folder, revision, config), plain)
 
 
-def origin_of(model: PreTrainedModel) -> Origin:
+def origin_of(model: PreTrainedModel) -> ModelOrigin:
     """What `remember` kept; of a model that did not come from a folder, the model as it is."""
     known = getattr(model, "_assent_origin", None)
-    return known or Origin(model.config, torch.float32, True)
+    return known or ModelOrigin(model.config, torch.float32, True)
 
 
 def _stored_dtype(folder: str, revision: str | None, config: PreTrainedConfig) -> torch.dtype:

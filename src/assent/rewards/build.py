@@ -23,7 +23,7 @@ from assent.rewards.group import Group, GroupReward, WeightedSum
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
-from assent.rewards.remote import VLLM, RemoteReward, Server, Written
+from assent.rewards.remote import VLLM, RemoteReward, Server, WrittenAnswer
 from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
@@ -32,7 +32,7 @@ MODELS = "model"
 """What the reward model, or the ensemble of several, is called in weights and logs."""
 
 
-class Session(Protocol):
+class RewardSession(Protocol):
     """What sources need of the run that asks them."""
 
     @property
@@ -49,7 +49,7 @@ class Session(Protocol):
     def score_model(self, path: str, *, trainable: bool, new_head: bool) -> ScoreModel: ...
 
 
-def reward_source(session: Session, config: OnlineConfig) -> WeightedSum:
+def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
     """The weighted sum of all that `config.rewards` names. Every rank must ask it about the same groups.
 
     Raises ConfigError for a rule, function, server or weight that cannot be, before any model is loaded, and ModelError
@@ -101,7 +101,7 @@ def _function(spec: str, rewards: RewardsConfig, world: World, name: str) -> Gro
     return Shared(source, world)
 
 
-def _server(spec: str, config: OnlineConfig, session: Session, name: str) -> GroupReward:
+def _server(spec: str, config: OnlineConfig, session: RewardSession, name: str) -> GroupReward:
     shape, given, url = spec.partition("=")
     if not given:  # the text is not shown: it may hold a password
         raise ConfigError("--rewards.servers: expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
@@ -135,16 +135,16 @@ def _server(spec: str, config: OnlineConfig, session: Session, name: str) -> Gro
     return Shared(source, session.world)
 
 
-def written(tokenizer: Any, group: Group) -> list[Written | None]:
+def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:
     """The answers as text, with the spelling of every token that was sampled: a finished answer ends with the token
     that ended it, one that was cut does not."""
     assert len(group.ids) == len(group), "the sampled tokens are kept"
     spell = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     prompt = [int(token) for token in group.prompt_ids]
-    return [Written(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
+    return [WrittenAnswer(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
 
 
-def _models(session: Session, config: OnlineConfig, name: str) -> GroupReward:
+def _models(session: RewardSession, config: OnlineConfig, name: str) -> GroupReward:
     paths = config.rewards.model
     if len(paths) == 1:
         return _model(session, config, paths[0], name)
@@ -153,7 +153,7 @@ def _models(session: Session, config: OnlineConfig, name: str) -> GroupReward:
     return Ensemble(name, members, config.rewards.ensemble, k=config.rewards.deviations)
 
 
-def _model(session: Session, config: OnlineConfig, path: str, name: str) -> ModelReward:
+def _model(session: RewardSession, config: OnlineConfig, path: str, name: str) -> ModelReward:
     own = ModelConfig(path, trust_remote_code=config.model.trust_remote_code)
     return ModelReward(
         name,

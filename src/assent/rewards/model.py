@@ -10,7 +10,7 @@ from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
-from assent.models.annotate import Fields, annotate
+from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import ScoreModel
 from assent.rewards.group import UNREADABLE, Group, Scores, checked
 from assent.rewards.reading import Reading
@@ -61,9 +61,9 @@ class ModelReward:
     def _rewards(self, trees: Sequence[TokenTree]) -> np.ndarray:
         """[S] over all trees."""
 
-        def rewards(batch: TreeBatch) -> Fields:
-            return Fields(per_response={"reward": self.scorer(batch, batch.last)})
+        def rewards(batch: TreeBatch) -> BatchColumns:
+            return BatchColumns(per_response={"reward": self.scorer(batch, batch.last)})
 
         flat = not self.scorer.tree
-        found = annotate(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
+        found = columns_of(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
         return found.per_response["reward"]

@@ -20,7 +20,7 @@ from assent.rewards.group import UNREADABLE, Group, Scores, checked
 T = TypeVar("T")
 
 
-class Written(NamedTuple):
+class WrittenAnswer(NamedTuple):
     """One answer as servers are sent it: `whole` is the prompt (as text `prompt`) with the answer, as text or as token
     ids, with all special tokens and so, where the answer is finished, with the token that ends it."""
 
@@ -31,7 +31,7 @@ class Written(NamedTuple):
 class Item(NamedTuple):
     """An answer and the value of the row's column that is sent as its label."""
 
-    answer: Written
+    answer: WrittenAnswer
     label: object
 
 
@@ -120,7 +120,7 @@ class RemoteReward:
     """A reward server as a source. `write` gives the answers of a group as they are sent, None for one that cannot be,
     which is then unscored."""
 
-    def __init__(self, name: str, server: Server, write: Callable[[Group], Sequence[Written | None]]) -> None:
+    def __init__(self, name: str, server: Server, write: Callable[[Group], Sequence[WrittenAnswer | None]]) -> None:
         """Raises ConfigError for an unknown shape, a key with a line end in it, or what is no URL of a server."""
         if server.shape not in SHAPES:
             raise ConfigError(

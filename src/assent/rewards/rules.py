@@ -132,7 +132,7 @@ def _limits(text: str) -> dict[str, object]:
     return {"target": target, "limit": limit}
 
 
-class Spelling(NamedTuple):
+class RuleSpelling(NamedTuple):
     """How a rule is written where only text can be given, and what its argument means: its options. Without `read`,
     the argument is the column of the gold answer."""
 
@@ -140,14 +140,14 @@ class Spelling(NamedTuple):
     read: Callable[[str], dict[str, object]] | None = None
 
 
-SPELLINGS: dict[str, Spelling] = {
-    "exact": Spelling("exact or exact=COLUMN"),
-    "numeric": Spelling("numeric or numeric=COLUMN"),
-    "math": Spelling("math or math=COLUMN"),
-    "contains": Spelling("contains or contains=COLUMN"),
-    "regex": Spelling("regex=PATTERN", lambda text: {"pattern": text}),
-    "format": Spelling("format=TAG,TAG", lambda text: {"tags": text.split(",")}),
-    "length": Spelling("length=TARGET,LIMIT", _limits),
+SPELLINGS: dict[str, RuleSpelling] = {
+    "exact": RuleSpelling("exact or exact=COLUMN"),
+    "numeric": RuleSpelling("numeric or numeric=COLUMN"),
+    "math": RuleSpelling("math or math=COLUMN"),
+    "contains": RuleSpelling("contains or contains=COLUMN"),
+    "regex": RuleSpelling("regex=PATTERN", lambda text: {"pattern": text}),
+    "format": RuleSpelling("format=TAG,TAG", lambda text: {"tags": text.split(",")}),
+    "length": RuleSpelling("length=TARGET,LIMIT", _limits),
 }
 """How each of `RULES` is written on a command line."""
 

@@ -16,7 +16,7 @@ from assent.errors import ConfigError
 from assent.http import ServerAnswerError
 from assent.rewards.group import Group, Scores
 from assent.rewards.reading import Reading
-from assent.rewards.remote import RemoteReward, Server, Written, by_index, classify
+from assent.rewards.remote import RemoteReward, Server, WrittenAnswer, by_index, classify
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ class ServedModel:
         """As `RemoteReward.score`."""
         return self.remote.score(groups)
 
-    def _written(self, group: Group) -> list[Written | None]:
-        return [None if ids is None else Written("", ids) for ids in self.reading.sequences(group)]
+    def _written(self, group: Group) -> list[WrittenAnswer | None]:
+        return [None if ids is None else WrittenAnswer("", ids) for ids in self.reading.sequences(group)]
 
     def _talk(self) -> tuple[Sequence[Message], TokenTree]:
         """A conversation that the template can write, and its ids."""

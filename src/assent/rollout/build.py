@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from assent.config import EngineConfig, SamplingConfig
+from assent.data.chat import Chat
 from assent.errors import ConfigError
 from assent.models.policy import Policy
-from assent.models.saving import write_model
+from assent.models.saving import stop_ids, write_model
+from assent.models.vocabulary import unused_ids
 from assent.rollout.engine import Engine
 from assent.rollout.torch_engine import TorchEngine
 from assent.rollout.vllm_engine import VllmEngine
 from assent.rollout.vllm_server import VllmServer
 from assent.rollout.vllm_shared import Weights, WeightsFolder, stored
+
+
+def torch_engine(policy: Policy, chat: Chat, *, compiled: bool = False) -> TorchEngine:
+    """The torch engine on a policy's own weights: answers end where a turn does, and ids that no token has are never
+    drawn."""
+    ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
+    return TorchEngine(policy.model, ends, policy.precision, compiled=compiled, unused=unused)
 
 
 def engine_of(

@@ -24,12 +24,11 @@ from assent.lock import check_free
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
-from assent.models.vocabulary import check_vocabulary, unused_ids
+from assent.models.vocabulary import check_vocabulary
 from assent.outputs import append, try_file, writing
-from assent.rollout.build import engine_for
+from assent.rollout.build import engine_for, torch_engine
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
-from assent.rollout.torch_engine import TorchEngine
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +154,7 @@ def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
     policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
     check_vocabulary(policy.plain, chat.tokenizer, config.model)
     check_sampling(policy.model, config.sampling.max_new_tokens)
-    ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
-    return chat, TorchEngine(policy.model, ends, policy.precision, compiled=config.engine.compile, unused=unused)
+    return chat, torch_engine(policy, chat, compiled=config.engine.compile)
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:

@@ -15,7 +15,7 @@ from assent.config import RunConfig
 from assent.outputs import write_text
 from assent.statistics import Interval
 from assent.train.commands import Command, command_of, words
-from assent.train.facts import Fact, measured, plural, rounded
+from assent.train.facts import Line, measured, plural, rounded
 from assent.train.measured import Measured, change
 from assent.train.progress import clock
 
@@ -85,29 +85,29 @@ class Summary:
 # ---- for people
 
 
-def closing(run: Summary) -> list[Fact]:
+def closing(run: Summary) -> list[Line]:
     """The lines at the end of a run."""
     return [_finished(run), *_held_out(run), *_best(run), *_folders(run), *_next(run)]
 
 
-def _finished(run: Summary) -> Fact:
+def _finished(run: Summary) -> Line:
     pace = run.pace
     done = f"{run.out} after {plural(run.steps, 'step')}"
     if pace.seconds <= 0:
-        return Fact("Finished", f"{done}, none of them now")
+        return Line("Finished", f"{done}, none of them now")
     now = "" if not pace.since else f", {run.steps - pace.since:,} of them now"
-    return Fact("Finished", f"{done}{now}, in {clock(pace.seconds)} ({rounded(pace.speed)} trained tokens/s)")
+    return Line("Finished", f"{done}{now}, in {clock(pace.seconds)} ({rounded(pace.speed)} trained tokens/s)")
 
 
-def _held_out(run: Summary) -> list[Fact]:
+def _held_out(run: Summary) -> list[Line]:
     if run.end is None:
         last = ", ".join(f"{words(name)} {measured(value)}" for name, value in run.metrics.items())
-        return [Fact("Training", f"{last} (of the last steps; nothing was held out)")]
+        return [Line("Training", f"{last} (of the last steps; nothing was held out)")]
     first, *others = run.command.followed.held_out
     there = [name for name in others if f"eval/{name}" in run.end.metrics]
     said = [_ends(run, first) + gained(run)] if f"eval/{first}" in run.end.metrics else []
     said += [", ".join(_ends(run, name) for name in there)] if there else []
-    return [Fact("" if number else "Held out", text) for number, text in enumerate(said)]
+    return [Line("" if number else "Held out", text) for number, text in enumerate(said)]
 
 
 def _ends(run: Summary, name: str) -> str:
@@ -128,7 +128,7 @@ def gained(run: Summary) -> str:
     return f": {gain.mean:+.3g} ({between}; the same {gain.n:,} examples)"
 
 
-def _best(run: Summary) -> list[Fact]:
+def _best(run: Summary) -> list[Line]:
     value = run.value(run.best)
     if run.best is None or value is None:
         return []
@@ -139,17 +139,17 @@ def _best(run: Summary) -> list[Fact]:
         found, last = f"{where} by {name} ({measured(value)}): the one in model/", run.value(run.last)
         if run.step != run.steps and last is not None:
             found += f"; the last step, {run.steps:,}, has {measured(last)}"
-        return [Fact("Best", found)]
+        return [Line("Best", found)]
     own = run.value(run.end)
     here = "" if own is None else f" ({measured(own)})"
-    facts = [Fact("Best", f"{where} by {name} ({measured(value)}); model/ is step {run.step:,}{here}")]
+    facts = [Line("Best", f"{where} by {name} ({measured(value)}); model/ is step {run.step:,}{here}")]
     if run.best.step in run.checkpoints:
         target = _quoted(run.out.with_name(f"{run.out.name}-best"))
-        facts.append(Fact("", f"assent export {_quoted(run.out)} --checkpoint best --out {target}", command=True))
+        facts.append(Line("", f"assent export {_quoted(run.out)} --checkpoint best --out {target}", command=True))
     return facts
 
 
-def _folders(run: Summary) -> list[Fact]:
+def _folders(run: Summary) -> list[Line]:
     """What lies in the run folder."""
     kind = "reward model" if run.command.scores else "model"
     lines = [
@@ -160,26 +160,26 @@ def _folders(run: Summary) -> list[Fact]:
         f"checkpoints/: of steps {kept}, to go on from",
         f"metrics.jsonl, samples.jsonl, {FILE}: steps, answers, this summary",
     ]
-    return [Fact("" if number else "Wrote", line) for number, line in enumerate(lines)]
+    return [Line("" if number else "Wrote", line) for number, line in enumerate(lines)]
 
 
-def _next(run: Summary) -> list[Fact]:
+def _next(run: Summary) -> list[Line]:
     """Commands that can be copied."""
     out, config = _quoted(run.out), run.config
 
     def beside(name: str) -> str:
         return _quoted(run.out.with_name(f"{run.out.name}-{name}"))
 
-    use = Fact("To chat", f"assent generate {out}", command=True)
+    use = Line("To chat", f"assent generate {out}", command=True)
     if run.command.scores:
         given = f"--model.path {shlex.quote(config.model.path)} --data.train {shlex.quote(config.data.train)}"
-        use = Fact("To use it", f"assent grpo {given} --rewards.model {out} --out {beside('grpo')}", command=True)
+        use = Line("To use it", f"assent grpo {given} --rewards.model {out} --out {beside('grpo')}", command=True)
     again = f"--config {_quoted(run.out / 'resolved.yaml')} --resume auto --train.max_steps {2 * run.steps}"
     return [
-        Fact("To look", f"assent report {out} --out {_quoted(run.out / 'report.html')}", command=True),
+        Line("To look", f"assent report {out} --out {_quoted(run.out / 'report.html')}", command=True),
         use,
-        Fact("To export", f"assent export {out} --dtype bf16 --out {beside('bf16')}", command=True),
-        Fact("To go on", f"assent {run.command.key} {again}", command=True),
+        Line("To export", f"assent export {out} --dtype bf16 --out {beside('bf16')}", command=True),
+        Line("To go on", f"assent {run.command.key} {again}", command=True),
     ]
 
 

@@ -63,7 +63,7 @@ class Command:
 
 def command_of(config: RunConfig) -> Command:
     """The command that a configuration belongs to."""
-    key = history.command_of(config)
+    key = history.command_key(config)
     if key == "sft":
         return Command(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
     if key == "reward":

@@ -11,7 +11,7 @@ LABEL = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class Line:
     """A label and what there is to say; without a label it belongs to the one above. A `command` is never broken into
     lines, so that it can be copied."""
 
@@ -20,7 +20,7 @@ class Fact:
     command: bool = False
 
 
-def layout(facts: Sequence[Fact], width: int | None = None) -> str:
+def layout(facts: Sequence[Line], width: int | None = None) -> str:
     """The facts as aligned lines of at most `width` columns; one line each where that is None."""
     lines: list[str] = []
     for fact in facts:

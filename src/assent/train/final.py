@@ -42,7 +42,6 @@ def write_final(session: Session, backbone: Backbone, folder: Path, card: Card, 
     """Writes a model's folder, whole or not at all, and reads it back; with `compared`, also what transformers alone
     makes of a reward model. Every rank must call it."""
     own = own_numbers(backbone, session.tokenizer)
-    distributed.reshard(backbone)
     state = distributed.full_state_dict(backbone)
     return distributed.on_main(partial(_write, session, backbone, folder, card, state, own, compared))
 

@@ -50,7 +50,7 @@ Anything else would be another run."""
 
 Options = Mapping[str, Any]
 """Options by their dotted names."""
-Inputs = Mapping[str, Mapping[str, str]]
+InputDigests = Mapping[str, Mapping[str, str]]
 """What was read: option -> part -> digest, perhaps with a count before it."""
 Changes = dict[str, list[Any]]
 """Name -> [before, now]."""
@@ -68,7 +68,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def command_of(config: RunConfig) -> str:
+def command_key(config: RunConfig) -> str:
     """The command that a configuration belongs to, as in `assent COMMAND`."""
     if isinstance(config, SFTConfig | RewardConfig):
         return "sft" if isinstance(config, SFTConfig) else "reward"
@@ -78,7 +78,7 @@ def command_of(config: RunConfig) -> str:
     return method_of(config)
 
 
-def options_of(config: RunConfig) -> Options:
+def resolved_options(config: RunConfig) -> Options:
     """The options as resolved.yaml has them."""
     return flat(yaml.safe_load(settings.dump(config)))
 
@@ -89,10 +89,10 @@ def options_hash(options: Options) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def changed_options(before: Options, config: RunConfig, digested: Inputs, way_on: str) -> Changes:
+def changed_options(before: Options, config: RunConfig, digested: InputDigests, way_on: str) -> Changes:
     """What differs from the run's options so far, said. An option that is in `digested` may name the same content in
     another place. Raises RunFolderError, ending with `way_on`, for what would make it another run."""
-    now = options_of(config)
+    now = resolved_options(config)
     usual = {option.name: option.default for option in settings.options(type(config))}
     then = {name: usual.get(name) for name in now.keys() - before.keys()} | dict(before)  # an option may be new
     changes = {
@@ -113,7 +113,7 @@ def changed_options(before: Options, config: RunConfig, digested: Inputs, way_on
     return {name: change for name, change in changes.items() if name not in _UNSAID}
 
 
-def changed_inputs(before: Inputs, now: Inputs, accepted: tuple[str, ...]) -> Changes:
+def changed_inputs(before: InputDigests, now: InputDigests, accepted: tuple[str, ...]) -> Changes:
     """What differs in content from what the run has read so far, said. Raises RunFolderError where it is not
     `accepted`."""
     changes = {

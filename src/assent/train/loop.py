@@ -23,14 +23,14 @@ from assent.interrupt import interruptible
 from assent.models.policy import Backbone
 from assent.train import completions
 from assent.train.beforehand import try_outputs
-from assent.train.facts import Fact, layout
+from assent.train.facts import Line, layout
 from assent.train.finite import require_numbers, require_updated
 from assent.train.guard import guard
 from assent.train.measured import Evaluation
 from assent.train.opening import opening
 from assent.train.optim import lr_at, set_lr
-from assent.train.progress import Progress
-from assent.train.run import Run, RunResult
+from assent.train.progress import ProgressDisplay
+from assent.train.run import RunResult, TrainingRun
 from assent.train.session import Session
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def run(
     total: int,
     evaluate: Callable[[], Evaluation] | None,
     final: Mapping[str, Backbone],
-    about: Sequence[Fact],
+    about: Sequence[Line],
     averages: Sequence[torch.nn.Module] = (),
     learning_rates: Mapping[str, float] | None = None,
 ) -> RunResult:
@@ -104,21 +104,21 @@ def run(
     """
     modules = (*algorithm.modules.values(), *averages)
     try_outputs(session, modules, final, total=total, keeps_best=evaluate is not None)
-    state = Run(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
+    state = TrainingRun(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
     label, main = Path(session.config.out).name, session.world.is_main
     if main:
         start = state.step
         facts = opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total)
         log.info(layout(facts, messages.width()))
     with contextlib.closing(session.folder), guard(state):
-        with Progress(total, label, state.step) if main else contextlib.nullcontext() as bar:
+        with ProgressDisplay(total, label, state.step) if main else contextlib.nullcontext() as bar:
             state.conclude()
             _take_steps(state, bar)
         with interruptible(session.world.size == 1):
             return state.finish(final)
 
 
-def _take_steps(state: Run, bar: Progress | None) -> None:
+def _take_steps(state: TrainingRun, bar: ProgressDisplay | None) -> None:
     """All steps, with what is due after each."""
     session, algorithm = state.session, state.algorithm
     steps = train_steps(

@@ -27,9 +27,6 @@ class Each:
             sums[position], counts[position] = total, count
         return cls(sums, counts)
 
-    def interval(self) -> Interval:
-        return ratio_interval(self.sums, self.counts)
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:

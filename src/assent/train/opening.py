@@ -20,7 +20,7 @@ from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.policy import Backbone
 from assent.train.commands import Command
-from assent.train.facts import Fact, number, percent, plural, rounded
+from assent.train.facts import Line, number, percent, plural, rounded
 from assent.train.session import Session
 
 NAMES = 4
@@ -32,17 +32,17 @@ def opening(
     command: Command,
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
-    about: Sequence[Fact],
+    about: Sequence[Line],
     *,
     step: int,
     total: int,
-) -> list[Fact]:
+) -> list[Line]:
     """What stands above the progress of a run that begins after `step`; `about` is what only its algorithm knows."""
-    facts = [Fact("Method", f"{command.name[:1].upper()}{command.name[1:]}: {command.summary}"), *_data(session)]
+    facts = [Line("Method", f"{command.name[:1].upper()}{command.name[1:]}: {command.summary}"), *_data(session)]
     facts += [_model(name, module, session.config) for name, module in modules.items()]
     facts += about
     if step:
-        facts.append(Fact("Resumes", f"after step {step:,} of {total:,}"))
+        facts.append(Line("Resumes", f"after step {step:,} of {total:,}"))
     return [
         *facts,
         _optimizer(session.config, optimizer, total),
@@ -51,18 +51,18 @@ def opening(
     ]
 
 
-def _data(session: Session) -> list[Fact]:
+def _data(session: Session) -> list[Line]:
     report = session.folder.data()
     if not report:
         return []
-    listed = [Fact("", command, command=True) for command in left_out(report)]
-    return [Fact("Data", summary(report)), *([Fact("", "To see what is left out or cut:")] if listed else []), *listed]
+    listed = [Line("", command, command=True) for command in left_out(report)]
+    return [Line("Data", summary(report)), *([Line("", "To see what is left out or cut:")] if listed else []), *listed]
 
 
 # ---- models
 
 
-def _model(name: str, module: nn.Module, config: RunConfig) -> Fact:
+def _model(name: str, module: nn.Module, config: RunConfig) -> Line:
     assert isinstance(module, Backbone)
     options: Any = config
     path, label = config.model.path, "Model"
@@ -76,7 +76,7 @@ def _model(name: str, module: nn.Module, config: RunConfig) -> Fact:
     parts = [how, *_adapters(module)]
     if getattr(module, "value_head", None) is not None:
         parts.append("its critic a head on the same layers")
-    return Fact(label, f"{path} ({module.plain.config.model_type}), {', '.join(parts)}")
+    return Line(label, f"{path} ({module.plain.config.model_type}), {', '.join(parts)}")
 
 
 def _parameters(module: nn.Module) -> tuple[int, int]:
@@ -103,14 +103,14 @@ def _adapters(module: Backbone) -> list[str]:
 # ---- what only an algorithm knows
 
 
-def about_stream(stream: EpochStream, total: int) -> Fact:
+def about_stream(stream: EpochStream, total: int) -> Line:
     """Steps over given examples."""
     size, per_epoch = min(stream.batch_size, len(stream.trees)), stream.steps_per_epoch
     pairs = sum(len(tree.pairs) for tree in stream.trees)
     tokens = sum(map(_trained_tokens, stream.trees))
     of = plural(size, "example") + (f" with {rounded(pairs / per_epoch)} pairs" if pairs > len(stream.trees) else "")
     each = f"about {rounded(tokens / per_epoch)} trained tokens each ({rounded(tokens)} an epoch)"
-    return Fact("Steps", f"{total:,} ({epochs(total, per_epoch)}) of {of}, {each}")
+    return Line("Steps", f"{total:,} ({epochs(total, per_epoch)}) of {of}, {each}")
 
 
 def _trained_tokens(tree: TokenTree) -> int:
@@ -128,15 +128,15 @@ def epochs(total: int, per_epoch: int) -> str:
 # ---- optimiser, machine, folder
 
 
-def _optimizer(config: RunConfig, optimizer: torch.optim.Optimizer, total: int) -> Fact:
+def _optimizer(config: RunConfig, optimizer: torch.optim.Optimizer, total: int) -> Line:
     rates = dict.fromkeys(group["peak_lr"] for group in optimizer.param_groups)
     warmup = round(config.optim.warmup * total)
     rise = f" after {plural(warmup, 'step')} of warm-up" if warmup else ""
     kind = type(optimizer).__name__
-    return Fact("Optimiser", f"{kind}, learning rate {' and '.join(map(number, rates))}, {config.optim.schedule}{rise}")
+    return Line("Optimiser", f"{kind}, learning rate {' and '.join(map(number, rates))}, {config.optim.schedule}{rise}")
 
 
-def _machine(session: Session, modules: Mapping[str, nn.Module]) -> Fact:
+def _machine(session: Session, modules: Mapping[str, nn.Module]) -> Line:
     world, threads = session.world, torch.get_num_threads()
     device = world.device.type
     if device == "cuda":
@@ -144,19 +144,19 @@ def _machine(session: Session, modules: Mapping[str, nn.Module]) -> Fact:
     precision = " and ".join(dict.fromkeys(module.precision for module in modules.values()))  # type: ignore[misc]
     ranks = f"{world.size} ranks with " if world.size > 1 else ""
     each = " each" if world.size > 1 else ""
-    return Fact("Machine", f"{device}, {ranks}{plural(threads, 'thread')}{each}, {precision}")
+    return Line("Machine", f"{device}, {ranks}{plural(threads, 'thread')}{each}, {precision}")
 
 
-def _folder(session: Session, command: Command) -> list[Fact]:
+def _folder(session: Session, command: Command) -> list[Line]:
     train, held = session.config.train, session.folder.data().get("eval", {}).get("examples", 0)
     when = _every(train.save_every) if train.save_every else "at the end"
     better = " and where held-out is best" if held else ""
-    facts = [Fact("Run folder", f"{shlex.quote(str(session.folder.path))}; a checkpoint {when}{better}")]
+    facts = [Line("Run folder", f"{shlex.quote(str(session.folder.path))}; a checkpoint {when}{better}")]
     if not held:
-        return [*facts, Fact("Held out", "nothing (--data.eval_fraction or --data.eval shows what is learnt)")]
+        return [*facts, Line("Held out", "nothing (--data.eval_fraction or --data.eval shows what is learnt)")]
     every = _every(train.eval_every) if train.eval_every else "at the start and at the end"
     kept = f"the step with the best {command.followed.best}" if train.final == "best" else "the last step"
-    return [*facts, Fact("Held out", f"{plural(held, 'example')}, {every}; model/ will be {kept}")]
+    return [*facts, Line("Held out", f"{plural(held, 'example')}, {every}; model/ will be {kept}")]
 
 
 def _every(interval: int) -> str:

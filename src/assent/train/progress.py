@@ -34,10 +34,10 @@ class _Bars(RichProgress):
                 yield Text(task.fields["shown"], style="dim")
 
 
-class Progress:
+class ProgressDisplay:
     """Progress of one phase: a live bar on a terminal, elsewhere a line at most every ten seconds and at the end.
 
-    >>> with Progress(total=300, label="sft") as progress:  # doctest: +SKIP
+    >>> with ProgressDisplay(total=300, label="sft") as progress:  # doctest: +SKIP
     ...     progress.update(1, "loss 2.5")
 
     `start` is the step that a resumed run begins at. Phases may be nested.
@@ -53,11 +53,11 @@ class Progress:
         self._began = self._spoke = time.monotonic()
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         self._began = self._spoke = time.monotonic()
         if messages.console().is_terminal:
-            if Progress._bars is None:
-                Progress._bars = _Bars(
+            if ProgressDisplay._bars is None:
+                ProgressDisplay._bars = _Bars(
                     TextColumn("{task.description}"),
                     BarColumn(bar_width=30),
                     MofNCompleteColumn(),
@@ -65,16 +65,18 @@ class Progress:
                     console=messages.console(),
                     refresh_per_second=4,
                 )
-                Progress._bars.start()
-            Progress._depth += 1
-            self._task = Progress._bars.add_task(self.label, total=self.total, completed=self._start, left="", shown="")
+                ProgressDisplay._bars.start()
+            ProgressDisplay._depth += 1
+            self._task = ProgressDisplay._bars.add_task(
+                self.label, total=self.total, completed=self._start, left="", shown=""
+            )
         return self
 
     def update(self, step: int, shown: str = "") -> None:
         """`step` steps are done; `shown` are a few numbers that stand below the bar."""
         self._step = step
-        if self._task is not None and Progress._bars is not None:
-            Progress._bars.update(self._task, completed=step, left=self._left(), shown=shown)
+        if self._task is not None and ProgressDisplay._bars is not None:
+            ProgressDisplay._bars.update(self._task, completed=step, left=self._left(), shown=shown)
             return
         now = time.monotonic()
         if now - self._spoke >= QUIET_SECONDS or step >= self.total:
@@ -84,24 +86,24 @@ class Progress:
 
     def refresh(self, shown: str) -> None:
         """Other numbers below the bar, at the same step; nothing where there is no terminal."""
-        if self._task is not None and Progress._bars is not None:
-            Progress._bars.update(self._task, shown=shown)
+        if self._task is not None and ProgressDisplay._bars is not None:
+            ProgressDisplay._bars.update(self._task, shown=shown)
 
     def show(self, above: RenderableType) -> None:
         """Something to stand above the bars until the next; nothing where there is no terminal."""
-        if Progress._bars is not None:
-            Progress._bars.above = above
+        if ProgressDisplay._bars is not None:
+            ProgressDisplay._bars.above = above
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is None or Progress._bars is None:
+        if self._task is None or ProgressDisplay._bars is None:
             return
-        Progress._depth -= 1
+        ProgressDisplay._depth -= 1
         self._task = None
-        if Progress._depth == 0:  # the rows stay on the screen as a record
-            Progress._bars.stop()
-            Progress._bars = None
+        if ProgressDisplay._depth == 0:  # the rows stay on the screen as a record
+            ProgressDisplay._bars.stop()
+            ProgressDisplay._bars = None
 
     def _left(self) -> str:
         """Time left at the mean speed since the start; after the last step, the time it took."""

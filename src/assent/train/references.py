@@ -20,12 +20,12 @@ from assent.data.tree import TokenTree, with_token_field
 from assent.errors import ModelError, NonFiniteError
 from assent.files import not_a_file
 from assent.foreign import brief
-from assent.models.annotate import Fields, annotate
+from assent.models.annotate import BatchColumns, columns_of
 from assent.models.loading import resolve_precision
 from assent.models.policy import Policy
-from assent.models.references import FIELD, MovingReference, Reference
+from assent.models.references import FIELD, FollowingReference, Reference
 from assent.models.sources import resolve
-from assent.outputs import try_file, writing
+from assent.outputs import try_file, whole_file
 from assent.train.digests import numbers_digest
 from assent.train.session import Session
 
@@ -36,7 +36,7 @@ def live_reference(session: Session, policy: Policy, config: ReferenceConfig) ->
     """The reference as a model."""
     lora = session.config.model.lora.rank > 0
     if config.mode == "moving":
-        return MovingReference(policy, session.reference(config.path, adapters=lora), config.rate, config.every)
+        return FollowingReference(policy, session.reference(config.path, adapters=lora), config.rate, config.every)
     return frozen_reference(session, policy, config.path)
 
 
@@ -99,9 +99,9 @@ def _digest(identity: Mapping[str, str]) -> str:
 
 
 def _compute(session: Session, reference: Reference, trees: list[TokenTree]) -> np.ndarray:
-    found = annotate(
+    found = columns_of(
         trees,
-        lambda batch: Fields({FIELD: reference.logprobs(batch)}),
+        lambda batch: BatchColumns({FIELD: reference.logprobs(batch)}),
         micro_tokens=session.config.train.micro_tokens,
         flat=not reference.tree,
         world=session.world,
@@ -142,11 +142,5 @@ def _read(file: Path, identity: Mapping[str, str], trees: Sequence[TokenTree]) -
 
 
 def _write(file: Path, identity: Mapping[str, str], values: np.ndarray) -> None:
-    temporary = file.with_name(f".{os.getpid()}.part")
-    with writing(file, f"--reference.cache {file}"):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({FIELD: values.astype(np.float32)}, temporary, metadata=dict(identity))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with whole_file(file, f"--reference.cache {file}") as temporary:
+        save_file({FIELD: values.astype(np.float32)}, temporary, metadata=dict(identity))

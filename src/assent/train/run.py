@@ -32,6 +32,7 @@ from assent.train.log import MetricsLog, SamplesLog, open_trackers
 from assent.train.measured import Evaluation, Measured
 from assent.train.optim import build_optimizer
 from assent.train.session import Session
+from assent.train.state import gather_state, load_state
 
 if TYPE_CHECKING:
     from assent.train.loop import Algorithm, StepResult
@@ -72,7 +73,7 @@ class Due:
     save: bool = False
 
 
-class Run:
+class TrainingRun:
     """The mutable part of a run: step, logs, best evaluation so far. `kept` is the last good state, which belongs to
     the weights as they are where `intact`; `began` was the first, `written` the one in the newest checkpoint."""
 
@@ -110,9 +111,7 @@ class Run:
     def _restore(self) -> dict[str, int]:
         assert self.session.folder.checkpoint is not None
         state = checkpoint.load(self.session.folder.checkpoint)
-        for name, module in self.algorithm.modules.items():
-            distributed.load_full_state_dict(module, state[name])
-        distributed.load_full_optimizer_state(self.optimizer, self.algorithm.modules, state["optimizer"])
+        load_state(state, self.algorithm.modules, self.optimizer)
         self.algorithm.load_state_dict(state["algorithm"])
         torch.set_rng_state(state["run"]["rng"])
         self.step, self.metrics = state["run"]["step"], state["run"]["metrics"]
@@ -164,12 +163,7 @@ class Run:
         for name, module in self.algorithm.modules.items():
             if isinstance(module, Backbone):
                 require_answers(kept["run"]["step"], name, own_numbers(module, self.session.tokenizer))
-                distributed.reshard(module)
-        state: dict[str, Any] = {
-            name: distributed.full_state_dict(module) for name, module in self.algorithm.modules.items()
-        }
-        state["optimizer"] = distributed.full_optimizer_state(self.optimizer, self.algorithm.modules)
-        state |= resolved(kept)
+        state = gather_state(self.algorithm.modules, self.optimizer) | resolved(kept)
         distributed.on_main(lambda: self._write_checkpoint(state))
         self.written = kept
 
@@ -316,8 +310,7 @@ class Run:
             state = checkpoint.load(path)
         except CheckpointError as error:
             raise CheckpointError(f"--train.final best: {error} {advice}") from error
-        for name, module in self.algorithm.modules.items():
-            distributed.load_full_state_dict(module, state[name])
+        load_state(state, self.algorithm.modules)
 
 
 def _every(interval: int, step: int) -> bool:

@@ -37,15 +37,15 @@ from assent.errors import CheckpointError, RunFolderError
 from assent.outputs import leftovers, write_text
 from assent.train.checkpoint import find_resume, read_manifest
 from assent.train.history import (
-    Inputs,
+    InputDigests,
     Options,
     changed_environment,
     changed_inputs,
     changed_options,
-    command_of,
+    command_key,
     flat,
     options_hash,
-    options_of,
+    resolved_options,
 )
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class RunFolder:
     environment: dict[str, Any] = field(default_factory=dict)
     made: str = ""
     accepted: tuple[str, ...] = ()
-    before: Inputs | None = None
+    before: InputDigests | None = None
     inputs: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -126,7 +126,7 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model"
 
-    def record(self, report: Mapping[str, Any], inputs: Inputs) -> None:
+    def record(self, report: Mapping[str, Any], inputs: InputDigests) -> None:
         """Writes resolved.yaml, environment.json and data.json, once all is read that says whether a resumed run is the
         same. Raises `RunFolderError` where it is not: where `inputs` differ from what the checkpoint's run has read."""
         self._accept(inputs)
@@ -141,7 +141,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"--out {self.path}: cannot be used as a run folder: {error}.") from error
 
-    def record_more(self, inputs: Inputs) -> None:
+    def record_more(self, inputs: InputDigests) -> None:
         """Adds to data.json what was read only later. Raises as `record`."""
         self._accept(inputs)
         self._write_data(self.data())
@@ -154,7 +154,7 @@ class RunFolder:
         """What `record` wrote into data.json; nothing where there is none."""
         return _read_json(self.path / "data.json")
 
-    def _accept(self, inputs: Inputs) -> None:
+    def _accept(self, inputs: InputDigests) -> None:
         if self.before is not None:
             self.environment["history"][-1]["inputs"] |= changed_inputs(self.before, inputs, self.accepted)
         self.inputs.update(inputs)
@@ -193,9 +193,9 @@ def _opened(path: Path, config: RunConfig, resume: str | None, ranks: int) -> Ru
     else:
         before = _environment(path / "environment.json")
         found = _earlier(path, config, resume, before)
-    now: dict[str, Any] = {"command": command_of(config), "command_line": lock.command_line()}
+    now: dict[str, Any] = {"command": command_key(config), "command_line": lock.command_line()}
     now |= {"run_id": before.get("run_id", uuid.uuid4().hex[:12]), **environment(ranks)}
-    resolved, made = settings.dump(config), options_hash(options_of(config))
+    resolved, made = settings.dump(config), options_hash(resolved_options(config))
     if found is None:
         return RunFolder(path, now["run_id"], None, now["threads"], resolved, now, made)
     now["run_id"] = before.get("run_id") or found.meta.get("run") or now["run_id"]
@@ -247,7 +247,7 @@ def _earlier(path: Path, config: RunConfig, resume: str | None, before: Mapping[
             f"--out {path}: that run was made by an earlier version of assent and cannot be continued by this one. "
             "Start a new run in another --out (from its model, if you like: --model.path)."
         )
-    key = command_of(config)
+    key = command_key(config)
     if (made := before.get("command", key)) != key:
         raise RunFolderError(f"--out {path}: that run was made with assent {made}, not with assent {key}.")
     checkpoint = find_resume(path / "checkpoints", resume)

@@ -16,6 +16,7 @@ from assent import distributed as d
 from assent.config import OptimConfig
 from assent.train import checkpoint
 from assent.train.optim import build_optimizer, lr_at, set_lr
+from assent.train.state import gather_state, load_state
 
 VOCAB, WIDTH, STEPS, SAVE_AT = 37, 15, 4, 2
 LENGTHS = (9, 4, 7, 3, 12, 2)
@@ -65,8 +66,7 @@ def train(world: d.World, folder: Path, resume: Path | None = None) -> dict[str,
     start = 0
     if resume is not None:
         state = checkpoint.load(resume)
-        d.load_full_state_dict(model, state["policy"])
-        d.load_full_optimizer_state(optimizer, modules, state["optimizer"])
+        load_state(state, modules, optimizer)
         start = state["loop"]["step"]
     result: dict[str, object] = {"norms": [], "losses": [], "gradient": {}}
     for step in range(start, STEPS):
@@ -79,26 +79,22 @@ def train(world: d.World, folder: Path, resume: Path | None = None) -> dict[str,
         if step == start:
             named = model.state_dict(keep_vars=True)
             grads = [(name, value.grad) for name, value in named.items() if getattr(value, "grad", None) is not None]
-            result["gradient"] = {name: whole.clone() for name, whole in d._gather(grads)}  # clipping is in place
+            result["gradient"] = {name: whole.clone() for name, whole in d.whole_tensors(grads)}  # clipping is in place
         result["norms"].append(d.clip_grad_norm(model.parameters(), CONFIG.max_grad_norm).item())
-        result["losses"].append(d.all_sum(total).item())
+        result["losses"].append(d.all_sum_dict({"loss": (total, 1)})["loss"][0])
         set_lr(optimizer, lr_at(step, STEPS, CONFIG))
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 == SAVE_AT:
             with torch.no_grad():
                 model(sequences(step)[0])  # as after an evaluation: FSDP has left the root's weights gathered
-            save(world, folder, model, optimizer, modules)
+            save(world, folder, modules, optimizer)
     result["weights"] = d.full_state_dict(model)
     return result
 
 
-def save(world: d.World, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, modules: dict) -> None:
-    state = {
-        "policy": d.full_state_dict(model),
-        "optimizer": d.full_optimizer_state(optimizer, modules),
-        "loop": {"step": SAVE_AT},
-    }
+def save(world: d.World, folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    state = gather_state(modules, optimizer) | {"loop": {"step": SAVE_AT}}
     d.on_main(lambda: checkpoint.save(folder, SAVE_AT, state, meta={"world_size": world.size}))
 
 
@@ -115,7 +111,6 @@ def collectives(world: d.World) -> dict[str, object]:
     except ValueError as error:
         told = str(error)
     return {
-        "all_sum": d.all_sum(torch.tensor([1.0, mine])).tolist(),
         "all_sum_dict": d.all_sum_dict({"b": (torch.tensor(2.0), mine), "a": (0.5 * mine, 1)}),
         "any": [d.any_true(world.rank == 1), d.any_true(False)],
         "broadcast": d.broadcast_object(f"from {world.rank}"),

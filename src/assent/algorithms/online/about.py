@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from assent.train.facts import Fact, number, plural, rounded
+from assent.train.facts import Line, number, plural, rounded
 from assent.train.opening import epochs
 
 if TYPE_CHECKING:
     from assent.algorithms.online.train import Online
 
 
-def about_online(algorithm: Online, total: int) -> list[Fact]:
+def about_online(algorithm: Online, total: int) -> list[Line]:
     """Where answers come from, what they are worth, what holds the policy."""
     config, rollout, sampling = algorithm.config, algorithm.config.rollout, algorithm.config.sampling
     prompts = len(algorithm.rollouts.examples)
@@ -21,10 +21,10 @@ def about_online(algorithm: Online, total: int) -> list[Fact]:
     answers = f"{plural(size, 'prompt')} x {plural(rollout.responses, 'answer')}"
     most = rounded(size * rollout.responses * sampling.max_new_tokens)
     return [
-        Fact("Reference", _online_reference(algorithm)),
-        Fact("Rewards", _rewards(algorithm)),
-        Fact("Engine", _engine(algorithm)),
-        Fact(
+        Line("Reference", _online_reference(algorithm)),
+        Line("Rewards", _rewards(algorithm)),
+        Line("Engine", _engine(algorithm)),
+        Line(
             "Steps",
             f"{total:,} ({epochs(total, per_epoch)}), {steps:,} on each rollout of {answers}, at most {most} tokens",
         ),

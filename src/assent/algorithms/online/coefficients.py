@@ -21,11 +21,11 @@ class Coefficients:
         """Once a rollout has shown the policy's KL from the reference, in nats a response, over so many responses."""
         if config.target is None:
             return self
-        moved = adaptive_kl(self.kl, kl, target=config.target, horizon=config.horizon, responses=responses)
-        return replace(self, kl=moved)
+        weight = adaptive_kl(self.kl, kl, target=config.target, horizon=config.horizon, responses=responses)
+        return replace(self, kl=weight)
 
-    def after_steps(self, target: float | None, moved: float | None) -> Coefficients:
-        """Once the steps on a rollout have moved the policy by `moved` nats a token, where that was looked at."""
-        if target is None or moved is None:
+    def after_steps(self, target: float | None, policy_kl: float | None) -> Coefficients:
+        """Once the steps on a rollout are taken: `policy_kl` is KL(old || new) in nats a token, where that is known."""
+        if target is None or policy_kl is None:
             return self
-        return replace(self, penalty=adaptive_penalty(self.penalty, moved, target=target))
+        return replace(self, penalty=adaptive_penalty(self.penalty, policy_kl, target=target))

@@ -87,22 +87,22 @@ def hinted(chat: Chat, examples: Sequence[Example], hint: str, longest: int) -> 
                 f"{', '.join(column_names([example.meta])) or 'no column'}."
             )
         *before, last = example.prompt
-        told = replace(last, content=f"{last.content}\n\n{_Filled().vformat(hint, (), values)}")
+        hinted_turn = replace(last, content=f"{last.content}\n\n{_Filled().vformat(hint, (), values)}")
         try:
-            ids = chat.prompt_ids(replace(example, prompt=(*before, told)))
+            ids = chat.prompt_ids(replace(example, prompt=(*before, hinted_turn)))
         except RowError as error:
             raise ConfigError(f"--given.hint {hint!r}: {example.origin}: {error}") from None
         prompts.append(ids if len(ids) <= longest else None)
     return prompts
 
 
-def with_demonstrations(config: GivenConfig, rollout: Rollout, given: Rollout) -> tuple[Rollout, float]:
+def with_demonstrations(config: GivenConfig, rollout: Rollout, found: Rollout) -> tuple[Rollout, float]:
     """The rollout with the demonstrations (scored as they are, at most one to a prompt) behind the sampled responses,
     and the share of prompts that got one."""
-    if not len(given):
+    if not len(found):
         return rollout, 0.0
     if config.when == "better":
-        assert rollout.reward is not None and given.reward is not None
+        assert rollout.reward is not None and found.reward is not None
         best = np.array([rewards.max() for rewards in rollout.by_prompt(rollout.reward)])
-        given = given.take(np.flatnonzero(given.reward > best[given.prompt]))
-    return beside(rollout, given), len(given) / len(rollout.prompts)
+        found = found.take(np.flatnonzero(found.reward > best[found.prompt]))
+    return beside(rollout, found), len(found) / len(rollout.prompts)

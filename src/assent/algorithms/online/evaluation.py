@@ -8,7 +8,7 @@ import numpy as np
 
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.rollouts import Rollouts, listed
-from assent.algorithms.online.samples import describe, means, rows_of
+from assent.algorithms.online.samples import means, rollout_metrics, rows_of
 from assent.algorithms.online.stages import Annotation, annotate, score
 from assent.data.records import Example
 from assent.rewards.group import RewardError
@@ -50,7 +50,7 @@ def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
         reasons = listed(made.failures)
         raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({reasons}).")
     assert found.reward is not None
-    metrics = {f"eval/{name}": value for name, value in (describe(found) | means([made.metrics])).items()}
+    metrics = {f"eval/{name}": value for name, value in (rollout_metrics(found) | means([made.metrics])).items()}
     rewards = found.reward.tolist()
     interval = mean_interval(rewards)
     metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}

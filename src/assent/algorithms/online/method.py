@@ -17,7 +17,7 @@ from assent.errors import ConfigError
 from assent.losses import ADVANTAGES, LOSSES, rescaled
 from assent.losses.functions import TensorFunction, with_options
 
-OBJECTIVES = {"clip": "ppo_clip", "none": "cpi", "penalty": "ppo_penalty"}
+POLICY_LOSSES = {"clip": "ppo_clip", "none": "cpi", "penalty": "ppo_penalty"}
 """PPO's losses by `loss.objective`."""
 PENALTY = "penalty"
 """The option of a loss that a controller moves."""
@@ -40,7 +40,7 @@ CLIPS = ("clip", "clip_high", "dual_clip")
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class OnlineMethod:
     """A method with its options.
 
     loss            the policy loss of each token
@@ -89,13 +89,13 @@ class Method:
         return "response" in self.loss.inputs and not isinstance(self.loss.call, OwnFunction)
 
 
-def method_with(config: OnlineConfig) -> Method:
+def method_with(config: OnlineConfig) -> OnlineMethod:
     """The method of a configuration. Raises ConfigError for a function of the user's that does not fit it."""
     row, options = METHODS[method_of(config)], keywords(config.loss)
     learning_rate, ewma = _for_this_batch(config, options)
     loss = _loss(config, row.loss, options)
     estimator = _estimator(config, ADVANTAGES[ESTIMATORS[row.estimator].function], options)
-    return Method(
+    return OnlineMethod(
         loss=loss,
         penalised=PENALTY in options and PENALTY in loss.takes,
         estimator=estimator,
@@ -114,7 +114,7 @@ def method_with(config: OnlineConfig) -> Method:
 
 def _loss(config: OnlineConfig, name: str, options: Mapping[str, Any]) -> TensorFunction:
     if config.loss.function is None:
-        return with_options(LOSSES[OBJECTIVES[options["objective"]] if "objective" in options else name], options)
+        return with_options(LOSSES[POLICY_LOSSES[options["objective"]] if "objective" in options else name], options)
     found = own_function(config.loss.function, LOSS, TOKENS, options)
     if "reference_logprobs" in found.inputs and config.kl.coef == 0:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which prompts are asked next: in a fresh order each pass, by difficulty, without those that teach nothing now."""
+"""Which prompts are sampled next: in a fresh order each pass, by difficulty, without those that are skipped now."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Prompts:
         self.number, self.config, self.seed, self.difficulty = number, config, seed, difficulty
         self.passes = 0
         self.queue = np.zeros(0, np.int64)
-        self.wakes = np.zeros(number, np.int64)
-        """The pass, from 0, in which a prompt is asked again."""
+        self.skipped_until = np.zeros(number, np.int64)
+        """The pass, from 0, in which a prompt is sampled again."""
         self.total = np.zeros(number)
         self.count = np.zeros(number, np.int64)
 
@@ -39,45 +39,52 @@ class Prompts:
 
     def _pass(self) -> np.ndarray:
         indices = order(self.number, seed=self.seed, epoch=self.passes)
-        awake = indices[self.wakes[indices] <= self.passes]
+        chosen = indices[self.skipped_until[indices] <= self.passes]
         self.passes += 1
-        if not len(awake):  # everything rests: nothing is won by waiting
-            awake = indices
+        if not len(chosen):  # all would be skipped: nothing is won by waiting
+            chosen = indices
         if self.config.order == "random":
-            return awake
-        hardness = (self.difficulty if self.difficulty is not None else -self.means())[awake]
+            return chosen
+        hardness = (self.difficulty if self.difficulty is not None else -self.means())[chosen]
         if self.config.order == "hard":
             hardness = -hardness
-        return awake[np.argsort(hardness, kind="stable")]
+        return chosen[np.argsort(hardness, kind="stable")]
 
     def means(self) -> np.ndarray:
-        """Mean reward of each prompt's answers so far, [number]; of those not asked yet, the mean of all others."""
-        asked = self.count > 0
-        means = np.divide(self.total, self.count, out=np.zeros(self.number), where=asked)
-        means[~asked] = means[asked].mean() if asked.any() else 0.0
+        """Mean reward of each prompt's answers so far, [number]; of those not sampled yet, the mean of all others."""
+        known = self.count > 0
+        means = np.divide(self.total, self.count, out=np.zeros(self.number), where=known)
+        means[~known] = means[known].mean() if known.any() else 0.0
         return means
 
     def record(self, indices: Sequence[int] | np.ndarray, rewards: Sequence[np.ndarray]) -> None:
-        """The scored answers of these prompts. A prompt whose answers are all worth the same rests from now on."""
-        self.wakes, self.total, self.count = self.wakes.copy(), self.total.copy(), self.count.copy()
+        """The scored answers of these prompts. A prompt whose answers are all worth the same is skipped from now on."""
+        self.skipped_until, self.total = self.skipped_until.copy(), self.total.copy()
+        self.count = self.count.copy()
         for index, values in zip(indices, rewards, strict=True):
             self.total[index] += values.sum(dtype=np.float64)
             self.count[index] += len(values)
             if self.config.rest and len(values) > 1 and values.min() == values.max():
-                self.wakes[index] = self.passes + self.config.rest
+                self.skipped_until[index] = self.passes + self.config.rest
 
     @property
-    def resting(self) -> float:
+    def skipped(self) -> float:
         """Share of the prompts that the next pass leaves out."""
-        return float((self.wakes > self.passes).mean())
+        return float((self.skipped_until > self.passes).mean())
 
     def state_dict(self) -> dict[str, Any]:
         """The arrays are replaced when they change, never written to."""
-        return {name: getattr(self, name) for name in ("passes", "queue", "wakes", "total", "count")}
+        return {
+            "passes": self.passes,
+            "queue": self.queue,
+            "wakes": self.skipped_until,
+            "total": self.total,
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.passes = int(state["passes"])
-        self.queue, self.wakes, self.total, self.count = (
+        self.queue, self.skipped_until, self.total, self.count = (
             np.array(state[name]) for name in ("queue", "wakes", "total", "count")
         )
 

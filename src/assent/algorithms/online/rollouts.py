@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from assent.algorithms.online import demonstrations
-from assent.algorithms.online.method import Method
+from assent.algorithms.online.method import OnlineMethod
 from assent.algorithms.online.models import ForwardCache, Models, keeps
 from assent.algorithms.online.prompts import Prompts, difficulty
-from assent.algorithms.online.samples import describe, means, require_finite, rows_of
+from assent.algorithms.online.samples import means, require_finite, rollout_metrics, rows_of
 from assent.algorithms.online.stages import (
     Annotation,
     Scored,
@@ -79,7 +79,7 @@ class Rollouts:
         sampler: Sampler,
         examples: Sequence[Example],
         config: OnlineConfig,
-        method: Method,
+        method: OnlineMethod,
     ) -> None:
         self.session, self.models, self.source, self.sampler = session, models, source, sampler
         self.examples, self.config, self.method = examples, config, method
@@ -115,13 +115,13 @@ class Rollouts:
         hints = demonstrations.hinted(self.session.chat, self.examples, self.config.given.hint or "", room)
         without = sum(hint is None for hint in hints)
         count = f"{self.config.data.train}: {without} of {len(hints)} prompts"
-        told = f"{count} have more than {room} tokens with --given.hint"
+        misfits = f"{count} have more than {room} tokens with --given.hint"
         if without == len(hints):
             raise DataError(
-                f"{told} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
+                f"{misfits} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
             )
         if without:
-            log.warning(f"{told} and get no hint")
+            log.warning(f"{misfits} and get no hint")
         return hints
 
     # ---- sampling
@@ -132,10 +132,10 @@ class Rollouts:
         asks = [Ask(prompts, rows, self.config.rollout.responses, seed)]
         if self.method.needs_greedy:
             asks.append(Ask(prompts, rows, 1, seed, temperature=0.0))
-        told = [row for row in rows.tolist() if self.hints and self.hints[row] is not None]
-        if told:
-            hints = [hint for row in told if (hint := self.hints[row]) is not None]
-            asks.append(Ask(hints, np.array(told), 1, self._seed(number, ROUNDS)))
+        hinted = [row for row in rows.tolist() if self.hints and self.hints[row] is not None]
+        if hinted:
+            hints = [hint for row in hinted if (hint := self.hints[row]) is not None]
+            asks.append(Ask(hints, np.array(hinted), 1, self._seed(number, ROUNDS)))
         return asks
 
     def _seed(self, *numbers: int) -> int:
@@ -174,24 +174,24 @@ class Rollouts:
         before = self.prompts.state_dict()
         try:
             seen, rollout, metrics = self._scored(pending)
-            given = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
+            demonstrated = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
             baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:
             self.prompts.load_state_dict(before)
             raise
         assert seen.reward is not None
         self.prompts.record(seen.rows, seen.by_prompt(seen.reward))
-        if given is not None:
-            rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, given)
+        if demonstrated is not None:
+            rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, demonstrated)
         rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
-        metrics |= describe(rollout.sampled())
+        metrics |= rollout_metrics(rollout.sampled())
         rollout = self._shaped(rollout, baseline, greedy)
         rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)
         prompts = [self.examples[row] for row in rollout.rows]
         require_finite(rollout, prompts)
         metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
         if self.config.curriculum.rest:
-            metrics["resting"] = self.prompts.resting
+            metrics["resting"] = self.prompts.skipped
         require_numbers(f"rollout {self.number + 1}", metrics, FAINT)
         self._watch(metrics)
         metrics |= {"time/sample": pending.seconds, "time/score": time.perf_counter() - sampled}
@@ -246,11 +246,11 @@ class Rollouts:
     def _demonstrations(self, rollout: Rollout, pending: Pending) -> Rollout:
         """Scored demonstrations, at most one to each prompt of the rollout."""
         if self.config.given.source == "row":
-            given = demonstrations.of_rows(self.prompt_ids, rollout.rows, self.answers)
+            found = demonstrations.of_rows(self.prompt_ids, rollout.rows, self.answers)
         else:
-            told = any(self.hints[row] is not None for row in pending.rows)
-            given = demonstrations.of_hints(rollout, pending.found[-1] if told and pending.found else None)
-        return self._score_some(given)
+            hinted = any(self.hints[row] is not None for row in pending.rows)
+            found = demonstrations.of_hints(rollout, pending.found[-1] if hinted and pending.found else None)
+        return self._score_some(found)
 
     def _score_some(self, rollout: Rollout) -> Rollout:
         """Scored, though only some of the prompts have a response."""
@@ -287,7 +287,7 @@ class Rollouts:
         return best
 
     def _annotation(self, rollout: Rollout, steps: int, warming: bool, cache: ForwardCache) -> Annotation:
-        """What the models are asked before the first step. Where there is but one step, and no reward or value depends
+        """What the models say of it before the first step. Where there is but one step, and no reward or value depends
         on the policy's log-probs, they are those of the step itself: a forward pass less."""
         config, models, train = self.config, self.models, self.config.train
         kl = config.kl

@@ -13,7 +13,7 @@ from assent.rewards.group import NonFiniteReward
 from assent.rollout.rollout import Rollout
 
 
-def describe(rollout: Rollout) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """What people look at first: reward, KL from the reference (nats per answer), entropy (nats per token), length. As
     far as it is known."""
     metrics: dict[str, float] = {}
@@ -36,7 +36,7 @@ def rows_of(
     rollout: Rollout, examples: Sequence[Example], chat: Chat, *, demonstrations: bool
 ) -> list[dict[str, object]]:
     """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether it is one."""
-    moved = None if rollout.old is None or rollout.reference is None else rollout.old - rollout.reference
+    log_ratio = None if rollout.old is None or rollout.reference is None else rollout.old - rollout.reference
     rows = []
     for i, (ids, start) in enumerate(zip(rollout.answers, rollout.starts, strict=True)):
         prompt, tokens = int(rollout.prompt[i]), slice(start, start + len(ids))
@@ -52,8 +52,8 @@ def rows_of(
             row["advantage"] = float(rollout.advantages[tokens].mean())
         if demonstrations:
             row["given"] = bool(rollout.demonstration[i])
-        if moved is not None:
-            row["kl"] = float(moved[tokens].sum())
+        if log_ratio is not None:
+            row["kl"] = float(log_ratio[tokens].sum())
         rows.append(row | {"length": len(ids), "finished": finished} | dict(rollout.notes[i] if rollout.notes else {}))
     return rows
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assent.algorithms.online.method import Method
+from assent.algorithms.online.method import OnlineMethod
 from assent.algorithms.online.models import Forward, ForwardCache, Models
 from assent.config.online import KLConfig, ShapingConfig
 from assent.data.chat import Chat
@@ -20,8 +20,7 @@ from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.distributed import World
 from assent.losses import RunningMoments, explained_variance, kl_estimate, overlong_penalty, whiten
-from assent.models.annotate import Fields
-from assent.models.annotate import annotate as annotate_trees
+from assent.models.annotate import BatchColumns, columns_of
 from assent.rewards.group import GroupReward, Progress
 from assent.rewards.groups import groups_of
 from assent.rollout.rollout import Rollout
@@ -62,7 +61,7 @@ def score(rollout: Rollout, source: GroupReward, examples: Sequence[Example], ch
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What the models are asked about a rollout: the policy's log-probs and entropy, the critic's values, the KL over
+    """What a rollout is annotated with: the policy's log-probs and entropy, the critic's values, the KL over
     the whole vocabulary. `cache` takes the passes with their graphs, where a step is to use them again."""
 
     temperature: float
@@ -81,12 +80,12 @@ def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: Wo
     if not annotation.policy and reference is None:
         return rollout
 
-    def fields(batch: TreeBatch) -> Fields:
+    def fields(batch: TreeBatch) -> BatchColumns:
         known: dict[str, Tensor] = {}
         if reference is not None:
             known["reference"] = reference.logprobs(batch, temperature)
         if not annotation.policy:
-            return Fields(known)
+            return BatchColumns(known)
         keep = annotation.cache is not None
         anchor = reference.anchor(batch, temperature) if annotation.kl and reference is not None else None
         with torch.set_grad_enabled(keep):
@@ -101,10 +100,10 @@ def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: Wo
             known["kl"] = scores.kl
         if values is not None:
             known["values"] = values
-        return Fields(known)
+        return BatchColumns(known)
 
     flat, micro_tokens = not models.tree, annotation.micro_tokens
-    columns = annotate_trees(rollout.trees(), fields, micro_tokens=micro_tokens, flat=flat, world=world)
+    columns = columns_of(rollout.trees(), fields, micro_tokens=micro_tokens, flat=flat, world=world)
     made: dict[str, Any] = {**columns.per_token}
     return replace(rollout, **made)
 
@@ -138,7 +137,9 @@ def centred(rollout: Rollout, baseline: np.ndarray) -> np.ndarray:
 # ---- advantages
 
 
-def advantages(rollout: Rollout, method: Method, kl: KLConfig, kl_coef: float) -> tuple[Rollout, dict[str, float]]:
+def advantages(
+    rollout: Rollout, method: OnlineMethod, kl: KLConfig, kl_coef: float
+) -> tuple[Rollout, dict[str, float]]:
     """The rollout with `advantages` (and `returns` for a critic) by the method's estimator, and their metrics.
 
     With the KL in the reward, every token that the policy sampled has a reward of its own, -kl_coef * KL; that of

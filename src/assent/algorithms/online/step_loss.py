@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.online.coefficients import Coefficients
-from assent.algorithms.online.method import PENALTY, Method
+from assent.algorithms.online.method import PENALTY, OnlineMethod
 from assent.algorithms.online.models import Forward, Models
 from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
@@ -23,7 +23,7 @@ Terms = dict[str, tuple[Tensor | float, float]]
 
 
 def forward(
-    batch: TreeBatch, models: Models, method: Method, coefficients: Coefficients, config: OnlineConfig
+    batch: TreeBatch, models: Models, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
 ) -> Forward:
     """What the models say of a micro-batch, with gradients, as far as the loss needs it."""
     temperature, kl, reference = config.sampling.temperature, config.kl, models.reference
@@ -46,7 +46,7 @@ def forward(
 def step_loss(
     batch: TreeBatch,
     passed: Forward,
-    method: Method,
+    method: OnlineMethod,
     coefficients: Coefficients,
     config: OnlineConfig,
     counts: Counts,
@@ -123,7 +123,7 @@ class Tokens:
 
 
 def token_losses(
-    tokens: Tokens, method: Method, coefficients: Coefficients, config: OnlineConfig
+    tokens: Tokens, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
 ) -> tuple[Tensor, Terms]:
     """The loss of each token, [N], and its parts."""
     losses = policy_losses(tokens, method, coefficients)
@@ -149,7 +149,7 @@ def token_losses(
     return losses, metrics
 
 
-def policy_losses(tokens: Tokens, method: Method, coefficients: Coefficients) -> Tensor:
+def policy_losses(tokens: Tokens, method: OnlineMethod, coefficients: Coefficients) -> Tensor:
     """The method's policy loss of each token, [N]. Where the ratio is taken to another policy than the one that
     sampled, the ratio of these two stands before it (PPO-EWMA's decoupled objective)."""
     options = {PENALTY: coefficients.penalty} if method.penalised else {}
@@ -168,15 +168,15 @@ def policy_losses(tokens: Tokens, method: Method, coefficients: Coefficients) ->
     return losses if tokens.base is tokens.old else losses * torch.exp(tokens.base - tokens.old)
 
 
-def diagnostics(tokens: Tokens, method: Method) -> Terms:
-    """How far the policy has moved from the one that sampled, and what the clip holds."""
+def diagnostics(tokens: Tokens, method: OnlineMethod) -> Terms:
+    """KL from the policy that sampled, importance ratio, and the share that the clip holds."""
     logprobs, advantages = tokens.scores.logprobs, tokens.advantages
     response = tokens.response if method.by_response else None
-    moved = ratio_diagnostics(logprobs, tokens.old, advantages, response, **method.clips)
-    held = moved
+    ratios = ratio_diagnostics(logprobs, tokens.old, advantages, response, **method.clips)
+    held = ratios
     if tokens.base is not tokens.old:
         held = ratio_diagnostics(logprobs, tokens.base, advantages, response, **method.clips)
-    sums = {"clip_fraction": held.clipped, "approx_kl": moved.approx_kl, "ratio": moved.ratio}
+    sums = {"clip_fraction": held.clipped, "approx_kl": ratios.approx_kl, "ratio": ratios.ratio}
     return {name: tokens.mean(values) for name, values in sums.items()}
 
 

@@ -1,4 +1,4 @@
-"""Learning from rewards of sampled responses: every method of `assent.online`, with or without a critic.
+"""Learning from rewards of sampled responses: every method of `config.METHODS`, with or without a critic.
 
 One rollout of `train.batch_size` prompts goes through its stages, and is then trained on for `rollout.epochs` passes of
 `rollout.minibatches` optimiser steps each.
@@ -21,7 +21,7 @@ from assent.algorithms.online.about import about_online
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.evaluation import evaluate
 from assent.algorithms.online.ewma import EwmaPolicy
-from assent.algorithms.online.method import Method, method_with
+from assent.algorithms.online.method import OnlineMethod, method_with
 from assent.algorithms.online.models import ForwardCache, Models
 from assent.algorithms.online.rollouts import Rollouts
 from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
@@ -32,7 +32,7 @@ from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.deferred import Deferred
-from assent.models.annotate import Fields, annotate
+from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
@@ -81,7 +81,7 @@ class Online:
         self.done = 0
         self.buffer: Rollout | None = None
         self.left = False
-        self.moved: list[float] = []
+        self.policy_kls: list[float] = []
         self.warned = False
         self.taken = 0
 
@@ -139,9 +139,9 @@ class Online:
         micro_tokens, world, flat = self.config.train.micro_tokens, self.session.world, not self.models.tree
         if (ewma := self.ewma) is not None:
             temperature = self.config.sampling.temperature
-            columns = annotate(
+            columns = columns_of(
                 rollout.trees(),
-                lambda batch: Fields({"ewma": ewma.logprobs(batch, temperature)}),
+                lambda batch: BatchColumns({"ewma": ewma.logprobs(batch, temperature)}),
                 micro_tokens=micro_tokens,
                 world=world,
                 flat=flat,
@@ -174,10 +174,10 @@ class Online:
             self._next_rollout()
 
     def _follow_step(self, metrics: Mapping[str, float]) -> None:
-        """What follows from how far the step has moved the policy."""
+        """What follows from the policy KL of the step."""
         self._watch(metrics["mismatch"])
         target = self.config.rollout.target_kl
-        self.moved.append(metrics["approx_kl"])
+        self.policy_kls.append(metrics["approx_kl"])
         self.left = target is not None and metrics["approx_kl"] > target
         if self.ewma is not None:
             self.ewma.follow()
@@ -193,11 +193,11 @@ class Online:
             )
 
     def _next_rollout(self) -> None:
-        last = self.moved[-self.config.rollout.minibatches :]
-        moved = float(np.mean(last)) if last else None
-        self.coefficients = self.coefficients.after_steps(self.method.penalty_target, moved)
+        last = self.policy_kls[-self.config.rollout.minibatches :]
+        policy_kl = float(np.mean(last)) if last else None
+        self.coefficients = self.coefficients.after_steps(self.method.penalty_target, policy_kl)
         self.number, self.done, self.left = self.number + 1, 0, False
-        self.buffer, self.moved = None, []
+        self.buffer, self.policy_kls = None, []
 
     def _follow_rollout(self, rollout: Rollout, metrics: Mapping[str, float]) -> dict[str, float]:
         """The coefficients as they are, for the logs; that of the KL moves on by what this rollout tells."""
@@ -220,7 +220,7 @@ class Online:
             "done": self.done,
             "taken": self.taken,
             "buffer": None if buffer is None else Deferred(buffer.state_dict),
-            "moved": list(self.moved),
+            "moved": list(self.policy_kls),
             "kl_coef": self.coefficients.kl,
             "penalty": self.coefficients.penalty,
             "ewma": self.ewma.state_dict() if self.ewma is not None else None,
@@ -232,7 +232,7 @@ class Online:
         self.number, self.done, self.taken = int(state["number"]), int(state["done"]), int(state["taken"])
         self.rollouts.step = self.taken
         self.buffer = None if state["buffer"] is None else Rollout.from_state(state["buffer"])
-        self.moved = [float(value) for value in state["moved"]]
+        self.policy_kls = [float(value) for value in state["moved"]]
         self.coefficients = Coefficients(float(state["kl_coef"]), float(state["penalty"]))
         if self.ewma is not None:
             self.ewma.load_state_dict(state["ewma"])
@@ -292,7 +292,7 @@ def assemble(
     source: GroupReward,
     examples: Sequence[Example],
     config: OnlineConfig,
-    method: Method | None = None,
+    method: OnlineMethod | None = None,
 ) -> Online:
     """The algorithm over these models, rewards and prompts, with what else `config` asks for."""
     method = method or method_with(config)

@@ -1,4 +1,4 @@
-"""Learning directly from feedback: DPO and its kin, every row of `assent.objectives`.
+"""Learning directly from feedback: DPO and its kin, every row of `assent.config.objectives`.
 
 In reading order: train (set-up, and what is made of a step), step_loss (the loss of a micro-batch: terms, and what they
 are given), step_wide (what only a whole step can tell: KTO, BCO, AOT), diagnostics, feedback (the data), about.

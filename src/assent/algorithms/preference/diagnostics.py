@@ -87,7 +87,7 @@ class Described:
     """Its sum and number in each tree, [P]."""
 
 
-def describe(inputs: Inputs, row: Objective, beta: float) -> Described:
+def item_metrics(inputs: Inputs, row: Objective, beta: float) -> Described:
     """How the policy reads the answers that an objective compares."""
     policy, length = inputs.policy.detach(), inputs.length
     reward = beta * implicit_rewards(inputs, row)
@@ -140,7 +140,7 @@ def implicit_rewards(inputs: Inputs, row: Objective) -> Tensor:
 # ---- of an evaluation
 
 
-def summary(items: Mapping[str, np.ndarray]) -> dict[str, float]:
+def evaluation_summary(items: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Of all held-out answers: quantiles of the margin, Spearman correlations of length with the likelihood per token
     and with the implicit reward, and for yes/no data the area under the ROC curve of the reward. Correlations of
     something constant are left out."""

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from assent.algorithms.preference.step_loss import Need, Term, needs_of
+from assent.algorithms.preference.step_loss import Requirement, Term, needs_of
 from assent.config import OBJECTIVES, BinaryConfig, PreferenceConfig, objective_of
 from assent.data.dataset import Prepared, View
 from assent.data.mismatch import with_mismatched
@@ -30,7 +30,7 @@ def read_feedback(session: Session, config: PreferenceConfig, terms: Sequence[Te
         _require_both_kinds(config, data.train)
     if any("margin" in term.inputs for term in terms):
         _require_strengths(config, data)
-    if Need.MISMATCHED not in needs_of(terms):
+    if Requirement.MISMATCHED not in needs_of(terms):
         return data
     seed, limit = config.train.seed, config.data.max_length
     everything = [*data.eval, *data.train]  # few held-out prompts may all be the same

@@ -91,7 +91,7 @@ class Inputs:
         return tokens.new_zeros(len(shared)).index_add(0, pair, tokens[begin[side][pair] + offset])
 
 
-class Need(Enum):
+class Requirement(Enum):
     """What a loss may ask for that costs something: it is made only where an input needs it."""
 
     REFERENCE = auto()
@@ -107,10 +107,10 @@ class Need(Enum):
 
 class Input(NamedTuple):
     read: Callable[[Inputs], Tensor]
-    need: Need | None = None
+    need: Requirement | None = None
 
 
-def _of_both(name: str, read: Callable[[Inputs], Tensor], need: Need | None = None) -> dict[str, Input]:
+def _of_both(name: str, read: Callable[[Inputs], Tensor], need: Requirement | None = None) -> dict[str, Input]:
     """A quantity of responses [S] as those of both sides of each pair, [M]."""
     return {
         f"{name}_chosen": Input(lambda x: read(x)[x.chosen], need),
@@ -118,25 +118,25 @@ def _of_both(name: str, read: Callable[[Inputs], Tensor], need: Need | None = No
     }
 
 
-INPUTS: Mapping[str, Input] = {
+LOSS_INPUTS: Mapping[str, Input] = {
     "policy": Input(lambda x: x.policy),
-    "reference": Input(lambda x: x.reference, Need.REFERENCE),
+    "reference": Input(lambda x: x.reference, Requirement.REFERENCE),
     "prompt": Input(lambda x: x.batch.prompt),
     "desirable": Input(lambda x: x.batch.per_response["label"]),
     "level": Input(lambda x: x.batch.per_response["level"]),
     "rating": Input(lambda x: x.batch.per_response["rating"]),
-    "kl": Input(lambda x: x.batch.per_response[REFERENCE_POINT], Need.MISMATCHED),
-    "shift": Input(lambda x: x.batch.per_response[SHIFT], Need.SHIFT),
+    "kl": Input(lambda x: x.batch.per_response[REFERENCE_POINT], Requirement.MISMATCHED),
+    "shift": Input(lambda x: x.batch.per_response[SHIFT], Requirement.SHIFT),
     "margin": Input(lambda x: x.batch.margin),
     **_of_both("policy", lambda x: x.policy),
-    **_of_both("reference", lambda x: x.reference, Need.REFERENCE),
+    **_of_both("reference", lambda x: x.reference, Requirement.REFERENCE),
     **_of_both("length", lambda x: x.length),
-    **_of_both("weight", lambda x: x.weight, Need.COLLISION),
-    **_of_both("kl", lambda x: x.kl, Need.ANCHOR),
+    **_of_both("weight", lambda x: x.weight, Requirement.COLLISION),
+    **_of_both("kl", lambda x: x.kl, Requirement.ANCHOR),
     "policy_chosen_shared": Input(lambda x: x.shared(x.scores.logprobs, x.chosen)),
     "policy_rejected_shared": Input(lambda x: x.shared(x.scores.logprobs, x.rejected)),
-    "reference_chosen_shared": Input(lambda x: x.shared(x.of_reference, x.chosen), Need.REFERENCE),
-    "reference_rejected_shared": Input(lambda x: x.shared(x.of_reference, x.rejected), Need.REFERENCE),
+    "reference_chosen_shared": Input(lambda x: x.shared(x.of_reference, x.chosen), Requirement.REFERENCE),
+    "reference_rejected_shared": Input(lambda x: x.shared(x.of_reference, x.rejected), Requirement.REFERENCE),
 }
 """Every parameter that a loss may have: of each response [S], or of each pair [M]."""
 
@@ -159,7 +159,7 @@ class Term:
 
     def read(self, inputs: Inputs) -> dict[str, Tensor]:
         """What the loss asks for, by name."""
-        return {name: INPUTS[name].read(inputs) for name in self.inputs}
+        return {name: LOSS_INPUTS[name].read(inputs) for name in self.inputs}
 
 
 def terms_of(config: PreferenceConfig) -> list[Term]:
@@ -176,9 +176,9 @@ def terms_of(config: PreferenceConfig) -> list[Term]:
     return terms
 
 
-def needs_of(terms: Sequence[Term]) -> frozenset[Need]:
+def needs_of(terms: Sequence[Term]) -> frozenset[Requirement]:
     """What all terms together need."""
-    return frozenset(need for term in terms for name in term.inputs if (need := INPUTS[name].need) is not None)
+    return frozenset(need for term in terms for name in term.inputs if (need := LOSS_INPUTS[name].need) is not None)
 
 
 # ---- their sum

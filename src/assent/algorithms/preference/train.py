@@ -1,4 +1,4 @@
-"""Learning directly from feedback: every objective of `assent.objectives`, alone or as a weighted sum."""
+"""Learning directly from feedback: every objective of `assent.config.objectives`, alone or as a weighted sum."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from assent.algorithms.preference import diagnostics, step_wide
 from assent.algorithms.preference.about import about
 from assent.algorithms.preference.feedback import balanced, read_feedback
-from assent.algorithms.preference.step_loss import MEANS, Inputs, Need, Term, needs_of, step_loss, terms_of
+from assent.algorithms.preference.step_loss import MEANS, Inputs, Requirement, Term, needs_of, step_loss, terms_of
 from assent.algorithms.probe import Probe
 from assent.config import OBJECTIVES, Objective, PreferenceConfig, objective_of, reference_of
 from assent.data.packing import Counts, EpochStream, Window
@@ -17,7 +17,7 @@ from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.models.policy import Policy
-from assent.models.references import MovingReference, Reference
+from assent.models.references import FollowingReference, Reference
 from assent.train.held_out import held_out
 from assent.train.loop import Loss, run
 from assent.train.measured import Evaluation
@@ -34,7 +34,9 @@ def train_preference(config: PreferenceConfig) -> RunResult:
     probe = Probe(session, algorithm.policy, live, setup.examples, config.probe)
 
     def evaluate() -> Evaluation:
-        found = held_out(algorithm, setup.held, stream, session.world, algorithm.prepare, diagnostics.summary)
+        found = held_out(
+            algorithm, setup.held, stream, session.world, algorithm.prepare, diagnostics.evaluation_summary
+        )
         found = algorithm.watch.check(found, algorithm.row.feedback)
         answers = probe()
         return Evaluation({**found.metrics, **answers.metrics}, answers.samples, found.each)
@@ -46,7 +48,7 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         total=total,
         evaluate=evaluate if setup.held else None,
         final={"model": algorithm.policy},
-        averages=[live.model] if isinstance(live, MovingReference) and live.model else [],
+        averages=[live.model] if isinstance(live, FollowingReference) and live.model else [],
         about=about(algorithm.terms, algorithm.reference, reference_of(config), stream, total),
     )
 
@@ -108,10 +110,10 @@ class Preference:
     def prepare(self, window: Window) -> Window:
         """The step with the fields that its losses need and only the whole step can give; DPO's need none."""
         window = replace(window, batches=tuple(batch.to(self.world.device) for batch in window.batches))
-        if Need.MISMATCHED in self.needs:
+        if Requirement.MISMATCHED in self.needs:
             assert self.reference is not None
             return step_wide.with_reference_point(window, self.policy, self.reference)
-        if Need.SHIFT in self.needs:
+        if Requirement.SHIFT in self.needs:
             return step_wide.with_shift(window, self.shift)
         if any(term.whole_step for term in self.terms):
             return step_wide.with_gradients(window, self.terms, self.read, self.world.rank)
@@ -122,21 +124,21 @@ class Preference:
         reference = anchor = None
         if self.reference is not None:
             reference = self.reference.logprobs(batch)
-            anchor = self.reference.anchor(batch) if Need.ANCHOR in self.needs else None
-        scores = self.policy(batch, collision=Need.COLLISION in self.needs, anchor=anchor)
+            anchor = self.reference.anchor(batch) if Requirement.ANCHOR in self.needs else None
+        scores = self.policy(batch, collision=Requirement.COLLISION in self.needs, anchor=anchor)
         return Inputs(batch, scores, reference)
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
         inputs, mean = self.read(batch), MEANS[self.row.feedback]
         total = step_loss(inputs, self.terms, mean, counts)
         objective = total.detach() * max(1, mean.step(counts)), mean.batch(batch)
-        described = diagnostics.describe(inputs, self.row, self.beta)
+        described = diagnostics.item_metrics(inputs, self.row, self.beta)
         return Loss(total, {"objective": objective, **described.metrics}, described.items, described.accuracy)
 
     def stepped(self, metrics: Mapping[str, float]) -> None:
         if self.reference is not None:
             self.reference.follow(self.stream.given)
-        if Need.SHIFT in self.needs:
+        if Requirement.SHIFT in self.needs:
             self.shift = step_wide.moved_shift(self.shift, metrics)
 
     # ---- state

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from assent.data.formats.fields import answer, check_answer, check_prompt, pair_example, same_answer, text_prompt
 from assent.data.formats.message import messages
-from assent.data.formats.values import Row, describe, get, listed, number, text
+from assent.data.formats.values import Row, get, in_words, listed, number, text
 from assent.data.records import Critique, Example, Feedback, Message, Origin, Pair, Ranking, Rating, Response, RowError
 
 HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -66,7 +66,7 @@ def ultrafeedback(row: Row, origin: Origin) -> Example:
     for index, item in enumerate(listed(get(row, "completions"), "completions")):
         where = f"completions[{index}]"
         if not isinstance(item, Mapping):
-            raise RowError(where, f"expected an object with response and annotations, got {describe(item)}")
+            raise RowError(where, f"expected an object with response and annotations, got {in_words(item)}")
         model = None if item.get("model") is None else text(item["model"], f"{where}.model")
         responses.append(answer(item.get("response"), f"{where}.response", source=model))
         scores = _annotations(item.get("annotations"), f"{where}.annotations")
@@ -79,19 +79,19 @@ def ultrafeedback(row: Row, origin: Origin) -> Example:
 
 def _annotations(value: object, column: str) -> dict[str, float]:
     if not isinstance(value, Mapping):
-        raise RowError(column, f"expected an object, got {describe(value)}")
+        raise RowError(column, f"expected an object, got {in_words(value)}")
     scores = {}
     for name, annotation in value.items():
         where = f"{column}.{name}"
         if not isinstance(annotation, Mapping):
-            raise RowError(where, f"expected an object with Rating, got {describe(annotation)}")
+            raise RowError(where, f"expected an object with Rating, got {in_words(annotation)}")
         rating = annotation.get("Rating")
         if rating in (None, "N/A"):
             continue
         try:
             rating = float(rating)
         except (TypeError, ValueError, OverflowError):
-            raise RowError(f"{where}.Rating", f"expected a number, got {describe(rating)}") from None
+            raise RowError(f"{where}.Rating", f"expected a number, got {in_words(rating)}") from None
         scores[name] = number(rating, f"{where}.Rating")
     return scores
 
@@ -106,7 +106,7 @@ def ranked(row: Row, origin: Origin) -> Example:
     for index, item in enumerate(listed(get(row, "completions"), "completions")):
         where = f"completions[{index}]"
         if not isinstance(item, Mapping):
-            raise RowError(where, f"expected an object with rank and completion, got {describe(item)}")
+            raise RowError(where, f"expected an object with rank and completion, got {in_words(item)}")
         by_rank[number(item.get("rank"), f"{where}.rank")].append(index)
         value = item.get("completion")
         if isinstance(value, str):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from assent.data.formats.fates import MESSAGE, REASONING, SWITCHES, WEIGHTS, Fate, is_empty
-from assent.data.formats.values import Row, boolean, describe, json_value, listed, number, text, zero_or_one
+from assent.data.formats.values import Row, boolean, in_words, json_value, listed, number, text, zero_or_one
 from assent.data.records import Message, Response, RowError, ToolCall
 
 ROLES = {
@@ -37,11 +37,11 @@ MAY_BE_NULL = ("default", "const", "example", "examples", "enum")
 def message(value: object, column: str) -> Message:
     """One turn: {role, content} (OpenAI) or {from, value} (ShareGPT), or both where the other's keys are None."""
     if not isinstance(value, Mapping):
-        raise RowError(column, f"expected a message with role and content, got {describe(value)}")
+        raise RowError(column, f"expected a message with role and content, got {in_words(value)}")
     role_key, said = _either(value, ("role", "from"), column)
     content_key, content = _either(value, ("content", "value"), column)
     if not isinstance(said, str) or said not in ROLES:
-        got = f"unknown role {said!r}" if isinstance(said, str) else f"expected a role, got {describe(said)}"
+        got = f"unknown role {said!r}" if isinstance(said, str) else f"expected a role, got {in_words(said)}"
         raise RowError(f"{column}.{role_key}", f"{got}; known: {', '.join(ROLES)}")
     role = ROLES[said]
     for key, field in value.items():
@@ -96,7 +96,7 @@ def _joined_parts(content: object, column: str) -> object:
     for index, part in enumerate(content):
         where = f"{column}[{index}]"
         if not isinstance(part, Mapping):
-            raise RowError(where, f"expected a part {{type: text, text}}, got {describe(part)}")
+            raise RowError(where, f"expected a part {{type: text, text}}, got {in_words(part)}")
         kind = part.get("type")
         if kind != "text":
             what = f"parts of type {kind!r} cannot be read" if isinstance(kind, str) else "this part has no type"
@@ -178,15 +178,15 @@ def tool_calls(value: object, column: str) -> tuple[ToolCall, ...]:
 
 def _call(value: object, column: str) -> ToolCall:
     if not isinstance(value, Mapping):
-        raise RowError(column, f"expected a call {{id, type, function}}, got {describe(value)}")
+        raise RowError(column, f"expected a call {{id, type, function}}, got {in_words(value)}")
     kind = value.get("type")
     if kind is not None and kind != "function":
-        raise RowError(f"{column}.type", f"expected 'function', got {describe(kind)}")
+        raise RowError(f"{column}.type", f"expected 'function', got {in_words(kind)}")
     nested = value.get("function") is not None
     function = value["function"] if nested else value
     where = f"{column}.function" if nested else column
     if not isinstance(function, Mapping):
-        raise RowError(where, f"expected an object with name and arguments, got {describe(function)}")
+        raise RowError(where, f"expected an object with name and arguments, got {in_words(function)}")
     known = {"id", "type", "index", "function"} | (set() if nested else {"name", "arguments"})
     for inside, allowed, place in ((value, known, column), (function, known | {"name", "arguments"}, where)):
         for key, field in inside.items():
@@ -196,7 +196,7 @@ def _call(value: object, column: str) -> ToolCall:
     given = json_value(arguments, f"{where}.arguments") if isinstance(arguments, str) else arguments
     if not isinstance(given, Mapping):
         expected = "expected an object of arguments, or its JSON"
-        raise RowError(f"{where}.arguments", f"{expected}, got {describe(given)}")
+        raise RowError(f"{where}.arguments", f"{expected}, got {in_words(given)}")
     written = arguments if isinstance(arguments, str) else json_text(given, f"{where}.arguments")
     return ToolCall(text(function.get("name"), f"{where}.name"), written, _word(value, "id", column))
 
@@ -212,7 +212,7 @@ def tools(value: object, column: str = "tools") -> str | None:
         where = f"{column}[{index}]"
         tool = json_value(tool, where) if isinstance(tool, str) else tool
         if not isinstance(tool, Mapping):
-            raise RowError(where, f"expected a tool as an object, got {describe(tool)}")
+            raise RowError(where, f"expected a tool as an object, got {in_words(tool)}")
         found.append(tool if isinstance(value, str) else _without_nulls(tool, MAY_BE_NULL))
     written = json_text(found, column)
     return value if isinstance(value, str) else written
@@ -225,7 +225,7 @@ def template_kwargs(value: object, column: str = "chat_template_kwargs") -> Mapp
     if is_empty(value):
         return {}
     if not isinstance(value, Mapping):
-        raise RowError(column, f"expected an object {{name: value}}, got {describe(value)}")
+        raise RowError(column, f"expected an object {{name: value}}, got {in_words(value)}")
     for name in value:
         if name in RESERVED:
             raise RowError(f"{column}.{name}", "is no variable of a chat template")

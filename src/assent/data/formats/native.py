@@ -14,7 +14,7 @@ from typing import Any
 
 from assent.data.formats.fields import check_answer, check_prompt, same_answer
 from assent.data.formats.message import messages
-from assent.data.formats.values import Row, boolean, describe, get, listed, number, text
+from assent.data.formats.values import Row, boolean, get, in_words, listed, number, text
 from assent.data.records import (
     Binary,
     Critique,
@@ -95,7 +95,7 @@ def native(row: Row, origin: Origin) -> Example:
     )
     meta = row.get("meta") or {}
     if not isinstance(meta, Mapping):
-        raise RowError("meta", f"expected an object, got {describe(meta)}")
+        raise RowError("meta", f"expected an object, got {in_words(meta)}")
     prompt_text = None if row.get("prompt_text") is None else text(row["prompt_text"], "prompt_text", blank=True)
     return Example(prompt, responses, feedback, origin, dict(meta), prompt_text=prompt_text)
 
@@ -106,7 +106,7 @@ def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
     items = list(listed(value, column)) if value else []
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
-            raise RowError(f"{column}[{index}]", f"expected an object, got {describe(item)}")
+            raise RowError(f"{column}[{index}]", f"expected an object, got {in_words(item)}")
     return items
 
 
@@ -123,12 +123,12 @@ def _response(item: Mapping[str, Any], column: str) -> Response:
 def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, ...]) -> Feedback:
     kind = item.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise RowError(f"{column}.kind", f"unknown kind {describe(kind)}; known: {', '.join(KINDS)}")
+        raise RowError(f"{column}.kind", f"unknown kind {in_words(kind)}; known: {', '.join(KINDS)}")
 
     def index(value: object, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(responses):
             expected = f"expected a response index below {len(responses)}"
-            raise RowError(f"{column}.{name}", f"{expected}, got {describe(value)}")
+            raise RowError(f"{column}.{name}", f"{expected}, got {in_words(value)}")
         return value
 
     annotator = None if item.get("annotator") is None else text(item["annotator"], f"{column}.annotator")
@@ -151,7 +151,7 @@ def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, .
     if kind == "rating":
         scores = item.get("scores")
         if not isinstance(scores, Mapping) or not scores:
-            raise RowError(f"{column}.scores", f"expected named numbers, got {describe(scores)}")
+            raise RowError(f"{column}.scores", f"expected named numbers, got {in_words(scores)}")
         given = {name: value for name, value in scores.items() if value is not None}
         return Rating(response, {n: number(value, f"{column}.scores.{n}") for n, value in given.items()}, annotator)
     if kind == "binary":

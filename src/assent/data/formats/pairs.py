@@ -15,7 +15,7 @@ from assent.data.formats.fields import (
     text_prompt,
 )
 from assent.data.formats.message import messages, with_thoughts
-from assent.data.formats.values import Row, boolean, describe, get, number, optional_number, text
+from assent.data.formats.values import Row, boolean, get, in_words, number, optional_number, text
 from assent.data.records import Binary, Example, Feedback, Message, Origin, Rating, Response, RowError
 
 STRENGTH = ("margin", "score_chosen", "score_rejected")
@@ -126,7 +126,7 @@ def _conversation(row: Row, column: str) -> tuple[Message, ...]:
     if isinstance(value, str) and value.strip():
         other = "rejected" if column == "chosen" else "chosen"
         kind = "mixed types: " if isinstance(row.get(other), list | tuple) else ""
-        raise RowError(column, f"{kind}expected a list of messages, got {describe(value)}")
+        raise RowError(column, f"{kind}expected a list of messages, got {in_words(value)}")
     return messages(value, column)
 
 

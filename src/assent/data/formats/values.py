@@ -16,7 +16,7 @@ LARGEST = 1e30
 """Numbers beyond this are no scores: their sums and differences would not fit 32 bits."""
 
 
-def describe(value: object) -> str:
+def in_words(value: object) -> str:
     """A value in words, for messages: what was found instead of what was expected."""
     if value is None:
         return "None"
@@ -45,9 +45,9 @@ def get(row: Row, column: str) -> Any:
 def text(value: object, column: str, blank: bool = False) -> str:
     """`value` unchanged if it is usable text: a string, not blank unless `blank`, and writable as UTF-8."""
     if not isinstance(value, str):
-        raise RowError(column, f"expected a string, got {describe(value)}")
+        raise RowError(column, f"expected a string, got {in_words(value)}")
     if not blank and not value.strip():
-        raise RowError(column, f"expected text, got {describe(value)}")
+        raise RowError(column, f"expected text, got {in_words(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -64,9 +64,9 @@ def optional_text(row: Row, column: str) -> str:
 def number(value: object, column: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high], of a size that sums and differences of such numbers fit 32 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not _is_finite(value):
-        raise RowError(column, f"expected a number, got {describe(value)}")
+        raise RowError(column, f"expected a number, got {in_words(value)}")
     if not -LARGEST <= value <= LARGEST:
-        raise RowError(column, f"expected a number below {LARGEST:g}, got {describe(value)}")
+        raise RowError(column, f"expected a number below {LARGEST:g}, got {in_words(value)}")
     if not low <= value <= high:
         raise RowError(column, f"expected a number from {low:g} to {high:g}, got {value:g}")
     return float(value)
@@ -86,20 +86,20 @@ def boolean(value: object, column: str) -> bool:
     """Yes or no: true, false, or the numbers 1 and 0."""
     if isinstance(value, int | float | Decimal) and value in (0, 1):
         return bool(value)
-    raise RowError(column, f"expected true or false, got {describe(value)}")
+    raise RowError(column, f"expected true or false, got {in_words(value)}")
 
 
 def zero_or_one(value: float, column: str, why: str) -> bool:
     """A weight of 0 or 1 as no or yes."""
     if value not in (0, 1):
-        raise RowError(column, f"expected 0 or 1, got {describe(value)}: {why}")
+        raise RowError(column, f"expected 0 or 1, got {in_words(value)}: {why}")
     return bool(value)
 
 
 def listed(value: object, column: str) -> Sequence[Any]:
     """A list with something in it."""
     if not isinstance(value, list | tuple):
-        raise RowError(column, f"expected a list, got {describe(value)}")
+        raise RowError(column, f"expected a list, got {in_words(value)}")
     if not value:
         raise RowError(column, "expected a list with entries, got an empty list")
     return value
