@@ -185,7 +185,7 @@ def serve(descriptor: int) -> None:
         try:
             source = pickle.loads(connection.recv())()
         except BaseException as error:
-            connection.send(portable(error))
+            connection.send(picklable(error))
             return
         connection.send(None)
         while True:
@@ -193,10 +193,10 @@ def serve(descriptor: int) -> None:
             try:
                 connection.send(source.score([group]))
             except BaseException as error:
-                connection.send(portable(error))
+                connection.send(picklable(error))
 
 
-def portable(error: BaseException) -> Exception:
+def picklable(error: BaseException) -> Exception:
     """An error that can be pickled: a person's as it is, any other as its text."""
     return error if isinstance(error, UserError) else RewardError(blamed(error))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from assent.algorithms.online.models import Models
-from assent.algorithms.online.rollouts import Rollouts, listed
+from assent.algorithms.online.rollouts import Rollouts, counted
 from assent.algorithms.online.samples import means, rollout_metrics, rows_of
 from assent.algorithms.online.stages import Annotation, annotate, score
 from assent.data.records import Example
@@ -47,7 +47,7 @@ def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
     made = score(answers, rollouts.source, examples, chat, rollouts.progress)
     found = made.rollout
     if not len(found):
-        reasons = listed(made.failures)
+        reasons = counted(made.failures)
         raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({reasons}).")
     assert found.reward is not None
     metrics = {f"eval/{name}": value for name, value in (rollout_metrics(found) | means([made.metrics])).items()}

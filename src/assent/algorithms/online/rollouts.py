@@ -218,7 +218,7 @@ class Rollouts:
             found.append(there.of_prompts(np.flatnonzero(~zero_variance(there))) if dynamic else there)
             if sum(len(one.prompts) for one in found) >= size:
                 break
-        reasons = listed(failures)
+        reasons = counted(failures)
         everything, useful = joined(seen), joined(found)
         if total > scored:
             log.warning(f"rollout {self.number + 1}: {total - scored} of {total} answers have no reward ({reasons})")
@@ -372,6 +372,6 @@ class Rollouts:
             self.pending = Pending(np.array(pending["rows"]), kept)
 
 
-def listed(failures: Mapping[str, int]) -> str:
+def counted(failures: Mapping[str, int]) -> str:
     """Reasons with their numbers."""
     return ", ".join(f"{reason}: {number}" for reason, number in failures.items())

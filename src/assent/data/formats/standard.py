@@ -23,13 +23,13 @@ def with_prompt_text(example: Example, row: Row, required: Sequence[str]) -> Exa
     if "prompt" in columns:
         return replace(example, prompt_text=row["prompt"])
     if columns:
-        return replace(example, prompt_text=joined(example.prompt))
+        return replace(example, prompt_text=joined_text(example.prompt))
     if "prompt" not in required and is_dialogue(row.get("chosen")):
         turns = "".join(f"{HUMAN if turn.role == 'user' else ASSISTANT} {turn.content}" for turn in example.prompt)
         return replace(example, prompt_text=turns + ASSISTANT)
     return example
 
 
-def joined(messages: Sequence[Message]) -> str:
+def joined_text(messages: Sequence[Message]) -> str:
     """The contents of messages, with an empty line between them."""
     return "\n\n".join(message.content for message in messages)
