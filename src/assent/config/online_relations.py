@@ -105,6 +105,16 @@ def _penalised(config: PPOConfig) -> str | None:
     return None
 
 
+def _own_options(config: OnlineConfig) -> str | None:
+    loss = config.loss
+    if loss.options and loss.function is None and loss.estimator is None:
+        return "--loss.options are those of --loss.function or --loss.estimator. Give one of them."
+    for name, value in loss.options.items():
+        if not in_float32(value):
+            return f"--loss.options {name}:{value:g}: must be a finite number that float32 holds."
+    return None
+
+
 def _own_loss(config: PPOConfig) -> str | None:
     if config.loss.function is not None and config.loss.objective != "clip":
         return (
@@ -205,6 +215,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (PPOConfig, _shared_critic),
     (PPOConfig, _penalised),
     (PPOConfig, _own_loss),
+    (OnlineConfig, _own_options),
     (OnlineConfig, _sampling_temperature),
     (OnlineConfig, _whole_distribution),
     (OnlineConfig, _rollout_minibatches),

@@ -12,9 +12,9 @@ from assent.config.inputs import INPUTS, is_input
 from assent.config.objectives import OBJECTIVES, SFT, objective_of
 from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
-from assent.config.preference import PairConfig, PreferenceConfig, reference_of
+from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
-from assent.config.tools import CompareConfig, GenerateConfig, InitConfig
+from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
 
@@ -150,6 +150,13 @@ def _pairwise() -> list[str]:
     return [name for name, row in OBJECTIVES.items() if row.feedback == "pairs" and row.reference_mode != "moving"]
 
 
+def _own_options(config: CustomConfig | CheckConfig) -> str | None:
+    for name, value in config.options.items():
+        if not in_float32(value):
+            return f"--options {name}:{value:g}: must be a finite number that float32 holds."
+    return None
+
+
 def _compared(config: CompareConfig) -> str | None:
     unknown = [name for name in config.objectives if name not in OBJECTIVES]
     if unknown:
@@ -209,5 +216,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (EXOConfig, _smoothed_target),
     (PreferenceConfig, _reference_mode),
     (PairConfig, _added_objectives),
+    (CustomConfig, _own_options),
+    (CheckConfig, _own_options),
     (CompareConfig, _compared),
 )
