@@ -1,5 +1,6 @@
-"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md and docs/online.md from the
-code, that of docs/models.md from what was measured (docs/models.json), and docs/map.md from the docstrings of modules.
+"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md, docs/online.md and
+docs/own.md from the code, that of docs/models.md from what was measured (docs/models.json), and docs/map.md from the
+docstrings of modules.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -29,6 +30,7 @@ from assent.data.formats import FORMATS, Format, fates  # noqa: E402
 
 MODELS = ROOT / "docs" / "models.md"
 PAGE, ONLINE, MAP = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "docs" / "map.md"
+OWN = ROOT / "docs" / "own.md"
 
 
 # ---- docs/cli.md
@@ -415,6 +417,38 @@ def kl_of(row: Method) -> str:
     return f"{kl.coef:g}, {kl.estimator}, in the {kl.place}" if kl.coef else "none"
 
 
+# ---- docs/own.md
+
+
+def own_page() -> str:
+    """docs/own.md: its own text, and what each kind of function may ask for."""
+    from assent.algorithms.online.method import REWARDS, TOKENS
+    from assent.algorithms.preference.step_loss import LOSS_INPUTS, WITH_REFERENCE
+
+    rows = [
+        (
+            name,
+            each.size,
+            LEARNS.get(each.feedback or "", "all but pairs"),
+            "yes" if each.need in WITH_REFERENCE else "–",
+            each.words,
+        )
+        for name, each in LOSS_INPUTS.items()
+    ]
+    parts = {"tensors of an objective": tensor_table(("feedback", "reference"), rows)}
+    for kind, tensors in {"a policy loss": TOKENS, "an estimator": REWARDS}.items():
+        parts[f"tensors of {kind}"] = tensor_table((), [(name, *each) for name, each in tensors.items()])
+    return filled(OWN, parts)
+
+
+def tensor_table(more: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """One line for each tensor: its name, size, further cells and words."""
+    heads = ["parameter", "size", *more, "what it is"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| `{name}` | [{size}] | {' | '.join(map(one_line, rest))} |" for name, size, *rest in rows]
+    return "\n".join(lines)
+
+
 # ---- docs/models.md
 
 
@@ -519,6 +553,7 @@ def main() -> int:
         ROOT / "docs" / "formats.md": formats_page(),
         PAGE: objectives_page(),
         ONLINE: online_page(),
+        OWN: own_page(),
         MODELS: models_page(),
         MAP: map_page(),
     }

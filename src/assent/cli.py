@@ -54,6 +54,14 @@ COMMANDS: dict[str, Command] = {
         config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
     ),
     **{name: _learning(row, "assent.algorithms.online.train:train_online") for name, row in METHODS.items()},
+    "custom": Command(
+        config.CustomConfig,
+        "An objective of your own, directly from feedback.",
+        "assent.algorithms.preference.train:train_preference",
+    ),
+    "check": Command(
+        config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", "function"
+    ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
     "export": Command(
         config.ExportConfig,
@@ -76,6 +84,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
+    "By a function of your own": ("custom", "check"),
     "Evaluation": ("generate", "compare", "report", "demo"),
 }
 """The commands under the headings of `assent --help`."""

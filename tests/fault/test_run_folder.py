@@ -21,6 +21,7 @@ from assent.algorithms.sft import train_sft
 from assent.cli import COMMANDS, main
 from assent.config import (
     CompareConfig,
+    CustomConfig,
     DemoConfig,
     ReportConfig,
     RunConfig,
@@ -82,6 +83,8 @@ def made(place: Path, name: str, **options: Any) -> Any:
         return SFTConfig(**shared, **options)
     if name in ("ppo", "grpo"):
         return online_config(name, **shared, sampling={"max_new_tokens": 3}, **options)
+    if name == "custom":
+        return CustomConfig(**shared, probe={"prompts": 0}, **options)
     return preference_config(name, **shared, probe={"prompts": 0}, **options)
 
 
@@ -199,6 +202,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         "1: tokenizer",
     ),
     "reward function": ("rewards.functions", "grpo", FUNCTION, edit("code.py", "[long(", "[2 * long("), "words"),
+    "policy loss": (
+        "loss.function",
+        "grpo",
+        GRPO | {"loss": {"function": "PLACE/code.py:words"}},
+        edit("code.py", "[long(", "[2 * long("),
+        "words",
+    ),
+    "estimator": (
+        "loss.estimator",
+        "grpo",
+        GRPO | {"loss": {"estimator": "PLACE/code.py:words"}},
+        edit("code.py", "[long(", "[2 * long("),
+        "words",
+    ),
+    "objective": (
+        "objective",
+        "custom",
+        {"objective": "PLACE/code.py:words"},
+        edit("code.py", "[long(", "[2 * long("),
+        "words",
+    ),
     "what it imports": (
         "rewards.functions",
         "grpo",
@@ -271,7 +295,7 @@ def test_a_change_of_anything_that_is_read_is_noticed(case: str, place: Path, ca
 NAMES_NOTHING = set(
     "out resume resume_changed model.revision model.template_kwargs model.lora.targets data.split data.format "
     "data.columns rewards.rules rewards.weights remote.model remote.label remote.key_env curriculum.column given.hint "
-    "engine.weights plus objectives options scorer reward_model prompts".split()
+    "engine.weights plus objectives options loss.options scorer reward_model prompts".split()
 )
 
 

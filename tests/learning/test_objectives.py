@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from assent.config import OBJECTIVES, OptimConfig
+from assent.config import OBJECTIVES, DataConfig, OptimConfig, preference_config
 from assent.data.tree import TokenTree
 from assent.lab.enumerable import distance_closed, f_optimum, normalised, optimum, win_rates
 
@@ -124,6 +124,12 @@ RAISING: dict[str, dict[str, Any]] = {
 """Objectives without a known optimum, with the options that are not at their defaults."""
 
 
+def train(setting: Any, objective: str, trees: list[TokenTree], steps: int, optim: OptimConfig, **loss: Any) -> Tensor:
+    """Log-probs [X, Y] after `steps` steps of one tree for each prompt."""
+    config = preference_config(objective, model=setting.model, data=DataConfig("unused"), out="unused", loss=loss)
+    return setting.train_preference(config, trees, steps, optim)
+
+
 def test_every_objective_is_tested() -> None:
     known = {case.objective for case in KNOWN.values()}
     assert known | set(RAISING) == set(OBJECTIVES) and not known & set(RAISING)
@@ -132,7 +138,7 @@ def test_every_objective_is_tested() -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_reaches_its_optimum(setting, name: str) -> None:
     case = KNOWN[name]
-    logp = setting.train(case.objective, getattr(setting, case.feedback), **TO_OPTIMUM, **case.loss)
+    logp = train(setting, case.objective, getattr(setting, case.feedback), **TO_OPTIMUM, **case.loss)
     closed = distance_closed(logp, setting.ref, case.best(setting))
     print(f"{name}, seed {setting.seed}: {closed:.3f} closed")
     assert closed >= 0.9
@@ -142,7 +148,7 @@ def test_reaches_its_optimum(setting, name: str) -> None:
 
 
 def test_plain_dpo_follows_flipped_labels(setting) -> None:
-    logp = setting.train("dpo", setting.flipped_pairs, **TO_OPTIMUM, beta=BETA)
+    logp = train(setting, "dpo", setting.flipped_pairs, **TO_OPTIMUM, beta=BETA)
     closed = distance_closed(logp, setting.ref, kl_optimum(setting))
     print(f"dpo on flipped labels, seed {setting.seed}: {closed:.3f} closed")
     assert closed < 0.85
@@ -150,7 +156,7 @@ def test_plain_dpo_follows_flipped_labels(setting) -> None:
 
 def rise(setting: Any, objective: str, trees: list[TokenTree], what: str = "") -> float:
     """Share of the way from the reference's gold reward to the KL-regularised optimum's."""
-    logp = setting.train(objective, trees, **A_LITTLE, **RAISING.get(objective, {}))
+    logp = train(setting, objective, trees, **A_LITTLE, **RAISING.get(objective, {}))
     start = setting.gold(setting.ref)
     gain, best = setting.gold(logp) - start, setting.gold(kl_optimum(setting)) - start
     print(f"{objective}{what}, seed {setting.seed}: gold {start:+.3f} {gain:+.3f}, {gain / best:.2f} of the way")

@@ -7,14 +7,11 @@ least `RISE` of the way from the reference's to that of the KL-regularised optim
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
-from assent.algorithms.online.models import Models
-from assent.algorithms.online.train import assemble
 from assent.config import (
     METHODS,
     DataConfig,
@@ -26,16 +23,9 @@ from assent.config import (
     TrainConfig,
     online_config,
 )
-from assent.data.chat import Chat
-from assent.data.formats import load_examples
-from assent.distributed import World
-from assent.lab.enumerable import TableReward, optimum, regret_closed
-from assent.models.heads import load_score_model
-from assent.models.loading import load_policy, load_tokenizer
-from assent.models.references import Reference
-from assent.train.session import Session
+from assent.lab.enumerable import optimum, regret_closed
+from assent.lab.learning import Setting
 
-ALONE = World(0, 1, 0, torch.device("cpu"))
 COEF = 2.0
 RISE = 1.0
 KL = vars(KLConfig(coef=COEF))
@@ -53,12 +43,12 @@ STEPS = dict.fromkeys(TO_OPTIMUM, (300, 5e-3)) | dict.fromkeys(("reinforce", "rl
 RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo")
 
 
-def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **options: Any) -> Tensor:
+def train(setting: Setting, method: str, steps: int, lr: float, **options: Any) -> Tensor:
     """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt."""
-    world, model = setting.world, setting.model
+    world = setting.world
     config = online_config(
         method,
-        model=model,
+        model=setting.model,
         data=DataConfig(str(world.prompts_file), max_length=16),
         out="unused",
         train=TrainConfig(batch_size=len(world.prompts), seed=setting.seed),
@@ -66,19 +56,7 @@ def train(setting: Any, learn: Any, method: str, steps: int, lr: float, **option
         sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
         **options,
     )
-    tokenizer = load_tokenizer(model)
-    session = Session(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
-    policy = load_policy(model, max_length=16)
-    shared, critic = METHODS[method].has_critic and config.critic.shared, None
-    if shared:
-        policy.add_value_head()
-    elif METHODS[method].has_critic:
-        critic = load_score_model(model, tokenizer, max_length=16, seed=setting.seed)
-    reference = Reference(policy, setting.reference) if config.kl.coef > 0 else None
-    examples = load_examples(str(world.prompts_file)).examples
-    algorithm = assemble(session, Models(policy, critic, reference), TableReward(world), examples, config)
-    learn(algorithm, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95))
-    return setting.scores(policy)
+    return setting.train_online(config, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95))
 
 
 def test_every_method_is_tested() -> None:
@@ -86,18 +64,18 @@ def test_every_method_is_tested() -> None:
 
 
 @pytest.mark.parametrize("method", TO_OPTIMUM)
-def test_reaches_the_optimum(setting, learn, method: str) -> None:
+def test_reaches_the_optimum(setting, method: str) -> None:
     steps, lr = STEPS[method]
-    logp = train(setting, learn, method, steps, lr, kl=KL, **TO_OPTIMUM[method])
+    logp = train(setting, method, steps, lr, kl=KL, **TO_OPTIMUM[method])
     closed = regret_closed(logp, setting.ref, setting.rewards, COEF)
     print(f"{method}, seed {setting.seed}: {closed:.3f} of the regret closed")
     assert closed >= 0.9
 
 
 @pytest.mark.parametrize("method", RAISING)
-def test_raises_the_gold_reward(setting, learn, method: str) -> None:
+def test_raises_the_gold_reward(setting, method: str) -> None:
     options = {"loss": {"clip": 0.2, "clip_high": 0.2}} if method == "gspo" else {}  # its own range suits long answers
-    logp = train(setting, learn, method, 60, 2e-3, rollout=vars(RolloutConfig(16)), **options)
+    logp = train(setting, method, 60, 2e-3, rollout=vars(RolloutConfig(16)), **options)
     start, best = setting.gold(setting.ref), setting.gold(optimum(setting.ref, setting.rewards, COEF))
     rise = (setting.gold(logp) - start) / (best - start)
     print(f"{method}, seed {setting.seed}: {rise:.2f} of the way up")

@@ -31,9 +31,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("setting", [0], indirect=True, ids="seed{}".format)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_reaches_the_optimum(setting, learn, name: str) -> None:
+def test_reaches_the_optimum(setting, name: str) -> None:
     method, options = VARIANTS[name]
-    logp = online.train(setting, learn, method, 300, 5e-3, **{"kl": online.KL, **PPO, **options})
+    logp = online.train(setting, method, 300, 5e-3, **{"kl": online.KL, **PPO, **options})
     closed = regret_closed(logp, setting.ref, setting.rewards, online.COEF)
     print(f"{name}, seed {setting.seed}: {closed:.3f} of the regret closed")
     assert closed >= 0.9

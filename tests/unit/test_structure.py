@@ -181,6 +181,18 @@ def test_the_page_of_objectives_is_current(generator):
     assert page == generator.objectives_page(), "run: make docs"
 
 
+def test_the_page_of_own_functions_is_current(generator):
+    page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+    assert page == generator.own_page(), "run: make docs"
+    for part in (
+        "| `policy_chosen` | [M] | pairs | – |",
+        "| `desirable` | [S] | yes/no labels | – |",
+        "| `values` | [N] |",
+    ):
+        assert part in page
+    assert "| `kl` | [S] | yes/no labels | yes |" in page and "| `policy` | [S] | all but pairs | – |" in page
+
+
 def test_the_page_of_models_is_current(generator):
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert page == generator.models_page(), "run: make docs"

@@ -12,21 +12,21 @@ from torch import Tensor
 from assent.errors import ConfigError, NonFiniteError, UserError
 from assent.functions import load_function
 from assent.guest import Guest, blamed, ends_programs
-from assent.losses.functions import TensorFunction, inputs_of
+from assent.losses.functions import Quantity, TensorFunction, inputs_of
 from assent.names import suggestion
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 class OwnFunction:
     """A user's function as the tables' own are called. Its positional parameters are the tensors that it asks for, by
     name; its keyword-only ones are options."""
 
-    def __init__(self, spec: str, flag: str, sizes: Mapping[str, str]) -> None:
-        """`sizes` are the tensors that there are, and the letter of their length. Raises ConfigError, with the `flag`
-        that it was given by, for what is no such function."""
-        self.spec, self.sizes = spec, sizes
-        self.who = f"{flag} {spec}"
+    def __init__(self, spec: str, flag: str, there: Mapping[str, Quantity]) -> None:
+        """`there` are the tensors that it may ask for. Raises ConfigError, with the `flag` that it was given by, for
+        what is no such function."""
+        self.spec, self.flag = spec, flag
         self._guest = Guest()
         with self._guest.turn():
             self.function = load_function(spec, flag)
@@ -34,28 +34,35 @@ class OwnFunction:
             self.__signature__ = inspect.signature(self.function)
         except (TypeError, ValueError):
             raise ConfigError(f"{self.who} has no signature that Python can read; wrap it in a function.") from None
-        there = ", ".join(f"{name} [{size}]" for name, size in sizes.items())
         for name, parameter in self.__signature__.parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind in STARS:
                 raise ConfigError(
-                    f"{self.who}: *{name} does not say which tensors it asks for. Name them as parameters; there are: "
-                    f"{there}."
+                    f"{self.who}: {STARS[parameter.kind]}{name} does not say which tensors it asks for. Name them as "
+                    f"parameters; there are: {listed(there)}."
                 )
-            if parameter.kind in POSITIONAL and name not in sizes:
+            if parameter.kind in POSITIONAL and name not in there:
                 raise ConfigError(
-                    f"{self.who}: there is no tensor '{name}'.{suggestion(name, sizes)} There are: {there}. An option "
-                    "of the function stands behind a * in its parameters."
+                    f"{self.who}: there is no tensor '{name}'.{suggestion(name, there)} There are: {listed(there)}. An "
+                    "option of the function stands behind a * in its parameters."
                 )
         if not inputs_of(self):
-            raise ConfigError(f"{self.who} asks for no tensor. There are: {there}.")
+            raise ConfigError(f"{self.who} asks for no tensor. There are: {listed(there)}.")
+        self.sizes = {name: there[name].size for name in inputs_of(self)}
+
+    @property
+    def who(self) -> str:
+        """How messages name it."""
+        return f"{self.flag} {self.spec}".strip()
 
     def __call__(self, *tensors: Tensor, **named: Any) -> Tensor:
-        """Raises UserError where the function raises or gives anything but one number for each item, NonFiniteError
-        where one of these is not finite."""
+        """Raises UserError where the function raises, changes what it was given, or gives anything but one number for
+        each item; NonFiniteError where one of these is not finite."""
         given = self.__signature__.bind(*tensors, **named).arguments
-        lengths = {self.sizes[name]: len(given[name]) for name in inputs_of(self)}
+        asked: dict[str, Tensor] = {name: given[name] for name in self.sizes}
+        lengths = {size: len(asked[name]) for name, size in self.sizes.items()}
         if not any(lengths.values()):  # a micro-batch that only keeps a rank in step
-            return next(iter(given.values())) * 0.0
+            return next((x for x in asked.values() if x.requires_grad), next(iter(asked.values()))) * 0.0
+        versions = {name: tensor._version for name, tensor in asked.items()}
         with self._guest.turn():
             try:
                 made = self.function(*tensors, **named)
@@ -63,9 +70,12 @@ class OwnFunction:
                 if not isinstance(error, Exception) and not ends_programs(error):
                     raise
                 raise UserError(f"{self.who} raised {blamed(error)}.") from error
-        return self._checked(made, lengths, given)
+        for name, tensor in asked.items():
+            if tensor._version != versions[name]:
+                raise UserError(f"{self.who} changed '{name}' in place, which others read after it. Work on a copy.")
+        return self._checked(made, lengths, asked)
 
-    def _checked(self, made: object, lengths: Mapping[str, int], given: Mapping[str, Any]) -> Tensor:
+    def _checked(self, made: object, lengths: Mapping[str, int], asked: Mapping[str, Tensor]) -> Tensor:
         wanted = " or ".join(f"[{size}] = [{length}]" for size, length in lengths.items())
         if not isinstance(made, Tensor):
             raise UserError(f"{self.who} gave {type(made).__name__}; expected a tensor {wanted}, not reduced.")
@@ -77,12 +87,12 @@ class OwnFunction:
         if not bool(torch.isfinite(made).all()):
             first = int(torch.nonzero(~torch.isfinite(made.detach()))[0])
             values = ", ".join(
-                f"{name} {float(given[name][first]):.6g}"
-                for name in inputs_of(self)
-                if len(given[name]) == len(made) and given[name].ndim == 1
+                f"{name} {float(x.detach()[first]):.6g}" for name, x in asked.items() if len(x) == len(made)
             )
-            raise NonFiniteError(f"{self.who} gave {float(made[first])} at item {first} of {len(made)}, from {values}.")
-        trained = [name for name in inputs_of(self) if given[name].requires_grad]
+            raise NonFiniteError(
+                f"{self.who} gave {float(made.detach()[first])} at item {first} of {len(made)}, from {values}."
+            )
+        trained = [name for name, tensor in asked.items() if tensor.requires_grad]
         if trained and torch.is_grad_enabled() and not made.requires_grad:
             raise UserError(
                 f"{self.who} gave numbers without a gradient with respect to {', '.join(trained)}, so nothing could be "
@@ -91,18 +101,50 @@ class OwnFunction:
         return made
 
 
-def own_function(spec: str, flag: str, sizes: Mapping[str, str], options: Mapping[str, Any]) -> TensorFunction:
-    """A user's function, with those of `options` that it has; others of its options keep their own defaults. Raises
-    ConfigError for an option without any."""
-    function = OwnFunction(spec, flag, sizes)
-    given: dict[str, Any] = {}
-    for name, parameter in function.__signature__.parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            continue
-        if name in options:
-            given[name] = options[name]
-        elif parameter.default is parameter.empty:
-            raise ConfigError(
-                f"{function.who}: its option '{name}' has no default, and is none of: {', '.join(options)}."
-            )
-    return TensorFunction(function, given)
+def own_function(
+    spec: str,
+    flag: str,
+    there: Mapping[str, Quantity],
+    given: Mapping[str, float],
+    options: Mapping[str, Any],
+) -> TensorFunction:
+    """A user's function with its options, each from `given`, else from the method's own `options`, else its default.
+    Raises ConfigError for one without any."""
+    function = OwnFunction(spec, flag, there)
+    own = {n: p.default for n, p in function.__signature__.parameters.items() if p.kind is p.KEYWORD_ONLY}
+    found: dict[str, Any] = {}
+    for name, default in own.items():
+        if name in given:
+            found[name] = _as_option(function, name, given[name], default)
+        elif name in options:
+            found[name] = options[name]
+        elif default is not inspect.Parameter.empty:
+            found[name] = default
+        else:
+            raise ConfigError(f"{function.who}: its option '{name}' has no default. Give it one, or {name}:NUMBER.")
+    return TensorFunction(function, found)
+
+
+def _as_option(function: OwnFunction, name: str, value: float, default: Any) -> Any:
+    """The number as an option with that default has it."""
+    if isinstance(default, bool) and value in (0, 1):
+        return bool(value)
+    if isinstance(default, int) and not isinstance(default, bool) and value.is_integer():
+        return int(value)
+    if default in (inspect.Parameter.empty, None) or type(default) is float:
+        return value
+    raise ConfigError(f"{name}:{value:g}: the default of '{name}' in {function.who} is {default!r}, no such number.")
+
+
+def require_known(given: Mapping[str, float], flag: str, *functions: TensorFunction) -> None:
+    """Raises ConfigError for an option that none of these functions has."""
+    own = [name for function in functions for name in function.takes]
+    for name, value in given.items():
+        if name not in own:
+            has = f"There are: {', '.join(own)}." if own else "There is none."
+            raise ConfigError(f"{flag} {name}:{value:g}: no such option.{suggestion(name, own)} {has}")
+
+
+def listed(there: Mapping[str, Quantity]) -> str:
+    """Tensors with the letters of their lengths."""
+    return ", ".join(f"{name} [{tensor.size}]" for name, tensor in there.items())

@@ -34,37 +34,38 @@ from assent.config.policy_gradient import (
     ReMaxLoss,
 )
 from assent.config.preference import (
-    APOZeroUnpairedConfig, BCOConfig, BetaLoss, BinaryConfig, InfoNCAConfig, InfoNCALoss, KTOConfig, KTOLoss,
-    ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig, ProbeConfig, ReferenceConfig,
-    ReferencePairConfig, loss_of, reference_of,
+    APOZeroUnpairedConfig, BCOConfig, BetaLoss, BinaryConfig, CustomConfig, InfoNCAConfig, InfoNCALoss, KTOConfig,
+    KTOLoss, ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig, ProbeConfig,
+    ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import RewardConfig, RewardSection
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.sections import keywords
 from assent.config.tools import (
-    CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig, ReportConfig,
+    CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
+    ReportConfig,
 )
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
     "APOZeroUnpairedConfig", "ActorCriticConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "BCOConfig", "BetaLoss",
-    "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CompareConfig",
-    "CriticConfig", "CurriculumConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss",
-    "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss",
-    "EngineConfig", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss",
-    "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig",
-    "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "KLConfig", "KTOConfig",
-    "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig", "LossConfig",
-    "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig",
-    "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss",
-    "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig",
-    "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
-    "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
-    "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig",
-    "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig",
-    "RewardConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig",
-    "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig",
-    "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss",
-    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
-    "reference_of",
+    "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig",
+    "CompareConfig", "CriticConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping",
+    "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig",
+    "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss",
+    "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig",
+    "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
+    "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
+    "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
+    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
+    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",
+    "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
+    "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
+    "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "RLOOConfig", "RLOOLoss", "RLOORollout",
+    "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
+    "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardSection",
+    "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig",
+    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig",
+    "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
+    "objective_of", "online_config", "preference_config", "reference_of",
 ]

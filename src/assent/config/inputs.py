@@ -20,6 +20,7 @@ INPUTS: dict[str, Kind] = {
     "critic.start": "model",
     "rewards.model": "model",
     "rewards.functions": "code",
+    "objective": "code",
     "loss.function": "code",
     "loss.estimator": "code",
     "rewards.servers": "server",

@@ -7,11 +7,11 @@ function of `assent.losses`; what that function needs (a reference, lengths, str
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from assent.config import pairs, preference
-from assent.config.preference import PreferenceConfig
+from assent.config.preference import CustomConfig, PreferenceConfig
 from assent.config.sections import configuration, default_of, keywords
 from assent.errors import ConfigError
 from assent.names import suggestion
@@ -44,7 +44,7 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        return any(field.name == "reference" for field in fields(self.config))
+        return self.reward.startswith("ratio")
 
     @property
     def per_token(self) -> bool:
@@ -211,6 +211,8 @@ OBJECTIVES: dict[str, Objective] = {
     ),
 }  # fmt: skip
 
+CUSTOM = "custom"
+"""The command of an objective of the user's own."""
 SFT = "sft"
 """What `plus` may add beside the pairwise objectives: the chosen answers' likelihood."""
 
@@ -232,5 +234,7 @@ def preference_config(objective: str, **options: Any) -> PreferenceConfig:
 
 
 def objective_of(config: PreferenceConfig) -> str:
-    """The key in `OBJECTIVES` that a configuration belongs to."""
+    """The key in `OBJECTIVES` that a configuration belongs to, or `CUSTOM`."""
+    if isinstance(config, CustomConfig):
+        return CUSTOM
     return next(key for key, row in OBJECTIVES.items() if type(config) is row.config)

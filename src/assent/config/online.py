@@ -194,6 +194,13 @@ class PolicyLossConfig(LossConfig):
     estimator: Annotated[
         Named | None, Doc("FILE.py:function in place of the method's estimator of advantages, likewise.")
     ] = None
+    options: Annotated[
+        dict[str, float],
+        Doc(
+            "Options (keyword-only parameters) of these functions, for example tau:0.1; for others they get the "
+            "method's own of that name, or keep their defaults."
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

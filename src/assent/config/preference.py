@@ -93,6 +93,23 @@ class ListConfig(PreferenceConfig):
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
 
+@dataclass(frozen=True)
+class CustomConfig(PreferenceConfig):
+    """Learning directly from feedback by a function of your own. What it needs (the kind of feedback, a reference, ...)
+    follows from its parameters; docs/own.md lists them."""
+
+    objective: Named = field(kw_only=True)
+    """FILE.py:function or module:function: its positional parameters are the tensors that it asks for."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Its options (keyword-only parameters), for example beta:0.1; others keep their defaults."""
+    whole_step: bool = False
+    """The loss of a pair depends on the others (it sorts them, or takes their mean): it is given all pairs of a step at
+    once."""
+    threshold: Finite | None = None
+    """Yes/no labels from rated answers: the rating from which an answer counts as desirable."""
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
 def loss_of(config: PreferenceConfig) -> LossConfig:
     """The options of an objective's loss."""
     assert isinstance(config, PairConfig | BinaryConfig | ListConfig), type(config)
@@ -100,8 +117,10 @@ def loss_of(config: PreferenceConfig) -> LossConfig:
 
 
 def reference_of(config: RunConfig) -> ReferenceConfig | None:
-    """The reference of an objective; None for all that have none."""
-    return config.reference if isinstance(config, ReferencePairConfig | BinaryConfig | ListConfig) else None
+    """The reference of an objective; None for all that have none. Whether one of the user's own compares with it, its
+    parameters say."""
+    anchored = ReferencePairConfig | BinaryConfig | ListConfig | CustomConfig
+    return config.reference if isinstance(config, anchored) else None
 
 
 # ---- objectives on yes/no labels

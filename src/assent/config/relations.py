@@ -1,5 +1,6 @@
 """The relations between options: each a function of a configuration that gives the sentence that says what is wrong, or
-None. `assent.config.settings.validate` applies the table at the end."""
+None; `assent.config.online_relations` has those of online methods. `assent.config.settings.validate` applies the table
+at the end."""
 
 from __future__ import annotations
 
@@ -8,14 +9,12 @@ from typing import Any
 
 from assent.config.base import RunConfig, SFTConfig
 from assent.config.inputs import INPUTS, is_input
-from assent.config.methods import METHODS, method_of
 from assent.config.objectives import OBJECTIVES, SFT, objective_of
-from assent.config.online import OnlineConfig, critic_of
+from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
-from assent.config.policy_gradient import PPOConfig
-from assent.config.preference import PairConfig, PreferenceConfig, reference_of
+from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
-from assent.config.tools import CompareConfig, GenerateConfig, InitConfig
+from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
 
@@ -74,164 +73,6 @@ def _changed_inputs(config: RunConfig) -> str | None:
     for name in config.resume_changed:
         if name not in known:
             return f"--resume_changed {name}: no such input.{suggestion(name, known)} There are: {', '.join(known)}."
-    return None
-
-
-def _needs_reward(config: OnlineConfig) -> str | None:
-    if not any(getattr(config.rewards, kind) for kind in SOURCES):
-        return (
-            "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
-        )
-    return None
-
-
-def _reward_lists(config: OnlineConfig) -> str | None:
-    for kind in SOURCES:
-        given = getattr(config.rewards, kind)
-        if "" in given or len(set(given)) < len(given):
-            return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
-    for name, weight in config.rewards.weights.items():
-        if not in_float32(weight):
-            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
-    return None
-
-
-def _ensemble(config: OnlineConfig) -> str | None:
-    rewards = config.rewards
-    if rewards.ensemble != "mean" and len(rewards.model) < 2:
-        return (
-            f"--rewards.ensemble {rewards.ensemble} is about several reward models. Give --rewards.model two or more. "
-            f"Got {len(rewards.model)}."
-        )
-    return None
-
-
-def _critic_start(config: OnlineConfig) -> str | None:
-    critic = critic_of(config)
-    if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
-        return None
-    if _needs_reward(config):
-        return None  # said already
-    return (
-        "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got "
-        f"{len(config.rewards.model)}. Use --critic.start policy."
-    )
-
-
-SOURCES = ("model", "rules", "functions", "servers")
-"""The options of `rewards` that name what answers are scored by."""
-
-
-def _adaptive_kl(config: OnlineConfig) -> str | None:
-    if config.kl.target is not None and config.kl.coef == 0:
-        return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
-    return None
-
-
-MOST_ANSWERS = 1 << 24
-
-
-def _rollout_size(config: OnlineConfig) -> str | None:
-    answers = config.train.batch_size * config.rollout.responses
-    if answers <= MOST_ANSWERS:
-        return None
-    return (
-        f"--train.batch_size x --rollout.responses are the answers of one rollout, which are kept in memory together: "
-        f"at most {MOST_ANSWERS:,}. Got {answers:,}."
-    )
-
-
-def _kl_horizon(config: OnlineConfig) -> str | None:
-    if config.kl.target is None:
-        return None
-    answers = config.train.batch_size * config.rollout.responses
-    if config.kl.horizon * 5 > answers:
-        return None
-    return (
-        f"--kl.horizon must be above {answers // 5}, a fifth of the {answers} answers of a rollout (--train.batch_size "
-        "x --rollout.responses): with a shorter one, one rollout could turn the weight of the KL negative. Got "
-        f"{config.kl.horizon}."
-    )
-
-
-def _shared_critic(config: PPOConfig) -> str | None:
-    if config.critic.shared and config.critic.lr is not None:
-        return "--critic.lr has no place with --critic.shared: one optimiser step moves both. Use --critic.coef."
-    return None
-
-
-def _penalised(config: PPOConfig) -> str | None:
-    if config.loss.penalty_target is not None and config.loss.objective != "penalty":
-        return (
-            "--loss.penalty_target moves the penalty of --loss.objective penalty. Got --loss.objective "
-            f"{config.loss.objective}."
-        )
-    return None
-
-
-def _curriculum(config: OnlineConfig) -> str | None:
-    curriculum = config.curriculum
-    if curriculum.column is not None and curriculum.order == "random":
-        return "--curriculum.column is read with --curriculum.order easy or hard. Got random."
-    if curriculum.rest and config.rollout.responses < 2:
-        return (
-            "--curriculum.rest looks at whether all answers to a prompt are worth the same: --rollout.responses must "
-            f"be at least 2. Got {config.rollout.responses}."
-        )
-    return None
-
-
-def _given(config: OnlineConfig) -> str | None:
-    if (config.given.source == "hint") != (config.given.hint is not None):
-        return "--given.source hint and --given.hint TEXT need each other."
-    return None
-
-
-def _needs_group(config: OnlineConfig) -> str | None:
-    name = method_of(config)
-    if METHODS[name].has_groups and config.rollout.responses < 2:
-        return (
-            f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
-            f"{config.rollout.responses}."
-        )
-    return None
-
-
-def _sampling_temperature(config: OnlineConfig) -> str | None:
-    if config.sampling.temperature == 0:
-        return "--sampling.temperature must be > 0 to train: at 0 every answer has probability 1. Got 0."
-    return None
-
-
-def _whole_distribution(config: OnlineConfig) -> str | None:
-    sampling = config.sampling
-    if sampling.top_k == 0 and sampling.top_p == 1:
-        return None
-    given = f"top_p {sampling.top_p:g}" if sampling.top_p < 1 else f"top_k {sampling.top_k}"
-    return (
-        f"--sampling.{given} is for assent generate. In training every token counts by its probability among "
-        "all tokens, as it is computed when the policy is trained; answers drawn among the likeliest have others, and "
-        "the gradient would be that of no objective. Use --sampling.top_k 0 --sampling.top_p 1; --sampling.temperature "
-        "is part of both."
-    )
-
-
-def _room_for_prompts(config: OnlineConfig) -> str | None:
-    if config.sampling.max_new_tokens >= config.data.max_length:
-        return (
-            f"--sampling.max_new_tokens {config.sampling.max_new_tokens} leaves no room for a prompt within "
-            f"--data.max_length {config.data.max_length}."
-        )
-    return None
-
-
-def _rollout_minibatches(config: OnlineConfig) -> str | None:
-    if config.rollout.minibatches > config.train.batch_size:
-        return (
-            f"--rollout.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
-            f"rollout. Got {config.rollout.minibatches}."
-        )
     return None
 
 
@@ -309,6 +150,13 @@ def _pairwise() -> list[str]:
     return [name for name, row in OBJECTIVES.items() if row.feedback == "pairs" and row.reference_mode != "moving"]
 
 
+def _own_options(config: CustomConfig | CheckConfig) -> str | None:
+    for name, value in config.options.items():
+        if not in_float32(value):
+            return f"--options {name}:{value:g}: must be a finite number that float32 holds."
+    return None
+
+
 def _compared(config: CompareConfig) -> str | None:
     unknown = [name for name in config.objectives if name not in OBJECTIVES]
     if unknown:
@@ -320,18 +168,6 @@ def _compared(config: CompareConfig) -> str | None:
     for name in config.options:
         if name.partition(".")[0] not in config.objectives:
             return f"--options {name}: begins with none of --objectives ({', '.join(config.objectives)})."
-    return None
-
-
-def _engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
-    """For every command that samples."""
-    engine = config.engine
-    if engine.compile and engine.name != "torch":
-        return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
-    if engine.url is not None and engine.name != "vllm":
-        return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
-    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig)):
-        return "--engine.weights is read only in training with --engine.name vllm."
     return None
 
 
@@ -371,24 +207,8 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _rendered_has_template),
     (RunConfig, _trackers_once),
     (RunConfig, _changed_inputs),
-    (OnlineConfig, _needs_reward),
-    (OnlineConfig, _reward_lists),
-    (OnlineConfig, _ensemble),
-    (OnlineConfig, _critic_start),
-    (OnlineConfig, _needs_group),
-    (OnlineConfig, _adaptive_kl),
-    (OnlineConfig, _kl_horizon),
-    (OnlineConfig, _rollout_size),
-    (OnlineConfig, _curriculum),
-    (OnlineConfig, _given),
-    (PPOConfig, _shared_critic),
-    (PPOConfig, _penalised),
-    (OnlineConfig, _sampling_temperature),
-    (OnlineConfig, _whole_distribution),
-    (OnlineConfig, _rollout_minibatches),
-    (OnlineConfig, _room_for_prompts),
-    (OnlineConfig, _engine_is_asked),
-    (GenerateConfig, _engine_is_asked),
+    *ONLINE,
+    (GenerateConfig, engine_is_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),
@@ -396,5 +216,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (EXOConfig, _smoothed_target),
     (PreferenceConfig, _reference_mode),
     (PairConfig, _added_objectives),
+    (CustomConfig, _own_options),
+    (CheckConfig, _own_options),
     (CompareConfig, _compared),
 )

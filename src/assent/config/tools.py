@@ -145,6 +145,23 @@ class CompareConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class CheckConfig:
+    """Trains a loss, an objective or an estimator of advantages of your own where the exact optimum is known, beside
+    DPO's or PPO's, and says whether it learns."""
+
+    function: Named
+    """FILE.py:function or module:function."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Its options (keyword-only parameters), for example beta:0.1; others keep their defaults."""
+    seeds: Count = 3
+    """Worlds, each with another model, other prompts and other rewards."""
+    steps: Count = 60
+    """Optimiser steps of each training."""
+    out: Named | None = None
+    """JSON file for the numbers."""
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """The whole job on the embedded lab: world, SFT, reward model, PPO, DPO, evaluation, report."""
 

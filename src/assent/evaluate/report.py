@@ -16,13 +16,14 @@ from markupsafe import Markup
 
 from assent import __version__
 from assent.config import OBJECTIVES, ReportConfig
+from assent.config.objectives import CUSTOM
 from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track, TrackPoint
 from assent.evaluate.panels import alarm, lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
-from assent.evaluate.runs import EVALUATION, Run, find_runs, printable, read_run, track_of
+from assent.evaluate.runs import EVALUATION, NAMES, Run, find_runs, printable, read_run, track_of
 from assent.lock import check_free
 from assent.outputs import write_text
 from assent.statistics import Interval
@@ -77,7 +78,7 @@ def write_report(config: ReportConfig) -> Path:
 
 def _read_runs(folders: list[Path]) -> tuple[Run, ...]:
     """Every run once; those of one folder in the order of the pipeline; two of one name told apart by their parent."""
-    stages = ("SFT", "Reward", "PPO", *(row.name for row in OBJECTIVES.values()))
+    stages = ("SFT", "Reward", "PPO", *(row.name for row in OBJECTIVES.values()), NAMES[CUSTOM])
     found: dict[Path, Run] = {}
     for folder in folders:
         inside = [read_run(path) for path in find_runs(folder)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from assent.config import METHODS, OBJECTIVES
+from assent.config.objectives import CUSTOM
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
 from assent.statistics import Interval
@@ -20,6 +21,7 @@ FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", 
 NAMES = {
     "sft": "SFT",
     "reward": "Reward",
+    CUSTOM: "Custom",
     **{key: row.name for key, row in OBJECTIVES.items()},
     **{key: row.name for key, row in METHODS.items()},
 }

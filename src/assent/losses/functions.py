@@ -6,9 +6,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+
+class Quantity(NamedTuple):
+    """A tensor that functions may ask for: the letter of its length, and what it is."""
+
+    size: str
+    words: str
 
 
 def inputs_of(function: Callable[..., Tensor]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from assent.config import (
     OBJECTIVES,
     RunConfig,
 )
+from assent.config.objectives import CUSTOM
 from assent.train import history
 from assent.train.facts import measured
 from assent.train.measured import Measured
@@ -40,13 +41,17 @@ FOLLOWED: dict[str, Followed] = {
     "ranking": Followed(
         ("objective", "accuracy", "margin"), ("accuracy", "objective", "margin", "kl", *ANSWERS), "objective", min
     ),
+    "custom": Followed(
+        ("objective", "accuracy", "margin"),
+        ("accuracy", "objective", "margin", "auc", "kl", *ANSWERS), "objective", min
+    ),
     "online": Followed(REWARDS, (*REWARDS, "unscored"), "reward", max),
     "critic": Followed(
         (*REWARDS, "value_loss", "explained_variance"), (*REWARDS, "unscored"), "reward", max
     ),
 }  # fmt: skip
 FOLLOWED["rating"] = FOLLOWED["ranking"]
-"""By command, by the kind of feedback of an objective, or by whether an online method has a critic."""
+"""By command, by the kind of feedback of an objective of the table, or by whether an online method has a critic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ def command_of(config: RunConfig) -> Command:
     if key in OBJECTIVES:
         objective = OBJECTIVES[key]
         return Command(key, objective.name, objective.summary, FOLLOWED[objective.feedback])
+    if key == CUSTOM:
+        return Command(key, "an objective of your own", "Learns directly from feedback.", FOLLOWED[CUSTOM])
     method = METHODS[key]
     return Command(key, method.name, method.summary, FOLLOWED["critic" if method.has_critic else "online"])
 

@@ -20,7 +20,9 @@ def about_online(algorithm: Online, total: int) -> list[Line]:
     per_epoch = -(-prompts // config.train.batch_size) * steps
     answers = f"{plural(size, 'prompt')} x {plural(rollout.responses, 'answer')}"
     most = rounded(size * rollout.responses * sampling.max_new_tokens)
+    functions = {"Policy loss": config.loss.function, "Advantages": config.loss.estimator}
     return [
+        *(Line(name, spec) for name, spec in functions.items() if spec is not None),
         Line("Reference", _online_reference(algorithm)),
         Line("Rewards", _rewards(algorithm)),
         Line("Engine", _engine(algorithm)),

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from assent.algorithms.online.coefficients import Coefficients
-from assent.algorithms.own import OwnFunction, own_function
+from assent.algorithms.own import OwnFunction, own_function, require_known
 from assent.config import METHODS, CriticConfig, OnlineConfig, critic_of, keywords, method_of
 from assent.config.estimators import ESTIMATORS
 from assent.errors import ConfigError
 from assent.losses import ADVANTAGES, LOSSES, rescaled
-from assent.losses.functions import TensorFunction, with_options
+from assent.losses.functions import Quantity, TensorFunction, with_options
 
 POLICY_LOSSES = {"clip": "ppo_clip", "none": "cpi", "penalty": "ppo_penalty"}
 """PPO's losses by `loss.objective`."""
@@ -23,17 +23,24 @@ PENALTY = "penalty"
 """The option of a loss that a controller moves."""
 LOSS = "--loss.function"
 ESTIMATOR = "--loss.estimator"
-TOKENS = {
-    "logprobs": "N",
-    "old_logprobs": "N",
-    "advantages": "N",
-    "response": "N",
-    "sampler_logprobs": "N",
-    "reference_logprobs": "N",
-    "entropy": "N",
+TOKENS: Mapping[str, Quantity] = {
+    "logprobs": Quantity("N", "log-prob of the token under the policy that is trained"),
+    "old_logprobs": Quantity("N", "the same before the step, a constant (with `--loss.ewma` under the average)"),
+    "advantages": Quantity("N", "its advantage, a constant"),
+    "response": Quantity("N", "which response it belongs to, 0, 1, ..., never decreasing"),
+    "sampler_logprobs": Quantity("N", "log-prob under the engine that sampled it, a constant"),
+    "reference_logprobs": Quantity("N", "log-prob under the reference, a constant (with `--kl.coef` above 0)"),
+    "entropy": Quantity("N", "entropy of the policy's prediction, with a gradient"),
 }
 """What a user's policy loss may ask for."""
-REWARDS = {"token_rewards": "N", "rewards": "S", "values": "N", "greedy": "S", "response": "N", "prompt": "S"}
+REWARDS: Mapping[str, Quantity] = {
+    "rewards": Quantity("S", "reward of the response, shaped, less its KL where that belongs in the reward"),
+    "token_rewards": Quantity("N", "the same by token: each has its KL, the last of a response its reward too"),
+    "values": Quantity("N", "the critic's value of the token (`ppo`)"),
+    "greedy": Quantity("S", "reward of the most likely response to the prompt, which is sampled for it"),
+    "response": Quantity("N", "which response the token belongs to, 0, 1, ..., never decreasing"),
+    "prompt": Quantity("S", "which prompt the response answers (with `--rollout.responses` 2 or more)"),
+}
 """What a user's estimator of advantages may ask for."""
 CLIPS = ("clip", "clip_high", "dual_clip")
 """Options of policy losses that bound the ratio."""
@@ -95,6 +102,9 @@ def method_with(config: OnlineConfig) -> OnlineMethod:
     learning_rate, ewma = _for_this_batch(config, options)
     loss = _loss(config, row.loss, options)
     estimator = _estimator(config, ADVANTAGES[ESTIMATORS[row.estimator].function], options)
+    require_known(
+        config.loss.options, "--loss.options", *(f for f in (loss, estimator) if isinstance(f.call, OwnFunction))
+    )
     return OnlineMethod(
         loss=loss,
         penalised=PENALTY in options and PENALTY in loss.takes,
@@ -115,7 +125,7 @@ def method_with(config: OnlineConfig) -> OnlineMethod:
 def _loss(config: OnlineConfig, name: str, options: Mapping[str, Any]) -> TensorFunction:
     if config.loss.function is None:
         return with_options(LOSSES[POLICY_LOSSES[options["objective"]] if "objective" in options else name], options)
-    found = own_function(config.loss.function, LOSS, TOKENS, options)
+    found = own_function(config.loss.function, LOSS, TOKENS, config.loss.options, options)
     if "reference_logprobs" in found.inputs and config.kl.coef == 0:
         raise ConfigError(
             f"{LOSS} {config.loss.function} asks for 'reference_logprobs', and --kl.coef 0 has no reference. Give "
@@ -127,7 +137,7 @@ def _loss(config: OnlineConfig, name: str, options: Mapping[str, Any]) -> Tensor
 def _estimator(config: OnlineConfig, own: Callable[..., Tensor], options: Mapping[str, Any]) -> TensorFunction:
     if (spec := config.loss.estimator) is None:
         return with_options(own, options)
-    found = own_function(spec, ESTIMATOR, REWARDS, options)
+    found = own_function(spec, ESTIMATOR, REWARDS, config.loss.options, options)
     if "values" in found.inputs and critic_of(config) is None:
         name = METHODS[method_of(config)].name
         raise ConfigError(f"{ESTIMATOR} {spec} asks for 'values' of a critic, and {name} has none. Use: assent ppo")

@@ -166,6 +166,7 @@ def advantages(
             "prompt": torch.from_numpy(rollout.prompt),
         }
     )
+    made = made if len(made) == len(response) else made[response]
     metrics: dict[str, float] = {}
     returns = None
     if values is not None:
@@ -173,7 +174,7 @@ def advantages(
         explained = float(explained_variance(values, returns))
         if not math.isnan(explained):  # the returns vary
             metrics["explained_variance"] = explained
-    made = (made if len(made) == len(response) else made[response]) + own
+    made = made + own
     if method.whiten:
         made = whiten(made)
     rollout = replace(rollout, advantages=_single(made), returns=None if returns is None else _single(returns))

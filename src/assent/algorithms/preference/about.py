@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from assent.algorithms.preference.step_loss import Term
+from assent.algorithms.own import OwnFunction
+from assent.algorithms.preference.objective import described
 from assent.config import ReferenceConfig
-from assent.data.packing import EpochStream
 from assent.models.references import FollowingReference, Reference
 from assent.train.facts import Line, number
 from assent.train.opening import about_stream
 
+if TYPE_CHECKING:
+    from assent.algorithms.preference.train import Preference
 
-def about(
-    terms: Sequence[Term], reference: Reference | None, section: ReferenceConfig | None, stream: EpochStream, total: int
-) -> list[Line]:
-    """`section` says where the reference is from; both are None for an objective without one."""
+
+def about(algorithm: Preference, section: ReferenceConfig | None, total: int) -> list[Line]:
+    """`section` says where the reference is from, where there is one."""
+    row, terms = algorithm.row, algorithm.terms
+    own = isinstance(terms[0].loss.call, OwnFunction)
     more = [f"{number(term.weight)} x {term.name}" for term in terms[1:]]
     return [
+        *([Line("Objective", described(terms[0], row))] if own else []),
         *([Line("Plus", ", ".join(more))] if more else []),
-        Line("Reference", _reference(reference, section)),
-        about_stream(stream, total),
+        Line("Reference", _reference(algorithm.reference, section)),
+        about_stream(algorithm.stream, total),
     ]
 
 

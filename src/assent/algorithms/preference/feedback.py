@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from assent.algorithms.preference.step_loss import Requirement, Term, needs_of
-from assent.config import OBJECTIVES, BinaryConfig, PreferenceConfig, objective_of
+from assent.config import BinaryConfig, CustomConfig, Objective, PreferenceConfig, objective_of
 from assent.data.dataset import Prepared, View
 from assent.data.mismatch import with_mismatched
 from assent.data.tree import TokenTree
@@ -20,16 +20,18 @@ from assent.train.session import Session
 
 VIEWS: Mapping[str, View] = {"pairs": pair_view, "ranking": ranking_view, "rating": rating_view}
 """By kind of feedback; yes/no labels are read with a threshold."""
+CLASS_WEIGHTS = ("desirable_weight", "undesirable_weight")
 
 
-def read_feedback(session: Session, config: PreferenceConfig, terms: Sequence[Term]) -> Prepared:
+def read_feedback(session: Session, config: PreferenceConfig, row: Objective, terms: Sequence[Term]) -> Prepared:
     """The data as trees, with answers to other prompts where a loss needs these. Raises DataError for what the terms
     cannot learn from."""
-    data = session.prepare(_view(config))
-    if isinstance(config, BinaryConfig):
+    data = session.prepare(_view(config, row))
+    if row.feedback == "binary":
         _require_both_kinds(config, data.train)
-    if any("margin" in term.inputs for term in terms):
-        _require_strengths(config, data)
+    for term in terms:
+        if "margin" in term.inputs:
+            _require_strengths(config, data, term.name)
     if Requirement.MISMATCHED not in needs_of(terms):
         return data
     seed, limit = config.train.seed, config.data.max_length
@@ -39,10 +41,10 @@ def read_feedback(session: Session, config: PreferenceConfig, terms: Sequence[Te
     return replace(data, train=train, eval=held)
 
 
-def _view(config: PreferenceConfig) -> View:
-    if isinstance(config, BinaryConfig):
+def _view(config: PreferenceConfig, row: Objective) -> View:
+    if isinstance(config, BinaryConfig | CustomConfig) and row.feedback == "binary":
         return partial(binary_view, threshold=config.threshold)
-    return VIEWS[OBJECTIVES[objective_of(config)].feedback]
+    return VIEWS[row.feedback]
 
 
 def balanced(terms: Sequence[Term], trees: Sequence[TokenTree]) -> list[Term]:
@@ -53,10 +55,10 @@ def balanced(terms: Sequence[Term], trees: Sequence[TokenTree]) -> list[Term]:
 
 def _balanced(term: Term, trees: Sequence[TokenTree]) -> dict[str, object]:
     options = dict(term.loss.options)
-    if "desirable_weight" in options:
+    if "desirable" in term.inputs and any(options.get(name, 1) is None for name in CLASS_WEIGHTS):
         yes, no = _classes(trees)
-        weights = {"desirable_weight": max(1.0, no / yes), "undesirable_weight": max(1.0, yes / no)}
-        options |= {name: weight for name, weight in weights.items() if options[name] is None}
+        weights = dict(zip(CLASS_WEIGHTS, (max(1.0, no / yes), max(1.0, yes / no)), strict=True))
+        options |= {name: weight for name, weight in weights.items() if options.get(name, 1) is None}
     return options
 
 
@@ -66,7 +68,7 @@ def _classes(trees: Sequence[TokenTree]) -> tuple[int, int]:
     return int((labels == 1).sum()), int((labels == 0).sum())
 
 
-def _require_both_kinds(config: BinaryConfig, trees: Sequence[TokenTree]) -> None:
+def _require_both_kinds(config: PreferenceConfig, trees: Sequence[TokenTree]) -> None:
     yes, no = _classes(trees)
     if not (yes and no):
         kind, number = ("desirable", yes) if yes else ("undesirable", no)
@@ -76,11 +78,11 @@ def _require_both_kinds(config: BinaryConfig, trees: Sequence[TokenTree]) -> Non
         )
 
 
-def _require_strengths(config: PreferenceConfig, data: Prepared) -> None:
+def _require_strengths(config: PreferenceConfig, data: Prepared, name: str) -> None:
     for file, trees in ((config.data.train, data.train), (config.data.eval or config.data.train, data.eval)):
         margins = [margin for tree in trees for _, _, margin in tree.pairs]
         if none := sum(margin <= 0 for margin in margins):
             raise DataError(
                 f"{file}: {none} of {len(margins)} pairs have no strength (a margin, two scores, or ratings), "
-                "which odpo asks for. Without strengths: assent dpo"
+                f"which {name} asks for. Without strengths: assent dpo"
             )

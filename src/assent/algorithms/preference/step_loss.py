@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from assent.config import OBJECTIVES, PairConfig, PreferenceConfig, keywords, loss_of, objective_of
-from assent.config.objectives import SFT
+from assent.config.objectives import SFT, Feedback
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
 from assent.losses import LOSSES
@@ -106,39 +106,84 @@ class Requirement(Enum):
 
 
 class Input(NamedTuple):
+    """`feedback` is the kind that alone has it; None: every kind that judges responses one by one or in a list."""
+
     read: Callable[[Inputs], Tensor]
+    words: str
+    feedback: Feedback | None = None
     need: Requirement | None = None
 
+    @property
+    def size(self) -> str:
+        """The letter of its length."""
+        return "M" if self.feedback == "pairs" else "S"
 
-def _of_both(name: str, read: Callable[[Inputs], Tensor], need: Requirement | None = None) -> dict[str, Input]:
+
+def _of_both(
+    name: str, words: str, read: Callable[[Inputs], Tensor], need: Requirement | None = None
+) -> dict[str, Input]:
     """A quantity of responses [S] as those of both sides of each pair, [M]."""
     return {
-        f"{name}_chosen": Input(lambda x: read(x)[x.chosen], need),
-        f"{name}_rejected": Input(lambda x: read(x)[x.rejected], need),
+        f"{name}_chosen": Input(lambda x: read(x)[x.chosen], f"{words} the chosen response", "pairs", need),
+        f"{name}_rejected": Input(lambda x: read(x)[x.rejected], f"{words} the rejected response", "pairs", need),
+    }
+
+
+def _of_shared(name: str, read: Callable[[Inputs], Tensor], need: Requirement | None = None) -> dict[str, Input]:
+    """Log-probs of as many first tokens of both sides as the shorter one has, [M]."""
+    words = "log-prob of the first min(length_chosen, length_rejected) tokens of the"
+    return {
+        f"{name}_chosen_shared": Input(
+            lambda x: x.shared(read(x), x.chosen), f"{words} chosen response", "pairs", need
+        ),
+        f"{name}_rejected_shared": Input(
+            lambda x: x.shared(read(x), x.rejected), f"{words} rejected response", "pairs", need
+        ),
     }
 
 
 LOSS_INPUTS: Mapping[str, Input] = {
-    "policy": Input(lambda x: x.policy),
-    "reference": Input(lambda x: x.reference, Requirement.REFERENCE),
-    "prompt": Input(lambda x: x.batch.prompt),
-    "desirable": Input(lambda x: x.batch.per_response["label"]),
-    "level": Input(lambda x: x.batch.per_response["level"]),
-    "rating": Input(lambda x: x.batch.per_response["rating"]),
-    "kl": Input(lambda x: x.batch.per_response[REFERENCE_POINT], Requirement.MISMATCHED),
-    "shift": Input(lambda x: x.batch.per_response[SHIFT], Requirement.SHIFT),
-    "margin": Input(lambda x: x.batch.margin),
-    **_of_both("policy", lambda x: x.policy),
-    **_of_both("reference", lambda x: x.reference, Requirement.REFERENCE),
-    **_of_both("length", lambda x: x.length),
-    **_of_both("weight", lambda x: x.weight, Requirement.COLLISION),
-    **_of_both("kl", lambda x: x.kl, Requirement.ANCHOR),
-    "policy_chosen_shared": Input(lambda x: x.shared(x.scores.logprobs, x.chosen)),
-    "policy_rejected_shared": Input(lambda x: x.shared(x.scores.logprobs, x.rejected)),
-    "reference_chosen_shared": Input(lambda x: x.shared(x.of_reference, x.chosen), Requirement.REFERENCE),
-    "reference_rejected_shared": Input(lambda x: x.shared(x.of_reference, x.rejected), Requirement.REFERENCE),
+    "policy": Input(lambda x: x.policy, "log-prob of the response under the policy"),
+    "reference": Input(lambda x: x.reference, "the same under the reference, a constant", None, Requirement.REFERENCE),
+    "prompt": Input(lambda x: x.batch.prompt, "which prompt it answers, 0, 1, ..., never decreasing"),
+    "desirable": Input(lambda x: x.batch.per_response["label"], "1 for a desirable response, 0 for another", "binary"),
+    "level": Input(
+        lambda x: x.batch.per_response["level"], "its rank among the prompt's responses, 0 the best", "ranking"
+    ),
+    "rating": Input(lambda x: x.batch.per_response["rating"], "its rating", "rating"),
+    "kl": Input(
+        lambda x: x.batch.per_response[REFERENCE_POINT],
+        "how far the policy is from the reference on responses to other prompts of the step, at least 0, a constant",
+        "binary",
+        Requirement.MISMATCHED,
+    ),
+    "shift": Input(
+        lambda x: x.batch.per_response[SHIFT],
+        "moving average of the rewards so far, a constant",
+        "binary",
+        Requirement.SHIFT,
+    ),
+    "margin": Input(
+        lambda x: x.batch.margin, "the pair's strength, above 0: only data with strengths have it", "pairs"
+    ),
+    **_of_both("policy", "log-prob under the policy of", lambda x: x.policy),
+    **_of_both(
+        "reference", "log-prob under the reference, a constant, of", lambda x: x.reference, Requirement.REFERENCE
+    ),
+    **_of_both("length", "trained tokens of", lambda x: x.length),
+    **_of_both(
+        "weight",
+        "how likely the policy finds its tokens (WPO's weight), a constant, of",
+        lambda x: x.weight,
+        Requirement.COLLISION,
+    ),
+    **_of_both("kl", "KL(reference || policy), summed over the predictions, of", lambda x: x.kl, Requirement.ANCHOR),
+    **_of_shared("policy", lambda x: x.scores.logprobs),
+    **_of_shared("reference", lambda x: x.of_reference, Requirement.REFERENCE),
 }
 """Every parameter that a loss may have: of each response [S], or of each pair [M]."""
+WITH_REFERENCE = frozenset({Requirement.REFERENCE, Requirement.ANCHOR, Requirement.MISMATCHED})
+"""The needs that a reference serves."""
 
 
 # ---- terms

@@ -1,4 +1,5 @@
-"""Learning directly from feedback: every objective of `assent.config.objectives`, alone or as a weighted sum."""
+"""Learning directly from feedback: every objective of `assent.config.OBJECTIVES`, alone or as a weighted
+sum, and those of the user's own."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Any
 from assent.algorithms.preference import diagnostics, step_wide
 from assent.algorithms.preference.about import about
 from assent.algorithms.preference.feedback import balanced, read_feedback
-from assent.algorithms.preference.step_loss import MEANS, Inputs, Requirement, Term, needs_of, step_loss, terms_of
+from assent.algorithms.preference.objective import objective_with
+from assent.algorithms.preference.step_loss import MEANS, Inputs, Requirement, Term, needs_of, step_loss
 from assent.algorithms.probe import Probe
-from assent.config import OBJECTIVES, Objective, PreferenceConfig, objective_of, reference_of
+from assent.config import Objective, PreferenceConfig, reference_of
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
@@ -49,7 +51,7 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         evaluate=evaluate if setup.held else None,
         final={"model": algorithm.policy},
         averages=[live.model] if isinstance(live, FollowingReference) and live.model else [],
-        about=about(algorithm.terms, algorithm.reference, reference_of(config), stream, total),
+        about=about(algorithm, reference_of(config), total),
     )
 
 
@@ -66,11 +68,11 @@ class Setup:
 
 def set_up(session: Session, config: PreferenceConfig) -> Setup:
     """The data as the objective needs them, policy and reference."""
-    terms = terms_of(config)
-    data = read_feedback(session, config, terms)
+    row, terms = objective_with(config)
+    data = read_feedback(session, config, row, terms)
     train, held = data.train, data.eval
     policy = session.policy()
-    section = reference_of(config)
+    section = reference_of(config) if row.needs_reference else None
     reference = live = None
     if section is not None and section.mode == "cached":
         train, held = cached_reference(session, policy, section, (train, held))
@@ -78,7 +80,6 @@ def set_up(session: Session, config: PreferenceConfig) -> Setup:
     elif section is not None:
         reference = live = live_reference(session, policy, section)
     stream = session.stream(train, policy, *([live] if live is not None else []))
-    row = OBJECTIVES[objective_of(config)]
     algorithm = Preference(policy, reference, stream, row, balanced(terms, train), session.world)
     return Setup(algorithm, held, data.eval_examples, live)
 
@@ -98,7 +99,8 @@ class Preference:
         self.policy, self.reference, self.stream, self.world = policy, reference, stream, world
         self.row, self.terms, self.needs = row, terms, needs_of(terms)
         self.modules = {"policy": policy}
-        self.beta = float(terms[0].loss.options.get("beta", 1.0))
+        beta = terms[0].loss.options.get("beta")
+        self.beta = float(beta) if isinstance(beta, int | float) else 1.0
         self.shift = 0.0
         self.watch = diagnostics.Watch()
 

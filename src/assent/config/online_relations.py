@@ -1,0 +1,225 @@
+"""The relations between options of online methods, as in `assent.config.relations`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from assent.config.methods import METHODS, method_of
+from assent.config.online import OnlineConfig, critic_of
+from assent.config.policy_gradient import PPOConfig
+from assent.config.ranges import in_float32
+from assent.config.tools import GenerateConfig
+
+
+def _needs_reward(config: OnlineConfig) -> str | None:
+    if not any(getattr(config.rewards, kind) for kind in SOURCES):
+        return (
+            "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
+            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+        )
+    return None
+
+
+def _reward_lists(config: OnlineConfig) -> str | None:
+    for kind in SOURCES:
+        given = getattr(config.rewards, kind)
+        if "" in given or len(set(given)) < len(given):
+            return f"--rewards.{kind}: one is empty, or there twice. Got {len(given)}, {len(set(given))} different."
+    for name, weight in config.rewards.weights.items():
+        if not in_float32(weight):
+            return f"--rewards.weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
+    return None
+
+
+def _ensemble(config: OnlineConfig) -> str | None:
+    rewards = config.rewards
+    if rewards.ensemble != "mean" and len(rewards.model) < 2:
+        return (
+            f"--rewards.ensemble {rewards.ensemble} is about several reward models. Give --rewards.model two or more. "
+            f"Got {len(rewards.model)}."
+        )
+    return None
+
+
+def _critic_start(config: OnlineConfig) -> str | None:
+    critic = critic_of(config)
+    if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
+        return None
+    if _needs_reward(config):
+        return None  # said already
+    return (
+        "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got "
+        f"{len(config.rewards.model)}. Use --critic.start policy."
+    )
+
+
+SOURCES = ("model", "rules", "functions", "servers")
+"""The options of `rewards` that name what answers are scored by."""
+
+
+def _adaptive_kl(config: OnlineConfig) -> str | None:
+    if config.kl.target is not None and config.kl.coef == 0:
+        return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
+    return None
+
+
+MOST_ANSWERS = 1 << 24
+
+
+def _rollout_size(config: OnlineConfig) -> str | None:
+    answers = config.train.batch_size * config.rollout.responses
+    if answers <= MOST_ANSWERS:
+        return None
+    return (
+        f"--train.batch_size x --rollout.responses are the answers of one rollout, which are kept in memory together: "
+        f"at most {MOST_ANSWERS:,}. Got {answers:,}."
+    )
+
+
+def _kl_horizon(config: OnlineConfig) -> str | None:
+    if config.kl.target is None:
+        return None
+    answers = config.train.batch_size * config.rollout.responses
+    if config.kl.horizon * 5 > answers:
+        return None
+    return (
+        f"--kl.horizon must be above {answers // 5}, a fifth of the {answers} answers of a rollout (--train.batch_size "
+        "x --rollout.responses): with a shorter one, one rollout could turn the weight of the KL negative. Got "
+        f"{config.kl.horizon}."
+    )
+
+
+def _shared_critic(config: PPOConfig) -> str | None:
+    if config.critic.shared and config.critic.lr is not None:
+        return "--critic.lr has no place with --critic.shared: one optimiser step moves both. Use --critic.coef."
+    return None
+
+
+def _penalised(config: PPOConfig) -> str | None:
+    if config.loss.penalty_target is not None and config.loss.objective != "penalty":
+        return (
+            "--loss.penalty_target moves the penalty of --loss.objective penalty. Got --loss.objective "
+            f"{config.loss.objective}."
+        )
+    return None
+
+
+def _own_options(config: OnlineConfig) -> str | None:
+    loss = config.loss
+    if loss.options and loss.function is None and loss.estimator is None:
+        return "--loss.options are those of --loss.function or --loss.estimator. Give one of them."
+    for name, value in loss.options.items():
+        if not in_float32(value):
+            return f"--loss.options {name}:{value:g}: must be a finite number that float32 holds."
+    return None
+
+
+def _own_loss(config: PPOConfig) -> str | None:
+    if config.loss.function is not None and config.loss.objective != "clip":
+        return (
+            f"--loss.function takes the place of the loss that --loss.objective {config.loss.objective} chooses. Give "
+            "one of them."
+        )
+    return None
+
+
+def _curriculum(config: OnlineConfig) -> str | None:
+    curriculum = config.curriculum
+    if curriculum.column is not None and curriculum.order == "random":
+        return "--curriculum.column is read with --curriculum.order easy or hard. Got random."
+    if curriculum.rest and config.rollout.responses < 2:
+        return (
+            "--curriculum.rest looks at whether all answers to a prompt are worth the same: --rollout.responses must "
+            f"be at least 2. Got {config.rollout.responses}."
+        )
+    return None
+
+
+def _given(config: OnlineConfig) -> str | None:
+    if (config.given.source == "hint") != (config.given.hint is not None):
+        return "--given.source hint and --given.hint TEXT need each other."
+    return None
+
+
+def _needs_group(config: OnlineConfig) -> str | None:
+    name = method_of(config)
+    if METHODS[name].has_groups and config.rollout.responses < 2:
+        return (
+            f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
+            f"{config.rollout.responses}."
+        )
+    return None
+
+
+def _sampling_temperature(config: OnlineConfig) -> str | None:
+    if config.sampling.temperature == 0:
+        return "--sampling.temperature must be > 0 to train: at 0 every answer has probability 1. Got 0."
+    return None
+
+
+def _whole_distribution(config: OnlineConfig) -> str | None:
+    sampling = config.sampling
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return None
+    given = f"top_p {sampling.top_p:g}" if sampling.top_p < 1 else f"top_k {sampling.top_k}"
+    return (
+        f"--sampling.{given} is for assent generate. In training every token counts by its probability among "
+        "all tokens, as it is computed when the policy is trained; answers drawn among the likeliest have others, and "
+        "the gradient would be that of no objective. Use --sampling.top_k 0 --sampling.top_p 1; --sampling.temperature "
+        "is part of both."
+    )
+
+
+def _room_for_prompts(config: OnlineConfig) -> str | None:
+    if config.sampling.max_new_tokens >= config.data.max_length:
+        return (
+            f"--sampling.max_new_tokens {config.sampling.max_new_tokens} leaves no room for a prompt within "
+            f"--data.max_length {config.data.max_length}."
+        )
+    return None
+
+
+def _rollout_minibatches(config: OnlineConfig) -> str | None:
+    if config.rollout.minibatches > config.train.batch_size:
+        return (
+            f"--rollout.minibatches must be at most --train.batch_size ({config.train.batch_size}), the prompts of a "
+            f"rollout. Got {config.rollout.minibatches}."
+        )
+    return None
+
+
+def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
+    """For every command that samples."""
+    engine = config.engine
+    if engine.compile and engine.name != "torch":
+        return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
+    if engine.url is not None and engine.name != "vllm":
+        return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
+    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig)):
+        return "--engine.weights is read only in training with --engine.name vllm."
+    return None
+
+
+ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
+    (OnlineConfig, _needs_reward),
+    (OnlineConfig, _reward_lists),
+    (OnlineConfig, _ensemble),
+    (OnlineConfig, _critic_start),
+    (OnlineConfig, _needs_group),
+    (OnlineConfig, _adaptive_kl),
+    (OnlineConfig, _kl_horizon),
+    (OnlineConfig, _rollout_size),
+    (OnlineConfig, _curriculum),
+    (OnlineConfig, _given),
+    (PPOConfig, _shared_critic),
+    (PPOConfig, _penalised),
+    (PPOConfig, _own_loss),
+    (OnlineConfig, _own_options),
+    (OnlineConfig, _sampling_temperature),
+    (OnlineConfig, _whole_distribution),
+    (OnlineConfig, _rollout_minibatches),
+    (OnlineConfig, _room_for_prompts),
+    (OnlineConfig, engine_is_asked),
+)
+"""The relations of methods that learn from rewards of sampled answers."""
