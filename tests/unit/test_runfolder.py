@@ -161,7 +161,8 @@ def test_a_run_of_another_command_is_refused(run: Path) -> None:
 def test_the_command_of_every_configuration() -> None:
     for name, row in cli.COMMANDS.items():
         if issubclass(row.config, RunConfig) and name != "compare":
-            assert command_key(row.config(ModelConfig("m"), DataConfig("d"), "o")) == name
+            own = {"objective": "my.py:objective"} if name == "custom" else {}
+            assert command_key(row.config(ModelConfig("m"), DataConfig("d"), "o", **own)) == name
 
 
 def test_a_run_that_stopped_before_its_first_step(tmp_path: Path) -> None:

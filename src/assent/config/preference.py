@@ -95,8 +95,7 @@ class ListConfig(PreferenceConfig):
 
 @dataclass(frozen=True)
 class CustomConfig(PreferenceConfig):
-    """Learning directly from feedback by a function of your own. What it needs (the kind of feedback, a reference, ...)
-    follows from its parameters; docs/own.md lists them."""
+    """Learning directly from feedback by a function of your own: what it needs follows from its parameters."""
 
     objective: Named = field(kw_only=True)
     """FILE.py:function or module:function: its positional parameters are the tensors that it asks for."""

@@ -146,8 +146,7 @@ class CompareConfig(RunConfig):
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Trains a loss, an objective or an estimator of advantages of your own where the exact optimum is known, beside
-    DPO's or PPO's, and says whether it learns."""
+    """A loss, objective or estimator of advantages of your own, trained where the exact optimum is known."""
 
     function: Named
     """FILE.py:function or module:function."""
