@@ -101,6 +101,12 @@ class Rollout:
         prompts = np.array([len(prompt) for prompt in self.prompts], np.int64) * (self.sizes if flat else 1)
         return prompts + np.bincount(self.prompt, self.lengths, len(self.prompts)).astype(np.int64)
 
+    @property
+    def zero_variance(self) -> np.ndarray:
+        """Which prompts have only responses of one and the same reward, [P] bool."""
+        assert self.reward is not None
+        return np.array([values.min() == values.max() for values in self.by_prompt(self.reward)], bool)
+
     def by_prompt(self, values: np.ndarray) -> list[np.ndarray]:
         """A per-response column [S], one part for each prompt."""
         return np.split(values, np.cumsum(self.sizes))[: len(self.prompts)]

@@ -26,7 +26,6 @@ from assent.algorithms.online.stages import (
     centred,
     score,
     shape,
-    zero_variance,
 )
 from assent.config.online import OnlineConfig
 from assent.data.records import Example
@@ -215,7 +214,7 @@ class Rollouts:
             total, scored = total + len(rollout), scored + len(made.rollout)
             there = made.rollout.of_prompts(np.flatnonzero(made.rollout.sizes))
             seen.append(there)
-            found.append(there.of_prompts(np.flatnonzero(~zero_variance(there))) if dynamic else there)
+            found.append(there.of_prompts(np.flatnonzero(~there.zero_variance)) if dynamic else there)
             if sum(len(one.prompts) for one in found) >= size:
                 break
         reasons = counted(failures)

@@ -43,12 +43,11 @@ def score(rollout: Rollout, source: GroupReward, examples: Sequence[Example], ch
     scores = source.score(groups_of(rollout, [examples[row] for row in rollout.rows], chat, progress))
     values = np.asarray(scores.values, np.float32)
     parts = scores.parts if len(scores.parts) > 1 else {}
-    notes = [{name: column[i] for name, column in scores.columns.items()} for i in range(len(rollout))]
     made = replace(
         rollout,
         reward=values,
         parts={name: np.asarray(part, np.float32) for name, part in parts.items()},
-        notes=tuple(notes),
+        notes=tuple({name: column[i] for name, column in scores.columns.items()} for i in range(len(rollout))),
     )
     unscored = np.isnan(values)
     unexplained = int(unscored.sum()) - sum(scores.failures.values())
@@ -177,16 +176,11 @@ def advantages(
     made = made + own
     if method.whiten:
         made = whiten(made)
-    rollout = replace(rollout, advantages=_single(made), returns=None if returns is None else _single(returns))
+    targets = None if returns is None else returns.float().numpy()
+    rollout = replace(rollout, advantages=made.float().numpy(), returns=targets)
     if (rollout.sizes > 1).any():
-        metrics["no_signal"] = float(zero_variance(rollout).mean())
+        metrics["no_signal"] = float(rollout.zero_variance.mean())
     return rollout, metrics
-
-
-def zero_variance(rollout: Rollout) -> np.ndarray:
-    """Which prompts have only responses of one and the same reward, [P] bool."""
-    assert rollout.reward is not None
-    return np.array([values.min() == values.max() for values in rollout.by_prompt(rollout.reward)], bool)
 
 
 def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
@@ -203,7 +197,3 @@ def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
 
 def _double(column: np.ndarray | None) -> Tensor | None:
     return None if column is None else torch.from_numpy(column).double()
-
-
-def _single(column: Tensor) -> np.ndarray:
-    return column.float().numpy()
