@@ -7,6 +7,7 @@ fails here.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +24,7 @@ from assent.distributed import World
 from assent.rollout.engine import Completion
 from assent.rollout.rollout import PER_RESPONSE, PER_TOKEN, Fields, Rollout, beside, joined, pack, rollout_of
 
-DOCUMENTED: dict[str, str] = dict(re.findall(r"^ {4}(\w+) {2,}(.+)$", Rollout.__doc__ or "", re.MULTILINE))
+DOCUMENTED: dict[str, str] = dict(re.findall(r"^(\w+) {2,}(.+)$", inspect.getdoc(Rollout) or "", re.MULTILINE))
 STRUCTURE = ("prompts", "rows", "prompt", "ids", "lengths", "parts", "notes")
 """What the plain model holds in another form; every other field is a column of values."""
 TOKEN_COLUMNS = [name for name, words in DOCUMENTED.items() if words.startswith("[N]") and name not in STRUCTURE]
