@@ -487,17 +487,13 @@ def test_feedback_becomes_fields_of_the_responses(chats, feedback, fields):
     ],
 )
 def test_answers_judged_differently_must_differ_as_tokens(chats, name, feedback):
-    row = example([U], "a:Fine.", "a:Good.", "a: Fine.\n", feedback=feedback)
-    with pytest.raises(
-        RowError, match=f"is the same as response 1, but has another {name.removesuffix('s')}$"
-    ) as error:
+    row, one = example([U], "a:Fine.", "a:Good.", "a: Fine.\n", feedback=feedback), name.removesuffix("s")
+    with pytest.raises(RowError, match=f"is the same as response 1, but has another {one}$") as error:
         chats["llama3"].tree(row, 500)
     assert error.value.column == "response 3"
     row = example([U], "a:Fine. Yes", "a:Good.", "a:Fine. No", feedback=feedback)
     prompt = len(chats["chatml"].prompt_ids(row.prompt))
-    with pytest.raises(
-        RowError, match=f"response 1 up to --data.max_length, but has another {name.removesuffix('s')}$"
-    ):
+    with pytest.raises(RowError, match=f"response 1 up to --data.max_length, but has another {one}$"):
         chats["chatml"].tree(row, prompt + 2)
     assert name in chats["chatml"].tree(row, 500).per_response
 

@@ -163,9 +163,10 @@ def test_what_is_saved_gives_the_same_outputs(
     """Trained for a step, saved, loaded again: by the whole folder, and by the adapters on their base."""
     base = tmp_path / "base"
     model = AutoModelForCausalLM.from_pretrained(
-        {"llama": tiny_model_dir, "granite": granite}[kind], dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+        {"llama": tiny_model_dir, "granite": granite}[kind],
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
         tie_word_embeddings=tied,
-    )  # fmt: skip
+    )
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     scorer = load_score_model(fp32(base, lora=LoraConfig(rank=rank)), tokenizer, max_length=64, seed=3, outputs=RULE)
