@@ -257,7 +257,7 @@ def test_a_tie_is_not_right(tmp_path, capsys) -> None:
 
 def test_rules_and_functions_need_no_tokenizer(tmp_path, capsys) -> None:
     (tmp_path / "mine.py").write_text(
-        "def red(completions, **columns):\n    return [None if c == 'egg' else float('Red' in c) for c in completions]\n"
+        "def red(completions, **columns):\n    return [None if c == 'egg' else 1.0 * ('Red' in c) for c in completions]"
     )
     rows = [{**PAIRS[0], "gold": "Red"}, {**PAIRS[2], "gold": "Paris"}]
     words = (f"{tmp_path}/mine.py:red", "contains=gold", file_of(tmp_path, rows), "--explain", "--weights", "red:2")
