@@ -42,6 +42,13 @@ class RewardsConfig:
     """workers: seconds for one answer; one that takes longer is left unscored."""
     servers: tuple[str, ...] = ()
     """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory and vllm."""
+    implicit: tuple[str, ...] = ()
+    """Policies that DPO or a relative of it has aligned, for their implicit reward (arXiv 2305.18290): folders of such
+    runs, which say what they were compared with, or of models."""
+    implicit_reference: Named | None = None
+    """implicit: the model that such a policy is compared with; default: that of its run."""
+    implicit_beta: Positive | None = None
+    """implicit: scale of the reward; default: that of its run."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, or as the rule, function or shape; 0 only
     logs."""
