@@ -83,9 +83,8 @@ class HeadRule:
         """How torch computes the reward from `outputs` [..., K]; empty where nobody has said it."""
         mean, std = "outputs.mean(-1)", "outputs.std(-1, correction=0)"
         if self.ensemble:
-            return {"mean": mean, "min": "outputs.amin(-1)", "lcb": f"{mean} - {self.deviations:g} * {std}"}[
-                self.ensemble
-            ]
+            bound = f"{mean} - {self.deviations:g} * {std}"
+            return {"mean": mean, "min": "outputs.amin(-1)", "lcb": bound}[self.ensemble]
         return f"outputs @ torch.tensor({list(self.weights)})" if self.weights else ""
 
     def section(self) -> dict[str, Any]:
