@@ -28,7 +28,7 @@ from assent.evaluate.agreement import OVERALL, Choices, Collected, Correlation, 
 from assent.models.loading import quiet_transformers
 from assent.outputs import try_file, write_text
 from assent.rewards.group import Scores
-from assent.rewards.outside import Outside, open_source
+from assent.rewards.outside import Outside, open_source, rewards_of
 from assent.rewards.pool import end_workers
 from assent.rewards.scoring import CHARACTERS, TOKENS, scored_chunks
 from assent.statistics import Interval, mean_interval
@@ -86,13 +86,11 @@ def score(config: ScoreConfig) -> Summary:
 
     Raises ConfigError for what is no source, ModelError, DataError, RewardError; RunFolderError where `config.out`
     exists already, OutputError where it cannot be written."""
-    if config.out is not None:
-        check_new_file(config.out)
-    if config.summary is not None:
-        try_file(config.summary, f"--summary {config.summary}")
     quiet_transformers()
     world = distributed.init()
-    examples, left_out = answered(config)
+    distributed.on_main(lambda: _check_places(config))
+    rewards_of(config)
+    examples, left_out = distributed.on_main(lambda: answered(config))
     outside = open_source(config, world)
     outside.check(examples)
     collected, failures = Collected(), Counter[str]()
@@ -117,6 +115,14 @@ def score(config: ScoreConfig) -> Summary:
         stream = sys.stderr if piped else sys.stdout
         render(found, Console(file=stream, width=None if stream.isatty() else 120))
     return found
+
+
+def _check_places(config: ScoreConfig) -> None:
+    """Before any work, whether the results can be written."""
+    if config.out is not None:
+        check_new_file(config.out)
+    if config.summary is not None:
+        try_file(config.summary, f"--summary {config.summary}")
 
 
 def answered(config: ScoredFileConfig) -> tuple[list[Example], dict[str, int]]:
