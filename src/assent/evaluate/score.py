@@ -50,6 +50,8 @@ class Summary:
                    name where it has one, else of the reward
     auc            of yes/no labels
     length         rank correlation of reward and length
+    unread         rows whose feedback cannot be compared, by reason
+    metrics        means of the numbers that sources give about the whole: how much an ensemble disagrees, for example
     """
 
     sources: tuple[str, ...]
@@ -68,6 +70,8 @@ class Summary:
     kendall: Interval | None = None
     ratings: Mapping[str, Correlation] = field(default_factory=dict)
     auc: float | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """All numbers; null where there is none."""
@@ -154,6 +158,7 @@ def scored_rows(
     unit = CHARACTERS if outside.chat is None else TOKENS
     with ProgressDisplay(total=total, label="score") as progress:
         for portion, scores in scored_chunks(outside.source, examples, outside.chat, max_length=outside.max_length):
+            collected.note(scores.metrics)
             reasons, start = scores.reasons(), 0
             failures.update(reason for reason in reasons if reason is not None)
             for example in portion:
@@ -225,6 +230,8 @@ def summarised(
         kendall=mean_interval(collected.taus) if taus else None,
         ratings={name: spearman(both) for name, both in collected.rated.items()},
         auc=auc(collected.labels),
+        unread=dict(collected.unread),
+        metrics={name: float(np.mean(values)) for name, values in collected.noted.items() if values},
     )
 
 
@@ -250,9 +257,12 @@ def render(summary: Summary, console: Console) -> None:
     counts = Text(f"{summary.answers:,} to {summary.prompts:,} prompts of {summary.file}, ")
     counts.append(f"{unscored:,} unscored" if unscored else "all scored", style="bold red" if unscored else "green")
     head.add_row("answers", counts)
-    for name, reasons in {"unscored": summary.unscored, "rows left out": summary.left_out}.items():
+    left = {"unscored": summary.unscored, "rows left out": summary.left_out, "not compared": summary.unread}
+    for name, reasons in left.items():
         for reason, count in reasons.items():
             head.add_row(name, Text(f"{count:,}: {reason}"))
+    for name, mean in summary.metrics.items():
+        head.add_row(Text(name), f"{_short(mean)} on average")
     console.print(head)
     console.print(_spreads(summary))
     if (table := _agreements(summary)).row_count:

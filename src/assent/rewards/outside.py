@@ -86,6 +86,7 @@ def open_source(config: SourceConfig, world: World) -> Outside:
         config.trust_remote_code,
         rendered,
         flag="SOURCE",
+        weights_flag="--weights",
         output_flag="--weights",
         implicit_flags=FLAGS,
     )
