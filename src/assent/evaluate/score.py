@@ -168,7 +168,7 @@ def scored_rows(
                     example,
                     prompt,
                     scores.values[start:end].tolist(),
-                    [math.nan if size is None else size for size in scores.columns[unit][start:end]],
+                    [float(size) if isinstance(size, int) else math.nan for size in scores.columns[unit][start:end]],
                     {name: own[start:end].tolist() for name, own in scores.parts.items()},
                 )
                 for index in range(start, end):
@@ -302,8 +302,8 @@ def _agreements(summary: Summary) -> Table:
             bounds = _bounds(100 * share.low, 100 * share.high)
             table.add_row(name, f"{100 * share.mean:.1f} %", bounds, f"{share.n:,} pairs", ", ".join(notes))
     if (tau := summary.kendall) is not None:
-        notes = f"{tau.missing:,} without an order" if tau.missing else ""
-        table.add_row("Kendall's tau of rankings", _short(tau.mean), _bounds(tau.low, tau.high), f"{tau.n:,}", notes)
+        note = f"{tau.missing:,} without an order" if tau.missing else ""
+        table.add_row("Kendall's tau of rankings", _short(tau.mean), _bounds(tau.low, tau.high), f"{tau.n:,}", note)
     if summary.auc is not None:
         table.add_row("area under ROC, yes/no labels", _short(summary.auc), "", "", "")
     relations = {
