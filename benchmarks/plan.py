@@ -27,6 +27,8 @@ GENERATE_PROMPT = 24
 """Tokens of each prompt of the sampling rows (random ids)."""
 SHARE_PROMPT, SHARE_ANSWER, SHARE_ANSWERS = 256, 64, 16
 """Tokens of each prompt and of each answer of the sharing rows (random ids), and answers in a step."""
+SCORED, SCORED_TOGETHER = 64, 16
+"""Pairs in one step of the scoring rows, and answers in a batch of the peer's."""
 LORA_RANK, LORA_ALPHA = 16, 32
 """Of the adapters in all linear layers but the head."""
 SEED = 0
@@ -85,6 +87,7 @@ def sharing(group: int) -> Kind:
 
 
 LARGE: Bars = {("small", "bf16"): None}
+THREE = bars((3.0, 3.0), (3.0, 3.0))
 FOUR = bars((4.0, 4.0), (4.0, 4.0))
 ROLLOUTS = "prompts.json"
 
@@ -108,6 +111,7 @@ WHATS: dict[str, Kind] = {
     "orpo": Kind("ORPO", bars((2.5, 2.5), (2.5, 2.5))),
     "cpo": Kind("CPO", bars((2.5, 2.5), (2.5, 2.5))),
     "reward": Kind("reward model", bars((1.4, 1.4), (1.4, 1.4)), "whole-pairs.json"),
+    "score": Kind("scoring pairs", THREE, "whole-pairs.json", "ours_score", "peer_score", "ours", or_mfu=False),
     **ONLINE,
     **{f"{what}-compiled": compiled(kind, what) for what, kind in ONLINE.items()},
     "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),

@@ -1,4 +1,5 @@
-"""`assent compare` on two ranks gives the table of one: trained, sampled and scored by all ranks, written once."""
+"""`assent compare` on two ranks gives the table of one: trained, sampled and scored by all ranks, written once. So does
+`assent score`."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from assent.config import (
     OptimConfig,
     RewardConfig,
     SamplingConfig,
+    ScoreConfig,
     TrainConfig,
     settings,
 )
@@ -28,6 +30,7 @@ from assent.data.formats import load_examples
 from assent.evaluate import answers as module
 from assent.evaluate.compare import compare
 from assent.evaluate.generation import PolicyTable
+from assent.evaluate.score import score
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 SCORER = "def score(prompt, answer):\n    return float(len(answer))\n"
@@ -61,12 +64,14 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
 
 
 def test_two_ranks_compare_as_one(configs: dict[str, CompareConfig]):
-    file = Path(configs["two"].out).with_suffix(".yaml")
-    file.write_text(settings.dump(configs["two"]))
+    files = {"compare": configs["two"], "score": scoring(configs, "two")}
+    for name, config in files.items():
+        Path(configs["two"].out).with_name(f"{name}.yaml").write_text(settings.dump(config))
+    asked = [f"{name}:{Path(configs['two'].out).with_name(f'{name}.yaml')}" for name in files]
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"PYTHONPATH": str(Path(d.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, f"compare:{file}"], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *asked], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("[3/3] answers of 3 policies to 3 prompts") == 1
     assert Path(compare(configs["one"])).is_file() and (Path(configs["two"].out) / "report.html").is_file()
@@ -78,6 +83,24 @@ def test_two_ranks_compare_as_one(configs: dict[str, CompareConfig]):
         assert b.scores["proxy"].mean == pytest.approx(a.scores["proxy"].mean, abs=1e-4)
     for a, b in zip(one.comparisons, two.comparisons, strict=True):
         assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}
+    score(scoring(configs, "one"))
+    rows = [
+        [json.loads(line) for line in Path(scoring(configs, name).out).read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for mine, theirs in zip(*rows, strict=True):
+        assert theirs.pop("reward") == pytest.approx(mine.pop("reward"), abs=1e-5) and len(rows[0]) == 6
+        assert theirs.pop("parts") == pytest.approx(mine.pop("parts"), abs=1e-5) and theirs == mine
+    assert done.stdout.count("accuracy") == 1, "one rank speaks"
+
+
+def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:
+    """The held-out pairs by the reward model and a function."""
+    config = configs[name]
+    size = Path(config.out).with_name("size.py")
+    size.write_text("def size(completions, **columns):\n    return [float(len(text)) for text in completions]\n")
+    out = f"{config.out}.jsonl"
+    return ScoreConfig((config.reward_model, f"{size}:size"), config.data.eval, out=out, precision="fp32")
 
 
 def test_evaluation_runs_on_the_device_of_the_run(configs: dict[str, CompareConfig], monkeypatch: pytest.MonkeyPatch):

@@ -58,6 +58,7 @@ class Collected:
 
     gaps     reward(better) - reward(worse), NaN where one is unscored; the difference in length, likewise; the prompt
     rated    by attribute, and `OVERALL`: (reward, rating)
+    unread   feedback that could not be compared, by reason; noted: what sources say about the whole
     """
 
     rewards: list[float] = field(default_factory=list)
@@ -69,6 +70,7 @@ class Collected:
     rated: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     labels: list[tuple[float, bool]] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, list[float]] = field(default_factory=dict)
 
     def take(
         self,
@@ -98,6 +100,11 @@ class Collected:
                     for name, value in item.scores.items():
                         self.rated[name].append((outputs.get(name, rewards)[item.response], value))
         self._take_overall(example, rewards)
+
+    def note(self, metrics: Mapping[str, Sequence[float]]) -> None:
+        """What the sources say about a portion of the answers."""
+        for name, values in metrics.items():
+            self.noted.setdefault(name, []).extend(values)
 
     def _take_comparisons(
         self, example: Example, prompt: Hashable, rewards: Sequence[float], lengths: Sequence[float]

@@ -28,7 +28,7 @@ from assent.evaluate.agreement import OVERALL, Choices, Collected, Correlation, 
 from assent.models.loading import quiet_transformers
 from assent.outputs import try_file, write_text
 from assent.rewards.group import Scores
-from assent.rewards.outside import Outside, open_source
+from assent.rewards.outside import Outside, open_source, rewards_of
 from assent.rewards.pool import end_workers
 from assent.rewards.scoring import CHARACTERS, TOKENS, scored_chunks
 from assent.statistics import Interval, mean_interval
@@ -50,6 +50,8 @@ class Summary:
                    name where it has one, else of the reward
     auc            of yes/no labels
     length         rank correlation of reward and length
+    unread         rows whose feedback cannot be compared, by reason
+    metrics        means of the numbers that sources give about the whole: how much an ensemble disagrees, for example
     """
 
     sources: tuple[str, ...]
@@ -68,6 +70,8 @@ class Summary:
     kendall: Interval | None = None
     ratings: Mapping[str, Correlation] = field(default_factory=dict)
     auc: float | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """All numbers; null where there is none."""
@@ -86,13 +90,11 @@ def score(config: ScoreConfig) -> Summary:
 
     Raises ConfigError for what is no source, ModelError, DataError, RewardError; RunFolderError where `config.out`
     exists already, OutputError where it cannot be written."""
-    if config.out is not None:
-        check_new_file(config.out)
-    if config.summary is not None:
-        try_file(config.summary, f"--summary {config.summary}")
     quiet_transformers()
     world = distributed.init()
-    examples, left_out = answered(config)
+    distributed.on_main(lambda: _check_places(config))
+    rewards_of(config)
+    examples, left_out = distributed.on_main(lambda: answered(config))
     outside = open_source(config, world)
     outside.check(examples)
     collected, failures = Collected(), Counter[str]()
@@ -117,6 +119,14 @@ def score(config: ScoreConfig) -> Summary:
         stream = sys.stderr if piped else sys.stdout
         render(found, Console(file=stream, width=None if stream.isatty() else 120))
     return found
+
+
+def _check_places(config: ScoreConfig) -> None:
+    """Before any work, whether the results can be written."""
+    if config.out is not None:
+        check_new_file(config.out)
+    if config.summary is not None:
+        try_file(config.summary, f"--summary {config.summary}")
 
 
 def answered(config: ScoredFileConfig) -> tuple[list[Example], dict[str, int]]:
@@ -148,6 +158,7 @@ def scored_rows(
     unit = CHARACTERS if outside.chat is None else TOKENS
     with ProgressDisplay(total=total, label="score") as progress:
         for portion, scores in scored_chunks(outside.source, examples, outside.chat, max_length=outside.max_length):
+            collected.note(scores.metrics)
             reasons, start = scores.reasons(), 0
             failures.update(reason for reason in reasons if reason is not None)
             for example in portion:
@@ -157,7 +168,7 @@ def scored_rows(
                     example,
                     prompt,
                     scores.values[start:end].tolist(),
-                    [math.nan if size is None else size for size in scores.columns[unit][start:end]],
+                    [float(size) if isinstance(size, int) else math.nan for size in scores.columns[unit][start:end]],
                     {name: own[start:end].tolist() for name, own in scores.parts.items()},
                 )
                 for index in range(start, end):
@@ -219,6 +230,8 @@ def summarised(
         kendall=mean_interval(collected.taus) if taus else None,
         ratings={name: spearman(both) for name, both in collected.rated.items()},
         auc=auc(collected.labels),
+        unread=dict(collected.unread),
+        metrics={name: float(np.mean(values)) for name, values in collected.noted.items() if values},
     )
 
 
@@ -244,9 +257,12 @@ def render(summary: Summary, console: Console) -> None:
     counts = Text(f"{summary.answers:,} to {summary.prompts:,} prompts of {summary.file}, ")
     counts.append(f"{unscored:,} unscored" if unscored else "all scored", style="bold red" if unscored else "green")
     head.add_row("answers", counts)
-    for name, reasons in {"unscored": summary.unscored, "rows left out": summary.left_out}.items():
+    left = {"unscored": summary.unscored, "rows left out": summary.left_out, "not compared": summary.unread}
+    for name, reasons in left.items():
         for reason, count in reasons.items():
             head.add_row(name, Text(f"{count:,}: {reason}"))
+    for name, mean in summary.metrics.items():
+        head.add_row(Text(name), f"{_short(mean)} on average")
     console.print(head)
     console.print(_spreads(summary))
     if (table := _agreements(summary)).row_count:
@@ -286,8 +302,8 @@ def _agreements(summary: Summary) -> Table:
             bounds = _bounds(100 * share.low, 100 * share.high)
             table.add_row(name, f"{100 * share.mean:.1f} %", bounds, f"{share.n:,} pairs", ", ".join(notes))
     if (tau := summary.kendall) is not None:
-        notes = f"{tau.missing:,} without an order" if tau.missing else ""
-        table.add_row("Kendall's tau of rankings", _short(tau.mean), _bounds(tau.low, tau.high), f"{tau.n:,}", notes)
+        note = f"{tau.missing:,} without an order" if tau.missing else ""
+        table.add_row("Kendall's tau of rankings", _short(tau.mean), _bounds(tau.low, tau.high), f"{tau.n:,}", note)
     if summary.auc is not None:
         table.add_row("area under ROC, yes/no labels", _short(summary.auc), "", "", "")
     relations = {

@@ -64,6 +64,7 @@ class Asking:
     trust_remote_code: bool = False
     rendered: bool = False
     flag: str = "--rewards.{}"
+    weights_flag: str = "--rewards.weights"
     output_flag: str = "--rewards.output_weights"
     implicit_flags: tuple[str, str] = ("--rewards.implicit_reference", "--rewards.implicit_beta")
 
@@ -89,7 +90,7 @@ def sum_of(session: RewardSession, asking: Asking) -> WeightedSum:
     found = _sources(session, asking)
     names = _distinct([name for name, _ in found])
     weights = _weights(asking.rewards.weights, names)
-    return WeightedSum("--rewards.weights", [build(name) for name, (_, build) in zip(names, found)], weights)
+    return WeightedSum(asking.weights_flag, [build(name) for name, (_, build) in zip(names, found)], weights)
 
 
 def source_names(rewards: RewardsConfig) -> list[str]:

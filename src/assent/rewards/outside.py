@@ -86,6 +86,7 @@ def open_source(config: SourceConfig, world: World) -> Outside:
         config.trust_remote_code,
         rendered,
         flag="SOURCE",
+        weights_flag="--weights",
         output_flag="--weights",
         implicit_flags=FLAGS,
     )
@@ -104,8 +105,8 @@ def rewards_of(config: SourceConfig) -> RewardsConfig:
     models = len(found.get("model", ()))
     if config.ensemble != "mean" and models < 2:
         raise ConfigError(f"--ensemble {config.ensemble} is about several reward models. Got {models}.")
-    for flag, value in zip(FLAGS, (config.reference, config.beta), strict=True):
-        if value is not None and "implicit" not in found:
+    for flag, given in zip(FLAGS, (config.reference is not None, config.beta is not None), strict=True):
+        if given and "implicit" not in found:
             raise ConfigError(f"{flag} is about the policy of implicit=FOLDER. None is named.")
     rewards = RewardsConfig(
         **{kind: tuple(values) for kind, values in found.items()},  # type: ignore[arg-type]
