@@ -181,10 +181,8 @@ def test_what_cannot_be_rated() -> None:
     ):
         AttributeView(("hlpfulness",))([example(Rating(0, {"helpfulness": 1}))])
     _, problems = AttributeView(scale=(0, 4))([example(Rating(0, {"x": 5})), example(Rating(0, {"x": 4}), row=2)])
-    assert (
-        str(problems[0])
-        == "rows.jsonl:1: x: expected a rating from 0 to 4 (--attributes.lowest, --attributes.highest), got 5"
-    )
+    ends = "0 (--attributes.lowest) to 4 (--attributes.highest)"
+    assert str(problems[0]) == f"rows.jsonl:1: x: expected a rating from {ends}, got 5"
     assert len(problems) == 1 and problems[0].fault
     _, (problem,) = AttributeView()([example(Rating(0, {"x": math.inf})), example(Rating(0, {"x": 1}), row=2)])
     assert "expected a finite number" in str(problem)
