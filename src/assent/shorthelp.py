@@ -23,7 +23,8 @@ BASIC: dict[str, str] = {
     "sampling.max_new_tokens kl.coef",
     "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} objective options reference.mode loss.* threshold plus train.max_steps",
-    "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* ensemble.* report_to",
+    "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* ensemble.* attributes.outputs "
+    "attributes.weights report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
@@ -36,7 +37,7 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model source critic reference beta tokenizer",
     "Data": "data file prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "objectives objective options loss threshold plus reward kl",
+    "Objective": "objectives objective options loss threshold plus reward attributes kl",
     "Sampled answers and their rewards": "rewards rollout scorer reward_model weights ensemble explain sampling engine",
     "Training": "optim train seed",
     "Run": "out summary resume report_to",

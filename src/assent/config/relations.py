@@ -193,8 +193,10 @@ def _attributes(config: AttributesConfig) -> str | None:
     section = config.attributes
     if "" in section.outputs or len(set(section.outputs)) < len(section.outputs):
         return f"--attributes.outputs: one is empty, or there twice. Got {' '.join(section.outputs)}."
-    if section.scale is not None and not (in_float32(section.scale[0]) and section.scale[0] < section.scale[1]):
-        return f"--attributes.scale: the lowest rating comes first. Got {section.scale[0]:g} {section.scale[1]:g}."
+    if (section.lowest is None) != (section.highest is None):
+        return "--attributes.lowest and --attributes.highest are the two ends of a scale. Give both, or neither."
+    if section.scale is not None and section.scale[0] >= section.scale[1]:
+        return f"--attributes.lowest must be below --attributes.highest. Got {section.lowest} and {section.highest}."
     for name, weight in section.weights.items():
         if section.outputs and name not in section.outputs:
             return (

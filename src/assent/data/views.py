@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from assent.data.attributes import attributes_in, with_attributes
 from assent.data.conversions import (
     AS_ANSWERS,
     AS_LABELS,
@@ -173,6 +174,7 @@ def _uses(examples: Sequence[Example]) -> str:
     uses: dict[str, Callable[[Example], object]] = {
         "sft": best_answers,
         "reward": with_pairs,
+        "reward-attributes": lambda example: with_attributes(example, attributes_in([example])),
         "dpo and every other pairwise objective": with_pairs,
         "kto": lambda example: with_labels(example, threshold=0.0),
         "pl-dpo": with_rankings,
