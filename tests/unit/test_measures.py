@@ -21,7 +21,7 @@ from assent.measures.calibration import (
     sigmoid,
     temperature,
 )
-from assent.measures.correlation import mirrored, spearman
+from assent.measures.correlation import mirrored, ranks, spearman
 from assent.measures.disagreement import auroc, disagreement
 from assent.measures.estimates import estimate
 from assent.statistics import proportion_interval
@@ -239,6 +239,11 @@ def test_spearman_agrees_with_scipy_and_partial_with_the_formula():
     assert spearman(-x, y, [z]) == pytest.approx(-partial)
 
 
+def test_ranks_are_those_of_scipy():
+    values = np.random.default_rng(0).integers(0, 9, size=60).astype(float)
+    assert ranks(values).tolist() == stats.rankdata(values).tolist() and ranks(np.zeros(0)).tolist() == []
+
+
 def test_partial_correlation_with_two_columns_is_that_of_the_inverse_matrix():
     rng = np.random.default_rng(1)
     base = rng.normal(size=(300, 4)) @ rng.normal(size=(4, 4))
@@ -301,11 +306,13 @@ def test_the_curve_counts_prompts_and_takes_gains_over_the_same_ones():
     reward = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 4.0, NAN])
     gold = np.array([0.0, 1.0, 2.0, 3.0, 10.0, 20.0, 7.0])
     points = best_of_n(reward, gold, np.array([0, 0, 0, 0, 1, 1, 1]))
-    assert [(point.n, point.prompts) for point in points] == [(1, 2), (2, 2), (4, 1)]
+    assert [(point.n, point.prompts) for point in points] == [(1, 2), (2, 2)]  # one prompt has four
     assert points[0].kl == 0 and points[0].gold_gain.mean == 0
     first = brute_force(reward[:4], gold[:4], 2) - 1.5
     assert points[1].gold_gain.mean == pytest.approx((first + 10.0 - 15.0) / 2)
-    assert points[2].gold.mean == 3.0 and points[2].gold_gain.mean == pytest.approx(1.5)
+    one = best_of_n(reward[:4], gold[:4], np.zeros(4))
+    assert [point.n for point in one] == [1, 2, 4]
+    assert one[2].gold.mean == 3.0 and one[2].gold_gain.mean == pytest.approx(1.5)
     assert best_of_n(reward[:1], gold[:1], np.zeros(1)) == ()
 
 

@@ -17,7 +17,8 @@ NAN = math.nan
 
 
 def test_forms_are_counted():
-    text = "# Title\n\nSome **bold words** and __more__, 2 * 3 * 4.\n- one\n- two\n  * three\n1. four\n2) five\n-6 degrees\n"
+    text = "# Title\n\nSome **bold words** and __more__, 2 * 3 * 4.\n"
+    text += "- one\n- two\n  * three\n1. four\n2) five\n-6 degrees\n"
     assert list_items(text) == 5
     assert headings(text) == 1 and headings("#hashtag\n##  Two") == 1
     assert bold(text) == 2 and bold("a ** b ** c") == 0

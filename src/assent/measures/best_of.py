@@ -58,9 +58,10 @@ def _log_choose(a: np.ndarray, b: int) -> np.ndarray:
 
 
 def best_of_n(reward: np.ndarray, gold: np.ndarray | None, prompt: np.ndarray) -> tuple[Point, ...]:
-    """The curve for n = 1, 2, 4, ... and the greatest number of answers that any prompt has, [S] each; answers without
-    a reward (and, where there is gold, without gold) are left out. Prompts may have different numbers of answers: each
-    point has those with at least n, which is why gains are over the same prompts."""
+    """The curve for n = 1, 2, 4, ... and the greatest number of answers that a prompt has, [S] each; answers without a
+    reward (and, where there is gold, without gold) are left out. Prompts may have different numbers of answers: each
+    point has those with at least n, which is why gains are over the same prompts; one with a single prompt of several
+    is no point."""
     there = ~np.isnan(reward) if gold is None else ~(np.isnan(reward) | np.isnan(gold))
     truth = np.full(len(reward), math.nan) if gold is None else gold
     rows = [np.flatnonzero(there & (prompt == number)) for number in np.unique(prompt[there])]
@@ -71,6 +72,8 @@ def best_of_n(reward: np.ndarray, gold: np.ndarray | None, prompt: np.ndarray) -
     points = []
     for n in sizes:
         used = [row for row in rows if len(row) >= n]
+        if len(used) < min(2, len(rows)):
+            continue
         proxy, worth = (
             np.array([[expected_best(reward[row], values[row], k) for k in (1, n)] for row in used])
             for values in (reward, truth)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
+from assent.measures.correlation import ranks
 from assent.measures.estimates import RESAMPLES, Estimate, estimate, undefined
 from assent.statistics import Interval, mean_interval
 
@@ -29,7 +29,7 @@ def disagreement(
 ) -> Disagreement:
     """From `gap = reward(better) - reward(worse)` of the ensemble [M] and of each member [E, M]. The disagreement about
     a pair is the standard deviation of the members' gaps, each divided by its own root mean square, since members may
-    score on different scales. Ties are wrong. (Coste et al., arXiv 2310.02743, use the deviation as the uncertainty.)"""
+    score on different scales. Ties are wrong. (In arXiv 2310.02743 the deviation is the uncertainty.)"""
     there = ~np.isnan(gap) & ~np.isnan(members).any(axis=0)
     gap, members, prompt = gap[there], members[:, there], prompt[there]
     labels = prompt.tolist()
@@ -60,4 +60,4 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     m = len(positive) - n
     if not n or not m:
         return math.nan
-    return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float((ranks(score)[positive].sum() - n * (n + 1) / 2) / (n * m))

@@ -42,8 +42,8 @@ def estimate(
     """`statistic(rows)` of all rows [n], with the percentile interval of its values when whole prompts are drawn anew:
     several answers to one prompt do not pass for independent evidence.
 
-    `statistic` takes indices of rows and gives NaN where it is not defined. Draws in which it is not are left out; there
-    are no bounds where these are more than half. Efron & Tibshirani 1993, ch. 13."""
+    `statistic` takes indices of rows and gives NaN where it is not defined. Draws in which it is not are left out;
+    there are no bounds where these are more than half. Efron & Tibshirani 1993, ch. 13."""
     n = len(prompt)
     value = statistic(np.arange(n)) if n else math.nan
     if math.isnan(value):

@@ -105,8 +105,8 @@ def _accuracy(trust: Trust) -> Iterator[Finding]:
         yield Finding(
             "accuracy",
             "bad",
-            f"Where the better answer is the shorter one it is right on {share(short.right)}, where it is the longer one "
-            f"on {share(long.right)}.",
+            f"Where the better answer is the shorter one it is right on {share(short.right)}, where it is the longer "
+            f"one on {share(long.right)}.",
         )
     for by, parts in trust.parts.items():
         for name, part in parts.items():
@@ -129,8 +129,8 @@ def _calibration(trust: Trust) -> Iterator[Finding]:
         yield Finding(
             "calibration",
             "bad",
-            f"The calibration error {found.ece.value:.3f} is above what chance gives ({plain(found.chance, 3)}), and no "
-            "temperature is to blame: confidence is off in places.",
+            f"The calibration error {found.ece.value:.3f} is above what chance gives ({plain(found.chance, 3)}), and "
+            "no temperature is to blame: confidence is off in places.",
         )
     elif heat.value is not None:
         yield Finding("calibration", "good", f"Calibrated as far as can be seen: temperature {plain(heat)}.")
