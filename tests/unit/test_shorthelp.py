@@ -44,7 +44,7 @@ def test_a_dozen_options_each_with_its_meaning(name: str, monkeypatch, capsys):
     assert sorted(entries) == sorted(option.name for option in basic)
     for option in basic:
         assert shorthelp.doc(option).split()[0] in page, option.name
-    assert (f"usage: assent {name} {positional.upper()}" if positional else f"usage: assent {name} ") in page
+    assert " ".join(["usage: assent", name, *map(str.upper, positional)]) in page
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -82,5 +82,5 @@ def test_help_all_lists_every_option(flag: str, monkeypatch, capsys):
     for name in ("sft", "kto", "grpo", "generate"):
         page = shown(name, flag, capsys=capsys)
         for option in OPTIONS[name]:
-            named = option.name.upper() if option.name == cli.COMMANDS[name].positional else f"--{option.name}"
+            named = option.name.upper() if option.name in cli.COMMANDS[name].positional else f"--{option.name}"
             assert named in page, option.name

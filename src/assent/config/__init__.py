@@ -40,6 +40,7 @@ from assent.config.preference import (
 )
 from assent.config.reward import RewardConfig, RewardSection
 from assent.config.sampling import EngineConfig, SamplingConfig
+from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
@@ -65,7 +66,8 @@ __all__ = [
     "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
     "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardSection",
     "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig",
-    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig",
-    "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
-    "objective_of", "online_config", "preference_config", "reference_of",
+    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ShapingConfig",
+    "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig",
+    "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
+    "reference_of",
 ]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import ScoreModel
-from assent.rewards.group import UNREADABLE, Group, Scores, checked
-from assent.rewards.reading import Reading
+from assent.rewards.group import Group, Scores
+from assent.rewards.reading import REWARD, Numbers, Reading, scores_of
 
 
 class ModelReward:
@@ -45,25 +43,14 @@ class ModelReward:
         self.reading.check(f"The reward model '{self.name}'", examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
-        read = [self.reading.tree(group) for group in groups]
-        trees = [tree for tree, _ in read if tree is not None]
-        scored = iter(self._rewards(trees).tolist() if trees else [])
-        values: list[float | None] = []
-        for group, (tree, kept) in zip(groups, read, strict=True):
-            own: list[float | None] = [None] * len(group)
-            for index in kept if tree is not None else ():
-                own[index] = next(scored)
-            values += own
-        unread = values.count(None)
-        failures = {UNREADABLE: unread} if unread else {}
-        return Scores(checked(f"The reward model '{self.name}'", groups, values), failures=failures)
+        read = [self.reading.read(group) for group in groups]
+        return scores_of(f"The reward model '{self.name}'", groups, read, self._rewards)[0]
 
-    def _rewards(self, trees: Sequence[TokenTree]) -> np.ndarray:
+    def _rewards(self, trees: Sequence[TokenTree]) -> Numbers:
         """[S] over all trees."""
 
         def rewards(batch: TreeBatch) -> BatchColumns:
-            return BatchColumns(per_response={"reward": self.scorer(batch, batch.last)})
+            return BatchColumns(per_response={REWARD: self.scorer(batch, batch.last)})
 
         flat = not self.scorer.tree
-        found = columns_of(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
-        return found.per_response["reward"]
+        return columns_of(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response

@@ -106,6 +106,12 @@ class Session:
             config, max_length=self.config.data.max_length, device=self.world.device, trainable=False
         ).eval()
 
+    def frozen_policy(self, path: str, revision: str | None = None) -> Policy:
+        """Any other policy, of which nothing is trained; it may speak in other tokens."""
+        config = replace(self._frozen(path), revision=revision)
+        policy = load_policy(config, max_length=self.config.data.max_length, device=self.world.device, trainable=False)
+        return self._shard(policy.eval())
+
     def score_model(self, path: str | None = None, *, trainable: bool, new_head: bool) -> ScoreModel:
         """A reward model or critic from `path`, or from the model of the run. Raises ModelError where a critic has
         another vocabulary than the policy, whose ids it reads."""
