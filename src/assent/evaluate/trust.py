@@ -20,16 +20,15 @@ from rich.table import Table
 
 from assent import distributed
 from assent.config import TrustConfig
-from assent.data.formats import load_examples
 from assent.data.records import Example
-from assent.distributed import World
-from assent.errors import DataError, OutputError
+from assent.errors import OutputError
 from assent.evaluate.benchmark import SPLIT, Benchmark, Name, detect, evaluate, read_benchmark, write_results
 from assent.evaluate.compare import gold as gold_function
 from assent.evaluate.report import check_page
+from assent.evaluate.score import answered
 from assent.evaluate.trust_page import trust_page
 from assent.evaluate.trust_table import table_rows
-from assent.evaluate.trusted import KIND, FileTrust, Report
+from assent.evaluate.trusted import KIND, FileTrust, Report, shown
 from assent.measures.rewardbench import TIES
 from assent.measures.trust import measure
 from assent.models.loading import quiet_transformers
@@ -38,7 +37,7 @@ from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import GroupReward, Scores, WeightedSum
 from assent.rewards.judged import RATINGS, Scorer, failures, judged, sensitivities
 from assent.rewards.outside import open_source
-from assent.rewards.scoring import score_examples
+from assent.rewards.pool import end_workers
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +66,12 @@ def trust(config: TrustConfig) -> Report:
     files = [distributed.on_main(partial(_read, config, file)) for file in (config.file, *config.also)]
     outside = open_source(config, world)
     for each in files:
-        outside.source.check(each.examples)
-    score = partial(score_examples, outside.source, chat=outside.chat, max_length=outside.max_length)
-    found = tuple(_measured(config, each, score, members_of(outside.source), world) for each in files)
-    report = Report(tuple(config.source), found)
+        outside.check(each.examples)
+    try:
+        found = tuple(_measured(config, each, outside.score, members_of(outside.source)) for each in files)
+    finally:
+        end_workers()
+    report = Report(shown(config.source), found)
     if world.is_main:
         render(report, Console(width=None if sys.stdout.isatty() else 120))
     if out is not None:
@@ -112,30 +113,18 @@ def _read(config: TrustConfig, file: str) -> Read:
         benchmark = read_benchmark(file, name, split, config.limit)
         reasons = Counter(f"{problem.column}: {problem.reason}" for problem in benchmark.problems)
         return Read(file, [item.example for item in benchmark.items], benchmark, dict(reasons))
-    loaded = load_examples(file, format=config.format, columns=config.columns, split=config.split, limit=config.limit)
-    examples = [example for example in loaded.examples if example.responses]
-    if not examples:
-        first = f" The first row that cannot be used: {loaded.problems[0]}" if loaded.problems else ""
-        raise DataError(
-            f"{file}: no row has an answer to score (shape: {loaded.format}). A trust report needs judged answers: "
-            f"pairs, rankings or ratings.{first}"
-        )
-    reasons = Counter(
-        problem.reason if problem.column is None else f"{problem.column}: {problem.reason}"
-        for problem in loaded.problems
-    )
-    without = len(loaded.examples) - len(examples)
-    return Read(file, examples, None, dict(reasons) | ({"no answer": without} if without else {}))
+    examples, unused = answered(replace(config, file=file))
+    return Read(file, examples, None, unused)
 
 
-def _measured(config: TrustConfig, read: Read, score: Scorer, members: Sequence[str], world: World) -> FileTrust:
+def _measured(config: TrustConfig, read: Read, score: Scorer, members: Sequence[str]) -> FileTrust:
     log.info(f"{read.file}: {sum(len(e.responses) for e in read.examples):,} answers to {len(read.examples):,} prompts")
     scores = score(read.examples)
     result = None
     if read.benchmark is not None:
         result = evaluate(read.benchmark, scores)
         if config.out is not None:
-            name = config.name or model_name(config.source)
+            name = config.name or model_name(shown(config.source))
             write = partial(write_results, Path(config.out), read.benchmark, result, scores, name)
             distributed.on_main(lambda: write() and None)
     examples, scores = without_ties(read, scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from assent import __version__
@@ -11,6 +11,11 @@ from assent.measures.trust import Trust, without_nan
 from assent.measures.verdicts import Finding, findings
 
 KIND = "assent trust report"
+
+
+def shown(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of a source as they may be written down: an address may hold a password."""
+    return tuple(word.partition("=")[0] if "://" in word else word for word in words)
 
 
 @dataclass(frozen=True, slots=True)
