@@ -64,6 +64,7 @@ class Asking:
     trust_remote_code: bool = False
     rendered: bool = False
     flag: str = "--rewards.{}"
+    output_flag: str = "--rewards.output_weights"
     implicit_flags: tuple[str, str] = ("--rewards.implicit_reference", "--rewards.implicit_beta")
 
 
@@ -195,9 +196,11 @@ def _models(session: RewardSession, asking: Asking, name: str) -> GroupReward:
 
 
 def _model(session: RewardSession, asking: Asking, path: str, name: str) -> ModelReward:
+    scorer = session.score_model(path, trainable=False, new_head=False)
+    reweight(scorer, asking.rewards.output_weights, path, asking.output_flag)
     return ModelReward(
         name,
-        session.score_model(path, trainable=False, new_head=False),
+        scorer,
         _chat(path, asking),
         session.chat,
         max_length=asking.max_length,
@@ -234,6 +237,18 @@ def _chat(path: str, asking: Asking) -> Chat:
     """How the model at `path` writes conversations."""
     own = ModelConfig(path, trust_remote_code=asking.trust_remote_code)
     return Chat(load_tokenizer(own), rendered=asking.rendered)
+
+
+def reweight(
+    scorer: ScoreModel, weights: Mapping[str, float], path: str, flag: str = "--rewards.output_weights"
+) -> None:
+    """The rule that `flag` gives instead of the model's own. Raises ConfigError where it has no outputs of these
+    names."""
+    if not weights:
+        return
+    if len(scorer.rule) == 1:
+        raise ConfigError(f"{flag} {', '.join(weights)}: {path} has a single output. Leave the option out.")
+    scorer.rule = scorer.rule.reweighted(weights, flag)
 
 
 def _before(spec: str) -> str:

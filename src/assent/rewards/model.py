@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from assent.data.chat import Chat
 from assent.data.records import Example
@@ -18,7 +21,7 @@ class ModelReward:
     """A frozen reward model with its own tokenizer and chat template, which reads what `Reading` says. Its forward
     passes are shared by all ranks.
 
-    An answer that its chat template cannot write is unscored."""
+    An answer that its chat template cannot write is unscored. Of several outputs, each is a part under its name."""
 
     def __init__(
         self,
@@ -31,7 +34,9 @@ class ModelReward:
         micro_tokens: int,
         world: World,
     ) -> None:
-        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass."""
+        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass. Raises
+        ModelError where nobody has said how several outputs become one reward."""
+        scorer.rule.require_weights(f"The reward model '{name}'")
         self.name = name
         self.scorer = scorer
         self.reading = Reading(chat, policy_chat, max_length)
@@ -44,13 +49,22 @@ class ModelReward:
 
     def score(self, groups: Sequence[Group]) -> Scores:
         read = [self.reading.read(group) for group in groups]
-        return scores_of(f"The reward model '{self.name}'", groups, read, self._rewards)[0]
+        scores, found = scores_of(f"The reward model '{self.name}'", groups, read, self._numbers)
+        names = self.scorer.rule.names
+        if len(names) == 1:
+            return scores
+        parts, shares = (
+            dict(zip(names, found.get(which, np.full((len(scores.values), len(names)), np.nan)).T, strict=True))
+            for which in ("outputs", "shares")
+        )
+        return replace(scores, parts=parts, shares=shares)
 
-    def _rewards(self, trees: Sequence[TokenTree]) -> Numbers:
-        """[S] over all trees."""
+    def _numbers(self, trees: Sequence[TokenTree]) -> Numbers:
+        """The reward [S], outputs [S, K] and what each adds to the reward [S, K], over all trees."""
 
-        def rewards(batch: TreeBatch) -> BatchColumns:
-            return BatchColumns(per_response={REWARD: self.scorer(batch, batch.last)})
+        def numbers(batch: TreeBatch) -> BatchColumns:
+            found = self.scorer.rewards(batch)
+            return BatchColumns(per_response={REWARD: found.reward, "outputs": found.outputs, "shares": found.shares})
 
         flat = not self.scorer.tree
-        return columns_of(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response
+        return columns_of(trees, numbers, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response

@@ -86,6 +86,7 @@ def open_source(config: SourceConfig, world: World) -> Outside:
         config.trust_remote_code,
         rendered,
         flag="SOURCE",
+        output_flag="--weights",
         implicit_flags=FLAGS,
     )
     source = sum_of(asker, asking)
@@ -115,18 +116,20 @@ def rewards_of(config: SourceConfig) -> RewardsConfig:
         implicit_reference=config.reference,
         implicit_beta=config.beta,
     )
+    return _weighted(rewards, config)
+
+
+def _weighted(rewards: RewardsConfig, config: SourceConfig) -> RewardsConfig:
+    """With the weights: by its name each is of a source, else of an output of the reward models."""
     names = source_names(rewards)
-    return replace(rewards, weights=_weights(config, names))
-
-
-def _weights(config: SourceConfig, names: Sequence[str]) -> dict[str, float]:
-    """Those of the sources."""
-    for name in config.weights:
-        if name not in names:
-            raise ConfigError(
-                f"--weights: no source is called '{name}'.{suggestion(name, [*names])} There are: {', '.join(names)}."
-            )
-    return dict(config.weights)
+    of_sources = {name: weight for name, weight in config.weights.items() if name in names}
+    others = {name: weight for name, weight in config.weights.items() if name not in names}
+    if others and not rewards.model:
+        name = next(iter(others))
+        raise ConfigError(
+            f"--weights: no source is called '{name}'.{suggestion(name, [*names])} There are: {', '.join(names)}."
+        )
+    return replace(rewards, weights=of_sources, output_weights=others)
 
 
 def _sorted_out(word: str) -> tuple[str, str]:

@@ -149,14 +149,14 @@ Numbers = Mapping[str, np.ndarray]
 def scores_of(
     who: str, groups: Sequence[Group], read: Sequence[Read], ask: Callable[[list[TokenTree]], Numbers]
 ) -> tuple[Scores, dict[str, np.ndarray]]:
-    """What `ask` gives for the trees of all groups, "reward" and perhaps more by name, over all answers [S]: the
-    scores, and the rest; answers that were not read are unscored. Raises NonFiniteReward as `checked`."""
+    """What `ask` gives for the trees of all groups, "reward" and perhaps more by name, over all answers, [S] or
+    [S, K]: the scores, and the rest; answers that were not read are unscored. Raises NonFiniteReward as `checked`."""
     trees = [one.tree for one in read if one.tree is not None]
     why = [reason for one in read for reason in one.why]
     there = np.array([reason is None for reason in why], bool)
     found: dict[str, np.ndarray] = {}
     for name, numbers in (ask(trees) if trees else {REWARD: np.zeros(0)}).items():
-        found[name] = np.full(len(why), np.nan)
+        found[name] = np.full((len(why), *numbers.shape[1:]), np.nan)
         found[name][there] = numbers
     values = combined(who, groups, found.pop(REWARD), there)
     failures = Counter(reason for reason in why if reason is not None)
