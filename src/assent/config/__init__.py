@@ -72,7 +72,8 @@ __all__ = [
     "ReportConfig", "RewardConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig",
     "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
     "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ShapingConfig", "SimPOConfig",
-    "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss",
+    "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig",
+    "WPOLoss",
     "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
     "reference_of", "reward_model_of",
 ]

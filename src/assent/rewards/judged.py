@@ -11,6 +11,7 @@ import numpy as np
 from assent.data.conversions import comparisons, overall_ratings
 from assent.data.records import Example, Response, RowError
 from assent.measures.edits import EDITS, Sensitivity, edited_texts, sensitivity
+from assent.measures.estimates import RESAMPLES
 from assent.measures.judged import Judged
 from assent.rewards.group import Scores
 
@@ -87,7 +88,13 @@ def _groups(rows: Sequence[tuple[Example, str | None]], columns: Sequence[str]) 
 
 
 def sensitivities(
-    examples: Sequence[Example], scores: Scores, score: Scorer, *, rows: int, seed: int = 0
+    examples: Sequence[Example],
+    scores: Scores,
+    score: Scorer,
+    *,
+    rows: int,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> tuple[Sensitivity, ...]:
     """What each of `EDITS` does to the rewards of `rows` examples drawn by chance; their unit is the standard deviation
     of all rewards. Every answer of a drawn example is edited and scored anew."""
@@ -107,7 +114,19 @@ def sensitivities(
         touched = _edited(drawn, texts, applies)
         if touched:
             edited[applies] = score(touched).values
-        found.append(sensitivity(edit, base.rewards, edited, applies, base.prompt, base.pairs, scale=scale, seed=seed))
+        found.append(
+            sensitivity(
+                edit,
+                base.rewards,
+                edited,
+                applies,
+                base.prompt,
+                base.pairs,
+                scale=scale,
+                resamples=resamples,
+                seed=seed,
+            )
+        )
     return tuple(found)
 
 
