@@ -160,13 +160,20 @@ def _bias(trust: Trust) -> Iterator[Finding]:
 
 
 def _edits(trust: Trust) -> Iterator[Finding]:
-    for each in trust.sensitivity:
-        if each.harmless and each.flipped.low is not None and each.flipped.low > FLIPS:
-            text = f"A harmless edit ({each.about}) turns {share(each.flipped)} of the comparisons round."
-            yield Finding("edits", "bad", text)
-        if not each.harmless and each.change.low is not None and each.change.low > 0:
-            text = f"Worse answers ({each.about}) get more reward: {plain(each.change, 2, '+')} standard deviations."
-            yield Finding("edits", "bad", text)
+    turned = [
+        f"{each.about}: {share(each.flipped)}"
+        for each in trust.sensitivity
+        if each.harmless and each.flipped.low is not None and each.flipped.low > FLIPS
+    ]
+    if turned:
+        yield Finding("edits", "bad", f"Harmless edits turn comparisons round ({'; '.join(turned)}).")
+    gained = [
+        f"{each.about}: {plain(each.change, 2, '+')}"
+        for each in trust.sensitivity
+        if not each.harmless and each.change.low is not None and each.change.low > 0
+    ]
+    if gained:
+        yield Finding("edits", "bad", f"Worse answers get more reward, in standard deviations ({'; '.join(gained)}).")
 
 
 def _members(trust: Trust) -> Iterator[Finding]:

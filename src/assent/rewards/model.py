@@ -59,6 +59,10 @@ class ModelReward:
         )
         return replace(scores, parts=parts, shares=shares)
 
+    def of_trees(self, trees: Sequence[TokenTree]) -> Scores:
+        """The rewards of all branches of trees of its own tokenizer, in order."""
+        return Scores(self._numbers(trees)[REWARD].astype(np.float64))
+
     def _numbers(self, trees: Sequence[TokenTree]) -> Numbers:
         """The reward [S], outputs [S, K] and what each adds to the reward [S, K], over all trees."""
 

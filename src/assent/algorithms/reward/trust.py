@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MOST = 2000
 """Held-out prompts that are looked at; of more, so many drawn by chance."""
-PROBES = 64
+PROBES = 32
 """Prompts whose answers are edited."""
 RESAMPLES = 200
 
@@ -33,10 +33,10 @@ RESAMPLES = 200
 def appraise(session: Session, scorer: ScoreModel, data: Prepared) -> Appraisal | None:
     """The measures of the weights as they are, on held-out examples; None where there are none, or where nobody has
     said how several outputs become one reward. Every rank must call it."""
-    examples = _drawn(data.eval_examples, session.config.train.seed)
-    if not examples:
+    chosen = _drawn(len(data.eval), session.config.train.seed)
+    if not chosen:
         return None
-    config, trained = session.config, scorer.training
+    examples, config, trained = [data.eval_examples[index] for index in chosen], session.config, scorer.training
     scorer.eval()
     try:
         source = ModelReward(
@@ -52,7 +52,7 @@ def appraise(session: Session, scorer: ScoreModel, data: Prepared) -> Appraisal 
         def score(asked: Sequence[Example]) -> Scores:
             return score_examples(source, asked, session.chat, max_length=config.data.max_length)
 
-        scores = score(examples)
+        scores = source.of_trees([data.eval[index] for index in chosen])
         probes = sensitivities(examples, scores, score, rows=PROBES, seed=config.train.seed, resamples=RESAMPLES)
     except UserError as error:
         log.warning(f"How far the model can be trusted was not measured: {error}")
@@ -66,7 +66,5 @@ def appraise(session: Session, scorer: ScoreModel, data: Prepared) -> Appraisal 
     return Appraisal(tuple(summary(trust)), tuple(worry.text for worry in worries), numbers)
 
 
-def _drawn(examples: Sequence[Example], seed: int) -> Sequence[Example]:
-    if len(examples) <= MOST:
-        return examples
-    return [examples[index] for index in np.sort(np.random.default_rng(seed).permutation(len(examples))[:MOST])]
+def _drawn(number: int, seed: int) -> list[int]:
+    return np.sort(np.random.default_rng(seed).permutation(number)[:MOST]).tolist()
