@@ -13,6 +13,7 @@ PUBLIC = {
     "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
     "assent.algorithms.reward.attributes": ("train_attributes",),
+    "assent.algorithms.reward.ensemble": ("train_ensemble",),
     "assent.algorithms.reward.pairs": ("train_reward",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (
@@ -25,6 +26,7 @@ PUBLIC = {
         "CustomConfig",
         "DataConfig",
         "DemoConfig",
+        "EnsembleConfig",
         "GenerateConfig",
         "GivenConfig",
         "InitConfig",

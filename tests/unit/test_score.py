@@ -24,6 +24,7 @@ from assent.data.formats import load_examples
 from assent.distributed import World
 from assent.errors import ConfigError
 from assent.models.heads import load_score_model, save_reward_model
+from assent.models.reward_head import HeadRule
 from assent.rewards.outside import open_source, rewards_of
 from assent.rewards.scoring import score_examples, scored_chunks
 
@@ -287,6 +288,48 @@ def test_several_models_are_an_ensemble(combine: str, models, tmp_path, capsys) 
     np.testing.assert_allclose([row["reward"] for row in rows], want[combine], atol=1e-5)
     np.testing.assert_allclose([row["parts"]["model/two"] for row in rows], two, atol=1e-5)
     np.testing.assert_allclose([row["columns"]["model/std"] for row in rows], np.abs(one - two) / 2, atol=1e-5)
+
+
+def test_attributes_their_shares_and_other_weights(tiny_model_dir, tokenizer, tmp_path, capsys) -> None:
+    rule = HeadRule(("helpfulness", "verbosity"), (1.0, -0.5))
+    scorer = load_score_model(
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=1, outputs=rule
+    )
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    folder = tmp_path / "attributes"
+    save_reward_model(scorer, Chat(tokenizer), folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64).eval()
+    talks = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}] for row in RATED
+    ]
+    own = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = np.stack(
+            [
+                model(own.apply_chat_template(talk, return_tensors="pt", return_dict=True)["input_ids"]).logits[0]
+                for talk in talks
+            ]
+        )
+    file, summary = file_of(tmp_path, RATED), tmp_path / "s.json"
+    code, rows, said = run(capsys, str(folder), file, "--explain", "--summary", str(summary))
+    assert code == 0, said
+    np.testing.assert_allclose([row["reward"] for row in rows], logits @ [1, -0.5], atol=2e-5)
+    for k, name in enumerate(rule.names):
+        np.testing.assert_allclose([row["parts"][f"model/{name}"] for row in rows], logits[:, k], atol=2e-5)
+        shares = logits[:, k] * rule.weights[k]
+        np.testing.assert_allclose([row["shares"][f"model/{name}"] for row in rows], shares, atol=2e-5)
+    told = json.loads(summary.read_text())
+    want = stats.spearmanr(logits[:, 1], [0, 2, 1]).statistic
+    assert told["ratings"]["verbosity"]["rho"] == pytest.approx(want), "the output of that name is compared"
+    assert told["parts"]["model/verbosity"]["mean"]["mean"] == pytest.approx(logits[:, 1].mean(), abs=2e-5)
+
+    code, rows, _ = run(capsys, str(folder), file, "--weights", "verbosity:2")
+    np.testing.assert_allclose([row["reward"] for row in rows], 2 * logits[:, 1], atol=4e-5)
+    code, rows, _ = run(capsys, str(folder), "contains=prompt", file, "--weights", "verbosity:2", "contains:3")
+    assert code == 2, "the rule needs its column"
+    code, _, said = run(capsys, str(folder), file, "--weights", "verbosty:1")
+    assert code == 2 and "--weights: no output is called 'verbosty'. Perhaps you meant 'verbosity'" in said
 
 
 class Lengths(BaseHTTPRequestHandler):

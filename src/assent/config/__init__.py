@@ -39,8 +39,8 @@ from assent.config.preference import (
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    REWARD_MODELS, AttributesConfig, AttributesSection, RewardConfig, RewardModel, RewardModelConfig, RewardSection,
-    reward_model_of,
+    REWARD_MODELS, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, RewardConfig, RewardModel,
+    RewardModelConfig, RewardSection, reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
@@ -57,15 +57,15 @@ __all__ = [
     "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss",
     "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig", "CurriculumConfig", "CustomConfig",
     "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig",
-    "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnvConfig",
-    "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss",
-    "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
-    "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig",
-    "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method",
-    "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss",
-    "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout",
-    "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss",
-    "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
+    "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig",
+    "EnsembleConfig", "EnsembleSection", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL",
+    "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig",
+    "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "KLConfig", "KTOConfig",
+    "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig", "LossConfig",
+    "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig",
+    "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss",
+    "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig",
+    "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
     "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
     "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
     "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig",

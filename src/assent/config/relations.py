@@ -14,7 +14,7 @@ from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
-from assent.config.reward import AttributesConfig
+from assent.config.reward import AttributesConfig, EnsembleConfig
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
@@ -219,6 +219,12 @@ def _small_enough(config: InitConfig) -> str | None:
     )
 
 
+def _frozen_heads(config: EnsembleConfig) -> str | None:
+    if config.ensemble.frozen and config.model.lora.rank > 0:
+        return "--ensemble.frozen trains the heads alone, --model.lora.rank adapters beside them. Give one of the two."
+    return None
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -240,4 +246,5 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CheckConfig, _own_options),
     (CompareConfig, _compared),
     (AttributesConfig, _attributes),
+    (EnsembleConfig, _frozen_heads),
 )

@@ -6,10 +6,12 @@ Commands, docs and tests are made from the table at the end.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from assent.config.base import RunConfig
-from assent.config.ranges import Named
+from assent.config.ranges import Named, NotNegative
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,29 @@ class AttributesConfig(RewardModelConfig):
     attributes: AttributesSection = field(default_factory=AttributesSection)
 
 
+@dataclass(frozen=True)
+class EnsembleSection:
+    """The heads, and how they become one reward."""
+
+    heads: Annotated[int, Ge(2)] = 5
+    """Heads over one model, each with its own random start and its own bootstrap sample of the prompts."""
+    combine: Literal["mean", "min", "lcb"] = "mean"
+    """How their rewards become one: the mean, the lowest, or the mean less `deviations` standard deviations."""
+    deviations: NotNegative = 1.0
+    """lcb: how many."""
+    frozen: bool = False
+    """Train the heads alone, over the model as it is."""
+    margin: bool = False
+    """Ask for a score gap of at least the pair's strength."""
+
+
+@dataclass(frozen=True)
+class EnsembleConfig(RewardModelConfig):
+    """Reward model from pairs with several heads, which disagree where the pairs have told them little."""
+
+    ensemble: EnsembleSection = field(default_factory=EnsembleSection)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
     """What a command trains. `target` is its "module:function"; `data` says what it learns from. A person follows the
@@ -86,6 +111,12 @@ REWARD_MODELS: dict[str, RewardModel] = {
         name="attribute regression", summary="Each attribute's rating, by an output of its own.", paper="2406.08673",
         config=AttributesConfig, target="assent.algorithms.reward.attributes:train_attributes", data="ratings",
         steps=("mse",), held_out=("mse", "correlation"), best="mse", highest=False,
+    ),
+    "reward-ensemble": RewardModel(
+        name="ensemble of heads", summary="Several heads over one model; their disagreement says how sure they are.",
+        paper="2310.02743", config=EnsembleConfig, target="assent.algorithms.reward.ensemble:train_ensemble",
+        data="pairs", steps=("nll", "accuracy", "margin", "std"), held_out=("accuracy", "nll", "margin", "std"),
+        best="accuracy",
     ),
 }  # fmt: skip
 

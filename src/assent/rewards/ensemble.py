@@ -66,11 +66,16 @@ class Ensemble:
         scores = [member.score(groups) for member in self.members]
         own = np.stack([score.values for score in scores])
         with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
-            values, spread = self._combine(own, **self._options), own.std(axis=0)
+            values = self._combine(own, **self._options)
         found = from_sources(self.members, scores, combined(self.name, groups, values, ~np.isnan(own).any(axis=0)))
-        known = spread[np.isfinite(spread)].tolist()
-        return replace(
-            found,
-            columns={**found.columns, STD: [number if np.isfinite(number) else None for number in spread.tolist()]},
-            metrics={**found.metrics, STD: known} if known else found.metrics,
-        )
+        return with_spread(found, own)
+
+
+def with_spread(scores: Scores, members: np.ndarray) -> Scores:
+    """The scores with the standard deviation of the `members`' [K, S] beside each answer, and its mean for logs."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = members.std(axis=0)
+    known = spread[np.isfinite(spread)].tolist()
+    column = [number if np.isfinite(number) else None for number in spread.tolist()]
+    metrics = {**scores.metrics, STD: known} if known else scores.metrics
+    return replace(scores, columns={**scores.columns, STD: column}, metrics=metrics)

@@ -13,6 +13,7 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import ScoreModel
+from assent.rewards.ensemble import with_spread
 from assent.rewards.group import Group, Scores
 from assent.rewards.reading import REWARD, Numbers, Reading, scores_of
 
@@ -57,7 +58,8 @@ class ModelReward:
             dict(zip(names, found.get(which, np.full((len(scores.values), len(names)), np.nan)).T, strict=True))
             for which in ("outputs", "shares")
         )
-        return replace(scores, parts=parts, shares=shares)
+        scores = replace(scores, parts=parts, shares=shares)
+        return with_spread(scores, np.stack([*parts.values()])) if self.scorer.rule.ensemble else scores
 
     def of_trees(self, trees: Sequence[TokenTree]) -> Scores:
         """The rewards of all branches of trees of its own tokenizer, in order."""

@@ -89,7 +89,7 @@ def _of_several(code: str, rule: HeadRule) -> str:
         "\n```": f"  # {', '.join(rule.names)}\n```",
     }.items():
         code = code.replace(one, several)
-    rewards = f"rewards = outputs @ torch.tensor({list(rule.weights)})\n" if rule.weights else ""
+    rewards = f"rewards = {rule.code}\n" if rule.code else ""
     return code.removesuffix("```") + rewards + "```"
 
 
