@@ -56,7 +56,12 @@ def test_what_stands_in_an_entry(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     page = shown("grpo", "--help", capsys=capsys)
     assert "  --rollout.responses N        Answers sampled to each prompt. [8]\n" in page  # the method's own default
-    assert "  --kl.coef X                  Weight of the KL; 0 needs no reference. [0.04]\n" in page
+    assert (
+        "  --kl.coef X                  Weight of the KL to the reference; 0 needs no\n"
+        + 31 * " "
+        + "reference. [0.04]\n"
+        in page
+    )
     assert re.search(r"  --out TEXT +Run folder: [^[]*\(required\)\n", page)
     assert "\nusage" not in page and page.startswith(
         "usage: assent grpo --model.path TEXT --data.train TEXT --out TEXT"
