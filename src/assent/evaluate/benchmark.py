@@ -179,9 +179,9 @@ def _ties(benchmark: Benchmark, rewards: Sequence[np.ndarray], places: Sequence[
     rows = []
     for index in places:
         item = benchmark.items[index]
-        found = tie_id(item.id)
-        assert found is not None, "checked when the row was read"
-        rows.append((*found, rewards[index], item.right))
+        named = tie_id(item.id)
+        assert named is not None, "checked when the row was read"
+        rows.append((*named, rewards[index], item.right))
     score = ties(rows)
     by_prompt: dict[int, list[tuple[str, np.ndarray, int]]] = {}
     for kind, number, values, right in rows:
