@@ -29,6 +29,7 @@ BASIC: dict[str, str] = {
     "engine.name",
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
     "explain",
+    "probes": "source file also out scorer by probes benchmark weights ensemble format columns split limit seed",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
@@ -36,9 +37,10 @@ command without any of them has few options and shows them all."""
 
 HEADINGS = {
     "Models": "model source critic reference beta tokenizer",
-    "Data": "data file prompts format columns split chat_template max_length limit show problems system",
+    "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
     "Objective": "objectives objective options loss threshold plus reward attributes kl",
-    "Sampled answers and their rewards": "rewards rollout scorer reward_model weights ensemble explain sampling engine",
+    "Sampled answers and their rewards": "rewards rollout scorer reward_model weights ensemble explain sampling engine "
+    "by probes benchmark",
     "Training": "optim train seed",
     "Run": "out summary resume report_to",
 }

@@ -31,6 +31,7 @@ RANKS = (
     ("config",),
     ("arguments", "shorthelp"),
     ("statistics", "functions", "code", "deferred"),
+    ("measures",),
     ("interrupt", "launch"),
     ("carried",),
     ("distributed",),

@@ -49,6 +49,7 @@ from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
     ReportConfig,
 )
+from assent.config.trust import TrustConfig
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
@@ -71,7 +72,8 @@ __all__ = [
     "ReportConfig", "RewardConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig",
     "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
     "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ShapingConfig", "SimPOConfig",
-    "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss",
+    "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig",
+    "WPOLoss",
     "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
     "reference_of", "reward_model_of",
 ]

@@ -143,9 +143,9 @@ def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.02, y=0.08)
-        _plain_ticks(axes)
+        plain_ticks(axes)
 
-    return _svg(draw, (3.5, 2.15), f"{title} over training steps")
+    return drawn(draw, (3.5, 2.15), f"{title} over training steps")
 
 
 def _draw_curve(axes: Axes, curve: Curve, limit: int) -> None:
@@ -192,9 +192,9 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.1)
-        _plain_ticks(axes, "x")
+        plain_ticks(axes, "x")
 
-    return _svg(draw, (3.5, max(1.5, 0.42 * len(rows) + 0.75)), f"{label} of each policy with 95 % intervals")
+    return drawn(draw, (3.5, max(1.5, 0.42 * len(rows) + 0.75)), f"{label} of each policy with 95 % intervals")
 
 
 CROWD = 6
@@ -223,10 +223,10 @@ def frontier_svg(rows: Sequence[tuple[str, Interval, Interval, str]], gold: str)
         axes.margins(x=0.05 if crowded else 0.2, y=0.18)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        _plain_ticks(axes)
+        plain_ticks(axes)
 
     height = 2.3 + 0.16 * max(0, len(shown) - CROWD)
-    return _svg(draw, (3.5, height), f"{gold} against KL from the reference")
+    return drawn(draw, (3.5, height), f"{gold} against KL from the reference")
 
 
 def _names_beside(axes: Axes, rows: Sequence[tuple[str, Interval, Interval, str]]) -> None:
@@ -273,15 +273,15 @@ def track_svg(track: Track) -> str:
             side.set_ylabel(label, color=color)
             side.tick_params(axis="y", labelcolor=color, length=0)
             side.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-            _plain_ticks(side, "y")
+            plain_ticks(side, "y")
         axes.axhline(_start(lines[0][1]), color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
         right.grid(False)
         axes.set_xlabel("KL from the reference (nats per answer)" if by_kl else "step")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=not by_kl))
         axes.margins(x=0.04)
-        _plain_ticks(axes, "x")
+        plain_ticks(axes, "x")
 
-    return _svg(draw, (4.5, 2.65), f"Gold and proxy reward of {track.name} during training")
+    return drawn(draw, (4.5, 2.65), f"Gold and proxy reward of {track.name} during training")
 
 
 def _start(values: Sequence[Interval]) -> float:
@@ -300,7 +300,9 @@ def _short(name: str, limit: int = 22) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def _plain_ticks(axes: Axes, which: str = "both") -> None:
+def plain_ticks(axes: Axes, which: str = "both") -> None:
+    """Numbers at the ticks as people write them."""
+
     def text(value: float, _position: int) -> str:
         shown = f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e")
         return shown.replace("-", "\N{MINUS SIGN}")
@@ -309,7 +311,8 @@ def _plain_ticks(axes: Axes, which: str = "both") -> None:
         axis.set_major_formatter(FuncFormatter(text))
 
 
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float], label: str) -> str:
+def drawn(draw: Callable[[Axes], None], size: tuple[float, float], label: str) -> str:
+    """What `draw` draws, of this size in inches, as an element of a page."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # Text is drawn by the reader's browser; that matplotlib's own font lacks a glyph does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing")

@@ -61,6 +61,10 @@ class ModelReward:
         scores = replace(scores, parts=parts, shares=shares)
         return with_spread(scores, np.stack([*parts.values()])) if self.scorer.rule.ensemble else scores
 
+    def of_trees(self, trees: Sequence[TokenTree]) -> Scores:
+        """The rewards of all branches of trees of its own tokenizer, in order."""
+        return Scores(self._numbers(trees)[REWARD].astype(np.float64))
+
     def _numbers(self, trees: Sequence[TokenTree]) -> Numbers:
         """The reward [S], outputs [S, K] and what each adds to the reward [S, K], over all trees."""
 

@@ -36,7 +36,7 @@ from assent.rollout.engine import Completion
 from assent.rollout.rollout import Rollout, rollout_of
 from assent.train import checkpoint
 from assent.train.card import model_card
-from assent.train.closing import FILE, Summary
+from assent.train.closing import FILE, TRUST, Summary
 from assent.train.final import write_final
 from assent.train.session import Session
 
@@ -85,7 +85,7 @@ def try_outputs(
 
 def _try_places(session: Session, models: Sequence[str]) -> None:
     folder, config = session.folder, session.config
-    places = [folder.metrics, folder.samples, folder.path / "data.json", folder.path / FILE]
+    places = [folder.metrics, folder.samples, folder.path / "data.json", folder.path / FILE, folder.path / TRUST]
     places += [checkpoint.unfinished(folder.checkpoints, 0) / "optimizer.safetensors"]
     places += [folder.path / f"{name}.unfinished" / "README.md" for name in models]
     places += [folder.path / name / "README.md" for name in models]

@@ -134,7 +134,7 @@ tags: [assent, {run.command.key}]
 
 {data}
 {_held_out(run)}
-
+{_trust(run)}
 {PLAIN.format(loader=loader) if usage is None else reward_usage(usage)}
 {checked}
 
@@ -143,6 +143,17 @@ tags: [assent, {run.command.key}]
 {settings.dump(config).strip()}
 ```
 """
+
+
+def _trust(run: Summary) -> str:
+    """How far the model can be trusted, on held-out data."""
+    if run.appraisal is None:
+        return ""
+    lines = [
+        *(f"- {line}" for line in run.appraisal.lines),
+        *(f"- **worry:** {line}" for line in run.appraisal.worries),
+    ]
+    return "\n".join(["", "Trust, on the held-out data (95 % intervals):", "", *lines, ""])
 
 
 def _held_out(run: Summary) -> str:

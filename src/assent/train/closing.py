@@ -20,6 +20,7 @@ from assent.train.measured import Measured, change
 from assent.train.progress import clock
 
 FILE = "summary.json"
+TRUST = "trust.json"
 COUNTS = ("rows_used", "rows_skipped", "rows_unused", "too_long", "shortened")
 CONTENTS = ("examples", "responses_cut", "tokens_trained")
 
@@ -43,10 +44,21 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class Appraisal:
+    """How far the final model can be trusted: lines for people, worries, and all numbers as JSON, for trust.json in the
+    run folder."""
+
+    lines: tuple[str, ...]
+    worries: tuple[str, ...]
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """A finished run. `step` is that of the weights in model/, `final` whether they are the best or the last;
     `metrics` are the means of the last steps; `start`, `best`, `last` and `end` are evaluations, `end` that of the
-    weights in model/. `folders` are those of the final models, `checkpoints` the steps that are kept."""
+    weights in model/. `folders` are those of the final models, `checkpoints` the steps that are kept; `appraisal` is of
+    model/."""
 
     config: RunConfig
     steps: int = 0
@@ -61,6 +73,7 @@ class Summary:
     data: Mapping[str, Any] = field(default_factory=dict)
     folders: tuple[str, ...] = ("model",)
     checkpoints: tuple[int, ...] = ()
+    appraisal: Appraisal | None = None
 
     @property
     def command(self) -> TrainingCommand:
@@ -87,7 +100,7 @@ class Summary:
 
 def closing(run: Summary) -> list[Line]:
     """The lines at the end of a run."""
-    return [_finished(run), *_held_out(run), *_best(run), *_folders(run), *_next(run)]
+    return [_finished(run), *_held_out(run), *_best(run), *_trust(run), *_folders(run), *_next(run)]
 
 
 def _finished(run: Summary) -> Line:
@@ -149,6 +162,14 @@ def _best(run: Summary) -> list[Line]:
     return facts
 
 
+def _trust(run: Summary) -> list[Line]:
+    found = run.appraisal
+    if found is None:
+        return []
+    lines = [*found.lines, *(f"worry: {worry}" for worry in found.worries)]
+    return [Line("" if number else "Trust", line) for number, line in enumerate(lines)]
+
+
 def _folders(run: Summary) -> list[Line]:
     """What lies in the run folder."""
     kind = "reward model" if run.command.scores else "model"
@@ -159,6 +180,7 @@ def _folders(run: Summary) -> list[Line]:
     lines += [
         f"checkpoints/: of steps {kept}, to go on from",
         f"metrics.jsonl, samples.jsonl, {FILE}: steps, answers, this summary",
+        *([f"{TRUST}: how far the model can be trusted, all numbers"] if run.appraisal else []),
     ]
     return [Line("" if number else "Wrote", line) for number, line in enumerate(lines)]
 
@@ -213,6 +235,7 @@ def as_json(run: Summary) -> dict[str, Any]:
         "metrics": dict(run.metrics),
         "data": _data(run.data),
         "pace": {**asdict(run.pace), "tokens_per_second": run.pace.speed},
+        "trust": None if run.appraisal is None else [*run.appraisal.lines, *run.appraisal.worries],
         "folders": list(run.folders),
         "checkpoints": list(run.checkpoints),
         "next": [fact.text for fact in _next(run)],

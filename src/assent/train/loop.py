@@ -23,6 +23,7 @@ from assent.interrupt import interruptible
 from assent.models.policy import Backbone
 from assent.train import completions
 from assent.train.beforehand import try_outputs
+from assent.train.closing import Appraisal
 from assent.train.facts import Line, layout
 from assent.train.finite import require_numbers, require_updated
 from assent.train.guard import guard
@@ -94,10 +95,12 @@ def run(
     about: Sequence[Line],
     averages: Sequence[torch.nn.Module] = (),
     learning_rates: Mapping[str, float] | None = None,
+    appraise: Callable[[], Appraisal | None] = lambda: None,
 ) -> RunResult:
     """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
     to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step;
-    `averages` are models that follow those that are trained, and are saved with them.
+    `averages` are models that follow those that are trained, and are saved with them. `appraise` is asked at the end,
+    with the final weights, how far they can be trusted.
 
     Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
     SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
@@ -115,7 +118,7 @@ def run(
             state.conclude()
             _take_steps(state, bar)
         with interruptible(session.world.size == 1):
-            return state.finish(final)
+            return state.finish(final, appraise)
 
 
 def _take_steps(state: TrainingRun, bar: ProgressDisplay | None) -> None:

@@ -3,6 +3,7 @@ the steps of `assent.train.loop`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from assent.deferred import resolved
 from assent.errors import CheckpointError, Interrupted, RunFolderError
 from assent.models.policy import Backbone
 from assent.models.readback import own_numbers
+from assent.outputs import write_text
 from assent.train import checkpoint
 from assent.train.card import model_card
-from assent.train.closing import Pace, Summary, closing, write_summary
+from assent.train.closing import TRUST, Appraisal, Pace, Summary, closing, write_summary
 from assent.train.commands import Live, command_of
 from assent.train.facts import layout
 from assent.train.final import write_final
@@ -255,9 +257,14 @@ class TrainingRun:
         log.info(self.live.held_out + (", the best so far" if improved and self.step else ""))
         return improved
 
-    def finish(self, final: Mapping[str, Backbone]) -> RunResult:
-        """Writes the final model folders, and reads them back; then says and writes what the run has come to."""
+    def finish(self, final: Mapping[str, Backbone], appraise: Callable[[], Appraisal | None]) -> RunResult:
+        """Writes the final model folders, and reads them back; then says and writes what the run has come to.
+        `appraise` looks at the final weights; every rank calls it."""
         folder, summary = self.session.folder, self._take_final(tuple(final))
+        if (found := appraise()) is not None:
+            text = json.dumps(found.numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            distributed.on_main(lambda: write_text(folder.path / TRUST, text))
+            summary = replace(summary, appraisal=found)
         card = partial(model_card, summary)
         for name, backbone in final.items():
             written = write_final(self.session, backbone, folder.path / name, card, compared=name == "model")

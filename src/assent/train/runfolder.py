@@ -9,6 +9,7 @@ checkpoints/        step-<number> folders
 model/              the final model, a plain Hugging Face folder
 run.lock            while it runs: whose it is (assent.lock)
 summary.json        what the run has gained, and which step is in model/
+trust.json          of a reward model: how far it can be trusted on the held-out data
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from assent import distributed
+from assent.algorithms.reward.trust import appraise
 from assent.data.dataset import Prepared
 from assent.data.packing import EpochStream, Window
 from assent.models.policy import ScoreModel
@@ -55,8 +56,8 @@ def train_on(
     about: Sequence[Line] = (),
 ) -> RunResult:
     """Runs `algorithm` over the epochs of `stream`, evaluating on the held-out trees of `data`; `config.out`/model is
-    the folder of `scorer`. `summary` makes metrics of what the loss says of all held-out items; `about` is said before
-    the first step."""
+    the folder of `scorer`, and trust.json says how far it can be trusted on these. `summary` makes metrics of what the
+    loss says of all held-out items; `about` is said before the first step."""
     total = session.total_steps(stream.steps_per_epoch)
     if scorer.rule != SCALAR:
         distributed.on_main(
@@ -73,4 +74,5 @@ def train_on(
         evaluate=evaluate if data.eval else None,
         final={"model": scorer},
         about=[about_stream(stream, total), *about],
+        appraise=lambda: appraise(session, scorer, data),
     )
