@@ -117,6 +117,12 @@ def append(file: FileIO, data: bytes) -> None:
             raise
 
 
+def cache_folder(kind: str) -> Path:
+    """Where caches of that kind lie: in ASSENT_CACHE, or in assent in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ASSENT_CACHE") or Path(base) / "assent") / kind
+
+
 def try_file(path: str | Path, name: str = "") -> None:
     """Raises OutputError where a file of this name could not be written, or written to. A file is written there, and is
     gone again with all that was made for it; one that stands there stays as it is."""

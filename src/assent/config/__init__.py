@@ -12,6 +12,7 @@ from __future__ import annotations
 from assent.config.base import (
     DataConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, SFTConfig, TrainConfig,
 )
+from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, Method, method_of, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
 from assent.config.online import (
@@ -55,7 +56,7 @@ __all__ = [
     "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss",
     "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig",
     "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
-    "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
+    "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
     "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
     "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
     "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",

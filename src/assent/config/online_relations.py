@@ -16,7 +16,7 @@ def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL or --rewards.judges openai=URL."
         )
     return None
 
@@ -54,8 +54,30 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers")
+SOURCES = ("model", "rules", "functions", "servers", "judges")
 """The options of `rewards` that name what answers are scored by."""
+
+
+def judge_is_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge`."""
+    judge = config.judge
+    if judge.attempts > 1 and (judge.temperature == 0 or judge.soft):
+        given = "--judge.soft, whose verdicts are" if judge.soft else "--judge.temperature 0, which writes"
+        return (
+            f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed. Got "
+            f"{given} the same every time. Leave one of them out."
+        )
+    if judge.rule == "bradley_terry" and judge.pairs == "baseline":
+        return (
+            "--judge.rule bradley_terry fits the comparisons of a group's answers with one another (--judge.pairs all). "
+            "Got --judge.pairs baseline."
+        )
+    if judge.soft and judge.contradiction != "leave_out":
+        return (
+            f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
+            "averaged over the orders. Leave one of them out."
+        )
+    return None
 
 
 def _adaptive_kl(config: OnlineConfig) -> str | None:
@@ -204,6 +226,7 @@ def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _reward_lists),
+    (OnlineConfig, judge_is_asked),
     (OnlineConfig, _ensemble),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
 
-from assent.config import ModelConfig, OnlineConfig, RewardsConfig
+from assent.config import METHODS, ModelConfig, OnlineConfig, RewardsConfig, method_of
+from assent.config.estimators import ESTIMATORS
 from assent.data.chat import Chat
 from assent.distributed import World
 from assent.errors import ConfigError
@@ -20,6 +21,9 @@ from assent.names import suggestion
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import Group, GroupReward, WeightedSum
+from assent.rewards.judge.build import judge_reward
+from assent.rewards.judge.folder import Place
+from assent.rewards.judge.prompt import read_prompt
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
@@ -28,8 +32,8 @@ from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
 
-MODELS = "model"
-"""What the reward model, or the ensemble of several, is called in weights and logs."""
+MODELS, JUDGE = "model", "judge"
+"""What the reward model, or the ensemble of several, and a judge are called in weights and logs."""
 
 
 class RewardSession(Protocol):
@@ -59,6 +63,7 @@ def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
         *((_before(spec), partial(_rule, spec, rewards, world)) for spec in rewards.rules),
         *((spec.rpartition(":")[2], partial(_function, spec, rewards, world)) for spec in rewards.functions),
         *((_before(spec), partial(_server, spec, config, session)) for spec in rewards.servers),
+        *((JUDGE, partial(_judge, spec, config, session)) for spec in rewards.judges),
     ]
     if rewards.model:
         found.append((MODELS, partial(_models, session, config)))
@@ -133,6 +138,45 @@ def _server(spec: str, config: OnlineConfig, session: RewardSession, name: str) 
     except ConfigError as error:
         raise ConfigError(f"--rewards.servers: {error}") from None
     return Shared(source, session.world)
+
+
+def needs_answers(config: OnlineConfig) -> bool:
+    """Whether a judge is shown the rows' own answers."""
+    if not config.rewards.judges:
+        return False
+    prompt = read_prompt(config.judge.prompt)
+    return prompt.needs_reference or (prompt.mode == "pairwise" and config.judge.pairs == "baseline")
+
+
+def _judge(spec: str, config: OnlineConfig, session: RewardSession, name: str) -> GroupReward:
+    place = Place(
+        session.world.device,
+        engine=config.judge.engine,
+        precision=config.model.precision,
+        trust_remote_code=config.model.trust_remote_code,
+        max_batch=config.sampling.max_batch,
+        micro_tokens=config.train.micro_tokens,
+        memory=config.engine.memory,
+    )
+    source = judge_reward(spec, name, config.judge, config.remote, place)
+    source.check_size(config.rollout.responses, f"--rollout.responses {config.rollout.responses}")
+    for option, asks in _single_answers(config).items():
+        if asks:
+            source.check_size(1, f"{option} asks about one answer to a prompt")
+    return Shared(source, session.world)
+
+
+def _single_answers(config: OnlineConfig) -> dict[str, bool]:
+    """The options by which rewards of single answers are asked for beside those of groups, and whether they do."""
+    name = method_of(config)
+    return {
+        "the evaluation (--data.eval, --data.eval_fraction)": config.data.eval is not None
+        or config.data.eval_fraction > 0,
+        "--shaping.baseline row": config.shaping.baseline == "row",
+        f"--given.source {config.given.source}": config.given.source != "none",
+        f"the estimator of {name}": config.loss.estimator is None
+        and "greedy" in ESTIMATORS[METHODS[name].estimator].needs,
+    }
 
 
 def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:

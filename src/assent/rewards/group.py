@@ -182,8 +182,7 @@ def from_sources(sources: Sequence[GroupReward], scores: Sequence[Scores], value
 
 
 def in_order(pieces: Sequence[Scores]) -> Scores:
-    """What one source gave for one share of the answers after the other, as one. The shares have no parts."""
-    assert not any(piece.parts for piece in pieces), "a single source has no parts"
+    """What one source gave for one share of the answers after the other, as one."""
     failures: Counter[str] = Counter()
     metrics: dict[str, list[float]] = {}
     for piece in pieces:
@@ -197,7 +196,11 @@ def in_order(pieces: Sequence[Scores]) -> Scores:
     }
     abstained = [np.zeros(len(piece.values), bool) if piece.abstained is None else piece.abstained for piece in pieces]
     values = [piece.values for piece in pieces]
-    return Scores(np.concatenate(values), {}, dict(failures), np.concatenate(abstained), columns, metrics)
+    parts = {
+        name: np.concatenate([piece.parts.get(name, np.full(len(piece.values), np.nan)) for piece in pieces])
+        for name in dict.fromkeys(name for piece in pieces for name in piece.parts)
+    }
+    return Scores(np.concatenate(values), parts, dict(failures), np.concatenate(abstained), columns, metrics)
 
 
 def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.ndarray:
