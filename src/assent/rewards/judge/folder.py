@@ -36,8 +36,8 @@ UNLIMITED = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a judge runs: `engine` torch or vllm, `memory` for the latter; `max_batch` sequences at once, `micro_tokens`
-    packed tokens in a forward pass."""
+    """Where a judge runs: `engine` torch or vllm (with `memory`, its share of the machine's), `max_batch` sequences at
+    once, `micro_tokens` packed tokens in a forward pass."""
 
     device: torch.device
     engine: str = "torch"
@@ -75,12 +75,12 @@ class FolderJudge:
             )
         self.who = f"{name}: the judge {path}"
         self.path, self.place = path, place
-        self._sampling = SamplingConfig(
-            max_new_tokens=max_tokens, temperature=temperature, max_batch=place.max_batch
-        )
+        self._sampling = SamplingConfig(max_new_tokens=max_tokens, temperature=temperature, max_batch=place.max_batch)
         self._form, self._letters = form or Form(), tuple(letters)
         self._model = ModelConfig(
-            path=path, precision=place.precision, trust_remote_code=place.trust_remote_code  # type: ignore[arg-type]
+            path=path,
+            precision=place.precision,
+            trust_remote_code=place.trust_remote_code,  # type: ignore[arg-type]
         )
         self.chat = Chat(load_tokenizer(self._model))
         self._policy: Policy | None = None

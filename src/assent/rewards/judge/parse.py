@@ -1,5 +1,5 @@
-"""Verdicts out of what a judge wrote. What is not exactly one verdict of the form that was asked for is none: nothing is
-guessed, repaired, clipped to the scale or given a default.
+"""Verdicts out of what a judge wrote. What is not exactly one verdict of the form that was asked for is none: nothing
+is guessed, repaired, clipped to the scale or given a default.
 
 What stands before the last `</think>` is not read."""
 

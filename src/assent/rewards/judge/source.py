@@ -29,11 +29,14 @@ from assent.rewards.judge.verdicts import RULES, best, consistent, settled, shar
 FORGED = "a text holds a delimiter of the judge's prompt"
 CONTRADICTION = "the judge contradicts itself when the order changes"
 UNCOMPARED = "no comparison with it counts"
+CACHED = "time/cached"
+"""Share of the answers that were there already: of no two runs the same, as times are."""
 BASELINE = -1
 """The number of the row's answer among those of a group."""
 
 Reading = np.ndarray | str
-"""What a verdict says: a share for each answer in the order shown, or numbers of one answer; or why it cannot be read."""
+"""What a verdict says: a share for each answer in the order shown, or numbers of one answer. Or why it cannot be
+read."""
 
 
 class Showing(NamedTuple):
@@ -65,8 +68,8 @@ class JudgeReward:
     orders contradict each other. An answer without a verdict that counts is unscored, with the reason."""
 
     def __init__(self, name: str, prompt: Prompt, judge: Judge, config: JudgeConfig, budget: float) -> None:
-        """`budget` are the seconds for one call of `score`. Raises ConfigError where `config` asks of the prompt what it
-        cannot give."""
+        """`budget` are the seconds for one call of `score`. Raises ConfigError where `config` asks what is about
+        another kind of prompt."""
         self.name = name
         self.prompt = prompt
         self.judge = judge
@@ -105,7 +108,8 @@ class JudgeReward:
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises ConfigError for a group that is too small, and what the judge raises."""
         for group in groups:
-            self.check_size(len(group), f"the answers to {group.example.origin}")
+            if len(group):
+                self.check_size(len(group), f"the answers to {group.example.origin}")
         ledger = Ledger()
         showings = [Showing(number, shown) for number, group in enumerate(groups) for shown in self._shown(group)]
         readings = self._readings(groups, showings, ledger)
@@ -173,7 +177,7 @@ class JudgeReward:
         ]
         found: dict[str, Answer | str | None] = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         for key in keys:
-            ledger.note(cached=found[key] is not None)
+            ledger.note(**{CACHED: found[key] is not None})
         new = {key: question for key, question in zip(keys, questions, strict=True) if found[key] is None}
         names = list(new)
         if new:
@@ -229,6 +233,8 @@ class JudgeReward:
         failures: Counter[str] = Counter()
         verdicts: list[object] = []
         for number, group in enumerate(groups):
+            if not len(group):
+                continue
             rewards, why, said = self._group(number, group, readings, ledger)
             values += [None if np.isnan(reward) else float(reward) for reward in rewards]
             failures.update(why)
@@ -306,7 +312,8 @@ def check_options(prompt: Prompt, config: JudgeConfig) -> None:
     }.items():
         if getattr(config, name) != getattr(usual, name) and prompt.mode not in modes:
             raise ConfigError(
-                f"--judge.{name} is about prompts of mode {' or '.join(modes)}. Got {prompt.source}, mode {prompt.mode}."
+                f"--judge.{name} is about prompts of mode {' or '.join(modes)}. Got {prompt.source}, of mode "
+                f"{prompt.mode}."
             )
 
 

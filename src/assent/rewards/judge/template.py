@@ -70,7 +70,9 @@ class PromptTemplate:
             for place in places:
                 around = lines[max(place - 1, 0) : place] + lines[place + 1 : place + 2]
                 alone = lines[place].strip() == mark and len(around) == 2
-                if not alone or not all(line.strip() and not _holds(line, [*marks.values(), *row.values()]) for line in around):
+                if not alone or not all(
+                    line.strip() and not _holds(line, [*marks.values(), *row.values()]) for line in around
+                ):
                     raise self._error(
                         1,
                         f"{{{{ {name} }}}} must stand on a line of its own, between two lines that say where it begins "
