@@ -67,18 +67,21 @@ def write_text(path: str | Path, text: str, name: str = "") -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path, name: str = "") -> Iterator[Path]:
+def whole_file(path: str | Path, name: str = "", *, forced: bool = True) -> Iterator[Path]:
     """A file to write that replaces `path` at the end, so that there is the old or the new one at any time. Makes its
-    folder. Raises OutputError where that cannot be."""
+    folder. `forced` False leaves it to the system when it is on the disk: for what can be made again. Raises
+    OutputError where that cannot be."""
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.part")
     with writing(path, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            sync(temporary)
+            if forced:
+                sync(temporary)
             temporary.replace(path)
-            sync(path.parent)
+            if forced:
+                sync(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

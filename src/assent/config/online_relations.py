@@ -61,15 +61,14 @@ SOURCES = ("model", "rules", "functions", "servers", "judges")
 def judge_is_asked(config: Any) -> str | None:
     """For every configuration with a section `judge`."""
     judge = config.judge
-    if judge.attempts > 1 and (judge.temperature == 0 or judge.soft):
-        given = "--judge.soft, whose verdicts are" if judge.soft else "--judge.temperature 0, which writes"
+    if judge.attempts > 1 and judge.temperature == 0:
         return (
-            f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed. Got "
-            f"{given} the same every time. Leave one of them out."
+            f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed, which "
+            "changes something at a --judge.temperature above 0. Got 0."
         )
     if judge.rule == "bradley_terry" and judge.pairs == "baseline":
         return (
-            "--judge.rule bradley_terry fits the comparisons of a group's answers with one another (--judge.pairs all). "
+            "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
             "Got --judge.pairs baseline."
         )
     if judge.soft and judge.contradiction != "leave_out":

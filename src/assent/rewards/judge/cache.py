@@ -49,7 +49,7 @@ class Cache:
     def put(self, key: str, answer: Answer) -> None:
         """Raises OutputError where it cannot be written."""
         fields = {"key": key, "text": answer.text, "ended": answer.ended, "chances": answer.chances}
-        with whole_file(self._file(key), f"--judge.cache {self.folder}") as temporary:
+        with whole_file(self._file(key), f"--judge.cache {self.folder}", forced=False) as temporary:
             temporary.write_text(json.dumps(fields), encoding="utf-8")
 
     def _file(self, key: str) -> Path:
