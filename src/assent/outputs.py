@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def whole_file(path: str | Path, name: str = "", *, forced: bool = True) -> Iter
     folder. `forced` False leaves it to the system when it is on the disk: for what can be made again. Raises
     OutputError where that cannot be."""
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.part")
+    temporary = path.with_name(f".{os.getpid()}{secrets.randbelow(10**9):09}.part")  # pods share folders, and pids
     with writing(path, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

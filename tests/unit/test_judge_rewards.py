@@ -449,6 +449,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
             "--judge.rule bradley_terry fits .* Got --judge.pairs baseline",
         ),
         ({"soft": True, "contradiction": "tie"}, "--judge.contradiction tie is about written verdicts"),
+        ({"engine": "vllm"}, "--judge.engine is read only with --rewards.judges model=FOLDER. There is none."),
         ({"temperature": -1.0}, "--judge.temperature must be >= 0"),
         ({"max_tokens": 0}, "--judge.max_tokens must be at least 1"),
     ],
@@ -467,3 +468,12 @@ def test_options_of_comparisons_are_refused_elsewhere(option: str, source) -> No
     value = {"pairs": "baseline", "rule": "bradley_terry", "contradiction": "tie", "soft": True}[option]
     with pytest.raises(ConfigError, match=rf"--judge.{option} is about prompts of mode .*rating.yaml, of mode rating"):
         source(longer, "rating", **{option: value})
+
+
+def test_options_of_one_kind_of_judge_need_that_kind() -> None:
+    for options in ({"model": "m"}, {"key_env": "KEY"}):
+        config = online_config(
+            "grpo", model={"path": "m"}, data={"train": "x"}, out="o", judge=options, rewards={"judges": ("model=f",)}
+        )
+        with pytest.raises(ConfigError, match=r"is read only with --rewards.judges openai=URL. There is none."):
+            settings.validate(config)

@@ -79,6 +79,19 @@ def judge_is_asked(config: Any) -> str | None:
     return None
 
 
+def _judges_are_there(config: OnlineConfig) -> str | None:
+    """Options of one kind of judge, where there is none of that kind."""
+    kinds = {spec.partition("=")[0] for spec in config.rewards.judges}
+    for option, kind, given in (
+        ("model", "openai=URL", config.judge.model is not None),
+        ("key_env", "openai=URL", config.judge.key_env is not None),
+        ("engine", "model=FOLDER", config.judge.engine != "torch"),
+    ):
+        if given and kind.partition("=")[0] not in kinds:
+            return f"--judge.{option} is read only with --rewards.judges {kind}. There is none."
+    return None
+
+
 def _adaptive_kl(config: OnlineConfig) -> str | None:
     if config.kl.target is not None and config.kl.coef == 0:
         return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
@@ -226,6 +239,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, judge_is_asked),
+    (OnlineConfig, _judges_are_there),
     (OnlineConfig, _ensemble),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),

@@ -158,6 +158,11 @@ def _judge(spec: str, config: OnlineConfig, session: RewardSession, name: str) -
         micro_tokens=config.train.micro_tokens,
         memory=config.engine.memory,
     )
+    if place.engine == "vllm" and session.world.size > 1:
+        raise ConfigError(
+            f"--judge.engine vllm inside a run needs a run of one process; this one has {session.world.size}. Serve the "
+            "judge (vllm serve), and give --rewards.judges openai=URL."
+        )
     source = judge_reward(spec, name, config.judge, config.remote, place)
     source.check_size(config.rollout.responses, f"--rollout.responses {config.rollout.responses}")
     for option, asks in _single_answers(config).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Cache:
 
     def check(self) -> None:
         """Raises OutputError where it cannot be written to."""
-        try_file(self.folder / ".try", f"--judge.cache {self.folder}")
+        try_file(self.folder / f".{secrets.token_hex(8)}.try", f"--judge.cache {self.folder}")
 
     def get(self, key: str) -> Answer | None:
         """None for what is not there, and for a file that is not what was written."""

@@ -18,6 +18,7 @@ from assent.data.records import Example, Message, Response, RowError
 from assent.data.tree import TokenTree
 from assent.errors import ConfigError
 from assent.models.digests import model_digests
+from assent.models.folders import read_config
 from assent.models.loading import load_policy, load_tokenizer, resolve_precision
 from assent.models.policy import Policy
 from assent.models.saving import generation_config, stop_ids
@@ -83,16 +84,16 @@ class FolderJudge:
             trust_remote_code=place.trust_remote_code,  # type: ignore[arg-type]
         )
         self.chat = Chat(load_tokenizer(self._model))
+        if not letters and max_tokens >= self._limit:
+            raise ConfigError(
+                f"{self.who} reads at most {self._limit} tokens. Got --judge.max_tokens {max_tokens}, which leaves no "
+                "room for what it is asked."
+            )
         self._policy: Policy | None = None
         self._engine: Engine | None = None
         if place.engine == "torch":
             self._policy = load_policy(self._model, max_length=1, device=place.device, trainable=False).eval()
             check_vocabulary(self._policy.plain, self.chat.tokenizer, path)
-            if not letters and max_tokens >= self._limit:
-                raise ConfigError(
-                    f"{self.who} reads at most {self._limit} tokens. Got --judge.max_tokens {max_tokens}, which leaves "
-                    "no room for what it is asked."
-                )
             if not letters:
                 check_sampling(self._policy.model, max_tokens)
                 self._engine = torch_engine(self._policy, self.chat)
@@ -151,10 +152,10 @@ class FolderJudge:
             self._engine = engine_for(path, config, ends, self._sampling, precision)
         return self._engine
 
-    @property
+    @cached_property
     def _limit(self) -> int:
         """Most tokens of a prompt with its answer."""
-        config = self._policy.plain.config.get_text_config() if self._policy is not None else None
+        config = read_config(model_folder(self.path), self._model).get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
 
     # ---- probabilities of letters

@@ -164,7 +164,7 @@ class JudgeReward:
 
     def _answers(self, questions: Sequence[Question], deadline: float, ledger: Ledger) -> list[Answer | str]:
         """From the cache, or from the judge; what is asked twice is asked once."""
-        identity = {"judge": self.judge.identity, "prompt": self.prompt.digest, "soft": self.config.soft}
+        identity = {"format": 1, "judge": self.judge.identity, "prompt": self.prompt.digest, "soft": self.config.soft}
         keys = [
             key_of(
                 {
