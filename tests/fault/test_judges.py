@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import torch
 from assent.cli import main
 from assent.config import JudgeConfig, RemoteConfig
 from assent.data.records import Example, Message, Origin
-from assent.errors import ConfigError
 from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rewards.group import Group
 from assent.rewards.judge import parse
@@ -423,7 +421,56 @@ def test_what_a_judge_cannot_do_is_said_before_it_is_asked(
     assert not endpoint.requests
 
 
-def test_a_method_that_asks_about_single_answers_is_refused(endpoint: Endpoint, judge) -> None:
-    source = judge()
-    with pytest.raises(ConfigError, match="Got a single answer: the answers to rows.jsonl:1"):
-        source.score([replace(group_of("a", "b"), texts=("a",), finished=(True,), lengths=(1,))])
+# ---- assent score
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"q{i}", "chosen": "x" * (i % 4 + 1), "rejected": "y" * 3} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_score_by_a_judge(endpoint: Endpoint, pairs: Path, tmp_path: Path, capsys) -> None:
+    """Chosen answers of 1, 2, 3, 4 letters against 3: two wrong, a tie, one right."""
+    words = ["score", f"openai={endpoint.url}", str(pairs), "--judge.cache", str(tmp_path / "cache")]
+    summary = tmp_path / "summary.json"
+    assert main([*words, "--out", str(tmp_path / "scores.jsonl"), "--summary", str(summary)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in rows] == [0, 1, 0, 1, 0.5, 0.5, 1, 0]
+    found = json.loads(summary.read_text())
+    assert (found["comparisons"]["right"], found["comparisons"]["ties"], found["comparisons"]["wrong"]) == (1, 1, 2)
+    assert found["metrics"]["judge/consistency"] == 1.0 and found["metrics"]["judge/unreadable"] == 0.0
+    assert "judge/consistency" in capsys.readouterr().out
+    assert rows[0]["columns"]["judge/verdicts"] == [{"against": [2], "outcome": 0.0}]
+    assert main([*words, "--judge.prompt", "rating", "--summary", str(summary)]) == 0
+    assert json.loads(summary.read_text())["reward"]["mean"]["mean"] == pytest.approx(1 + 22 / 8)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--judge.pairs", "baseline"], "Here the row's answers are what is judged: use --judge.pairs all"),
+        (["--judge.prompt", "four-way"], "shows 4 answers to one prompt. Got 2: the answers of "),
+        (["--judge.engine", "vllm"], "--judge.engine is read only with judge=FOLDER. There is none."),
+        (["--judge.attempts", "2"], "--judge.attempts 2 asks again"),
+        (["--judge.prompt", "PLACE/own.yaml"], "show a column of its own, {{ row.NAME }}"),
+    ],
+)
+def test_score_refuses_what_a_judge_cannot_do(
+    more: list[str], words: str, endpoint: Endpoint, pairs: Path, tmp_path: Path, capsys
+) -> None:
+    text = "<r>\n  {{ reference }}\n  </r>\n  <a>\n  {{ answer }}\n  </a>\n  <q>\n  {{ prompt }}\n  </q>"
+    form = "mode: rating\nscale: [1, 10]\nform: '[[{verdict}]]'\nuser: |\n  "
+    (tmp_path / "own.yaml").write_text(form + text)
+    options = [word.replace("PLACE", str(tmp_path)) for word in more]
+    assert main(["score", f"openai={endpoint.url}", str(pairs), *options]) == 2
+    assert words in capsys.readouterr().err and not endpoint.requests
+
+
+def test_score_refuses_single_answers(endpoint: Endpoint, tmp_path: Path, capsys) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "q", "completion": "x"}\n')
+    assert main(["score", f"openai={endpoint.url}", str(tmp_path / "one.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "Got a single answer: the answers of " in said and "one.jsonl:1" in said and not endpoint.requests

@@ -32,6 +32,7 @@ from assent.config import (
 )
 from assent.config.inputs import INPUTS
 from assent.errors import ConfigError, RunFolderError, UserError
+from assent.rewards.judge.prompt import FOLDER
 from assent.train import checkpoint
 from assent.train.log import MetricsLog, read_metrics
 
@@ -67,6 +68,7 @@ def place(tmp_path: Path, tiny_model_dir: Path, monkeypatch) -> Path:
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
+    (tmp_path / "asked.yaml").write_text((FOLDER / "pairwise.yaml").read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 

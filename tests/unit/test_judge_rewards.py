@@ -24,7 +24,7 @@ from assent.rewards.judge import parse
 from assent.rewards.judge.ask import Answer, Question
 from assent.rewards.judge.cache import Cache, key_of
 from assent.rewards.judge.prompt import read_prompt
-from assent.rewards.judge.source import CACHED, CONTRADICTION, FORGED, JudgeReward
+from assent.rewards.judge.source import ALONE, CACHED, CONTRADICTION, FORGED, NOT_SO_MANY, JudgeReward, check_size
 from assent.rewards.judge.verdicts import bradley_terry, consistent, settled, share_of, win_rates
 
 # ---- pure functions
@@ -212,19 +212,33 @@ def test_against_the_rows_answer(source) -> None:
 
 
 def test_a_single_answer_is_refused_where_answers_are_compared(source) -> None:
-    for prompt, words in (
-        (
-            "pairwise",
-            "compares answers to one prompt with each other. Got a single answer: the answers to rows.jsonl:3",
-        ),
-        ("four-way", "shows 4 answers to one prompt. Got 1: the answers to rows.jsonl:3"),
+    for prompt, size, words in (
+        ("pairwise", 1, "compares answers to one prompt with each other. Got a single answer: those of rows.jsonl:3"),
+        ("four-way", 1, "shows 4 answers to one prompt. Got 1: those of rows.jsonl:3"),
+        ("four-way", 5, "shows 4 answers to one prompt. Got 5: those of rows.jsonl:3"),
     ):
-        made, judge = source(longer, prompt)
         with pytest.raises(ConfigError, match=words):
-            made.score([group_of("a", "b", "c", "d"), group_of("x", row=3)])
-        assert not judge.asked
-    made, _ = source(longer)
-    assert len(made.score([group_of(), group_of("a", "bb")]).values) == 2  # a prompt without answers is none
+            check_size(read_prompt(prompt), JudgeConfig(), size, "those of rows.jsonl:3")
+    check_size(read_prompt("pairwise"), JudgeConfig(pairs="baseline"), 1, "")
+    check_size(read_prompt("rating"), JudgeConfig(), 1, "")
+
+
+def test_a_group_of_another_size_is_unscored(source) -> None:
+    """Where some of a row's answers could not be read: what is left is not compared with anything."""
+    made, judge = source(longer)
+    scores = made.score([group_of(), group_of("a", "bb"), group_of("x", row=3)])
+    np.testing.assert_array_equal(scores.values, [0, 1, np.nan])
+    assert scores.failures == {ALONE: 1} and scores.reasons() == [None, None, ALONE]
+    made, judge = source(longer, "four-way")
+    scores = made.score([group_of("a", "b", "c"), group_of("x", row=3)])
+    assert scores.failures == {NOT_SO_MANY: 4} and not judge.asked and len(scores.values) == 4
+
+
+def test_answers_of_several_turns_are_shown_whole(source) -> None:
+    made, judge = source(lambda texts, seed: "[[3]]", "rating")
+    turns = (Message("assistant", "Why?"), Message("user", "Because."), Message("assistant", "I see."))
+    made.score([replace(group_of("I see."), responses=(Response(turns),))])
+    assert judge.asked == [["[assistant]\nWhy?\n\n[user]\nBecause.\n\n[assistant]\nI see."]]
 
 
 def test_the_best_of_four_in_every_place(source) -> None:
@@ -257,6 +271,9 @@ def test_ratings_and_criteria(source) -> None:
     np.testing.assert_allclose(scores.values, [0.3 * 3 + 0.74 + 0.46 + 0.47 - 0.33, np.nan])
     np.testing.assert_array_equal(scores.parts["helpfulness"], [3, np.nan])
     np.testing.assert_array_equal(scores.parts["verbosity"], [1, np.nan])
+    np.testing.assert_allclose(scores.shares["verbosity"], [-0.33, np.nan])
+    np.testing.assert_allclose(sum(scores.shares.values()), scores.values)
+    assert scores.reasons() == [None, parse.OUTSIDE]
     joined = in_order([scores, Scores(np.zeros(0)), scores])
     np.testing.assert_array_equal(joined.parts["helpfulness"], [3, np.nan, 3, np.nan])
     whole = WeightedSum("sum", [made], [2.0]).score([group_of("abc", "abcde")])

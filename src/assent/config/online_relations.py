@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, method_of
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
@@ -16,7 +17,8 @@ def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL or --rewards.judges openai=URL."
+            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL, --rewards.judges openai=URL or "
+            "--rewards.implicit FOLDER."
         )
     return None
 
@@ -42,6 +44,26 @@ def _ensemble(config: OnlineConfig) -> str | None:
     return None
 
 
+def _implicit(config: OnlineConfig) -> str | None:
+    rewards = config.rewards
+    for name in ("implicit_reference", "implicit_beta"):
+        if getattr(rewards, name) is not None and not rewards.implicit:
+            return f"--rewards.{name} is about the policies of --rewards.implicit. Give one of them."
+    return None
+
+
+def _output_weights(config: OnlineConfig) -> str | None:
+    given = config.rewards.output_weights
+    if given and not config.rewards.model:
+        return "--rewards.output_weights is about a reward model of several outputs. Give --rewards.model FOLDER."
+    for name, weight in given.items():
+        if not in_float32(weight):
+            return f"--rewards.output_weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
+    if given and not any(given.values()):
+        return "--rewards.output_weights: all are 0, so every answer would be worth the same."
+    return None
+
+
 def _critic_start(config: OnlineConfig) -> str | None:
     critic = critic_of(config)
     if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
@@ -54,7 +76,7 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers", "judges")
+SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
 """The options of `rewards` that name what answers are scored by."""
 
 
@@ -80,15 +102,19 @@ def judge_is_asked(config: Any) -> str | None:
 
 
 def _judges_are_there(config: OnlineConfig) -> str | None:
-    """Options of one kind of judge, where there is none of that kind."""
-    kinds = {spec.partition("=")[0] for spec in config.rewards.judges}
-    for option, kind, given in (
-        ("model", "openai=URL", config.judge.model is not None),
-        ("key_env", "openai=URL", config.judge.key_env is not None),
-        ("engine", "model=FOLDER", config.judge.engine != "torch"),
+    return unread(config.judge, config.rewards.judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
+
+
+def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
+    """Options of one kind of judge, where there is none of that kind; `server` and `folder` are how they are named."""
+    kinds = {spec.partition("=")[0] for spec in judges}
+    for option, kind, words, given in (
+        ("model", "openai", server, judge.model is not None),
+        ("key_env", "openai", server, judge.key_env is not None),
+        ("engine", "model", folder, judge.engine != "torch"),
     ):
-        if given and kind.partition("=")[0] not in kinds:
-            return f"--judge.{option} is read only with --rewards.judges {kind}. There is none."
+        if given and kind not in kinds:
+            return f"--judge.{option} is read only with {words}. There is none."
     return None
 
 
@@ -237,10 +263,12 @@ def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
+    (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, judge_is_asked),
     (OnlineConfig, _judges_are_there),
     (OnlineConfig, _ensemble),
+    (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),

@@ -18,8 +18,8 @@ from assent.data.records import Example, Message, Response, RowError
 from assent.data.tree import TokenTree
 from assent.errors import ConfigError
 from assent.models.digests import model_digests
-from assent.models.folders import read_config
-from assent.models.loading import load_policy, load_tokenizer, resolve_precision
+from assent.models.folders import longest
+from assent.models.loading import load_policy, load_tokenizer, resolve_precision, stored_config
 from assent.models.policy import Policy
 from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
@@ -155,8 +155,7 @@ class FolderJudge:
     @cached_property
     def _limit(self) -> int:
         """Most tokens of a prompt with its answer."""
-        config = read_config(model_folder(self.path), self._model).get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
+        return longest(stored_config(self._model)) or UNLIMITED
 
     # ---- probabilities of letters
 

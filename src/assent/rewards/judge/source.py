@@ -28,7 +28,8 @@ from assent.rewards.judge.verdicts import RULES, best, consistent, settled, shar
 
 FORGED = "a text holds a delimiter of the judge's prompt"
 CONTRADICTION = "the judge contradicts itself when the order changes"
-UNCOMPARED = "no comparison with it counts"
+ALONE = "there is nothing to compare it with"
+NOT_SO_MANY = "the judge's prompt shows another number of answers"
 CACHED = "time/cached"
 """Share of the answers that were there already: of no two runs the same, as times are."""
 BASELINE = -1
@@ -94,22 +95,8 @@ class JudgeReward:
                         f"{example.origin}: the column '{name}' {there}; {self.prompt.source} shows it to the judge."
                     )
 
-    def check_size(self, size: int, what: str) -> None:
-        """Raises ConfigError where groups of `size` answers (`what` says which) cannot be judged."""
-        wanted = len(self.prompt.letters)
-        if self.prompt.mode == "choice" and size != wanted:
-            raise ConfigError(f"{self.prompt.source} shows {wanted} answers to one prompt. Got {size}: {what}.")
-        if self.prompt.mode == "pairwise" and size < 2 and not self.against_row:
-            raise ConfigError(
-                f"{self.prompt.source} compares answers to one prompt with each other. Got a single answer: {what}. "
-                "Compare with the row's answer (--judge.pairs baseline), or take a prompt that rates single answers."
-            )
-
     def score(self, groups: Sequence[Group]) -> Scores:
-        """Raises ConfigError for a group that is too small, and what the judge raises."""
-        for group in groups:
-            if len(group):
-                self.check_size(len(group), f"the answers to {group.example.origin}")
+        """Raises what the judge raises."""
         ledger = Ledger()
         showings = [Showing(number, shown) for number, group in enumerate(groups) for shown in self._shown(group)]
         readings = self._readings(groups, showings, ledger)
@@ -123,6 +110,8 @@ class JudgeReward:
         """The answers of every question about a group, in the order in which they are shown."""
         if self.prompt.mode == "choice":
             every = tuple(range(len(group)))
+            if len(group) != len(self.prompt.letters):
+                return []
             return [every[first:] + every[:first] for first in every]
         if not self.prompt.compares:
             return [(index,) for index in range(len(group))]
@@ -225,28 +214,35 @@ class JudgeReward:
             criterion.name: np.array([np.nan if n is None else n[k] for n in numbers])
             for k, criterion in enumerate(self.prompt.criteria)
         }
+        shares = {} if weights is None else {name: w * own for w, (name, own) in zip(weights, parts.items())}
         columns = {"verdict": [r if isinstance(r, str) else r.tolist() for r in readings]}
-        return Scores(checked(self._who, groups, values), parts, dict(failures), None, columns, ledger.metrics)
+        why = [reading if isinstance(reading, str) else None for reading in readings]
+        return Scores(
+            checked(self._who, groups, values), parts, dict(failures), None, columns, ledger.metrics, why, shares
+        )
 
     def _compared(self, groups: Sequence[Group], readings: Mapping[Showing, Reading], ledger: Ledger) -> Scores:
         values: list[float | None] = []
-        failures: Counter[str] = Counter()
+        why: list[str | None] = []
         verdicts: list[object] = []
         for number, group in enumerate(groups):
             if not len(group):
                 continue
-            rewards, why, said = self._group(number, group, readings, ledger)
+            rewards, reasons, said = self._group(number, group, readings, ledger)
             values += [None if np.isnan(reward) else float(reward) for reward in rewards]
-            failures.update(why)
+            why += reasons
             verdicts += said
+        failures = Counter(reason for reason in why if reason is not None)
         columns = {"verdicts": verdicts}
-        return Scores(checked(self._who, groups, values), {}, dict(failures), None, columns, ledger.metrics)
+        return Scores(checked(self._who, groups, values), {}, dict(failures), None, columns, ledger.metrics, why)
 
     def _group(
         self, number: int, group: Group, readings: Mapping[Showing, Reading], ledger: Ledger
-    ) -> tuple[np.ndarray, list[str], list[list[object]]]:
+    ) -> tuple[np.ndarray, list[str | None], list[list[object]]]:
         """Rewards [S] of a group, why answers have none, and what was said about each."""
         size = len(group)
+        if self.prompt.mode == "choice" and size != len(self.prompt.letters):
+            return np.full(size, np.nan), [NOT_SO_MANY] * size, [[] for _ in range(size)]
         pairs, shares = [], []
         said: list[list[object]] = [[] for _ in range(size)]
         reasons: list[Counter[str]] = [Counter() for _ in range(size)]
@@ -263,10 +259,8 @@ class JudgeReward:
                 pairs.append(shown)
                 shares.append(outcome)
         rewards = self._rewards(size, pairs, shares)
-        why = [
-            (reasons[index].most_common(1) or [(UNCOMPARED, 1)])[0][0] for index in np.flatnonzero(np.isnan(rewards))
-        ]
-        return rewards, why, said
+        first = [(counted.most_common(1) or [(ALONE, 1)])[0][0] for counted in reasons]
+        return rewards, [why if gone else None for why, gone in zip(first, np.isnan(rewards).tolist())], said
 
     def _outcome(
         self, number: int, group: Group, shown: tuple[int, ...], readings: Mapping[Showing, Reading], ledger: Ledger
@@ -317,6 +311,17 @@ def check_options(prompt: Prompt, config: JudgeConfig) -> None:
             )
 
 
+def check_size(prompt: Prompt, config: JudgeConfig, size: int, what: str) -> None:
+    """Raises ConfigError where groups of `size` answers (`what` says which) cannot be judged."""
+    if prompt.mode == "choice" and size != len(prompt.letters):
+        raise ConfigError(f"{prompt.source} shows {len(prompt.letters)} answers to one prompt. Got {size}: {what}.")
+    if prompt.mode == "pairwise" and size < 2 and config.pairs == "all":
+        raise ConfigError(
+            f"{prompt.source} compares answers to one prompt with each other. Got a single answer: {what}. Compare with "
+            "the row's answer (--judge.pairs baseline), or take a prompt that rates single answers."
+        )
+
+
 def conversation(prompt: Sequence[Message]) -> str:
     """What a judge is shown of a conversation: the text of a single message as it is, several with their roles."""
     if len(prompt) == 1:
@@ -330,7 +335,10 @@ def _said(message: Message) -> str:
 
 
 def _text(group: Group, index: int) -> str:
-    return group.example.responses[0].text if index == BASELINE else group.texts[index]
+    """An answer as it is shown; of several turns, as a conversation."""
+    if index == BASELINE:
+        return conversation(group.example.responses[0].messages)
+    return conversation(group.responses[index].messages) if group.responses else group.texts[index]
 
 
 def _written(value: object) -> str:
