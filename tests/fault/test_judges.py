@@ -408,7 +408,7 @@ def test_against_the_rows_answer_in_a_run(endpoint: Endpoint, grpo, tmp_path: Pa
         ({"judge__prompt": "rating"}, "--judge.contradiction is about prompts of mode pairwise or choice"),
         ({"judge__key_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
         ({"rewards__judges": "openai"}, "--rewards.judges: expected openai=URL or model=FOLDER"),
-        ({"rewards__judges": None}, "or --rewards.judges openai=URL"),
+        ({"rewards__judges": None}, "--rewards.judges openai=URL or --rewards.implicit FOLDER"),
     ],
 )
 def test_what_a_judge_cannot_do_is_said_before_it_is_asked(

@@ -210,8 +210,8 @@ def _judge(spec: str, session: RewardSession, asking: Asking, name: str) -> Grou
     judge, flag = asking.judge, asking.flag.format("judges")
     if judge.engine == "vllm" and session.world.size > 1:
         raise ConfigError(
-            f"--judge.engine vllm inside a run needs a run of one process; this one has {session.world.size}. Serve the "
-            f"judge (vllm serve), and give {flag} openai=URL."
+            f"--judge.engine vllm inside a run needs a run of one process; this one has {session.world.size}. Serve "
+            f"the judge (vllm serve), and give {flag} openai=URL."
         )
     place = Place(
         session.world.device,

@@ -317,8 +317,8 @@ def check_size(prompt: Prompt, config: JudgeConfig, size: int, what: str) -> Non
         raise ConfigError(f"{prompt.source} shows {len(prompt.letters)} answers to one prompt. Got {size}: {what}.")
     if prompt.mode == "pairwise" and size < 2 and config.pairs == "all":
         raise ConfigError(
-            f"{prompt.source} compares answers to one prompt with each other. Got a single answer: {what}. Compare with "
-            "the row's answer (--judge.pairs baseline), or take a prompt that rates single answers."
+            f"{prompt.source} compares answers to one prompt with each other. Got a single answer: {what}. Compare "
+            "with the row's answer (--judge.pairs baseline), or take a prompt that rates single answers."
         )
 
 
