@@ -443,7 +443,7 @@ def test_score_by_a_judge(endpoint: Endpoint, pairs: Path, tmp_path: Path, capsy
     assert (found["comparisons"]["right"], found["comparisons"]["ties"], found["comparisons"]["wrong"]) == (1, 1, 2)
     assert found["metrics"]["judge/consistency"] == 1.0 and found["metrics"]["judge/unreadable"] == 0.0
     assert "judge/consistency" in capsys.readouterr().out
-    assert rows[0]["columns"]["judge/verdicts"] == [{"against": [2], "outcome": 0.0}]
+    assert rows[0]["columns"]["judge/verdicts"] == [{"against": [1], "outcome": 0.0}]
     assert main([*words, "--judge.prompt", "rating", "--summary", str(summary)]) == 0
     assert json.loads(summary.read_text())["reward"]["mean"]["mean"] == pytest.approx(1 + 22 / 8)
 

@@ -149,7 +149,7 @@ def test_a_group_of_three_by_hand(source) -> None:
     assert scores.metrics["consistency"] == [1.0] * 4 and scores.metrics["unreadable"] == [0.0] * 8
     assert sorted(scores.metrics["first_shown_wins"]) == [0.0] * 3 + [1.0] * 3  # without ties
     assert not scores.failures and not scores.parts
-    assert scores.columns["verdicts"][0] == [{"against": [2], "outcome": 0.0}, {"against": [3], "outcome": 0.5}]
+    assert scores.columns["verdicts"][0] == [{"against": [1], "outcome": 0.0}, {"against": [2], "outcome": 0.5}]
     assert json.dumps(scores.columns["verdicts"]) and len(scores.columns["verdicts"]) == 5
     made, _ = source(longer, rule="bradley_terry")
     found = made.score([group_of("aa", "bbbb", "cc")]).values

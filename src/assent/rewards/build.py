@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from assent.config import METHODS, JudgeConfig, ModelConfig, OnlineConfig, RemoteConfig, RewardsConfig, method_of
 from assent.config.estimators import ESTIMATORS
@@ -68,7 +68,7 @@ class Asking:
     trust_remote_code: bool = False
     rendered: bool = False
     judge: JudgeConfig = JudgeConfig()
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     max_batch: int = 64
     memory: float = 0.4
     flag: str = "--rewards.{}"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Place:
 
     device: torch.device
     engine: str = "torch"
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     trust_remote_code: bool = False
     max_batch: int = 64
     micro_tokens: int = 4096
@@ -78,11 +79,7 @@ class FolderJudge:
         self.path, self.place = path, place
         self._sampling = SamplingConfig(max_new_tokens=max_tokens, temperature=temperature, max_batch=place.max_batch)
         self._form, self._letters = form or Form(), tuple(letters)
-        self._model = ModelConfig(
-            path=path,
-            precision=place.precision,
-            trust_remote_code=place.trust_remote_code,  # type: ignore[arg-type]
-        )
+        self._model = ModelConfig(path, precision=place.precision, trust_remote_code=place.trust_remote_code)
         self.chat = Chat(load_tokenizer(self._model))
         if not letters and max_tokens >= self._limit:
             raise ConfigError(

@@ -42,7 +42,7 @@ MODES: Mapping[str, Mode] = {
     "choice": Mode(CHOICE, frozenset(("form",)), WRITTEN),
 }
 FIELDS: Mapping[str, Any] = {
-    "mode": Literal[tuple(MODES)],  # type: ignore[valid-type]
+    "mode": Literal["rating", "criteria", "pairwise", "choice"],
     "system": str,
     "user": str,
     "form": str,

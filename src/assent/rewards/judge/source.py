@@ -251,7 +251,7 @@ class JudgeReward:
             outcome = self._outcome(number, group, shown, readings, ledger)
             for place, index in enumerate(shown):
                 if index != BASELINE:
-                    others = [other + 1 for other in shown if other not in (index, BASELINE)] or ["row"]
+                    others: list[object] = [other for other in shown if other not in (index, BASELINE)] or ["row"]
                     told = outcome if isinstance(outcome, str) else float(outcome[place])
                     said[index].append({"against": others, "outcome": told})
                     reasons[index].update([outcome] if isinstance(outcome, str) else [])

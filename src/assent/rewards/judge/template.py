@@ -93,13 +93,14 @@ class PromptTemplate:
     def _columns(self, tree: nodes.Template) -> tuple[str, ...]:
         found: list[str] = []
         whole = {id(node): node for node in tree.find_all(nodes.Name) if node.name == ROW}
-        for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
-            if isinstance(node, nodes.Getattr):
-                name: Any = node.attr
-            else:
-                name = node.arg.value if isinstance(node.arg, nodes.Const) else None
-            if id(node.node) in whole and isinstance(name, str):
-                del whole[id(node.node)]
+        for part in tree.find_all((nodes.Getattr, nodes.Getitem)):
+            name: Any = None
+            if isinstance(part, nodes.Getattr):
+                name = part.attr
+            elif isinstance(part, nodes.Getitem) and isinstance(part.arg, nodes.Const):
+                name = part.arg.value
+            if isinstance(name, str) and (owner := id(getattr(part, "node", None))) in whole:
+                del whole[owner]
                 found.append(name)
         for node in whole.values():
             raise self._error(node.lineno, 'a column of the row is {{ row.NAME }} or {{ row["NAME"] }}')
