@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -67,18 +68,21 @@ def write_text(path: str | Path, text: str, name: str = "") -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path, name: str = "") -> Iterator[Path]:
+def whole_file(path: str | Path, name: str = "", *, forced: bool = True) -> Iterator[Path]:
     """A file to write that replaces `path` at the end, so that there is the old or the new one at any time. Makes its
-    folder. Raises OutputError where that cannot be."""
+    folder. `forced` False leaves it to the system when it is on the disk: for what can be made again. Raises
+    OutputError where that cannot be."""
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.part")
+    temporary = path.with_name(f".{os.getpid()}{secrets.randbelow(10**9):09}.part")  # pods share folders, and pids
     with writing(path, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            sync(temporary)
+            if forced:
+                sync(temporary)
             temporary.replace(path)
-            sync(path.parent)
+            if forced:
+                sync(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -115,6 +119,12 @@ def append(file: FileIO, data: bytes) -> None:
                 file.truncate(start)
                 file.seek(start)
             raise
+
+
+def cache_folder(kind: str) -> Path:
+    """Where caches of that kind lie: in ASSENT_CACHE, or in assent in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ASSENT_CACHE") or Path(base) / "assent") / kind
 
 
 def try_file(path: str | Path, name: str = "") -> None:

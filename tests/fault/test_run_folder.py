@@ -32,6 +32,7 @@ from assent.config import (
 )
 from assent.config.inputs import INPUTS
 from assent.errors import ConfigError, RunFolderError, UserError
+from assent.rewards.judge.prompt import FOLDER
 from assent.train import checkpoint
 from assent.train.log import MetricsLog, read_metrics
 
@@ -67,6 +68,7 @@ def place(tmp_path: Path, tiny_model_dir: Path, monkeypatch) -> Path:
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
+    (tmp_path / "asked.yaml").write_text((FOLDER / "pairwise.yaml").read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -237,6 +239,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         {"rewards": {"servers": ("openrlhf=http://localhost:2",)}},
         "address",
     ),
+    "judge on a server": (
+        "rewards.judges",
+        "grpo",
+        {"rewards": {"judges": ("openai=http://localhost:1",)}},
+        {"rewards": {"judges": ("openai=http://localhost:2",)}},
+        "address",
+    ),
+    "judge in a folder": (
+        "rewards.judges",
+        "grpo",
+        {"rewards": {"judges": ("model=PLACE/other",)}},
+        edit("other/tokenizer.json", "{", "{ "),
+        "tokenizer",
+    ),
+    "what a judge is asked": (
+        "judge.prompt",
+        "grpo",
+        {"rewards": {"judges": ("openai=http://localhost:1",)}, "judge": {"prompt": "PLACE/asked.yaml"}},
+        edit("asked.yaml", "better", "best"),
+        "text",
+    ),
     "its tokenizer": (
         "remote.tokenizer",
         "grpo",
@@ -294,7 +317,8 @@ def test_a_change_of_anything_that_is_read_is_noticed(case: str, place: Path, ca
 # Texts that name nothing outside, or what the run does not read; compare's own are read once, when all is trained.
 NAMES_NOTHING = set(
     "out resume resume_changed model.revision model.template_kwargs model.lora.targets data.split data.format "
-    "data.columns rewards.rules rewards.weights remote.model remote.label remote.key_env curriculum.column given.hint "
+    "data.columns rewards.rules rewards.weights remote.model remote.label remote.key_env judge.model judge.key_env "
+    "judge.cache curriculum.column given.hint "
     "engine.weights plus objectives options loss.options scorer reward_model prompts".split()
 )
 

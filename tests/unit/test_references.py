@@ -33,9 +33,10 @@ from assent.distributed import World
 from assent.errors import ModelError
 from assent.models.loading import load_policy
 from assent.models.references import FIELD, FollowingReference, Reference
+from assent.outputs import cache_folder
 from assent.train import session as session_module
 from assent.train.log import read_metrics
-from assent.train.references import cache_folder, cached_reference, model_digest
+from assent.train.references import cached_reference, model_digest
 from assent.train.run import RunResult
 from assent.train.session import Session
 
@@ -237,12 +238,12 @@ def test_cached_numbers_that_are_not_finite_are_named(train, cache, tiny_model_d
 
 
 def test_where_caches_lie(monkeypatch, tmp_path):
-    assert cache_folder() == tmp_path / "cache" / "reference"
+    assert cache_folder("reference") == tmp_path / "cache" / "reference"
     monkeypatch.delenv("ASSENT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/assent/reference")
+    assert cache_folder("reference") == Path("/somewhere/assent/reference")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "assent" / "reference"
+    assert cache_folder("reference") == Path.home() / ".cache" / "assent" / "reference"
 
 
 # ---- models

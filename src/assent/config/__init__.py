@@ -12,6 +12,7 @@ from __future__ import annotations
 from assent.config.base import (
     DataConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, SFTConfig, TrainConfig,
 )
+from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, Method, method_of, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
 from assent.config.online import (
@@ -60,12 +61,13 @@ __all__ = [
     "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig",
     "EnsembleConfig", "EnsembleSection", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL",
     "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig",
-    "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "KLConfig", "KTOConfig",
-    "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig", "LossConfig",
-    "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig",
-    "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss",
-    "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig",
-    "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
+    "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "KLConfig",
+    "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig",
+    "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES",
+    "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig",
+    "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig",
+    "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig",
+    "REINFORCEPlusPlusBaselineKL",
     "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
     "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
     "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from assent.config.sections import sections_of
 
-Kind = Literal["model", "tokenizer", "template", "rows", "columns", "code", "server", "log-probs"]
+Kind = Literal["model", "tokenizer", "template", "rows", "columns", "code", "server", "judge", "prompt", "log-probs"]
 
 INPUTS: dict[str, Kind] = {
     "model.path": "model",
@@ -26,13 +26,16 @@ INPUTS: dict[str, Kind] = {
     "loss.function": "code",
     "loss.estimator": "code",
     "rewards.servers": "server",
+    "rewards.judges": "judge",
+    "judge.prompt": "prompt",
     "remote.tokenizer": "tokenizer",
     "ptx.data": "columns",
     "engine.url": "server",
 }
 """Option -> what it names: of a model weights, configuration and tokenizer count; of rows what is used of them, as
 text and as tokens; of columns whole rows; of code the file and what it imports from beside it; of a server only its
-shape, address and model name, since its content cannot be seen."""
+shape, address and model name, since its content cannot be seen; of a judge those, or what counts of a model; of a
+judge's prompt its text."""
 WORDS = {"critic.start": ("reward", "policy")}
 """Values that name nothing outside."""
 

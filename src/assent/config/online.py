@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from assent.config.base import LossConfig, RunConfig
+from assent.config.judge import JudgeConfig
 from assent.config.ranges import Count, CountOrZero, Named, NotNegative, Positive, Share
 from assent.config.sampling import EngineConfig, SamplingConfig
 
@@ -42,6 +43,9 @@ class RewardsConfig:
     """workers: seconds for one answer; one that takes longer is left unscored."""
     servers: tuple[str, ...] = ()
     """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory and vllm."""
+    judges: tuple[str, ...] = ()
+    """Language models as judges: openai=URL (any server with /v1/chat/completions) or model=FOLDER (a folder or hub id,
+    frozen); --judge.prompt says what they are asked."""
     implicit: tuple[str, ...] = ()
     """Policies that DPO or a relative of it has aligned, for their implicit reward (arXiv 2305.18290): folders of such
     runs, which say what they were compared with, or of models."""
@@ -50,13 +54,13 @@ class RewardsConfig:
     implicit_beta: Positive | None = None
     """implicit: scale of the reward; default: that of its run."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weights other than 1, for example format:0.2. Sources are called model, or as the rule, function or shape; 0 only
-    logs."""
+    """Weights other than 1, for example format:0.2. Sources are called model, judge, or as the rule, function or shape;
+    0 only logs."""
 
 
 @dataclass(frozen=True)
 class RemoteConfig:
-    """How reward servers are asked."""
+    """How reward servers are asked; `timeout`, `retries`, `budget` and `concurrency` also of judges on a server."""
 
     timeout: Positive = 60.0
     """Seconds for one request."""
@@ -223,6 +227,7 @@ class OnlineConfig(RunConfig):
 
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     shaping: ShapingConfig = field(default_factory=ShapingConfig)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, method_of
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
@@ -16,7 +17,8 @@ def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL or --rewards.implicit FOLDER."
+            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL, --rewards.judges openai=URL or "
+            "--rewards.implicit FOLDER."
         )
     return None
 
@@ -74,8 +76,46 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers", "implicit")
+SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
 """The options of `rewards` that name what answers are scored by."""
+
+
+def judge_is_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge`."""
+    judge = config.judge
+    if judge.attempts > 1 and judge.temperature == 0:
+        return (
+            f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed, which "
+            "changes something at a --judge.temperature above 0. Got 0."
+        )
+    if judge.rule == "bradley_terry" and judge.pairs == "baseline":
+        return (
+            "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
+            "Got --judge.pairs baseline."
+        )
+    if judge.soft and judge.contradiction != "leave_out":
+        return (
+            f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
+            "averaged over the orders. Leave one of them out."
+        )
+    return None
+
+
+def _judges_are_there(config: OnlineConfig) -> str | None:
+    return unread(config.judge, config.rewards.judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
+
+
+def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
+    """Options of one kind of judge, where there is none of that kind; `server` and `folder` are how they are named."""
+    kinds = {spec.partition("=")[0] for spec in judges}
+    for option, kind, words, given in (
+        ("model", "openai", server, judge.model is not None),
+        ("key_env", "openai", server, judge.key_env is not None),
+        ("engine", "model", folder, judge.engine != "torch"),
+    ):
+        if given and kind not in kinds:
+            return f"--judge.{option} is read only with {words}. There is none."
+    return None
 
 
 def _adaptive_kl(config: OnlineConfig) -> str | None:
@@ -225,6 +265,8 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
+    (OnlineConfig, judge_is_asked),
+    (OnlineConfig, _judges_are_there),
     (OnlineConfig, _ensemble),
     (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),

@@ -10,7 +10,7 @@ from typing import Any
 from assent.config.base import RunConfig, SFTConfig
 from assent.config.inputs import INPUTS, is_input
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
-from assent.config.online_relations import ONLINE, engine_is_asked
+from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
@@ -237,6 +237,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _changed_inputs),
     *ONLINE,
     (GenerateConfig, engine_is_asked),
+    (SourceConfig, judge_is_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),

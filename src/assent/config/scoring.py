@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from assent.config.judge import JudgeConfig
 from assent.config.online import RemoteConfig
 from assent.config.ranges import Count, CountOrZero, Length, Named, Names, NotNegative, Positive
 from assent.config.sections import Sections
@@ -16,8 +17,8 @@ class SourceConfig(Sections):
 
     source: Names
     """What scores: reward model folders, runs or hub ids (several are an ensemble); a rule as in --rewards.rules;
-    FILE.py:function; SHAPE=URL of a reward server; implicit=FOLDER, the implicit reward of a DPO-like policy. Sources
-    of different kinds are added up."""
+    FILE.py:function; SHAPE=URL of a reward server; openai=URL or judge=FOLDER, a language model that is asked in words;
+    implicit=FOLDER, the implicit reward of a DPO-like policy. Sources of different kinds are added up."""
     weights: dict[str, float] = field(default_factory=dict, kw_only=True)
     """Weights other than 1 of sources, or, of a reward model with several outputs, the weights of these (0 for those
     that are not named), for example helpfulness:1."""
@@ -47,6 +48,7 @@ class SourceConfig(Sections):
     trust_remote_code: bool = field(default=False, kw_only=True)
     """Run Python code that comes with a model."""
     remote: RemoteConfig = field(default_factory=RemoteConfig, kw_only=True)
+    judge: JudgeConfig = field(default_factory=JudgeConfig, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from assent.config import ModelConfig, OnlineConfig, RemoteConfig, RewardsConfig
+from assent.config import METHODS, JudgeConfig, ModelConfig, OnlineConfig, RemoteConfig, RewardsConfig, method_of
+from assent.config.estimators import ESTIMATORS
 from assent.data.chat import Chat
 from assent.distributed import World
 from assent.errors import ConfigError
@@ -23,6 +24,10 @@ from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import Group, GroupReward, WeightedSum
 from assent.rewards.implicit import ImplicitReward, implicit_of
+from assent.rewards.judge.build import judge_reward
+from assent.rewards.judge.folder import Place
+from assent.rewards.judge.prompt import read_prompt
+from assent.rewards.judge.source import check_size
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
@@ -31,10 +36,9 @@ from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
 
-MODELS = "model"
-"""What the reward model, or the ensemble of several, is called in weights and logs."""
-IMPLICIT = "implicit"
-"""The same of the implicit reward of a policy."""
+MODELS, JUDGE, IMPLICIT = "model", "judge", "implicit"
+"""What the reward model, or the ensemble of several, a judge, and the implicit reward of a policy are called in weights
+and logs."""
 
 
 class RewardSession(Protocol):
@@ -63,6 +67,10 @@ class Asking:
     micro_tokens: int
     trust_remote_code: bool = False
     rendered: bool = False
+    judge: JudgeConfig = JudgeConfig()
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    max_batch: int = 64
+    memory: float = 0.4
     flag: str = "--rewards.{}"
     weights_flag: str = "--rewards.weights"
     output_flag: str = "--rewards.output_weights"
@@ -74,10 +82,22 @@ def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
 
     Raises ConfigError for a rule, function, server or weight that cannot be, before any model is loaded, and ModelError
     for a folder that is no reward model."""
+    _check_judges(config)
     data, trust = config.data, config.model.trust_remote_code
     return sum_of(
         session,
-        Asking(config.rewards, config.remote, data.max_length, config.train.micro_tokens, trust, data.rendered),
+        Asking(
+            config.rewards,
+            config.remote,
+            data.max_length,
+            config.train.micro_tokens,
+            trust,
+            data.rendered,
+            judge=config.judge,
+            precision=config.model.precision,
+            max_batch=config.sampling.max_batch,
+            memory=config.engine.memory,
+        ),
     )
 
 
@@ -99,12 +119,13 @@ def source_names(rewards: RewardsConfig) -> list[str]:
 
 
 def _sources(session: Any, asking: Asking) -> list[Made]:
-    """All that is named: rules, functions, servers, implicit rewards, and last the models, which are one."""
+    """All that is named: rules, functions, servers, judges, implicit rewards, and last the models, which are one."""
     rewards = asking.rewards
     found: list[Made] = [
         *((_before(spec), partial(_rule, spec, session, asking)) for spec in rewards.rules),
         *((spec.rpartition(":")[2], partial(_function, spec, session, asking)) for spec in rewards.functions),
         *((_before(spec), partial(_server, spec, session, asking)) for spec in rewards.servers),
+        *((JUDGE, partial(_judge, spec, session, asking)) for spec in rewards.judges),
         *((IMPLICIT, partial(_implicit, folder, session, asking)) for folder in rewards.implicit),
     ]
     if rewards.model:
@@ -176,6 +197,56 @@ def _server(spec: str, session: RewardSession, asking: Asking, name: str) -> Gro
     except ConfigError as error:
         raise ConfigError(f"{flag}: {error}") from None
     return Shared(source, session.world)
+
+
+def needs_answers(config: OnlineConfig) -> bool:
+    """Whether a judge is shown the rows' own answers."""
+    if not config.rewards.judges:
+        return False
+    prompt = read_prompt(config.judge.prompt)
+    return prompt.needs_reference or (prompt.mode == "pairwise" and config.judge.pairs == "baseline")
+
+
+def _judge(spec: str, session: RewardSession, asking: Asking, name: str) -> GroupReward:
+    judge, flag = asking.judge, asking.flag.format("judges")
+    if judge.engine == "vllm" and session.world.size > 1:
+        raise ConfigError(
+            f"--judge.engine vllm inside a run needs a run of one process; this one has {session.world.size}. Serve "
+            f"the judge (vllm serve), and give {flag} openai=URL."
+        )
+    place = Place(
+        session.world.device,
+        judge.engine,
+        asking.precision,
+        trust_remote_code=asking.trust_remote_code,
+        max_batch=asking.max_batch,
+        micro_tokens=asking.micro_tokens,
+        memory=asking.memory,
+    )
+    return Shared(judge_reward(spec, name, judge, asking.remote, place, flag), session.world)
+
+
+def _check_judges(config: OnlineConfig) -> None:
+    """Raises ConfigError where judges would be asked about fewer answers than what they are asked compares."""
+    if config.rewards.judges:
+        prompt, responses = read_prompt(config.judge.prompt), config.rollout.responses
+        check_size(prompt, config.judge, responses, f"--rollout.responses {responses}")
+        for option, asks in _single_answers(config).items():
+            if asks:
+                check_size(prompt, config.judge, 1, f"{option} asks about one answer to a prompt")
+
+
+def _single_answers(config: OnlineConfig) -> dict[str, bool]:
+    """The options by which rewards of single answers are asked for beside those of groups, and whether they do."""
+    name = method_of(config)
+    return {
+        "the evaluation (--data.eval, --data.eval_fraction)": config.data.eval is not None
+        or config.data.eval_fraction > 0,
+        "--shaping.baseline row": config.shaping.baseline == "row",
+        f"--given.source {config.given.source}": config.given.source != "none",
+        f"the estimator of {name}": config.loss.estimator is None
+        and "greedy" in ESTIMATORS[METHODS[name].estimator].needs,
+    }
 
 
 def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:

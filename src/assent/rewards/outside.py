@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from assent.config import ModelConfig, RewardsConfig, ScoredFileConfig, SourceConfig
+from assent.config.online_relations import unread
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.distributed import World
@@ -21,17 +22,27 @@ from assent.rewards.build import Asking, source_names, sum_of
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import GroupReward, Scores, WeightedSum
 from assent.rewards.implicit import ImplicitReward, implicit_of
+from assent.rewards.judge.prompt import read_prompt
+from assent.rewards.judge.source import JudgeReward, check_size
 from assent.rewards.model import ModelReward
 from assent.rewards.remote import SHAPES
 from assent.rewards.rules import RULES, SPELLINGS, counts_tokens
 from assent.rewards.scoring import score_examples
+from assent.rewards.shared import Shared
 
 MOST = 8192
 """Tokens of the longest prompt with its answer, where models would read more and nothing is said."""
 FLAGS = ("--reference", "--beta")
 """The options by which the reference and the scale of an implicit reward are given."""
-KINDS = {**dict.fromkeys(RULES, "rules"), **dict.fromkeys(SHAPES, "servers"), "implicit": "implicit"}
-"""What stands before "=" in a word -> the option of `RewardsConfig` that it belongs to. (A judge gets its row here.)"""
+JUDGES = {"openai": "openai", "judge": "model"}
+"""What stands before "=" in a judge's word -> the same in `RewardsConfig.judges`."""
+KINDS = {
+    **dict.fromkeys(RULES, "rules"),
+    **dict.fromkeys(SHAPES, "servers"),
+    **dict.fromkeys(JUDGES, "judges"),
+    "implicit": "implicit",
+}
+"""What stands before "=" in a word -> the option of `RewardsConfig` that it belongs to."""
 WHOLE = ("rules", "servers")
 """The options whose values are whole words, NAME=ARG; those of others are what stands behind "="."""
 
@@ -47,9 +58,10 @@ class Outside:
     world: World
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Asks whatever reads columns of the rows, and servers, whether it can score answers to these prompts. What a
-        model cannot read is counted while it scores. Raises ConfigError or DataError."""
-        _check(self.source, [replace(example, responses=(), feedback=()) for example in examples])
+        """Asks whatever reads columns of the rows, and servers, whether it can score answers to these prompts, and
+        judges whether it can these answers. What a model cannot read is counted while it scores. Raises ConfigError or
+        DataError."""
+        _check(self.source, examples)
 
     def score(self, examples: Sequence[Example]) -> Scores:
         """The rewards of all responses of all examples, as `score_examples` gives them."""
@@ -63,8 +75,14 @@ def _check(source: GroupReward, examples: Sequence[Example]) -> None:
                 _check(part, examples)
         case Ensemble() | ModelReward() | ImplicitReward():
             return
-        case _:
+        case Shared():
+            _check(source.source, examples)
+        case JudgeReward():
+            for example in examples:
+                check_size(source.prompt, source.config, len(example.responses), f"the answers of {example.origin}")
             source.check(examples)
+        case _:
+            source.check([replace(example, responses=(), feedback=()) for example in examples])
 
 
 def open_source(config: SourceConfig, world: World) -> Outside:
@@ -88,6 +106,8 @@ def open_source(config: SourceConfig, world: World) -> Outside:
         flag="SOURCE",
         weights_flag="--weights",
         output_flag="--weights",
+        judge=config.judge,
+        precision=config.precision,
         implicit_flags=FLAGS,
     )
     source = sum_of(asker, asking)
@@ -108,6 +128,7 @@ def rewards_of(config: SourceConfig) -> RewardsConfig:
     for flag, given in zip(FLAGS, (config.reference is not None, config.beta is not None), strict=True):
         if given and "implicit" not in found:
             raise ConfigError(f"{flag} is about the policy of implicit=FOLDER. None is named.")
+    _check_judges(found.get("judges", ()), config)
     rewards = RewardsConfig(
         **{kind: tuple(values) for kind, values in found.items()},  # type: ignore[arg-type]
         ensemble=config.ensemble,
@@ -118,6 +139,23 @@ def rewards_of(config: SourceConfig) -> RewardsConfig:
         implicit_beta=config.beta,
     )
     return _weighted(rewards, config)
+
+
+def _check_judges(judges: Sequence[str], config: SourceConfig) -> None:
+    """Raises ConfigError for options of judges that do not fit: the answers of a row are what is judged here, and none
+    of them is a measure for the others."""
+    if problem := unread(config.judge, judges, "openai=URL", "judge=FOLDER"):
+        raise ConfigError(problem)
+    if judges and config.judge.pairs == "baseline":
+        raise ConfigError(
+            "--judge.pairs baseline compares with the answer in the row, for answers that are sampled. Here the row's "
+            "answers are what is judged: use --judge.pairs all."
+        )
+    if judges and read_prompt(config.judge.prompt).needs_reference:
+        raise ConfigError(
+            f"--judge.prompt {config.judge.prompt} shows the answer in the row as {{{{ reference }}}}. Here the row's "
+            "answers are what is judged: show a column of its own, {{ row.NAME }}."
+        )
 
 
 def _weighted(rewards: RewardsConfig, config: SourceConfig) -> RewardsConfig:
@@ -141,6 +179,8 @@ def _sorted_out(word: str) -> tuple[str, str]:
     if name in KINDS and (given or name in RULES):
         if given and not value:
             raise ConfigError(f"SOURCE {name}= says nothing. {_what_there_is()}")
+        if name in JUDGES:
+            return "judges", f"{JUDGES[name]}={value}"
         return KINDS[name], word if KINDS[name] in WHOLE else value
     if given and "/" not in name:
         raise ConfigError(f"SOURCE {name}=...: there is no '{name}'.{suggestion(name, KINDS)} {_what_there_is()}")
@@ -154,7 +194,7 @@ def _what_there_is() -> str:
     shapes = ", ".join(f"{shape}=URL" for shape in SHAPES)
     return (
         "A source is a reward model (folder, run or hub id), FILE.py:function, a rule "
-        f"({rules}), a server ({shapes}), or implicit=FOLDER."
+        f"({rules}), a server ({shapes}), a judge (openai=URL, judge=FOLDER), or implicit=FOLDER."
     )
 
 

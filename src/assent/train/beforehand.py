@@ -275,7 +275,7 @@ def try_rewards(
 
     Raises what the source raises."""
     groups = groups_of(*_made_up(session, examples, answers), session.chat, progress)
-    if isinstance(session.config, OnlineConfig) and session.config.rewards.servers:
+    if isinstance(session.config, OnlineConfig) and (session.config.rewards.servers or session.config.rewards.judges):
         log.info("Asking for the rewards of made-up answers; a server that is not up is waited for as in training.")
     try:
         with same_random_state():

@@ -22,6 +22,7 @@ from assent.data.readers import read_rows
 from assent.data.records import Example, Problem
 from assent.data.tree import TokenTree
 from assent.models.digests import file_digest, model_digests, tokenizer_digest
+from assent.rewards.judge.prompt import prompt_file
 
 Parts = dict[str, str]
 """Part of an input -> its digest."""
@@ -74,6 +75,20 @@ def _server(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     return {"address": hashlib.sha256(repr((spec, model)).encode()).hexdigest()}
 
 
+def _judge(spec: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
+    kind, _, where = spec.partition("=")
+    if kind == "model":
+        return model_digests(where)
+    model = config.judge.model if isinstance(config, OnlineConfig) else None
+    return {"address": hashlib.sha256(repr((spec, model)).encode()).hexdigest()}
+
+
+def _prompt(name: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
+    """Of a prompt that judges are asked."""
+    asked = isinstance(config, OnlineConfig) and config.rewards.judges
+    return {"text": file_digest(prompt_file(name))} if asked else {}
+
+
 def _later(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     """Of what is used of rows, and computed log-probs."""
     return {}
@@ -87,6 +102,8 @@ READERS: Mapping[Kind, Callable[[str, RunConfig, Chat, Prepared], Parts]] = {
     "columns": _columns,
     "code": _code,
     "server": _server,
+    "judge": _judge,
+    "prompt": _prompt,
     "log-probs": _later,
 }
 """How each kind of input is read."""

@@ -44,6 +44,7 @@ MAY_CHANGE = frozenset(
         "train.final",
         "train.log_every",
         "train.threads",
+        "judge.cache",
     }
 )
 """Options that a resumed run may change: how long, how often, how fast. Of those in `INPUTS` the content counts.

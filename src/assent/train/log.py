@@ -140,12 +140,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: str | Path, times: bool = True) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl as numbers; with `times` false, without the `time/` keys."""
+    """The rows of metrics.jsonl as numbers; with `times` false, without the `time/` keys, of whatever section."""
     return [
         {
             name: float(value) if isinstance(value, str) else value
             for name, value in row.items()
-            if times or not name.startswith(TIME)
+            if times or f"/{TIME}" not in f"/{name}"
         }
         for row in read_jsonl(path)
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from assent.models.loading import resolve_precision
 from assent.models.policy import Policy
 from assent.models.references import FIELD, FollowingReference, Reference
 from assent.models.sources import resolve
-from assent.outputs import try_file, whole_file
+from assent.outputs import cache_folder, try_file, whole_file
 from assent.train.digests import numbers_digest
 from assent.train.session import Session
 
@@ -63,7 +62,7 @@ def cached_reference(
         "quantize": model.lora.quantize if config.path is None else "none",
         "format": "1",
     }
-    file = Path(config.cache) if config.cache else cache_folder() / f"{_digest(identity)}.safetensors"
+    file = Path(config.cache) if config.cache else cache_folder("reference") / f"{_digest(identity)}.safetensors"
     known = distributed.on_main(lambda: _read(file, identity, trees) if file.exists() else None)
     if known is None:
         distributed.on_main(lambda: try_file(file, f"--reference.cache {file}"))
@@ -77,12 +76,6 @@ def cached_reference(
     distributed.on_main(lambda: session.folder.record_more(digest))
     done = iter(with_token_field(trees, FIELD, known))
     return [[next(done) for _ in part] for part in parts]
-
-
-def cache_folder() -> Path:
-    """Where caches lie: ASSENT_CACHE, or assent in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ASSENT_CACHE") or Path(base) / "assent") / "reference"
 
 
 def model_digest(config: ModelConfig, path: str | None = None) -> str:

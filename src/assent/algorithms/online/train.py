@@ -36,7 +36,7 @@ from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
-from assent.rewards.build import reward_source, reweight
+from assent.rewards.build import needs_answers, reward_source, reweight
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
 from assent.rollout.build import engine_of
@@ -243,7 +243,7 @@ class Online:
 def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     """The algorithm as its command makes it, and its data."""
     method = method_with(config)
-    wants_rows = config.given.source != "none" or config.shaping.baseline == "row"
+    wants_rows = config.given.source != "none" or config.shaping.baseline == "row" or needs_answers(config)
     data = session.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
     source = reward_source(session, config)
     source.check([*data.train_examples, *data.eval_examples])

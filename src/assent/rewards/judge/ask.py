@@ -1,0 +1,62 @@
+"""Who is asked: what any judge is given, and what it gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from assent.data.records import Message
+
+STOPPED, CUT = "stop", "length"
+NEGLIGIBLE = math.log(1e-3)
+
+
+class Question(NamedTuple):
+    """Messages, and the number that what is drawn depends on."""
+
+    messages: tuple[Message, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a judge wrote, why it ended ("stop", "length" where it was cut, or as the server says), and, where they were
+    asked for, the log-probabilities of the letters that can be known; -inf for one that is negligible."""
+
+    text: str
+    ended: str
+    chances: Mapping[str, float] | None = None
+
+
+Keep = Callable[[int, Answer], None]
+
+
+class Judge(Protocol):
+    """A language model that answers in words."""
+
+    who: str
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """All that decides its answers beside the messages and the seed."""
+        ...
+
+    def ask(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
+        """An answer to each, or why it cannot be asked. `keep` hears each answer, with the number of its question, as
+        soon as it is there: what is raised for one does not lose the others. `deadline` is on the clock of
+        `time.monotonic`."""
+        ...
+
+
+def known(likeliest: Mapping[str, float], spelled: Mapping[str, str]) -> dict[str, float]:
+    """Log-probabilities of letters from those of the likeliest tokens at their place; `spelled` says as which token
+    each letter would stand there.
+
+    A letter that is not among them has at most the probability of the least likely of them. Where that is below 1/1000
+    of the likeliest letter's it counts as 0; otherwise the letter is left out, as its probability is not known."""
+    found = {letter: likeliest[token] for letter, token in spelled.items() if token in likeliest}
+    if found and min(likeliest.values()) < max(found.values()) + NEGLIGIBLE:
+        found |= {letter: -math.inf for letter in spelled if letter not in found}
+    return found

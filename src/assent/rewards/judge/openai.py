@@ -1,0 +1,113 @@
+"""Judges on a server that speaks OpenAI's /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+from assent.http import Client, Patience, run, together
+from assent.rewards.judge.ask import Answer, Keep, Question, known
+from assent.rewards.judge.prompt import Form
+
+PATH = "/v1/chat/completions"
+LISTED = 20
+"""Alternatives of a token that are asked for: the most that servers give."""
+
+
+class OpenAIJudge:
+    """A server. `letters` are those whose probabilities are wanted; none: what is written counts."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        model: str = "",
+        key: str = "",
+        temperature: float = 0.0,
+        max_tokens: int = 1024,
+        timeout: float = 60.0,
+        retries: int = 10,
+        concurrency: int = 4,
+        pause: float = 1.0,
+        form: Form | None = None,
+        letters: Sequence[str] = (),
+        tie: str | None = None,
+    ) -> None:
+        """Raises ConfigError for what is no URL of a server."""
+        self._client = Client(f"{name}: the judge", url, key)
+        base = self._client.base.removesuffix("/chat/completions").removesuffix("/v1")
+        self._path = base + PATH
+        self.who = f"{self._client.who}{self._path}"
+        self._options: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
+        if model:
+            self._options["model"] = model
+        if letters:
+            self._options |= {"logprobs": True, "top_logprobs": LISTED}
+        self._draws = temperature > 0
+        self._timeout, self._retries, self._pause, self._concurrency = timeout, retries, pause, concurrency
+        self._form, self._letters, self._tie = form or Form(), tuple(letters), tie
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        return {"server": self.who.partition(": the judge ")[2], **self._options}
+
+    def ask(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
+        """As `Judge.ask`. Raises ServerUnavailable when the deadline or the retries are spent, ServerAnswerError for an
+        answer that is no chat completion."""
+        patience = Patience(self._timeout, deadline, self._retries, self._pause)
+        asks = [partial(self._ask, number, question, keep, patience) for number, question in enumerate(questions)]
+        return run(together(asks, self._concurrency))
+
+    async def _ask(self, number: int, question: Question, keep: Keep, patience: Patience) -> Answer | str:
+        messages = [{"role": message.role, "content": message.content} for message in question.messages]
+        body: dict[str, object] = {**self._options, "messages": messages}
+        if self._draws:
+            body["seed"] = question.seed
+        answer = await self._client.ask(
+            self._path,
+            body,
+            self._read,
+            patience,
+            expected='{"choices": [{"message": {"content": text}, "finish_reason": word}]}',
+            failed="gave no verdict",
+            advice="Check that it runs and can keep up, or allow more --remote.retries and a larger --remote.budget.",
+        )
+        keep(number, answer)
+        return answer
+
+    def _read(self, reply: Any) -> Answer:
+        (choice,) = reply["choices"]
+        text, ended = choice["message"].get("content"), choice["finish_reason"]
+        if not isinstance(text, str | None) or not isinstance(ended, str):
+            raise TypeError
+        chances = None
+        if self._letters:
+            tokens = (choice.get("logprobs") or {}).get("content") or []
+            chances = letter_chances(tokens, self._form, self._letters, self._tie)
+        return Answer(text or "", ended, chances)
+
+
+def letter_chances(tokens: Sequence[Any], form: Form, letters: Sequence[str], tie: str | None) -> dict[str, float]:
+    """The log-probabilities of the letters at the place of the last verdict, from a completion's `logprobs.content`.
+    Empty where it has no verdict, or where its letter is not a token by itself: what else could stand there is then not
+    known."""
+    words = [str(token["token"]) for token in tokens]
+    text, starts = "".join(words), [0, *accumulate(map(len, words))]
+    places = {written: _place(text, form, written) for written in (*letters, *([tie] if tie else []))}
+    written, place = max(places.items(), key=lambda item: item[1])
+    number = max((index for index, start in enumerate(starts[:-1]) if start <= place), default=-1)
+    if number < 0 or words[number].strip() != written:
+        return {}
+    likeliest = {str(other["token"]): float(other["logprob"]) for other in tokens[number].get("top_logprobs") or []}
+    return known(likeliest, {letter: words[number].replace(written, letter) for letter in letters})
+
+
+def _place(text: str, form: Form, letter: str) -> int:
+    """Where the letter of the last such verdict stands; -1 where there is none."""
+    if not form.before:
+        return text.find(letter) if text.strip() == letter else -1
+    found = text.rfind(form.written(letter))
+    return found if found < 0 else found + len(form.before)
