@@ -41,6 +41,7 @@ from assent.config.preference import (
 from assent.config.reward import RewardConfig, RewardSection
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.sections import keywords
+from assent.config.serve import LimitsConfig, ServeConfig
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
     ReportConfig,
@@ -56,8 +57,9 @@ __all__ = [
     "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig",
     "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
     "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
-    "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
-    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
+    "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference",
+    "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective",
+    "OnlineConfig",
     "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",
     "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
     "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
@@ -65,7 +67,8 @@ __all__ = [
     "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
     "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardSection",
     "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig",
-    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig",
+    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ServeConfig", "ShapingConfig", "SimPOConfig",
+    "SimPOLoss", "TDPOConfig",
     "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
     "objective_of", "online_config", "preference_config", "reference_of",
 ]

@@ -38,7 +38,8 @@ class RewardsConfig:
     time_limit: Positive = 10.0
     """workers: seconds for one answer; one that takes longer is left unscored."""
     servers: tuple[str, ...] = ()
-    """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory and vllm."""
+    """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory, vllm, sglang, and vllm-score for cross-encoders
+    (models that read question and answer as two texts)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, or as the rule, function or shape; 0 only
     logs."""
@@ -59,13 +60,17 @@ class RemoteConfig:
     batch: Count = 32
     """Answers in one request."""
     model: Named | None = None
-    """The model's name there (llamafactory, vllm)."""
+    """The model's name there (llamafactory, vllm, vllm-score, sglang)."""
     label: Named | None = None
     """Column of the rows that is sent as the label (openrlhf)."""
     key_env: Named | None = None
     """Environment variable with the key that is sent as "Authorization: Bearer KEY"."""
     tokenizer: str | None = None
-    """vllm: folder or hub id whose tokenizer and chat template the model there reads with; default: the policy's."""
+    """vllm, sglang: folder or hub id whose tokenizer and chat template the model there reads with; default: the
+    policy's."""
+    weights: tuple[float, ...] = ()
+    """vllm, sglang: weights of the outputs of a model that has several (attributes), in their order; the reward is the
+    weighted sum."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,17 @@ def _ensemble(config: OnlineConfig) -> str | None:
     return None
 
 
+def _output_weights(config: OnlineConfig) -> str | None:
+    weights = config.remote.weights
+    if not weights:
+        return None
+    if not any(spec.partition("=")[0] in ("vllm", "sglang") for spec in config.rewards.servers):
+        return "--remote.weights is read only with --rewards.servers vllm=URL or sglang=URL."
+    if not all(map(in_float32, weights)) or not any(weights):
+        return f"--remote.weights: expected numbers that float32 holds, not all of them 0. Got {list(weights)}."
+    return None
+
+
 def _critic_start(config: OnlineConfig) -> str | None:
     critic = critic_of(config)
     if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
@@ -205,6 +216,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, _ensemble),
+    (OnlineConfig, _output_weights),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),

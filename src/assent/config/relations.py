@@ -14,6 +14,7 @@ from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
+from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
@@ -171,6 +172,15 @@ def _compared(config: CompareConfig) -> str | None:
     return None
 
 
+def _reached_without_key(config: ServeConfig) -> str | None:
+    if is_loopback(config.host) or config.key_env is not None or config.without_key:
+        return None
+    return (
+        f"--host {config.host} is reached by other machines, and anybody there could ask. Give --key_env VARIABLE, "
+        "whose value clients must send, or say --without_key."
+    )
+
+
 def _heads_divide(config: InitConfig) -> str | None:
     if config.heads < 1 or config.kv_heads < 1:
         return None  # reported by the table
@@ -219,4 +229,5 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, _compared),
+    (ServeConfig, _reached_without_key),
 )

@@ -23,7 +23,7 @@ from assent.rewards.group import Group, GroupReward, WeightedSum
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
-from assent.rewards.remote import VLLM, RemoteReward, Server, WrittenAnswer
+from assent.rewards.remote import SHAPES, RemoteReward, Server, WrittenAnswer
 from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
@@ -114,6 +114,7 @@ def _server(spec: str, config: OnlineConfig, session: RewardSession, name: str) 
         shape,
         model=remote.model or "",
         label=remote.label or "",
+        weights=remote.weights,
         key=key,
         timeout=remote.timeout,
         retries=remote.retries,
@@ -122,12 +123,14 @@ def _server(spec: str, config: OnlineConfig, session: RewardSession, name: str) 
         batch=remote.batch,
     )
     try:
-        if shape == VLLM:
+        if shape in SHAPES and SHAPES[shape].ids:
             own = session.chat
             if remote.tokenizer is not None:
                 folder = ModelConfig(remote.tokenizer, trust_remote_code=config.model.trust_remote_code)
                 own = Chat(load_tokenizer(folder), rendered=config.data.rendered)
             source: GroupReward = ServedModel(name, server, Reading(own, session.chat, config.data.max_length))
+        elif shape in SHAPES and SHAPES[shape].pairs:
+            source = RemoteReward(name, server, two_texts)
         else:
             source = RemoteReward(name, server, partial(written, session.tokenizer))
     except ConfigError as error:
@@ -142,6 +145,13 @@ def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:
     spell = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     prompt = [int(token) for token in group.prompt_ids]
     return [WrittenAnswer(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
+
+
+def two_texts(group: Group) -> list[WrittenAnswer | None]:
+    """The answers beside what they answer, both in plain words: the texts of the prompt's messages, and the answer."""
+    example = group.example
+    asked = example.prompt_text or "\n\n".join(message.content for message in example.prompt)
+    return [WrittenAnswer(asked, text) for text in group.texts]
 
 
 def _models(session: RewardSession, config: OnlineConfig, name: str) -> GroupReward:
