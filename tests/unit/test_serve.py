@@ -115,7 +115,7 @@ def test_vllm_classify(served: Service, want: list[float], words: Any) -> None:
         "created": 0,
         "model": "rm",
         "data": [
-            {"index": i, "label": "LABEL_0", "probs": entry["probs"], "num_classes": 1}
+            {"index": i, "label": "reward", "probs": entry["probs"], "num_classes": 1}
             for i, entry in enumerate(reply["data"])
         ],
         "usage": {

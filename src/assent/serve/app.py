@@ -23,7 +23,7 @@ from assent.serve.gate import Gate
 from assent.serve.metrics import Metrics
 from assent.serve.queue import Queue
 from assent.serve.scorer import Reader
-from assent.serve.shapes import REFUSED, SHAPES, About, Answers, Refusal, Shape, Talk, read
+from assent.serve.shapes import REFUSED, SHAPES, About, Refusal, Shape, Talk, read
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class Service:
                     raise Refusal(400, "There is no text to score.")
                 work = await self._in_reader(self.reader.work, texts, getattr(asked, "max_length", None))
             answers = await unless_left(request, self.queue.answers(work))
-        _check(answers)
+        _check(answers.outputs if shape.outputs else answers.rewards[:, None])
         self.metrics.scored(shape.path, len(texts), sum(work.tokens))
         return JSONResponse(shape.answer(asked, answers, self.about))
 
@@ -234,13 +234,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _check(answers: Answers) -> None:
-    """Raises Refusal where a text has no number: an answer that is unscored is no 0."""
-    wrong = ~(np.isfinite(answers.rewards) & np.isfinite(answers.outputs).all(-1))
+def _check(numbers: np.ndarray) -> None:
+    """[S, K]. Raises Refusal where a text has no number: one that is unscored is no 0."""
+    wrong = ~np.isfinite(numbers)
     if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
-        number = answers.rewards[first]
-        raise Refusal(500, f"The model gives {number} for text {first + 1}: {int(wrong.sum())} texts have no reward.")
+        first = int(np.flatnonzero(wrong.any(-1))[0])
+        number, count = numbers[first][wrong[first]][0], int(wrong.any(-1).sum())
+        raise Refusal(500, f"The model gives {number} for text {first + 1}: {count} texts have no reward.")
 
 
 def _without_request(get: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:

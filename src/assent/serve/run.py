@@ -105,6 +105,8 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
     model = load_score_model(
         source, tokenizer, max_length=longest, device=world.device, trainable=False, new_head=False
     )
+    if config.output_weights:
+        model.rule = model.rule.reweighted(config.output_weights, "--output_weights")
     scorer = Scorer(model)
     reader = Reader(
         Chat(tokenizer),
@@ -112,11 +114,13 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
         longest=longest,
         micro_tokens=config.micro_tokens,
         flat=not model.tree,
+        gated=getattr(model, "gate", None) is not None,
     )
     about = About(
         name=config.name or config.model,
         path=config.model,
         outputs=scorer.names,
+        has_reward=scorer.has_reward,
         activation=activation_of(getattr(model.plain.config, "problem_type", None), len(scorer.names)),
         longest=longest,
         started=int(time.time()),
@@ -152,6 +156,8 @@ def _introduce(config: ServeConfig, place: socket.socket, service: Service, has_
     log.info(f"Serving {config.model} at {url_of(place)}{f' as {about.name}' if config.name else ''}")
     if len(about.outputs) > 1:
         log.info(f"Outputs: {', '.join(about.outputs)}")
+    if not about.has_reward:
+        log.warning("nobody has said how they become one reward (--output_weights): only /classify and /pooling answer")
     log.info("Shapes: " + ", ".join(f"{shape.path} ({shape.whose})" for shape in SHAPES))
     log.info(
         f"Limits: {about.longest:,} tokens a text, {limits.texts:,} texts and {limits.bytes:,} bytes a request, "

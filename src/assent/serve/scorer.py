@@ -34,9 +34,12 @@ class Work:
 class Reader:
     """How texts become trees: by the model's own tokenizer and template. For one thread."""
 
-    def __init__(self, chat: Chat, *, vocabulary: int, longest: int, micro_tokens: int, flat: bool) -> None:
-        """`vocabulary` is the number of ids that the model has, `longest` the most tokens in one text."""
-        self.chat = chat
+    def __init__(
+        self, chat: Chat, *, vocabulary: int, longest: int, micro_tokens: int, flat: bool, gated: bool = False
+    ) -> None:
+        """`vocabulary` is the number of ids that the model has, `longest` the most tokens in one text. A `gated` model
+        reads where prompts end, so no text is scored of which that is not known."""
+        self.chat, self.gated = chat, gated
         self.vocabulary, self.longest = vocabulary, longest
         self.micro_tokens, self.flat = micro_tokens, flat
         self._around = self._added()
@@ -101,7 +104,13 @@ class Reader:
             cut = self._opened(ids)
         else:
             cut = len(prompt)
-        return ids[:cut], ids[cut:]
+        if cut == 0 and self.gated:
+            raise Refusal(
+                400,
+                f"Text {number}: where its prompt ends cannot be told, and this model reads the prompt by itself. Send "
+                "messages, or text as its chat template writes it.",
+            )
+        return ids[: cut or 1], ids[cut or 1 :]
 
     def _known(self, one: Ids, number: int) -> np.ndarray:
         for token in one.ids:
@@ -111,13 +120,13 @@ class Reader:
         return np.array(one.ids, np.int64)
 
     def _opened(self, ids: np.ndarray) -> int:
-        """Where the last answer begins, behind what the template writes before one; 1 where none is found."""
+        """Where the last answer begins, behind what the template writes before one; 0 where none is found."""
         size = len(self._opening)
         if 0 < size < len(ids):
             windows = np.lib.stride_tricks.sliding_window_view(ids[:-1], size)
             if len(found := np.flatnonzero((windows == self._opening).all(1))):
                 return int(found[-1]) + size
-        return 1
+        return 0
 
     def _grown(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list[TokenTree], np.ndarray]:
         """Trees in which equal prompts stand once, as long as they stay within a forward pass."""
@@ -171,7 +180,7 @@ def _example(talk: Talk, *, ends: bool) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Of S responses: rewards [S] and the head's K numbers [S, K], float32."""
+    """Of S responses: rewards [S], NaN where nobody has said what they are, and the head's K numbers [S, K]; float32."""
 
     rewards: np.ndarray
     outputs: np.ndarray
@@ -186,12 +195,19 @@ class Scorer:
     @property
     def names(self) -> tuple[str, ...]:
         """What the head's K outputs are."""
-        labels = getattr(self.model.plain.config, "id2label", None) or {}
-        return tuple(str(labels.get(index, f"LABEL_{index}")) for index in range(self.model.head.out_features))
+        return self.model.rule.names
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether it is known how they become one."""
+        return bool(self.model.rule.weights)
 
     @torch.no_grad()
     def values(self, trees: Sequence[TokenTree]) -> Values:
         """Of all responses of the trees, in one forward pass."""
         batch = collate(trees, flat=not self.model.tree).to(self.model.device)
-        outputs = self.model(batch, batch.last).float().reshape(batch.num_responses, -1)
-        return Values(outputs[:, 0].cpu().numpy(), outputs.cpu().numpy())
+        if not self.has_reward:
+            outputs = self.model(batch, batch.last).float().cpu().numpy()
+            return Values(np.full(len(outputs), np.nan, np.float32), outputs)
+        scored = self.model.rewards(batch)
+        return Values(scored.reward.float().cpu().numpy(), scored.outputs.float().cpu().numpy())

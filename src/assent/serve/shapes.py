@@ -96,11 +96,13 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The model as clients see it. `activation` is what vLLM does to its outputs unless told otherwise."""
+    """The model as clients see it. `has_reward`: it is known how its outputs become one reward; `activation` is what
+    vLLM does to them unless told otherwise."""
 
     name: str
     path: str
     outputs: Sequence[str]
+    has_reward: bool
     activation: Callable[[np.ndarray], np.ndarray]
     longest: int
     started: int
@@ -319,22 +321,23 @@ def _softmax(numbers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One path: who asks it, what is read of a request, and what is answered. `named`: the model's name must be right,
-    as there."""
+    """One path: who asks it, what is read of a request, and what is answered. With `outputs`, all of the model's are,
+    else its reward; `named`: the model's name must be right, as there."""
 
     path: str
     whose: str
     request: type[Body]
     asked: Callable[[Any], list[Asked]]
     answer: Callable[[Any, Answers, About], JSON]
+    outputs: bool = False
     named: bool = False
 
 
 SHAPES: tuple[Shape, ...] = (
     Shape("/get_reward", "OpenRLHF", GetReward, _get_reward, _rewards),
     Shape("/v1/score/evaluation", "LLaMA-Factory", ScoreEvaluation, _score_evaluation, _scores),
-    Shape("/classify", "vLLM", Pooling, _pooling, _classes, named=True),
-    Shape("/pooling", "vLLM", Pooling, _pooling, _pooled, named=True),
+    Shape("/classify", "vLLM", Pooling, _pooling, _classes, outputs=True, named=True),
+    Shape("/pooling", "vLLM", Pooling, _pooling, _pooled, outputs=True, named=True),
     Shape("/v1/embeddings", "SGLang", Embeddings, _embeddings, _embedded),
 )
 TASK = "classify"
@@ -349,6 +352,12 @@ REFUSED = dict.fromkeys(("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/re
 def read(shape: Shape, body: Mapping[str, Any], about: About) -> tuple[Any, list[Asked]]:
     """A request and what is to be scored. Raises Refusal, or pydantic's ValidationError."""
     request = shape.request.model_validate(body)
+    if not (shape.outputs or about.has_reward):
+        raise Refusal(
+            400,
+            f"The model has {len(about.outputs)} outputs, and its config.json does not say how they become one reward. "
+            "Start the server with --output_weights, or ask /classify for all of them.",
+        )
     if shape.named:
         about.check_name(request.model)  # type: ignore[attr-defined]
     task = getattr(request, "task", None)
