@@ -25,6 +25,7 @@ from assent.http import ServerAnswerError
 from assent.models.heads import load_score_model, save_reward_model
 from assent.models.init import CHAT_TEMPLATE, random_model, write_new_model
 from assent.models.loading import load_tokenizer
+from assent.models.reward_head import HeadRule
 from assent.rewards.build import reward_source
 from assent.rewards.group import Group, WeightedSum
 from assent.serve.app import Service
@@ -125,6 +126,27 @@ def test_every_shape_gives_the_bits_of_the_folder(shape: str, policy_dir: Path, 
     np.testing.assert_allclose(one_each, want, atol=1e-6)  # packed otherwise
 
 
+def test_attributes_by_the_rule_and_by_weights(policy_dir: Path, serving, tmp_path: Path) -> None:
+    """A server of several outputs: its own rule by the shapes that give one number, --remote.weights by /classify."""
+    start = ModelConfig(str(policy_dir), precision="fp32")
+    words = load_tokenizer(start)
+    rule = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
+    scorer = load_score_model(start, words, max_length=64, seed=7, outputs=rule)
+    save_reward_model(scorer.eval(), Chat(words), tmp_path / "rm")
+    mine = groups(policy_dir)
+    want = source(policy_dir, model=(str(tmp_path / "rm"),)).score(mine).values
+    assert want.std() > 0.01
+    with serving(service_of(ServeConfig(str(tmp_path / "rm"), precision="fp32", threads=1))) as url:
+        for shape in ("openrlhf", "llamafactory", "sglang"):
+            there = source(policy_dir, servers=(f"{shape}={url}",)).score(mine).values
+            assert there.astype(np.float32).tobytes() == want.astype(np.float32).tobytes()
+        several = source(policy_dir, RemoteConfig(weights=rule.weights), servers=(f"vllm={url}",))
+        several.check([group.example for group in mine])
+        np.testing.assert_allclose(several.score(mine).values, want, atol=1e-6)
+        with pytest.raises(ConfigError, match="gives 3 numbers for a text .* Give --remote.weights"):
+            source(policy_dir, servers=(f"vllm={url}",)).check([group.example for group in mine])
+
+
 def test_our_own_checks_of_a_vllm_server_hold_here(policy_dir: Path, url: str, tiny_model_dir: Path) -> None:
     examples = [group.example for group in groups(policy_dir)]
     for shape in ("vllm", "sglang"):
@@ -136,7 +158,9 @@ def test_our_own_checks_of_a_vllm_server_hold_here(policy_dir: Path, url: str, t
         source(policy_dir, servers=(f"vllm-score={url}",)).score(groups(policy_dir))
 
 
-@pytest.mark.parametrize("method", ["ppo --critic.start policy --rollout.epochs 1 --rollout.minibatches 1", "grpo --rollout.responses 3"])
+@pytest.mark.parametrize(
+    "method", ["ppo --critic.start policy --rollout.epochs 1 --rollout.minibatches 1", "grpo --rollout.responses 3"]
+)
 def test_a_run_by_a_served_model_is_that_by_its_folder(
     method: str, policy_dir: Path, reward_dir: Path, url: str, tmp_path: Path
 ) -> None:

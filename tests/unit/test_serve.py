@@ -22,7 +22,10 @@ from assent import __version__
 from assent.cli import main
 from assent.config import LimitsConfig, ModelConfig, ServeConfig
 from assent.data.chat import Chat
+from assent.errors import ConfigError
+from assent.models.heads import load_score_model, save_reward_model
 from assent.models.loading import load_tokenizer
+from assent.models.reward_head import HeadRule
 from assent.serve import app as app_module
 from assent.serve.app import Service
 from assent.serve.gate import Rates
@@ -219,6 +222,95 @@ def test_the_tokens_that_the_tokenizer_adds_are_there_once(tiny_model_dir: Path)
     assert once.tolist() == [tokenizer.bos_token_id, *without.tolist()] == tokenizer("Hello")["input_ids"]
     assert reader.text_ids("<s>Hello", adds=True).tolist() == once.tolist()
     assert reader.text_ids("<s>Hello", adds=False).tolist() == once.tolist()  # OpenRLHF's texts have theirs already
+
+
+# ---- several outputs
+
+RULE = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
+
+
+@pytest.fixture(scope="module")
+def attributes(tiny_model_dir: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model of three outputs."""
+    scorer = load_score_model(
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7, outputs=RULE
+    )
+    with torch.no_grad():
+        scorer.head.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "attributes"
+    save_reward_model(scorer.eval(), Chat(tokenizer), folder)
+    return folder
+
+
+def logits(folder: Path) -> np.ndarray:
+    """[S, K] by transformers alone."""
+    words = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        ids = [torch.tensor([words(text, add_special_tokens=False)["input_ids"]]) for text in TEXTS]
+        return np.stack([model(input_ids=one).logits[0].numpy() for one in ids])
+
+
+def test_a_model_of_several_outputs(attributes: Path) -> None:
+    """All raw numbers by the shapes that have room for them, the rule's reward by the others."""
+    made, raw = service(attributes), logits(attributes)
+    reward = raw @ np.array(RULE.weights)
+    for options in ({}, {"use_activation": False}):  # a regression has no activation
+        data = ask(made, "/classify", {"input": TEXTS} | options).json()["data"]
+        assert close([entry["probs"] for entry in data], raw)
+        assert [entry["label"] for entry in data] == [RULE.names[k] for k in raw.argmax(1)]
+        assert {entry["num_classes"] for entry in data} == {3}
+        assert close([entry["data"] for entry in ask(made, "/pooling", {"input": TEXTS} | options).json()["data"]], raw)
+    reply = ask(made, "/get_reward", {"query": TEXTS}).json()
+    assert close(reply["rewards"], reward) and reply["scores"] == reply["rewards"]
+    assert list(reply["extra_logs"]) == list(RULE.names)
+    assert close(np.array(list(reply["extra_logs"].values())).T, raw)
+    assert close(ask(made, "/v1/score/evaluation", {"messages": TEXTS}).json()["scores"], reward)
+    data = ask(made, "/v1/embeddings", {"input": TEXTS}).json()["data"]
+    assert close([entry["embedding"] for entry in data], reward[:, None])
+    made.close()
+
+
+def test_weights_of_the_persons_own(attributes: Path, scorer_dir: Path) -> None:
+    made = service(attributes, weights={"tone": 2.0, "helpfulness": -1.0})
+    raw = logits(attributes)
+    assert close(ask(made, "/get_reward", {"query": TEXTS}).json()["rewards"], 2 * raw[:, 2] - raw[:, 0])
+    assert close([entry["probs"] for entry in ask(made, "/classify", {"input": TEXTS}).json()["data"]], raw)
+    made.close()
+    with pytest.raises(ConfigError, match="--weights: no output is called 'tune'. Perhaps you meant 'tone'"):
+        service(attributes, weights={"tune": 1.0})
+    with pytest.raises(ConfigError, match="--weights: .* has a single output"):
+        service(scorer_dir, weights={"reward": 1.0})
+
+
+def test_outputs_that_nobody_made_a_reward_of(attributes: Path, tmp_path: Path, caplog) -> None:
+    """A classifier's folder of somebody else: the numbers themselves, and no guess at a reward."""
+    model = AutoModelForSequenceClassification.from_pretrained(attributes, dtype=torch.float32)
+    del model.config.assent_head
+    model.config.problem_type = None
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(attributes).save_pretrained(tmp_path)
+    made, raw = service(tmp_path), logits(attributes)
+    for path, body in (("/get_reward", {"query": TEXTS}), ("/v1/embeddings", {"input": TEXTS})):
+        reply = ask(made, path, body)
+        assert reply.status_code == 400 and "does not say how they become one reward" in reply.text
+        assert "--weights" in reply.text
+    data = ask(made, "/classify", {"input": TEXTS, "use_activation": False}).json()["data"]
+    assert close([entry["probs"] for entry in data], raw)
+    softmax = np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
+    assert close([entry["probs"] for entry in ask(made, "/classify", {"input": TEXTS}).json()["data"]], softmax)
+    made.close()
+    told = service(tmp_path, weights={"tone": 1.0})
+    assert close(ask(told, "/get_reward", {"query": TEXTS}).json()["rewards"], raw[:, 2])
+    told.close()
+
+
+def test_a_gated_model_must_know_where_prompts_end(scorer_dir: Path) -> None:
+    read = reader(scorer_dir, gated=True)
+    assert read.work([Text(TEXTS[0])]).trees[0].prompt.tolist() == read.text_ids(PROMPT, adds=False).tolist()
+    read.work([Text("no template at all", prompt="no template")])
+    with pytest.raises(Refusal, match="Text 2: where its prompt ends cannot be told"):
+        read.work([Text(TEXTS[0]), Text("no template at all")])
 
 
 # ---- trees

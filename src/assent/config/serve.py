@@ -38,9 +38,9 @@ class ServeConfig(Sections):
     """Reward model or run folder, or hub id."""
     name: Named | None = None
     """The model's name for clients; default: `model` as it is given. Both are answered to."""
-    output_weights: dict[str, float] = field(default_factory=dict)
-    """Of a model with several outputs (attributes): their weights in the reward, for example helpfulness:1; default:
-    the model's own."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of a model with several outputs (attributes): their weights in the reward (0 for those that are not named), for
+    example helpfulness:1; default: the model's own."""
     host: Named = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Interval(ge=0, le=65535)] = 8000

@@ -85,6 +85,7 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
     from assent.data.chat import Chat
     from assent.models.heads import load_score_model
     from assent.models.loading import load_tokenizer, quiet_transformers
+    from assent.rewards.build import reweight
     from assent.serve.app import Service
     from assent.serve.queue import Queue
     from assent.serve.scorer import Reader, Scorer
@@ -105,8 +106,10 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
     model = load_score_model(
         source, tokenizer, max_length=longest, device=world.device, trainable=False, new_head=False
     )
-    if config.output_weights:
-        model.rule = model.rule.reweighted(config.output_weights, "--output_weights")
+    try:
+        reweight(model, config.weights, config.model)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--rewards.output_weights", "--weights")) from None
     scorer = Scorer(model)
     reader = Reader(
         Chat(tokenizer),
@@ -157,7 +160,7 @@ def _introduce(config: ServeConfig, place: socket.socket, service: Service, has_
     if len(about.outputs) > 1:
         log.info(f"Outputs: {', '.join(about.outputs)}")
     if not about.has_reward:
-        log.warning("nobody has said how they become one reward (--output_weights): only /classify and /pooling answer")
+        log.warning("nobody has said how they become one reward (--weights): only /classify and /pooling answer")
     log.info("Shapes: " + ", ".join(f"{shape.path} ({shape.whose})" for shape in SHAPES))
     log.info(
         f"Limits: {about.longest:,} tokens a text, {limits.texts:,} texts and {limits.bytes:,} bytes a request, "

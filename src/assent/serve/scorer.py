@@ -180,7 +180,7 @@ def _example(talk: Talk, *, ends: bool) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Of S responses: rewards [S], NaN where nobody has said what they are, and the head's K numbers [S, K]; float32."""
+    """Of S responses: rewards [S], NaN where nobody has said what they are, and the head's K numbers [S, K], fp32."""
 
     rewards: np.ndarray
     outputs: np.ndarray

@@ -356,7 +356,7 @@ def read(shape: Shape, body: Mapping[str, Any], about: About) -> tuple[Any, list
         raise Refusal(
             400,
             f"The model has {len(about.outputs)} outputs, and its config.json does not say how they become one reward. "
-            "Start the server with --output_weights, or ask /classify for all of them.",
+            "Start the server with --weights, or ask /classify for all of them.",
         )
     if shape.named:
         about.check_name(request.model)  # type: ignore[attr-defined]
