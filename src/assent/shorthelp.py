@@ -26,17 +26,19 @@ BASIC: dict[str, str] = {
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
+    "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests drain",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model critic reference",
+    "Models": "model name weights precision critic reference",
     "Data": "data file prompts format columns split chat_template max_length limit show problems system",
     "Objective": "objectives objective options loss threshold plus reward kl",
     "Sampled answers and their rewards": "rewards rollout scorer reward_model sampling engine",
     "Training": "optim train seed",
+    "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out resume report_to",
 }
 """Heading -> the options and sections under it."""
