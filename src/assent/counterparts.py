@@ -85,7 +85,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "max_length max_seq_length max_prompt_length max_completion_length cutoff_len max_len prompt_max_len "
-        "data.max_len data.max_prompt_length data.max_response_length", "data.max_length max_length limits.tokens", ONE_LIMIT,
+        "data.max_len data.max_prompt_length data.max_response_length",
+        "data.max_length max_length limits.tokens", ONE_LIMIT,
     ),
     Row("truncation_mode data.truncation", "data.long long"),
     Row("mask_history", "data.turns turns", "last"),

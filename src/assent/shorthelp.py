@@ -26,7 +26,8 @@ BASIC: dict[str, str] = {
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
-    "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests drain",
+    "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
+    "drain",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
