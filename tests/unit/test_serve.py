@@ -279,7 +279,7 @@ def test_weights_of_the_persons_own(attributes: Path, scorer_dir: Path) -> None:
     made.close()
     with pytest.raises(ConfigError, match="--weights: no output is called 'tune'. Perhaps you meant 'tone'"):
         service(attributes, weights={"tune": 1.0})
-    with pytest.raises(ConfigError, match="--weights: .* has a single output"):
+    with pytest.raises(ConfigError, match="--weights reward: .* has a single output"):
         service(scorer_dir, weights={"reward": 1.0})
 
 

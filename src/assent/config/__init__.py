@@ -43,6 +43,7 @@ from assent.config.reward import (
     reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
+from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
 from assent.config.serve import LimitsConfig, ServeConfig
 from assent.config.tools import (
@@ -70,7 +71,8 @@ __all__ = [
     "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig",
     "ReportConfig", "RewardConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig",
     "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
-    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
-    "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of",
-    "method_of", "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
+    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig",
+    "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig",
+    "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
+    "reference_of", "reward_model_of",
 ]

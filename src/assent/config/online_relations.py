@@ -9,6 +9,7 @@ from assent.config.methods import METHODS, method_of
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
+from assent.config.scoring import SourceConfig
 from assent.config.tools import GenerateConfig
 
 
@@ -16,7 +17,7 @@ def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL or --rewards.implicit FOLDER."
         )
     return None
 
@@ -42,6 +43,14 @@ def _ensemble(config: OnlineConfig) -> str | None:
     return None
 
 
+def _implicit(config: OnlineConfig) -> str | None:
+    rewards = config.rewards
+    for name in ("implicit_reference", "implicit_beta"):
+        if getattr(rewards, name) is not None and not rewards.implicit:
+            return f"--rewards.{name} is about the policies of --rewards.implicit. Give one of them."
+    return None
+
+
 def _output_weights(config: OnlineConfig) -> str | None:
     given = config.rewards.output_weights
     if given and not config.rewards.model:
@@ -54,12 +63,14 @@ def _output_weights(config: OnlineConfig) -> str | None:
     return None
 
 
-def _remote_weights(config: OnlineConfig) -> str | None:
+def remote_weights(config: OnlineConfig | SourceConfig) -> str | None:
+    """For every command that asks servers."""
     weights = config.remote.weights
+    servers = config.rewards.servers if isinstance(config, OnlineConfig) else config.source
     if not weights:
         return None
-    if not any(spec.partition("=")[0] in ("vllm", "sglang") for spec in config.rewards.servers):
-        return "--remote.weights is read only with --rewards.servers vllm=URL or sglang=URL."
+    if not any(spec.partition("=")[0] in ("vllm", "sglang") for spec in servers):
+        return "--remote.weights is read only with the servers vllm=URL and sglang=URL."
     if not all(map(in_float32, weights)) or not any(weights):
         return f"--remote.weights: expected numbers that float32 holds, not all of them 0. Got {list(weights)}."
     return None
@@ -77,7 +88,7 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers")
+SOURCES = ("model", "rules", "functions", "servers", "implicit")
 """The options of `rewards` that name what answers are scored by."""
 
 
@@ -229,7 +240,8 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, _ensemble),
-    (OnlineConfig, _remote_weights),
+    (OnlineConfig, remote_weights),
+    (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),

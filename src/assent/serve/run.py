@@ -106,10 +106,7 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
     model = load_score_model(
         source, tokenizer, max_length=longest, device=world.device, trainable=False, new_head=False
     )
-    try:
-        reweight(model, config.weights, config.model)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("--rewards.output_weights", "--weights")) from None
+    reweight(model, config.weights, config.model, "--weights")
     scorer = Scorer(model)
     reader = Reader(
         Chat(tokenizer),
