@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +66,32 @@ def scorer_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "scorer"
     save_model(scorer, tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """`with serving(service, drain) as url`: what `assent serve` runs, in a thread, on a free port of this machine."""
+    from assent.serve.app import Service
+    from assent.serve.server import Server
+
+    @contextmanager
+    def run(service: Service, drain: float = 10.0) -> Iterator[str]:
+        place = socket.socket()
+        place.bind(("127.0.0.1", 0))
+        url, ready = f"http://127.0.0.1:{place.getsockname()[1]}", threading.Event()
+        server = Server(service.app, service.queue, drain, ready.set)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([place])), daemon=True)
+        thread.start()
+        assert ready.wait(30)
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            service.close()
+            assert not thread.is_alive()
+
+    return run
 
 
 @pytest.fixture(scope="session")

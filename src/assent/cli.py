@@ -77,6 +77,7 @@ COMMANDS: dict[str, Command] = {
         config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)
     ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
+    "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
     "export": Command(
         config.ExportConfig,
         "A plain model folder of any run or checkpoint.",
@@ -95,7 +96,7 @@ COMMANDS: dict[str, Command] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Data and models": ("init", "data", "export", "env"),
-    "Demonstrations and reward models": ("sft", *REWARD_MODELS),
+    "Demonstrations and reward models": ("sft", *REWARD_MODELS, "serve"),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()

@@ -85,7 +85,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "max_length max_seq_length max_prompt_length max_completion_length cutoff_len max_len prompt_max_len "
-        "data.max_len data.max_prompt_length data.max_response_length", "data.max_length max_length", ONE_LIMIT,
+        "data.max_len data.max_prompt_length data.max_response_length",
+        "data.max_length max_length limits.tokens", ONE_LIMIT,
     ),
     Row("truncation_mode data.truncation", "data.long long"),
     Row("mask_history", "data.turns turns", "last"),
@@ -210,6 +211,10 @@ ROWS: tuple[Row, ...] = (
         "rewards.functions scorer", "FILE.py:function",
     ),
     Row("remote_rm_url reward.remote_url reward_model_type", "rewards.servers", "SHAPE=URL, or --rewards.functions"),
+    Row("served_model_name", "name"),
+    Row("api_key", "key_env remote.key_env", "the name of an environment variable that holds the key"),
+    Row("max_model_len", "limits.tokens data.max_length"),
+    Row("max_num_batched_tokens", "micro_tokens train.micro_tokens"),
     Row("reward_weights", "rewards.weights"),
     Row(
         "num_generations n_samples_per_prompt rollout.n_samples_per_prompt actor_rollout_ref.rollout.n",

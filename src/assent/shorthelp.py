@@ -27,6 +27,8 @@ BASIC: dict[str, str] = {
     "attributes.weights report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
+    "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
+    "drain",
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
     "explain",
     "probes": "source file also out scorer by probes benchmark weights ensemble format columns split limit seed",
@@ -36,12 +38,13 @@ BASIC: dict[str, str] = {
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model source critic reference beta tokenizer",
+    "Models": "model name source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
     "Objective": "objectives objective options loss threshold plus reward attributes kl",
     "Sampled answers and their rewards": "rewards rollout scorer reward_model weights ensemble explain sampling engine "
     "by probes benchmark",
     "Training": "optim train seed",
+    "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out summary resume report_to",
 }
 """Heading -> the options and sections under it."""

@@ -23,7 +23,13 @@ from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rewards.group import Group, RewardError
 from assent.rewards.remote import RemoteReward, Server, WrittenAnswer
 
-PATHS = {"openrlhf": "/get_reward", "llamafactory": "/v1/score/evaluation", "vllm": "/classify"}
+PATHS = {
+    "openrlhf": "/get_reward",
+    "llamafactory": "/v1/score/evaluation",
+    "vllm": "/classify",
+    "sglang": "/v1/embeddings",
+    "vllm-score": "/score",
+}
 Act = Callable[["Handler"], None]
 
 
@@ -34,6 +40,13 @@ def honest(body: dict) -> dict:
         return {"rewards": [float(len(query) - len(prompt)) for query, prompt in pairs], "scores": [], "extra_logs": {}}
     if "messages" in body:
         return {"object": "score.evaluation", "scores": [len(text.partition("|")[2]) for text in body["messages"]]}
+    if "queries" in body:
+        assert body["use_activation"] is False and len(body["queries"]) == len(body["documents"])
+        scores = [float(len(document)) for document in body["documents"]]
+        return {"object": "list", "data": [{"index": i, "score": score} for i, score in enumerate(scores)][::-1]}
+    if "use_activation" not in body:
+        found = [float(sum(token > 0 for token in ids)) for ids in body["input"]]
+        return {"object": "list", "data": [{"index": i, "embedding": [one]} for i, one in enumerate(found)][::-1]}
     assert body["use_activation"] is False
     data = [{"index": i, "probs": [float(sum(token > 0 for token in ids))]} for i, ids in enumerate(body["input"])]
     return {"object": "list", "data": data[::-1]}
@@ -163,9 +176,14 @@ def write_ids(group: Group) -> list[WrittenAnswer | None]:
     return [WrittenAnswer("", [0] * 5 + [1] * len(text)) for text in group.texts]
 
 
+def write_two(group: Group) -> list[WrittenAnswer | None]:
+    return [WrittenAnswer(render(group.example.prompt), text) for text in group.texts]
+
+
 def source(url: str, shape: str = "openrlhf", **options: object) -> RemoteReward:
     quick = {"pause": 0.01, "budget": 20.0, "timeout": 5.0}
-    return RemoteReward("judge", Server(url, shape, **{**quick, **options}), write_ids if shape == "vllm" else write)
+    how = {"vllm": write_ids, "sglang": write_ids, "vllm-score": write_two}.get(shape, write)
+    return RemoteReward("judge", Server(url, shape, **{**quick, **options}), how)
 
 
 # ---------------------------------------------------------------------------------------------------- what is sent
@@ -191,6 +209,8 @@ def test_each_shape_on_the_wire(fake: FakeServer, shape: str):
                 "input": [[0] * 5 + [1] * length for length in (1, 2, 3)],
                 "use_activation": False,
             },
+            "sglang": {"model": "rm", "input": [[0] * 5 + [1] * length for length in (1, 2, 3)]},
+            "vllm-score": {"model": "rm", "queries": prompts, "documents": texts, "use_activation": False},
         }[shape]
     )
 
@@ -205,6 +225,9 @@ def test_each_shape_on_the_wire(fake: FakeServer, shape: str):
         ("/classify", "vllm", "/classify"),
         ("/v1/", "vllm", "/classify"),
         ("/behind/proxy/v1", "vllm", "/behind/proxy/classify"),
+        ("/v1/", "sglang", "/v1/embeddings"),
+        ("/v1/embeddings", "sglang", "/v1/embeddings"),
+        ("/v1", "vllm-score", "/score"),
         ("/v1", "llamafactory", "/v1/v1/score/evaluation"),
     ],
 )
@@ -404,6 +427,13 @@ NOT_REWARDS = [
     ("vllm", say('{"data": [{"index": 0}, {"index": 1}]}'), "answered"),
     ("vllm", say('{"data": [1, 2]}'), "answered"),
     ("vllm", say('{"data": null}'), "answered"),
+    ("sglang", say('{"data": [{"index": 0, "embedding": [1, 2]}, {"index": 1, "embedding": [1, 2]}]}'), "answered"),
+    ("sglang", say('{"data": [{"index": 0, "embedding": ["1"]}, {"index": 1, "embedding": [1]}]}'), "gave '1' as a"),
+    ("sglang", say('{"data": [{"index": 0, "probs": [1]}, {"index": 1, "probs": [1]}]}'), "answered"),
+    ("sglang", say('{"data": [{"index": 0, "embedding": [1]}]}'), "gave 1 rewards for 2 answers"),
+    ("vllm-score", say('{"data": [{"index": 0, "score": [1]}, {"index": 1, "score": 2}]}'), "gave [1] as a reward"),
+    ("vllm-score", say('{"data": [{"index": 0, "score": 1}]}'), "gave 1 rewards for 2 answers"),
+    ("vllm-score", say('{"error": "The model does not support Score API"}', 400), "does not support Score API"),
 ]
 
 
@@ -415,6 +445,22 @@ def test_what_will_not_pass_ends_the_run_after_one_request(fake: FakeServer, sha
     assert words in str(caught.value) and f"{fake.url}{PATHS[shape]}" in str(caught.value)
     assert len(str(caught.value)) < 600 and caught.value.exit_code == 2
     assert len(fake.requests) == 1
+
+
+WEIGHTED = '{"data": [{"index": 1, "NAME": [0.5, 1, 4]}, {"index": 0, "NAME": [1, 2, 3]}]}'
+
+
+@pytest.mark.parametrize(("shape", "name"), [("vllm", "probs"), ("sglang", "embedding")])
+def test_several_outputs_are_one_reward_by_their_weights(fake: FakeServer, shape: str, name: str):
+    fake.script = [say(WEIGHTED.replace("NAME", name))]
+    scores = source(fake.url, shape, weights=(0.3, 0.7, -0.5)).score(groups(2))
+    np.testing.assert_allclose(scores.values, [0.3 + 1.4 - 1.5, 0.15 + 0.7 - 2.0], rtol=1e-15)
+    fake.script = [say(WEIGHTED.replace("NAME", name))]
+    with pytest.raises(ServerAnswerError, match="gave 3 numbers for an answer; expected 2"):
+        source(fake.url, shape, weights=(0.3, 0.7)).score(groups(2))
+    fake.script = [say(WEIGHTED.replace("NAME", name).replace("0.5,", "null,"))]
+    with pytest.raises(ServerAnswerError, match="gave None as a reward"):
+        source(fake.url, shape, weights=(0.3, 0.7, 1.0)).score(groups(2))
 
 
 @pytest.mark.parametrize(

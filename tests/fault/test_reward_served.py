@@ -51,6 +51,8 @@ class Vllm(ThreadingHTTPServer):
             return {"tokens": list(ids["input_ids"])}
         if path == "/tokenize":
             return {"tokens": self.chat.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
+        if path == "/v1/embeddings":
+            return {"data": [{"index": i, "embedding": numbers} for i, numbers in enumerate(self.outputs)]}
         probs = self.activated if body["use_activation"] else self.outputs
         return {"data": [{"index": i, "probs": numbers} for i, numbers in enumerate(probs)]}
 
@@ -91,7 +93,7 @@ def vllm(chat: Chat) -> Iterator[Vllm]:
 
 
 def served(vllm: Vllm, chat: Chat, own: Chat | None = None, **options: Any) -> ServedModel:
-    server = Server(vllm.url, "vllm", retries=0, budget=20.0, **options)
+    server = Server(vllm.url, **({"shape": "vllm", "retries": 0, "budget": 20.0} | options))
     return ServedModel("vllm", server, Reading(own or chat, chat, 64))
 
 
@@ -122,6 +124,33 @@ def test_a_head_of_several_numbers_is_none(vllm: Vllm, chat: Chat) -> None:
     vllm.outputs = vllm.activated = [[0.1, 0.2, 0.7]] * 2
     with pytest.raises(ConfigError, match=r"gives 3 numbers for a text \(num_labels 3\), of which none is the reward"):
         served(vllm, chat).check(EXAMPLES)
+
+
+@pytest.mark.parametrize("shape", ["vllm", "sglang"])
+def test_a_head_of_several_numbers_needs_a_weight_for_each(vllm: Vllm, chat: Chat, shape: str) -> None:
+    vllm.outputs = vllm.activated = [[0.1, 0.2, 0.7]] * 2
+    served(vllm, chat, shape=shape, weights=(1.0, 0.5, -1.0)).check(EXAMPLES)
+    with pytest.raises(ConfigError, match="--remote.weights has 2; give one weight for each"):
+        served(vllm, chat, shape=shape, weights=(1.0, 0.5)).check(EXAMPLES)
+    with pytest.raises(ConfigError, match="gives 3 numbers for a text .* Give --remote.weights, one for each"):
+        served(vllm, chat, shape=shape).check(EXAMPLES)
+
+
+def test_what_sglang_is_asked(vllm: Vllm, chat: Chat, caplog) -> None:
+    vllm.outputs = [[0.25], [0.75]]
+    with caplog.at_level(logging.WARNING):
+        served(vllm, chat, shape="sglang", model="rm").check(EXAMPLES)
+    assert not caplog.records
+    assert [path for path, _ in vllm.requests] == ["/v1/models", "/tokenize", "/tokenize", "/v1/embeddings"]
+    body = vllm.requests[-1][1]
+    assert set(body) == {"model", "input"} and body["model"] == "rm" and all(type(t) is int for t in body["input"][0])
+    vllm.missing = {"/tokenize"}  # of older versions
+    with caplog.at_level(logging.WARNING):
+        served(vllm, chat, shape="sglang").check(EXAMPLES)
+    assert "its tokenizer could not be compared" in caplog.text
+    vllm.missing = {"/v1/embeddings"}
+    with pytest.raises(ServerAnswerError, match="/v1/embeddings answered 404"):
+        served(vllm, chat, shape="sglang").check(EXAMPLES)
 
 
 @pytest.mark.parametrize(("outputs", "told"), [([[0.4], [0.9]], True), ([[-0.4], [0.9]], False)])

@@ -426,11 +426,23 @@ def test_every_option_of_rewards_has_an_effect(build, models, functions, groups)
         ({"rules": ("format=a b",)}, "expected a list of names such as think, answer"),
         ({"functions": ("nowhere.py:f",)}, "--rewards.functions nowhere.py:f: .*cannot be imported"),
         ({"servers": ("http://me:word@host",)}, "--rewards.servers: expected SHAPE=URL"),
+        (
+            {"servers": ("sglang=http://me:word@host",)},
+            "--rewards.servers: sglang: the reward server must.* a user name",
+        ),
         ({"servers": ("openai=http://host",)}, "--rewards.servers: openai: there is no server shape 'openai'"),
         ({"servers": ("vllm=http://me:word@host",)}, "--rewards.servers: vllm: the reward server must.* a user name"),
         (
             {"servers": ("vllm=http://host",), "remote": RemoteConfig(key_env="NO_SUCH_KEY")},
             "--remote.key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
+        (
+            {"servers": ("openrlhf=http://host",), "remote": RemoteConfig(weights=(1.0,))},
+            "--remote.weights is read only with the servers vllm=URL and sglang=URL",
+        ),
+        (
+            {"servers": ("vllm=http://host",), "remote": RemoteConfig(weights=(0.0, 0.0))},
+            "--remote.weights: expected numbers that float32 holds, not all of them 0",
         ),
     ],
 )

@@ -71,7 +71,7 @@ def another(option: settings.Option) -> Any:
         return next(word for word in get_args(kind) if word != default)
     if get_origin(kind) is tuple:
         (item,) = {arm for arm in get_args(kind) if arm is not ...}
-        return ("one", "two") if item is str else get_args(item)[:2]
+        return {str: ("one", "two"), float: (0.5, -1.5)}.get(item) or get_args(item)[:2]
     if get_origin(kind) is dict:
         return {"one": 0.5} if get_args(kind)[1] is float else {"one": "two"}
     return "else"

@@ -46,6 +46,7 @@ from assent.config.reward import (
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
+from assent.config.serve import LimitsConfig, ServeConfig
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
     ReportConfig,
@@ -62,20 +63,20 @@ __all__ = [
     "EnsembleConfig", "EnsembleSection", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL",
     "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig",
     "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "KLConfig",
-    "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig",
-    "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES",
-    "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig",
-    "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig",
-    "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig",
+    "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LimitsConfig", "ListConfig",
+    "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL",
+    "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig",
+    "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig",
+    "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig",
     "REINFORCEPlusPlusBaselineKL",
     "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
     "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
     "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig",
     "ReportConfig", "RewardConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig",
     "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
-    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ShapingConfig", "SimPOConfig",
-    "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig",
-    "WPOLoss",
-    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
+    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig",
+    "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig",
+    "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config",
+    "preference_config",
     "reference_of", "reward_model_of",
 ]

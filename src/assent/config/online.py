@@ -42,7 +42,8 @@ class RewardsConfig:
     time_limit: Positive = 10.0
     """workers: seconds for one answer; one that takes longer is left unscored."""
     servers: tuple[str, ...] = ()
-    """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory and vllm."""
+    """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory, vllm, sglang, and vllm-score for cross-encoders
+    (models that read question and answer as two texts)."""
     judges: tuple[str, ...] = ()
     """Language models as judges: openai=URL (any server with /v1/chat/completions) or model=FOLDER (a folder or hub id,
     frozen); --judge.prompt says what they are asked."""
@@ -73,13 +74,17 @@ class RemoteConfig:
     batch: Count = 32
     """Answers in one request."""
     model: Named | None = None
-    """The model's name there (llamafactory, vllm)."""
+    """The model's name there (llamafactory, vllm, vllm-score, sglang)."""
     label: Named | None = None
     """Column of the rows that is sent as the label (openrlhf)."""
     key_env: Named | None = None
     """Environment variable with the key that is sent as "Authorization: Bearer KEY"."""
     tokenizer: str | None = None
-    """vllm: folder or hub id whose tokenizer and chat template the model there reads with; default: the policy's."""
+    """vllm, sglang: folder or hub id whose tokenizer and chat template the model there reads with; default: the
+    policy's."""
+    weights: tuple[float, ...] = ()
+    """vllm, sglang: weights of the outputs of a model that has several (attributes), in their order; the reward is the
+    weighted sum."""
 
 
 @dataclass(frozen=True)

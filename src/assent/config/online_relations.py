@@ -10,6 +10,7 @@ from assent.config.methods import METHODS, method_of
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
+from assent.config.scoring import SourceConfig
 from assent.config.tools import GenerateConfig
 
 
@@ -61,6 +62,19 @@ def _output_weights(config: OnlineConfig) -> str | None:
             return f"--rewards.output_weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
     if given and not any(given.values()):
         return "--rewards.output_weights: all are 0, so every answer would be worth the same."
+    return None
+
+
+def remote_weights(config: OnlineConfig | SourceConfig) -> str | None:
+    """For every command that asks servers."""
+    weights = config.remote.weights
+    servers = config.rewards.servers if isinstance(config, OnlineConfig) else config.source
+    if not weights:
+        return None
+    if not any(spec.partition("=")[0] in ("vllm", "sglang") for spec in servers):
+        return "--remote.weights is read only with the servers vllm=URL and sglang=URL."
+    if not all(map(in_float32, weights)) or not any(weights):
+        return f"--remote.weights: expected numbers that float32 holds, not all of them 0. Got {list(weights)}."
     return None
 
 
@@ -268,6 +282,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, judge_is_asked),
     (OnlineConfig, _judges_are_there),
     (OnlineConfig, _ensemble),
+    (OnlineConfig, remote_weights),
     (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),

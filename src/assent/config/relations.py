@@ -10,11 +10,13 @@ from typing import Any
 from assent.config.base import RunConfig, SFTConfig
 from assent.config.inputs import INPUTS, is_input
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
-from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked
+from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig
+from assent.config.scoring import SourceConfig
+from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
@@ -172,6 +174,15 @@ def _compared(config: CompareConfig) -> str | None:
     return None
 
 
+def _reached_without_key(config: ServeConfig) -> str | None:
+    if is_loopback(config.host) or config.key_env is not None or config.without_key:
+        return None
+    return (
+        f"--host {config.host} is reached by other machines, and anybody there could ask. Give --key_env VARIABLE, "
+        "whose value clients must send, or say --without_key."
+    )
+
+
 def _heads_divide(config: InitConfig) -> str | None:
     if config.heads < 1 or config.kv_heads < 1:
         return None  # reported by the table
@@ -248,6 +259,8 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, _compared),
+    (ServeConfig, _reached_without_key),
+    (SourceConfig, remote_weights),
     (AttributesConfig, _attributes),
     (EnsembleConfig, _frozen_heads),
 )

@@ -31,7 +31,7 @@ from assent.rewards.judge.source import check_size
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
-from assent.rewards.remote import VLLM, RemoteReward, Server, WrittenAnswer
+from assent.rewards.remote import SHAPES, RemoteReward, Server, WrittenAnswer
 from assent.rewards.rules import is_slow, rule_reward
 from assent.rewards.served import ServedModel
 from assent.rewards.shared import Shared
@@ -181,6 +181,7 @@ def _server(spec: str, session: RewardSession, asking: Asking, name: str) -> Gro
         shape,
         model=remote.model or "",
         label=remote.label or "",
+        weights=remote.weights,
         key=key,
         timeout=remote.timeout,
         retries=remote.retries,
@@ -189,9 +190,11 @@ def _server(spec: str, session: RewardSession, asking: Asking, name: str) -> Gro
         batch=remote.batch,
     )
     try:
-        if shape == VLLM:
+        if shape in SHAPES and SHAPES[shape].ids:
             own = session.chat if remote.tokenizer is None else _chat(remote.tokenizer, asking)
             source: GroupReward = ServedModel(name, server, Reading(own, session.chat, asking.max_length))
+        elif shape in SHAPES and SHAPES[shape].pairs:
+            source = RemoteReward(name, server, two_texts)
         else:
             source = RemoteReward(name, server, partial(written, session.chat.tokenizer))
     except ConfigError as error:
@@ -256,6 +259,13 @@ def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:
     spell = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     prompt = [int(token) for token in group.prompt_ids]
     return [WrittenAnswer(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
+
+
+def two_texts(group: Group) -> list[WrittenAnswer | None]:
+    """The answers beside what they answer, both in plain words: the texts of the prompt's messages, and the answer."""
+    example = group.example
+    asked = example.prompt_text or "\n\n".join(message.content for message in example.prompt)
+    return [WrittenAnswer(asked, text) for text in group.texts]
 
 
 def _models(session: RewardSession, asking: Asking, name: str) -> GroupReward:

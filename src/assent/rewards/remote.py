@@ -1,5 +1,5 @@
-"""Rewards from a server, in the request shapes of OpenRLHF, LLaMA-Factory and vLLM. Only what the server itself gave
-becomes a reward."""
+"""Rewards from a server, in the request shapes of OpenRLHF, LLaMA-Factory, vLLM and SGLang. Only what the server itself
+gave becomes a reward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 class WrittenAnswer(NamedTuple):
     """One answer as servers are sent it: `whole` is the prompt (as text `prompt`) with the answer, as text or as token
-    ids, with all special tokens and so, where the answer is finished, with the token that ends it."""
+    ids, with all special tokens and so, where the answer is finished, with the token that ends it. For servers that
+    read two texts (`Shape.pairs`), `prompt` and `whole` are what was asked and the answer alone, in plain words."""
 
     prompt: str
     whole: str | list[int]
@@ -37,12 +38,15 @@ class Item(NamedTuple):
 
 class Shape(NamedTuple):
     """A server's path, the body of a request (from the answers and the model's name), and where the numbers stand in
-    what it answers. `read` may raise KeyError, TypeError or AttributeError for a wrong answer."""
+    what it answers. `read` may raise KeyError, TypeError or AttributeError for a wrong answer. With `ids` it is sent
+    token ids, and `read` gives all outputs of the model for each answer; with `pairs` it is sent two texts."""
 
     path: str
     body: Callable[[Sequence[Item], str], dict[str, object]]
     read: Callable[[Any], object]
     expected: str
+    ids: bool = False
+    pairs: bool = False
 
 
 def _openrlhf(items: Sequence[Item], model: str) -> dict[str, object]:
@@ -67,25 +71,50 @@ def classify(inputs: Sequence[object], model: str, *, activation: bool) -> dict[
     return {**named, "input": list(inputs), "use_activation": activation}
 
 
-def by_index(reply: Any) -> list[list[float]]:
-    """The numbers for each text, in the order of the request, of what vLLM's /classify answers."""
-    found = {entry["index"]: entry["probs"] for entry in reply["data"]}
+def _sglang(items: Sequence[Item], model: str) -> dict[str, object]:
+    return embeddings([item.answer.whole for item in items], model)
+
+
+def embeddings(inputs: Sequence[object], model: str) -> dict[str, object]:
+    """The body of a request to SGLang's /v1/embeddings."""
+    return ({"model": model} if model else {}) | {"input": list(inputs)}
+
+
+def _vllm_score(items: Sequence[Item], model: str) -> dict[str, object]:
+    named = {"model": model} if model else {}
+    texts = {"queries": [item.answer.prompt for item in items], "documents": [item.answer.whole for item in items]}
+    return {**named, **texts, "use_activation": False}
+
+
+def by_index(reply: Any, name: str = "probs") -> list[Any]:
+    """What stands under a name for each text, in the order of the request, in what vLLM and SGLang answer."""
+    found = {entry["index"]: entry[name] for entry in reply["data"]}
     return [found[index] for index in range(len(reply["data"]))]
 
 
-def _single(reply: Any) -> object:
-    return [number for (number,) in by_index(reply)]
-
-
-VLLM = "vllm"
+VLLM, SGLANG = "vllm", "sglang"
 SHAPES: dict[str, Shape] = {
     "openrlhf": Shape("/get_reward", _openrlhf, lambda reply: reply["rewards"], '{"rewards": [numbers]}'),
     "llamafactory": Shape(
         "/v1/score/evaluation", _llamafactory, lambda reply: reply["scores"], '{"scores": [numbers]}'
     ),
-    VLLM: Shape("/classify", _vllm, _single, '{"data": [{"index": 0, "probs": [number]}, ...]}'),
+    VLLM: Shape("/classify", _vllm, by_index, '{"data": [{"index": 0, "probs": [number]}, ...]}', ids=True),
+    SGLANG: Shape(
+        "/v1/embeddings",
+        _sglang,
+        partial(by_index, name="embedding"),
+        '{"data": [{"index": 0, "embedding": [number]}, ...]}',
+        ids=True,
+    ),
+    "vllm-score": Shape(
+        "/score",
+        _vllm_score,
+        partial(by_index, name="score"),
+        '{"data": [{"index": 0, "score": number}, ...]}',
+        pairs=True,
+    ),
 }
-"""The three kinds of servers in use."""
+"""The kinds of servers in use: reward models, and cross-encoders (vllm-score)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +129,8 @@ class Server:
     """The model's name there, for servers that ask for it."""
     label: str = ""
     """The column of the rows that is sent as the label (OpenRLHF)."""
+    weights: tuple[float, ...] = ()
+    """Weights of the model's outputs, whose sum is the reward (`Shape.ids`); without any it must have one output."""
     key: str = field(default="", repr=False)
     """Sent as "Authorization: Bearer KEY"."""
     timeout: float = 60.0
@@ -133,7 +164,7 @@ class RemoteReward:
         self.shape = SHAPES[server.shape]
         self._client = Client(f"{name}: the reward server", server.url, server.key)
         self._root = self._client.base.removesuffix(self.shape.path)
-        if server.shape == VLLM:
+        if self.shape.ids or self.shape.pairs:
             self._root = self._root.removesuffix("/v1")  # where its other clients look
         self.who = f"{self._client.who}{self._root}{self.shape.path}"
 
@@ -191,7 +222,19 @@ class RemoteReward:
             raise TypeError
         if len(values) != count:
             raise ServerAnswerError(f"{self.who} gave {len(values)} rewards for {count} answers.")
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ServerAnswerError(f"{self.who} gave {shown(value)} as a reward; expected a number.")
-        return values
+        return [self._sum(value) for value in values] if self.shape.ids else [self._number(value) for value in values]
+
+    def _sum(self, outputs: Any) -> float:
+        """The reward of one answer: the weighted sum of the model's outputs, or its only one."""
+        weights = self.server.weights
+        if not weights:
+            (only,) = outputs
+            return self._number(only)
+        if len(outputs) != len(weights):
+            raise ServerAnswerError(f"{self.who} gave {len(outputs)} numbers for an answer; expected {len(weights)}.")
+        return sum(weight * self._number(value) for weight, value in zip(weights, outputs, strict=True))
+
+    def _number(self, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ServerAnswerError(f"{self.who} gave {shown(value)} as a reward; expected a number.")
+        return value

@@ -1,7 +1,8 @@
-"""A reward model that vLLM serves, made sure to be read as a folder of ours: the same token ids, the head's own number.
+"""A reward model that vLLM or SGLang serves, made sure to be read as a folder of ours: the same token ids, the head's
+own numbers.
 
-vLLM's /classify takes token ids and gives the head's output at the last one. (Its /score is for models that read two
-texts; it adds special tokens and gives a sigmoid.)
+vLLM's /classify and SGLang's /v1/embeddings take token ids and give the head's outputs at the last one. (vLLM's /score
+is for models that read two texts; it adds special tokens and gives a sigmoid.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from assent.errors import ConfigError
 from assent.http import ServerAnswerError
 from assent.rewards.group import Group, Scores
 from assent.rewards.reading import Reading
-from assent.rewards.remote import RemoteReward, Server, WrittenAnswer, by_index, classify
+from assent.rewards.remote import SGLANG, RemoteReward, Server, WrittenAnswer, classify, embeddings
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ ANSWERS = ("42.", "I don't know, and neither does the cat.")
 
 
 class ServedModel:
-    """A vLLM server as a source. `reading` is how the model there reads answers."""
+    """A vLLM or SGLang server as a source. `reading` is how the model there reads answers."""
 
     def __init__(self, name: str, server: Server, reading: Reading) -> None:
         """Raises ConfigError as `RemoteReward`."""
@@ -41,7 +42,7 @@ class ServedModel:
 
     def check(self, examples: Sequence[Example]) -> None:
         """Asks the server what it is. Raises ConfigError for a server that reads with another tokenizer or template,
-        has no reward model or one of several numbers, or reads less than the longest answers."""
+        has no reward model or one of other outputs than there are weights, or reads less than the longest answers."""
         self.remote.check(examples)
         self.reading.check(f"The reward model of {self.remote.who}", examples)
         self._check_name()
@@ -83,7 +84,13 @@ class ServedModel:
         tokenizer = self.reading.chat.tokenizer
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         own = tokenizer(text, add_special_tokens=False)["input_ids"]
-        its = self._tokenize({"prompt": text, "add_special_tokens": False})
+        try:
+            its = self._tokenize({"prompt": text, "add_special_tokens": False})
+        except ServerAnswerError as error:
+            if self.remote.server.shape != SGLANG:
+                raise
+            log.warning("its tokenizer could not be compared with the %s: %s", self._whose, error)
+            return
         if its != own:
             raise ConfigError(
                 f"{self.remote.who} reads with another tokenizer: it makes {_some(its)} of a text of which the "
@@ -104,27 +111,41 @@ class ServedModel:
             )
 
     def _check_head(self, sequences: Sequence[Sequence[int]]) -> None:
-        raw, activated = (
-            self.remote.question(
-                "/classify",
-                classify(sequences, self.remote.server.model, activation=activation),
-                by_index,
-                f"{self.remote.shape.expected}: a reward model (a sequence classifier) must be served",
-            )
-            for activation in (False, True)
-        )
-        if sizes := {len(numbers) for numbers in raw} - {1}:
+        model, weights = self.remote.server.model, self.remote.server.weights
+        if self.remote.server.shape == SGLANG:
+            raw = activated = self._outputs(embeddings(sequences, model))
+        else:
+            raw, activated = (self._outputs(classify(sequences, model, activation=on)) for on in (False, True))
+        expected = len(weights) or 1
+        if sizes := {len(numbers) for numbers in raw} - {expected}:
+            many = max(sizes)
             raise ConfigError(
-                f"{self.remote.who} gives {max(sizes)} numbers for a text (num_labels {max(sizes)}), of which none is "
-                "the reward. Serve a reward model with one output."
+                f"{self.remote.who} gives {many} numbers for a text (num_labels {many}), of which none is the reward. "
+                + (
+                    f"--remote.weights has {len(weights)}; give one weight for each."
+                    if weights
+                    else "Give --remote.weights, one for each, or serve a reward model with one output."
+                )
             )
-        if raw == activated and all(0 <= number <= 1 for (number,) in raw):
-            log.warning(
-                "%s gives %s with and without its activation: between 0 and 1. If these are probabilities, this vLLM "
-                'does not know "use_activation"; take a newer one, or set "problem_type": "regression" in config.json.',
-                self.remote.who,
-                " and ".join(f"{number:.4g}" for (number,) in raw),
-            )
+        if expected == 1 and raw == activated and all(0 <= number <= 1 for (number,) in raw):
+            self._doubt(" and ".join(f"{number:.4g}" for (number,) in raw))
+
+    def _outputs(self, body: dict[str, object]) -> Any:
+        """What the model gives for some texts."""
+        shape = self.remote.shape
+        expected = f"{shape.expected}: a reward model (a sequence classifier) must be served"
+        return self.remote.question(shape.path, body, shape.read, expected)
+
+    def _doubt(self, numbers: str) -> None:
+        """Says that these may be no rewards but probabilities."""
+        if self.remote.server.shape == SGLANG:
+            return
+        log.warning(
+            "%s gives %s with and without its activation: between 0 and 1. If these are probabilities, this vLLM does "
+            'not know "use_activation"; take a newer one, or set "problem_type": "regression" in config.json.',
+            self.remote.who,
+            numbers,
+        )
 
     def _tokenize(self, body: dict[str, object]) -> list[int]:
         named = {"model": self.remote.server.model} if self.remote.server.model else {}

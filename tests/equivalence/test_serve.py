@@ -1,0 +1,195 @@
+"""A reward model that `assent serve` has and the same from its folder: the same float32 rewards by every request shape,
+and the same bytes of a whole run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from assent.cli import main
+from assent.config import DataConfig, InitConfig, ModelConfig, RemoteConfig, RewardsConfig, ServeConfig, online_config
+from assent.data.chat import Chat
+from assent.data.records import Example, Message, Origin
+from assent.distributed import World
+from assent.errors import ConfigError
+from assent.http import ServerAnswerError
+from assent.models.heads import load_score_model, save_reward_model
+from assent.models.init import CHAT_TEMPLATE, random_model, write_new_model
+from assent.models.loading import load_tokenizer
+from assent.models.reward_head import HeadRule
+from assent.rewards.build import reward_source
+from assent.rewards.group import Group, WeightedSum
+from assent.serve.app import Service
+from assent.serve.run import service_of
+from assent.train.log import read_jsonl, read_metrics
+from assent.train.session import Session
+
+SHAPES = ("openrlhf", "llamafactory", "vllm", "sglang")
+TALKS = (
+    (Message("user", "What is the capital?"),),
+    (Message("system", "Be brief."), Message("user", "One"), Message("assistant", "two"), Message("user", "three")),
+)
+TEXTS = (("Paris.", "two", "One two three", "Paris", "Rome."), ("three", "be brief"))
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A token for each letter: whatever is sampled reads back as the same tokens."""
+    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = [*map(chr, range(32, 60)), *map(chr, range(61, 127)), "\n"]  # without "<"
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*specials, *alphabet])}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(specials)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=specials[0], eos_token=specials[2])
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory) -> Path:
+    words = letters()
+    config = InitConfig(data="", out="", hidden_size=32, layers=2, heads=4, kv_heads=2, context=256, seed=3)
+    return write_new_model(words, random_model(words, config), tmp_path_factory.mktemp("models") / "policy")
+
+
+@pytest.fixture(scope="module")
+def reward_dir(policy_dir: Path, tmp_path_factory) -> Path:
+    start = ModelConfig(str(policy_dir), precision="fp32")
+    words = load_tokenizer(start)
+    scorer = load_score_model(start, words, max_length=64, seed=7)
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "reward"
+    save_reward_model(scorer, Chat(words), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(reward_dir: Path) -> Service:
+    return service_of(ServeConfig(str(reward_dir), precision="fp32", threads=1, micro_tokens=4096))
+
+
+@pytest.fixture(scope="module")
+def url(served: Service, serving) -> Iterator[str]:
+    with serving(served) as found:
+        yield found
+
+
+def source(policy: Path, remote: RemoteConfig | None = None, **rewards: Any) -> WeightedSum:
+    words = load_tokenizer(ModelConfig(str(policy)))
+    config = online_config(
+        "grpo",
+        model=ModelConfig(str(policy), precision="fp32"),
+        data=DataConfig("unused", max_length=200),
+        out="unused",
+        rewards=RewardsConfig(**rewards),
+        remote=remote or RemoteConfig(retries=1, budget=60.0),
+    )
+    return reward_source(Session(config, World(0, 1, 0, torch.device("cpu")), None, words, Chat(words)), config)
+
+
+def groups(folder: Path) -> list[Group]:
+    """Sampled answers; of each prompt the last was cut."""
+    chat = Chat(load_tokenizer(ModelConfig(str(folder))))
+    made = []
+    for row, (talk, texts) in enumerate(zip(TALKS, TEXTS, strict=True), 1):
+        ends = [[chat.tokenizer.eos_token_id]] * (len(texts) - 1) + [[]]
+        ids = [
+            np.array(chat.tokenizer(text, add_special_tokens=False)["input_ids"] + end)
+            for text, end in zip(texts, ends, strict=True)
+        ]
+        prompt = chat.tree(Example(talk), 200).prompt
+        finished = tuple(bool(end) for end in ends)
+        example = Example(talk, origin=Origin("rows.jsonl", row))
+        made.append(Group(example, texts, finished, tuple(map(len, ids)), tuple(ids), prompt))
+    return made
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_gives_the_bits_of_the_folder(shape: str, policy_dir: Path, reward_dir: Path, url: str) -> None:
+    mine = groups(policy_dir)
+    there, here = source(policy_dir, servers=(f"{shape}={url}",)), source(policy_dir, model=(str(reward_dir),))
+    there.check([group.example for group in mine])
+    want = here.score(mine).values
+    assert there.score(mine).values.astype(np.float32).tobytes() == want.astype(np.float32).tobytes()
+    assert want.std() > 0.05
+    one_each = source(policy_dir, RemoteConfig(batch=1, concurrency=3), servers=(f"{shape}={url}",)).score(mine).values
+    np.testing.assert_allclose(one_each, want, atol=1e-6)  # packed otherwise
+
+
+def test_attributes_by_the_rule_and_by_weights(policy_dir: Path, serving, tmp_path: Path) -> None:
+    """A server of several outputs: its own rule by the shapes that give one number, --remote.weights by /classify."""
+    start = ModelConfig(str(policy_dir), precision="fp32")
+    words = load_tokenizer(start)
+    rule = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
+    scorer = load_score_model(start, words, max_length=64, seed=7, outputs=rule)
+    save_reward_model(scorer.eval(), Chat(words), tmp_path / "rm")
+    mine = groups(policy_dir)
+    want = source(policy_dir, model=(str(tmp_path / "rm"),)).score(mine).values
+    assert want.std() > 0.01
+    with serving(service_of(ServeConfig(str(tmp_path / "rm"), precision="fp32", threads=1))) as url:
+        for shape in ("openrlhf", "llamafactory", "sglang"):
+            there = source(policy_dir, servers=(f"{shape}={url}",)).score(mine).values
+            assert there.astype(np.float32).tobytes() == want.astype(np.float32).tobytes()
+        several = source(policy_dir, RemoteConfig(weights=rule.weights), servers=(f"vllm={url}",))
+        several.check([group.example for group in mine])
+        np.testing.assert_allclose(several.score(mine).values, want, atol=1e-6)
+        with pytest.raises(ConfigError, match="gives 3 numbers for a text .* Give --remote.weights"):
+            source(policy_dir, servers=(f"vllm={url}",)).check([group.example for group in mine])
+
+
+def test_our_own_checks_of_a_vllm_server_hold_here(policy_dir: Path, url: str, tiny_model_dir: Path) -> None:
+    examples = [group.example for group in groups(policy_dir)]
+    for shape in ("vllm", "sglang"):
+        with pytest.raises(ConfigError, match="another tokenizer"):
+            source(tiny_model_dir, servers=(f"{shape}={url}",)).check(examples)
+    with pytest.raises(ConfigError, match="has no model 'judge'"):
+        source(policy_dir, RemoteConfig(model="judge"), servers=(f"vllm={url}",)).check(examples)
+    with pytest.raises(ServerAnswerError, match="answered 400 .* does not support Score API"):
+        source(policy_dir, servers=(f"vllm-score={url}",)).score(groups(policy_dir))
+
+
+@pytest.mark.parametrize(
+    "method", ["ppo --critic.start policy --rollout.epochs 1 --rollout.minibatches 1", "grpo --rollout.responses 3"]
+)
+def test_a_run_by_a_served_model_is_that_by_its_folder(
+    method: str, policy_dir: Path, reward_dir: Path, url: str, tmp_path: Path
+) -> None:
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"What is {n} + {n}?"}) + "\n" for n in range(4)))
+    told = []
+    for name, how in (
+        ("local", f"--rewards.model {reward_dir}"),
+        ("openrlhf", f"--rewards.servers openrlhf={url}"),
+        ("vllm", f"--rewards.servers vllm={url}"),
+    ):
+        out = tmp_path / name
+        words = (
+            f"{method} --model.path {policy_dir} --model.precision fp32 --data.train {rows} --data.max_length 96 {how} "
+            f"--train.batch_size 2 --train.max_steps 3 --sampling.max_new_tokens 12 --train.threads 1 "
+            f"--optim.lr 1e-2 --train.micro_tokens 4096 --out {out}"
+        )
+        assert main(words.split()) == 0
+        weights = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+        told.append((weights, numbers(out), samples(out)))
+    assert told[0] == told[1] == told[2]
+    assert len({row["reward"] for row in told[0][1] if "reward" in row}) == 3
+
+
+def numbers(out: Path) -> list[dict[str, float]]:
+    """The metrics of each step. NaN, which is not even itself, as text."""
+    rows = read_metrics(out / "metrics.jsonl", times=False)
+    return [{name: repr(value) for name, value in row.items()} for row in rows]
+
+
+def samples(out: Path) -> list[Any]:
+    return read_jsonl(out / "samples.jsonl")
