@@ -56,7 +56,10 @@ class GateRule:
 
 class Gate(nn.Module):
     """A perceptron with ReLU and dropout (in training) whose outputs become K weights by a softmax, times a scale that
-    is trained with it. Computed in fp32."""
+    is trained with it. Computed in fp32. `transform` is M, the identity until it is set."""
+
+    transform: Tensor
+    precision = "fp32"
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Gate(nn.Module):
         sizes = [width, *hidden, outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         self.logit_scale = nn.Parameter(torch.full((1,), scale))
+        self.register_buffer("transform", torch.eye(outputs), persistent=False)
         self.temperature = temperature
         self.dropout = dropout
 
@@ -174,7 +178,7 @@ def load_gate(folder: Path, section: Mapping[str, Any], width: int, outputs: int
         weights = load_file(folder / FILE)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / FILE}: not readable ({brief(error)}), but config.json has {SECTION}.") from error
-    gate = filled(Gate(width, outputs, rule.hidden, temperature=rule.temperature), weights, folder / FILE)
+    gate = filled(made(rule, width), weights, folder / FILE)
     if rule.backbone != weights_digest(folder):
         raise ModelError(
             f"{folder}: its gate was trained on another backbone (weights {rule.backbone[:12]}, here "
@@ -182,6 +186,13 @@ def load_gate(folder: Path, section: Mapping[str, Any], width: int, outputs: int
             f"reward-gate --model.path {folder} --data.train PAIRS --out RUN"
         )
     return gate, rule
+
+
+def made(rule: GateRule, width: int, *, scale: float = 1.0, dropout: float = 0.0) -> Gate:
+    """A gate as the rule says, for states of size `width`, with random weights."""
+    gate = Gate(width, len(rule.transform), rule.hidden, temperature=rule.temperature, scale=scale, dropout=dropout)
+    gate.transform.copy_(torch.tensor(rule.transform))
+    return gate
 
 
 def filled(gate: Gate, weights: Mapping[str, Tensor], file: Path) -> Gate:

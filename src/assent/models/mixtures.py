@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from assent.errors import ModelError
-from assent.models.gate import Gate, GateRule, filled
+from assent.models.gate import Gate, GateRule, filled, made
 from assent.models.stored import stored_weights, weight_files
 
 HEAD, MATRIX, SCALE = "regression_layer.weight", "reward_transform_matrix", "gating.logit_scale"
@@ -55,7 +55,7 @@ def is_mixture(folder: Path) -> bool:
 
 def read_mixture(folder: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mixture:
     """Head and gate of such a folder; `config` is its config.json. Raises ModelError, with what is missing or odd."""
-    stored = {name: x for name, x in _tensors(folder).items() if name in (HEAD, MATRIX, SCALE) or _LAYER.match(name)}
+    stored = _tensors(folder)
     layers = _layers(folder, stored)
     size = layers[-1][0].shape[0]
     rows, width = stored[HEAD].shape
@@ -77,7 +77,7 @@ def read_mixture(folder: Path, config: Mapping[str, Any], tokenizer: PreTrainedT
     weights = {"logit_scale": stored[SCALE].reshape(1)}
     for index, (weight, bias) in enumerate(layers):
         weights |= {f"layers.{index}.weight": weight.float(), f"layers.{index}.bias": bias.float()}
-    gate = filled(Gate(width, size, rule.hidden, temperature=rule.temperature), weights, folder)
+    gate = filled(made(rule, width), weights, folder)
     return Mixture(head, _names(config, size), gate, rule)
 
 
