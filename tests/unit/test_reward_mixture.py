@@ -322,7 +322,9 @@ def test_a_gate_comes_back_as_it_was_and_belongs_to_its_weights(folder: Path) ->
     gate = Gate(6, 2, (8,), temperature=3.0, scale=2.0).eval()
     rule = save_gate(gate, GateRule((8,), 3.0, ((1.0, 0.0), (-0.15, 0.0)), "length", (1, 2)), folder)
     config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == "llama" and not list(folder.glob("gate*.safetensors")), "vLLM would read it as weights"
+    assert config["model_type"] == "llama" and not list(folder.glob("gate*.safetensors")), (
+        "vLLM would read it as weights"
+    )
     again, read = load_gate(folder, config["assent_gate"], 6, 2)
     assert read == rule and read.transform[1] == (-0.15, 0.0)
     x = torch.randn(5, 6)

@@ -14,6 +14,7 @@ from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError, ModelError
 from assent.models.adapters import add_lora, checkpoint_weights
+from assent.models.gate import save_gate
 from assent.models.heads import NO_PAD, open_scorer, outward
 from assent.models.loading import load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder, reading_class
@@ -122,6 +123,8 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
         _keep(source, base, "SEQ_CLS", dtype, folder / "adapter")
         write_rule(folder / "adapter", found.rule)
     checked = compare_folder(reading_class(loaded), loaded, folder, weights, config.dtype)
+    if found.gate is not None:
+        save_gate(*found.gate, folder)
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
 
 

@@ -39,7 +39,8 @@ from assent.config.preference import (
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    REWARD_MODELS, RewardConfig, RewardModel, RewardModelConfig, RewardSection, reward_model_of,
+    GateSection, REWARD_MODELS, RewardConfig, RewardGateConfig, RewardModel, RewardModelConfig, RewardSection,
+    reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.sections import keywords
@@ -55,8 +56,8 @@ __all__ = [
     "CompareConfig", "CriticConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping",
     "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig",
     "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss",
-    "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig",
-    "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
+    "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GateSection", "GenerateConfig",
+    "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
     "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
     "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
     "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
@@ -66,9 +67,9 @@ __all__ = [
     "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig",
     "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss",
     "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig",
-    "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
-    "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig",
-    "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig",
-    "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "RewardGateConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig",
+    "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
+    "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig",
+    "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of",
+    "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

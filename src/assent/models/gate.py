@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from assent.data.tree import TreeBatch
 from assent.errors import ModelError
 from assent.foreign import brief
-from assent.models.stored import weight_files
+from assent.models.sources import Source
+from assent.models.stored import folder_of, weight_files
 
 SECTION = "assent_gate"
 FILE = Path("gate", "gate.safetensors")
@@ -153,6 +156,26 @@ def save_gate(gate: Gate, rule: GateRule, folder: Path) -> GateRule:
     save_file({name: x.detach().float().cpu().contiguous() for name, x in gate.state_dict().items()}, folder / FILE)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return rule
+
+
+def stored_gate(model: PreTrainedModel, place: Source) -> tuple[Gate, GateRule] | None:
+    """The gate that belongs to a model from this place, whose configuration then no longer speaks of it (`save_gate`
+    writes it anew); None where it has none. Raises ModelError as `load_gate`, and where something is laid on the
+    model."""
+    section = getattr(model.config, SECTION, None)
+    if section is None:
+        return None
+    delattr(model.config, SECTION)
+    if place.layers:
+        raise ModelError(
+            f"{place.base} has a gate, and {place.layers[-1]} is laid on it: that is another backbone than the gate's. "
+            "Train a gate for it: assent reward-gate"
+        )
+    folder = folder_of(place.base, place.revision)
+    if not Path(place.base).is_dir():
+        cached_file(place.base, str(FILE), revision=place.revision)
+    outputs = model.config.num_labels
+    return load_gate(folder, section, model.config.get_text_config().hidden_size, outputs)
 
 
 def load_gate(folder: Path, section: Mapping[str, Any], width: int, outputs: int) -> tuple[Gate, GateRule]:

@@ -13,7 +13,7 @@ of K outputs and a `Gate`, equal to the originals but for rounding.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from assent.errors import ModelError
 from assent.models.gate import Gate, GateRule, filled, made
-from assent.models.stored import stored_weights, weight_files
+from assent.models.sources import Source
+from assent.models.stored import CONFIG, INDEX, WEIGHTS, folder_of, read_object, weight_files
 
 HEAD, MATRIX, SCALE = "regression_layer.weight", "reward_transform_matrix", "gating.logit_scale"
 TURNS: Mapping[str, str] = {
@@ -40,56 +42,91 @@ EPS = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Such a folder: the linear head [K, h] fp32, the names of its outputs, and its gate."""
+    """Such a folder: the linear head [K, h] fp32, the names of its outputs, and its gate, which reads the prompt where
+    the `text` before the last answer begins."""
 
     head: Tensor
     names: tuple[str, ...]
     gate: Gate
     rule: GateRule
+    text: str
+    where: str
+
+    def turn(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """The ids of `text`. Raises ModelError where the tokenizer lacks one of its control tokens."""
+        for token in re.findall(r"<[^>]+>", self.text):
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ModelError(
+                    f"{self.where}: its gate reads the prompt where an answer's turn begins ({self.text!r}), and its "
+                    f"tokenizer has no {token}."
+                )
+        return tuple(tokenizer(self.text, add_special_tokens=False)["input_ids"])
 
 
-def is_mixture(folder: Path) -> bool:
-    """Whether the folder's weights are those of such a model."""
-    return {HEAD, SCALE} <= stored_weights(folder).keys()
+def parts_in(names: Collection[str]) -> set[str]:
+    """Those weights that belong to such a head and gate; none where the head is not among them."""
+    return {name for name in names if _is_part(name)} if {HEAD, SCALE} <= set(names) else set()
 
 
-def read_mixture(folder: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mixture:
-    """Head and gate of such a folder; `config` is its config.json. Raises ModelError, with what is missing or odd."""
-    stored = _tensors(folder)
+def find_mixture(place: Source) -> Mixture | None:
+    """Head and gate of such a folder or hub id; None for all others. Raises ModelError, with what is missing or odd."""
+    folder = folder_of(place.base, place.revision)
+    config = read_object(folder / CONFIG)
+    if not Path(place.base).is_dir() and "Gating" in str(config.get("architectures")):
+        _fetch(place)
+    stored = {name: x for name, x in _tensors(folder).items() if _is_part(name)}
+    return _read(folder, config, stored) if {HEAD, SCALE} <= stored.keys() else None
+
+
+def _read(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Mixture:
+    kind = str(config.get("model_type"))
+    if kind not in TURNS:
+        raise ModelError(
+            f"{folder}: where a gated model of type {kind} reads the prompt is not known (of {' and '.join(TURNS)} it "
+            "is)."
+        )
     layers = _layers(folder, stored)
-    size = layers[-1][0].shape[0]
+    size = len(layers[-1][1])
     rows, width = stored[HEAD].shape
     if rows % size or layers[0][0].shape[1] != width:
         raise ModelError(
             f"{folder}: {HEAD} has {rows} x {width} numbers, which do not fit a gate over {size} outputs that reads "
             f"states of {layers[0][0].shape[1]}."
         )
-    matrix = stored.get(MATRIX, torch.eye(size))
+    matrix = stored.get(MATRIX, torch.eye(size)).float()
     if matrix.shape != (size, size):
         raise ModelError(f"{folder}: {MATRIX} has {list(matrix.shape)} numbers, expected [{size}, {size}].")
-    head = stored[HEAD].double().view(size, rows // size, width).mean(1).float()
     rule = GateRule(
         hidden=tuple(len(bias) for _, bias in layers[:-1]),
         temperature=float(config.get("gating_temperature", 10)),
         transform=tuple(map(tuple, matrix.tolist())),
-        pattern=_pattern(folder, config, tokenizer),
     )
     weights = {"logit_scale": stored[SCALE].reshape(1)}
     for index, (weight, bias) in enumerate(layers):
         weights |= {f"layers.{index}.weight": weight.float(), f"layers.{index}.bias": bias.float()}
     gate = filled(made(rule, width), weights, folder)
-    return Mixture(head, _names(config, size), gate, rule)
+    head = stored[HEAD].double().view(size, rows // size, width).mean(1).float()
+    return Mixture(head, _names(config, size), gate, rule, TURNS[kind], str(folder))
+
+
+def _is_part(name: str) -> bool:
+    return name in (HEAD, MATRIX, SCALE) or _LAYER.fullmatch(name) is not None
+
+
+def _fetch(place: Source) -> None:
+    """Has the hub give all weights, which transformers would fetch only once the model's shape is known."""
+    found = cached_file(place.base, INDEX, revision=place.revision, _raise_exceptions_for_missing_entries=False)
+    names = {WEIGHTS} if found is None else set(read_object(Path(found))["weight_map"].values())
+    for name in sorted(names):
+        cached_file(place.base, name, revision=place.revision)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
+    """The head, the gate and the matrix, as far as they are there."""
     found = {}
-    for file in weight_files(folder):
+    for file in weight_files(folder) if (folder / CONFIG).is_file() else ():
         with safe_open(file, "pt") as stored:
-            found |= {
-                name: stored.get_tensor(name)
-                for name in stored.keys()
-                if name in (HEAD, MATRIX, SCALE) or _LAYER.match(name)
-            }
+            found |= {name: stored.get_tensor(name) for name in stored.keys() if _is_part(name)}
     return found
 
 
@@ -118,25 +155,6 @@ def _layers(folder: Path, stored: Mapping[str, Tensor]) -> list[tuple[Tensor, Te
     if not found or stretch is not None:
         raise ModelError(f"{folder}: its gate (gating.layers) does not end in a linear layer.")
     return found
-
-
-def _pattern(folder: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids of the text before the last answer."""
-    kind = str(config.get("model_type"))
-    text = TURNS.get(kind)
-    if text is None:
-        raise ModelError(f"{folder}: where a gated model of type {kind} reads the prompt is not known ({_known()} are).")
-    controls = re.findall(r"<[^>]+>", text)
-    if lacking := [token for token in controls if tokenizer.convert_tokens_to_ids(token) == tokenizer.unk_token_id]:
-        raise ModelError(
-            f"{folder}: its gate reads the prompt where an answer's turn begins ({text!r}), and its tokenizer has no "
-            f"{lacking[0]}."
-        )
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _known() -> str:
-    return " and ".join(TURNS)
 
 
 def _names(config: Mapping[str, Any], size: int) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def reweight(scorer: ScoreModel, weights: Mapping[str, float], path: str) -> Non
         return
     if len(scorer.rule) == 1:
         raise ConfigError(f"--rewards.output_weights: {path} has a single output. Leave the option out.")
-    scorer.rule = scorer.rule.reweighted(weights)
+    scorer.reweigh(weights)
 
 
 def _before(spec: str) -> str:

@@ -115,8 +115,9 @@ class Session:
         new_head: bool,
         outputs: HeadRule | None = None,
         only: str | None = None,
+        renew: HeadRule | None = None,
     ) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run; `outputs` and `only` as in
+        """A reward model or critic from `path`, or from the model of the run; `outputs`, `only` and `renew` as in
         `load_score_model`. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
         reads."""
         if trainable and path is not None:
@@ -132,6 +133,7 @@ class Session:
             new_head=new_head,
             outputs=outputs,
             only=only,
+            renew=renew,
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)
