@@ -95,6 +95,7 @@ def load_score_model(
     others."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
     found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, outputs))
+    gate = found.gate
     if only is not None:
         found = _single(found, only, config.path)
     if renew is not None:
@@ -119,10 +120,10 @@ def load_score_model(
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
     kind = partial(ScoreModel, head=found.head, rule=found.rule)
     scorer = prepare(kind, model, config, max_length, device, trainable)
-    if found.gate is not None and trainable:
-        log.warning(f"{config.path}: its gate is left behind, since training changes what it was trained on")
-    elif found.gate is not None:
-        scorer.gate, scorer.gate_rule = found.gate[0].to(device), found.gate[1]
+    if gate is not None and (trainable or only is not None or renew is not None):
+        log.warning(f"{config.path}: its gate is left behind, which belongs to the weights and outputs as they are")
+    elif gate is not None:
+        scorer.gate, scorer.gate_rule = gate[0].to(device), gate[1]
     if trainable and config.lora.rank > 0:
         vocab = scorer.plain.config.get_text_config().vocab_size
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)

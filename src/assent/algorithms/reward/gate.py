@@ -319,7 +319,13 @@ def _ratings(session: Session, file: str) -> tuple[tuple[str, ...], Prepared]:
     own = session.config.data
     limits = {name: getattr(own, name) for name in ("max_length", "long", "strict", "max_bad", "turns", "rendered")}
     config = DataConfig(file, **limits)
-    read = distributed.on_main(lambda: prepare(config, session.chat, AttributeView()))
+    try:
+        read = distributed.on_main(lambda: prepare(config, session.chat, AttributeView()))
+    except DataError as error:
+        raise DataError(
+            f"--gate.ratings: {error}\nThe options --data.format, columns, split and limit are about the pairs; ratings "
+            "of any attributes can be written in assent's own shape (docs/formats.md)."
+        ) from error
     names = names_of(read.train_examples)
     if len(names) < 2:
         raise DataError(f"--gate.ratings {file} rates one attribute ({names[0]}): nothing to weigh.")
