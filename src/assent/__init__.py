@@ -12,9 +12,12 @@ __version__ = "0.1.0"
 PUBLIC = {
     "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
+    "assent.algorithms.reward.attributes": ("train_attributes",),
     "assent.algorithms.reward.pairs": ("train_reward",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (
+        "AttributesConfig",
+        "AttributesSection",
         "CheckConfig",
         "CompareConfig",
         "CriticConfig",

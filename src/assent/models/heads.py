@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ def load_score_model(
     outputs: HeadRule | None = None,
     only: str | None = None,
     renew: HeadRule | None = None,
+    begin: Callable[[ScoreModel], None] | None = None,
 ) -> ScoreModel:
     """A reward model or critic from the folder of one or, with a fresh head drawn from `seed`, from any causal model.
     With `new_head=False` a folder without a trained head is refused. Where transformers has a sequence-classification
@@ -91,8 +92,8 @@ def load_score_model(
 
     `outputs` are what a new head gives, and what a trained one must give; without them a head has the outputs of its
     folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward; `renew` puts a
-    new head of other outputs in place of whatever head is there. Raises ModelError where the folder's outputs are
-    others."""
+    new head of other outputs in place of whatever head is there; `begin` is called with a model whose head is new.
+    Raises ModelError where the folder's outputs are others."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
     found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, outputs))
     gate = found.gate
@@ -124,6 +125,8 @@ def load_score_model(
         log.warning(f"{config.path}: its gate is left behind, which belongs to the weights and outputs as they are")
     elif gate is not None:
         scorer.gate, scorer.gate_rule = gate[0].to(device), gate[1]
+    if found.fresh and begin is not None:
+        begin(scorer)
     if trainable and config.lora.rank > 0:
         vocab = scorer.plain.config.get_text_config().vocab_size
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)

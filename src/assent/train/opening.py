@@ -39,9 +39,7 @@ def opening(
 ) -> list[Line]:
     """What stands above the progress of a run that begins after `step`; `about` is what only its algorithm knows."""
     facts = [Line("Method", f"{command.name[:1].upper()}{command.name[1:]}: {command.summary}"), *_data(session)]
-    facts += [
-        _model(name, module, session.config) for name, module in modules.items() if isinstance(module, Backbone)
-    ]
+    facts += [_model(name, module, session.config) for name, module in modules.items() if isinstance(module, Backbone)]
     facts += about
     if step:
         facts.append(Line("Resumes", f"after step {step:,} of {total:,}"))

@@ -116,8 +116,9 @@ class Session:
         outputs: HeadRule | None = None,
         only: str | None = None,
         renew: HeadRule | None = None,
+        begin: Callable[[ScoreModel], None] | None = None,
     ) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run; `outputs`, `only` and `renew` as in
+        """A reward model or critic from `path`, or from the model of the run; `outputs` to `begin` as in
         `load_score_model`. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
         reads."""
         if trainable and path is not None:
@@ -134,6 +135,7 @@ class Session:
             outputs=outputs,
             only=only,
             renew=renew,
+            begin=begin,
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)

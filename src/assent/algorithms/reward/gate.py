@@ -323,8 +323,8 @@ def _ratings(session: Session, file: str) -> tuple[tuple[str, ...], Prepared]:
         read = distributed.on_main(lambda: prepare(config, session.chat, AttributeView()))
     except DataError as error:
         raise DataError(
-            f"--gate.ratings: {error}\nThe options --data.format, columns, split and limit are about the pairs; ratings "
-            "of any attributes can be written in assent's own shape (docs/formats.md)."
+            f"--gate.ratings: {error}\nThe options --data.format, columns, split and limit are about the pairs; "
+            "ratings of any attributes can be written in assent's own shape (docs/formats.md)."
         ) from error
     names = names_of(read.train_examples)
     if len(names) < 2:

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from assent import distributed
 from assent.data.dataset import Prepared
 from assent.data.packing import EpochStream, Window
 from assent.models.policy import ScoreModel
+from assent.models.reward_head import SCALAR
+from assent.models.stored_heads import write_rule
 from assent.train.facts import Line
 from assent.train.held_out import held_out
 from assent.train.loop import Algorithm, run
@@ -55,6 +58,10 @@ def train_on(
     the folder of `scorer`. `summary` makes metrics of what the loss says of all held-out items; `about` is said before
     the first step."""
     total = session.total_steps(stream.steps_per_epoch)
+    if scorer.rule != SCALAR:
+        distributed.on_main(
+            lambda: write_rule(session.folder.path, scorer.rule)
+        )  # for checkpoints, which do not say it
 
     def evaluate() -> Evaluation:
         return held_out(algorithm, data.eval, stream, session.world, summary=summary)
