@@ -17,6 +17,7 @@ from assent.models.adapters import add_lora, checkpoint_weights
 from assent.models.gate import save_gate
 from assent.models.heads import NO_PAD, open_scorer, outward
 from assent.models.loading import load_tokenizer, open_model, quiet_transformers
+from assent.models.mixtures import find_mixture
 from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
 from assent.models.sources import CRITIC, Checkpoint, Source, ask_hub, resolve
@@ -130,7 +131,7 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
 
 def _is_scorer(model: ModelConfig, source: Source) -> bool:
     """Whether it is a reward model."""
-    if source.is_scorer:
+    if source.is_scorer or find_mixture(source) is not None:
         return True
     config = configuration(source.base, source.revision, model.trust_remote_code)
     return any("SequenceClassification" in name for name in config.architectures or ())

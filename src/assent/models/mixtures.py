@@ -27,7 +27,7 @@ from transformers.utils import cached_file
 from assent.errors import ModelError
 from assent.models.gate import Gate, GateRule, filled, made
 from assent.models.sources import Source
-from assent.models.stored import CONFIG, INDEX, WEIGHTS, folder_of, read_object, weight_files
+from assent.models.stored import CONFIG, INDEX, WEIGHTS, folder_of, read_object, stored_weights, weight_files
 
 HEAD, MATRIX, SCALE = "regression_layer.weight", "reward_transform_matrix", "gating.logit_scale"
 TURNS: Mapping[str, str] = {
@@ -72,10 +72,12 @@ def find_mixture(place: Source) -> Mixture | None:
     """Head and gate of such a folder or hub id; None for all others. Raises ModelError, with what is missing or odd."""
     folder = folder_of(place.base, place.revision)
     config = read_object(folder / CONFIG)
-    if not Path(place.base).is_dir() and "Gating" in str(config.get("architectures")):
+    if not Path(place.base).is_dir():
+        if "Gating" not in str(config.get("architectures")):
+            return None
         _fetch(place)
-    stored = {name: x for name, x in _tensors(folder).items() if _is_part(name)}
-    return _read(folder, config, stored) if {HEAD, SCALE} <= stored.keys() else None
+    names = stored_weights(folder).keys()
+    return _read(folder, config, _tensors(folder)) if {HEAD, SCALE} <= names else None
 
 
 def _read(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Mixture:
@@ -122,9 +124,9 @@ def _fetch(place: Source) -> None:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """The head, the gate and the matrix, as far as they are there."""
+    """The head, the gate and the matrix."""
     found = {}
-    for file in weight_files(folder) if (folder / CONFIG).is_file() else ():
+    for file in weight_files(folder):
         with safe_open(file, "pt") as stored:
             found |= {name: stored.get_tensor(name) for name in stored.keys() if _is_part(name)}
     return found

@@ -108,8 +108,8 @@ def about_stream(stream: EpochStream, total: int) -> Line:
     pairs = sum(len(tree.pairs) for tree in stream.trees)
     tokens = sum(map(_trained_tokens, stream.trees))
     of = plural(size, "example") + (f" with {rounded(pairs / per_epoch)} pairs" if pairs > len(stream.trees) else "")
-    each = f"about {rounded(tokens / per_epoch)} trained tokens each ({rounded(tokens)} an epoch)"
-    return Line("Steps", f"{total:,} ({epochs(total, per_epoch)}) of {of}, {each}")
+    each = f", about {rounded(tokens / per_epoch)} trained tokens each ({rounded(tokens)} an epoch)" if tokens else ""
+    return Line("Steps", f"{total:,} ({epochs(total, per_epoch)}) of {of}{each}")
 
 
 def _trained_tokens(tree: TokenTree) -> int:
