@@ -34,8 +34,8 @@ TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 class Reference(nn.Module):
-    """Backbone, regression layer and gate as the two papers describe them, one conversation at a time. With `quantiles`
-    it is QRM: no bias in the gate's hidden layers, BatchNorm behind their ReLU, the reward the mean of the quantiles."""
+    """Backbone, regression layer and gate as the papers describe them, one conversation at a time. With `quantiles`
+    it is QRM: no bias in hidden layers of the gate, BatchNorm behind their ReLU, the reward a mean of quantiles."""
 
     def __init__(self, config: LlamaConfig, quantiles: int = 0) -> None:
         super().__init__()
