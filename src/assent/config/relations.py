@@ -9,7 +9,7 @@ from typing import Any
 
 from assent.config.base import RunConfig, SFTConfig
 from assent.config.inputs import INPUTS, is_input
-from assent.config.objectives import OBJECTIVES, SFT, objective_of
+from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
 from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
@@ -130,13 +130,13 @@ def _added_objectives(config: PairConfig) -> str | None:
     for name, weight in config.plus.items():
         start = f"--plus {name}:{weight:g}:"
         other = OBJECTIVES.get(name)
-        if name != SFT and other is None:
-            return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
+        if name != SFT_TERM and other is None:
+            return f"{start} no objective is called '{name}'. Known: {SFT_TERM}, {', '.join(_pairwise())}."
         if not (weight > 0 and in_float32(weight)):
             return f"{start} a weight must be > 0 and a number that float32 holds."
-        if name == SFT and "sft_weight" in row.options:
+        if name == SFT_TERM and "sft_weight" in row.options:
             return f"{start} {key} has this term already. Set --loss.sft_weight."
-        if name == SFT and key == "orpo":
+        if name == SFT_TERM and key == "orpo":
             return f"{start} orpo has this term already, with weight 1."
         if other is None:
             continue
