@@ -1,5 +1,5 @@
-"""The gate learns what matters to whom, in the assistant world, on three seeds: prompts of different kinds are judged by
-different attributes, or annotators have a taste for length. The backbone is a small random model and its heads are
+"""The gate learns what matters to whom, in the assistant world, on three seeds: prompts of different kinds are judged
+by different attributes, or annotators have a taste for length. The backbone is a small random model and its heads are
 fitted to ratings in closed form, so all of it takes seconds."""
 
 from __future__ import annotations

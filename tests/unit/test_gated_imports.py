@@ -187,6 +187,21 @@ def test_exported_they_are_folders_of_our_own(shape: str, shaped, tmp_path: Path
     )
 
 
+def test_the_score_command_takes_them(shaped, tmp_path: Path) -> None:
+    folder, reference = shaped("armo")
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"prompt": "Name three colours.", "completion": "No!"}) + "\n")
+    out = tmp_path / "scores.jsonl"
+    assert main(f"score {folder} {file} --precision fp32 --explain --out {out}".split()) == 0
+    row = json.loads(out.read_text())
+    turn = AutoTokenizer.from_pretrained(folder)(TURN, add_special_tokens=False)["input_ids"]
+    tree = conversations(folder)[0]
+    with torch.no_grad():
+        want, _ = reference.score([*tree.prompt.tolist(), *tree.branches[1].ids.tolist()], turn)
+    assert row["reward"] == pytest.approx(want, abs=1e-4)
+    assert all(name in json.dumps(row) for name in NAMES)
+
+
 @pytest.fixture
 def broken(shaped, tmp_path: Path) -> Callable[..., str]:
     """The error of an ArmoRM-shaped folder whose weights or configuration were changed."""

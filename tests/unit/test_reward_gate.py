@@ -396,3 +396,17 @@ def test_ratings_that_say_nothing_are_refused(tiny_model_dir: Path, data: Path, 
     assert "ratings are needed" in said([{**row, "feedback": []} for row in rows])
     strange = said([{"prompt": "a", "response": "b", "politeness": 3}])
     assert "--gate.ratings: " in strange and "assent's own shape" in strange
+
+
+# ---- what uses the folder
+
+
+def test_the_score_command_explains_and_weighs(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    file, out = data / "pairs.jsonl", tmp_path / "scores.jsonl"
+    words = f"score {run} {file} --limit 3 --precision fp32 --max_length 128 --out"
+    assert main([*words.split(), str(out), "--explain"]) == 0
+    gated = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(name in json.dumps(gated[0]) for name in NAMES)
+    out.unlink()
+    assert main([*words.split(), str(out), "--weights", "courtesy:1"]) == 0
+    assert [json.loads(line) for line in out.read_text().splitlines()] != gated
