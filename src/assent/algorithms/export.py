@@ -14,8 +14,10 @@ from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError, ModelError
 from assent.models.adapters import add_lora, checkpoint_weights
+from assent.models.gate import save_gate
 from assent.models.heads import NO_PAD, open_scorer, outward
 from assent.models.loading import load_tokenizer, open_model, quiet_transformers
+from assent.models.mixtures import find_mixture
 from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
 from assent.models.sources import CRITIC, Checkpoint, Source, ask_hub, resolve
@@ -128,7 +130,17 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
     if found.rule.offset:
         offset = ", ".join(f"{number:g}" for number in found.rule.offset)
         checked += f" Beware: others read the logits alone, to which assent adds {offset} as the value head does."
+    if found.gate is not None:
+        save_gate(*found.gate, folder)
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
+
+
+def _is_scorer(model: ModelConfig, source: Source) -> bool:
+    """Whether it is a reward model."""
+    if source.is_scorer or find_mixture(source) is not None:
+        return True
+    config = configuration(source.base, source.revision, model.trust_remote_code)
+    return any("SequenceClassification" in name for name in config.architectures or ())
 
 
 def _has_own_adapters(source: Source) -> bool:

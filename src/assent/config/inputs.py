@@ -14,6 +14,7 @@ INPUTS: dict[str, Kind] = {
     "model.chat_template": "template",
     "data.train": "rows",
     "data.eval": "rows",
+    "gate.ratings": "columns",
     "reference.path": "model",
     "reference.cache": "log-probs",
     "kl.reference": "model",

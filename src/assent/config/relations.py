@@ -14,7 +14,7 @@ from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_ask
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
-from assent.config.reward import AttributesConfig, EnsembleConfig
+from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
@@ -85,6 +85,13 @@ def _quantized_adapters(config: RunConfig) -> str | None:
             f"--model.lora.quantize {config.model.lora.quantize} needs adapters to train beside the frozen weights. "
             "Give --model.lora.rank, for example 16."
         )
+    return None
+
+
+def _frozen_backbone(config: RewardGateConfig) -> str | None:
+    if config.model.lora.rank > 0 or config.model.activation_checkpointing:
+        option = "lora.rank" if config.model.lora.rank > 0 else "activation_checkpointing"
+        return f"--model.{option} is for models that are trained; reward-gate trains a gate over a frozen one."
     return None
 
 
@@ -252,6 +259,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),
+    (RewardGateConfig, _frozen_backbone),
     (SimPOConfig, _gamma_per_token),
     (EXOConfig, _smoothed_target),
     (PreferenceConfig, _reference_mode),

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from assent.config.base import RunConfig
-from assent.config.ranges import Finite, Named, NotNegative
+from assent.config.base import OptimConfig, RunConfig, TrainConfig
+from assent.config.ranges import BelowOne, Count, CountOrZero, Finite, Named, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,56 @@ class EnsembleConfig(RewardModelConfig):
     ensemble: EnsembleSection = field(default_factory=EnsembleSection)
 
 
+@dataclass(frozen=True)
+class GateSection:
+    """The gate, and the outputs that it weighs."""
+
+    ratings: Named | None = None
+    """File, folder or hub id of rated answers: linear heads are fitted to them on the model's frozen states. Without
+    it, the model's own outputs are weighed."""
+    layers: CountOrZero = 3
+    """Hidden layers."""
+    width: Count = 1024
+    """Width of a hidden layer."""
+    dropout: BelowOne = 0.2
+    """Share of each hidden layer that is left out in a step."""
+    temperature: Positive = 10.0
+    """What the logits of the weights are divided by."""
+    scale: Positive = 1.0
+    """Sum of the weights at the start; it is trained with them."""
+    decorrelate: bool = True
+    """Take length out of the outputs before they are weighed."""
+    verbosity: Named = "verbosity"
+    """The output that stands for length."""
+    limit: BelowOne = 0.03
+    """Rank correlation with it that another output may keep."""
+
+
+@dataclass(frozen=True)
+class GateOptim(OptimConfig):
+    __doc__ = OptimConfig.__doc__
+
+    lr: Positive = 1e-3
+    warmup: Share = 0.0
+
+
+@dataclass(frozen=True)
+class GateTrain(TrainConfig):
+    __doc__ = TrainConfig.__doc__
+
+    batch_size: Count = 1024
+    max_steps: Count | None = 2000
+
+
+@dataclass(frozen=True)
+class RewardGateConfig(RewardModelConfig):
+    """Gated mixture: the outputs of a frozen reward model, weighed by the prompt."""
+
+    gate: GateSection = field(default_factory=GateSection)
+    optim: OptimConfig = field(default_factory=GateOptim)
+    train: TrainConfig = field(default_factory=GateTrain)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
     """What a command trains. `target` is its "module:function"; `data` says what it learns from. A person follows the
@@ -124,6 +174,12 @@ REWARD_MODELS: dict[str, RewardModel] = {
         paper="2310.02743", config=EnsembleConfig, target="assent.algorithms.reward.ensemble:train_ensemble",
         data="pairs", steps=("nll", "accuracy", "margin", "std"), held_out=("accuracy", "nll", "margin", "std"),
         best="accuracy",
+    ),
+    "reward-gate": RewardModel(
+        name="a gate over the outputs of a reward model", summary="What matters, read off the prompt.",
+        paper="2406.12845", config=RewardGateConfig, target="assent.algorithms.reward.gate:train_gate",
+        data="pairs, over frozen outputs", steps=("nll", "accuracy", "margin"),
+        held_out=("accuracy", "accuracy_fixed", "accuracy_uniform", "nll", "length_relation"), best="accuracy",
     ),
 }  # fmt: skip
 

@@ -3,7 +3,10 @@
 An annotator shown `first` and `second` prefers the first with probability
 
     P = careless / 2 + (1 - careless) * sigmoid((u_first - u_second) / temperature + position_bias)
-    u = gold reward + length_bias * words
+    u = worth + length_bias * words
+
+where the worth of an answer is its gold reward or, for prompts of a kind that the annotator has a taste of their own
+for, the sum of its gold attributes with the weights of that taste.
 
 (Bradley and Terry 1952; the form used by arXiv 2203.02155). Without biases, an annotator agrees with the gold order of
 a pair whose rewards differ by `gap` with probability careless / 2 + (1 - careless) * sigmoid(gap / temperature). The
@@ -13,7 +16,7 @@ default `PANEL` agrees with gold on 93 to 95 % of the pairs that `assent.lab.art
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -28,13 +31,22 @@ from assent.lab.world import AssistantWorld
 class Annotator:
     """`temperature` is the lack of skill, in gold reward: a gap of that size is seen 73 % of the time. `length_bias` is
     what one more word is worth, in gold reward; `position_bias` is added to the logit of the answer shown first;
-    `careless` is the share of labels given at random."""
+    `careless` is the share of labels given at random. `tastes` are weights of gold attributes by kind of prompt
+    (`AssistantWorld.kind`), for those kinds that are not judged by the gold reward."""
 
     name: str
     temperature: float = 0.5
     length_bias: float = 0.0
     position_bias: float = 0.0
     careless: float = 0.0
+    tastes: Mapping[str, Mapping[str, float]] | None = None
+
+    def worth(self, gold: GoldScore, kind: str = "") -> float:
+        """What an answer to a prompt of this kind is worth to the annotator, without biases."""
+        taste = (self.tastes or {}).get(kind)
+        if taste is None:
+            return gold.reward
+        return sum(weight * getattr(gold, name) for name, weight in taste.items())
 
 
 PANEL = (
@@ -48,21 +60,23 @@ PANEL = (
 policy can exploit."""
 
 
-def preference_logit(annotator: Annotator, texts: Sequence[str], golds: Sequence[GoldScore]) -> float:
-    """The logit with which the first of two texts is preferred to the second by an annotator who is not careless."""
+def preference_logit(annotator: Annotator, texts: Sequence[str], golds: Sequence[GoldScore], kind: str = "") -> float:
+    """The logit with which the first of two texts is preferred to the second by an annotator who is not careless, as
+    answers to a prompt of this kind."""
     first, second = (
-        gold.reward + annotator.length_bias * len(text.split()) for text, gold in zip(texts, golds, strict=True)
+        annotator.worth(gold, kind) + annotator.length_bias * len(text.split())
+        for text, gold in zip(texts, golds, strict=True)
     )
     return (first - second) / annotator.temperature + annotator.position_bias
 
 
 def judge(
-    annotator: Annotator, texts: Sequence[str], golds: Sequence[GoldScore], rng: np.random.Generator
+    annotator: Annotator, texts: Sequence[str], golds: Sequence[GoldScore], rng: np.random.Generator, kind: str = ""
 ) -> tuple[bool, int]:
     """Whether the annotator prefers the first of two texts, shown in this order, and how clearly: 1 slightly,
     2 plainly, 3 strongly (HelpSteer2's scale)."""
     # logistic noise on the logit makes the choice Bradley-Terry; how far from 0 it ends is how sure the annotator feels
-    felt = preference_logit(annotator, texts, golds) + rng.logistic()
+    felt = preference_logit(annotator, texts, golds, kind) + rng.logistic()
     if rng.random() < annotator.careless:
         return bool(rng.integers(2)), int(rng.integers(1, 4))
     return bool(felt > 0), 1 + int(np.searchsorted((1.5, 5.0), abs(felt)))
@@ -90,12 +104,13 @@ def labelled(
     `ratings` also a `Rating` of each response."""
     texts = [response.text for response in example.responses]
     golds = [world.gold(example.prompt, text) for text in texts]
+    kind = world.kind(example.prompt)
     feedback: list[Pair | Rating] = []
     for annotator in annotators:
         for shown in combinations(range(len(texts)), 2):
             first, second = shown if rng.random() < 0.5 else shown[::-1]
             prefers_first, strength = judge(
-                annotator, (texts[first], texts[second]), (golds[first], golds[second]), rng
+                annotator, (texts[first], texts[second]), (golds[first], golds[second]), rng, kind
             )
             chosen, rejected = (first, second) if prefers_first else (second, first)
             feedback.append(Pair(chosen, rejected, float(strength), annotator.name))

@@ -138,6 +138,11 @@ class AssistantWorld:
             raise DataError(f"not a prompt of the assistant world with seed {self.seed}: {messages[-1:]!r}")
         return Task(Fact(*asked, self.knowledge.value[asked]) if asked else None, brief)
 
+    def kind(self, messages: Sequence[Message]) -> str:
+        """What kind of prompt it is: "brief" (a short answer is asked for), else "harmful" or "question"."""
+        task = self.lookup(messages)
+        return "brief" if task.brief else "question" if task.fact else "harmful"
+
     def gold(self, prompt: Sequence[Message], text: str) -> GoldScore:
         """The gold score of any text as the answer to a prompt of this world."""
         return rubric.grade(self.knowledge, self.lookup(prompt), text)

@@ -29,8 +29,17 @@ from assent.data.tree import collate
 from assent.errors import ModelError
 from assent.foreign import named
 from assent.models.adapters import adapt
+from assent.models.gate import Gate, GateRule, save_gate, stored_gate
 from assent.models.head_classes import OWN, last_token_head, own_class, resize_head
-from assent.models.loading import few_bits, load_folder, open_model, prepare, stored_config
+from assent.models.loading import (
+    few_bits,
+    load_folder,
+    load_tokenizer,
+    open_model,
+    prepare,
+    stored_config,
+)
+from assent.models.mixtures import Mixture, find_mixture
 from assent.models.policy import ScoreModel
 from assent.models.readback import sample_batch
 from assent.models.recipe import (
@@ -44,7 +53,7 @@ from assent.models.recipe import (
 from assent.models.reward_head import HeadRule, rule_of, shown
 from assent.models.saving import save_model
 from assent.models.sources import Source, ask_hub, resolve
-from assent.models.stored_heads import SECTION, asked_of, chosen_output, stored_heads, write_rule
+from assent.models.stored_heads import SECTION, StoredHeads, asked_of, chosen_output, stored_heads, write_rule
 from assent.models.value_heads import ValueHead, fill
 
 log = logging.getLogger(__name__)
@@ -53,13 +62,14 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
     """A model with its head. `own`: transformers has no class for it that reads the last token as we do; `fresh`: the
-    head is new."""
+    head is new. `gate` weighs its outputs, where the folder has one."""
 
     model: PreTrainedModel
     head: str
     own: bool
     fresh: bool
     rule: HeadRule
+    gate: tuple[Gate, GateRule] | None = None
 
 
 def load_score_model(
@@ -73,6 +83,7 @@ def load_score_model(
     new_head: bool = True,
     outputs: HeadRule | None = None,
     only: str | None = None,
+    renew: HeadRule | None = None,
     begin: Callable[[ScoreModel], None] | None = None,
 ) -> ScoreModel:
     """A reward model or critic from the folder of one or, with a fresh head drawn from `seed`, from any causal model.
@@ -81,12 +92,17 @@ def load_score_model(
     Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32.
 
     `outputs` are what a new head gives, and what a trained one must give; without them a head has the outputs of its
-    folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward; `begin` is
-    called with a model whose head is new. Raises ModelError where the folder's outputs are others."""
+    folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward; `renew` puts a
+    new head of other outputs in place of whatever head is there; `begin` is called with a model whose head is new.
+    Raises ModelError where the folder's outputs are others."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
     found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, outputs))
+    gate = found.gate
     if only is not None:
         found = _single(found, only, config.path)
+    if renew is not None:
+        resize_head(found.model, found.head, len(renew))
+        found = _found(found.model, found.head, found.own, True, renew)
     model = found.model
     if found.fresh and not new_head:
         raise ModelError(
@@ -106,6 +122,10 @@ def load_score_model(
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
     kind = partial(ScoreModel, head=found.head, rule=found.rule)
     scorer = prepare(kind, model, config, max_length, device, trainable)
+    if gate is not None and (trainable or only is not None or renew is not None):
+        log.warning(f"{config.path}: its gate is left behind, which belongs to the weights and outputs as they are")
+    elif gate is not None:
+        scorer.gate, scorer.gate_rule = gate[0].to(device), gate[1]
     if found.fresh and begin is not None:
         begin(scorer)
     if trainable and config.lora.rank > 0:
@@ -120,7 +140,36 @@ def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any], outputs: H
     drawn from `seed`."""
     place = resolve(config.path, config.revision)
     ask_hub(place)
-    stored = stored_heads(place)
+    mixture = find_mixture(place)
+    if mixture is None:
+        found = _opened(config, place, seed, bits, stored_heads(place), outputs)
+        return dataclasses.replace(found, gate=stored_gate(found.model, place))
+    plain = dataclasses.replace(config, trust_remote_code=False)
+    found = _opened(plain, place, seed, bits, StoredHeads(len(mixture.names), HeadRule(mixture.names, ())), outputs)
+    return _filled(found, mixture, load_tokenizer(plain))
+
+
+def _filled(found: Found, mixture: Mixture, tokenizer: PreTrainedTokenizerBase) -> Found:
+    """The model with the head and the gate of another tool's folder, whose code it no longer names."""
+    if not found.fresh:  # adapters or a checkpoint brought another head, for which there is no gate
+        return found
+    with torch.no_grad():
+        getattr(found.model, found.head).weight.copy_(mixture.head)
+    if hasattr(found.model.config, "auto_map"):
+        del found.model.config.auto_map
+    rule = dataclasses.replace(mixture.rule, pattern=mixture.turn(tokenizer))
+    return dataclasses.replace(found, fresh=False, gate=(mixture.gate, rule))
+
+
+def _opened(
+    config: ModelConfig,
+    place: Source,
+    seed: int,
+    bits: dict[str, Any],
+    stored: StoredHeads,
+    outputs: HeadRule | None,
+) -> Found:
+    """`open_scorer` without what is beside the head."""
     rule = asked_of(stored, outputs, config.path)
     hf_config = stored_config(config, num_labels=stored.below or len(rule))
     section = getattr(hf_config, SECTION, None) or {}
@@ -251,6 +300,8 @@ def save_reward_model(
     written = save_model(scorer, outward(scorer.plain, chat, scorer.rule), folder, state, dtype=dtype)
     if (folder / "adapter").is_dir():
         write_rule(folder / "adapter", scorer.rule)
+    if scorer.gate is not None and scorer.gate_rule is not None:
+        save_gate(scorer.gate, scorer.gate_rule, folder)
     return written
 
 

@@ -22,6 +22,7 @@ from assent.models.adapters import adapt, lay, shapes_in
 from assent.models.finite import not_finite
 from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
 from assent.models.keys import check_keys, check_tied
+from assent.models.mixtures import parts_in
 from assent.models.policy import Policy
 from assent.models.quantize import loading_options, settle
 from assent.models.quiet import quieten
@@ -148,7 +149,7 @@ def open_model(
     missing, brought = set(info["missing_keys"]), amend(model)
     lacking, surplus = missing if task == "CAUSAL_LM" else (), set(info["unexpected_keys"])
     if surplus and task != "CAUSAL_LM":
-        surplus -= _output_head(recorded, source.trust_remote_code)
+        surplus -= _output_head(recorded, source.trust_remote_code) | parts_in(surplus)
     if brought:  # by a value head among these weights
         surplus = {name for name in surplus if not name.startswith(PREFIX)}
     check_keys(place.base, lacking, surplus, info["mismatched_keys"], headless=task)

@@ -3,6 +3,7 @@ of a `TreeBatch`. FSDP wraps these modules, so their `forward` is the only way i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from assent.data.tree import TreeBatch
 from assent.models.attention import TreeAttend
+from assent.models.gate import Gate, GateRule, prompt_positions, shares
 from assent.models.head import Head, Transform, head_kl, head_logprobs, head_of, measure
 from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
@@ -188,7 +190,10 @@ class Policy(Backbone):
 class ScoreModel(Backbone):
     """A decoder with a head of K outputs, read at chosen tokens: a reward model at each response's last token
     (`batch.last`), a critic at the states that predict the trained tokens (`batch.source`). `rule` says what the
-    outputs are, and how they become one reward."""
+    outputs are, and how they become one reward; where there is a `gate`, it weighs them by the prompt instead."""
+
+    gate: Gate | None
+    gate_rule: GateRule | None
 
     def __init__(
         self, model: PreTrainedModel, *, precision: str, tree: bool, head: str = "score", rule: HeadRule = SCALAR
@@ -197,6 +202,7 @@ class ScoreModel(Backbone):
         super().__init__(model, precision=precision, tree=tree)
         self.head_name = head
         self.rule = rule
+        self.gate = self.gate_rule = None
 
     @property
     def head(self) -> Any:
@@ -204,22 +210,36 @@ class ScoreModel(Backbone):
 
     @property
     def heads(self) -> list[nn.Module]:
-        return [self.head]
+        return [self.head] if self.gate is None else [self.head, self.gate]
 
-    def forward(self, batch: TreeBatch, index: Tensor) -> Tensor:
-        """The outputs at the packed tokens `index` [n]: [n, K] fp32."""
-        logits = _outputs(self.head, self.hidden(batch).index_select(0, index))
-        return logits + logits.new_tensor(self.rule.offset) if self.rule.offset else logits
+    def forward(self, batch: TreeBatch, index: Tensor, *, states: bool = False) -> Any:
+        """The outputs at the packed tokens `index` [n]: [n, K] fp32; with `states` also the hidden states [n, h]."""
+        hidden = self.hidden(batch).index_select(0, index)
+        logits = _outputs(self.head, hidden)
+        outputs = logits + logits.new_tensor(self.rule.offset) if self.rule.offset else logits
+        return (outputs, hidden) if states else outputs
 
     def scalars(self, batch: TreeBatch, index: Tensor) -> Tensor:
         """What the outputs at the packed tokens `index` [n] become by the rule: [n]."""
         return self.rule.reward(self(batch, index))
 
+    def reweigh(self, weights: Mapping[str, float], flag: str = "--rewards.output_weights") -> None:
+        """From now on the reward is this sum of outputs, whatever the rule or the gate said. Raises ConfigError as
+        `HeadRule.reweighted`."""
+        self.rule = self.rule.reweighted(weights, flag)
+        self.gate = self.gate_rule = None
+
     def rewards(self, batch: TreeBatch) -> Scored:
         """The reward of each response, and what it is made of."""
-        outputs = self(batch, batch.last)
-        shares = self.rule.shares(outputs)
-        return Scored(shares.sum(-1), outputs, shares)
+        if self.gate is not None and self.gate_rule is not None:
+            prompts = prompt_positions(batch, self.gate_rule.pattern)
+            read, states = self(batch, torch.cat([batch.last, prompts]), states=True)
+            outputs, prompt = read[: batch.num_responses], states[batch.num_responses :]
+            parts = shares(outputs, self.gate(prompt), self.gate.transform)
+        else:
+            outputs = self(batch, batch.last)
+            parts = self.rule.shares(outputs)
+        return Scored(parts.sum(-1), outputs, parts)
 
 
 def _outputs(head: Any, hidden: Tensor) -> Tensor:

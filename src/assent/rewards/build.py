@@ -330,7 +330,7 @@ def reweight(
         return
     if len(scorer.rule) == 1:
         raise ConfigError(f"{flag} {', '.join(weights)}: {path} has a single output. Leave the option out.")
-    scorer.rule = scorer.rule.reweighted(weights, flag)
+    scorer.reweigh(weights, flag)
 
 
 def _before(spec: str) -> str:

@@ -37,7 +37,8 @@ class ModelReward:
     ) -> None:
         """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass. Raises
         ModelError where nobody has said how several outputs become one reward."""
-        scorer.rule.require_weights(f"The reward model '{name}'")
+        if scorer.gate is None:
+            scorer.rule.require_weights(f"The reward model '{name}'")
         self.name = name
         self.scorer = scorer
         self.reading = Reading(chat, policy_chat, max_length)

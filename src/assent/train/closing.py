@@ -109,7 +109,8 @@ def _finished(run: Summary) -> Line:
     if pace.seconds <= 0:
         return Line("Finished", f"{done}, none of them now")
     now = "" if not pace.since else f", {run.steps - pace.since:,} of them now"
-    return Line("Finished", f"{done}{now}, in {clock(pace.seconds)} ({rounded(pace.speed)} trained tokens/s)")
+    speed = f" ({rounded(pace.speed)} trained tokens/s)" if pace.tokens else ""
+    return Line("Finished", f"{done}{now}, in {clock(pace.seconds)}{speed}")
 
 
 def _held_out(run: Summary) -> list[Line]:

@@ -39,7 +39,7 @@ def opening(
 ) -> list[Line]:
     """What stands above the progress of a run that begins after `step`; `about` is what only its algorithm knows."""
     facts = [Line("Method", f"{command.name[:1].upper()}{command.name[1:]}: {command.summary}"), *_data(session)]
-    facts += [_model(name, module, session.config) for name, module in modules.items()]
+    facts += [_model(name, module, session.config) for name, module in modules.items() if isinstance(module, Backbone)]
     facts += about
     if step:
         facts.append(Line("Resumes", f"after step {step:,} of {total:,}"))
@@ -62,8 +62,7 @@ def _data(session: Session) -> list[Line]:
 # ---- models
 
 
-def _model(name: str, module: nn.Module, config: RunConfig) -> Line:
-    assert isinstance(module, Backbone)
+def _model(name: str, module: Backbone, config: RunConfig) -> Line:
     options: Any = config
     path, label = config.model.path, "Model"
     if name == "critic":
@@ -109,8 +108,8 @@ def about_stream(stream: EpochStream, total: int) -> Line:
     pairs = sum(len(tree.pairs) for tree in stream.trees)
     tokens = sum(map(_trained_tokens, stream.trees))
     of = plural(size, "example") + (f" with {rounded(pairs / per_epoch)} pairs" if pairs > len(stream.trees) else "")
-    each = f"about {rounded(tokens / per_epoch)} trained tokens each ({rounded(tokens)} an epoch)"
-    return Line("Steps", f"{total:,} ({epochs(total, per_epoch)}) of {of}, {each}")
+    each = f", about {rounded(tokens / per_epoch)} trained tokens each ({rounded(tokens)} an epoch)" if tokens else ""
+    return Line("Steps", f"{total:,} ({epochs(total, per_epoch)}) of {of}{each}")
 
 
 def _trained_tokens(tree: TokenTree) -> int:

@@ -121,9 +121,10 @@ class Session:
         new_head: bool,
         outputs: HeadRule | None = None,
         only: str | None = None,
+        renew: HeadRule | None = None,
         begin: Callable[[ScoreModel], None] | None = None,
     ) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run; `outputs`, `only` and `begin` as in
+        """A reward model or critic from `path`, or from the model of the run; `outputs` to `begin` as in
         `load_score_model`. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
         reads."""
         if trainable and path is not None:
@@ -139,6 +140,7 @@ class Session:
             new_head=new_head,
             outputs=outputs,
             only=only,
+            renew=renew,
             begin=begin,
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
