@@ -136,6 +136,7 @@ def idle(template: TokenTree) -> TreeBatch:
         keys=(),
         per_token=dict.fromkeys(template.branches[0].per_token, empty),
         per_response=dict.fromkeys(template.per_response, empty),
+        per_pair=dict.fromkeys(template.per_pair, empty),
     )
 
 

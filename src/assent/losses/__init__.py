@@ -24,6 +24,7 @@ from assent.losses.advantages import (
 )
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
 from assent.losses.kl import KL_ESTIMATORS, kl_estimate
+from assent.losses.odin import correlation, odin_length, orthogonality
 from assent.losses.policy_gradient import (
     RatioDiagnostics,
     cispo,
@@ -60,7 +61,15 @@ from assent.losses.preference_curves import (
 from assent.losses.preference_length import ld_dpo, normalised_dpo, r_dpo
 from assent.losses.ranking import infonca, nca, plackett_luce
 from assent.losses.reference_free import chosen_nll, cpo, orpo, reference_free_dpo, rrhf, simpo, slic
-from assent.losses.reward import bradley_terry, bradley_terry_tokens
+from assent.losses.reward import (
+    bradley_terry,
+    bradley_terry_tokens,
+    centring,
+    davidson,
+    likelihood_regulariser,
+    rao_kupper,
+)
+from assent.losses.reward_ranking import best_of_k, k_wise, plackett_luce_scores
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
 from assent.losses.unpaired import apo_zero_unpaired, bco, kto
@@ -70,6 +79,14 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "bradley_terry": bradley_terry,
     "bradley_terry_tokens": bradley_terry_tokens,
+    "rao_kupper": rao_kupper,
+    "davidson": davidson,
+    "centring": centring,
+    "likelihood_regulariser": likelihood_regulariser,
+    "best_of_k": best_of_k,
+    "k_wise": k_wise,
+    "plackett_luce_scores": plackett_luce_scores,
+    "odin_length": odin_length,
     "dpo": dpo,
     "robust_dpo": robust_dpo,
     "asymmetric_dpo": asymmetric_dpo,
@@ -141,14 +158,18 @@ __all__ = [
     "apo_zero_unpaired",
     "asymmetric_dpo",
     "bco",
+    "best_of_k",
     "bradley_terry",
     "bradley_terry_tokens",
+    "centring",
     "chosen_nll",
     "cispo",
     "clipped_value",
+    "correlation",
     "cpi",
     "cpo",
     "cross_entropy",
+    "davidson",
     "discopop",
     "discounted_returns",
     "dpo",
@@ -164,20 +185,26 @@ __all__ = [
     "infonca",
     "inputs_of",
     "ipo",
+    "k_wise",
     "kl_estimate",
     "kto",
     "ld_dpo",
     "leave_one_out",
+    "likelihood_regulariser",
     "mismatch_weights",
     "nca",
     "normalised_dpo",
+    "odin_length",
     "odpo",
     "orpo",
+    "orthogonality",
     "overlong_penalty",
     "plackett_luce",
+    "plackett_luce_scores",
     "ppo_clip",
     "ppo_penalty",
     "r_dpo",
+    "rao_kupper",
     "ratio_diagnostics",
     "reference_free_dpo",
     "reinforce",

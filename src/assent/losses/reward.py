@@ -1,6 +1,8 @@
-"""Reward models from pairs."""
+"""Reward models from pairs: Bradley-Terry and its relatives that know ties, and what is added to them."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,36 +11,66 @@ from torch import Tensor
 from assent.losses._shapes import check_shapes, check_sorted
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of each preference under Bradley-Terry (arXiv 2203.02155; the margin: 2307.09288).
+def bradley_terry(
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: Tensor | None = None,
+    share: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Negative log-likelihood of each preference under Bradley-Terry (arXiv 2203.02155; the margin: 2307.09288; scaled
+    by strength, `weight` = |strength|: 2410.01257).
 
-        loss = -log sigmoid(chosen - rejected - margin)
+        p = share * (1 - label_smoothing) + (1 - share) * label_smoothing
+        loss = weight * (-p * log sigmoid(chosen - rejected - margin)
+                         - (1 - p) * log sigmoid(rejected - chosen - margin))
+
+    so that a pair of n votes has the mean of the losses that they would have as pairs of their own.
 
     chosen, rejected  [M]  scores of the two responses of each pair
     margin            [M]  score gap that a pair asks for; None: 0
+    share             [M]  share of the votes that prefer `chosen`, the others prefer `rejected`; None: 1
+    weight            [M]  how much a pair counts; None: 1
+    label_smoothing        share of the labels that is taken to be flipped
 
     Returns [M]. Raises ValueError when the shapes differ.
     """
-    check_shapes("bradley_terry", "M", chosen=chosen, rejected=rejected, margin=margin)
-    gap = chosen - rejected
-    return -F.logsigmoid(gap if margin is None else gap - margin)
+    check_shapes("bradley_terry", "M", chosen=chosen, rejected=rejected, margin=margin, share=share, weight=weight)
+    return _weighted(_surprise(chosen - rejected, margin, share, label_smoothing), weight)
 
 
 def bradley_terry_tokens(
-    token_scores: Tensor, response: Tensor, pairs: Tensor, num_responses: int, margin: Tensor | None = None
+    token_scores: Tensor,
+    response: Tensor,
+    pairs: Tensor,
+    num_responses: int,
+    margin: Tensor | None = None,
+    share: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Bradley-Terry at every position of the two responses, averaged over the positions of a pair.
+    """Bradley-Terry at every position of the two responses, averaged over the positions of a pair (the form of trlX,
+    and of LLaMA-Factory before it read the last token alone).
 
-        loss[m] = mean over t of -log sigmoid(s_c[t] - s_r[t] - margin[m]),   t = 0 ... max(len_c, len_r) - 1
+        loss[m] = mean over t of bradley_terry(s_c[t], s_r[t], margin[m], share[m], weight[m]),
+                  t = 0 ... max(len_c, len_r) - 1
 
     s_c and s_r are the token scores of the chosen and the rejected response of pair m. The shorter one keeps its last
-    score, the one that is read when the model is used, so nothing depends on padding.
+    score, the one that is read when the model is used, so nothing depends on padding. (There, the shorter one goes on
+    with the scores of its padding, and tokens that both responses begin with are left out of the mean; here they are in
+    it, with a gap of 0 and without a gradient.)
 
-    token_scores   [N]     score at each response token
-    response       [N]     which response each token belongs to, never decreasing
-    pairs          [M, 2]  responses (chosen, rejected)
-    num_responses          S; responses are numbered 0 ... S - 1
-    margin         [M]     score gap that a pair asks for; None: 0
+    token_scores     [N]     score at each response token
+    response         [N]     which response each token belongs to, never decreasing
+    pairs            [M, 2]  responses (chosen, rejected)
+    num_responses            S; responses are numbered 0 ... S - 1
+    margin           [M]     score gap that a pair asks for; None: 0
+    share            [M]     share of the votes that prefer the chosen response; None: 1
+    weight           [M]     how much a pair counts; None: 1
+    label_smoothing          share of the labels that is taken to be flipped
 
     Returns [M]. Raises ValueError when shapes differ, `response` decreases, or a pair names a response that has no
     tokens.
@@ -47,7 +79,7 @@ def bradley_terry_tokens(
     check_shapes(name, "N", token_scores=token_scores, response=response)
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(f"{name}: expected pairs [M, 2]; got pairs {list(pairs.shape)}.")
-    check_shapes(name, "M", chosen=pairs[:, 0], margin=margin)
+    check_shapes(name, "M", chosen=pairs[:, 0], margin=margin, share=share, weight=weight)
     check_sorted(name, response)
     outside = (pairs < 0) | (pairs >= num_responses)
     if bool(torch.any(outside)):
@@ -68,5 +100,148 @@ def bradley_terry_tokens(
     position = torch.arange(len(pair), device=pair.device) - (span.cumsum(0) - span)[pair]
     token = start[pair] + torch.minimum(position[:, None], length[pair] - 1)
     gap = token_scores[token[:, 0]] - token_scores[token[:, 1]]
-    loss = -F.logsigmoid(gap if margin is None else gap - margin[pair])
-    return loss.new_zeros(len(pairs)).index_add(0, pair, loss) / span
+    at = (None if margin is None else margin[pair], None if share is None else share[pair])
+    loss = _surprise(gap, *at, label_smoothing)
+    return _weighted(loss.new_zeros(len(pairs)).index_add(0, pair, loss) / span, weight)
+
+
+# ---- ties
+
+
+def rao_kupper(
+    chosen: Tensor,
+    rejected: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None = None,
+    *,
+    theta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Preferences and ties where a gap below a threshold is not seen (Rao and Kupper 1967, JASA 62:194-204).
+
+        d = chosen - rejected,  eta = log theta
+        P(chosen) = sigmoid(d - eta),  P(rejected) = sigmoid(-d - eta),  P(tie) = (theta^2 - 1) P(chosen) P(rejected)
+        loss = -weight * (c * log P(chosen) + r * log P(rejected) + tie * log P(tie))
+        c = share * (1 - label_smoothing) + r0 * label_smoothing,  r likewise,  with r0 = 1 - share - tie
+
+    At theta = 1 there are no ties, and it would be Bradley-Terry; two equal responses tie with probability
+    (theta - 1) / (theta + 1).
+
+    chosen, rejected  [M]  scores of the two responses of each pair
+    share, tie        [M]  shares of the votes that prefer `chosen`, and that say it is a tie
+    weight            [M]  how much a pair counts; None: 1
+    theta                  > 1
+    label_smoothing        share of the preferences (not of the ties) that is taken to be flipped
+
+    Returns [M]. Raises ValueError when the shapes differ or theta is not above 1.
+    """
+    check_shapes("rao_kupper", "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
+    if not theta > 1:
+        raise ValueError(f"rao_kupper: expected theta > 1, at 1 there are no ties; got {theta}.")
+    gap, eta = chosen - rejected, math.log(theta)
+    wins, loses = F.logsigmoid(gap - eta), F.logsigmoid(-gap - eta)
+    return _with_ties(wins, loses, math.log(theta**2 - 1) + wins + loses, share, tie, weight, label_smoothing)
+
+
+def davidson(
+    chosen: Tensor,
+    rejected: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None = None,
+    *,
+    nu: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Preferences and ties where a tie is as likely as the geometric mean of both preferences (Davidson 1970, JASA
+    65:317-328).
+
+        d = chosen - rejected,  z = exp(d / 2) + exp(-d / 2) + nu
+        P(chosen) = exp(d / 2) / z,  P(rejected) = exp(-d / 2) / z,  P(tie) = nu / z
+        loss = -weight * (c * log P(chosen) + r * log P(rejected) + tie * log P(tie))
+        c = share * (1 - label_smoothing) + r0 * label_smoothing,  r likewise,  with r0 = 1 - share - tie
+
+    At nu = 0 there are no ties, and it would be Bradley-Terry; two equal responses tie with probability nu / (2 + nu).
+
+    chosen, rejected  [M]  scores of the two responses of each pair
+    share, tie        [M]  shares of the votes that prefer `chosen`, and that say it is a tie
+    weight            [M]  how much a pair counts; None: 1
+    nu                     > 0
+    label_smoothing        share of the preferences (not of the ties) that is taken to be flipped
+
+    Returns [M]. Raises ValueError when the shapes differ or nu is not above 0.
+    """
+    check_shapes("davidson", "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
+    if not nu > 0:
+        raise ValueError(f"davidson: expected nu > 0, at 0 there are no ties; got {nu}.")
+    half = (chosen - rejected) / 2
+    level = torch.full_like(half, math.log(nu))
+    z = torch.logsumexp(torch.stack([half, -half, level]), 0)
+    return _with_ties(half - z, -half - z, level - z, share, tie, weight, label_smoothing)
+
+
+# ---- what is added to a loss of pairs
+
+
+def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """What holds the mean reward of a prompt's responses at 0, which a loss of gaps leaves open (arXiv 2312.09244).
+
+        loss = (chosen + rejected)^2
+
+    chosen, rejected  [M]  scores of the two responses of each pair
+
+    Returns [M]. Raises ValueError when the shapes differ.
+    """
+    check_shapes("centring", "M", chosen=chosen, rejected=rejected)
+    return (chosen + rejected).square()
+
+
+def likelihood_regulariser(policy_chosen: Tensor, *, beta: float) -> Tensor:
+    """GRM's term without a reference: hidden states that a reward is read from stay fit to write the chosen response
+    (arXiv 2406.10216; with a reference its term is `dpo`).
+
+        loss = -log sigmoid(beta * policy_chosen)
+
+    policy_chosen  [M]  log-probs of the whole chosen responses (sums over their tokens)
+    beta                how soon a likely response is likely enough
+
+    Returns [M]. Raises ValueError when it is no vector.
+    """
+    check_shapes("likelihood_regulariser", "M", policy_chosen=policy_chosen)
+    return -F.logsigmoid(beta * policy_chosen)
+
+
+# ---- what they share
+
+
+def _surprise(gap: Tensor, margin: Tensor | None, share: Tensor | None, label_smoothing: float) -> Tensor:
+    """The formula of `bradley_terry` without the weight."""
+    right = -F.logsigmoid(gap if margin is None else gap - margin)
+    if share is None and label_smoothing == 0:
+        return right
+    wrong = -F.logsigmoid(-gap if margin is None else -gap - margin)
+    if share is None:
+        return (1 - label_smoothing) * right + label_smoothing * wrong
+    p = share * (1 - label_smoothing) + (1 - share) * label_smoothing
+    return p * right + (1 - p) * wrong
+
+
+def _with_ties(
+    wins: Tensor,
+    loses: Tensor,
+    level: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
+    """Cross-entropy of the votes with the log-probabilities of the three outcomes."""
+    other = 1 - share - tie
+    c = share * (1 - label_smoothing) + other * label_smoothing
+    r = other * (1 - label_smoothing) + share * label_smoothing
+    return _weighted(-(c * wins + r * loses + tie * level), weight)
+
+
+def _weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses if weight is None else weight * losses
