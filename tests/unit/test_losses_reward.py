@@ -20,6 +20,7 @@ from assent.losses import (
     k_wise,
     likelihood_regulariser,
     odin_length,
+    ordered_pairs,
     orthogonality,
     plackett_luce,
     plackett_luce_scores,
@@ -267,6 +268,18 @@ def test_k_wise_is_the_mean_of_a_prompts_pairs():
     each = torch.cat([bradley_terry(scores[[i]], scores[[j]]) for i, j in pairs])
     assert len(each) == 6
     torch.testing.assert_close(k_wise(scores, level, torch.zeros(4)).sum(), each.mean())
+
+
+def test_ordered_pairs_are_those_that_k_wise_compares():
+    scores, level, prompt = rankings(7)
+    pairs = ordered_pairs(torch.tensor(level), torch.tensor(prompt))
+    alike = [(i, j) for i in range(len(level)) for j in range(len(level)) if prompt[i] == prompt[j]]
+    assert pairs.tolist() == [[i, j] for i, j in alike if level[i] < level[j]]
+    number = np.bincount(prompt[pairs[:, 0].numpy()], minlength=prompt.max() + 1)[prompt[pairs[:, 0].numpy()]]
+    losses = bradley_terry(*tensor(scores)[pairs.T]).detach().numpy()
+    given = tensor(scores), torch.tensor(level), torch.tensor(prompt)
+    assert k_wise(*given).sum().item() == pytest.approx((losses / number).sum(), rel=1e-12)
+    assert ordered_pairs(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0, 2)
 
 
 @pytest.mark.parametrize("loss", [best_of_k, k_wise, plackett_luce_scores])

@@ -69,7 +69,7 @@ from assent.losses.reward import (
     likelihood_regulariser,
     rao_kupper,
 )
-from assent.losses.reward_ranking import best_of_k, k_wise, plackett_luce_scores
+from assent.losses.reward_ranking import best_of_k, k_wise, ordered_pairs, plackett_luce_scores
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
 from assent.losses.unpaired import apo_zero_unpaired, bco, kto
@@ -196,6 +196,7 @@ __all__ = [
     "normalised_dpo",
     "odin_length",
     "odpo",
+    "ordered_pairs",
     "orpo",
     "orthogonality",
     "overlong_penalty",

@@ -78,3 +78,16 @@ def plackett_luce_scores(scores: Tensor, level: Tensor, prompt: Tensor) -> Tenso
     name = "plackett_luce_scores"
     check_shapes(name, "S", scores=scores, level=level, prompt=prompt)
     return ranking_surprise(name, scores, level, prompt)
+
+
+def ordered_pairs(level: Tensor, prompt: Tensor) -> Tensor:
+    """The pairs (better, worse) of every prompt's responses of different levels, [M, 2], in the order of `better`.
+
+    level   [S]  place in the ranking: 0 is best, equal is tied
+    prompt  [S]  which prompt each response belongs to, never decreasing
+
+    Raises ValueError when the shapes differ or `prompt` decreases."""
+    check_shapes("ordered_pairs", "S", level=level, prompt=prompt)
+    peers, present = peers_of("ordered_pairs", prompt)
+    better, place = (present & (level[peers] > level[:, None])).nonzero().unbind(1)
+    return torch.stack([better, peers[better, place]], 1)
