@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
-    "assent.algorithms.reward": ("train_reward",),
+    "assent.algorithms.reward.pairs": ("train_reward",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (
         "CheckConfig",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 from assent import __version__, arguments, config, messages, process, shorthelp, streams
-from assent.config import METHODS, OBJECTIVES, Method, Objective, nodes, settings
+from assent.config import METHODS, OBJECTIVES, REWARD_MODELS, Method, Objective, nodes, settings
 from assent.config.relations import WORDS
 from assent.errors import AssentError, ConfigError
 from assent.foreign import print_traceback
@@ -42,13 +42,19 @@ def _learning(row: Objective | Method, target: str) -> Command:
     return Command(row.config, f"{row.name}: {row.summary}", target, about=about)
 
 
+def _reward_model(name: str) -> Command:
+    row = REWARD_MODELS[name]
+    about = f"{row.summary.rstrip('.')} (arXiv {row.paper})."
+    return Command(row.config, f"Train a reward model from {row.data}.", row.target, about=about)
+
+
 COMMANDS: dict[str, Command] = {
     "init": Command(
         config.InitConfig, "Train a tokenizer and write a small random model.", "assent.models.init:init_model"
     ),
     "data": Command(config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", "file"),
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
-    "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
+    **{name: _reward_model(name) for name in REWARD_MODELS},
     **{name: _learning(row, "assent.algorithms.preference.train:train_preference") for name, row in OBJECTIVES.items()},
     "compare": Command(
         config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
@@ -78,7 +84,7 @@ COMMANDS: dict[str, Command] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Data and models": ("init", "data", "export", "env"),
-    "Demonstrations and reward models": ("sft", "reward"),
+    "Demonstrations and reward models": ("sft", *REWARD_MODELS),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()

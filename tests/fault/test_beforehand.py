@@ -14,7 +14,7 @@ import torch
 
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
 from assent.cli import main
 from assent.config import (

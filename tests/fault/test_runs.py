@@ -20,7 +20,7 @@ import assent.train.loop as loop_module
 import assent.train.run as run_module
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
     METHODS,

@@ -38,7 +38,9 @@ from assent.config.preference import (
     KTOLoss, ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig, ProbeConfig,
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
-from assent.config.reward import RewardConfig, RewardSection
+from assent.config.reward import (
+    REWARD_MODELS, RewardConfig, RewardModel, RewardModelConfig, RewardSection, reward_model_of,
+)
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.sections import keywords
 from assent.config.tools import (
@@ -61,11 +63,12 @@ __all__ = [
     "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",
     "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
     "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
-    "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "RLOOConfig", "RLOOLoss", "RLOORollout",
-    "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
-    "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardSection",
-    "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig",
-    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig",
-    "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
-    "objective_of", "online_config", "preference_config", "reference_of",
+    "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig",
+    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss",
+    "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig",
+    "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
+    "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig",
+    "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig",
+    "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
+    "reference_of", "reward_model_of",
 ]

@@ -27,6 +27,9 @@ class RewardsConfig:
     deviations (arXiv 2310.02743)."""
     deviations: NotNegative = 1.0
     """lcb: how many."""
+    output_weights: dict[str, float] = field(default_factory=dict)
+    """How the outputs of reward models with several become one reward, instead of their own rule, for example
+    helpfulness:1 verbosity:-0.3; outputs that are not named weigh 0."""
     rules: tuple[str, ...] = ()
     """numeric, math (an extra), exact, contains: against the row's column `answer`, or =COLUMN; regex=PATTERN;
     format=TAG,TAG; length=TARGET,LIMIT."""

@@ -42,6 +42,18 @@ def _ensemble(config: OnlineConfig) -> str | None:
     return None
 
 
+def _output_weights(config: OnlineConfig) -> str | None:
+    given = config.rewards.output_weights
+    if given and not config.rewards.model:
+        return "--rewards.output_weights is about a reward model of several outputs. Give --rewards.model FOLDER."
+    for name, weight in given.items():
+        if not in_float32(weight):
+            return f"--rewards.output_weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
+    if given and not any(given.values()):
+        return "--rewards.output_weights: all are 0, so every answer would be worth the same."
+    return None
+
+
 def _critic_start(config: OnlineConfig) -> str | None:
     critic = critic_of(config)
     if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
@@ -203,6 +215,7 @@ def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
+    (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, _ensemble),
     (OnlineConfig, _critic_start),

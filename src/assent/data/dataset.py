@@ -122,7 +122,7 @@ def fingerprint(trees: Iterable[TokenTree]) -> str:
             digest.update(np.asarray(branch.ids, np.int64).tobytes())
             digest.update(np.asarray(branch.trained, np.bool_).tobytes())
         for name, values in sorted([*tree.per_response.items(), *tree.per_pair.items()]):
-            digest.update(json.dumps(name).encode())
+            digest.update(json.dumps(name if values.ndim == 1 else [name, values.shape[1]]).encode())
             digest.update(np.asarray(values, np.float32).tobytes())
     return digest.hexdigest()
 

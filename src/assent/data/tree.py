@@ -37,10 +37,10 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """A prompt and its branches as token ids, with per-response floats (`per_response`, one array of length
-    len(branches) for each name) and preference pairs as branch indices (chosen, rejected, margin), with per-pair floats
-    (`per_pair`, one array of length len(pairs) for each name). `key` identifies the example in its data set, for logs
-    and caches."""
+    """A prompt and its branches as token ids, with per-response floats (`per_response`, an array
+    [len(branches)] or [len(branches), K] for each name) and preference pairs as branch indices (chosen, rejected,
+    margin), with per-pair floats (`per_pair`, an array [len(pairs)] for each name). `key` identifies the example in its
+    data set, for logs and caches."""
 
     prompt: np.ndarray
     branches: tuple[Branch, ...]
@@ -83,7 +83,7 @@ class TreeBatch:
     prompt             [S] int64   which tree each response belongs to
     pairs              [M, 2]      response indices (chosen, rejected); margin [M] float32 (0 where unknown)
     per_token          name -> [N] float32
-    per_response       name -> [S] float32
+    per_response       name -> [S] float32, or [S, K] ("ratings": K attributes, NaN where nobody rated)
     per_pair           name -> [M] float32
     segments           one per tree, in stream order
     keys               `TokenTree.key` of each tree

@@ -155,15 +155,27 @@ def _models(session: RewardSession, config: OnlineConfig, name: str) -> GroupRew
 
 def _model(session: RewardSession, config: OnlineConfig, path: str, name: str) -> ModelReward:
     own = ModelConfig(path, trust_remote_code=config.model.trust_remote_code)
+    scorer = session.score_model(path, trainable=False, new_head=False)
+    reweight(scorer, config.rewards.output_weights, path)
     return ModelReward(
         name,
-        session.score_model(path, trainable=False, new_head=False),
+        scorer,
         Chat(load_tokenizer(own), rendered=config.data.rendered),
         session.chat,
         max_length=config.data.max_length,
         micro_tokens=config.train.micro_tokens,
         world=session.world,
     )
+
+
+def reweight(scorer: ScoreModel, weights: Mapping[str, float], path: str) -> None:
+    """The rule that --rewards.output_weights gives instead of the model's own. Raises ConfigError where it has no
+    outputs of these names."""
+    if not weights:
+        return
+    if len(scorer.rule) == 1:
+        raise ConfigError(f"--rewards.output_weights: {path} has a single output. Leave the option out.")
+    scorer.rule = scorer.rule.reweighted(weights)
 
 
 def _before(spec: str) -> str:

@@ -20,7 +20,7 @@ class ModelReward:
     """A frozen reward model with its own tokenizer and chat template, which reads what `Reading` says. Its forward
     passes are shared by all ranks.
 
-    An answer that its chat template cannot write is unscored."""
+    An answer that its chat template cannot write is unscored. Of several outputs, each is a part under its name."""
 
     def __init__(
         self,
@@ -33,7 +33,9 @@ class ModelReward:
         micro_tokens: int,
         world: World,
     ) -> None:
-        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass."""
+        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass. Raises
+        ModelError where nobody has said how several outputs become one reward."""
+        scorer.rule.require_weights(f"The reward model '{name}'")
         self.name = name
         self.scorer = scorer
         self.reading = Reading(chat, policy_chat, max_length)
@@ -46,24 +48,35 @@ class ModelReward:
 
     def score(self, groups: Sequence[Group]) -> Scores:
         read = [self.reading.tree(group) for group in groups]
-        trees = [tree for tree, _ in read if tree is not None]
-        scored = iter(self._rewards(trees).tolist() if trees else [])
-        values: list[float | None] = []
-        for group, (tree, kept) in zip(groups, read, strict=True):
-            own: list[float | None] = [None] * len(group)
-            for index in kept if tree is not None else ():
-                own[index] = next(scored)
-            values += own
+        starts = np.cumsum([0, *map(len, groups)]).tolist()
+        places = [
+            start + index
+            for start, (tree, kept) in zip(starts, read, strict=False)
+            for index in (kept if tree is not None else ())
+        ]
+        rewards, outputs = self._scored([tree for tree, _ in read if tree is not None])
+        values: list[float | None] = [None] * starts[-1]
+        for place, value in zip(places, rewards.tolist(), strict=True):
+            values[place] = value
+        parts = {name: np.full(len(values), np.nan) for name in self.scorer.rule.names}
+        for part, own in zip(parts.values(), outputs.T, strict=True):
+            part[places] = own
         unread = values.count(None)
-        failures = {UNREADABLE: unread} if unread else {}
-        return Scores(checked(f"The reward model '{self.name}'", groups, values), failures=failures)
+        return Scores(
+            checked(f"The reward model '{self.name}'", groups, values),
+            parts=parts if len(parts) > 1 else {},
+            failures={UNREADABLE: unread} if unread else {},
+        )
 
-    def _rewards(self, trees: Sequence[TokenTree]) -> np.ndarray:
-        """[S] over all trees."""
+    def _scored(self, trees: Sequence[TokenTree]) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards [S] and outputs [S, K] over all trees."""
+        if not trees:
+            return np.zeros(0), np.zeros((0, len(self.scorer.rule)))
 
-        def rewards(batch: TreeBatch) -> BatchColumns:
-            return BatchColumns(per_response={"reward": self.scorer(batch, batch.last)})
+        def scored(batch: TreeBatch) -> BatchColumns:
+            found = self.scorer.rewards(batch)
+            return BatchColumns(per_response={"reward": found.reward, "outputs": found.outputs})
 
         flat = not self.scorer.tree
-        found = columns_of(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
-        return found.per_response["reward"]
+        found = columns_of(trees, scored, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response
+        return found["reward"], found["outputs"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from assent.config import (
     METHODS,
     OBJECTIVES,
+    REWARD_MODELS,
     RunConfig,
 )
 from assent.config.objectives import CUSTOM
@@ -33,7 +34,10 @@ REWARDS = ("reward", "kl", "entropy", "length", "unfinished")
 ANSWERS = ("length", "unfinished")
 FOLLOWED: dict[str, Followed] = {
     "sft": Followed(("nll",), ("nll",), "nll", min),
-    "reward": Followed(("nll", "accuracy", "margin"), ("accuracy", "nll", "margin"), "accuracy", max),
+    **{
+        key: Followed(row.steps, row.held_out, row.best, max if row.highest else min)
+        for key, row in REWARD_MODELS.items()
+    },
     "pairs": Followed(
         ("objective", "accuracy", "margin"), ("accuracy", "objective", "margin", "kl", *ANSWERS), "objective", min
     ),
@@ -71,8 +75,8 @@ def command_of(config: RunConfig) -> Command:
     key = history.command_key(config)
     if key == "sft":
         return Command(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
-    if key == "reward":
-        return Command(key, "reward modelling (Bradley-Terry)", "Pairs told apart.", FOLLOWED["reward"], True)
+    if key in REWARD_MODELS:
+        return Command(key, REWARD_MODELS[key].name, REWARD_MODELS[key].summary, FOLLOWED[key], scores=True)
     if key in OBJECTIVES:
         objective = OBJECTIVES[key]
         return Command(key, objective.name, objective.summary, FOLLOWED[objective.feedback])

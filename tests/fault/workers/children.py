@@ -14,9 +14,10 @@ import sys
 import torch
 
 from assent import cli
-from assent.algorithms import reward, sft  # noqa: F401  (what a child would import)
+from assent.algorithms import sft  # noqa: F401  (what a child would import)
 from assent.algorithms.online import train  # noqa: F401
 from assent.algorithms.preference import train as preference  # noqa: F401
+from assent.algorithms.reward import pairs  # noqa: F401
 
 
 def run(arguments: list[str], log: str, env: dict[str, str]) -> None:
