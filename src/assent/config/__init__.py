@@ -39,7 +39,8 @@ from assent.config.preference import (
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    REWARD_MODELS, RewardConfig, RewardModel, RewardModelConfig, RewardSection, reward_model_of,
+    REWARD_MODELS, OdinSection, RankingSection, RewardConfig, RewardModel, RewardModelConfig, RewardOdinConfig,
+    RewardRankingConfig, RewardSection, reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.sections import keywords
@@ -59,16 +60,16 @@ __all__ = [
     "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
     "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
     "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
-    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
-    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",
-    "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
+    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection",
+    "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig",
+    "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
     "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
     "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig",
-    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss",
-    "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig",
-    "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
-    "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig",
-    "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig",
-    "WPOLoss", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig",
+    "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig",
+    "RewardConfig", "RewardModel", "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig", "RewardSection",
+    "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig",
+    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig",
+    "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
+    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

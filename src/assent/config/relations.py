@@ -14,6 +14,7 @@ from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
+from assent.config.reward_relations import REWARD
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
@@ -208,6 +209,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _trackers_once),
     (RunConfig, _changed_inputs),
     *ONLINE,
+    *REWARD,
     (GenerateConfig, engine_is_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),

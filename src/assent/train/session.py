@@ -115,9 +115,10 @@ class Session:
         new_head: bool,
         outputs: HeadRule | None = None,
         only: str | None = None,
+        add: Callable[[ScoreModel], None] = lambda scorer: None,
     ) -> ScoreModel:
         """A reward model or critic from `path`, or from the model of the run; `outputs` and `only` as in
-        `load_score_model`. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
+        `load_score_model`. `add` puts beside it what only its training needs, before it is sharded. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
         reads."""
         if trainable and path is not None:
             self._check_shared_ids("--critic.start", path)
@@ -135,6 +136,7 @@ class Session:
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)
+        add(model)
         return self._shard(model)
 
     def _check_shared_ids(self, option: str, path: str) -> None:
