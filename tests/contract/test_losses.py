@@ -41,7 +41,6 @@ DOMAINS: dict[str, Domain] = {
     "kl": torch.abs,
     "desirable": label,
     "level": lambda x: (2 * x).abs().floor(),
-    "length": count,
     "share": lambda x: torch.sigmoid(x) / 2,
     "tie": lambda x: torch.sigmoid(x) / 2,
     "weight": torch.abs,
@@ -137,7 +136,12 @@ def of(name: str, kind: type[Case] = Case, domains: dict[str, Domain] | None = N
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     vectors = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
     return kind(
-        LOSSES[name], vectors, options, domains or {}, whole_step=name.startswith(("aot", "odin")), surrogate=name == "cispo"
+        LOSSES[name],
+        vectors,
+        options,
+        domains or {},
+        whole_step=name.startswith(("aot", "odin")),
+        surrogate=name == "cispo",
     )
 
 
@@ -160,7 +164,7 @@ CASES: dict[str, Case] = {
     "best_of_k": of("best_of_k", Groups),
     "k_wise": of("k_wise", Groups),
     "plackett_luce_scores": of("plackett_luce_scores", Groups),
-    "odin_length": of("odin_length"),
+    "odin_length": of("odin_length", domains={"length": lambda x: 10 * x.abs() + 1}),
     "dpo": of("dpo", beta=0.3),
     "dpo:smoothed": of("dpo", beta=0.3, label_smoothing=0.2),
     "robust_dpo": of("robust_dpo", beta=0.3, label_smoothing=0.2),

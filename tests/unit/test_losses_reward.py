@@ -104,7 +104,7 @@ def test_token_form_with_shares_and_weights_equals_a_loop():
         terms = -p * np.log(sigmoid(gaps - margin[m])) - (1 - p) * np.log(sigmoid(-gaps - margin[m]))
         expected.append(weight[m] * terms.mean())
     response = torch.repeat_interleave(torch.tensor(lengths))
-    options = dict(margin=tensor(margin), share=tensor(share), weight=tensor(weight), label_smoothing=0.1)
+    options = {"margin": tensor(margin), "share": tensor(share), "weight": tensor(weight), "label_smoothing": 0.1}
     close(bradley_terry_tokens(tensor(scores), response, pairs, 3, **options), expected)
 
 
@@ -128,7 +128,7 @@ def test_token_form_beside_that_of_llama_factory():
         return bradley_terry_tokens(tensor(scores), response, torch.tensor([[0, 1]]), 2).item()
 
     def score(ids: list[int]) -> float:
-        return math.sin(sum((place + 1) * token for place, token in enumerate(ids)))
+        return math.sin(sum((place + 1) * (token + 1) for place, token in enumerate(ids)))
 
     assert ours([5, 6, 9], [7, 8, 9], score) == pytest.approx(theirs([5, 6, 9], [7, 8, 9], score), rel=1e-12)
     # a common beginning: in our mean with log 2 each, not in theirs

@@ -17,8 +17,8 @@ def best_of_k(scores: Tensor, level: Tensor, prompt: Tensor) -> Tensor:
         loss[i] = 0                                                                elsewhere
 
     `below` are the responses of the prompt that are not among its best, of which there are `best`. With one best
-    response the sum over a prompt is -log softmax(s) at it; several are not compared with each other, and each is chosen
-    over the rest. Two responses together have Bradley-Terry's loss.
+    response the sum over a prompt is -log softmax(s) at it; several are not compared with each other, and each is
+    chosen over the rest. Two responses together have Bradley-Terry's loss.
 
     scores  [S]  score of each response
     level   [S]  place in the ranking: 0 is best, equal is tied

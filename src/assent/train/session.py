@@ -118,8 +118,8 @@ class Session:
         add: Callable[[ScoreModel], None] = lambda scorer: None,
     ) -> ScoreModel:
         """A reward model or critic from `path`, or from the model of the run; `outputs` and `only` as in
-        `load_score_model`. `add` puts beside it what only its training needs, before it is sharded. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
-        reads."""
+        `load_score_model`. `add` puts beside it what only its training needs, before it is sharded. Raises ModelError
+        where a critic has another vocabulary than the policy, whose ids it reads."""
         if trainable and path is not None:
             self._check_shared_ids("--critic.start", path)
         config = self.config.model if trainable else self._frozen(path or self.config.model.path)

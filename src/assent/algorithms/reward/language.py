@@ -25,9 +25,12 @@ from assent.train.session import Session
 
 def language_of(session: Session, data: Prepared, kind: str) -> tuple[Linear, Prepared]:
     """The output head of the run's model; and the data, for `kind` dpo with the log-probs of that model as a field of
-    their tokens. The model itself is not kept. Raises ModelError where its head is no product that can be read apart
-    from it."""
-    policy = session.reference(None)
+    their tokens. The model itself is not kept. Raises ModelError where there is no such head, or it is no product that
+    can be read apart from the model."""
+    try:
+        policy = session.reference(None)
+    except ModelError as error:
+        raise ModelError(f"--reward.regulariser {kind} needs the output head of a language model. {error}") from error
     head = head_of(policy.plain, policy.transform, policy.dtype, constant=True)
     if not isinstance(head, Linear):
         raise ModelError(
@@ -41,9 +44,7 @@ def language_of(session: Session, data: Prepared, kind: str) -> tuple[Linear, Pr
     return replace(head, weight=head.weight.clone()), data
 
 
-def regulariser(
-    section: RewardSection, scorer: ScoreModel, batch: TreeBatch, index: Tensor
-) -> tuple[Tensor, Tensor]:
+def regulariser(section: RewardSection, scorer: ScoreModel, batch: TreeBatch, index: Tensor) -> tuple[Tensor, Tensor]:
     """Rewards at the packed tokens `index`, and the regulariser's loss of each pair [M], from one forward pass."""
     chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
     tokens = torch.arange(len(batch.label), device=batch.label.device)

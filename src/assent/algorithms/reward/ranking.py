@@ -1,5 +1,5 @@
-"""Reward models from several ranked answers to a prompt: the best as a choice, all pairs of a prompt, or the whole order
-as a sequence of choices."""
+"""Reward models from several ranked answers to a prompt: the best as a choice, all pairs of a prompt, or the whole
+order as a sequence of choices."""
 
 from __future__ import annotations
 
