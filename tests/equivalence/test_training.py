@@ -235,13 +235,10 @@ ALGORITHMS: dict[str, Make] = {
     "reward margin": reward("last", True),
     "reward mean margin": reward("mean", True),
     "reward scaled": reward("last", False, scaled=True, label_smoothing=0.1, centring=0.5),
-    "reward votes": reward("last", False, votes=True),
     "reward votes mean": reward("mean", False, votes=True, label_smoothing=0.2),
-    "reward rao-kupper": reward("last", False, ties="rao-kupper"),
     "reward davidson": reward("last", False, ties="davidson", votes=True),
     "reward sft": reward("last", False, regulariser="sft", regulariser_weight=0.3),
     "reward mean dpo": reward("mean", False, regulariser="dpo", regulariser_weight=0.3),
-    "ranking choice": ranking("choice"),
     "ranking kwise": ranking("kwise"),
     "ranking plackett-luce": ranking("plackett-luce"),
     "odin": odin,
@@ -266,7 +263,7 @@ WHOLE_STEP = {"odin", "kto", "aot", "aot-unpaired", "dpo + sft + ipo + aot"}
 
 
 def trees_of(name: str) -> list[TokenTree]:
-    if any(word in name for word in ("votes", "rao-kupper", "davidson")):
+    if any(word in name for word in ("votes", "davidson")):
         return counted_trees()
     objective = "pl-dpo" if name.startswith("ranking") else name.partition(" + ")[0]
     return feedback_trees(objective) if objective in OBJECTIVES else pair_trees(extra=EXTRA.get(name, ()))
