@@ -169,7 +169,9 @@ def odin(out: Path, rows: int, bias: float) -> None:
         data = write_rows(
             out / f"pairs-{seed}.jsonl", [pair_row(e, e.feedback[-1].chosen, e.feedback[-1].rejected) for e in pairs]
         )
-        labels = np.mean([one.gold[e.feedback[-1].chosen] == max(one.gold) for one, e in zip(drawn, pairs, strict=True)])
+        labels = np.mean(
+            [one.gold[e.feedback[-1].chosen] == max(one.gold) for one, e in zip(drawn, pairs, strict=True)]
+        )
         base = base_model(out / f"base-{seed}", drawn, seed)
         for name, function, kind in (
             ("reward", train_reward, RewardConfig),
@@ -205,7 +207,11 @@ def kwise(out: Path, rows: int) -> None:
             }
             for one, order in zip(drawn, orders, strict=True)
         ]
-        flat = [pair_row(one.example, i, j) for one, order in zip(drawn, orders, strict=True) for i, j in combinations(order, 2)]
+        flat = [
+            pair_row(one.example, i, j)
+            for one, order in zip(drawn, orders, strict=True)
+            for i, j in combinations(order, 2)
+        ]
         base = base_model(out / f"base-{seed}", drawn, seed)
         # sixteen rankings, or as many pairs, in a step: the same steps on the same judgements
         for name, function, kind, content, size in (

@@ -12,11 +12,14 @@ __version__ = "0.1.0"
 PUBLIC = {
     "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
+    "assent.algorithms.reward.attributes": ("train_attributes",),
     "assent.algorithms.reward.odin": ("train_reward_odin",),
     "assent.algorithms.reward.pairs": ("train_reward",),
     "assent.algorithms.reward.ranking": ("train_reward_ranking",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (
+        "AttributesConfig",
+        "AttributesSection",
         "CheckConfig",
         "CompareConfig",
         "CriticConfig",

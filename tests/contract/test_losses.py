@@ -165,6 +165,7 @@ CASES: dict[str, Case] = {
     "k_wise": of("k_wise", Groups),
     "plackett_luce_scores": of("plackett_luce_scores", Groups),
     "odin_length": of("odin_length", domains={"length": lambda x: 10 * x.abs() + 1}),
+    "attribute_regression": of("attribute_regression"),
     "dpo": of("dpo", beta=0.3),
     "dpo:smoothed": of("dpo", beta=0.3, label_smoothing=0.2),
     "robust_dpo": of("robust_dpo", beta=0.3, label_smoothing=0.2),

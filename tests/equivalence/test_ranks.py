@@ -49,7 +49,19 @@ _spec = importlib.util.spec_from_file_location("commands_worker", WORKER)
 worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)
 
-NAMES = ("sft", "reward", "reward regularised", "reward-odin", *OBJECTIVES, "dpo lora", "tr-dpo lora", "dpo cached", "dpo plus", *METHODS, "ppo lora")
+NAMES = (
+    "sft",
+    "reward",
+    "reward regularised",
+    "reward-odin",
+    *OBJECTIVES,
+    "dpo lora",
+    "tr-dpo lora",
+    "dpo cached",
+    "dpo plus",
+    *METHODS,
+    "ppo lora",
+)
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 

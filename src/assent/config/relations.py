@@ -14,6 +14,7 @@ from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
+from assent.config.reward import AttributesConfig
 from assent.config.reward_relations import REWARD
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
@@ -189,6 +190,25 @@ LARGEST_NEW = 2_000_000_000
 """Parameters that `assent init` makes at most: 8 GB."""
 
 
+def _attributes(config: AttributesConfig) -> str | None:
+    section = config.attributes
+    if "" in section.outputs or len(set(section.outputs)) < len(section.outputs):
+        return f"--attributes.outputs: one is empty, or there twice. Got {' '.join(section.outputs)}."
+    if section.scale is not None and not (in_float32(section.scale[0]) and section.scale[0] < section.scale[1]):
+        return f"--attributes.scale: the lowest rating comes first. Got {section.scale[0]:g} {section.scale[1]:g}."
+    for name, weight in section.weights.items():
+        if section.outputs and name not in section.outputs:
+            return (
+                f"--attributes.weights: '{name}' is none of --attributes.outputs.{suggestion(name, section.outputs)} "
+                f"There are: {', '.join(section.outputs)}."
+            )
+        if not in_float32(weight):
+            return f"--attributes.weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
+    if section.weights and not any(section.weights.values()):
+        return "--attributes.weights: all are 0, so every answer would be worth the same."
+    return None
+
+
 def _small_enough(config: InitConfig) -> str | None:
     size = config.vocab_size * config.hidden_size + 12 * config.layers * config.hidden_size**2
     if size <= LARGEST_NEW and max(config.vocab_size, config.layers) <= 1 << 20:
@@ -221,4 +241,5 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, _compared),
+    (AttributesConfig, _attributes),
 )

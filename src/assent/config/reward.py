@@ -61,6 +61,27 @@ class RewardConfig(RewardModelConfig):
 
 
 @dataclass(frozen=True)
+class AttributesSection:
+    """What is rated, and how the ratings become one reward."""
+
+    outputs: tuple[str, ...] = ()
+    """The attributes, in the order of the head's outputs. Empty: all that the training data rate, in the order in which
+    they first stand there."""
+    scale: tuple[float, float] | None = None
+    """The lowest and the highest rating: others are bad rows. Without it the scale is read from the data."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """reward = sum of weight * output, for example helpfulness:1 verbosity:-0.3; what is not named weighs 0. Without
+    it, NVIDIA's for HelpSteer's five attributes (0.3, 0.74, 0.46, 0.47, -0.33), equal ones for all others."""
+
+
+@dataclass(frozen=True)
+class AttributesConfig(RewardModelConfig):
+    """Reward model from ratings: one output for each attribute, and a rule that makes a reward of them."""
+
+    attributes: AttributesSection = field(default_factory=AttributesSection)
+
+
+@dataclass(frozen=True)
 class RankingSection:
     """How the reward model learns from rankings."""
 
@@ -131,6 +152,11 @@ REWARD_MODELS: dict[str, RewardModel] = {
         config=RewardOdinConfig, target="assent.algorithms.reward.odin:train_reward_odin", data="pairs, without length",
         steps=("nll", "accuracy", "correlation/quality"),
         held_out=("accuracy", "nll", "correlation/quality", "correlation/verbosity"), best="accuracy",
+    ),
+    "reward-attributes": RewardModel(
+        name="attribute regression", summary="Each attribute's rating, by an output of its own.", paper="2406.08673",
+        config=AttributesConfig, target="assent.algorithms.reward.attributes:train_attributes", data="ratings",
+        steps=("mse",), held_out=("mse", "correlation"), best="mse", highest=False,
     ),
 }  # fmt: skip
 

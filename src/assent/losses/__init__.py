@@ -61,14 +61,8 @@ from assent.losses.preference_curves import (
 from assent.losses.preference_length import ld_dpo, normalised_dpo, r_dpo
 from assent.losses.ranking import infonca, nca, plackett_luce
 from assent.losses.reference_free import chosen_nll, cpo, orpo, reference_free_dpo, rrhf, simpo, slic
-from assent.losses.reward import (
-    bradley_terry,
-    bradley_terry_tokens,
-    centring,
-    davidson,
-    likelihood_regulariser,
-    rao_kupper,
-)
+from assent.losses.reward import attribute_regression, bradley_terry, bradley_terry_tokens, rated
+from assent.losses.reward_pairs import centring, davidson, likelihood_regulariser, rao_kupper
 from assent.losses.reward_ranking import best_of_k, k_wise, ordered_pairs, plackett_luce_scores
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
@@ -87,6 +81,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "k_wise": k_wise,
     "plackett_luce_scores": plackett_luce_scores,
     "odin_length": odin_length,
+    "attribute_regression": attribute_regression,
     "dpo": dpo,
     "robust_dpo": robust_dpo,
     "asymmetric_dpo": asymmetric_dpo,
@@ -157,6 +152,7 @@ __all__ = [
     "apo_zero",
     "apo_zero_unpaired",
     "asymmetric_dpo",
+    "attribute_regression",
     "bco",
     "best_of_k",
     "bradley_terry",
@@ -206,6 +202,7 @@ __all__ = [
     "ppo_penalty",
     "r_dpo",
     "rao_kupper",
+    "rated",
     "ratio_diagnostics",
     "reference_free_dpo",
     "reinforce",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def load_score_model(
     new_head: bool = True,
     outputs: HeadRule | None = None,
     only: str | None = None,
+    begin: Callable[[ScoreModel], None] | None = None,
 ) -> ScoreModel:
     """A reward model or critic from the folder of one or, with a fresh head drawn from `seed`, from any causal model.
     With `new_head=False` a folder without a trained head is refused. Where transformers has a sequence-classification
@@ -79,8 +80,8 @@ def load_score_model(
     Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32.
 
     `outputs` are what a new head gives, and what a trained one must give; without them a head has the outputs of its
-    folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward. Raises
-    ModelError where the folder's outputs are others."""
+    folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward; `begin` is
+    called with a model whose head is new. Raises ModelError where the folder's outputs are others."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
     found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, outputs))
     if only is not None:
@@ -104,6 +105,8 @@ def load_score_model(
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
     kind = partial(ScoreModel, head=found.head, rule=found.rule)
     scorer = prepare(kind, model, config, max_length, device, trainable)
+    if found.fresh and begin is not None:
+        begin(scorer)
     if trainable and config.lora.rank > 0:
         vocab = scorer.plain.config.get_text_config().vocab_size
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)

@@ -115,9 +115,10 @@ class Session:
         new_head: bool,
         outputs: HeadRule | None = None,
         only: str | None = None,
+        begin: Callable[[ScoreModel], None] | None = None,
         add: Callable[[ScoreModel], None] = lambda scorer: None,
     ) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run; `outputs` and `only` as in
+        """A reward model or critic from `path`, or from the model of the run; `outputs`, `only` and `begin` as in
         `load_score_model`. `add` puts beside it what only its training needs, before it is sharded. Raises ModelError
         where a critic has another vocabulary than the policy, whose ids it reads."""
         if trainable and path is not None:
@@ -133,6 +134,7 @@ class Session:
             new_head=new_head,
             outputs=outputs,
             only=only,
+            begin=begin,
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)

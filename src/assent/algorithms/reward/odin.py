@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assent.algorithms.reward.train import EpochTraining, single_output, train_on
+from assent.algorithms.reward.single import single_output
+from assent.algorithms.reward.train import EpochTraining, train_on
 from assent.config import OdinSection, RewardOdinConfig
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.tree import TokenTree, TreeBatch

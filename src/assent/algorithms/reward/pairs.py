@@ -13,7 +13,8 @@ from torch import Tensor
 
 from assent.algorithms.preference.feedback import require_strengths
 from assent.algorithms.reward.language import language_of, regulariser
-from assent.algorithms.reward.train import EpochTraining, single_output, train_on
+from assent.algorithms.reward.single import single_output
+from assent.algorithms.reward.train import EpochTraining, train_on
 from assent.config import RewardConfig, RewardSection
 from assent.data.packing import Counts, EpochStream
 from assent.data.tree import TokenTree, TreeBatch

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from assent.algorithms.reward.train import EpochTraining, single_output, train_on
+from assent.algorithms.reward.single import single_output
+from assent.algorithms.reward.train import EpochTraining, train_on
 from assent.config import RewardRankingConfig
 from assent.data.packing import Counts, EpochStream
 from assent.data.tree import TreeBatch

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from assent import distributed
 from assent.data.dataset import Prepared
 from assent.data.packing import EpochStream, Window
-from assent.errors import ConfigError
-from assent.models.head import Linear
 from assent.models.policy import ScoreModel
-from assent.models.reward_head import shown
+from assent.models.reward_head import SCALAR
+from assent.models.stored_heads import write_rule
 from assent.train.facts import Line
 from assent.train.held_out import held_out
 from assent.train.loop import Algorithm, run
@@ -21,35 +21,6 @@ from assent.train.measured import Evaluation
 from assent.train.opening import about_stream
 from assent.train.run import RunResult
 from assent.train.session import Session
-
-
-def single_output(
-    session: Session,
-    output: str | None,
-    learnt_from: str,
-    *,
-    readout: str = "last",
-    second_head: bool = False,
-    language: Linear | None = None,
-) -> ScoreModel:
-    """The reward model that is trained, with one output: that of the folder called `output`, where it has several. With
-    what stands beside it in training (`ScoreModel`), and `readout` for its config. Raises ConfigError where it has
-    several and none is chosen."""
-
-    def add(scorer: ScoreModel) -> None:
-        if second_head:
-            scorer.add_second_head(session.config.train.seed)
-        if language is not None:
-            scorer.add_language_head(language)
-
-    scorer = session.score_model(trainable=True, new_head=True, only=output, add=add)
-    if len(scorer.rule) > 1:
-        raise ConfigError(
-            f"{session.config.model.path} has {len(scorer.rule)} outputs ({shown(scorer.rule.names)}), and "
-            f"{learnt_from} train one. Say which: --reward.output NAME"
-        )
-    scorer.plain.config.assent_head["trained_at"] = readout
-    return scorer
 
 
 class EpochTraining:
@@ -87,6 +58,10 @@ def train_on(
     the folder of `scorer`. `summary` makes metrics of what the loss says of all held-out items; `about` is said before
     the first step."""
     total = session.total_steps(stream.steps_per_epoch)
+    if scorer.rule != SCALAR:
+        distributed.on_main(
+            lambda: write_rule(session.folder.path, scorer.rule)
+        )  # for checkpoints, which do not say it
 
     def evaluate() -> Evaluation:
         return held_out(algorithm, data.eval, stream, session.world, summary=summary)
