@@ -19,8 +19,7 @@ from assent.models.loading import load_tokenizer, open_model, quiet_transformers
 from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
 from assent.models.sources import CRITIC, Checkpoint, Source, ask_hub, resolve
-from assent.models.stored import configuration
-from assent.models.stored_heads import write_rule
+from assent.models.stored_heads import stored_heads, write_rule
 from assent.train import checkpoint
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def chosen(config: ExportConfig) -> str:
     place = Path(config.model)
     if config.checkpoint is not None:
         place = _checkpoint(place, config.checkpoint)
-    if config.part == "model":
+    if config.part != "critic":
         return config.model if config.checkpoint is None else str(place)
     critic = place / (CRITIC if (place / CRITIC).is_dir() else f"{CRITIC}.safetensors")
     if not critic.exists():
@@ -94,7 +93,7 @@ def _no_best(folder: Path) -> str:
 
 def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:
     chat = Chat(load_tokenizer(model))
-    if _is_scorer(model, source):
+    if config.part != "policy" and (source.is_scorer or stored_heads(source).rule is not None):
         return _write_scorer(model, source, folder, config, chat)
     loaded, _ = open_model(AutoModelForCausalLM, model)
     weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
@@ -109,6 +108,8 @@ def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfi
 
 def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: ExportConfig, chat: Chat) -> str:
     """A reward model's folder, with the tokenizer and the configuration that others read its rewards by."""
+    if config.adapters == "keep" and stored_heads(source).value is not None:
+        raise ConfigError("--adapters keep: adapters with a value head beside them are no reward model by themselves.")
     found = open_scorer(model, 0, {})
     if found.fresh:
         raise ModelError(f"{model.path} has no trained {found.head}.weight: it is no whole reward model.")
@@ -118,19 +119,16 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
     tokenizer = outward(loaded, chat, found.rule)
     write_folder(loaded, tokenizer, folder, weights, dtype=dtype)
     if config.adapters == "keep":
-        base = open_scorer(ModelConfig(source.base, source.revision), 0, {}, found.rule).model
+        start = ModelConfig(source.base, source.revision)
+        has_head = stored_heads(resolve(source.base, source.revision)).rule is not None
+        base = open_scorer(start, 0, {}, None if has_head else found.rule).model
         _keep(source, base, "SEQ_CLS", dtype, folder / "adapter")
         write_rule(folder / "adapter", found.rule)
     checked = compare_folder(reading_class(loaded), loaded, folder, weights, config.dtype)
+    if found.rule.offset:
+        offset = ", ".join(f"{number:g}" for number in found.rule.offset)
+        checked += f" Beware: others read the logits alone, to which assent adds {offset} as the value head does."
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
-
-
-def _is_scorer(model: ModelConfig, source: Source) -> bool:
-    """Whether it is a reward model."""
-    if source.is_scorer:
-        return True
-    config = configuration(source.base, source.revision, model.trust_remote_code)
-    return any("SequenceClassification" in name for name in config.architectures or ())
 
 
 def _has_own_adapters(source: Source) -> bool:

@@ -103,8 +103,9 @@ class ExportConfig:
     """Model folder to write."""
     checkpoint: str | None = None
     """Of a run: best, last, or the number of a step; default: its final model."""
-    part: Literal["model", "critic"] = "model"
-    """Of a run or checkpoint: the model that was trained, or the critic beside it."""
+    part: Literal["model", "critic", "policy"] = "model"
+    """model: what was trained; critic: of a run or checkpoint, the critic beside it; policy: the language model alone,
+    where a value head (of LLaMA-Factory, TRL or GRM) makes a reward model of it."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the weights; auto: that of the model which was loaded."""
     adapters: Literal["merge", "keep"] = "merge"

@@ -65,7 +65,7 @@ def count(trees: Sequence[TokenTree]) -> Counts:
         responses=sum(len(tree.branches) for tree in trees),
         pairs=sum(len(tree.pairs) for tree in trees),
         tokens=sum(tree.num_trained for tree in trees),
-        ratings=sum(np.count_nonzero(~np.isnan(tree.per_response.get("ratings", np.nan))) for tree in trees),
+        ratings=sum(int((~np.isnan(tree.per_response.get("ratings", np.nan))).sum()) for tree in trees),
     )
 
 

@@ -113,7 +113,11 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
 def _heads(model: PreTrainedModel) -> list[str]:
     """The layers that give a reward, which are trained whole."""
     outputs = model.config.num_labels
-    return [n for n, child in model.named_children() if isinstance(child, nn.Linear) and child.out_features == outputs]
+    return [
+        name
+        for name, child in model.named_children()
+        if name == "score" or (isinstance(child, nn.Linear) and child.out_features == outputs)
+    ]
 
 
 def _idle(model: nn.Module, output: Tensor) -> set[str]:

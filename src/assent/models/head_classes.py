@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -24,7 +25,7 @@ def own_class(causal: Any) -> type[PreTrainedModel]:
         body = body_of(self)
         self._body_name = next(name for name, module in self.named_modules() if module is body)
         _keep_only(self, self._body_name)
-        setattr(self, OWN, nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False))
+        setattr(self, OWN, new_head(config))
 
     def beheaded(self: Any) -> bool:
         return "_body_name" in self.__dict__  # not yet while the causal model is built
@@ -60,6 +61,18 @@ def own_class(causal: Any) -> type[PreTrainedModel]:
         "_tied_weights_keys": None,
     }
     return type(f"{stem}ForSequenceClassification", (causal,), members)
+
+
+def new_head(config: PreTrainedConfig) -> nn.Module:
+    """A linear head without bias or, where the configuration names widths between `layers`, an MLP with ReLUs."""
+    between = (getattr(config, "assent_head", None) or {}).get("layers", [])
+    widths = [config.get_text_config().hidden_size, *between, config.num_labels]
+    if not between:
+        return nn.Linear(*widths, bias=False)
+    parts: list[nn.Module] = []
+    for wide, narrow in itertools.pairwise(widths):
+        parts += [nn.Linear(wide, narrow), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
 
 
 def body_of(model: PreTrainedModel) -> nn.Module:

@@ -45,6 +45,7 @@ from assent.models.reward_head import HeadRule, rule_of, shown
 from assent.models.saving import save_model
 from assent.models.sources import Source, ask_hub, resolve
 from assent.models.stored_heads import SECTION, asked_of, chosen_output, stored_heads, write_rule
+from assent.models.value_heads import ValueHead, fill
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,12 @@ def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any], outputs: H
     rule = asked_of(stored, outputs, config.path)
     hf_config = stored_config(config, num_labels=stored.below or len(rule))
     section = getattr(hf_config, SECTION, None) or {}
-    opened = partial(_seeded, config=config, seed=seed, bits=bits, outputs=len(rule))
+    opened = partial(_seeded, config=config, seed=seed, bits=bits, outputs=len(rule), value=stored.value)
+    if stored.value is not None:
+        log.info(f"{config.path}: its reward head is the value head in {stored.value.file}")
+        if stored.value.hidden:
+            hf_config.assent_head = {"class": "assent", "layers": stored.value.hidden}
+            section = hf_config.assent_head
     if section.get("class") != "assent" and _has_class(hf_config, config.trust_remote_code):
         model, missing = opened(AutoModelForSequenceClassification, hf_config=hf_config)
         head = last_token_head(model)
@@ -139,47 +145,69 @@ def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool, rule: Head
     """With what config.json is to say of the head."""
     before = getattr(model.config, SECTION, None) or {}
     model.config.assent_head = {
-        "weight": f"{head}.weight",
+        "weight": f"{head}.0.weight" if "layers" in before else f"{head}.weight",
         "class": "assent" if own else "transformers",
         "read_at": "the end token of the answer",
-        **{name: before[name] for name in ("trained_at",) if name in before},
+        **{name: before[name] for name in ("trained_at", "layers") if name in before},
         **rule.section(),
     }
     return Found(model, head, own, fresh, rule)
 
 
 def _single(found: Found, output: str, path: str) -> Found:
-    """The same model with only this output of its head, which is the reward."""
+    """The same model with only this output of its head, which is the reward. Raises ModelError where there is none of
+    this name, and for a head of several layers, which has no rows of its own."""
     index = chosen_output(found.rule, output, path)
+    if not isinstance(getattr(found.model, found.head), nn.Linear):
+        if len(found.rule) == 1:
+            return found
+        raise ModelError(f"--reward.output {output}: the head of {path} has several layers. Train all of its outputs.")
     row = getattr(found.model, found.head).weight.detach()[index : index + 1].clone()
     resize_head(found.model, found.head, 1)
     with torch.no_grad():
         getattr(found.model, found.head).weight.copy_(row)
-    scale, offset = (part[index : index + 1] for part in (found.rule.scale, found.rule.offset))
-    return _found(found.model, found.head, found.own, found.fresh, HeadRule((output,), (1.0,), scale, offset))
+    here = slice(index, index + 1)
+    rule = HeadRule((output,), (1.0,), found.rule.scale[here], found.rule.offset[here])
+    return _found(found.model, found.head, found.own, found.fresh, rule)
 
 
 def _seeded(
-    kind: Any, *, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any], outputs: int
+    kind: Any,
+    *,
+    config: ModelConfig,
+    hf_config: PreTrainedConfig,
+    seed: int,
+    bits: dict[str, Any],
+    outputs: int,
+    value: ValueHead | None,
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and the names of the weights that the folder lacks, which are drawn from `seed`. Where adapters or a
-    checkpoint bring a head of another number of `outputs`, there is place for it."""
+    """The model, and the names of the weights that the folder lacks, which are drawn from `seed`. A value head beside
+    the model becomes its head; where adapters or a checkpoint bring one of another number of `outputs`, there is place
+    for it."""
 
-    def make_room(model: PreTrainedModel) -> None:
-        for head in (name for name in (OWN, "classifier") if isinstance(getattr(model, name, None), nn.Linear)):
-            if getattr(model, head).out_features != outputs:
-                resize_head(model, head, outputs)
+    def amended(model: PreTrainedModel) -> set[str]:
+        heads = {name: getattr(model, name, None) for name in (OWN, "classifier")}
+        heads = {name: head for name, head in heads.items() if isinstance(head, nn.Linear | nn.Sequential)}
+        filled = set()
+        for name, head in heads.items():
+            if value is not None:
+                fill(head, value)
+                filled |= {f"{name}.{part}" for part, _ in head.named_parameters()}
+            if isinstance(head, nn.Linear) and head.out_features != outputs:
+                resize_head(model, name, outputs)
+        return filled
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return open_model(kind, config, task="SEQ_CLS", config=hf_config, before_layers=make_room, **bits)
+        return open_model(kind, config, task="SEQ_CLS", config=hf_config, amend=amended, **bits)
 
 
 def _lacks_only(head: str, folder: str, missing: set[str]) -> bool:
     """Whether the head is new. Raises ModelError where the folder lacks other weights."""
-    if others := sorted(missing - {f"{head}.weight", f"{head}.bias"}):
+    own = {name for name in missing if name.startswith(f"{head}.")}
+    if others := sorted(missing - own):
         raise ModelError(f"{folder} lacks {', '.join(others[:3])}.")
-    return f"{head}.weight" in missing
+    return bool(own)
 
 
 def _has_class(config: PreTrainedConfig, trust_remote_code: bool) -> bool:
@@ -243,7 +271,9 @@ def usage_of(model: PreTrainedModel, chat: Chat, folder: Path, source: ModelConf
     """How a written folder is read elsewhere; with `source` it is loaded and compared."""
     section = getattr(model.config, SECTION)
     pads, rule = model.config.pad_token_id is not None, rule_of(section, str(folder))
-    usage = Usage(section["class"] == "assent", section["weight"], pads, rule=rule)
+    usage = Usage(
+        section["class"] == "assent", section["weight"], pads, rule=rule, layers=len(section.get("layers", ()))
+    )
     notes = [] if usage.pads else [NO_PAD]
     if source is not None:
         notes += _compared(folder, chat, usage, source)

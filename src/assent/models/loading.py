@@ -30,6 +30,7 @@ from assent.models.recipe import original_template
 from assent.models.saving import remember
 from assent.models.sources import Checkpoint, Source, ask_hub, resolve
 from assent.models.stored import check_build, configuration
+from assent.models.value_heads import PREFIX
 from assent.models.verify import Sample, choose_layout
 
 
@@ -117,13 +118,13 @@ def open_model(
     source: ModelConfig,
     *,
     task: str = "CAUSAL_LM",
-    before_layers: Callable[[Any], None] = lambda model: None,
+    amend: Callable[[Any], set[str]] = lambda model: set(),
     **options: Any,
 ) -> tuple[Any, set[str]]:
     """(the model, names of its weights that the folder lacks): in fp32, with adapters and checkpoints merged in. A
-    causal model may lack none; of a reward model (`task` SEQ_CLS) the caller knows what may be new, and may change it
-    `before_layers` are laid on it. Raises ModelError where the folder's weights and its configuration do not belong
-    together."""
+    causal model may lack none; of a reward model (`task` SEQ_CLS) the caller knows what may be new. `amend` may change
+    the model before adapters and checkpoints are laid on it, and gives the names of the weights that it brought. Raises
+    ModelError where the folder's weights and its configuration do not belong together."""
     place = resolve(source.path, source.revision)
     ask_hub(place)
     if place.layers and "quantization_config" in options:
@@ -144,15 +145,17 @@ def open_model(
         **shared,
         **options,
     )
-    missing = set(info["missing_keys"])
+    missing, brought = set(info["missing_keys"]), amend(model)
     lacking, surplus = missing if task == "CAUSAL_LM" else (), set(info["unexpected_keys"])
     if surplus and task != "CAUSAL_LM":
         surplus -= _output_head(recorded, source.trust_remote_code)
+    if brought:  # by a value head among these weights
+        surplus = {name for name in surplus if not name.startswith(PREFIX)}
     check_keys(place.base, lacking, surplus, info["mismatched_keys"], headless=task)
     check_tied(model, place.base)
     remember(model, place.base, place.revision, recorded, plain=place.is_plain)
+    missing -= brought
     if place.layers:
-        before_layers(model)
         lay(model, place.layers, task)
         missing -= set(shapes_in(place.layers))
     if (words := not_finite(model.named_parameters())) is not None:

@@ -5,7 +5,7 @@ is written makes the two the same, and what is written is loaded again and compa
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,14 @@ def reward_tokenizer(chat: Chat, rows: int) -> PreTrainedTokenizerBase:
 class Usage:
     """How a written folder is read elsewhere: with `own`, by the decoder and the tensor `head`, since transformers has
     no class for it; `pads` says whether several answers can be padded; `notes` tell what is not exact; `rule` makes the
-    reward of the outputs."""
+    reward of the outputs. Before the last layer of the head there are `layers` more, each with a ReLU."""
 
     own: bool
     head: str
     pads: bool
     notes: tuple[str, ...] = ()
     rule: HeadRule = SCALAR
+    layers: int = 0
 
 
 def probes(chat: Chat, max_length: int) -> dict[str, Example]:
@@ -169,7 +170,7 @@ def others_scores(folder: Path, usage: Usage, examples: Sequence[Example], **opt
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kind = AutoModel if usage.own else AutoModelForSequenceClassification
     model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options).eval()
-    head = tensor_of(folder, usage.head) if usage.own else None
+    head = _head_of(folder, usage) if usage.own else None
 
     def scores(rows: Sequence[Example], **padding: Any) -> Tensor:
         inputs = rendered(tokenizer, rows, return_tensors="pt", **padding)
@@ -178,13 +179,32 @@ def others_scores(folder: Path, usage: Usage, examples: Sequence[Example], **opt
             return model(input_ids=ids, attention_mask=mask).logits.float()
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
-        return states[torch.arange(len(last)), last] @ head.float().T
+        return head(states[torch.arange(len(last)), last])
 
     found = {"none": torch.cat([scores([example]) for example in examples])}
     for side in ("right", "left") if usage.pads else ():
         tokenizer.padding_side = side
         found[side] = scores(examples, padding=True)
     return found
+
+
+def _head_of(folder: Path, usage: Usage) -> Callable[[Tensor], Tensor]:
+    """The head that the folder's tensors make: one matrix, or an MLP."""
+    if not usage.layers:
+        weight = tensor_of(folder, usage.head).float()
+        return lambda states: states @ weight.T
+    name = usage.head.split(".")[0]
+    parts = [
+        [tensor_of(folder, f"{name}.{2 * index}.{part}").float() for part in ("weight", "bias")]
+        for index in range(usage.layers + 1)
+    ]
+
+    def outputs(states: Tensor) -> Tensor:
+        for index, (weight, bias) in enumerate(parts):
+            states = (states.relu() if index else states) @ weight.T + bias
+        return states
+
+    return outputs
 
 
 def tensor_of(folder: Path, name: str) -> Tensor:

@@ -271,7 +271,7 @@ def _restore_numbers(config: PreTrainedConfig, own: PreTrainedConfig) -> None:
 def cast(model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights in `dtype`, but for those that the architecture keeps in fp32, a reward head, and whole numbers.
     Tied weights stay one tensor."""
-    head = (getattr(model.config, "assent_head", None) or {"weight": "score.weight"})["weight"].removesuffix("weight")
+    head = (getattr(model.config, "assent_head", None) or {"weight": "score.weight"})["weight"].split(".")[0] + "."
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     done: dict[tuple[Any, ...], Tensor] = {}
     written = {}

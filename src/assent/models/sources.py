@@ -76,9 +76,10 @@ class Source:
             if found is None:
                 raise ModelError(f"{self.base}: the hub did not give its config.json.")
             folder = Path(found).parent
-        files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+        files = sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("value_head.bin")])
         for layer in self.layers:
             files += [layer.file] if isinstance(layer, Checkpoint) else [layer / ADAPTER, *layer.glob("*.safetensors")]
+            files += [] if isinstance(layer, Checkpoint) else layer.glob("value_head.bin")
         return files
 
 

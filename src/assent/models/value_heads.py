@@ -99,7 +99,7 @@ def _made(file: Path, tensors: Mapping[str, Tensor]) -> ValueHead:
         if (match := _NAME.fullmatch(name)) is None:
             raise ModelError(f"{file}: a value head of another kind, with {name}; known is v_head.summary.")
         parts.setdefault(int(match[1] or 0), {})[match[2]] = tensor.float()
-    layers = []
+    layers: list[tuple[Tensor, Tensor]] = []
     for index in sorted(parts):
         weight, bias = parts[index].get("weight"), parts[index].get("bias")
         if weight is None or weight.ndim != 2:

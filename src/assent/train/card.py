@@ -55,6 +55,8 @@ with torch.no_grad():
 def reward_usage(usage: Usage) -> str:
     """How to get rewards from the folder without assent, and what to know of them."""
     code = OWN_REWARD.replace("HEAD", usage.head) if usage.own else REWARD
+    if usage.layers:
+        code = _of_layers(code, usage)
     if len(usage.rule) > 1:
         code = _of_several(code, usage.rule)
     if not usage.pads:
@@ -78,6 +80,26 @@ def reward_usage(usage: Usage) -> str:
             f"the decoder's weights and `{usage.head}`. `assent` reads it wherever it takes a reward model.",
         )
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n{code}"
+
+
+def _of_layers(code: str, usage: Usage) -> str:
+    """The code for one matrix, for an MLP."""
+    name = usage.head.split(".")[0]
+    start = code.index("head = next")
+    code = (
+        code[:start]
+        + "tensors = {name: x for each in weights for name, x in each.items()}\n"
+        + (code[code.index("with torch.no_grad():", start) :])
+    )
+    steps = [
+        "    x = states[torch.arange(len(last)), last]",
+        f"    for index in range(0, {2 * usage.layers + 1}, 2):",
+        f'        weight, bias = (tensors[f"{name}.{{index}}.{{part}}"].float() for part in ("weight", "bias"))',
+        "        x = (x.relu() if index else x) @ weight.T + bias",
+        "    rewards = x" if len(usage.rule) > 1 else "    rewards = x[:, 0]",
+    ]
+    last = code.index("    rewards = ")
+    return code[:last] + "\n".join(steps) + "\n```"
 
 
 def _of_several(code: str, rule: HeadRule) -> str:
