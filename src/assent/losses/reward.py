@@ -75,15 +75,9 @@ def bradley_terry_tokens(
     """
     name = "bradley_terry_tokens"
     check_shapes(name, "N", token_scores=token_scores, response=response)
-    if pairs.dim() != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"{name}: expected pairs [M, 2]; got pairs {list(pairs.shape)}.")
+    _check_pairs(name, pairs, num_responses)
     check_shapes(name, "M", chosen=pairs[:, 0], margin=margin, share=share, weight=weight)
     check_sorted(name, response)
-    outside = (pairs < 0) | (pairs >= num_responses)
-    if bool(torch.any(outside)):
-        raise ValueError(
-            f"{name}: expected responses 0 ... {num_responses - 1} in pairs; got {pairs[outside][0].item()}."
-        )
 
     # start and length of both responses of each pair, [M, 2]
     ids = torch.arange(num_responses, device=response.device)
@@ -101,6 +95,16 @@ def bradley_terry_tokens(
     at = (None if margin is None else margin[pair], None if share is None else share[pair])
     loss = _surprise(gap, *at, label_smoothing)
     return _weighted(loss.new_zeros(len(pairs)).index_add(0, pair, loss) / span, weight)
+
+
+def _check_pairs(name: str, pairs: Tensor, num_responses: int) -> None:
+    if pairs.dim() != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"{name}: expected pairs [M, 2]; got pairs {list(pairs.shape)}.")
+    outside = (pairs < 0) | (pairs >= num_responses)
+    if bool(torch.any(outside)):
+        raise ValueError(
+            f"{name}: expected responses 0 ... {num_responses - 1} in pairs; got {pairs[outside][0].item()}."
+        )
 
 
 def _surprise(gap: Tensor, margin: Tensor | None, share: Tensor | None, label_smoothing: float) -> Tensor:
