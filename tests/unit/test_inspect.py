@@ -34,7 +34,7 @@ def test_with_a_model(pairs, tiny_model_dir, tokenizer):
     found = inspect(InspectConfig(pairs, model=str(tiny_model_dir), max_length=100, show=1))
     assert (found.format, found.rows, found.examples, found.unit) == ("preference", 6, 5, "tokens")
     assert found.contents == {"different prompts": 5, "responses": 10, "pairs": 5}
-    assert [use.commands for use in found.uses] == ["sft", "reward, dpo", "kto", "pl-dpo", "nca", "ppo"]
+    assert [use.commands for use in found.uses] == ["sft", "reward, dpo", "kto", "reward-ranking, pl-dpo", "nca", "ppo"]
     # As in training: one is too long; with room for 128 tokens of an answer to be sampled, all are.
     assert [(use.examples, use.of) for use in found.uses] == [(4, 5)] * 5 + [(0, 5)]
     assert all("prompt: has " in " ".join(use.reasons) for use in found.uses)
@@ -116,7 +116,7 @@ def test_uses_of_labels_and_text(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     uses = {use.commands: use for use in inspect(InspectConfig(str(path))).uses}
     assert {name: use.examples for name, use in uses.items()} == (
-        {"sft": 2, "reward, dpo": 0, "kto": 3, "pl-dpo": 0, "nca": 0, "ppo": 3}
+        {"sft": 2, "reward, dpo": 0, "kto": 3, "reward-ranking, pl-dpo": 0, "nca": 0, "ppo": 3}
     )
     assert list(uses["sft"].reasons.values()) == [1]
     path.write_text('{"text": "An egg."}\n')
@@ -135,7 +135,11 @@ def test_conversions_stand_in_the_table_and_nowhere_else(tmp_path, caplog):
     assert [use.examples for use in found.uses] == [1] * 6
     readings = {use.commands: use.readings for use in found.uses}
     assert readings["nca"] == readings["ppo"] == ()
-    for commands, words in {"reward, dpo": "as pairs", "kto": "reaches --threshold", "pl-dpo": "as rankings"}.items():
+    for commands, words in {
+        "reward, dpo": "as pairs",
+        "kto": "reaches --threshold",
+        "reward-ranking, pl-dpo": "as rankings",
+    }.items():
         (reading,) = readings[commands]
         assert words in reading and words in " ".join(printed(found).split())
     assert caplog.messages == []

@@ -122,7 +122,7 @@ class RewardOdinConfig(RewardModelConfig):
 class RewardModel:
     """What a command trains. `target` is its "module:function"; `data` says what it learns from. A person follows the
     metrics `steps` of optimiser steps and `held_out` of evaluations; `best`, the `highest` or the lowest, says which
-    step was the best."""
+    step was the best. `use` says when to take it."""
 
     name: str
     summary: str
@@ -134,6 +134,7 @@ class RewardModel:
     held_out: tuple[str, ...]
     best: str
     highest: bool = True
+    use: str = ""
 
 
 REWARD_MODELS: dict[str, RewardModel] = {
@@ -141,22 +142,26 @@ REWARD_MODELS: dict[str, RewardModel] = {
         name="reward modelling (Bradley-Terry)", summary="Pairs told apart.", paper="2203.02155", config=RewardConfig,
         target="assent.algorithms.reward.pairs:train_reward", data="pairs",
         steps=("nll", "accuracy", "margin"), held_out=("accuracy", "nll", "margin"), best="accuracy",
+        use="The default: people or a judge have compared two answers.",
     ),
     "reward-ranking": RewardModel(
         name="reward modelling from rankings", summary="Rankings of several answers to a prompt.", paper="2203.02155",
         config=RewardRankingConfig, target="assent.algorithms.reward.ranking:train_reward_ranking", data="rankings",
         steps=("nll", "accuracy", "best"), held_out=("accuracy", "nll", "best", "margin"), best="accuracy",
+        use="Three or more answers to a prompt were ranked: each answer is computed once for all of its pairs.",
     ),
     "reward-odin": RewardModel(
         name="ODIN", summary="Pairs told apart, by a reward that says nothing of length.", paper="2402.07319",
         config=RewardOdinConfig, target="assent.algorithms.reward.odin:train_reward_odin", data="pairs, without length",
         steps=("nll", "accuracy", "correlation/quality"),
         held_out=("accuracy", "nll", "correlation/quality", "correlation/verbosity"), best="accuracy",
+        use="Annotators preferred long answers, and the reward is to be optimised against.",
     ),
     "reward-attributes": RewardModel(
         name="attribute regression", summary="Each attribute's rating, by an output of its own.", paper="2406.08673",
         config=AttributesConfig, target="assent.algorithms.reward.attributes:train_attributes", data="ratings",
         steps=("mse",), held_out=("mse", "correlation"), best="mse", highest=False,
+        use="Answers were rated one by one, or one wants to see what a reward is made of.",
     ),
 }  # fmt: skip
 

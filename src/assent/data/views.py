@@ -171,6 +171,7 @@ def _uses(examples: Sequence[Example]) -> str:
         "reward": with_pairs,
         "dpo and every other pairwise objective": with_pairs,
         "kto": lambda example: with_labels(example, threshold=0.0),
+        "reward-ranking": with_rankings,
         "pl-dpo": with_rankings,
         "nca": with_ratings,
         "ppo (its prompts)": _only_prompt,

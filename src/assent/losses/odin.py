@@ -33,7 +33,14 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def orthogonality(quality: Tensor, verbosity: Tensor) -> Tensor:
-    """|W_Q . W_L|, a scalar: the two heads read different directions of the hidden state (arXiv 2402.07319)."""
+    """What keeps the two heads on different directions of the hidden state (arXiv 2402.07319).
+
+        loss = |W_Q . W_L|
+
+    quality, verbosity  [h]  weights of the two heads
+
+    Returns a scalar. Raises ValueError when the shapes differ.
+    """
     check_shapes("orthogonality", "h", quality=quality, verbosity=verbosity)
     return (quality * verbosity).sum().abs()
 
