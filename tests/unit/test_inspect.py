@@ -34,10 +34,12 @@ def test_with_a_model(pairs, tiny_model_dir, tokenizer):
     found = inspect(InspectConfig(pairs, model=str(tiny_model_dir), max_length=100, show=1))
     assert (found.format, found.rows, found.examples, found.unit) == ("preference", 6, 5, "tokens")
     assert found.contents == {"different prompts": 5, "responses": 10, "pairs": 5}
-    assert [use.commands for use in found.uses] == ["sft", "reward, dpo", "kto", "reward-ranking, pl-dpo", "nca", "ppo"]
+    assert [use.commands for use in found.uses] == [
+        "sft", "reward, dpo", "reward-attributes", "kto", "reward-ranking, pl-dpo", "nca", "ppo",
+    ]  # fmt: skip
     # As in training: one is too long; with room for 128 tokens of an answer to be sampled, all are.
-    assert [(use.examples, use.of) for use in found.uses] == [(4, 5)] * 5 + [(0, 5)]
-    assert all("prompt: has " in " ".join(use.reasons) for use in found.uses)
+    assert [(use.examples, use.of) for use in found.uses] == [(4, 5)] * 2 + [(0, 0)] + [(4, 5)] * 3 + [(0, 5)]
+    assert all("prompt: has " in " ".join(use.reasons) for use in found.uses if use.of)
     assert "--sampling.max_new_tokens" in found.uses[-1].readings[-1]
     assert [(problem.origin.row, problem.column) for problem in found.problems] == [(3, "chosen"), (5, "prompt")]
     assert "no room for an answer within 100" in found.problems[1].reason
@@ -116,12 +118,12 @@ def test_uses_of_labels_and_text(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     uses = {use.commands: use for use in inspect(InspectConfig(str(path))).uses}
     assert {name: use.examples for name, use in uses.items()} == (
-        {"sft": 2, "reward, dpo": 0, "kto": 3, "reward-ranking, pl-dpo": 0, "nca": 0, "ppo": 3}
+        {"sft": 2, "reward, dpo": 0, "reward-attributes": 0, "kto": 3, "reward-ranking, pl-dpo": 0, "nca": 0, "ppo": 3}
     )
     assert list(uses["sft"].reasons.values()) == [1]
     path.write_text('{"text": "An egg."}\n')
     found = inspect(InspectConfig(str(path)))
-    assert [use.examples for use in found.uses] == [1, 0, 0, 0, 0, 0]
+    assert [use.examples for use in found.uses] == [1, 0, 0, 0, 0, 0, 0]
     assert found.previews[0][1] == (Span("response", "An egg.", True),)
 
 
@@ -132,7 +134,7 @@ def test_conversions_stand_in_the_table_and_nowhere_else(tmp_path, caplog):
     row = {"prompt": [{"role": "user", "content": "Egg?"}], "responses": messages, "feedback": feedback, "meta": {}}
     path.write_text(json.dumps(row) + "\n")
     found = inspect(InspectConfig(str(path)))
-    assert [use.examples for use in found.uses] == [1] * 6
+    assert [use.examples for use in found.uses] == [1] * 7
     readings = {use.commands: use.readings for use in found.uses}
     assert readings["nca"] == readings["ppo"] == ()
     for commands, words in {

@@ -162,7 +162,7 @@ def test_prompt_view():
         (sft_view, example(""), "prompts without answers", "fit: ppo (its prompts)."),
         (pair_view, example("a", Binary(0, True)), "yes/no labels", "fit: sft, kto, ppo (its prompts)."),
         (pair_view, example("a"), "demonstrations", "fit: sft, ppo (its prompts)."),
-        (pair_view, example("a", helpful(0, 2)), "ratings", "fit: sft, kto, ppo (its prompts)."),
+        (pair_view, example("a", helpful(0, 2)), "ratings", "fit: sft, reward-attributes, kto, ppo (its"),
         (sft_view, example("a", Binary(0, False)), "yes/no labels", "fit: kto, ppo (its prompts)."),
         (binary_view, example("a"), "demonstrations", "fit: sft, ppo (its prompts)."),
         (ranking_view, example("ab", Binary(0, True), Binary(1, False)), "yes/no labels", "fit: sft, kto, ppo (its"),

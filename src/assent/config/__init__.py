@@ -43,6 +43,7 @@ from assent.config.reward import (
     RewardModelConfig, RewardOdinConfig, RewardRankingConfig, RewardSection, reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
+from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
@@ -69,8 +70,8 @@ __all__ = [
     "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig",
     "RemoteConfig", "ReportConfig", "RewardConfig", "RewardModel", "RewardModelConfig", "RewardOdinConfig",
     "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig",
-    "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig",
-    "SimPOConfig", "SimPOLoss", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss",
-    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig",
+    "ScoredFileConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss",
+    "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
+    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

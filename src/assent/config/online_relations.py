@@ -16,7 +16,7 @@ def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL or --rewards.implicit FOLDER."
         )
     return None
 
@@ -39,6 +39,14 @@ def _ensemble(config: OnlineConfig) -> str | None:
             f"--rewards.ensemble {rewards.ensemble} is about several reward models. Give --rewards.model two or more. "
             f"Got {len(rewards.model)}."
         )
+    return None
+
+
+def _implicit(config: OnlineConfig) -> str | None:
+    rewards = config.rewards
+    for name in ("implicit_reference", "implicit_beta"):
+        if getattr(rewards, name) is not None and not rewards.implicit:
+            return f"--rewards.{name} is about the policies of --rewards.implicit. Give one of them."
     return None
 
 
@@ -66,7 +74,7 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers")
+SOURCES = ("model", "rules", "functions", "servers", "implicit")
 """The options of `rewards` that name what answers are scored by."""
 
 
@@ -218,6 +226,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, _ensemble),
+    (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),

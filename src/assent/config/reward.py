@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from assent.config.base import RunConfig
-from assent.config.ranges import BelowOne, Named, NotNegative, Positive
+from assent.config.ranges import BelowOne, Finite, Named, NotNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,18 @@ class AttributesSection:
     outputs: tuple[str, ...] = ()
     """The attributes, in the order of the head's outputs. Empty: all that the training data rate, in the order in which
     they first stand there."""
-    scale: tuple[float, float] | None = None
-    """The lowest and the highest rating: others are bad rows. Without it the scale is read from the data."""
+    lowest: Finite | None = None
+    """The lowest rating there is; with `highest`: others are bad rows. Without both the scale is read from the data."""
+    highest: Finite | None = None
+    """The highest rating there is."""
     weights: dict[str, float] = field(default_factory=dict)
     """reward = sum of weight * output, for example helpfulness:1 verbosity:-0.3; what is not named weighs 0. Without
     it, NVIDIA's for HelpSteer's five attributes (0.3, 0.74, 0.46, 0.47, -0.33), equal ones for all others."""
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """(lowest, highest) where they are given."""
+        return None if self.lowest is None or self.highest is None else (self.lowest, self.highest)
 
 
 @dataclass(frozen=True)

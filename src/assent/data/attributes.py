@@ -150,4 +150,5 @@ def _check(name: str, value: float, scale: Scale | None) -> None:
     if not math.isfinite(value):
         raise RowError(name, f"expected a finite number, got {value}")
     if scale is not None and not scale[0] <= value <= scale[1]:
-        raise RowError(name, f"expected a rating from {scale[0]:g} to {scale[1]:g} (--attributes.scale), got {value:g}")
+        ends = f"{scale[0]:g} (--attributes.lowest) to {scale[1]:g} (--attributes.highest)"
+        raise RowError(name, f"expected a rating from {ends}, got {value:g}")

@@ -112,6 +112,11 @@ def prompt_hash(example: Example) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def prompt_id(example: Example) -> str:
+    """16 hexadecimal digits that stand for the prompt's text, the same everywhere."""
+    return hashlib.sha256(json.dumps(_prompt_key(example)).encode()).hexdigest()[:16]
+
+
 def fingerprint(trees: Iterable[TokenTree]) -> str:
     """sha256 of all that is trained: ids, trained spans, pairs and margins, fields of responses and pairs, in order."""
     digest = hashlib.sha256()

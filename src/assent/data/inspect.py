@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from assent.config import InspectConfig, SamplingConfig
 from assent.data import views
+from assent.data.attributes import AttributeView
 from assent.data.chat import Chat
 from assent.data.dataset import count_reasons, lengths
 from assent.data.fit import fitted
@@ -33,6 +34,7 @@ ONLINE = "ppo"
 VIEWS: dict[str, Callable[[Sequence[Example]], Projected]] = {
     "sft": sft_view,
     "reward, dpo": pair_view,
+    "reward-attributes": AttributeView(),
     "kto": partial(binary_view, threshold=0.0),  # any threshold would do: which answers reach it is not counted
     "reward-ranking, pl-dpo": ranking_view,
     "nca": rating_view,

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from assent.data.attributes import attributes_in, with_attributes
 from assent.data.conversions import (
     AS_ANSWERS,
     AS_LABELS,
@@ -117,6 +118,14 @@ def answered_view(examples: Sequence[Example]) -> Projected:
     )
 
 
+def answers_view(examples: Sequence[Example]) -> Projected:
+    """All answers as they are, with whatever feedback there is on them. Raises `DataError` when no example has an
+    answer to a prompt."""
+    return _project(
+        examples, lambda example: [_with_answers(example)], "answers to prompts are needed: any shape that has them"
+    )
+
+
 def _project(
     examples: Sequence[Example],
     project: Callable[[Example], list[Example]],
@@ -169,6 +178,7 @@ def _uses(examples: Sequence[Example]) -> str:
     uses: dict[str, Callable[[Example], object]] = {
         "sft": best_answers,
         "reward": with_pairs,
+        "reward-attributes": lambda example: with_attributes(example, attributes_in([example])),
         "dpo and every other pairwise objective": with_pairs,
         "kto": lambda example: with_labels(example, threshold=0.0),
         "reward-ranking": with_rankings,
@@ -195,6 +205,14 @@ def _with_best_answer(example: Example) -> Example:
     except RowError:
         return alone
     return replace(alone, responses=(example.responses[best],))
+
+
+def _with_answers(example: Example) -> Example:
+    if not example.prompt:
+        raise RowError("prompt", "plain text has no prompt")
+    if not example.responses:
+        raise RowError("responses", f"no answer: the row ends with a {example.prompt[-1].role} turn")
+    return example
 
 
 def _only_prompt(example: Example) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import ScoreModel
-from assent.rewards.group import UNREADABLE, Group, Scores, checked
-from assent.rewards.reading import Reading
+from assent.rewards.group import Group, Scores
+from assent.rewards.reading import REWARD, Numbers, Reading, scores_of
 
 
 class ModelReward:
@@ -47,36 +48,23 @@ class ModelReward:
         self.reading.check(f"The reward model '{self.name}'", examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
-        read = [self.reading.tree(group) for group in groups]
-        starts = np.cumsum([0, *map(len, groups)]).tolist()
-        places = [
-            start + index
-            for start, (tree, kept) in zip(starts, read, strict=False)
-            for index in (kept if tree is not None else ())
-        ]
-        rewards, outputs = self._scored([tree for tree, _ in read if tree is not None])
-        values: list[float | None] = [None] * starts[-1]
-        for place, value in zip(places, rewards.tolist(), strict=True):
-            values[place] = value
-        parts = {name: np.full(len(values), np.nan) for name in self.scorer.rule.names}
-        for part, own in zip(parts.values(), outputs.T, strict=True):
-            part[places] = own
-        unread = values.count(None)
-        return Scores(
-            checked(f"The reward model '{self.name}'", groups, values),
-            parts=parts if len(parts) > 1 else {},
-            failures={UNREADABLE: unread} if unread else {},
+        read = [self.reading.read(group) for group in groups]
+        scores, found = scores_of(f"The reward model '{self.name}'", groups, read, self._numbers)
+        names = self.scorer.rule.names
+        if len(names) == 1:
+            return scores
+        parts, shares = (
+            dict(zip(names, found.get(which, np.full((len(scores.values), len(names)), np.nan)).T, strict=True))
+            for which in ("outputs", "shares")
         )
+        return replace(scores, parts=parts, shares=shares)
 
-    def _scored(self, trees: Sequence[TokenTree]) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards [S] and outputs [S, K] over all trees."""
-        if not trees:
-            return np.zeros(0), np.zeros((0, len(self.scorer.rule)))
+    def _numbers(self, trees: Sequence[TokenTree]) -> Numbers:
+        """The reward [S], outputs [S, K] and what each adds to the reward [S, K], over all trees."""
 
-        def scored(batch: TreeBatch) -> BatchColumns:
+        def numbers(batch: TreeBatch) -> BatchColumns:
             found = self.scorer.rewards(batch)
-            return BatchColumns(per_response={"reward": found.reward, "outputs": found.outputs})
+            return BatchColumns(per_response={REWARD: found.reward, "outputs": found.outputs, "shares": found.shares})
 
         flat = not self.scorer.tree
-        found = columns_of(trees, scored, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response
-        return found["reward"], found["outputs"]
+        return columns_of(trees, numbers, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response

@@ -107,6 +107,12 @@ class Session:
             config, max_length=self.config.data.max_length, device=self.world.device, trainable=False
         ).eval()
 
+    def frozen_policy(self, path: str, revision: str | None = None) -> Policy:
+        """Any other policy, of which nothing is trained; it may speak in other tokens."""
+        config = replace(self._frozen(path), revision=revision)
+        policy = load_policy(config, max_length=self.config.data.max_length, device=self.world.device, trainable=False)
+        return self._shard(policy.eval())
+
     def score_model(
         self,
         path: str | None = None,
