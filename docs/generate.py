@@ -1,6 +1,6 @@
-"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md, docs/online.md and
-docs/own.md from the code, that of docs/models.md from what was measured (docs/models.json), and docs/map.md from the
-docstrings of modules.
+"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md, docs/online.md,
+docs/own.md and docs/reward-models.md from the code, that of docs/models.md from what was measured (docs/models.json),
+and docs/map.md from the docstrings of modules.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
 from assent import PUBLIC, cli, config, shorthelp  # noqa: E402
-from assent.config import METHODS, OBJECTIVES, Method, Objective, settings  # noqa: E402
+from assent.config import METHODS, OBJECTIVES, REWARD_MODELS, Method, Objective, settings  # noqa: E402
 from assent.config.estimators import ESTIMATORS  # noqa: E402
 from assent.config.relations import WORDS  # noqa: E402
 from assent.config.sections import default_of  # noqa: E402
@@ -31,6 +31,7 @@ from assent.data.formats import FORMATS, Format, fates  # noqa: E402
 MODELS = ROOT / "docs" / "models.md"
 PAGE, ONLINE, MAP = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "docs" / "map.md"
 OWN = ROOT / "docs" / "own.md"
+REWARD = ROOT / "docs" / "reward-models.md"
 
 
 # ---- docs/cli.md
@@ -221,9 +222,9 @@ def conversion_table() -> str:
     """How feedback of another kind is read."""
     tasks = {
         "`sft`": conversions.AS_ANSWERS,
-        "`reward`, objectives on pairs": conversions.AS_PAIRS,
+        "`reward`, `reward-odin`, objectives on pairs": conversions.AS_PAIRS,
         "objectives on yes/no labels": conversions.AS_LABELS,
-        "objectives on rankings": conversions.AS_RANKINGS,
+        "`reward-ranking`, objectives on rankings": conversions.AS_RANKINGS,
         "objectives on ratings": conversions.AS_RATINGS,
     }
     found = [(task, text) for task, groups in tasks.items() for kinds in groups for text in kinds.values() if text]
@@ -274,7 +275,8 @@ def docstring_parts(function: ast.FunctionDef) -> tuple[str, list[str]]:
     paragraphs = (ast.get_docstring(function) or "").split("\n\n")[1:]
     formula = [part for part in paragraphs if all(line.startswith("    ") for line in part.splitlines())]
     rest = [part for part in paragraphs if part not in formula]
-    parameters = next(index for index, part in enumerate(rest) if re.match(r"[\w*, ]+  +\[[A-Z]\]", part))
+    start = (index for index, part in enumerate(rest) if re.match(r"[\w*, ]+  +\[[A-Z]\]", part))
+    parameters = next(start, len(rest))
     return textwrap.dedent("\n\n".join(formula)), rest[:parameters]
 
 
@@ -285,6 +287,45 @@ def loss_functions() -> dict[str, ast.FunctionDef]:
 
 
 LOSSES = loss_functions()
+
+
+# ---- docs/reward-models.md
+
+
+REWARD_LOSSES = {
+    "Pairs": ("bradley_terry", "bradley_terry_tokens", "rao_kupper", "davidson", "centring", "likelihood_regulariser"),
+    "Rankings": ("k_wise", "plackett_luce_scores", "best_of_k"),
+    "ODIN": ("odin_length", "orthogonality"),
+}
+"""The losses of reward models under their headings."""
+
+
+def reward_page() -> str:
+    """docs/reward-models.md: its own text, the table of kinds, and the formulas of their losses."""
+    return filled(REWARD, {"table of kinds": reward_table(), "formulas": "\n".join(reward_formulas())})
+
+
+def reward_table() -> str:
+    lines = ["| command | what it trains | learns from | paper | when to take it |", "|---|---|---|---|---|"]
+    for name, row in REWARD_MODELS.items():
+        paper = f"[{row.paper}](https://arxiv.org/abs/{row.paper})"
+        cells = f"[`{name}`](cli.md#{name})", f"{row.name}. {row.summary}", row.data, paper, row.use
+        lines.append("| " + " | ".join(map(one_line, cells)) + " |")
+    return "\n".join(lines)
+
+
+def reward_formulas() -> list[str]:
+    """Each loss: what it is, its formula, and remarks; as its docstring says."""
+    lines = []
+    for heading, names in REWARD_LOSSES.items():
+        lines += ["", f"### {heading}"]
+        for name in names:
+            first = (ast.get_docstring(LOSSES[name]) or "").split("\n\n")[0]
+            lines += ["", f"**`{name}`** {one_line(first)}"]
+            formula, remarks = docstring_parts(LOSSES[name])
+            lines += ["", f"```\n{formula}\n```"] if formula else []
+            lines += [line for remark in remarks for line in ("", one_line(remark))]
+    return lines
 
 
 # ---- docs/formats.md
@@ -554,6 +595,7 @@ def main() -> int:
         PAGE: objectives_page(),
         ONLINE: online_page(),
         OWN: own_page(),
+        REWARD: reward_page(),
         MODELS: models_page(),
         MAP: map_page(),
     }

@@ -14,7 +14,9 @@ PUBLIC = {
     "assent.algorithms.online.train": ("train_online",),
     "assent.algorithms.reward.attributes": ("train_attributes",),
     "assent.algorithms.reward.ensemble": ("train_ensemble",),
+    "assent.algorithms.reward.odin": ("train_reward_odin",),
     "assent.algorithms.reward.pairs": ("train_reward",),
+    "assent.algorithms.reward.ranking": ("train_reward_ranking",),
     "assent.algorithms.sft": ("train_sft",),
     "assent.config": (
         "AttributesConfig",
@@ -39,6 +41,8 @@ PUBLIC = {
         "RemoteConfig",
         "ReportConfig",
         "RewardConfig",
+        "RewardOdinConfig",
+        "RewardRankingConfig",
         "RewardSection",
         "RewardsConfig",
         "RolloutConfig",

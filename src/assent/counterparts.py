@@ -184,7 +184,8 @@ ROWS: tuple[Row, ...] = (
     ),
     # losses on feedback
     Row("pref_beta beta", "loss.beta kl.coef"),
-    Row("label_smoothing dpo_label_smoothing", "loss.label_smoothing"),
+    Row("label_smoothing dpo_label_smoothing", "loss.label_smoothing reward.label_smoothing"),
+    Row("center_rewards_coefficient", "reward.centring"),
     Row("simpo_gamma", "loss.gamma"),
     Row("cpo_alpha", "loss.sft_weight"),
     Row("cpo_alpha rpo_alpha pref_ftx nll_loss_coef", "plus", "for example --plus sft:0.2"),

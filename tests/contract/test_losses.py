@@ -41,6 +41,9 @@ DOMAINS: dict[str, Domain] = {
     "kl": torch.abs,
     "desirable": label,
     "level": lambda x: (2 * x).abs().floor(),
+    "share": lambda x: torch.sigmoid(x) / 2,
+    "tie": lambda x: torch.sigmoid(x) / 2,
+    "weight": torch.abs,
 }
 # Labels, and what is held constant on purpose: nobody asks for their gradient.
 CONSTANTS = {"desirable", "level", "rating", "prompt", "response", "kl_chosen"}
@@ -133,7 +136,12 @@ def of(name: str, kind: type[Case] = Case, domains: dict[str, Domain] | None = N
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     vectors = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
     return kind(
-        LOSSES[name], vectors, options, domains or {}, whole_step=name.startswith("aot"), surrogate=name == "cispo"
+        LOSSES[name],
+        vectors,
+        options,
+        domains or {},
+        whole_step=name.startswith(("aot", "odin")),
+        surrogate=name == "cispo",
     )
 
 
@@ -144,8 +152,19 @@ def below_zero(x: Tensor) -> Tensor:
 CASES: dict[str, Case] = {
     "cross_entropy": of("cross_entropy"),
     "bradley_terry": Case(LOSSES["bradley_terry"], ("chosen", "rejected")),
-    "bradley_terry:margin": of("bradley_terry"),
+    "bradley_terry:all": of("bradley_terry", label_smoothing=0.1),
     "bradley_terry_tokens": TokenPairs(LOSSES["bradley_terry_tokens"], ("token_scores", "margin")),
+    "bradley_terry_tokens:smoothed": TokenPairs(
+        LOSSES["bradley_terry_tokens"], ("token_scores", "margin"), {"label_smoothing": 0.1}
+    ),
+    "rao_kupper": of("rao_kupper", theta=2.0, label_smoothing=0.1),
+    "davidson": of("davidson", nu=0.7, label_smoothing=0.1),
+    "centring": of("centring"),
+    "likelihood_regulariser": of("likelihood_regulariser", beta=0.3),
+    "best_of_k": of("best_of_k", Groups),
+    "k_wise": of("k_wise", Groups),
+    "plackett_luce_scores": of("plackett_luce_scores", Groups),
+    "odin_length": of("odin_length", domains={"length": lambda x: 10 * x.abs() + 1}),
     "attribute_regression": of("attribute_regression"),
     "dpo": of("dpo", beta=0.3),
     "dpo:smoothed": of("dpo", beta=0.3, label_smoothing=0.2),

@@ -18,6 +18,7 @@ from assent.losses import (
     apo_zero_unpaired,
     bco,
     bradley_terry,
+    centring,
     cpo,
     cross_entropy,
     dpo,
@@ -363,16 +364,20 @@ def test_bco():
     torch.testing.assert_close(loss, torch.tensor(TRL_BCO, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("centred", [None, 0.3])
 @pytest.mark.parametrize("with_margin", [False, True])
-def test_reward(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, with_margin: bool):
+def test_reward(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, with_margin: bool, centred: float | None):
     scorer = model(LlamaForSequenceClassification, seed=3)
     rows = [{**row, "margin": gap} if with_margin else row for row, gap in zip(ROWS, MARGINS, strict=True)]
     trainer = RewardTrainer(
         model=copy.deepcopy(scorer),
-        args=RewardConfig(**arguments(tmp_path)),
+        args=RewardConfig(**arguments(tmp_path), center_rewards_coefficient=centred),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
     )
     chosen, rejected = (scorer(**padded(encode(tokenizer, name)[0])).logits[:, 0] for name in ("chosen", "rejected"))
     loss = bradley_terry(chosen, rejected, torch.tensor(MARGINS) if with_margin else None)
+    if centred is not None:
+        assert centring(chosen, rejected).mean() > 0.1
+        loss = loss + centred * centring(chosen, rejected)
     assert_equal_to_trl(loss.mean(), scorer, trainer)

@@ -29,6 +29,7 @@ from assent.config import (
     ProbeConfig,
     ReferenceConfig,
     RewardConfig,
+    RewardOdinConfig,
     RewardsConfig,
     RewardSection,
     RolloutConfig,
@@ -48,7 +49,19 @@ _spec = importlib.util.spec_from_file_location("commands_worker", WORKER)
 worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)
 
-NAMES = ("sft", "reward", *OBJECTIVES, "dpo lora", "tr-dpo lora", "dpo cached", "dpo plus", *METHODS, "ppo lora")
+NAMES = (
+    "sft",
+    "reward",
+    "reward regularised",
+    "reward-odin",
+    *OBJECTIVES,
+    "dpo lora",
+    "tr-dpo lora",
+    "dpo cached",
+    "dpo plus",
+    *METHODS,
+    "ppo lora",
+)
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 
@@ -96,6 +109,10 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
     return {
         "sft": SFTConfig(**shared("sft")),
         "reward": RewardConfig(**shared("reward"), reward=RewardSection(readout="mean")),
+        "reward regularised": RewardConfig(
+            **shared("reward regularised"), reward=RewardSection(regulariser="dpo", regulariser_weight=0.3)
+        ),
+        "reward-odin": RewardOdinConfig(**shared("reward-odin")),
         **{name: preference(name) for name in OBJECTIVES},
         "dpo lora": preference("dpo lora"),
         "tr-dpo lora": preference("tr-dpo lora"),

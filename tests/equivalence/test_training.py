@@ -22,7 +22,9 @@ from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference.feedback import balanced
 from assent.algorithms.preference.step_loss import terms_of
 from assent.algorithms.preference.train import Preference
+from assent.algorithms.reward.odin import Odin
 from assent.algorithms.reward.pairs import RewardModelling
+from assent.algorithms.reward.ranking import RewardRanking
 from assent.algorithms.sft import SFT
 from assent.config import (
     METHODS,
@@ -33,6 +35,7 @@ from assent.config import (
     KLConfig,
     LoraConfig,
     ModelConfig,
+    OdinSection,
     OptimConfig,
     RewardsConfig,
     RewardSection,
@@ -50,6 +53,7 @@ from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.distributed import World
 from assent.errors import NonFiniteError
+from assent.models.head import head_of
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
@@ -104,12 +108,40 @@ def sft(folder: Path, tokenizer) -> SFT:
     return SFT(load_policy(model_config(folder), max_length=LENGTH), None)
 
 
-def reward(readout: str, margin: bool) -> Make:
+def reward(readout: str, margin: bool, **options) -> Make:
     def make(folder: Path, tokenizer) -> RewardModelling:
         scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH)
-        return RewardModelling(scorer, None, RewardSection(readout, margin))
+        if "regulariser" in options:
+            start = load_policy(model_config(folder), max_length=LENGTH, trainable=False)
+            scorer.add_language_head(head_of(start.plain, start.transform, start.dtype, constant=True))
+        return RewardModelling(scorer, None, RewardSection(readout, margin, **options))
 
     return make
+
+
+def ranking(loss: str) -> Make:
+    def make(folder: Path, tokenizer) -> RewardRanking:
+        return RewardRanking(load_score_model(model_config(folder), tokenizer, max_length=LENGTH), None, loss)
+
+    return make
+
+
+def odin(folder: Path, tokenizer) -> Odin:
+    scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH)
+    scorer.add_second_head(0)
+    return Odin(scorer, None, OdinSection(), ONE)
+
+
+def counted_trees() -> list[TokenTree]:
+    """The same with votes on the pairs; the first and the fourth are ties."""
+    draw = np.random.default_rng(13)
+    made = []
+    for number, tree in enumerate(pair_trees()):
+        tie = 1.0 if number in (0, 3) else float(draw.uniform(0, 0.4))
+        share = (1 - tie) * draw.uniform(0.5, 1)
+        fields = {"share": np.array([share], np.float32), "tie": np.array([tie], np.float32)}
+        made.append(replace(tree, per_pair=fields))
+    return made
 
 
 def feedback_trees(objective: str, number: int = 7) -> list[TokenTree]:
@@ -202,6 +234,14 @@ ALGORITHMS: dict[str, Make] = {
     "reward mean": reward("mean", False),
     "reward margin": reward("last", True),
     "reward mean margin": reward("mean", True),
+    "reward scaled": reward("last", False, scaled=True, label_smoothing=0.1, centring=0.5),
+    "reward votes mean": reward("mean", False, votes=True, label_smoothing=0.2),
+    "reward davidson": reward("last", False, ties="davidson", votes=True),
+    "reward sft": reward("last", False, regulariser="sft", regulariser_weight=0.3),
+    "reward mean dpo": reward("mean", False, regulariser="dpo", regulariser_weight=0.3),
+    "ranking kwise": ranking("kwise"),
+    "ranking plackett-luce": ranking("plackett-luce"),
+    "odin": odin,
     **{name: preference(name) for name in OBJECTIVES},
     "dpop": preference("dpop", loss={"penalty": 2.0}),  # 50 would multiply rounding as well
     "dpo + sft + ipo + aot": preference("dpo", plus={"sft": 0.5, "ipo": 0.1, "aot": 2.0}),
@@ -218,12 +258,14 @@ EXTRA = {"ppo, ewma": ("ewma",), "grpo, given": ("sampled",)}
 """Fields that these read beside the others."""
 
 
-WHOLE_STEP = {"kto", "aot", "aot-unpaired", "dpo + sft + ipo + aot"}
+WHOLE_STEP = {"odin", "kto", "aot", "aot-unpaired", "dpo + sft + ipo + aot"}
 """What needs the other ranks themselves before it has a loss; test_ranks.py runs two."""
 
 
 def trees_of(name: str) -> list[TokenTree]:
-    objective = name.partition(" + ")[0]
+    if any(word in name for word in ("votes", "davidson")):
+        return counted_trees()
+    objective = "pl-dpo" if name.startswith("ranking") else name.partition(" + ")[0]
     return feedback_trees(objective) if objective in OBJECTIVES else pair_trees(extra=EXTRA.get(name, ()))
 
 

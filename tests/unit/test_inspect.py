@@ -35,7 +35,7 @@ def test_with_a_model(pairs, tiny_model_dir, tokenizer):
     assert (found.format, found.rows, found.examples, found.unit) == ("preference", 6, 5, "tokens")
     assert found.contents == {"different prompts": 5, "responses": 10, "pairs": 5}
     assert [use.commands for use in found.uses] == [
-        "sft", "reward, dpo", "reward-attributes", "kto", "pl-dpo", "nca", "ppo",
+        "sft", "reward, dpo", "reward-attributes", "kto", "reward-ranking, pl-dpo", "nca", "ppo",
     ]  # fmt: skip
     # As in training: one is too long; with room for 128 tokens of an answer to be sampled, all are.
     assert [(use.examples, use.of) for use in found.uses] == [(4, 5)] * 2 + [(0, 0)] + [(4, 5)] * 3 + [(0, 5)]
@@ -118,7 +118,7 @@ def test_uses_of_labels_and_text(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     uses = {use.commands: use for use in inspect(InspectConfig(str(path))).uses}
     assert {name: use.examples for name, use in uses.items()} == (
-        {"sft": 2, "reward, dpo": 0, "reward-attributes": 0, "kto": 3, "pl-dpo": 0, "nca": 0, "ppo": 3}
+        {"sft": 2, "reward, dpo": 0, "reward-attributes": 0, "kto": 3, "reward-ranking, pl-dpo": 0, "nca": 0, "ppo": 3}
     )
     assert list(uses["sft"].reasons.values()) == [1]
     path.write_text('{"text": "An egg."}\n')
@@ -137,7 +137,11 @@ def test_conversions_stand_in_the_table_and_nowhere_else(tmp_path, caplog):
     assert [use.examples for use in found.uses] == [1] * 7
     readings = {use.commands: use.readings for use in found.uses}
     assert readings["nca"] == readings["ppo"] == ()
-    for commands, words in {"reward, dpo": "as pairs", "kto": "reaches --threshold", "pl-dpo": "as rankings"}.items():
+    for commands, words in {
+        "reward, dpo": "as pairs",
+        "kto": "reaches --threshold",
+        "reward-ranking, pl-dpo": "as rankings",
+    }.items():
         (reading,) = readings[commands]
         assert words in reading and words in " ".join(printed(found).split())
     assert caplog.messages == []

@@ -183,7 +183,7 @@ def test_prompt_view():
             prompt_view,
             example("ab", Ranking(((0,), (1,))), prompt=()),
             "rankings",
-            "fit: sft, reward, dpo and every other pairwise objective, kto, pl-dpo, nca.",
+            "fit: sft, reward, dpo and every other pairwise objective, kto, reward-ranking, pl-dpo, nca.",
         ),
         (prompt_view, example("a", prompt=()), "plain text", "fit: sft."),
     ],

@@ -95,7 +95,9 @@ def _no_best(folder: Path) -> str:
 
 def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:
     chat = Chat(load_tokenizer(model))
-    if config.part != "policy" and (source.is_scorer or stored_heads(source).rule is not None):
+    if config.part != "policy" and (
+        source.is_scorer or find_mixture(source) is not None or stored_heads(source).rule is not None
+    ):
         return _write_scorer(model, source, folder, config, chat)
     loaded, _ = open_model(AutoModelForCausalLM, model)
     weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
@@ -133,14 +135,6 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
     if found.gate is not None:
         save_gate(*found.gate, folder)
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
-
-
-def _is_scorer(model: ModelConfig, source: Source) -> bool:
-    """Whether it is a reward model."""
-    if source.is_scorer or find_mixture(source) is not None:
-        return True
-    config = configuration(source.base, source.revision, model.trust_remote_code)
-    return any("SequenceClassification" in name for name in config.architectures or ())
 
 
 def _has_own_adapters(source: Source) -> bool:

@@ -40,9 +40,9 @@ from assent.config.preference import (
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    REWARD_MODELS, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection, RewardConfig,
-    RewardGateConfig, RewardModel,
-    RewardModelConfig, RewardSection, reward_model_of,
+    REWARD_MODELS, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection, OdinSection,
+    RankingSection, RewardConfig, RewardGateConfig, RewardModel, RewardModelConfig, RewardOdinConfig,
+    RewardRankingConfig, RewardSection, reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
@@ -66,17 +66,17 @@ __all__ = [
     "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig",
     "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LimitsConfig",
     "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
-    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
-    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",
-    "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
+    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection",
+    "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig",
+    "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
     "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
     "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig",
-    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss",
-    "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig",
-    "RewardGateConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig",
-    "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
-    "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
-    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss",
-    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig",
+    "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig",
+    "RewardConfig", "RewardGateConfig", "RewardModel", "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig",
+    "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig",
+    "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig",
+    "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig",
+    "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
+    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

@@ -15,6 +15,7 @@ from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
+from assent.config.reward_relations import REWARD
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
@@ -254,6 +255,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _trackers_once),
     (RunConfig, _changed_inputs),
     *ONLINE,
+    *REWARD,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (InitConfig, _heads_divide),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from assent.config.base import OptimConfig, RunConfig, TrainConfig
 from assent.config.ranges import BelowOne, Count, CountOrZero, Finite, Named, NotNegative, Positive, Share
@@ -30,6 +30,27 @@ class RewardSection:
     output: Named | None = None
     """Goes on from one output of a reward model that has several (helpfulness, say), which becomes its only one: the
     second half of HelpSteer2-Preference's recipe (arXiv 2410.01257)."""
+    scaled: bool = False
+    """Count each pair by its strength (scaled_bt, arXiv 2410.01257)."""
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
+    """Share of the labels that is taken to be flipped."""
+    votes: bool = False
+    """Read all votes on the same two answers as one pair, with the share of votes for each side as its label."""
+    ties: Literal["drop", "rao-kupper", "davidson"] = "drop"
+    """drop leaves tied answers out; rao-kupper (a gap below a threshold is not seen) and davidson (geometric mean of
+    both preferences) learn from them."""
+    tie_chance: Annotated[float, Gt(0), Lt(1)] = 0.3
+    """ties: probability p that two answers of equal reward tie; theta = (1 + p) / (1 - p), nu = 2 p / (1 - p)."""
+    centring: NotNegative = 0.0
+    """Weight of (score of chosen + score of rejected)^2, which holds the mean of the scores at 0 (arXiv 2312.09244);
+    0.01 is common."""
+    regulariser: Literal["none", "sft", "dpo"] = "none"
+    """GRM (arXiv 2406.10216): the states that the reward is read from stay fit to write the chosen answer; sft without,
+    dpo with a reference (the model at the start)."""
+    regulariser_weight: BelowOne = 0.01
+    """regulariser: its share w of the loss, (1 - w) * preferences + w * regulariser."""
+    regulariser_beta: Positive = 0.1
+    """regulariser: scale of the log-probs in it."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +161,48 @@ class RewardGateConfig(RewardModelConfig):
     train: TrainConfig = field(default_factory=GateTrain)
 
 
+@dataclass(frozen=True)
+class RankingSection:
+    """How the reward model learns from rankings."""
+
+    loss: Literal["kwise", "plackett-luce", "choice"] = "kwise"
+    """kwise: all pairs of a prompt, which counts once; plackett-luce: each answer is chosen among those that are not
+    better; choice: the best is chosen among all (arXiv 1909.08593)."""
+    output: Named | None = None
+    """Goes on from one output of a reward model that has several, which becomes its only one."""
+
+
+@dataclass(frozen=True)
+class RewardRankingConfig(RewardModelConfig):
+    """Reward model from rankings of any number of answers."""
+
+    reward: RankingSection = field(default_factory=RankingSection)
+
+
+@dataclass(frozen=True)
+class OdinSection:
+    """How length is kept out of the reward."""
+
+    length_weight: NotNegative = 1.0
+    """Weight of 1 - corr(length, r_L) + |corr(length, r_Q)|, over all answers of an optimiser step."""
+    orthogonal_weight: NotNegative = 1.0
+    """Weight of |W_Q . W_L|, the product of the two heads' weights."""
+    output: Named | None = None
+    """Goes on from one output of a reward model that has several, which becomes r_Q."""
+
+
+@dataclass(frozen=True)
+class RewardOdinConfig(RewardModelConfig):
+    """Reward model from pairs in two parts, of which the one that length explains is discarded (ODIN)."""
+
+    reward: OdinSection = field(default_factory=OdinSection)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
     """What a command trains. `target` is its "module:function"; `data` says what it learns from. A person follows the
     metrics `steps` of optimiser steps and `held_out` of evaluations; `best`, the `highest` or the lowest, says which
-    step was the best."""
+    step was the best. `use` says when to take it."""
 
     name: str
     summary: str
@@ -156,6 +214,7 @@ class RewardModel:
     held_out: tuple[str, ...]
     best: str
     highest: bool = True
+    use: str = ""
 
 
 REWARD_MODELS: dict[str, RewardModel] = {
@@ -163,23 +222,40 @@ REWARD_MODELS: dict[str, RewardModel] = {
         name="reward modelling (Bradley-Terry)", summary="Pairs told apart.", paper="2203.02155", config=RewardConfig,
         target="assent.algorithms.reward.pairs:train_reward", data="pairs",
         steps=("nll", "accuracy", "margin"), held_out=("accuracy", "nll", "margin"), best="accuracy",
+        use="The default: people or a judge have compared two answers.",
+    ),
+    "reward-ranking": RewardModel(
+        name="reward modelling from rankings", summary="Rankings of several answers to a prompt.", paper="2203.02155",
+        config=RewardRankingConfig, target="assent.algorithms.reward.ranking:train_reward_ranking", data="rankings",
+        steps=("nll", "accuracy", "best"), held_out=("accuracy", "nll", "best", "margin"), best="accuracy",
+        use="Three or more answers to a prompt were ranked: each answer is computed once for all of its pairs.",
+    ),
+    "reward-odin": RewardModel(
+        name="ODIN", summary="Pairs told apart, by a reward that says nothing of length.", paper="2402.07319",
+        config=RewardOdinConfig, target="assent.algorithms.reward.odin:train_reward_odin", data="pairs, without length",
+        steps=("nll", "accuracy", "correlation/quality"),
+        held_out=("accuracy", "nll", "correlation/quality", "correlation/verbosity"), best="accuracy",
+        use="Annotators preferred long answers, and the reward is to be optimised against.",
     ),
     "reward-attributes": RewardModel(
         name="attribute regression", summary="Each attribute's rating, by an output of its own.", paper="2406.08673",
         config=AttributesConfig, target="assent.algorithms.reward.attributes:train_attributes", data="ratings",
         steps=("mse",), held_out=("mse", "correlation"), best="mse", highest=False,
+        use="Answers were rated one by one, or one wants to see what a reward is made of.",
     ),
     "reward-ensemble": RewardModel(
         name="ensemble of heads", summary="Several heads over one model; their disagreement says how sure they are.",
         paper="2310.02743", config=EnsembleConfig, target="assent.algorithms.reward.ensemble:train_ensemble",
         data="pairs", steps=("nll", "accuracy", "margin", "std"), held_out=("accuracy", "nll", "margin", "std"),
         best="accuracy",
+        use="A policy is to be held back where the reward model is unsure; the price of one model.",
     ),
     "reward-gate": RewardModel(
         name="a gate over the outputs of a reward model", summary="What matters, read off the prompt.",
         paper="2406.12845", config=RewardGateConfig, target="assent.algorithms.reward.gate:train_gate",
         data="pairs, over frozen outputs", steps=("nll", "accuracy", "margin"),
         held_out=("accuracy", "accuracy_fixed", "accuracy_uniform", "nll", "length_relation"), best="accuracy",
+        use="What matters in an answer depends on its prompt, or length is to be taken out of a reward.",
     ),
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from assent.data.extent import characters, too_long
-from assent.data.feedback import response_fields, tree_pairs
+from assent.data.feedback import pair_fields, response_fields, tree_pairs
 from assent.data.marks import THOUGHT_ENDS
 from assent.data.plans import Piece, Plan, Planner, column_of
 from assent.data.probes import OPENED, habits
@@ -254,7 +254,8 @@ class Chat:
             ]
             branches.append(self._branch(turns, room, column))
         pairs = tree_pairs(example, branches, self.eos_ids)
-        return TokenTree(prompt, tuple(branches), pairs, response_fields(example, branches, self.eos_ids), key)
+        fields = response_fields(example, branches, self.eos_ids)
+        return TokenTree(prompt, tuple(branches), pairs, fields, key, pair_fields(example))
 
     def _branch(self, turns: list[tuple[Piece, np.ndarray, np.ndarray | None]], room: int, column: str) -> Branch:
         """Joins pieces: each turn is trained up to its end-of-turn token; what follows is the next turn's lead."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -94,15 +94,22 @@ def _best(example: Example) -> int:
     return max(judged, key=lambda index: (balance[index], ratings.get(index, float("-inf")), -index))
 
 
-def with_pairs(example: Example) -> Example:
-    """The example reduced to its pairs; `RowError` when there is none."""
+def with_pairs(example: Example, *, votes: bool = False, ties: bool = False) -> Example:
+    """The example reduced to its pairs; `RowError` when there is none. With `ties` they are pairs too, and with `votes`
+    those of the same two responses are one; either way every pair then has a `share`."""
     read = kinds_read(example, AS_PAIRS)
     _require_comparison(example, read)
     pairs = _rated_pairs(example) if Rating in read else _stated_pairs(example)
+    if ties:
+        pairs += _tied_pairs(example, Rating in read)
+    if votes or ties:
+        pairs = [replace(pair, share=1.0 - pair.tie) for pair in pairs]
+    if votes:
+        pairs = _counted(pairs)
     if not pairs:
         raise Unused("feedback", "tie")
     for pair in pairs:
-        if same_answer(example.responses[pair.chosen], example.responses[pair.rejected]):
+        if pair.tie < 1 and same_answer(example.responses[pair.chosen], example.responses[pair.rejected]):
             raise RowError("responses", "equal answers in a pair")
     used = sorted({index for pair in pairs for index in (pair.chosen, pair.rejected)})
     place = {old: new for new, old in enumerate(used)}
@@ -284,6 +291,39 @@ def _rated_pairs(example: Example) -> list[Pair]:
         if gap:
             pairs.append(Pair(one, other, gap) if gap > 0 else Pair(other, one, -gap))
     return pairs
+
+
+def _tied_pairs(example: Example, rated: bool) -> list[Pair]:
+    """Every two different responses of the same level of a ranking, or with the same rating."""
+    if rated:
+        overall = _rated(example)
+        tied = [(two, None) for two in combinations(sorted(overall), 2) if overall[two[0]] == overall[two[1]]]
+    else:
+        rankings = [item for item in example.feedback if isinstance(item, Ranking)]
+        levels = [(level, item.annotator) for item in rankings for level in item.levels]
+        tied = [(two, annotator) for level, annotator in levels for two in combinations(sorted(level), 2)]
+    return [
+        Pair(one, other, annotator=annotator, tie=1.0)
+        for (one, other), annotator in tied
+        if not same_answer(example.responses[one], example.responses[other])
+    ]
+
+
+def _counted(pairs: Sequence[Pair]) -> list[Pair]:
+    """One pair of all votes on the same two responses."""
+    by_two: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_two[min(pair.chosen, pair.rejected), max(pair.chosen, pair.rejected)].append(pair)
+    made = []
+    for (one, other), votes in by_two.items():
+        preferred = [vote for vote in votes if vote.tie == 0]
+        wins = sum(vote.chosen == one for vote in preferred)
+        if wins < len(preferred) - wins:
+            one, other, wins = other, one, len(preferred) - wins
+        strengths = [vote.strength for vote in preferred if vote.strength is not None]
+        strength = sum(strengths) / len(strengths) if strengths and len(strengths) == len(preferred) else None
+        made.append(Pair(one, other, strength, share=wins / len(votes), tie=1 - len(preferred) / len(votes)))
+    return made
 
 
 def _rated(example: Example) -> Mapping[int, float]:

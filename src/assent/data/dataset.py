@@ -118,7 +118,7 @@ def prompt_id(example: Example) -> str:
 
 
 def fingerprint(trees: Iterable[TokenTree]) -> str:
-    """sha256 of all that is trained: ids, trained spans, pairs and margins, fields per response, in order."""
+    """sha256 of all that is trained: ids, trained spans, pairs and margins, fields of responses and pairs, in order."""
     digest = hashlib.sha256()
     for tree in trees:
         digest.update(json.dumps([len(tree.prompt), [len(branch) for branch in tree.branches], tree.pairs]).encode())
@@ -126,7 +126,7 @@ def fingerprint(trees: Iterable[TokenTree]) -> str:
         for branch in tree.branches:
             digest.update(np.asarray(branch.ids, np.int64).tobytes())
             digest.update(np.asarray(branch.trained, np.bool_).tobytes())
-        for name, values in sorted(tree.per_response.items()):
+        for name, values in sorted([*tree.per_response.items(), *tree.per_pair.items()]):
             digest.update(json.dumps(name if values.ndim == 1 else [name, values.shape[1]]).encode())
             digest.update(np.asarray(values, np.float32).tobytes())
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """Feedback on an example as numbers of its token tree: pairs of branches, and fields with one number per branch, or
 several.
 
-    Pair       pairs      (chosen, rejected, strength or 0)
+    Pair       pairs      (chosen, rejected, strength or 0); where votes are counted also, for each pair,
+               "share"    the share of the votes for chosen
+               "tie"      the share of those that say it is a tie
     Binary     "label"    1 desirable, 0 undesirable
     Ranking    "level"    0 for the best level, then 1, 2, ...
     Rating     "ratings"  one column for each attribute, in the order in which they are first named; the mean of
@@ -29,10 +31,19 @@ def tree_pairs(
     pairs = []
     for pair in (item for item in example.feedback if isinstance(item, Pair)):
         chosen, rejected = branches[pair.chosen], branches[pair.rejected]
-        if np.array_equal(chosen.ids, rejected.ids):
+        if pair.tie < 1 and np.array_equal(chosen.ids, rejected.ids):
             raise RowError("rejected", "is the same as chosen" + _up_to(chosen, eos_ids))
         pairs.append((pair.chosen, pair.rejected, float(pair.strength or 0.0)))
     return tuple(pairs)
+
+
+def pair_fields(example: Example) -> dict[str, np.ndarray]:
+    """The votes on the example's pairs by name, each [number of pairs] float32; empty where none are counted."""
+    pairs = [item for item in example.feedback if isinstance(item, Pair)]
+    if all(pair.share is None for pair in pairs):
+        return {}
+    shares = [1.0 if pair.share is None else pair.share for pair in pairs]
+    return {"share": np.array(shares, np.float32), "tie": np.array([pair.tie for pair in pairs], np.float32)}
 
 
 def response_fields(example: Example, branches: Sequence[Branch], eos_ids: Collection[int]) -> dict[str, np.ndarray]:

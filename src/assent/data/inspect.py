@@ -36,7 +36,7 @@ VIEWS: dict[str, Callable[[Sequence[Example]], Projected]] = {
     "reward, dpo": pair_view,
     "reward-attributes": AttributeView(),
     "kto": partial(binary_view, threshold=0.0),  # any threshold would do: which answers reach it is not counted
-    "pl-dpo": ranking_view,
+    "reward-ranking, pl-dpo": ranking_view,
     "nca": rating_view,
     ONLINE: prompt_view,
 }

@@ -139,6 +139,7 @@ def idle(template: TokenTree) -> TreeBatch:
         keys=(),
         per_token=dict.fromkeys(template.branches[0].per_token, empty),
         per_response={name: empty.new_zeros(0, *values.shape[1:]) for name, values in template.per_response.items()},
+        per_pair=dict.fromkeys(template.per_pair, empty),
     )
 
 

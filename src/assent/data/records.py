@@ -57,12 +57,17 @@ class Response:
 @dataclass(frozen=True, slots=True)
 class Pair:
     """`chosen` is preferred to `rejected` (response indices); `strength` is how clearly, in the annotator's own unit
-    (a margin or a rating gap). A tie is kept as a `Ranking` with one level."""
+    (a margin or a rating gap). A tie is kept as a `Ranking` with one level.
+
+    Only a view makes pairs of several votes (`assent.data.views.pair_view`): `share` of them prefer `chosen`, `tie` of
+    them say that neither is better, the rest prefer `rejected`. None: one vote, for `chosen`."""
 
     chosen: int
     rejected: int
     strength: float | None = None
     annotator: str | None = None
+    share: float | None = None
+    tie: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

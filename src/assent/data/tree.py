@@ -39,13 +39,15 @@ class Branch:
 class TokenTree:
     """A prompt and its branches as token ids, with per-response floats (`per_response`, an array
     [len(branches)] or [len(branches), K] for each name) and preference pairs as branch indices (chosen, rejected,
-    margin). `key` identifies the example in its data set, for logs and caches."""
+    margin), with per-pair floats (`per_pair`, an array [len(pairs)] for each name). `key` identifies the example in its
+    data set, for logs and caches."""
 
     prompt: np.ndarray
     branches: tuple[Branch, ...]
     pairs: tuple[tuple[int, int, float], ...] = ()
     per_response: Mapping[str, np.ndarray] = field(default_factory=dict)
     key: int = 0
+    per_pair: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -82,6 +84,7 @@ class TreeBatch:
     pairs              [M, 2]      response indices (chosen, rejected); margin [M] float32 (0 where unknown)
     per_token          name -> [N] float32
     per_response       name -> [S] float32, or [S, K] ("ratings": K attributes, NaN where nobody rated)
+    per_pair           name -> [M] float32
     segments           one per tree, in stream order
     keys               `TokenTree.key` of each tree
     """
@@ -99,6 +102,7 @@ class TreeBatch:
     keys: tuple[int, ...]
     per_token: Mapping[str, Tensor] = field(default_factory=dict)
     per_response: Mapping[str, Tensor] = field(default_factory=dict)
+    per_pair: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -155,6 +159,7 @@ class TreeBatch:
             keys=tuple(self.keys[index] for index in trees.tolist()),
             per_token={name: values[trained] for name, values in self.per_token.items()},
             per_response={name: values[keep] for name, values in self.per_response.items()},
+            per_pair={name: values[whole] for name, values in self.per_pair.items()},
         )
 
     def to(self, device: torch.device | str) -> TreeBatch:
@@ -197,6 +202,7 @@ def collate(trees: Sequence[TokenTree], flat: bool = False) -> TreeBatch:
     branches = [branch for tree in trees for branch in tree.branches]
     token_names = branches[0].per_token if branches else {}
     response_names = trees[0].per_response if trees else {}
+    pair_names = trees[0].per_pair if trees else {}
     return TreeBatch(
         tokens=_ints(stream.tokens),
         positions=_ints(stream.positions),
@@ -211,6 +217,7 @@ def collate(trees: Sequence[TokenTree], flat: bool = False) -> TreeBatch:
         keys=tuple(tree.key for tree in trees),
         per_token={name: _floats([branch.per_token[name] for branch in branches]) for name in token_names},
         per_response={name: _floats([tree.per_response[name] for tree in trees]) for name in response_names},
+        per_pair={name: _floats([tree.per_pair[name] for tree in trees]) for name in pair_names},
     )
 
 

@@ -46,14 +46,18 @@ def sft_view(examples: Sequence[Example]) -> Projected:
     )
 
 
-def pair_view(examples: Sequence[Example]) -> Projected:
+def pair_view(examples: Sequence[Example], *, votes: bool = False, ties: bool = False) -> Projected:
     """Exactly the responses that stand in a pair, with `Pair` feedback by their new indices. Pairs stay; a ranking
     becomes all pairs of different levels; ratings of one prompt's responses become pairs with the gap as strength, by
     helpfulness where all have it, else by the sum. Ties make no pair; an example of ties alone is a problem without
-    fault. Raises `DataError` when no example has a comparison."""
+    fault. Raises `DataError` when no example has a comparison.
+
+    With `ties` they make pairs as well: every two different responses of one level or of equal ratings. With `votes`
+    all pairs of the same two responses are one: the side with more votes is the chosen one (of equals the first), with
+    its share of them and that of ties; its strength is the mean of theirs where all have one."""
     return _project(
         examples,
-        lambda example: [with_pairs(example)],
+        lambda example: [with_pairs(example, votes=votes, ties=ties)],
         "comparisons are needed: pairs, rankings, or ratings of two answers to one prompt",
         AS_PAIRS,
     )
@@ -177,6 +181,7 @@ def _uses(examples: Sequence[Example]) -> str:
         "reward-attributes": lambda example: with_attributes(example, attributes_in([example])),
         "dpo and every other pairwise objective": with_pairs,
         "kto": lambda example: with_labels(example, threshold=0.0),
+        "reward-ranking": with_rankings,
         "pl-dpo": with_rankings,
         "nca": with_ratings,
         "ppo (its prompts)": _only_prompt,

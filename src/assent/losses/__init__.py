@@ -24,6 +24,7 @@ from assent.losses.advantages import (
 )
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
 from assent.losses.kl import KL_ESTIMATORS, kl_estimate
+from assent.losses.odin import correlation, odin_length, orthogonality
 from assent.losses.policy_gradient import (
     RatioDiagnostics,
     cispo,
@@ -61,6 +62,8 @@ from assent.losses.preference_length import ld_dpo, normalised_dpo, r_dpo
 from assent.losses.ranking import infonca, nca, plackett_luce
 from assent.losses.reference_free import chosen_nll, cpo, orpo, reference_free_dpo, rrhf, simpo, slic
 from assent.losses.reward import attribute_regression, bradley_terry, bradley_terry_tokens, rated
+from assent.losses.reward_pairs import centring, davidson, likelihood_regulariser, rao_kupper
+from assent.losses.reward_ranking import best_of_k, k_wise, ordered_pairs, plackett_luce_scores
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
 from assent.losses.unpaired import apo_zero_unpaired, bco, kto
@@ -70,6 +73,14 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "bradley_terry": bradley_terry,
     "bradley_terry_tokens": bradley_terry_tokens,
+    "rao_kupper": rao_kupper,
+    "davidson": davidson,
+    "centring": centring,
+    "likelihood_regulariser": likelihood_regulariser,
+    "best_of_k": best_of_k,
+    "k_wise": k_wise,
+    "plackett_luce_scores": plackett_luce_scores,
+    "odin_length": odin_length,
     "attribute_regression": attribute_regression,
     "dpo": dpo,
     "robust_dpo": robust_dpo,
@@ -143,14 +154,18 @@ __all__ = [
     "asymmetric_dpo",
     "attribute_regression",
     "bco",
+    "best_of_k",
     "bradley_terry",
     "bradley_terry_tokens",
+    "centring",
     "chosen_nll",
     "cispo",
     "clipped_value",
+    "correlation",
     "cpi",
     "cpo",
     "cross_entropy",
+    "davidson",
     "discopop",
     "discounted_returns",
     "dpo",
@@ -166,20 +181,27 @@ __all__ = [
     "infonca",
     "inputs_of",
     "ipo",
+    "k_wise",
     "kl_estimate",
     "kto",
     "ld_dpo",
     "leave_one_out",
+    "likelihood_regulariser",
     "mismatch_weights",
     "nca",
     "normalised_dpo",
+    "odin_length",
     "odpo",
+    "ordered_pairs",
     "orpo",
+    "orthogonality",
     "overlong_penalty",
     "plackett_luce",
+    "plackett_luce_scores",
     "ppo_clip",
     "ppo_penalty",
     "r_dpo",
+    "rao_kupper",
     "rated",
     "ratio_diagnostics",
     "reference_free_dpo",

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from assent.losses._peers import peers_of, ranking_surprise, surprise
 from assent.losses._shapes import check_shapes
 
 
@@ -26,10 +27,7 @@ def plackett_luce(policy: Tensor, reference: Tensor, level: Tensor, prompt: Tens
     """
     name = "plackett_luce"
     check_shapes(name, "S", policy=policy, reference=reference, level=level, prompt=prompt)
-    peers, present = _peers(name, prompt)
-    itself = peers == torch.arange(len(prompt), device=prompt.device)[:, None]
-    below = level[peers] > level[:, None]
-    return _surprise(beta * (policy - reference), peers, present & (itself | below))
+    return ranking_surprise(name, beta * (policy - reference), level, prompt)
 
 
 def nca(
@@ -50,7 +48,7 @@ def nca(
     Returns [S]. Raises ValueError when the shapes differ, `prompt` decreases, or a prompt has no finite rating.
     """
     check_shapes("nca", "S", policy=policy, reference=reference, rating=rating, prompt=prompt)
-    peers, present = _peers("nca", prompt)
+    peers, present = peers_of("nca", prompt)
     weight = _softmax("nca", rating / temperature, prompt, peers, present)
     s = beta * (policy - reference)
     return -weight * F.logsigmoid(s) - F.logsigmoid(-s) / present.sum(dim=1)
@@ -75,26 +73,9 @@ def infonca(
     Returns [S]. Raises ValueError when the shapes differ, `prompt` decreases, or a prompt has no finite rating.
     """
     check_shapes("infonca", "S", policy=policy, reference=reference, rating=rating, prompt=prompt)
-    peers, present = _peers("infonca", prompt)
+    peers, present = peers_of("infonca", prompt)
     weight = _softmax("infonca", rating / temperature, prompt, peers, present)
-    return weight * _surprise(beta * (policy - reference), peers, present)
-
-
-def _peers(function: str, prompt: Tensor) -> tuple[Tensor, Tensor]:
-    """The responses of the same prompt: `peers` [S, K], row i those beside response i and itself, where K is the most
-    that a prompt has; `present` [S, K] is False in places that a smaller prompt leaves empty."""
-    if bool(torch.any(prompt[1:] < prompt[:-1])):
-        raise ValueError(f"{function}: `prompt` must not decrease: the responses of one prompt stand side by side.")
-    _, group, counts = torch.unique_consecutive(prompt, return_inverse=True, return_counts=True)
-    first, count = (counts.cumsum(0) - counts)[group][:, None], counts[group][:, None]
-    place = torch.arange(max(counts.tolist(), default=1), device=prompt.device)
-    return first + torch.minimum(place, count - 1), place < count
-
-
-def _surprise(scores: Tensor, peers: Tensor, rivals: Tensor) -> Tensor:
-    """-log of each response's share of exp(scores) among the `rivals` [S, K] of its peers, itself one of them."""
-    gaps = scores[peers] - scores[:, None]
-    return gaps.masked_fill(~rivals, -torch.inf).logsumexp(dim=1)
+    return weight * surprise(beta * (policy - reference), peers, present)
 
 
 def _softmax(function: str, scores: Tensor, prompt: Tensor, peers: Tensor, present: Tensor) -> Tensor:

@@ -9,51 +9,75 @@ from torch import Tensor
 from assent.losses._shapes import check_shapes, check_sorted
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood of each preference under Bradley-Terry (arXiv 2203.02155; the margin: 2307.09288).
+def bradley_terry(
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: Tensor | None = None,
+    share: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Negative log-likelihood of each preference under Bradley-Terry (arXiv 2203.02155; the margin: 2307.09288; scaled
+    by strength, `weight` = |strength|: 2410.01257).
 
-        loss = -log sigmoid(chosen - rejected - margin)
+        p = share * (1 - label_smoothing) + (1 - share) * label_smoothing
+        loss = weight * (-p * log sigmoid(chosen - rejected - margin)
+                         - (1 - p) * log sigmoid(rejected - chosen - margin))
+
+    so that a pair of n votes has the mean of the losses that they would have as pairs of their own.
 
     chosen, rejected  [M]  scores of the two responses of each pair
     margin            [M]  score gap that a pair asks for; None: 0
+    share             [M]  share of the votes that prefer `chosen`, the others prefer `rejected`; None: 1
+    weight            [M]  how much a pair counts; None: 1
+    label_smoothing        share of the labels that is taken to be flipped
 
     Returns [M]. Raises ValueError when the shapes differ.
     """
-    check_shapes("bradley_terry", "M", chosen=chosen, rejected=rejected, margin=margin)
-    gap = chosen - rejected
-    return -F.logsigmoid(gap if margin is None else gap - margin)
+    check_shapes("bradley_terry", "M", chosen=chosen, rejected=rejected, margin=margin, share=share, weight=weight)
+    return _weighted(_surprise(chosen - rejected, margin, share, label_smoothing), weight)
 
 
 def bradley_terry_tokens(
-    token_scores: Tensor, response: Tensor, pairs: Tensor, num_responses: int, margin: Tensor | None = None
+    token_scores: Tensor,
+    response: Tensor,
+    pairs: Tensor,
+    num_responses: int,
+    margin: Tensor | None = None,
+    share: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Bradley-Terry at every position of the two responses, averaged over the positions of a pair.
+    """Bradley-Terry at every position of the two responses, averaged over the positions of a pair (the form of trlX,
+    and of LLaMA-Factory before it read the last token alone).
 
-        loss[m] = mean over t of -log sigmoid(s_c[t] - s_r[t] - margin[m]),   t = 0 ... max(len_c, len_r) - 1
+        loss[m] = mean over t of bradley_terry(s_c[t], s_r[t], margin[m], share[m], weight[m]),
+                  t = 0 ... max(len_c, len_r) - 1
 
     s_c and s_r are the token scores of the chosen and the rejected response of pair m. The shorter one keeps its last
-    score, the one that is read when the model is used, so nothing depends on padding.
+    score, the one that is read when the model is used, so nothing depends on padding. (There, the shorter one goes on
+    with the scores of its padding, and tokens that both responses begin with are left out of the mean; here they are in
+    it, with a gap of 0 and without a gradient.)
 
-    token_scores   [N]     score at each response token
-    response       [N]     which response each token belongs to, never decreasing
-    pairs          [M, 2]  responses (chosen, rejected)
-    num_responses          S; responses are numbered 0 ... S - 1
-    margin         [M]     score gap that a pair asks for; None: 0
+    token_scores     [N]     score at each response token
+    response         [N]     which response each token belongs to, never decreasing
+    pairs            [M, 2]  responses (chosen, rejected)
+    num_responses            S; responses are numbered 0 ... S - 1
+    margin           [M]     score gap that a pair asks for; None: 0
+    share            [M]     share of the votes that prefer the chosen response; None: 1
+    weight           [M]     how much a pair counts; None: 1
+    label_smoothing          share of the labels that is taken to be flipped
 
     Returns [M]. Raises ValueError when shapes differ, `response` decreases, or a pair names a response that has no
     tokens.
     """
     name = "bradley_terry_tokens"
     check_shapes(name, "N", token_scores=token_scores, response=response)
-    if pairs.dim() != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"{name}: expected pairs [M, 2]; got pairs {list(pairs.shape)}.")
-    check_shapes(name, "M", chosen=pairs[:, 0], margin=margin)
+    _check_pairs(name, pairs, num_responses)
+    check_shapes(name, "M", chosen=pairs[:, 0], margin=margin, share=share, weight=weight)
     check_sorted(name, response)
-    outside = (pairs < 0) | (pairs >= num_responses)
-    if bool(torch.any(outside)):
-        raise ValueError(
-            f"{name}: expected responses 0 ... {num_responses - 1} in pairs; got {pairs[outside][0].item()}."
-        )
 
     # start and length of both responses of each pair, [M, 2]
     ids = torch.arange(num_responses, device=response.device)
@@ -68,9 +92,38 @@ def bradley_terry_tokens(
     position = torch.arange(len(pair), device=pair.device) - (span.cumsum(0) - span)[pair]
     token = start[pair] + torch.minimum(position[:, None], length[pair] - 1)
     gap = token_scores[token[:, 0]] - token_scores[token[:, 1]]
-    loss = -F.logsigmoid(gap if margin is None else gap - margin[pair])
-    return loss.new_zeros(len(pairs)).index_add(0, pair, loss) / span
+    at = (None if margin is None else margin[pair], None if share is None else share[pair])
+    loss = _surprise(gap, *at, label_smoothing)
+    return _weighted(loss.new_zeros(len(pairs)).index_add(0, pair, loss) / span, weight)
 
+
+def _check_pairs(name: str, pairs: Tensor, num_responses: int) -> None:
+    if pairs.dim() != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"{name}: expected pairs [M, 2]; got pairs {list(pairs.shape)}.")
+    outside = (pairs < 0) | (pairs >= num_responses)
+    if bool(torch.any(outside)):
+        raise ValueError(
+            f"{name}: expected responses 0 ... {num_responses - 1} in pairs; got {pairs[outside][0].item()}."
+        )
+
+
+def _surprise(gap: Tensor, margin: Tensor | None, share: Tensor | None, label_smoothing: float) -> Tensor:
+    """The formula of `bradley_terry` without the weight."""
+    right = -F.logsigmoid(gap if margin is None else gap - margin)
+    if share is None and label_smoothing == 0:
+        return right
+    wrong = -F.logsigmoid(-gap if margin is None else -gap - margin)
+    if share is None:
+        return (1 - label_smoothing) * right + label_smoothing * wrong
+    p = share * (1 - label_smoothing) + (1 - share) * label_smoothing
+    return p * right + (1 - p) * wrong
+
+
+def _weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses if weight is None else weight * losses
+
+
+# ---- ratings
 
 MISSING = -100.0
 """What files write for an attribute that nobody rated; NaN says the same."""

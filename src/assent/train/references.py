@@ -67,7 +67,7 @@ def cached_reference(
     if known is None:
         distributed.on_main(lambda: try_file(file, f"--reference.cache {file}"))
         log.info(f"Computing the reference's log-probs of {len(trees)} examples for {file}")
-        known = _compute(session, live_reference(session, policy, config), trees)
+        known = reference_logprobs(session, live_reference(session, policy, config), trees)
         values = known
         distributed.on_main(lambda: _write(file, identity, values))
     else:
@@ -91,7 +91,8 @@ def _digest(identity: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _compute(session: Session, reference: Reference, trees: list[TokenTree]) -> np.ndarray:
+def reference_logprobs(session: Session, reference: Reference, trees: list[TokenTree]) -> np.ndarray:
+    """The reference's log-probs of all trained tokens of the trees, [N]. Raises NonFiniteError."""
     found = columns_of(
         trees,
         lambda batch: BatchColumns({FIELD: reference.logprobs(batch)}),

@@ -123,10 +123,11 @@ class Session:
         only: str | None = None,
         renew: HeadRule | None = None,
         begin: Callable[[ScoreModel], None] | None = None,
+        add: Callable[[ScoreModel], None] = lambda scorer: None,
     ) -> ScoreModel:
         """A reward model or critic from `path`, or from the model of the run; `outputs` to `begin` as in
-        `load_score_model`. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
-        reads."""
+        `load_score_model`. `add` puts beside it what only its training needs, before it is sharded. Raises ModelError
+        where a critic has another vocabulary than the policy, whose ids it reads."""
         if trainable and path is not None:
             self._check_shared_ids("--critic.start", path)
         config = self.config.model if trainable else self._frozen(path or self.config.model.path)
@@ -145,6 +146,7 @@ class Session:
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)
+        add(model)
         return self._shard(model)
 
     def _check_shared_ids(self, option: str, path: str) -> None:

@@ -10,15 +10,26 @@ import sys
 
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
+from assent.algorithms.reward.odin import train_reward_odin
 from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
-from assent.config import METHODS, OBJECTIVES, CompareConfig, RewardConfig, ScoreConfig, SFTConfig, settings
+from assent.config import (
+    METHODS,
+    OBJECTIVES,
+    CompareConfig,
+    RewardConfig,
+    RewardOdinConfig,
+    ScoreConfig,
+    SFTConfig,
+    settings,
+)
 from assent.evaluate.compare import compare
 from assent.evaluate.score import score
 
 COMMANDS = {
     "sft": (SFTConfig, train_sft),
     "reward": (RewardConfig, train_reward),
+    "reward-odin": (RewardOdinConfig, train_reward_odin),
     "compare": (CompareConfig, compare),
     "score": (ScoreConfig, score),
     **{name: (row.config, train_preference) for name, row in OBJECTIVES.items()},

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from assent.algorithms.preference.step_loss import Requirement, Term, needs_of
-from assent.config import BinaryConfig, CustomConfig, Objective, PreferenceConfig, objective_of
+from assent.config import BinaryConfig, CustomConfig, DataConfig, Objective, PreferenceConfig, objective_of
 from assent.data.dataset import Prepared, View
 from assent.data.mismatch import with_mismatched
 from assent.data.tree import TokenTree
@@ -31,7 +31,7 @@ def read_feedback(session: Session, config: PreferenceConfig, row: Objective, te
         _require_both_kinds(config, data.train)
     for term in terms:
         if "margin" in term.inputs:
-            _require_strengths(config, data, term.name)
+            require_strengths(config.data, data, term.name, "assent dpo")
     if Requirement.MISMATCHED not in needs_of(terms):
         return data
     seed, limit = config.train.seed, config.data.max_length
@@ -78,11 +78,17 @@ def _require_both_kinds(config: PreferenceConfig, trees: Sequence[TokenTree]) ->
         )
 
 
-def _require_strengths(config: PreferenceConfig, data: Prepared, name: str) -> None:
-    for file, trees in ((config.data.train, data.train), (config.data.eval or config.data.train, data.eval)):
-        margins = [margin for tree in trees for _, _, margin in tree.pairs]
+def require_strengths(config: DataConfig, data: Prepared, name: str, instead: str) -> None:
+    """Raises DataError where pairs have no strength, for which `name` asks; ties have none."""
+    for file, trees in ((config.train, data.train), (config.eval or config.train, data.eval)):
+        margins = [
+            margin
+            for tree in trees
+            for (_, _, margin), tie in zip(tree.pairs, tree.per_pair.get("tie", [0] * len(tree.pairs)), strict=True)
+            if tie < 1
+        ]
         if none := sum(margin <= 0 for margin in margins):
             raise DataError(
                 f"{file}: {none} of {len(margins)} pairs have no strength (a margin, two scores, or ratings), "
-                f"which {name} asks for. Without strengths: assent dpo"
+                f"which {name} asks for. Without strengths: {instead}"
             )

@@ -1,0 +1,134 @@
+"""Reward models from pairs: relatives of Bradley-Terry that know ties, and what is added to either."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from assent.losses._shapes import check_shapes
+
+# ---- ties
+
+
+def rao_kupper(
+    chosen: Tensor,
+    rejected: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None = None,
+    *,
+    theta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Preferences and ties where a gap below a threshold is not seen (Rao and Kupper 1967, JASA 62:194-204).
+
+        d = chosen - rejected,  eta = log theta
+        P(chosen) = sigmoid(d - eta),  P(rejected) = sigmoid(-d - eta),  P(tie) = (theta^2 - 1) P(chosen) P(rejected)
+        loss = -weight * (c * log P(chosen) + r * log P(rejected) + tie * log P(tie))
+        c = share * (1 - label_smoothing) + r0 * label_smoothing,  r likewise,  with r0 = 1 - share - tie
+
+    At theta = 1 there are no ties, and it would be Bradley-Terry; two equal responses tie with probability
+    (theta - 1) / (theta + 1).
+
+    chosen, rejected  [M]  scores of the two responses of each pair
+    share, tie        [M]  shares of the votes that prefer `chosen`, and that say it is a tie
+    weight            [M]  how much a pair counts; None: 1
+    theta                  > 1
+    label_smoothing        share of the preferences (not of the ties) that is taken to be flipped
+
+    Returns [M]. Raises ValueError when the shapes differ or theta is not above 1.
+    """
+    check_shapes("rao_kupper", "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
+    if not theta > 1:
+        raise ValueError(f"rao_kupper: expected theta > 1, at 1 there are no ties; got {theta}.")
+    gap, eta = chosen - rejected, math.log(theta)
+    wins, loses = F.logsigmoid(gap - eta), F.logsigmoid(-gap - eta)
+    return _with_ties(wins, loses, math.log(theta**2 - 1) + wins + loses, share, tie, weight, label_smoothing)
+
+
+def davidson(
+    chosen: Tensor,
+    rejected: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None = None,
+    *,
+    nu: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Preferences and ties where a tie is as likely as the geometric mean of both preferences (Davidson 1970, JASA
+    65:317-328).
+
+        d = chosen - rejected,  z = exp(d / 2) + exp(-d / 2) + nu
+        P(chosen) = exp(d / 2) / z,  P(rejected) = exp(-d / 2) / z,  P(tie) = nu / z
+        loss = -weight * (c * log P(chosen) + r * log P(rejected) + tie * log P(tie))
+        c = share * (1 - label_smoothing) + r0 * label_smoothing,  r likewise,  with r0 = 1 - share - tie
+
+    At nu = 0 there are no ties, and it would be Bradley-Terry; two equal responses tie with probability nu / (2 + nu).
+
+    chosen, rejected  [M]  scores of the two responses of each pair
+    share, tie        [M]  shares of the votes that prefer `chosen`, and that say it is a tie
+    weight            [M]  how much a pair counts; None: 1
+    nu                     > 0
+    label_smoothing        share of the preferences (not of the ties) that is taken to be flipped
+
+    Returns [M]. Raises ValueError when the shapes differ or nu is not above 0.
+    """
+    check_shapes("davidson", "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
+    if not nu > 0:
+        raise ValueError(f"davidson: expected nu > 0, at 0 there are no ties; got {nu}.")
+    half = (chosen - rejected) / 2
+    level = torch.full_like(half, math.log(nu))
+    z = torch.logsumexp(torch.stack([half, -half, level]), 0)
+    return _with_ties(half - z, -half - z, level - z, share, tie, weight, label_smoothing)
+
+
+# ---- what is added to a loss of pairs
+
+
+def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """What holds the mean reward of a prompt's responses at 0, which a loss of gaps leaves open (arXiv 2312.09244).
+
+        loss = (chosen + rejected)^2
+
+    chosen, rejected  [M]  scores of the two responses of each pair
+
+    Returns [M]. Raises ValueError when the shapes differ.
+    """
+    check_shapes("centring", "M", chosen=chosen, rejected=rejected)
+    return (chosen + rejected).square()
+
+
+def likelihood_regulariser(policy_chosen: Tensor, *, beta: float) -> Tensor:
+    """GRM's term without a reference: hidden states that a reward is read from stay fit to write the chosen response
+    (arXiv 2406.10216; with a reference its term is `dpo`).
+
+        loss = -log sigmoid(beta * policy_chosen)
+
+    policy_chosen  [M]  log-probs of the whole chosen responses (sums over their tokens)
+    beta                how soon a likely response is likely enough
+
+    Returns [M]. Raises ValueError when it is no vector.
+    """
+    check_shapes("likelihood_regulariser", "M", policy_chosen=policy_chosen)
+    return -F.logsigmoid(beta * policy_chosen)
+
+
+def _with_ties(
+    wins: Tensor,
+    loses: Tensor,
+    level: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
+    """Cross-entropy of the votes with the log-probabilities of the three outcomes."""
+    other = 1 - share - tie
+    c = share * (1 - label_smoothing) + other * label_smoothing
+    r = other * (1 - label_smoothing) + share * label_smoothing
+    losses = -(c * wins + r * loses + tie * level)
+    return losses if weight is None else weight * losses
