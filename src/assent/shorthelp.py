@@ -24,7 +24,7 @@ BASIC: dict[str, str] = {
     "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
-    "reward.loss reward.length_weight ensemble.* attributes.outputs attributes.weights gate.ratings gate.decorrelate "
+    "reward.loss reward.length_weight ensemble.heads ensemble.combine attributes.outputs attributes.weights gate.ratings gate.decorrelate "
     "report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
@@ -41,7 +41,7 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model name source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "objectives objective options loss threshold plus reward attributes kl",
+    "Objective": "objectives objective options loss threshold plus reward attributes gate kl",
     "Sampled answers and their rewards": "rewards rollout scorer reward_model weights ensemble explain sampling engine "
     "by probes benchmark",
     "Training": "optim train seed",

@@ -104,17 +104,8 @@ def load_score_model(
         resize_head(found.model, found.head, len(renew))
         found = _found(found.model, found.head, found.own, True, renew)
     model = found.model
-    if found.fresh and not new_head:
-        raise ModelError(
-            f"{config.path} has no trained reward head ({found.head}.weight). Train one with: assent reward "
-            f"--model.path {config.path} --data.train PAIRS --out FOLDER"
-        )
     if found.fresh:
-        reader = (
-            "a class of assent's own (transformers has none that reads it so)" if found.own else type(model).__name__
-        )
-        many = "one output" if len(found.rule) == 1 else f"{len(found.rule)} outputs ({shown(found.rule.names)})"
-        log.info(f"{config.path}: its head of {many} ({found.head}.weight) is new and untrained, in {reader}")
+        _require_allowed(found, config.path, new_head)
     for one in (model.config, model.config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
     embedding = model.get_input_embeddings()
@@ -133,6 +124,19 @@ def load_score_model(
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)
         adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last))
     return scorer
+
+
+def _require_allowed(found: Found, path: str, new_head: bool) -> None:
+    """Says that a head is new. Raises ModelError where it must not be."""
+    if not new_head:
+        raise ModelError(
+            f"{path} has no trained reward head ({found.head}.weight). Train one with: assent reward "
+            f"--model.path {path} --data.train PAIRS --out FOLDER"
+        )
+    reader = "a class of assent's own (transformers has none that reads it so)"
+    reader = reader if found.own else type(found.model).__name__
+    many = "one output" if len(found.rule) == 1 else f"{len(found.rule)} outputs ({shown(found.rule.names)})"
+    log.info(f"{path}: its head of {many} ({found.head}.weight) is new and untrained, in {reader}")
 
 
 def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any], outputs: HeadRule | None = None) -> Found:
