@@ -109,11 +109,7 @@ def load_score_model(
             f"--model.path {config.path} --data.train PAIRS --out FOLDER"
         )
     if found.fresh:
-        reader = (
-            "a class of assent's own (transformers has none that reads it so)" if found.own else type(model).__name__
-        )
-        many = "one output" if len(found.rule) == 1 else f"{len(found.rule)} outputs ({shown(found.rule.names)})"
-        log.info(f"{config.path}: its head of {many} ({found.head}.weight) is new and untrained, in {reader}")
+        _say_fresh(found, config.path)
     for one in (model.config, model.config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
     embedding = model.get_input_embeddings()
@@ -132,6 +128,13 @@ def load_score_model(
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)
         adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last))
     return scorer
+
+
+def _say_fresh(found: Found, path: str) -> None:
+    own = "a class of assent's own (transformers has none that reads it so)"
+    reader = own if found.own else type(found.model).__name__
+    many = "one output" if len(found.rule) == 1 else f"{len(found.rule)} outputs ({shown(found.rule.names)})"
+    log.info(f"{path}: its head of {many} ({found.head}.weight) is new and untrained, in {reader}")
 
 
 def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any], outputs: HeadRule | None = None) -> Found:
