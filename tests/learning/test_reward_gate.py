@@ -82,7 +82,7 @@ def build(root: Path, seed: int) -> None:
             write(root / f"{name}{part}.jsonl", pairs)
             assert all(isinstance(item, Pair) for example in pairs for item in example.feedback)
     size = InitConfig(
-        data="", out="", vocab_size=600, hidden_size=64, layers=1, heads=4, kv_heads=2, context=512, seed=seed
+        data="", out="", vocab_size=600, hidden_size=64, layers=2, heads=4, kv_heads=2, context=512, seed=seed
     )
     tokenizer = train_tokenizer([*texts, "user", "assistant", "system"], size.vocab_size)
     write_new_model(tokenizer, random_model(tokenizer, size), root / "base")
@@ -92,8 +92,8 @@ def trained(root: Path, data: str, out: str, *more: str) -> Mapping[str, float]:
     """The held-out numbers of a run."""
     words = f"""reward-gate --model.path {root}/base --model.precision fp32 --gate.ratings {root}/ratings.jsonl
         --data.train {root}/{data}.jsonl --data.eval {root}/{data}_eval.jsonl --data.max_length 512 --out {root}/{out}
-        --gate.layers 1 --gate.width 64 --gate.temperature 1 --optim.lr 1e-2 --train.max_steps 60
-        --train.batch_size 256 --train.threads 1 --train.log_every 60"""
+        --gate.layers 1 --gate.width 64 --gate.temperature 1 --optim.lr 1e-2 --train.max_steps 100
+        --train.batch_size 256 --train.threads 1 --train.log_every 100"""
     assert main([*words.split(), *more]) == 0
     return json.loads((root / out / "metrics.jsonl").read_text().splitlines()[-1])
 

@@ -125,7 +125,7 @@ def _fetch(place: Source) -> None:
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     """The head, the gate and the matrix."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as stored:
             found |= {name: stored.get_tensor(name) for name in stored.keys() if _is_part(name)}

@@ -21,7 +21,7 @@ from assent.algorithms.reward.train import EpochTraining, train_on
 from assent.config import DataConfig, GateSection, RewardGateConfig
 from assent.data.attributes import AttributeView, names_of, with_ratings_field
 from assent.data.dataset import Prepared, prepare, prompt_hash, summary
-from assent.data.packing import Counts, EpochStream
+from assent.data.packing import Counts, EpochStream, Window, count, idle
 from assent.data.tree import Branch, TokenTree, TreeBatch
 from assent.data.views import pair_view
 from assent.errors import ConfigError, DataError
@@ -104,8 +104,45 @@ def joined(first: Tables, second: Tables) -> tuple[Tables, list[TokenTree]]:
         replace(t, prompt=t.prompt + p, branches=tuple(replace(b, ids=b.ids + s) for b in t.branches))
         for t in second.trees
     ]
-    columns = [(getattr(first, name), getattr(second, name)) for name in ("states", "outputs", "lengths")]
-    return Tables(*map(torch.cat, columns), (*first.trees, *moved)), moved
+    both = Tables(
+        torch.cat([first.states, second.states]),
+        torch.cat([first.outputs, second.outputs]),
+        torch.cat([first.lengths, second.lengths]),
+        (*first.trees, *moved),
+    )
+    return both, moved
+
+
+class RowStream(EpochStream):
+    """Windows of trees whose tokens are rows of tables: one micro-batch, first the rows of the prompts, then those of
+    the responses. Nothing is packed, since the backbone has read them already."""
+
+    def pack(self, trees: Sequence[TokenTree]) -> Window:
+        own = trees[self.rank :: self.ranks]
+        if not own:
+            return Window((idle(trees[0]),), count(trees))
+        sizes = np.array([len(tree.branches) for tree in own])
+        starts = np.cumsum(sizes) - sizes
+        first = np.array([tree.branches[0].ids[0] for tree in own])
+        rows = np.repeat(first - starts, sizes) + np.arange(sizes.sum())
+        prompts = np.array([tree.prompt[0] for tree in own])
+        pairs = [(a + c, a + r, gap) for a, tree in zip(starts.tolist(), own, strict=True) for c, r, gap in tree.pairs]
+        none = torch.zeros(0, dtype=torch.int64)
+        tokens = torch.from_numpy(np.concatenate([prompts, rows]))
+        batch = TreeBatch(
+            tokens=tokens,
+            positions=torch.zeros_like(tokens),
+            source=none,
+            label=none,
+            response=none,
+            last=len(own) + torch.arange(len(rows)),
+            prompt=torch.from_numpy(np.repeat(np.arange(len(own)), sizes)),
+            pairs=torch.tensor([pair[:2] for pair in pairs], dtype=torch.int64).reshape(-1, 2),
+            margin=torch.tensor([pair[2] for pair in pairs], dtype=torch.float32),
+            segments=(),
+            keys=tuple(tree.key for tree in own),
+        )
+        return Window((batch,), count(trees))
 
 
 def gaps_of(tables: Tables) -> np.ndarray:
@@ -208,8 +245,7 @@ class GateTraining(EpochTraining):
         self.fixed = torch.from_numpy(fixed).to(tables.outputs)
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
-        rows = batch.tokens[batch.last]
-        prompts = batch.tokens[[segment.start for segment in batch.segments]]
+        rows, prompts = batch.tokens[batch.last], batch.tokens[: len(batch.keys)]
         chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
         outputs, weights = self.tables.outputs[rows], self.gate(self.tables.states[prompts])
         rewards = shares(outputs, weights[batch.prompt], self.gate.transform).sum(1)
@@ -224,7 +260,7 @@ class GateTraining(EpochTraining):
         others = {"fixed": outputs @ self.fixed, "uniform": (outputs @ self.gate.transform).mean(1)}
         for name, reward in others.items():
             metrics[f"accuracy_{name}"] = ((reward[chosen] > reward[rejected]).float().sum(), pairs)
-        for name, column in zip(self.scorer.rule.names, weights[: len(batch.keys)].detach().T, strict=True):
+        for name, column in zip(self.scorer.rule.names, weights.detach().T, strict=True):
             metrics[f"weight/{name}"] = (column.sum(), len(batch.keys))
         return Loss(
             losses.sum() / max(1, counts.pairs),
@@ -253,22 +289,23 @@ def train_gate(config: RewardGateConfig) -> RunResult:
         raise DataError(f"{config.data.train}: a gate needs at least {FEWEST} pairs to be trained on. Got {pairs}.")
     scorer, about = _scorer(session)
     tables = tables_of(session, scorer, data.train)
-    both, held = tables, []
+    held: list[TokenTree] = []
+    both = tables
     if data.eval:
         both, held = joined(tables, tables_of(session, scorer, data.eval))
     matrix, length = without_length(tables, scorer.rule, config.gate)
     fixed = matrix @ pair_weights(gaps_of(tables) @ matrix)
     scorer.rule = replace(scorer.rule, weights=tuple(fixed.tolist()))
     gate = _new_gate(session, scorer, matrix)
-    # one micro-batch, whatever --train.micro_tokens: it is small, and dropout would tell splits apart
-    stream = EpochStream(
+    train, world = config.train, session.world
+    stream = RowStream(
         tables.trees,
-        batch_size=config.train.batch_size,
-        micro_tokens=1 << 40,
-        seed=config.train.seed,
+        batch_size=train.batch_size,
+        micro_tokens=train.micro_tokens,
+        seed=train.seed,
         flat=False,
-        rank=session.world.rank,
-        ranks=session.world.size,
+        rank=world.rank,
+        ranks=world.size,
     )
     size = sum(weight.numel() for weight in gate.parameters())
     about += [length, Line("Gate", f"{rounded(size)} parameters, on the state at {LAST}; all else is frozen")]
