@@ -68,4 +68,3 @@ def test_odin_frees_the_reward_of_length(tiny_model_dir: Path, tokenizer) -> Non
     assert plain > 0.3, f"{plain:.2f}: the plain model has taken up no relation, so there is none to lose"
     assert abs(freed) < 0.4 * plain, f"{freed:.2f} is not far below {plain:.2f}"
     assert its_accuracy > 0.9, f"quality is not told apart: {its_accuracy:.2f}, {accuracy:.2f} without ODIN"
-    print(plain, freed, accuracy, its_accuracy)
