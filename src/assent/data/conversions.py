@@ -295,6 +295,7 @@ def _rated_pairs(example: Example) -> list[Pair]:
 
 def _tied_pairs(example: Example, rated: bool) -> list[Pair]:
     """Every two different responses of the same level of a ranking, or with the same rating."""
+    tied: list[tuple[tuple[int, int], str | None]]
     if rated:
         overall = _rated(example)
         tied = [(two, None) for two in combinations(sorted(overall), 2) if overall[two[0]] == overall[two[1]]]

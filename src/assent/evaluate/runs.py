@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from assent.config import METHODS, OBJECTIVES
+from assent.config import METHODS, OBJECTIVES, REWARD_MODELS
 from assent.config.objectives import CUSTOM
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
@@ -20,6 +20,7 @@ from assent.statistics import Interval
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
 NAMES = {
     "sft": "SFT",
+    **{key: row.name for key, row in REWARD_MODELS.items()},
     "reward": "Reward",
     CUSTOM: "Custom",
     **{key: row.name for key, row in OBJECTIVES.items()},

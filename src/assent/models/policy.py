@@ -200,6 +200,8 @@ class ScoreModel(Backbone):
     second: SecondHead | None
     transform: Transform | None
     """What follows the product with the language model's output head; None: there is none."""
+    language_weight: Tensor
+    language_bias: Tensor | None
 
     def __init__(
         self, model: PreTrainedModel, *, precision: str, tree: bool, head: str = "score", rule: HeadRule = SCALAR
