@@ -103,8 +103,9 @@ def make_folder(folder: Path, size: str) -> Path:
     from assent.data.chat import Chat
     from assent.models.heads import load_score_model, save_reward_model
     from assent.models.init import random_model, train_tokenizer, write_new_model
-    from assent.models.loading import load_tokenizer
+    from assent.models.loading import load_tokenizer, quiet_transformers
 
+    quiet_transformers()
     width, layers, heads = SIZES[size]
     words = train_tokenizer([" ".join(WORDS)] * 3, 512)
     shape = {"hidden_size": width, "layers": layers, "heads": width // max(32, width // heads)}

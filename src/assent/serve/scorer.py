@@ -49,8 +49,9 @@ class Reader:
         """The trees of a request, of at most `longest` tokens in each text. Raises Refusal, with the number of the text
         and the reason."""
         parts: list[tuple[np.ndarray, np.ndarray]] = []
+        prompts: dict[str, np.ndarray] = {}
         for number, one in enumerate(asked, 1):
-            prompt, answer = self._split(one, number)
+            prompt, answer = self._split(one, number, prompts)
             length, most = len(prompt) + len(answer), min(self.longest, longest or self.longest)
             if length > most:
                 raise Refusal(400, f"Text {number} has {length:,} tokens; the longest that is read has {most:,}.")
@@ -77,14 +78,14 @@ class Reader:
     def talk_ids(self, talk: Talk, *, generation_prompt: bool) -> np.ndarray:
         """Token ids of a conversation: up to its end, or up to where an answer would begin. Raises Refusal."""
         if not generation_prompt:
-            return np.concatenate(self._split(talk, 1))
+            return np.concatenate(self._split(talk, 1, {}))
         try:
             return self.chat.prompt_ids(_example(talk, ends=False))
         except RowError as error:
             raise Refusal(400, f"{error}.") from None
 
-    def _split(self, one: Asked, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text's prompt and of the answer that is scored."""
+    def _split(self, one: Asked, number: int, prompts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text's prompt and of the answer that is scored; `prompts` keeps those that were given."""
         if isinstance(one, Talk):
             try:
                 tree = self.chat.tree(_example(one, ends=True), self.longest + 1)
@@ -97,7 +98,9 @@ class Reader:
         else:
             ids = self.text_ids(one.text, adds=one.adds, number=number)
             if one.prompt:
-                prompt = self.text_ids(one.prompt, adds=one.adds, number=number)
+                if one.prompt not in prompts:
+                    prompts[one.prompt] = self.text_ids(one.prompt, adds=one.adds, number=number)
+                prompt = prompts[one.prompt]
         if len(ids) < 2:
             raise Refusal(400, f"Text {number} has {len(ids)} tokens; a prompt with an answer has at least 2.")
         if prompt is None or not 0 < len(prompt) < len(ids) or not np.array_equal(ids[: len(prompt)], prompt):
