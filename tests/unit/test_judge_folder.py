@@ -132,6 +132,10 @@ def test_places_that_cannot_be(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 def test_a_run_whose_judge_says_nothing_that_can_be_read(tiny_model_dir: Path, tmp_path: Path, capsys) -> None:
     """Not one verdict is guessed: the run stops, says why, and saves."""
+    (tmp_path / "short.yaml").write_text(
+        "mode: rating\nscale: [1, 10]\nform: '[[{verdict}]]'\nuser: |\n  <q {{ fence }}>\n  {{ prompt }}\n  </q>\n"
+        "  <answer {{ fence }}>\n  {{ answer }}\n  </answer>\n"
+    )
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "red?"}\n{"prompt": "green?"}\n')
     flags = {
         "model.path": tiny_model_dir,
@@ -145,11 +149,13 @@ def test_a_run_whose_judge_says_nothing_that_can_be_read(tiny_model_dir: Path, t
         "rollout.responses": 2,
         "sampling.max_new_tokens": 4,
         "rewards.judges": f"model={tiny_model_dir}",
-        "judge.prompt": "rating",
+        "judge.prompt": tmp_path / "short.yaml",
         "judge.max_tokens": 4,
         "judge.cache": tmp_path / "cache",
     }
     assert main(["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]) == 2
     said = capsys.readouterr().err
-    assert "rollout 1: not one of 4 answers could be scored (judge: " in said and "Traceback" not in said
+    # what it wrote is garbage, and has not even an end after four tokens
+    assert "rollout 1: not one of 4 answers could be scored (judge: its verdict was cut off: 4)." in said
+    assert "Traceback" not in said
     assert "--resume auto" in said and not (tmp_path / "run" / "model").exists()
