@@ -258,8 +258,8 @@ def _with_positional(cls: type, names: Sequence[str]) -> type:
 
     marked: dict[str, Any] = {}
     for name in names:
-        hint: Any = get_type_hints(cls)[name]
-        marked[name] = Annotated[tyro.conf.Positional[hint], tyro.conf.arg(metavar=name.upper())]
+        kind: Any = tyro.conf.Positional
+        marked[name] = Annotated[kind[get_type_hints(cls)[name]], tyro.conf.arg(metavar=name.upper())]
     body = {"__annotations__": marked, "__doc__": cls.__doc__, "__module__": cls.__module__}
     return dataclasses.dataclass(frozen=True)(type(cls.__name__, (cls,), body))
 

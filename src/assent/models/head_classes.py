@@ -68,7 +68,7 @@ def new_head(config: PreTrainedConfig) -> nn.Module:
     between = (getattr(config, "assent_head", None) or {}).get("layers", [])
     widths = [config.get_text_config().hidden_size, *between, config.num_labels]
     if not between:
-        return nn.Linear(*widths, bias=False)
+        return nn.Linear(widths[0], widths[1], bias=False)
     parts: list[nn.Module] = []
     for wide, narrow in itertools.pairwise(widths):
         parts += [nn.Linear(wide, narrow), nn.ReLU()]

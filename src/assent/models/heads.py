@@ -239,8 +239,8 @@ def _seeded(
     for it."""
 
     def amended(model: PreTrainedModel) -> set[str]:
-        heads = {name: getattr(model, name, None) for name in (OWN, "classifier")}
-        heads = {name: head for name, head in heads.items() if isinstance(head, nn.Linear | nn.Sequential)}
+        found = {name: getattr(model, name, None) for name in (OWN, "classifier")}
+        heads = {name: head for name, head in found.items() if isinstance(head, nn.Linear | nn.Sequential)}
         filled = set()
         for name, head in heads.items():
             if value is not None:
