@@ -239,7 +239,7 @@ def test_too_long_answers_are_counted_and_not_cut(models, tmp_path, capsys) -> N
     )
     assert code == 0
     assert [row["reward"] is None for row in found] == [False, True, True, True, True, True, False, False]
-    assert "longer than 48 (--max_length)" in found[1]["reason"] and "characters" in found[4]["reason"]
+    assert "longer than 48 tokens (--max_length)" in found[1]["reason"] and "characters" in found[4]["reason"]
     want = transformers_scores(models["one"], talks_of(rows[:1] + rows[3:]))
     np.testing.assert_allclose([found[index]["reward"] for index in (0, 6, 7)], [want[0], want[2], want[3]], atol=2e-5)
     told = json.loads(summary.read_text())

@@ -259,8 +259,11 @@ def render(summary: Summary, console: Console) -> None:
     head.add_row("answers", counts)
     left = {"unscored": summary.unscored, "rows left out": summary.left_out, "not compared": summary.unread}
     for name, reasons in left.items():
-        for reason, count in reasons.items():
+        often = Counter(reasons).most_common()
+        for reason, count in often[:_LISTED]:
             head.add_row(name, Text(f"{count:,}: {reason}"))
+        if rest := sum(count for _, count in often[_LISTED:]):
+            head.add_row(name, Text(f"{rest:,}: {len(often) - _LISTED:,} other reasons"))
     for name, mean in summary.metrics.items():
         head.add_row(Text(name), f"{_short(mean)} on average")
     console.print(head)

@@ -54,10 +54,8 @@ def fitting(tree: TokenTree, max_length: int) -> Read:
     lengths = [len(tree.prompt) + len(branch) for branch in tree.branches]
     if max(lengths, default=0) <= max_length:
         return Read(tree, (None,) * len(lengths))
-    why = tuple(
-        f"{length:,} tokens with its prompt: longer than {max_length:,} (--max_length)" if length > max_length else None
-        for length in lengths
-    )
+    long = f"with its prompt longer than {max_length:,} tokens (--max_length)"  # alike for all, so that it is counted
+    why = tuple(long if length > max_length else None for length in lengths)
     kept = tuple(branch for branch, reason in zip(tree.branches, why, strict=True) if reason is None)
     return Read(replace(tree, branches=kept) if kept else None, why)
 
