@@ -23,7 +23,8 @@ BASIC: dict[str, str] = {
     "sampling.max_new_tokens kl.coef",
     "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} objective options reference.mode loss.* threshold plus train.max_steps",
-    "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* ensemble.* report_to",
+    "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* ensemble.heads "
+    "ensemble.combine ensemble.frozen report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
