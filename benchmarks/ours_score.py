@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from assent.data.packing import order
 from assent.data.views import answers_view
 from assent.distributed import World
 from assent.models.loading import quiet_transformers
+from assent.rewards.model import ModelReward
 from assent.rewards.outside import open_source
 from benchmarks.operations import multiplied_weights
 from benchmarks.plan import MAX_LENGTH, SCORED, SEED, WHATS
@@ -29,17 +31,20 @@ def main() -> None:
     versions = {package: importlib.metadata.version(package) for package in ("transformers", "torch")}
     turns = Turns(warmup, versions=versions)
     quiet_transformers()
-    config = ScoreConfig(
-        (str(folder / f"{name}-reward"),),
-        "",
-        precision=precision,
-        max_length=MAX_LENGTH,  # type: ignore[arg-type]
-    )
+    for work in scoring(what, name, precision, folder):
+        turns.step(**work)
+
+
+def scoring(what: str, name: str, precision: str, folder: Path) -> Iterator[dict[str, float]]:
+    """Scores the next pairs for each item asked for: tokens that count, and operations (2 for each weight of the
+    layers) of all answers with their prompts, and of what was really computed."""
+    source, limit = (str(folder / f"{name}-reward"),), MAX_LENGTH
+    config = ScoreConfig(source, "", precision=precision, max_length=limit)  # type: ignore[arg-type]
     outside = open_source(config, World(0, 1, 0, torch.device("cpu")))
     examples, _ = answers_view(load_examples(folder / WHATS[what].data).examples)
     (model,) = outside.source.sources
-    weights = multiplied_weights(model.scorer.plain).body  # type: ignore[attr-defined]
-    assert outside.chat is not None
+    assert isinstance(model, ModelReward) and outside.chat is not None
+    weights = multiplied_weights(model.scorer.plain).body
     prompts = [len(outside.chat.prompt_ids(example)) for example in examples]
     endless = cycle(order(len(examples), seed=SEED, epoch=0).tolist())
     while True:
@@ -48,7 +53,7 @@ def main() -> None:
         assert not scores.failures, scores.failures
         shared, answers = sum(prompts[index] for index in some), sum(scores.columns["tokens"])  # type: ignore[arg-type]
         tokens, packed = 2 * shared + answers, shared + answers
-        turns.step(tokens=tokens, flops=2 * weights * tokens, computed_flops=2 * weights * packed)
+        yield {"tokens": tokens, "flops": 2 * weights * tokens, "computed_flops": 2 * weights * packed}
 
 
 if __name__ == "__main__":

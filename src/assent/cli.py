@@ -256,10 +256,10 @@ def _with_positional(cls: type, names: Sequence[str]) -> type:
         return cls
     import tyro
 
-    marked: dict[str, Any] = {}
-    for name in names:
-        kind: Any = tyro.conf.Positional
-        marked[name] = Annotated[kind[get_type_hints(cls)[name]], tyro.conf.arg(metavar=name.upper())]
+    annotated: Any = Annotated
+    positional: Any = tyro.conf.Positional
+    hints = get_type_hints(cls)
+    marked = {name: annotated[positional[hints[name]], tyro.conf.arg(metavar=name.upper())] for name in names}
     body = {"__annotations__": marked, "__doc__": cls.__doc__, "__module__": cls.__module__}
     return dataclasses.dataclass(frozen=True)(type(cls.__name__, (cls,), body))
 

@@ -25,6 +25,7 @@ from assent.train.session import open_session  # noqa: E402
 from benchmarks import neighbour, plan, table  # noqa: E402
 from benchmarks.operations import Weights, multiplied_weights  # noqa: E402
 from benchmarks.ours import build, configuration, mismatched_work, train_work, training  # noqa: E402
+from benchmarks.ours_score import scoring  # noqa: E402
 from benchmarks.ours_sharing import passes, random_tree  # noqa: E402
 from benchmarks.reward import remainder  # noqa: E402
 from benchmarks.sides import Side, SideFailed  # noqa: E402
@@ -194,13 +195,23 @@ def prepared(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 COMPILED = {"rloo-compiled", "ppo-compiled"}  # one of three is enough: each is compiled for half a minute
 
 
-@pytest.mark.parametrize("what", [what for what, kind in plan.WHATS.items() if kind.data and what not in COMPILED])
+TRAINED = [what for what, kind in plan.WHATS.items() if kind.data and kind.ours == "ours" and what not in COMPILED]
+
+
+@pytest.mark.parametrize("what", TRAINED)
 def test_our_side_takes_steps(what: str, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.ours.NEW_TOKENS", 3)
     work = next(training(what, "tiny", "fp32", prepared))
     assert work["tokens"] > 0 and 0 < work["computed_flops"] <= work["flops"]
     if plan.WHATS[what].data == plan.ROLLOUTS:
         assert work["tokens"] == 3 * plan.ANSWERS  # EOS ends nothing
+
+
+def test_our_side_scores_pairs(prepared: Path) -> None:
+    steps = scoring("score", "tiny", "fp32", prepared)
+    first, second = next(steps), next(steps)
+    assert first["tokens"] > 2 * plan.SCORED and first["computed_flops"] < first["flops"], "prompts once"
+    assert first["tokens"] == pytest.approx(second["tokens"], rel=0.1)
 
 
 def test_our_rollouts_are_the_peers(prepared: Path, tmp_path: Path) -> None:
@@ -270,7 +281,7 @@ def _keys(step: Window) -> set[int]:
 
 def test_every_row_has_a_target() -> None:
     rows = plan.rows(list(plan.WHATS), plan.MODELS, plan.PRECISIONS)
-    assert len(rows) == len(set(rows)) == 78
+    assert len(rows) == len(set(rows)) == 82
     without = {row.what for row in rows if row.target is None}
     assert without == {"generate-128", "generate-256", "compiled-128", "compiled-256", "share-1", "share-4", "share-16"}
     assert all(row.target >= 1.0 for row in rows if row.target is not None)

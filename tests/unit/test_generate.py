@@ -12,6 +12,7 @@ import pytest
 
 from assent.config import GenerateConfig, SamplingConfig
 from assent.data.chat import Chat
+from assent.data.jsonl import write_rows
 from assent.data.records import Example, Message
 from assent.errors import DataError, ModelError, OutputError, RunFolderError
 from assent.rollout import chat as module
@@ -154,7 +155,7 @@ def test_answers_that_fit_are_kept_where_the_rest_does_not(tmp_path):
         with pytest.raises(
             OutputError, match=r"a\.jsonl\.part cannot be written: File too large.* 2 answers are in it"
         ):
-            module._write(rows, str(tmp_path / "a.jsonl"))
+            write_rows(rows, str(tmp_path / "a.jsonl"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [json.loads(line) for line in (tmp_path / "a.jsonl.part").read_text().splitlines()] == rows[:2]
