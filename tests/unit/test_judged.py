@@ -11,10 +11,12 @@ import pytest
 from assent.data.conversions import comparisons, overall_ratings
 from assent.data.records import Example, Message, Pair, Ranking, Rating, Response, RowError
 from assent.measures.edits import EDITS
+from assent.measures.estimates import Estimate, undefined
 from assent.measures.trust import as_json, measure
-from assent.measures.verdicts import findings, summary
+from assent.measures.verdicts import findings, plain, share, summary
 from assent.rewards.group import Scores
 from assent.rewards.judged import failures, judged, sensitivities
+from assent.statistics import Interval
 
 NAN = math.nan
 
@@ -172,3 +174,11 @@ def test_different_numbers_of_answers_are_said_beside_the_curve():
 
 def test_reasons_that_no_source_gives_are_counted_too():
     assert failures(Scores(np.array([NAN, 1.0, NAN]), failures={"long": 1})) == {"long": 1, "no reason given": 1}
+
+
+def test_numbers_in_words():
+    assert plain(Estimate(0.314, 0.2, 0.4, 9)) == "0.31 (0.20 to 0.40)"
+    assert plain(Estimate(-0.5, -0.6, -0.4), 1, "+") == "-0.5 (-0.6 to -0.4)"
+    assert plain(Estimate(0.07, 0.04)) == "0.07 (0.04 at least)" and plain(Estimate(2.0)) == "2.00"
+    assert plain(undefined("why")) == share(undefined("why")) == "–"
+    assert share(Interval(0.714, 0.66, 0.75, 9)) == "71 % (66 to 75)" and share(Interval(NAN, NAN, NAN, 0)) == "–"

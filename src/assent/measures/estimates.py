@@ -16,7 +16,7 @@ RESAMPLES = 400
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number with its 95 % bounds, from `n` values; None, and the `problem` in words, where it is not defined. The
-    bounds alone are None where there is too little for them."""
+    bounds alone are None where there is too little for them, and `high` alone where there is none above."""
 
     value: float | None
     low: float | None = None

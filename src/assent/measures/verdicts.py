@@ -45,17 +45,15 @@ def share(value: Interval | Estimate) -> str:
 
 
 def plain(value: Estimate | Interval, digits: int = 2, sign: str = "") -> str:
-    """ "+0.31 (+0.22 to +0.40)", or a dash."""
+    """ "+0.31 (+0.22 to +0.40)", or a dash; "0.07 (0.04 at least)" where there is no upper bound."""
     middle = value.mean if isinstance(value, Interval) else value.value
     if middle is None or math.isnan(middle):
         return "–"
     low, high = value.low, value.high
-    bounds = (
-        ""
-        if low is None or high is None or math.isnan(low)
-        else f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
-    )
-    return f"{middle:{sign}.{digits}f}{bounds}"
+    if low is None or math.isnan(low):
+        return f"{middle:{sign}.{digits}f}"
+    above = "at least" if high is None else f"to {high:{sign}.{digits}f}"
+    return f"{middle:{sign}.{digits}f} ({low:{sign}.{digits}f} {above})"
 
 
 def summary(trust: Trust) -> list[str]:
@@ -126,12 +124,11 @@ def _calibration(trust: Trust) -> Iterator[Finding]:
             "calibration", "unclear", f"Surer than it says: its gaps fit when divided by {plain(heat)}, below 1."
         )
     elif found.chance.high is not None and found.ece.value > found.chance.high:
-        yield Finding(
-            "calibration",
-            "bad",
-            f"The calibration error {found.ece.value:.3f} is above what chance gives ({plain(found.chance, 3)}), and "
-            "no temperature is to blame: confidence is off in places.",
+        which = (
+            "it has no temperature" if heat.value is None else f"its temperature, {plain(heat)}, says nothing certain"
         )
+        text = f"The calibration error {found.ece.value:.3f} is above chance, {plain(found.chance, 3)}; {which}."
+        yield Finding("calibration", "bad", text)
     elif heat.value is not None:
         yield Finding("calibration", "good", f"Calibrated as far as can be seen: temperature {plain(heat)}.")
 
