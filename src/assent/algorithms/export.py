@@ -125,7 +125,8 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
         write_rule(folder / "adapter", found.rule)
     checked = compare_folder(reading_class(loaded), loaded, folder, weights, config.dtype)
     if found.gate is not None:
-        save_gate(*found.gate, folder)
+        gate, gate_rule = found.gate
+        save_gate(gate.state_dict(), gate_rule, folder)
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
 
 
