@@ -147,8 +147,8 @@ def weights_digest(folder: Path) -> str:
 
 
 def save_gate(weights: Mapping[str, Tensor], rule: GateRule, folder: Path) -> GateRule:
-    """Writes a gate's weights into a model folder that is otherwise complete. Gives its rule with the digest of the weights
-    that lie there."""
+    """Writes a gate's weights into a model folder that is otherwise complete. Gives its rule with the digest of the
+    model's weights that lie there."""
     rule = replace(rule, backbone=weights_digest(folder))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config[SECTION] = {**asdict(rule), "read_at": LAST if not rule.pattern else "where the pattern begins"}
