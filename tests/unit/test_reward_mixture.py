@@ -320,7 +320,7 @@ def test_a_gate_comes_back_as_it_was_and_belongs_to_its_weights(folder: Path) ->
     from safetensors.torch import save_file
 
     gate = Gate(6, 2, (8,), temperature=3.0, scale=2.0).eval()
-    rule = save_gate(gate, GateRule((8,), 3.0, ((1.0, 0.0), (-0.15, 0.0)), "length", (1, 2)), folder)
+    rule = save_gate(gate.state_dict(), GateRule((8,), 3.0, ((1.0, 0.0), (-0.15, 0.0)), "length", (1, 2)), folder)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "llama" and not list(folder.glob("gate*.safetensors")), (
         "vLLM would read it as weights"
@@ -350,7 +350,7 @@ def test_damaged_gates_are_refused(folder: Path) -> None:
     from safetensors.torch import save_file
 
     gate = Gate(6, 2, (8,)).eval()
-    save_gate(gate, GateRule((8,), 10.0, ((1.0, 0.0), (0.0, 1.0))), folder)
+    save_gate(gate.state_dict(), GateRule((8,), 10.0, ((1.0, 0.0), (0.0, 1.0))), folder)
     section = json.loads((folder / "config.json").read_text())["assent_gate"]
     with pytest.raises(ModelError, match="transform of 3 times 3 numbers"):
         load_gate(folder, section, 6, 3)

@@ -133,7 +133,8 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
         offset = ", ".join(f"{number:g}" for number in found.rule.offset)
         checked += f" Beware: others read the logits alone, to which assent adds {offset} as the value head does."
     if found.gate is not None:
-        save_gate(*found.gate, folder)
+        gate, gate_rule = found.gate
+        save_gate(gate.state_dict(), gate_rule, folder)
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
 
 

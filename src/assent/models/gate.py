@@ -146,14 +146,14 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def save_gate(gate: Gate, rule: GateRule, folder: Path) -> GateRule:
-    """Writes the gate into a model folder that is otherwise complete. Gives its rule with the digest of the weights
-    that lie there."""
+def save_gate(weights: Mapping[str, Tensor], rule: GateRule, folder: Path) -> GateRule:
+    """Writes a gate's weights into a model folder that is otherwise complete. Gives its rule with the digest of the
+    model's weights that lie there."""
     rule = replace(rule, backbone=weights_digest(folder))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config[SECTION] = {**asdict(rule), "read_at": LAST if not rule.pattern else "where the pattern begins"}
     (folder / FILE).parent.mkdir(exist_ok=True)
-    save_file({name: x.detach().float().cpu().contiguous() for name, x in gate.state_dict().items()}, folder / FILE)
+    save_file({name: x.detach().float().cpu().contiguous() for name, x in weights.items()}, folder / FILE)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return rule
 

@@ -297,15 +297,22 @@ def _causal_class(place: Source, config: ModelConfig, hf_config: PreTrainedConfi
 
 
 def save_reward_model(
-    scorer: ScoreModel, chat: Chat, folder: Path, state: Mapping[str, Tensor] | None = None, *, dtype: str = "auto"
+    scorer: ScoreModel,
+    chat: Chat,
+    folder: Path,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: str = "auto",
+    gate: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logits) gives
-    the outputs that assent reads: the chat template ends at the end of the answer, and what pads ends no answer."""
+    the outputs that assent reads: the chat template ends at the end of the answer, and what pads ends no answer.
+    `gate` holds the weights of its gate where that is sharded."""
     written = save_model(scorer, outward(scorer.plain, chat, scorer.rule), folder, state, dtype=dtype)
     if (folder / "adapter").is_dir():
         write_rule(folder / "adapter", scorer.rule)
     if scorer.gate is not None and scorer.gate_rule is not None:
-        save_gate(scorer.gate, scorer.gate_rule, folder)
+        save_gate(scorer.gate.state_dict() if gate is None else gate, scorer.gate_rule, folder)
     return written
 
 

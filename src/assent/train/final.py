@@ -59,7 +59,8 @@ def _write(
     dtype, usage = session.config.model.save_dtype, None
     with replacing(folder) as partial:
         if isinstance(backbone, ScoreModel):
-            written = save_reward_model(backbone, session.chat, partial, weights, dtype=dtype)
+            gate = {key.removeprefix("gate."): value for key, value in state.items() if key.startswith("gate.")}
+            written = save_reward_model(backbone, session.chat, partial, weights, dtype=dtype, gate=gate)
         else:
             ends = stop_ids(session.chat, backbone.plain.generation_config)
             written = save_model(backbone, session.tokenizer, partial, weights, dtype=dtype, stops=ends)
