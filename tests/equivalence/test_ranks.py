@@ -20,6 +20,7 @@ from assent import distributed as d
 from assent.config import (
     METHODS,
     OBJECTIVES,
+    AttributesConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
@@ -48,11 +49,22 @@ _spec = importlib.util.spec_from_file_location("commands_worker", WORKER)
 worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)
 
-NAMES = ("sft", "reward", *OBJECTIVES, "dpo lora", "tr-dpo lora", "dpo cached", "dpo plus", *METHODS, "ppo lora")
+NAMES = (
+    "sft",
+    "reward",
+    "reward-attributes",
+    *OBJECTIVES,
+    "dpo lora",
+    "tr-dpo lora",
+    "dpo cached",
+    "dpo plus",
+    *METHODS,
+    "ppo lora",
+)
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 
-def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[str, RunConfig]:
+def configurations(out: Path, model: Path, reward: Path, pairs: Path, ratings: Path) -> dict[str, RunConfig]:
     """Three steps each (PPO: four, on two rollouts), with an odd number of examples, so that shares are unequal."""
 
     def shared(name: str) -> dict:
@@ -96,6 +108,9 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
     return {
         "sft": SFTConfig(**shared("sft")),
         "reward": RewardConfig(**shared("reward"), reward=RewardSection(readout="mean")),
+        "reward-attributes": AttributesConfig(
+            **{**shared("reward-attributes"), "data": DataConfig(str(ratings), eval_fraction=0.3, max_length=64)}
+        ),
         **{name: preference(name) for name in OBJECTIVES},
         "dpo lora": preference("dpo lora"),
         "tr-dpo lora": preference("tr-dpo lora"),
@@ -117,10 +132,17 @@ def runs(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, 
         for i, a in enumerate(answers)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    rated = [
+        {"prompt": row["prompt"], "response": row["chosen"], **{name: (i * k + k) % 5 for k, name in enumerate(names)}}
+        for i, row in enumerate(rows)
+    ]
+    (folder / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
 
     def make(out: str) -> dict[str, RunConfig]:
         (folder / out).mkdir()
-        return configurations(folder / out, tiny_model_dir, scorer_dir, folder / "pairs.jsonl")
+        files = (folder / "pairs.jsonl", folder / "ratings.jsonl")
+        return configurations(folder / out, tiny_model_dir, scorer_dir, *files)
 
     arguments = []
     double = make("double")

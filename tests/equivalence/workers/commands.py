@@ -10,14 +10,16 @@ import sys
 
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
+from assent.algorithms.reward.attributes import train_attributes
 from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
-from assent.config import METHODS, OBJECTIVES, CompareConfig, RewardConfig, SFTConfig, settings
+from assent.config import METHODS, OBJECTIVES, AttributesConfig, CompareConfig, RewardConfig, SFTConfig, settings
 from assent.evaluate.compare import compare
 
 COMMANDS = {
     "sft": (SFTConfig, train_sft),
     "reward": (RewardConfig, train_reward),
+    "reward-attributes": (AttributesConfig, train_attributes),
     "compare": (CompareConfig, compare),
     **{name: (row.config, train_preference) for name, row in OBJECTIVES.items()},
     **{name: (row.config, train_online) for name, row in METHODS.items()},
