@@ -20,6 +20,7 @@ from assent import distributed as d
 from assent.config import (
     METHODS,
     OBJECTIVES,
+    AttributesConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
@@ -54,6 +55,7 @@ NAMES = (
     "reward",
     "reward regularised",
     "reward-odin",
+    "reward-attributes",
     *OBJECTIVES,
     "dpo lora",
     "tr-dpo lora",
@@ -65,7 +67,7 @@ NAMES = (
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 
-def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[str, RunConfig]:
+def configurations(out: Path, model: Path, reward: Path, pairs: Path, ratings: Path) -> dict[str, RunConfig]:
     """Three steps each (PPO: four, on two rollouts), with an odd number of examples, so that shares are unequal."""
 
     def shared(name: str) -> dict:
@@ -113,6 +115,9 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path) -> dict[st
             **shared("reward regularised"), reward=RewardSection(regulariser="dpo", regulariser_weight=0.3)
         ),
         "reward-odin": RewardOdinConfig(**shared("reward-odin")),
+        "reward-attributes": AttributesConfig(
+            **{**shared("reward-attributes"), "data": DataConfig(str(ratings), eval_fraction=0.3, max_length=64)}
+        ),
         **{name: preference(name) for name in OBJECTIVES},
         "dpo lora": preference("dpo lora"),
         "tr-dpo lora": preference("tr-dpo lora"),
@@ -134,10 +139,17 @@ def runs(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, 
         for i, a in enumerate(answers)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    rated = [
+        {"prompt": row["prompt"], "response": row["chosen"], **{name: (i * k + k) % 5 for k, name in enumerate(names)}}
+        for i, row in enumerate(rows)
+    ]
+    (folder / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
 
     def make(out: str) -> dict[str, RunConfig]:
         (folder / out).mkdir()
-        return configurations(folder / out, tiny_model_dir, scorer_dir, folder / "pairs.jsonl")
+        files = (folder / "pairs.jsonl", folder / "ratings.jsonl")
+        return configurations(folder / out, tiny_model_dir, scorer_dir, *files)
 
     arguments = []
     double = make("double")

@@ -10,12 +10,14 @@ import sys
 
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
+from assent.algorithms.reward.attributes import train_attributes
 from assent.algorithms.reward.odin import train_reward_odin
 from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
     METHODS,
     OBJECTIVES,
+    AttributesConfig,
     CompareConfig,
     RewardConfig,
     RewardOdinConfig,
@@ -30,6 +32,7 @@ COMMANDS = {
     "sft": (SFTConfig, train_sft),
     "reward": (RewardConfig, train_reward),
     "reward-odin": (RewardOdinConfig, train_reward_odin),
+    "reward-attributes": (AttributesConfig, train_attributes),
     "compare": (CompareConfig, compare),
     "score": (ScoreConfig, score),
     **{name: (row.config, train_preference) for name, row in OBJECTIVES.items()},
