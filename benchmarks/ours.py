@@ -14,7 +14,7 @@ from pathlib import Path
 from assent.algorithms.online.train import set_up as set_up_online
 from assent.algorithms.preference.step_loss import Requirement
 from assent.algorithms.preference.train import Preference, set_up
-from assent.algorithms.reward import RewardModelling
+from assent.algorithms.reward.pairs import RewardModelling
 from assent.algorithms.sft import SFT
 from assent.config import (
     DataConfig,

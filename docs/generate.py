@@ -75,7 +75,7 @@ def cli_page() -> str:
     shared = settings.options(config.RunConfig)
     for name in names:
         command = cli.COMMANDS[name]
-        argument = f" {command.positional.upper()}" if command.positional else ""
+        argument = "".join(f" {word.upper()}" for word in command.positional)
         lines += [
             "",
             f"## {name}",
@@ -157,10 +157,10 @@ def without(rows: list[settings.Option], others: list[settings.Option]) -> list[
     return [option for option in rows if option.name not in names]
 
 
-def table(rows: list[settings.Option], positional: str | None = None) -> list[str]:
+def table(rows: list[settings.Option], positional: tuple[str, ...] = ()) -> list[str]:
     lines = ["", "| option | default | meaning |", "|---|---|---|"] if rows else []
     for option in rows:
-        shown = option.name.upper() if option.name == positional else "--" + option.name
+        shown = option.name.upper() if option.name in positional else "--" + option.name
         lines.append(f"| `{shown}` | {default(option)} | {meaning(option)} |")
     return lines
 

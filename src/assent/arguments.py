@@ -31,37 +31,54 @@ def take_config(words: list[str]) -> tuple[list[str], str | None]:
 
 
 def check(
-    command: str, options: Sequence[Option], positional: str | None, words: Sequence[str], given: set[str]
-) -> None:
-    """Raises one `ConfigError` that names, a line each, every option that the command does not have, every value that
-    is missing or does not fit, and, if nothing else is wrong, each required option that is neither here nor in
-    `given`."""
+    command: str, options: Sequence[Option], positional: Sequence[str], words: Sequence[str], given: set[str]
+) -> list[str]:
+    """The words with those of no flag behind the flags of the options that they are for (`positional`), of which one
+    may take several. Raises one `ConfigError` that names, a line each, every
+    option that the command does not have, every value that is missing or does not fit, and, if nothing else is wrong,
+    each required option that is neither here nor in `given`."""
     known = {option.name: option for option in options}
-    groups, loose = _grouped(known, positional, words)
+    groups, places = _grouped(known, positional, words)
     problems = [line for flag, values in groups for line in _wrong(command, flag, values, known, positional)]
-    problems += [line for word in loose if (line := _hydra(command, word, known, positional))]
-    loose = [word for word in loose if not _hydra(command, word, known, positional)]
-    if positional is None:
+    several = any(get_origin(known[name].kind) is tuple for name in positional)
+    loose = [words[place] for place in places]
+    if not several:  # elsewhere such a word may be meant as it is
+        problems += [line for word in loose if (line := _hydra(command, word, known, positional))]
+        loose = [word for word in loose if not _hydra(command, word, known, positional)]
+    if not positional:
         problems += [f"Unexpected '{word}': options of assent {command} begin with --." for word in loose]
-    elif get_origin(known[positional].kind) is not tuple and len(loose) > 1:
-        problems.append(f"assent {command} takes one {positional.upper()}. Got {' '.join(loose)}.")
+    elif not several and len(loose) > len(positional):
+        takes = " ".join(f"one {name.upper()}" for name in positional)
+        problems.append(f"assent {command} takes {takes}. Got {' '.join(loose)}.")
     if not problems:
-        seen = {_name(flag) for flag, _ in groups} | given | ({positional} if loose and positional else set())
+        seen = {_name(flag) for flag, _ in groups} | given | set(positional[: len(loose)])
         absent = [option.name for option in options if option.default is REQUIRED and option.name not in seen]
-        shown = [name.upper() if name == positional else f"--{name}" for name in absent]
+        shown = [name.upper() if name in positional else f"--{name}" for name in absent]
         problems = [f"{', '.join(shown)} must be given: no default fits."] if absent else []
     if problems:
         raise ConfigError(("\n" if len(problems) > 1 else " ").join([*problems, f"See: assent {command} --help"]))
+    rest = [word for place, word in enumerate(words) if place not in places]
+    return [word for name, own in _shared(positional, loose, known).items() for word in (f"--{name}", *own)] + rest
+
+
+def _shared(positional: Sequence[str], loose: Sequence[str], known: dict[str, Option]) -> dict[str, list[str]]:
+    """Which option each word is for, in order: the one that takes several takes what the others leave."""
+    left, found = list(loose), {}
+    for number, name in enumerate(positional):
+        others = len(positional) - number - 1
+        size = max(1, len(left) - others) if get_origin(known[name].kind) is tuple else 1
+        found[name], left = left[:size], left[size:]
+    return {name: own for name, own in found.items() if own}
 
 
 def _grouped(
-    known: dict[str, Option], positional: str | None, words: Sequence[str]
-) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """Each flag, as it was written, with its values; and the words that belong to no flag."""
+    known: dict[str, Option], positional: Sequence[str], words: Sequence[str]
+) -> tuple[list[tuple[str, list[str]]], list[int]]:
+    """Each flag, as it was written, with its values; and the places of the words that belong to no flag."""
     groups: list[tuple[str, list[str]]] = []
-    loose: list[str] = []
+    loose: list[int] = []
     room = 0.0
-    for word in words:
+    for place, word in enumerate(words):
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
             option = known.get(_name(flag))
@@ -73,23 +90,23 @@ def _grouped(
         elif (
             groups
             and _unknown(groups[-1][0], known)
-            and (positional is None or _name(groups[-1][0]) in NAMES)
+            and (not positional or _name(groups[-1][0]) in NAMES)
             and not _hydra("", word, known, positional)
         ):
             groups[-1][1].append(word)  # of a flag that is not known: said with it
         else:
-            loose.append(word)
+            loose.append(place)
     return groups, loose
 
 
 def _wrong(
-    command: str, flag: str, values: list[str], known: dict[str, Option], positional: str | None
+    command: str, flag: str, values: list[str], known: dict[str, Option], positional: Sequence[str]
 ) -> Iterator[str]:
     name = _name(flag)
-    option = known.get(name) if name != positional else None
+    option = known.get(name) if name not in positional else None
     if option is None:
         if not _is_switch(flag, known):
-            names = [other for other in known if other != positional]
+            names = [other for other in known if other not in positional]
             yield _translated(command, name, flag, known, positional) or (
                 f"Unknown option '{flag}' of assent {command}.{suggestion(name, names, '--')}"
             )
@@ -109,22 +126,22 @@ def _wrong(
             yield f"--{name} must be {_wanted(option.kind)}. Got '{value}'.{suggestion(value, choices)}"
 
 
-def _translated(command: str, name: str, shown: str, known: dict[str, Option], positional: str | None) -> str | None:
+def _translated(command: str, name: str, shown: str, known: dict[str, Option], positional: Sequence[str]) -> str | None:
     """What another tool's option is here."""
 
     def written(option: str) -> str:
-        return f"{option.upper()}, without a name," if option == positional else f"--{option}"
+        return f"{option.upper()}, without a name," if option in positional else f"--{option}"
 
     return counterpart(name, known, shown, f"assent {command}", written)
 
 
-def _hydra(command: str, word: str, known: dict[str, Option], positional: str | None) -> str | None:
+def _hydra(command: str, word: str, known: dict[str, Option], positional: Sequence[str]) -> str | None:
     """What a word KEY=VALUE, as verl takes its options, is here; None for any other word."""
     key, equals, _ = word.partition("=")
     name = key.lstrip("+~")
     if not equals:
         return None
-    if name in known and name != positional:
+    if name in known and name not in positional:
         return f"{key}= is --{name} in assent."
     return _translated(command, name, f"{key}=", known, positional)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 from assent import __version__, arguments, config, messages, process, shorthelp, streams
-from assent.config import METHODS, OBJECTIVES, Method, Objective, nodes, settings
+from assent.config import METHODS, OBJECTIVES, REWARD_MODELS, Method, Objective, nodes, settings
 from assent.config.relations import WORDS
 from assent.errors import AssentError, ConfigError
 from assent.foreign import print_traceback
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`target` is "module:function"; `positional` is the option that is given without its name; `about` begins the
-    help (default: what the class says)."""
+    """`target` is "module:function"; `positional` are the options that are given without their names, in this order, of
+    which one may take several words; `about` begins the help (default: what the class says)."""
 
     config: type
     help: str
     target: str
-    positional: str | None = None
+    positional: tuple[str, ...] = ()
     about: str | None = None
 
 
@@ -42,13 +42,21 @@ def _learning(row: Objective | Method, target: str) -> Command:
     return Command(row.config, f"{row.name}: {row.summary}", target, about=about)
 
 
+def _reward_model(name: str) -> Command:
+    row = REWARD_MODELS[name]
+    about = f"{row.summary.rstrip('.')} (arXiv {row.paper})."
+    return Command(row.config, f"Train a reward model from {row.data}.", row.target, about=about)
+
+
 COMMANDS: dict[str, Command] = {
     "init": Command(
         config.InitConfig, "Train a tokenizer and write a small random model.", "assent.models.init:init_model"
     ),
-    "data": Command(config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", "file"),
+    "data": Command(
+        config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", ("file",)
+    ),
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
-    "reward": Command(config.RewardConfig, "Train a reward model from pairs.", "assent.algorithms.reward:train_reward"),
+    **{name: _reward_model(name) for name in REWARD_MODELS},
     **{name: _learning(row, "assent.algorithms.preference.train:train_preference") for name, row in OBJECTIVES.items()},
     "compare": Command(
         config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
@@ -60,17 +68,20 @@ COMMANDS: dict[str, Command] = {
         "assent.algorithms.preference.train:train_preference",
     ),
     "check": Command(
-        config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", "function"
+        config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)
     ),
-    "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", "model"),
+    "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "export": Command(
         config.ExportConfig,
         "A plain model folder of any run or checkpoint.",
         "assent.algorithms.export:export",
-        "model",
+        ("model",),
+    ),
+    "score": Command(
+        config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
     ),
     "report": Command(
-        config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", "runs"
+        config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", ("runs",)
     ),
     "demo": Command(config.DemoConfig, "The whole job on an embedded world.", "assent.lab.demo:run_demo"),
     "env": Command(config.EnvConfig, "Versions, hardware and extras.", "assent.environment:describe"),
@@ -78,14 +89,14 @@ COMMANDS: dict[str, Command] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Data and models": ("init", "data", "export", "env"),
-    "Demonstrations and reward models": ("sft", "reward"),
+    "Demonstrations and reward models": ("sft", *REWARD_MODELS),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
     "By a function of your own": ("custom", "check"),
-    "Evaluation": ("generate", "compare", "report", "demo"),
+    "Evaluation": ("generate", "score", "compare", "report", "demo"),
 }
 """The commands under the headings of `assent --help`."""
 
@@ -201,8 +212,8 @@ def parse(name: str, args: Sequence[str]) -> tuple[bool, Any]:
     if "--help" not in rest:
         known = settings.options(command.config)
         given = {option.name for option in known if default and settings.value_of(default, option.name) != tyro.MISSING}
-        arguments.check(name, known, command.positional, rest, given if default else set())
-    cls = command.config if command.positional is None else _with_positional(command.config, command.positional)
+        rest = arguments.check(name, known, command.positional, rest, given if default else set())
+    cls = command.config if "--help" not in rest else _with_positional(command.config, command.positional)
     default = settings.read(cls, file, tyro.MISSING) if file else settings.load(cls, "", missing=tyro.MISSING)
     parsed = tyro.cli(
         cls,
@@ -231,13 +242,16 @@ def _short_help(name: str, file: str | None) -> str:
     )
 
 
-def _with_positional(cls: type, name: str) -> type:
-    """A copy of a configuration class in which the option `name` is given without its name."""
+def _with_positional(cls: type, names: Sequence[str]) -> type:
+    """A copy of a configuration class whose help shows the options `names` without their names. (`arguments.check` has
+    read them.)"""
+    if not names:
+        return cls
     import tyro
 
-    hint: Any = get_type_hints(cls)[name]
-    marked = Annotated[tyro.conf.Positional[hint], tyro.conf.arg(metavar=name.upper())]
-    body = {"__annotations__": {name: marked}, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    hints: dict[str, Any] = get_type_hints(cls)
+    marked = {name: Annotated[tyro.conf.Positional[hints[name]], tyro.conf.arg(metavar=name.upper())] for name in names}
+    body = {"__annotations__": marked, "__doc__": cls.__doc__, "__module__": cls.__module__}
     return dataclasses.dataclass(frozen=True)(type(cls.__name__, (cls,), body))
 
 

@@ -26,18 +26,20 @@ BASIC: dict[str, str] = {
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.* report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
+    "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
+    "explain",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model critic reference",
+    "Models": "model source critic reference beta tokenizer",
     "Data": "data file prompts format columns split chat_template max_length limit show problems system",
     "Objective": "objectives objective options loss threshold plus reward kl",
-    "Sampled answers and their rewards": "rewards rollout scorer reward_model sampling engine",
+    "Sampled answers and their rewards": "rewards rollout scorer reward_model weights ensemble explain sampling engine",
     "Training": "optim train seed",
-    "Run": "out resume report_to",
+    "Run": "out summary resume report_to",
 }
 """Heading -> the options and sections under it."""
 
@@ -68,21 +70,21 @@ def page(
     about: str,
     options: Sequence[Option],
     values: Mapping[str, Any],
-    positional: str | None,
+    positional: Sequence[str],
     common: str,
 ) -> str:
     """The text of `assent COMMAND --help`; `values` are the options' defaults, also those of a file;
     `common` is what holds in every command."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
-    must = [option for option in options if option.default is REQUIRED and option.name != positional]
-    usage = [f"assent {command}", *([positional.upper()] if positional else [])]
+    must = [option for option in options if option.default is REQUIRED and option.name not in positional]
+    usage = [f"assent {command}", *(name.upper() for name in positional)]
     usage += [f"--{option.name} {metavar(option.kind)}" for option in must]
     lines = textwrap.wrap(f"usage: {' '.join(usage)} [OPTIONS]", width, subsequent_indent=" " * 7, **WHOLE)
     lines += ["", *textwrap.wrap(about, width)]
     for heading, shown in _grouped(options).items():
         lines += ["", heading]
         for option in shown:
-            name = option.name.upper() if option.name == positional else f"--{option.name} {metavar(option.kind)}"
+            name = option.name.upper() if option.name in positional else f"--{option.name} {metavar(option.kind)}"
             lines += _entry(
                 name.rstrip(), f"{first_sentence(doc(option))} {_default(values[option.name])}".rstrip(), width
             )

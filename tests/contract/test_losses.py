@@ -146,6 +146,7 @@ CASES: dict[str, Case] = {
     "bradley_terry": Case(LOSSES["bradley_terry"], ("chosen", "rejected")),
     "bradley_terry:margin": of("bradley_terry"),
     "bradley_terry_tokens": TokenPairs(LOSSES["bradley_terry_tokens"], ("token_scores", "margin")),
+    "attribute_regression": of("attribute_regression"),
     "dpo": of("dpo", beta=0.3),
     "dpo:smoothed": of("dpo", beta=0.3, label_smoothing=0.2),
     "robust_dpo": of("robust_dpo", beta=0.3, label_smoothing=0.2),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from assent import distributed as d
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.config import (
     CompareConfig,
     DataConfig,

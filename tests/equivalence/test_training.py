@@ -22,7 +22,7 @@ from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference.feedback import balanced
 from assent.algorithms.preference.step_loss import terms_of
 from assent.algorithms.preference.train import Preference
-from assent.algorithms.reward import RewardModelling
+from assent.algorithms.reward.pairs import RewardModelling
 from assent.algorithms.sft import SFT
 from assent.config import (
     METHODS,

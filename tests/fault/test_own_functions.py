@@ -41,10 +41,20 @@ def in_place(policy_chosen, reference_chosen):
     reference_chosen.mul_(2)
     return reference_chosen - policy_chosen
 def of_kl(policy_chosen, kl_chosen): return kl_chosen - policy_chosen
+def coupled(policy_chosen, policy_rejected):
+    gap = policy_rejected - policy_chosen
+    return torch.nn.functional.softplus(gap - gap.mean())
+def by_level(policy, level, prompt):
+    best = policy.new_full((1 + int(prompt.max()),), -1e9).scatter_reduce(0, prompt, policy, "amax")
+    return (best[prompt] - policy) * (level == 0)
 
 def loss(logprobs, advantages): return -logprobs * advantages
 def on_reference(logprobs, reference_logprobs): return reference_logprobs - logprobs
 def of_responses(logprobs, response): return -logprobs[: 1 + int(response[-1])]
+def loss_coupled(logprobs, advantages): return -logprobs * (advantages - advantages.mean() + logprobs.detach().sum())
+def by_response(logprobs, advantages, response):
+    sums = torch.zeros(1 + int(response[-1])).index_add(0, response, logprobs)
+    return -sums[response] * advantages
 def loss_nan(logprobs, advantages): return logprobs * float("inf")
 
 def estimator(rewards): return rewards - rewards.mean()
@@ -145,6 +155,8 @@ METHODS = {
     "ppo --critic.start policy --loss.function my.py:loss --loss.objective none": "--loss.function takes the place of",
     "grpo --loss.options tau:1": "--loss.options are those of --loss.function or --loss.estimator. Give one of them.",
     "grpo --loss.function my.py:loss --loss.options tau:1": "--loss.options tau:1: no such option. There is none.",
+    "grpo --loss.function my.py:loss --loss.clip 0.3": "--loss.clip 0.3 is an option of GRPO's own function",
+    "ppo --critic.start policy --loss.estimator my.py:estimator --loss.lam 0.9": "--loss.lam 0.9 is an option of",
     "grpo --loss.function my.py:of_responses": "my.py:of_responses gave [",
     "grpo --loss.estimator my.py:one_too_many": "my.py:one_too_many gave [",
     "grpo --loss.estimator my.py:gives_none": "there is no tensor 'policy_chosen'. There are: rewards [S], token_rewar",
@@ -156,6 +168,27 @@ def test_losses_and_estimators_of_online_methods(words: str, says) -> None:
     command, *rest = words.split()
     code, said = says(command, ONLINE, *rest)
     assert code == 2 and METHODS[words] in said, said
+
+
+DEPENDS = "its items depend on one another"
+COUPLED = {
+    "custom --objective my.py:coupled": "my.py:coupled gives ",
+    "custom --objective my.py:coupled --whole_step": None,
+    "custom --objective my.py:fine": None,
+    "custom --objective my.py:by_level": None,
+    f"grpo {ONLINE} --loss.function my.py:loss_coupled": "my.py:loss_coupled gives ",
+    f"grpo {ONLINE} --loss.function my.py:loss": None,
+    f"grpo {ONLINE} --loss.function my.py:by_response": None,
+}
+
+
+@pytest.mark.parametrize("words", COUPLED)
+def test_a_loss_whose_items_depend_on_one_another_is_said_once(words: str, says) -> None:
+    command, *rest = words.split()
+    code, said = says(command, *rest)
+    wanted = COUPLED[words]
+    assert code == 0, said
+    assert said.count(DEPENDS) == (wanted is not None) and (wanted or "") in said, said
 
 
 def test_a_policy_loss_that_is_not_finite(says) -> None:

@@ -116,7 +116,7 @@ def test_engine_logprobs_are_training_logprobs(
 
 def test_reward_and_ppo_run(tiny_model_dir: Path, tmp_path: Path) -> None:
     from assent.algorithms.online.train import train_online
-    from assent.algorithms.reward import train_reward
+    from assent.algorithms.reward.pairs import train_reward
 
     rows = [{"prompt": f"Question {i}?", "chosen": "yes " * (i % 3 + 1), "rejected": "no"} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

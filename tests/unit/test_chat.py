@@ -462,9 +462,10 @@ NAN = np.nan
         ((Pair(0, 1), Critique(2, "fine")), {}),
         ((Binary(2, True), Binary(0, False)), {"label": [0, NAN, 1]}),
         ((Ranking(((1,), (0, 2))),), {"level": [1, 0, 1]}),
-        ((Rating(1, {"x": 2.5}), Rating(2, {"x": 1, "y": -0.5})), {"rating": [NAN, 2.5, 0.5]}),
+        ((Rating(1, {"x": 2.5}), Rating(2, {"x": 1, "y": -0.5})), {"ratings": [[NAN, NAN], [2.5, NAN], [1, -0.5]]}),
         ((Rating(0, {"rating": -np.inf}), Rating(1, {"rating": 0.0})), {"rating": [-np.inf, 0, NAN]}),
-        ((Rating(0, {"x": 1}), Binary(1, True)), {"rating": [1, NAN, NAN], "label": [NAN, 1, NAN]}),
+        ((Rating(0, {"x": 1}), Binary(1, True)), {"ratings": [[1], [NAN], [NAN]], "label": [NAN, 1, NAN]}),
+        ((Rating(0, {"x": 1, "y": 3}, "a"), Rating(0, {"x": 2}, "b")), {"ratings": [[1.5, 3], [NAN, NAN], [NAN, NAN]]}),
     ],
 )
 def test_feedback_becomes_fields_of_the_responses(chats, feedback, fields):
@@ -480,17 +481,19 @@ def test_feedback_becomes_fields_of_the_responses(chats, feedback, fields):
     [
         ("label", (Binary(0, True), Binary(2, False))),
         ("level", (Ranking(((0,), (1,), (2,))),)),
-        ("rating", (Rating(0, {"x": 1}), Rating(2, {"x": 2}))),
+        ("ratings", (Rating(0, {"x": 1}), Rating(2, {"x": 2}))),
+        ("ratings", (Rating(0, {"x": 1, "y": 3}), Rating(2, {"x": 1}))),
+        ("rating", (Rating(0, {"rating": 1}), Rating(2, {"rating": 2}))),
     ],
 )
 def test_answers_judged_differently_must_differ_as_tokens(chats, name, feedback):
-    row = example([U], "a:Fine.", "a:Good.", "a: Fine.\n", feedback=feedback)
-    with pytest.raises(RowError, match=f"is the same as response 1, but has another {name}$") as error:
+    row, one = example([U], "a:Fine.", "a:Good.", "a: Fine.\n", feedback=feedback), name.removesuffix("s")
+    with pytest.raises(RowError, match=f"is the same as response 1, but has another {one}$") as error:
         chats["llama3"].tree(row, 500)
     assert error.value.column == "response 3"
     row = example([U], "a:Fine. Yes", "a:Good.", "a:Fine. No", feedback=feedback)
     prompt = len(chats["chatml"].prompt_ids(row.prompt))
-    with pytest.raises(RowError, match=f"response 1 up to --data.max_length, but has another {name}$"):
+    with pytest.raises(RowError, match=f"response 1 up to --data.max_length, but has another {one}$"):
         chats["chatml"].tree(row, prompt + 2)
     assert name in chats["chatml"].tree(row, 500).per_response
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.cli import main
 from assent.config import (
     CompareConfig,

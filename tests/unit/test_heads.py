@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from assent.algorithms.online.train import train_online
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.config import (
     CriticConfig,
     DataConfig,
@@ -181,7 +181,7 @@ def test_a_head_of_our_own(kind: str, base, tokenizer, tmp_path: Path, capsys) -
     assert written["assent_head"]["class"] == "assent" and written["problem_type"] == "regression"
     by_itself = type(again.plain).from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = batch.tokens[: batch.segments[0].end][None]
-    torch.testing.assert_close(by_itself(input_ids=ids).logits[0], want[:1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(by_itself(input_ids=ids).logits, want[:1], atol=1e-5, rtol=0)
     examples = list(probes(chat, 256).values())
     own = collate([chat.tree(example, 256) for example in examples], flat=not again.tree)
     for its in others_scores(tmp_path, usage, examples).values():
@@ -313,8 +313,8 @@ def test_the_head_is_computed_in_fp32(kind: str, base, tokenizer) -> None:
     batch = rows(flat=not scorer.tree)
     with torch.no_grad():
         hidden = scorer.hidden(batch).index_select(0, batch.last)
-        exact = (hidden.double() @ scorer.head.weight.double().T).squeeze(-1)
-        coarse = (hidden.bfloat16() @ scorer.head.weight.bfloat16().T).squeeze(-1).double()
+        exact = hidden.double() @ scorer.head.weight.double().T
+        coarse = (hidden.bfloat16() @ scorer.head.weight.bfloat16().T).double()
         got = scorer(batch, batch.last)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=0)
@@ -384,6 +384,8 @@ def test_config_says_how_it_is_read(readout: str, base, pairs, tmp_path: Path) -
         "class": "transformers",
         "read_at": "the end token of the answer",
         "trained_at": readout,
+        "outputs": ["reward"],
+        "weights": [1.0],
     }
     loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
     assert loaded.config.num_labels == 1
@@ -421,4 +423,4 @@ def test_the_cards_code_runs_as_it_stands(kind: str, base, pairs, tokenizer, tmp
     answers = tuple(Response((Message("assistant", text),)) for text in found["answers"])
     tree = chat.tree(Example((Message("user", found["question"]["content"]),), answers), 64)
     batch = collate([tree], flat=not scorer.tree)
-    torch.testing.assert_close(found["rewards"], scorer(batch, batch.last), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["rewards"], scorer.rewards(batch).reward, atol=1e-4, rtol=0)

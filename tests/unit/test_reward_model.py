@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from assent.algorithms.online.train import train_online
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.config import (
     DataConfig,
     LoraConfig,
@@ -86,7 +86,7 @@ def ours(folder: Path, tokenizer) -> tuple[ScoreModel, Tensor]:
     scorer = load_score_model(config, tokenizer, max_length=64, trainable=False, new_head=False)
     batch = collate(some_trees())
     with torch.no_grad():
-        return scorer, scorer(batch, batch.last)
+        return scorer, scorer.rewards(batch).reward
 
 
 def transformers_scores(folder: Path, pad_left: bool = False) -> Tensor:
@@ -153,7 +153,7 @@ def test_a_reward_model_as_base_keeps_its_head(rank: int, trained, tokenizer) ->
     again = load_score_model(config, tokenizer, max_length=64, seed=12)
     assert torch.equal(again.model.score.weight.detach(), head)
     batch = collate(some_trees())
-    torch.testing.assert_close(again(batch, batch.last).detach(), ours(folder, tokenizer)[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(again.rewards(batch).reward.detach(), ours(folder, tokenizer)[1], atol=1e-6, rtol=0)
     further = trained(rank, "last", str(trained())) / "model"  # the run folder stands for its model
     moved = load_file(further / "model.safetensors")["score.weight"]
     assert not torch.equal(moved, head)
@@ -208,7 +208,7 @@ def test_lora_reward_model_keeps_its_trained_head(trained, tiny_model_dir: Path,
     scorer = ScoreModel(adapted.eval(), precision="fp32", tree=True)
     batch = collate(some_trees())
     with torch.no_grad():
-        torch.testing.assert_close(scorer(batch, batch.last), ours(folder, tokenizer)[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(scorer.rewards(batch).reward, ours(folder, tokenizer)[1], atol=1e-5, rtol=0)
 
 
 def test_mean_readout_is_read_at_the_last_token_too(trained, tokenizer) -> None:

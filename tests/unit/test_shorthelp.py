@@ -44,7 +44,7 @@ def test_a_dozen_options_each_with_its_meaning(name: str, monkeypatch, capsys):
     assert sorted(entries) == sorted(option.name for option in basic)
     for option in basic:
         assert shorthelp.doc(option).split()[0] in page, option.name
-    assert (f"usage: assent {name} {positional.upper()}" if positional else f"usage: assent {name} ") in page
+    assert " ".join(["usage: assent", name, *map(str.upper, positional)]) in page
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -56,7 +56,12 @@ def test_what_stands_in_an_entry(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     page = shown("grpo", "--help", capsys=capsys)
     assert "  --rollout.responses N        Answers sampled to each prompt. [8]\n" in page  # the method's own default
-    assert "  --kl.coef X                  Weight of the KL; 0 needs no reference. [0.04]\n" in page
+    assert (
+        "  --kl.coef X                  Weight of the KL to the reference; 0 needs no\n"
+        + 31 * " "
+        + "reference. [0.04]\n"
+        in page
+    )
     assert re.search(r"  --out TEXT +Run folder: [^[]*\(required\)\n", page)
     assert "\nusage" not in page and page.startswith(
         "usage: assent grpo --model.path TEXT --data.train TEXT --out TEXT"
@@ -82,5 +87,5 @@ def test_help_all_lists_every_option(flag: str, monkeypatch, capsys):
     for name in ("sft", "kto", "grpo", "generate"):
         page = shown(name, flag, capsys=capsys)
         for option in OPTIONS[name]:
-            named = option.name.upper() if option.name == cli.COMMANDS[name].positional else f"--{option.name}"
+            named = option.name.upper() if option.name in cli.COMMANDS[name].positional else f"--{option.name}"
             assert named in page, option.name

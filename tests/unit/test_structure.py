@@ -271,7 +271,7 @@ def test_every_option_is_documented(generator):
     page = generator.cli_page()
     for name, command in generator.cli.COMMANDS.items():
         for option in generator.settings.options(command.config):
-            shown = option.name.upper() if option.name == command.positional else f"--{option.name}"
+            shown = option.name.upper() if option.name in command.positional else f"--{option.name}"
             assert f"| `{shown}` |" in page, f"{name} {shown}"
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from assent import cli, messages
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import SFT, train_sft
 from assent.config import (
     METHODS,

@@ -24,9 +24,10 @@ from transformers import AutoModelForCausalLM  # noqa: F401  (this and what foll
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 from assent import cli
-from assent.algorithms import reward, sft  # noqa: F401
+from assent.algorithms import sft  # noqa: F401
 from assent.algorithms.online import train  # noqa: F401
 from assent.algorithms.preference import train as preference  # noqa: F401
+from assent.algorithms.reward import pairs  # noqa: F401
 from assent.evaluate import compare  # noqa: F401
 
 LOOK = 0.005

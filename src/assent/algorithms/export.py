@@ -20,6 +20,7 @@ from assent.models.readback import compare_folder, reading_class
 from assent.models.saving import cast, check_new, complete_or_absent, stop_ids, stored_as, write_folder
 from assent.models.sources import CRITIC, Checkpoint, Source, ask_hub, resolve
 from assent.models.stored import configuration
+from assent.models.stored_heads import write_rule
 from assent.train import checkpoint
 
 log = logging.getLogger(__name__)
@@ -114,11 +115,12 @@ def _write_scorer(model: ModelConfig, source: Source, folder: Path, config: Expo
     loaded = found.model
     weights: dict[str, torch.Tensor] = dict(loaded.state_dict())
     dtype = stored_as(loaded, config.dtype)
-    tokenizer = outward(loaded, chat)
+    tokenizer = outward(loaded, chat, found.rule)
     write_folder(loaded, tokenizer, folder, weights, dtype=dtype)
     if config.adapters == "keep":
-        base = open_scorer(ModelConfig(source.base, source.revision), 0, {}).model
+        base = open_scorer(ModelConfig(source.base, source.revision), 0, {}, found.rule).model
         _keep(source, base, "SEQ_CLS", dtype, folder / "adapter")
+        write_rule(folder / "adapter", found.rule)
     checked = compare_folder(reading_class(loaded), loaded, folder, weights, config.dtype)
     return checked if loaded.config.pad_token_id is not None else f"{checked} Beware: {NO_PAD}."
 

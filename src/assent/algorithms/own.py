@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ from assent.guest import Guest, blamed, ends_programs
 from assent.losses.functions import Quantity, TensorFunction, inputs_of
 from assent.names import suggestion
 
+log = logging.getLogger(__name__)
+
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+GROUPS = ("response", "prompt")
+"""Tensors by which items belong together."""
 STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
@@ -23,10 +28,12 @@ class OwnFunction:
     """A user's function as the tables' own are called. Its positional parameters are the tensors that it asks for, by
     name; its keyword-only ones are options."""
 
-    def __init__(self, spec: str, flag: str, there: Mapping[str, Quantity]) -> None:
-        """`there` are the tensors that it may ask for. Raises ConfigError, with the `flag` that it was given by, for
+    def __init__(self, spec: str, flag: str, there: Mapping[str, Quantity], together: str | None = None) -> None:
+        """`there` are the tensors that it may ask for. `together` says what to do where its items depend on one
+        another, which is then found out; None: they may. Raises ConfigError, with the `flag` that it was given by, for
         what is no such function."""
         self.spec, self.flag = spec, flag
+        self._together = together
         self._guest = Guest()
         with self._guest.turn():
             self.function = load_function(spec, flag)
@@ -73,7 +80,40 @@ class OwnFunction:
         for name, tensor in asked.items():
             if tensor._version != versions[name]:
                 raise UserError(f"{self.who} changed '{name}' in place, which others read after it. Work on a copy.")
-        return self._checked(made, lengths, asked)
+        made = self._checked(made, lengths, asked)
+        if self._together is not None:
+            options = {name: value for name, value in given.items() if name not in asked}
+            self._try_alone(made.detach(), asked, options)
+        return made
+
+    @torch.no_grad()
+    def _try_alone(self, made: Tensor, asked: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
+        """Says once where the first items have another value without those that follow them: what a micro-batch holds
+        would then change the loss."""
+        cut = _boundary(len(made), [asked[name] for name in GROUPS if name in asked])
+        if cut is None or any(len(tensor) != len(made) for tensor in asked.values()):
+            return
+        advice, self._together = self._together, None
+        few = {name: tensor[:cut].detach() for name, tensor in asked.items()}
+        before = made[:cut]
+        with self._guest.turn():
+            try:
+                alone = self.function(**few, **options).to(before)
+                others = (alone - before).abs() > 1e-5 + 1e-3 * before.abs()
+            except Exception as error:
+                said = f"raises {blamed(error)} for the first {cut} of {len(made)} items"
+            else:
+                if not bool(others.any()):
+                    return
+                item = int(torch.nonzero(others)[0])
+                said = (
+                    f"gives {float(before[item]):.6g} for item {item} of {len(made)}, and {float(alone[item]):.6g} "
+                    f"where only the first {cut} are there"
+                )
+        log.warning(
+            f"{self.who} {said}: its items depend on one another, so --train.micro_tokens and the number of ranks "
+            f"change the result. {advice}"
+        )
 
     def _checked(self, made: object, lengths: Mapping[str, int], asked: Mapping[str, Tensor]) -> Tensor:
         wanted = " or ".join(f"[{size}] = [{length}]" for size, length in lengths.items())
@@ -101,16 +141,26 @@ class OwnFunction:
         return made
 
 
+def _boundary(count: int, groups: Sequence[Tensor]) -> int | None:
+    """Where about half of the items end without parting those of one response or prompt; None where they cannot be."""
+    parts = torch.zeros(max(0, count - 1), dtype=torch.bool)
+    for group in groups:
+        parts |= (group[1:] == group[:-1]).cpu()
+    ends = 1 + torch.nonzero(~parts).flatten()
+    return int(ends[(ends - count / 2).abs().argmin()]) if len(ends) else None
+
+
 def own_function(
     spec: str,
     flag: str,
     there: Mapping[str, Quantity],
     given: Mapping[str, float],
     options: Mapping[str, Any],
+    together: str | None = None,
 ) -> TensorFunction:
-    """A user's function with its options, each from `given`, else from the method's own `options`, else its default.
-    Raises ConfigError for one without any."""
-    function = OwnFunction(spec, flag, there)
+    """A user's function with its options, each from `given`, else from the method's own `options`, else its default;
+    for `together` see `OwnFunction`. Raises ConfigError for one without any."""
+    function = OwnFunction(spec, flag, there, together)
     own = {n: p.default for n, p in function.__signature__.parameters.items() if p.kind is p.KEYWORD_ONLY}
     found: dict[str, Any] = {}
     for name, default in own.items():

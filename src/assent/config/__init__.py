@@ -38,8 +38,12 @@ from assent.config.preference import (
     KTOLoss, ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig, ProbeConfig,
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
-from assent.config.reward import RewardConfig, RewardSection
+from assent.config.reward import (
+    REWARD_MODELS, AttributesConfig, AttributesSection, RewardConfig, RewardModel, RewardModelConfig, RewardSection,
+    reward_model_of,
+)
 from assent.config.sampling import EngineConfig, SamplingConfig
+from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
@@ -48,24 +52,26 @@ from assent.config.tools import (
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
-    "APOZeroUnpairedConfig", "ActorCriticConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "BCOConfig", "BetaLoss",
-    "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig",
-    "CompareConfig", "CriticConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping",
-    "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig",
-    "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnvConfig", "ExportConfig", "FDPOConfig", "FDPOLoss",
-    "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GenerateConfig", "GivenConfig",
-    "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
-    "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
-    "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig", "MovingReference", "NCAConfig",
-    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig",
-    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig",
-    "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
-    "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
-    "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "RLOOConfig", "RLOOLoss", "RLOORollout",
-    "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
-    "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardSection",
-    "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig",
-    "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "TDPOConfig",
-    "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
-    "objective_of", "online_config", "preference_config", "reference_of",
+    "APOZeroUnpairedConfig", "ActorCriticConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "AttributesConfig",
+    "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss",
+    "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig", "CurriculumConfig", "CustomConfig",
+    "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig",
+    "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnvConfig",
+    "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss",
+    "GSPORollout", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
+    "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig",
+    "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method",
+    "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss",
+    "ORPOConfig", "ORPOLoss", "Objective", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout",
+    "PairConfig", "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss",
+    "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
+    "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
+    "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
+    "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig",
+    "ReportConfig", "RewardConfig", "RewardModel", "RewardModelConfig", "RewardSection", "RewardsConfig",
+    "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
+    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ShapingConfig", "SimPOConfig",
+    "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "WPOConfig", "WPOLoss",
+    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
+    "reference_of", "reward_model_of",
 ]

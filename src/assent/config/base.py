@@ -92,22 +92,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
 
     lr: Positive = 1e-5
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the rate after warm-up."""
+    """Shape of the learning-rate schedule after warm-up."""
     warmup: Share = 0.03
-    """Share of all steps over which the rate rises from 0."""
+    """Share of all steps over which the learning rate rises from 0."""
     min_lr: Share = 0.0
     """Where cosine and linear end, as a share of `lr`."""
     beta1: BelowOne = 0.9
-    """Decay of the gradient's average."""
+    """Decay of the first moment, the running mean of the gradient."""
     beta2: BelowOne = 0.999
-    """Decay of the squared gradient's average."""
+    """Decay of the second moment, the running mean of its square."""
     eps: Positive = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment, in the denominator."""
     weight_decay: NotNegative = 0.0
     """Decoupled decay of matrices; biases and norms are left alone."""
     max_grad_norm: NotNegative = 1.0
@@ -119,7 +119,8 @@ class TrainConfig:
     """The loop: how much per step, how long, what is kept."""
 
     batch_size: Count = 16
-    """Examples (prompts with all their responses) in one optimiser step, over all ranks."""
+    """Examples (prompts with all their responses) in one optimiser step, over all ranks; online, the prompts of one
+    rollout, which `rollout.minibatches` divides into steps."""
     micro_tokens: Count = 4096
     """Most packed tokens in one forward pass of one rank. Changes memory and speed, never the result."""
     epochs: Count = 1

@@ -19,6 +19,8 @@ INPUTS: dict[str, Kind] = {
     "kl.reference": "model",
     "critic.start": "model",
     "rewards.model": "model",
+    "rewards.implicit": "model",
+    "rewards.implicit_reference": "model",
     "rewards.functions": "code",
     "objective": "code",
     "loss.function": "code",

@@ -91,7 +91,7 @@ METHODS: dict[str, Method] = {
     ),
     "dapo": Method(
         name="DAPO",
-        summary="GRPO with a higher upper clip, every token counting the same, groups with signal only.",
+        summary="GRPO with a higher upper clip, every token counting the same, zero-variance groups replaced.",
         paper="2503.14476", config=DAPOConfig, estimator="group", loss="ppo_clip",
     ),
     "gspo": Method(

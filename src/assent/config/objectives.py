@@ -16,8 +16,8 @@ from assent.config.sections import configuration, default_of, keywords
 from assent.errors import ConfigError
 from assent.names import suggestion
 
-Feedback = Literal["pairs", "binary", "ranking", "rating"]
-Reward = Literal["ratio", "ratio/length", "logprob", "logprob/length"]
+FeedbackKind = Literal["pairs", "binary", "ranking", "rating"]
+ImplicitReward = Literal["ratio", "ratio/length", "logprob", "logprob/length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class Objective:
     config: type[PreferenceConfig]
     loss: str
     use: str
-    feedback: Feedback = "pairs"
-    reward: Reward = "ratio"
+    feedback: FeedbackKind = "pairs"
+    reward: ImplicitReward = "ratio"
     whole_step: bool = False
 
     @property
@@ -213,7 +213,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 CUSTOM = "custom"
 """The command of an objective of the user's own."""
-SFT = "sft"
+SFT_TERM = "sft"
 """What `plus` may add beside the pairwise objectives: the chosen answers' likelihood."""
 
 

@@ -27,6 +27,9 @@ class RewardsConfig:
     deviations (arXiv 2310.02743)."""
     deviations: NotNegative = 1.0
     """lcb: how many."""
+    output_weights: dict[str, float] = field(default_factory=dict)
+    """How the outputs of reward models with several become one reward, instead of their own rule, for example
+    helpfulness:1 verbosity:-0.3; outputs that are not named weigh 0."""
     rules: tuple[str, ...] = ()
     """numeric, math (an extra), exact, contains: against the row's column `answer`, or =COLUMN; regex=PATTERN;
     format=TAG,TAG; length=TARGET,LIMIT."""
@@ -39,6 +42,13 @@ class RewardsConfig:
     """workers: seconds for one answer; one that takes longer is left unscored."""
     servers: tuple[str, ...] = ()
     """Reward servers, SHAPE=URL; the shapes are openrlhf, llamafactory and vllm."""
+    implicit: tuple[str, ...] = ()
+    """Policies that DPO or a relative of it has aligned, for their implicit reward (arXiv 2305.18290): folders of such
+    runs, which say what they were compared with, or of models."""
+    implicit_reference: Named | None = None
+    """implicit: the model that such a policy is compared with; default: that of its run."""
+    implicit_beta: Positive | None = None
+    """implicit: scale of the reward; default: that of its run."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, or as the rule, function or shape; 0 only
     logs."""
@@ -79,12 +89,13 @@ class RolloutConfig:
     minibatches: Count = 1
     """Optimiser steps in one pass over a rollout."""
     target_kl: Positive | None = None
-    """Leave the rest of a rollout once a step's KL from the policy that sampled, in nats per token, is above this."""
+    """Early stopping: leave the rest of a rollout once a step's KL from the policy that sampled, in nats per token, is
+    above this."""
     ahead: bool = False
     """Sample the next rollout while this one is trained on, with the weights from before (one step off-policy)."""
     correction: NotNegative = 2.0
-    """Most that a token counts for where trainer and sampler disagree on its probability: its importance weight is the
-    ratio of the two, up to this (arXiv 1802.01561). 0: no correction."""
+    """Truncated importance sampling where trainer and engine disagree on a token's probability: its weight is the ratio
+    of the two, up to this (arXiv 1802.01561). 0: no correction."""
     show: CountOrZero = 2
     """Prompts of each rollout whose answers are shown on a terminal and written to samples.jsonl."""
 
@@ -94,14 +105,16 @@ class KLConfig:
     """How the policy is held near its reference."""
 
     coef: NotNegative = 0.05
-    """Weight of the KL; 0 needs no reference."""
+    """Weight of the KL to the reference; 0 needs no reference."""
     place: KLPlace = "reward"
-    """Whether it is subtracted from the reward of each token or added to the loss."""
+    """Whether the KL is subtracted from the reward of each token or added to the loss."""
     estimator: KLEstimator = "k1"
-    """-log r, (log r)^2 / 2, or r - 1 - log r, with r the reference's probability over the policy's; full: the sum over
-    the whole vocabulary. In the reward, a token's own part is k1 always: only that has the right gradient."""
+    """Of a sampled token: -log r (k1), (log r)^2 / 2 (k2), or r - 1 - log r (k3), with r the reference's probability
+    over the policy's; full: the sum over the whole vocabulary. In the reward, a token's own part is k1 always: only
+    that has the right gradient."""
     target: Positive | None = None
-    """Move `coef` after each rollout so that the KL comes near this many nats an answer (arXiv 1909.08593; there 6)."""
+    """Adaptive KL: move `coef` after each rollout so that the KL comes near this many nats an answer (arXiv
+    1909.08593; there 6)."""
     horizon: Count = 10_000
     """Answers in which `target` moves `coef` by at most a fifth."""
     reference: Named | None = None
@@ -113,18 +126,18 @@ class CriticConfig:
     """The value model."""
 
     start: Named = "reward"
-    """Where it starts: reward (a copy of the reward model), policy (with a new value head), or a folder."""
+    """Initial weights of the critic: reward (a copy of the reward model), policy (a new value head), or a folder."""
     shared: bool = False
-    """No model of its own: a value head on the policy's last hidden states."""
+    """A critic without a model of its own: a value head on the policy's last hidden states."""
     lr: Positive | None = None
-    """Its learning rate; default: that of the policy."""
+    """The critic's learning rate; default: that of the policy."""
     clip: NotNegative = 0.2
-    """Range of the value around its rollout value; 0 turns it off."""
+    """Value clipping: range of the value around that of the rollout; 0 turns it off."""
     coef: Positive = 1.0
-    """Weight of its loss. Matters where it shares the policy's layers (take 0.1 there), or where gradients are
-    clipped."""
+    """Weight of the value loss. Matters where the critic shares the policy's layers (take 0.1 there), or where
+    gradients are clipped."""
     warmup: CountOrZero = 0
-    """Rollouts at the start in which it learns alone."""
+    """Rollouts at the start in which the critic learns alone."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +149,12 @@ class ShapingConfig:
     normalise: Literal["none", "running", "batch"] = "none"
     """Scale to mean 0 and variance 1, over all rewards so far or over those of a rollout."""
     clip: Positive | None = None
-    """Bound of its absolute value."""
+    """Clip rewards to at most this absolute value."""
     missing_eos_penalty: NotNegative = 0.0
-    """Subtracted where an answer did not end."""
+    """Subtracted from the reward of an answer that did not end with EOS."""
     overlong: Share = 0.0
-    """Share of the longest length over which a penalty grows from 0 to 1 (arXiv 2503.14476)."""
+    """Soft overlong punishment: share of the longest length over which a penalty grows from 0 to 1 (arXiv
+    2503.14476)."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +166,8 @@ class CurriculumConfig:
     column: Named | None = None
     """Column of the rows with a number for the difficulty."""
     rest: CountOrZero = 0
-    """Passes over the data in which a prompt is left out after all of its answers were worth the same (always right,
-    always wrong); then it is sampled again."""
+    """Passes over the data in which a prompt is skipped after its group had zero variance (all answers right, or all
+    wrong); then it is sampled again."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +179,10 @@ class GivenConfig:
     hint: Named | None = None
     """Text below the prompt; {answer} stands for the answer in the row, {NAME} for a column."""
     coef: Positive = 0.5
-    """Weight of such an answer: its probability when sampled is unknown, so this stands for the importance ratio, and
-    no clip holds it."""
+    """Weight of a demonstration: its probability under a sampling policy is unknown, so this stands for the importance
+    ratio, and no clip holds it."""
     when: Literal["always", "better"] = "better"
-    """better: only where it is worth more than every sampled answer."""
+    """better: only where the demonstration's reward is above that of every sampled answer."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +192,9 @@ class PtxConfig:
     data: Named | None = None
     """File, folder or hub id; default: nothing is mixed in."""
     coef: Positive = 0.2
-    """Weight of their mean loss per token."""
+    """Weight of the mixed-in data's mean loss per token."""
     batch_size: Count = 8
-    """Rows in each optimiser step."""
+    """Mixed-in rows in each optimiser step."""
 
 
 @dataclass(frozen=True)

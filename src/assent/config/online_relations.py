@@ -16,7 +16,7 @@ def _needs_reward(config: OnlineConfig) -> str | None:
     if not any(getattr(config.rewards, kind) for kind in SOURCES):
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
-            "--rewards.functions FILE.py:function or --rewards.servers SHAPE=URL."
+            "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL or --rewards.implicit FOLDER."
         )
     return None
 
@@ -42,6 +42,26 @@ def _ensemble(config: OnlineConfig) -> str | None:
     return None
 
 
+def _implicit(config: OnlineConfig) -> str | None:
+    rewards = config.rewards
+    for name in ("implicit_reference", "implicit_beta"):
+        if getattr(rewards, name) is not None and not rewards.implicit:
+            return f"--rewards.{name} is about the policies of --rewards.implicit. Give one of them."
+    return None
+
+
+def _output_weights(config: OnlineConfig) -> str | None:
+    given = config.rewards.output_weights
+    if given and not config.rewards.model:
+        return "--rewards.output_weights is about a reward model of several outputs. Give --rewards.model FOLDER."
+    for name, weight in given.items():
+        if not in_float32(weight):
+            return f"--rewards.output_weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
+    if given and not any(given.values()):
+        return "--rewards.output_weights: all are 0, so every answer would be worth the same."
+    return None
+
+
 def _critic_start(config: OnlineConfig) -> str | None:
     critic = critic_of(config)
     if critic is None or critic.shared or critic.start != "reward" or len(config.rewards.model) == 1:
@@ -54,7 +74,7 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers")
+SOURCES = ("model", "rules", "functions", "servers", "implicit")
 """The options of `rewards` that name what answers are scored by."""
 
 
@@ -203,8 +223,10 @@ def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_reward),
+    (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, _ensemble),
+    (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),

@@ -23,19 +23,21 @@ from assent.config.ranges import Count, NotNegative, Share
 # ---- options that several losses have
 
 Entropy = Annotated[float, Ge(0), Doc("Weight of an entropy bonus, per token.")]
-Clip = Annotated[float, Interval(gt=0, lt=1), Doc("How far a probability ratio may move from 1 and still gain.")]
-ClipHigh = Annotated[float | None, Gt(0), Doc("How far it may move upwards; default: as far as downwards.")]
+Clip = Annotated[
+    float, Interval(gt=0, lt=1), Doc("Clip range: how far a probability ratio may move from 1 and still gain.")
+]
+ClipHigh = Annotated[float | None, Gt(0), Doc("How far the ratio may move above 1; default: as far as below.")]
 Gamma = Annotated[float, Interval(ge=0, le=1), Doc("Discount of later rewards.")]
 Whiten = Annotated[bool, Doc("Scale advantages to mean 0 and variance 1 over the rollout.")]
 Scale = Annotated[
     Literal["group", "batch", "none"],
-    Doc("Divide by the standard deviation of a prompt's rewards, of all, or not."),
+    Doc("Divide advantages by the standard deviation of their group's rewards, of the whole rollout's, or not."),
 ]
 Reduction = Annotated[
     Literal["token", "response", "fixed"],
     Doc(
-        "Every token of a step counts the same, every response does, or every token as one of a response of the "
-        "longest length."
+        "What counts the same in the loss of a step: every token, every response, or every token as one of a response "
+        "of the longest length."
     ),
 ]
 
@@ -77,11 +79,11 @@ class PPOLoss(PolicyLossConfig):
         Gt(1),
         Doc("Bound of the ratio where the advantage is negative (arXiv 1912.09729); default: none."),
     ] = None
-    penalty: Annotated[float, Ge(0), Doc("Weight of that penalty.")] = 1.0
+    penalty: Annotated[float, Ge(0), Doc("Weight of the penalty on KL(old || new).")] = 1.0
     penalty_target: Annotated[
         float | None,
         Gt(0),
-        Doc("Halve or double the penalty after each rollout to bring that KL, in nats per token, near this."),
+        Doc("Halve or double the penalty after each rollout to bring KL(old || new), in nats per token, near this."),
     ] = None
     ewma: Annotated[
         float | None,
@@ -296,9 +298,7 @@ class DAPOLoss(PolicyLossConfig):
     clip_high: ClipHigh = 0.28
     scale: Scale = "group"
     reduction: Reduction = "token"
-    dynamic: Annotated[bool, Doc("Sample further prompts in place of those whose answers are all worth the same.")] = (
-        True
-    )
+    dynamic: Annotated[bool, Doc("Dynamic sampling: sample further prompts in place of zero-variance groups.")] = True
     entropy: Entropy = 0.0
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from assent.config.base import RunConfig, SFTConfig
 from assent.config.inputs import INPUTS, is_input
-from assent.config.objectives import OBJECTIVES, SFT, objective_of
+from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
 from assent.config.online_relations import ONLINE, engine_is_asked
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
+from assent.config.reward import AttributesConfig
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.names import suggestion
 
@@ -122,13 +123,13 @@ def _added_objectives(config: PairConfig) -> str | None:
     for name, weight in config.plus.items():
         start = f"--plus {name}:{weight:g}:"
         other = OBJECTIVES.get(name)
-        if name != SFT and other is None:
-            return f"{start} no objective is called '{name}'. Known: {SFT}, {', '.join(_pairwise())}."
+        if name != SFT_TERM and other is None:
+            return f"{start} no objective is called '{name}'. Known: {SFT_TERM}, {', '.join(_pairwise())}."
         if not (weight > 0 and in_float32(weight)):
             return f"{start} a weight must be > 0 and a number that float32 holds."
-        if name == SFT and "sft_weight" in row.options:
+        if name == SFT_TERM and "sft_weight" in row.options:
             return f"{start} {key} has this term already. Set --loss.sft_weight."
-        if name == SFT and key == "orpo":
+        if name == SFT_TERM and key == "orpo":
             return f"{start} orpo has this term already, with weight 1."
         if other is None:
             continue
@@ -188,6 +189,25 @@ LARGEST_NEW = 2_000_000_000
 """Parameters that `assent init` makes at most: 8 GB."""
 
 
+def _attributes(config: AttributesConfig) -> str | None:
+    section = config.attributes
+    if "" in section.outputs or len(set(section.outputs)) < len(section.outputs):
+        return f"--attributes.outputs: one is empty, or there twice. Got {' '.join(section.outputs)}."
+    if section.scale is not None and not (in_float32(section.scale[0]) and section.scale[0] < section.scale[1]):
+        return f"--attributes.scale: the lowest rating comes first. Got {section.scale[0]:g} {section.scale[1]:g}."
+    for name, weight in section.weights.items():
+        if section.outputs and name not in section.outputs:
+            return (
+                f"--attributes.weights: '{name}' is none of --attributes.outputs.{suggestion(name, section.outputs)} "
+                f"There are: {', '.join(section.outputs)}."
+            )
+        if not in_float32(weight):
+            return f"--attributes.weights {name}:{weight:g}: a weight must be a finite number that float32 holds."
+    if section.weights and not any(section.weights.values()):
+        return "--attributes.weights: all are 0, so every answer would be worth the same."
+    return None
+
+
 def _small_enough(config: InitConfig) -> str | None:
     size = config.vocab_size * config.hidden_size + 12 * config.layers * config.hidden_size**2
     if size <= LARGEST_NEW and max(config.vocab_size, config.layers) <= 1 << 20:
@@ -219,4 +239,5 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, _compared),
+    (AttributesConfig, _attributes),
 )

@@ -111,6 +111,23 @@ def with_pairs(example: Example) -> Example:
     return replace(example, responses=responses, feedback=moved)
 
 
+def comparisons(example: Example) -> tuple[list[Pair], list[tuple[int, int]]]:
+    """All pairs that the feedback makes, and every two responses that it says are equally good, by the responses' own
+    indices; none where no feedback compares. Raises `RowError` for ratings that cannot be compared."""
+    if Rating in kinds_read(example, AS_PAIRS):
+        overall = _overall(example)
+        tied = [(one, other) for one, other in combinations(sorted(overall), 2) if overall[one] == overall[other]]
+        return (_rated_pairs(example) if len(overall) > 1 else []), tied
+    rankings = [item for item in example.feedback if isinstance(item, Ranking)]
+    return _stated_pairs(example), [two for item in rankings for level in item.levels for two in combinations(level, 2)]
+
+
+def overall_ratings(example: Example) -> Mapping[int, float]:
+    """One number for each rated response: its helpfulness where all have one, else the sum of its scores. Raises
+    `RowError` where they are rated in different attributes."""
+    return _overall(example)
+
+
 def with_labels(example: Example, threshold: float | None) -> Example:
     """The example reduced to what is desirable or undesirable; `RowError` when nothing is."""
     read = kinds_read(example, AS_LABELS)

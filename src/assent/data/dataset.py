@@ -112,6 +112,11 @@ def prompt_hash(example: Example) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def prompt_id(example: Example) -> str:
+    """16 hexadecimal digits that stand for the prompt's text, the same everywhere."""
+    return hashlib.sha256(json.dumps(_prompt_key(example)).encode()).hexdigest()[:16]
+
+
 def fingerprint(trees: Iterable[TokenTree]) -> str:
     """sha256 of all that is trained: ids, trained spans, pairs and margins, fields per response, in order."""
     digest = hashlib.sha256()
@@ -122,7 +127,7 @@ def fingerprint(trees: Iterable[TokenTree]) -> str:
             digest.update(np.asarray(branch.ids, np.int64).tobytes())
             digest.update(np.asarray(branch.trained, np.bool_).tobytes())
         for name, values in sorted(tree.per_response.items()):
-            digest.update(json.dumps(name).encode())
+            digest.update(json.dumps(name if values.ndim == 1 else [name, values.shape[1]]).encode())
             digest.update(np.asarray(values, np.float32).tobytes())
     return digest.hexdigest()
 

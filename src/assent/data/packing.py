@@ -22,6 +22,8 @@ class Counts:
     pairs: int
     tokens: int
     """Trained tokens."""
+    ratings: int = 0
+    """Numbers that annotators gave: of each response, one for each attribute that somebody rated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def count(trees: Sequence[TokenTree]) -> Counts:
         responses=sum(len(tree.branches) for tree in trees),
         pairs=sum(len(tree.pairs) for tree in trees),
         tokens=sum(tree.num_trained for tree in trees),
+        ratings=sum(np.count_nonzero(~np.isnan(tree.per_response.get("ratings", np.nan))) for tree in trees),
     )
 
 
@@ -135,7 +138,7 @@ def idle(template: TokenTree) -> TreeBatch:
         segments=(Segment(0, 1, ()),),
         keys=(),
         per_token=dict.fromkeys(template.branches[0].per_token, empty),
-        per_response=dict.fromkeys(template.per_response, empty),
+        per_response={name: empty.new_zeros(0, *values.shape[1:]) for name, values in template.per_response.items()},
     )
 
 

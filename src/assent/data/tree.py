@@ -37,9 +37,9 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """A prompt and its branches as token ids, with per-response floats (`per_response`, one array of length
-    len(branches) for each name) and preference pairs as branch indices (chosen, rejected, margin).
-    `key` identifies the example in its data set, for logs and caches."""
+    """A prompt and its branches as token ids, with per-response floats (`per_response`, an array
+    [len(branches)] or [len(branches), K] for each name) and preference pairs as branch indices (chosen, rejected,
+    margin). `key` identifies the example in its data set, for logs and caches."""
 
     prompt: np.ndarray
     branches: tuple[Branch, ...]
@@ -81,7 +81,7 @@ class TreeBatch:
     prompt             [S] int64   which tree each response belongs to
     pairs              [M, 2]      response indices (chosen, rejected); margin [M] float32 (0 where unknown)
     per_token          name -> [N] float32
-    per_response       name -> [S] float32
+    per_response       name -> [S] float32, or [S, K] ("ratings": K attributes, NaN where nobody rated)
     segments           one per tree, in stream order
     keys               `TokenTree.key` of each tree
     """

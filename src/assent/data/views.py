@@ -113,6 +113,14 @@ def answered_view(examples: Sequence[Example]) -> Projected:
     )
 
 
+def answers_view(examples: Sequence[Example]) -> Projected:
+    """All answers as they are, with whatever feedback there is on them. Raises `DataError` when no example has an
+    answer to a prompt."""
+    return _project(
+        examples, lambda example: [_with_answers(example)], "answers to prompts are needed: any shape that has them"
+    )
+
+
 def _project(
     examples: Sequence[Example],
     project: Callable[[Example], list[Example]],
@@ -190,6 +198,14 @@ def _with_best_answer(example: Example) -> Example:
     except RowError:
         return alone
     return replace(alone, responses=(example.responses[best],))
+
+
+def _with_answers(example: Example) -> Example:
+    if not example.prompt:
+        raise RowError("prompt", "plain text has no prompt")
+    if not example.responses:
+        raise RowError("responses", f"no answer: the row ends with a {example.prompt[-1].role} turn")
+    return example
 
 
 def _only_prompt(example: Example) -> Example:

@@ -19,7 +19,7 @@ from rich.console import Console
 from assent import distributed, lock
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,

@@ -60,7 +60,7 @@ from assent.losses.preference_curves import (
 from assent.losses.preference_length import ld_dpo, normalised_dpo, r_dpo
 from assent.losses.ranking import infonca, nca, plackett_luce
 from assent.losses.reference_free import chosen_nll, cpo, orpo, reference_free_dpo, rrhf, simpo, slic
-from assent.losses.reward import bradley_terry, bradley_terry_tokens
+from assent.losses.reward import attribute_regression, bradley_terry, bradley_terry_tokens, rated
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
 from assent.losses.unpaired import apo_zero_unpaired, bco, kto
@@ -70,6 +70,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "bradley_terry": bradley_terry,
     "bradley_terry_tokens": bradley_terry_tokens,
+    "attribute_regression": attribute_regression,
     "dpo": dpo,
     "robust_dpo": robust_dpo,
     "asymmetric_dpo": asymmetric_dpo,
@@ -140,6 +141,7 @@ __all__ = [
     "apo_zero",
     "apo_zero_unpaired",
     "asymmetric_dpo",
+    "attribute_regression",
     "bco",
     "bradley_terry",
     "bradley_terry_tokens",
@@ -178,6 +180,7 @@ __all__ = [
     "ppo_clip",
     "ppo_penalty",
     "r_dpo",
+    "rated",
     "ratio_diagnostics",
     "reference_free_dpo",
     "reinforce",

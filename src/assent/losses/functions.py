@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,12 +19,14 @@ class Quantity(NamedTuple):
     words: str
 
 
+@cache
 def inputs_of(function: Callable[..., Tensor]) -> tuple[str, ...]:
     """The tensors that a function asks for."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     return tuple(name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds)
 
 
+@cache
 def options_of(function: Callable[..., Tensor]) -> tuple[str, ...]:
     """The options that a function has."""
     kind = inspect.Parameter.KEYWORD_ONLY

@@ -1,4 +1,4 @@
-"""Reward models from pairs."""
+"""Reward models from pairs, and from ratings."""
 
 from __future__ import annotations
 
@@ -70,3 +70,27 @@ def bradley_terry_tokens(
     gap = token_scores[token[:, 0]] - token_scores[token[:, 1]]
     loss = -F.logsigmoid(gap if margin is None else gap - margin[pair])
     return loss.new_zeros(len(pairs)).index_add(0, pair, loss) / span
+
+
+MISSING = -100.0
+"""What files write for an attribute that nobody rated; NaN says the same."""
+
+
+def rated(rating: Tensor) -> Tensor:
+    """Which ratings somebody gave: bool, of the same shape."""
+    return ~(rating.isnan() | (rating == MISSING))
+
+
+def attribute_regression(output: Tensor, rating: Tensor) -> Tensor:
+    """Squared error of each rated attribute (SteerLM, arXiv 2310.05344; HelpSteer2, 2406.08673). Its sum is to be
+    divided by the number of ratings in the whole step.
+
+        loss = mask * (output - rating)^2,    mask = rating is neither NaN nor -100
+
+    output  [E]  what the head gives: one entry for each response and attribute
+    rating  [E]  what annotators gave
+
+    Returns [E]. Raises ValueError when the shapes differ.
+    """
+    check_shapes("attribute_regression", "E", output=output, rating=rating)
+    return torch.where(rated(rating), output - rating, 0.0).square()

@@ -112,7 +112,8 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, task: str, without: Colle
 
 def _heads(model: PreTrainedModel) -> list[str]:
     """The layers that give a reward, which are trained whole."""
-    return [n for n, child in model.named_children() if isinstance(child, nn.Linear) and child.out_features == 1]
+    outputs = model.config.num_labels
+    return [n for n, child in model.named_children() if isinstance(child, nn.Linear) and child.out_features == outputs]
 
 
 def _idle(model: nn.Module, output: Tensor) -> set[str]:
@@ -160,13 +161,15 @@ def lay(model: PreTrainedModel, layers: Sequence[Path | Checkpoint], task: str) 
         _fill(model, state, layer.file)
 
 
-def names_in(layers: Sequence[Path | Checkpoint]) -> set[str]:
-    """The names of all weights in these folders and checkpoints, by their last two parts ("score.weight")."""
+def shapes_in(layers: Sequence[Path | Checkpoint]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights in these folders and checkpoints, by the last two parts of their names
+    ("score.weight"); those of the last layer count."""
     files = [file for layer in layers for file in ([layer.file] if isinstance(layer, Checkpoint) else _stored(layer))]
-    found: set[str] = set()
+    found: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, "pt") as stored:
-            found |= {".".join(_plain_name(name).split(".")[-2:]) for name in stored.keys()}
+            for name in stored.keys():
+                found[".".join(_plain_name(name).split(".")[-2:])] = tuple(stored.get_slice(name).get_shape())
     return found
 
 

@@ -17,7 +17,7 @@ from assent.distributed import World, gather_objects
 
 @dataclass(frozen=True, slots=True)
 class BatchColumns:
-    """What a model gives for one batch: [N] per trained token, [S] per response, in the batch's order."""
+    """What a model gives for one batch: [N] per trained token, [S] or [S, K] per response, in the batch's order."""
 
     per_token: Mapping[str, Tensor] = field(default_factory=dict)
     per_response: Mapping[str, Tensor] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class BatchColumns:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The same for all trees in their order, float32: [N] over all trained tokens, [S] over all responses."""
+    """The same for all trees in their order, float32: [N] over all trained tokens, [S] or [S, K] over all responses."""
 
     per_token: Mapping[str, np.ndarray] = field(default_factory=dict)
     per_response: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def _arrays(fields: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 def _merged(parts: Sequence[tuple[tuple[int, ...], dict[str, Any]]], start: np.ndarray) -> dict[str, np.ndarray]:
     """Whole columns from those of batches; the numbers of tree `key` stand at start[key] to start[key + 1]."""
-    columns = {name: np.zeros(start[-1], np.float32) for name in parts[0][1]}
+    columns = {name: np.zeros((start[-1], *part.shape[1:]), np.float32) for name, part in parts[0][1].items()}
     for keys, values in parts:
         if keys:
             where = np.concatenate([np.arange(start[key], start[key + 1]) for key in keys])

@@ -1,13 +1,13 @@
-"""Reward models and critics: any causal language model's decoder with a linear head on the final hidden state, one
-output, read at chosen tokens."""
+"""Reward models and critics: any causal language model's decoder with a linear head of K outputs on the final hidden
+state, read at chosen tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from assent.config import ModelConfig
 from assent.data.chat import Chat
@@ -30,6 +29,7 @@ from assent.data.tree import collate
 from assent.errors import ModelError
 from assent.foreign import named
 from assent.models.adapters import adapt
+from assent.models.head_classes import OWN, last_token_head, own_class, resize_head
 from assent.models.loading import few_bits, load_folder, open_model, prepare, stored_config
 from assent.models.policy import ScoreModel
 from assent.models.readback import sample_batch
@@ -41,16 +41,12 @@ from assent.models.recipe import (
     probes,
     reward_tokenizer,
 )
+from assent.models.reward_head import HeadRule, rule_of, shown
 from assent.models.saving import save_model
-from assent.models.sources import Source, resolve
+from assent.models.sources import Source, ask_hub, resolve
+from assent.models.stored_heads import SECTION, asked_of, chosen_output, stored_heads, write_rule
 
 log = logging.getLogger(__name__)
-
-OWN = "score"
-"""The head of our own, as transformers calls it in most of its classes."""
-SECTION = "assent_head"
-"""What config.json says of the head: its `weight`, the `class` that reads it ("transformers" or "assent"), and where it
-is read and was trained."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +58,7 @@ class Found:
     head: str
     own: bool
     fresh: bool
+    rule: HeadRule
 
 
 def load_score_model(
@@ -73,13 +70,22 @@ def load_score_model(
     trainable: bool = True,
     seed: int = 0,
     new_head: bool = True,
+    outputs: HeadRule | None = None,
+    only: str | None = None,
+    begin: Callable[[ScoreModel], None] | None = None,
 ) -> ScoreModel:
     """A reward model or critic from the folder of one or, with a fresh head drawn from `seed`, from any causal model.
     With `new_head=False` a folder without a trained head is refused. Where transformers has a sequence-classification
-    class whose logit is its linear head at the last token (which is measured), it is of that class, else one of ours.
-    Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32."""
+    class whose logits are its linear head at the last token (which is measured), it is of that class, else one of ours.
+    Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32.
+
+    `outputs` are what a new head gives, and what a trained one must give; without them a head has the outputs of its
+    folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward; `begin` is
+    called with a model whose head is new. Raises ModelError where the folder's outputs are others."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
-    found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits))
+    found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, outputs))
+    if only is not None:
+        found = _single(found, only, config.path)
     model = found.model
     if found.fresh and not new_head:
         raise ModelError(
@@ -90,13 +96,17 @@ def load_score_model(
         reader = (
             "a class of assent's own (transformers has none that reads it so)" if found.own else type(model).__name__
         )
-        log.info(f"{config.path}: its head of one output ({found.head}.weight) is new and untrained, in {reader}")
+        many = "one output" if len(found.rule) == 1 else f"{len(found.rule)} outputs ({shown(found.rule.names)})"
+        log.info(f"{config.path}: its head of {many} ({found.head}.weight) is new and untrained, in {reader}")
     for one in (model.config, model.config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
-    scorer = prepare(partial(ScoreModel, head=found.head), model, config, max_length, device, trainable)
+    kind = partial(ScoreModel, head=found.head, rule=found.rule)
+    scorer = prepare(kind, model, config, max_length, device, trainable)
+    if found.fresh and begin is not None:
+        begin(scorer)
     if trainable and config.lora.rank > 0:
         vocab = scorer.plain.config.get_text_config().vocab_size
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)
@@ -104,23 +114,28 @@ def load_score_model(
     return scorer
 
 
-def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any]) -> Found:
-    """The model in transformers' own class where that reads what we read, else in ours; a new head is drawn from
-    `seed`."""
-    hf_config = stored_config(config, num_labels=1)
+def open_scorer(config: ModelConfig, seed: int, bits: dict[str, Any], outputs: HeadRule | None = None) -> Found:
+    """The model in transformers' own class where that reads what we read, else in ours; a new head, of `outputs`, is
+    drawn from `seed`."""
+    place = resolve(config.path, config.revision)
+    ask_hub(place)
+    stored = stored_heads(place)
+    rule = asked_of(stored, outputs, config.path)
+    hf_config = stored_config(config, num_labels=stored.below or len(rule))
     section = getattr(hf_config, SECTION, None) or {}
+    opened = partial(_seeded, config=config, seed=seed, bits=bits, outputs=len(rule))
     if section.get("class") != "assent" and _has_class(hf_config, config.trust_remote_code):
-        model, missing = _seeded(AutoModelForSequenceClassification, config, hf_config, seed, bits)
+        model, missing = opened(AutoModelForSequenceClassification, hf_config=hf_config)
         head = last_token_head(model)
         if head is not None:
-            return _found(model, head, False, _lacks_only(head, config.path, missing))
-        hf_config = stored_config(config, num_labels=1)
-    causal, hf_config = _causal_class(resolve(config.path, config.revision), config, hf_config)
-    model, missing = _seeded(own_class(causal), config, hf_config, seed, bits)
-    return _found(model, OWN, True, _lacks_only(OWN, config.path, missing))
+            return _found(model, head, False, _lacks_only(head, config.path, missing), rule)
+        hf_config = stored_config(config, num_labels=stored.below or len(rule))
+    causal, hf_config = _causal_class(place, config, hf_config)
+    model, missing = opened(own_class(causal), hf_config=hf_config)
+    return _found(model, OWN, True, _lacks_only(OWN, config.path, missing), rule)
 
 
-def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool) -> Found:
+def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool, rule: HeadRule) -> Found:
     """With what config.json is to say of the head."""
     before = getattr(model.config, SECTION, None) or {}
     model.config.assent_head = {
@@ -128,17 +143,36 @@ def _found(model: PreTrainedModel, head: str, own: bool, fresh: bool) -> Found:
         "class": "assent" if own else "transformers",
         "read_at": "the end token of the answer",
         **{name: before[name] for name in ("trained_at",) if name in before},
+        **rule.section(),
     }
-    return Found(model, head, own, fresh)
+    return Found(model, head, own, fresh, rule)
+
+
+def _single(found: Found, output: str, path: str) -> Found:
+    """The same model with only this output of its head, which is the reward."""
+    index = chosen_output(found.rule, output, path)
+    row = getattr(found.model, found.head).weight.detach()[index : index + 1].clone()
+    resize_head(found.model, found.head, 1)
+    with torch.no_grad():
+        getattr(found.model, found.head).weight.copy_(row)
+    scale, offset = (part[index : index + 1] for part in (found.rule.scale, found.rule.offset))
+    return _found(found.model, found.head, found.own, found.fresh, HeadRule((output,), (1.0,), scale, offset))
 
 
 def _seeded(
-    kind: Any, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any]
+    kind: Any, *, config: ModelConfig, hf_config: PreTrainedConfig, seed: int, bits: dict[str, Any], outputs: int
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and the names of the weights that the folder lacks, which are drawn from `seed`."""
+    """The model, and the names of the weights that the folder lacks, which are drawn from `seed`. Where adapters or a
+    checkpoint bring a head of another number of `outputs`, there is place for it."""
+
+    def make_room(model: PreTrainedModel) -> None:
+        for head in (name for name in (OWN, "classifier") if isinstance(getattr(model, name, None), nn.Linear)):
+            if getattr(model, head).out_features != outputs:
+                resize_head(model, head, outputs)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return open_model(kind, config, task="SEQ_CLS", config=hf_config, **bits)
+        return open_model(kind, config, task="SEQ_CLS", config=hf_config, before_layers=make_room, **bits)
 
 
 def _lacks_only(head: str, folder: str, missing: set[str]) -> bool:
@@ -170,110 +204,12 @@ def _causal_class(place: Source, config: ModelConfig, hf_config: PreTrainedConfi
     text = hf_config.sub_configs.get("text_config")
     if text is not None and getattr(kind, "config_class", None) == text:
         section = getattr(hf_config, SECTION, None)
+        outputs = hf_config.num_labels
         hf_config = hf_config.get_text_config()
-        hf_config.num_labels = 1
+        hf_config.num_labels = outputs
         if section is not None:
             hf_config.assent_head = section
     return kind, hf_config
-
-
-@cache
-def own_class(causal: Any) -> type[PreTrainedModel]:
-    """The causal model's class with a linear head on its hidden states instead of its output head: the weights have the
-    names that transformers' sequence-classification classes give them (the decoder's own, and `score.weight`)."""
-
-    def __init__(self: Any, config: PreTrainedConfig, *args: Any, **options: Any) -> None:
-        causal.__init__(self, config, *args, **options)
-        body = body_of(self)
-        self._body_name = next(name for name, module in self.named_modules() if module is body)
-        _keep_only(self, self._body_name)
-        setattr(self, OWN, nn.Linear(config.get_text_config().hidden_size, 1, bias=False))
-
-    def beheaded(self: Any) -> bool:
-        return "_body_name" in self.__dict__  # not yet while the causal model is built
-
-    def base_model(self: Any) -> nn.Module:
-        return self.get_submodule(self._body_name) if beheaded(self) else getattr(self, self.base_model_prefix, self)
-
-    def get_output_embeddings(self: Any) -> nn.Module | None:
-        return None if beheaded(self) else causal.get_output_embeddings(self)
-
-    def forward(
-        self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **_: Any
-    ) -> SequenceClassifierOutput:
-        given = {"attention_mask": attention_mask, "position_ids": position_ids}
-        given = {name: value for name, value in given.items() if value is not None}
-        states = self.base_model(input_ids=input_ids, use_cache=False, **given).last_hidden_state
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
-        return SequenceClassifierOutput(logits=self.score(states[torch.arange(len(last), device=last.device), last]))
-
-    def _init_weights(self: Any, module: nn.Module) -> None:
-        if module is not self or not beheaded(self):  # some write into their output head here
-            causal._init_weights(self, module)
-
-    stem = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    members = {
-        "__init__": __init__,
-        "__module__": causal.__module__,
-        "base_model": property(base_model),
-        "get_output_embeddings": get_output_embeddings,
-        "forward": forward,
-        "_init_weights": _init_weights,
-        "_tied_weights_keys": None,
-    }
-    return type(f"{stem}ForSequenceClassification", (causal,), members)
-
-
-def body_of(model: PreTrainedModel) -> nn.Module:
-    """The decoder whose output is the final hidden states: what holds the input embeddings and has no output head."""
-    embedding, body = model.get_input_embeddings(), model
-    while body.get_output_embeddings() is not None or body is model:
-        body = next(
-            child
-            for child in body.children()
-            if isinstance(child, PreTrainedModel) and any(module is embedding for module in child.modules())
-        )
-    return body
-
-
-def _keep_only(model: nn.Module, path: str) -> None:
-    """Removes what stands beside the module at `path`, at each level above it."""
-    name, _, rest = path.partition(".")
-    for other in [other for other, _ in model.named_children() if other != name]:
-        delattr(model, other)
-    if rest:
-        _keep_only(model.get_submodule(name), rest)
-
-
-@torch.no_grad()
-def last_token_head(model: PreTrainedModel) -> str | None:
-    """The name of the linear layer that gives the model's logit from the final hidden state of the last token, or None
-    where the class reads another token or transforms the state. Measured on one row, with random weights in the head
-    (a head of zeros would hide any difference)."""
-    inside = {id(module) for module in model.base_model.modules()}
-    heads = [
-        (name, module)
-        for name, module in model.named_children()
-        if isinstance(module, nn.Linear) and module.out_features == 1 and id(module) not in inside
-    ]
-    if len(heads) != 1 or model.base_model is model:
-        return None
-    name, head = heads[0]
-    text, training, trained = model.config.get_text_config(), model.training, head.weight.detach().clone()
-    ids = torch.tensor([[i for i in range(min(12, text.vocab_size)) if i != text.pad_token_id]], device=model.device)
-    model.eval()
-    head.weight.copy_(torch.randn(trained.shape, generator=torch.Generator().manual_seed(0)))
-    try:
-        got = model(input_ids=ids).logits.float()
-        want = head(model.base_model(input_ids=ids).last_hidden_state[:, -1]).float()
-        exact = got.shape == want.shape and bool((got - want).abs().max() <= 1e-3 * want.abs().max())
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it wants other inputs than ids
-        exact = False
-    finally:
-        head.weight.copy_(trained)
-        model.train(training)
-    return name if exact else None
 
 
 # ---- folders
@@ -282,26 +218,32 @@ def last_token_head(model: PreTrainedModel) -> str | None:
 def save_reward_model(
     scorer: ScoreModel, chat: Chat, folder: Path, state: Mapping[str, Tensor] | None = None, *, dtype: str = "auto"
 ) -> dict[str, Tensor]:
-    """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logit) gives the
-    reward that assent reads: the chat template ends at the end of the answer, and what pads ends no answer."""
-    return save_model(scorer, outward(scorer.plain, chat), folder, state, dtype=dtype)
+    """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logits) gives
+    the outputs that assent reads: the chat template ends at the end of the answer, and what pads ends no answer."""
+    written = save_model(scorer, outward(scorer.plain, chat, scorer.rule), folder, state, dtype=dtype)
+    if (folder / "adapter").is_dir():
+        write_rule(folder / "adapter", scorer.rule)
+    return written
 
 
-def outward(model: PreTrainedModel, chat: Chat) -> PreTrainedTokenizerBase:
-    """The tokenizer to write beside a reward model, whose configuration is made to agree with it."""
+def outward(model: PreTrainedModel, chat: Chat, rule: HeadRule) -> PreTrainedTokenizerBase:
+    """The tokenizer to write beside a reward model, whose configuration is made to agree with it, and with `rule`."""
     tokenizer = reward_tokenizer(chat, model.get_input_embeddings().num_embeddings)
     config = model.config
     for one in (config, config.get_text_config()):
         one.pad_token_id = tokenizer.pad_token_id
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-    config.problem_type = "regression"  # so that servers and pipelines give the logit itself
+    config.id2label = dict(enumerate(rule.names))
+    config.label2id = {name: k for k, name in enumerate(rule.names)}
+    config.problem_type = "regression"  # so that servers and pipelines give the logits themselves
+    config.assent_head = {**config.assent_head, **rule.section()}
     return tokenizer
 
 
 def usage_of(model: PreTrainedModel, chat: Chat, folder: Path, source: ModelConfig | None = None) -> Usage:
     """How a written folder is read elsewhere; with `source` it is loaded and compared."""
     section = getattr(model.config, SECTION)
-    usage = Usage(section["class"] == "assent", section["weight"], model.config.pad_token_id is not None)
+    pads, rule = model.config.pad_token_id is not None, rule_of(section, str(folder))
+    usage = Usage(section["class"] == "assent", section["weight"], pads, rule=rule)
     notes = [] if usage.pads else [NO_PAD]
     if source is not None:
         notes += _compared(folder, chat, usage, source)
@@ -333,6 +275,7 @@ def _compared(folder: Path, chat: Chat, usage: Usage, source: ModelConfig) -> li
         batch = collate([chat.tree(example, limit) for example in rows], flat=True)
         with torch.no_grad():
             ours = scorer(batch, batch.last)
+            ours = ours - ours.new_tensor(scorer.rule.offset) if scorer.rule.offset else ours
     except Exception as error:  # the run is done and its folder written: tell, and go on
         return [f"transformers alone could not read it ({named(error)})"]
     gaps = differing_scores(theirs, ours)

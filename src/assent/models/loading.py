@@ -18,7 +18,7 @@ from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.errors import AssentError, ModelError
 from assent.foreign import named
-from assent.models.adapters import adapt, lay, names_in
+from assent.models.adapters import adapt, lay, shapes_in
 from assent.models.finite import not_finite
 from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
 from assent.models.keys import check_keys, check_tied
@@ -112,10 +112,18 @@ def few_bits(
     return loading_options(config.lora.quantize, precision=precision, device=device, keep=keep)
 
 
-def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **options: Any) -> tuple[Any, set[str]]:
+def open_model(
+    auto: Any,
+    source: ModelConfig,
+    *,
+    task: str = "CAUSAL_LM",
+    before_layers: Callable[[Any], None] = lambda model: None,
+    **options: Any,
+) -> tuple[Any, set[str]]:
     """(the model, names of its weights that the folder lacks): in fp32, with adapters and checkpoints merged in. A
-    causal model may lack none; of a reward model (`task` SEQ_CLS) the caller knows what may be new. Raises ModelError
-    where the folder's weights and its configuration do not belong together."""
+    causal model may lack none; of a reward model (`task` SEQ_CLS) the caller knows what may be new, and may change it
+    `before_layers` are laid on it. Raises ModelError where the folder's weights and its configuration do not belong
+    together."""
     place = resolve(source.path, source.revision)
     ask_hub(place)
     if place.layers and "quantization_config" in options:
@@ -144,8 +152,9 @@ def open_model(auto: Any, source: ModelConfig, *, task: str = "CAUSAL_LM", **opt
     check_tied(model, place.base)
     remember(model, place.base, place.revision, recorded, plain=place.is_plain)
     if place.layers:
+        before_layers(model)
         lay(model, place.layers, task)
-        missing -= names_in(place.layers)
+        missing -= set(shapes_in(place.layers))
     if (words := not_finite(model.named_parameters())) is not None:
         raise ModelError(_of_file(place, words))
     return model, missing

@@ -17,6 +17,7 @@ from assent.models.attention import TreeAttend
 from assent.models.head import Head, Transform, head_kl, head_logprobs, head_of, measure
 from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
+from assent.models.reward_head import SCALAR, HeadRule, Scored
 
 
 class TokenScores(NamedTuple):
@@ -152,7 +153,7 @@ class Policy(Backbone):
             return hidden
         values = None
         if self.value_head is not None:
-            values = _scalars(self.value_head, hidden)
+            values = _outputs(self.value_head, hidden).squeeze(-1)
         head = head_of(self.plain, self.transform, self.dtype)
         with torch.set_grad_enabled(trains and not head_only):
             scores = head_logprobs(
@@ -185,13 +186,17 @@ class Policy(Backbone):
 
 
 class ScoreModel(Backbone):
-    """A decoder with a linear head of one output, read at chosen tokens: a reward model at each response's last token
-    (`batch.last`), a critic at the states that predict the trained tokens (`batch.source`)."""
+    """A decoder with a head of K outputs, read at chosen tokens: a reward model at each response's last token
+    (`batch.last`), a critic at the states that predict the trained tokens (`batch.source`). `rule` says what the
+    outputs are, and how they become one reward."""
 
-    def __init__(self, model: PreTrainedModel, *, precision: str, tree: bool, head: str = "score") -> None:
-        """`head` names the linear layer that reads the hidden states."""
+    def __init__(
+        self, model: PreTrainedModel, *, precision: str, tree: bool, head: str = "score", rule: HeadRule = SCALAR
+    ) -> None:
+        """`head` names the layer that reads the hidden states."""
         super().__init__(model, precision=precision, tree=tree)
         self.head_name = head
+        self.rule = rule
 
     @property
     def head(self) -> Any:
@@ -202,10 +207,22 @@ class ScoreModel(Backbone):
         return [self.head]
 
     def forward(self, batch: TreeBatch, index: Tensor) -> Tensor:
-        return _scalars(self.head, self.hidden(batch).index_select(0, index))
+        """The outputs at the packed tokens `index` [n]: [n, K] fp32."""
+        logits = _outputs(self.head, self.hidden(batch).index_select(0, index))
+        return logits + logits.new_tensor(self.rule.offset) if self.rule.offset else logits
+
+    def scalars(self, batch: TreeBatch, index: Tensor) -> Tensor:
+        """What the outputs at the packed tokens `index` [n] become by the rule: [n]."""
+        return self.rule.reward(self(batch, index))
+
+    def rewards(self, batch: TreeBatch) -> Scored:
+        """The reward of each response, and what it is made of."""
+        outputs = self(batch, batch.last)
+        shares = self.rule.shares(outputs)
+        return Scored(shares.sum(-1), outputs, shares)
 
 
-def _scalars(head: Any, hidden: Tensor) -> Tensor:
-    """[N, h] -> [N], in the precision of the head's weights, which are fp32 always: rounded to bf16, near answers
+def _outputs(head: Any, hidden: Tensor) -> Tensor:
+    """[n, h] -> [n, K], in the precision of the head's weights, which are fp32 always: rounded to bf16, near answers
     tie."""
-    return head(hidden.to(head.weight.dtype)).float().squeeze(-1)
+    return head(hidden.to(next(head.parameters()).dtype)).float()

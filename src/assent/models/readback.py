@@ -62,8 +62,8 @@ def reading_class(model: PreTrainedModel) -> Any:
 
 @torch.no_grad()
 def own_numbers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """What the model in memory says of the sample: log-probs [N] of a policy, scores [S] of a reward model; in fp32, or
-    where it is sharded, in its own precision. Every rank must call it."""
+    """What the model in memory says of the sample: log-probs [N] of a policy, logits [S * K] of a reward model; in
+    fp32, or where it is sharded, in its own precision. Every rank must call it."""
     batch = sample_batch(_plain_ids(backbone.plain, tokenizer), flat=not backbone.tree, last=_end(backbone, tokenizer))
     batch = batch.to(backbone.device)
     precision, training = backbone.precision, backbone.training
@@ -71,8 +71,10 @@ def own_numbers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Tenso
         backbone.precision = "fp32"
     backbone.eval()
     try:
-        out = backbone(batch, batch.last) if isinstance(backbone, ScoreModel) else backbone(batch).logprobs
-        return out.float().cpu()
+        if not isinstance(backbone, ScoreModel):
+            return backbone(batch).logprobs.float().cpu()
+        out = backbone(batch, batch.last).float().cpu()
+        return (out - torch.tensor(backbone.rule.offset) if backbone.rule.offset else out).flatten()
     finally:
         backbone.precision = precision
         backbone.train(training)

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response, RowError
+from assent.models.reward_head import SCALAR, HeadRule
 
 START = "{#- assent: the reward is read at the end of the answer, so nothing is written behind it -#}"
 OPEN, CLOSE = START + "{%+ set rendered +%}", "{%+ endset +%}"
@@ -120,12 +121,14 @@ def reward_tokenizer(chat: Chat, rows: int) -> PreTrainedTokenizerBase:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """How a written folder is read elsewhere: with `own`, by the decoder and the tensor `head`, since transformers has
-    no class for it; `pads` says whether several answers can be padded; `notes` tell what is not exact."""
+    no class for it; `pads` says whether several answers can be padded; `notes` tell what is not exact; `rule` makes the
+    reward of the outputs."""
 
     own: bool
     head: str
     pads: bool
     notes: tuple[str, ...] = ()
+    rule: HeadRule = SCALAR
 
 
 def probes(chat: Chat, max_length: int) -> dict[str, Example]:
@@ -162,7 +165,7 @@ def differing_tokens(folder: Path, chat: Chat, examples: Mapping[str, Example], 
 
 @torch.no_grad()
 def others_scores(folder: Path, usage: Usage, examples: Sequence[Example], **options: Any) -> dict[str, Tensor]:
-    """The rewards that transformers alone gives them, by the side that is padded ("none": one at a time)."""
+    """The outputs [S, K] that transformers alone gives them, by the side that is padded ("none": one at a time)."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kind = AutoModel if usage.own else AutoModelForSequenceClassification
     model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options).eval()
@@ -172,10 +175,10 @@ def others_scores(folder: Path, usage: Usage, examples: Sequence[Example], **opt
         inputs = rendered(tokenizer, rows, return_tensors="pt", **padding)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if head is None:
-            return model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+            return model(input_ids=ids, attention_mask=mask).logits.float()
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
-        return states[torch.arange(len(last)), last] @ head[0].float()
+        return states[torch.arange(len(last)), last] @ head.float().T
 
     found = {"none": torch.cat([scores([example]) for example in examples])}
     for side in ("right", "left") if usage.pads else ():

@@ -6,20 +6,23 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
 
-from assent.config import ModelConfig, OnlineConfig, RewardsConfig
+from assent.config import ModelConfig, OnlineConfig, RemoteConfig, RewardsConfig
 from assent.data.chat import Chat
 from assent.distributed import World
 from assent.errors import ConfigError
 from assent.models.loading import load_tokenizer
-from assent.models.policy import ScoreModel
+from assent.models.policy import Policy, ScoreModel
+from assent.models.shared_ids import check_shared_ids
 from assent.names import suggestion
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
 from assent.rewards.group import Group, GroupReward, WeightedSum
+from assent.rewards.implicit import ImplicitReward, implicit_of
 from assent.rewards.model import ModelReward
 from assent.rewards.pool import PooledReward
 from assent.rewards.reading import Reading
@@ -30,23 +33,39 @@ from assent.rewards.shared import Shared
 
 MODELS = "model"
 """What the reward model, or the ensemble of several, is called in weights and logs."""
+IMPLICIT = "implicit"
+"""The same of the implicit reward of a policy."""
 
 
 class RewardSession(Protocol):
-    """What sources need of the run that asks them."""
+    """What sources need of whoever asks them, a training run or a command that scores."""
 
     @property
     def world(self) -> World: ...
 
     @property
-    def tokenizer(self) -> Any: ...
-
-    @property
     def chat(self) -> Chat:
-        """The policy's."""
+        """Of the model whose answers are scored. Raises ConfigError where a command knows none."""
         ...
 
     def score_model(self, path: str, *, trainable: bool, new_head: bool) -> ScoreModel: ...
+
+    def frozen_policy(self, path: str, revision: str | None = None) -> Policy: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is asked, and how. `flag` is how messages call a source that was named; {} stands for the kind."""
+
+    rewards: RewardsConfig
+    remote: RemoteConfig
+    max_length: int
+    micro_tokens: int
+    trust_remote_code: bool = False
+    rendered: bool = False
+    flag: str = "--rewards.{}"
+    output_flag: str = "--rewards.output_weights"
+    implicit_flags: tuple[str, str] = ("--rewards.implicit_reference", "--rewards.implicit_beta")
 
 
 def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
@@ -54,17 +73,42 @@ def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
 
     Raises ConfigError for a rule, function, server or weight that cannot be, before any model is loaded, and ModelError
     for a folder that is no reward model."""
-    rewards, world = config.rewards, session.world
-    found: list[tuple[str, Callable[[str], GroupReward]]] = [
-        *((_before(spec), partial(_rule, spec, rewards, world)) for spec in rewards.rules),
-        *((spec.rpartition(":")[2], partial(_function, spec, rewards, world)) for spec in rewards.functions),
-        *((_before(spec), partial(_server, spec, config, session)) for spec in rewards.servers),
+    data, trust = config.data, config.model.trust_remote_code
+    return sum_of(
+        session,
+        Asking(config.rewards, config.remote, data.max_length, config.train.micro_tokens, trust, data.rendered),
+    )
+
+
+Made = tuple[str, Callable[[str], GroupReward]]
+"""What a source is called, but for numbers, and how it is made of its name."""
+
+
+def sum_of(session: RewardSession, asking: Asking) -> WeightedSum:
+    """The weighted sum of all that is asked. Raises as `reward_source`."""
+    found = _sources(session, asking)
+    names = _distinct([name for name, _ in found])
+    weights = _weights(asking.rewards.weights, names)
+    return WeightedSum("--rewards.weights", [build(name) for name, (_, build) in zip(names, found)], weights)
+
+
+def source_names(rewards: RewardsConfig) -> list[str]:
+    """What the sources that are named are called, in weights and logs."""
+    return _distinct([name for name, _ in _sources(None, Asking(rewards, RemoteConfig(), 0, 0))])
+
+
+def _sources(session: Any, asking: Asking) -> list[Made]:
+    """All that is named: rules, functions, servers, implicit rewards, and last the models, which are one."""
+    rewards = asking.rewards
+    found: list[Made] = [
+        *((_before(spec), partial(_rule, spec, session, asking)) for spec in rewards.rules),
+        *((spec.rpartition(":")[2], partial(_function, spec, session, asking)) for spec in rewards.functions),
+        *((_before(spec), partial(_server, spec, session, asking)) for spec in rewards.servers),
+        *((IMPLICIT, partial(_implicit, folder, session, asking)) for folder in rewards.implicit),
     ]
     if rewards.model:
-        found.append((MODELS, partial(_models, session, config)))
-    names = _distinct([name for name, _ in found])
-    weights = _weights(rewards.weights, names)
-    return WeightedSum("--rewards.weights", [build(name) for name, (_, build) in zip(names, found)], weights)
+        found.append((MODELS, partial(_models, session, asking)))
+    return found
 
 
 def afresh(source: GroupReward) -> GroupReward:
@@ -81,31 +125,32 @@ def afresh(source: GroupReward) -> GroupReward:
     return source
 
 
-def _rule(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupReward:
+def _rule(spec: str, session: RewardSession, asking: Asking, name: str) -> GroupReward:
+    rewards = asking.rewards
     try:
         source: GroupReward = rule_reward(spec, name)
     except ConfigError as error:
-        raise ConfigError(f"--rewards.rules: {error}") from None
+        raise ConfigError(f"{asking.flag.format('rules')}: {error}") from None
     if is_slow(spec):
         build = partial(rule_reward, spec, name)
         source = PooledReward(name, build, workers=max(1, rewards.workers), limit=rewards.time_limit)
-    return Shared(source, world)
+    return Shared(source, session.world)
 
 
-def _function(spec: str, rewards: RewardsConfig, world: World, name: str) -> GroupReward:
-    flag = "--rewards.functions"
+def _function(spec: str, session: RewardSession, asking: Asking, name: str) -> GroupReward:
+    flag, rewards = asking.flag.format("functions"), asking.rewards
     source: GroupReward = FunctionReward(spec, flag, name)
     if rewards.workers:
         build = partial(FunctionReward, spec, flag, name)
         source = PooledReward(name, build, workers=rewards.workers, limit=rewards.time_limit)
-    return Shared(source, world)
+    return Shared(source, session.world)
 
 
-def _server(spec: str, config: OnlineConfig, session: RewardSession, name: str) -> GroupReward:
+def _server(spec: str, session: RewardSession, asking: Asking, name: str) -> GroupReward:
     shape, given, url = spec.partition("=")
+    flag, remote = asking.flag.format("servers"), asking.remote
     if not given:  # the text is not shown: it may hold a password
-        raise ConfigError("--rewards.servers: expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
-    remote = config.remote
+        raise ConfigError(f"{flag}: expected SHAPE=URL, for example openrlhf=http://localhost:5000.")
     key = "" if remote.key_env is None else os.environ.get(remote.key_env, "")
     if remote.key_env is not None and not key:
         raise ConfigError(f"--remote.key_env: the environment variable {remote.key_env} is not set, or empty.")
@@ -123,15 +168,12 @@ def _server(spec: str, config: OnlineConfig, session: RewardSession, name: str) 
     )
     try:
         if shape == VLLM:
-            own = session.chat
-            if remote.tokenizer is not None:
-                folder = ModelConfig(remote.tokenizer, trust_remote_code=config.model.trust_remote_code)
-                own = Chat(load_tokenizer(folder), rendered=config.data.rendered)
-            source: GroupReward = ServedModel(name, server, Reading(own, session.chat, config.data.max_length))
+            own = session.chat if remote.tokenizer is None else _chat(remote.tokenizer, asking)
+            source: GroupReward = ServedModel(name, server, Reading(own, session.chat, asking.max_length))
         else:
-            source = RemoteReward(name, server, partial(written, session.tokenizer))
+            source = RemoteReward(name, server, partial(written, session.chat.tokenizer))
     except ConfigError as error:
-        raise ConfigError(f"--rewards.servers: {error}") from None
+        raise ConfigError(f"{flag}: {error}") from None
     return Shared(source, session.world)
 
 
@@ -144,26 +186,69 @@ def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:
     return [WrittenAnswer(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
 
 
-def _models(session: RewardSession, config: OnlineConfig, name: str) -> GroupReward:
-    paths = config.rewards.model
+def _models(session: RewardSession, asking: Asking, name: str) -> GroupReward:
+    paths = asking.rewards.model
     if len(paths) == 1:
-        return _model(session, config, paths[0], name)
+        return _model(session, asking, paths[0], name)
     names = _distinct([PurePath(path).name for path in paths])
-    members = [_model(session, config, path, member) for path, member in zip(paths, names, strict=True)]
-    return Ensemble(name, members, config.rewards.ensemble, k=config.rewards.deviations)
+    members = [_model(session, asking, path, member) for path, member in zip(paths, names, strict=True)]
+    return Ensemble(name, members, asking.rewards.ensemble, k=asking.rewards.deviations)
 
 
-def _model(session: RewardSession, config: OnlineConfig, path: str, name: str) -> ModelReward:
-    own = ModelConfig(path, trust_remote_code=config.model.trust_remote_code)
+def _model(session: RewardSession, asking: Asking, path: str, name: str) -> ModelReward:
+    scorer = session.score_model(path, trainable=False, new_head=False)
+    reweight(scorer, asking.rewards.output_weights, path, asking.output_flag)
     return ModelReward(
         name,
-        session.score_model(path, trainable=False, new_head=False),
-        Chat(load_tokenizer(own), rendered=config.data.rendered),
+        scorer,
+        _chat(path, asking),
         session.chat,
-        max_length=config.data.max_length,
-        micro_tokens=config.train.micro_tokens,
+        max_length=asking.max_length,
+        micro_tokens=asking.micro_tokens,
         world=session.world,
     )
+
+
+def _implicit(folder: str, session: RewardSession, asking: Asking, name: str) -> ImplicitReward:
+    rewards, trust = asking.rewards, asking.trust_remote_code
+    flags = asking.implicit_flags
+    found = implicit_of(folder, reference=rewards.implicit_reference, beta=rewards.implicit_beta, flags=flags)
+    chat = _chat(folder, asking)
+    reference = None
+    if found.reference is not None:
+        revision = found.reference_revision
+        check_shared_ids(flags[0], found.reference, chat.tokenizer, revision=revision, trust_remote_code=trust)
+        reference = session.frozen_policy(found.reference, revision)
+    return ImplicitReward(
+        name,
+        session.frozen_policy(folder),
+        reference,
+        chat,
+        session.chat,
+        beta=found.beta,
+        per_token=found.per_token,
+        max_length=asking.max_length,
+        micro_tokens=asking.micro_tokens,
+        world=session.world,
+    )
+
+
+def _chat(path: str, asking: Asking) -> Chat:
+    """How the model at `path` writes conversations."""
+    own = ModelConfig(path, trust_remote_code=asking.trust_remote_code)
+    return Chat(load_tokenizer(own), rendered=asking.rendered)
+
+
+def reweight(
+    scorer: ScoreModel, weights: Mapping[str, float], path: str, flag: str = "--rewards.output_weights"
+) -> None:
+    """The rule that `flag` gives instead of the model's own. Raises ConfigError where it has no outputs of these
+    names."""
+    if not weights:
+        return
+    if len(scorer.rule) == 1:
+        raise ConfigError(f"{flag} {', '.join(weights)}: {path} has a single output. Leave the option out.")
+    scorer.rule = scorer.rule.reweighted(weights, flag)
 
 
 def _before(spec: str) -> str:

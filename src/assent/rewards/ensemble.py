@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,11 +33,14 @@ def lower_bound(scores: np.ndarray, *, k: float) -> np.ndarray:
 
 COMBINE: dict[str, Callable[..., np.ndarray]] = {"mean": mean, "min": lowest, "lcb": lower_bound}
 """How the members' rewards become one."""
+STD = "std"
+"""How much the members disagree on an answer, among what is written down about it."""
 
 
 class Ensemble:
     """Members that are asked for the same thing. An answer that one of them left unscored is unscored: a minimum over
-    fewer members would favour it. The members' rewards are logged under their names."""
+    fewer members would favour it. The members' rewards are logged under their names, and their standard deviation
+    beside each answer."""
 
     def __init__(self, name: str, members: Sequence[GroupReward], combine: str = "mean", *, k: float = 1.0) -> None:
         """`k` is how many standard deviations "lcb" lies below the mean. Raises ConfigError for fewer than two
@@ -62,5 +66,11 @@ class Ensemble:
         scores = [member.score(groups) for member in self.members]
         own = np.stack([score.values for score in scores])
         with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
-            values = self._combine(own, **self._options)
-        return from_sources(self.members, scores, combined(self.name, groups, values, ~np.isnan(own).any(axis=0)))
+            values, spread = self._combine(own, **self._options), own.std(axis=0)
+        found = from_sources(self.members, scores, combined(self.name, groups, values, ~np.isnan(own).any(axis=0)))
+        known = spread[np.isfinite(spread)].tolist()
+        return replace(
+            found,
+            columns={**found.columns, STD: [number if np.isfinite(number) else None for number in spread.tolist()]},
+            metrics={**found.metrics, STD: known} if known else found.metrics,
+        )

@@ -108,10 +108,7 @@ class FunctionReward:
         columns = dict.fromkeys([*self._required, *(column for row in rows.values() for column in row)])
         known: dict[str, Any] = {column: [rows[id(group)].get(column) for group, _ in answers] for column in columns}
         known["prompts"] = [_prompt(group.example) for group, _ in answers]
-        known["completions"] = [
-            [{"role": "assistant", "content": text}] if group.example.prompt_text is None else text
-            for group, text in answers
-        ]
+        known["completions"] = [_completion(group, index) for group in groups for index in range(len(group))]
         if all(len(group.ids) == len(group) for group in groups):
             known["completion_ids"] = [[int(token) for token in ids] for group in groups for ids in group.ids]
         elif "completion_ids" in self._required:
@@ -193,6 +190,14 @@ def _prompt(example: Example) -> object:
     if example.prompt_text is not None:
         return example.prompt_text
     return [_message(message) for message in example.prompt]
+
+
+def _completion(group: Group, index: int) -> object:
+    if group.example.prompt_text is not None:
+        return group.texts[index]
+    if group.responses:
+        return [_message(message) for message in group.responses[index].messages]
+    return [{"role": "assistant", "content": group.texts[index]}]
 
 
 def _message(message: Message) -> dict[str, object]:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from assent.data.records import Example
+from assent.data.records import Example, Response
+from assent.data.tree import TokenTree
 from assent.errors import ConfigError, NonFiniteError, UserError
 from assent.foreign import shown
 
@@ -67,10 +68,15 @@ class Group:
     """The tokens that they were sampled from."""
     progress: Progress = Progress()
     """Where the run stands that asks."""
+    responses: tuple[Response, ...] = ()
+    """Answers of a data set as it has them, perhaps of several turns; empty for sampled ones."""
+    tree: TokenTree | None = None
+    """The same as tokens, where they are read as such; `ids` and `prompt_ids` are its own."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.finished) == len(self.lengths), "one entry for each answer"
         assert not self.ids or len(self.ids) == len(self.texts), "one entry for each answer"
+        assert not self.responses or len(self.responses) == len(self.texts), "one entry for each answer"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -84,6 +90,8 @@ class Group:
             finished=self.finished[one],
             lengths=self.lengths[one],
             ids=self.ids[one],
+            responses=self.responses[one],
+            tree=None if self.tree is None else replace(self.tree, branches=self.tree.branches[one]),
         )
 
 
@@ -103,6 +111,16 @@ class Scores:
     """What else is to be written down about each answer, S of them, by name: for samples."""
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Numbers about the whole, by name; their mean is logged."""
+    why: Sequence[str | None] = ()
+    """Why each answer is unscored, S of them, None for one that has a reward; empty where the source does not say."""
+    shares: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What `values` are the sum of, each [S], by name; empty where they are no sum."""
+
+    def reasons(self) -> list[str | None]:
+        """Why each of the S answers is unscored, as far as it is known; None for one that has a reward."""
+        known = self.why or [" or ".join(self.failures) or "no reward"] * len(self.values)
+        missing = np.isnan(self.values).tolist()
+        return [reason or "no reward" if gone else None for reason, gone in zip(known, missing, strict=True)]
 
 
 class GroupReward(Protocol):
@@ -148,14 +166,18 @@ class WeightedSum:
         scores = [source.score(groups) for source in self.sources]
         total = np.zeros(sum(map(len, groups)))
         judged, failed = np.zeros((2, len(total)), bool)
-        for weight, score in zip(self.weights, scores, strict=True):
+        shares: dict[str, np.ndarray] = {}
+        for source, weight, score in zip(self.sources, self.weights, scores, strict=True):
             if weight:
                 left = np.zeros(len(total), bool) if score.abstained is None else score.abstained
                 with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
-                    total += np.where(left, 0.0, weight * score.values)
+                    total += (worth := np.where(left, 0.0, weight * score.values))
+                    inner = {f"{source.name}/{part}": weight * own for part, own in score.shares.items()}
+                shares |= inner or {source.name: worth}
                 judged |= ~left
                 failed |= np.isnan(score.values) & ~left
-        return from_sources(self.sources, scores, combined(self.name, groups, total, judged & ~failed))
+        values = combined(self.name, groups, total, judged & ~failed)
+        return replace(from_sources(self.sources, scores, values), shares=shares)
 
 
 def check_names(name: str, sources: Sequence[GroupReward]) -> None:
@@ -178,12 +200,25 @@ def from_sources(sources: Sequence[GroupReward], scores: Sequence[Scores], value
         failures |= {f"{source.name}: {reason}": count for reason, count in score.failures.items()}
         columns |= {f"{source.name}/{column}": own for column, own in score.columns.items()}
         metrics |= {f"{source.name}/{metric}": own for metric, own in score.metrics.items()}
-    return Scores(values, parts, failures, None, columns, metrics)
+    return Scores(values, parts, failures, None, columns, metrics, _why(sources, scores, values))
+
+
+def _why(sources: Sequence[GroupReward], scores: Sequence[Scores], values: np.ndarray) -> Sequence[str | None]:
+    """Why answers are unscored in `values`, [S], by what the sources say of them; empty where all are scored."""
+    if not np.isnan(values).any():
+        return ()
+    told = [
+        [reason and f"{source.name}: {reason}" for reason in own.reasons()]
+        for source, own in zip(sources, scores, strict=True)
+    ]
+    return [
+        "; ".join(filter(None, reasons)) or "no reward" if gone else None
+        for gone, *reasons in zip(np.isnan(values).tolist(), *told, strict=True)
+    ]
 
 
 def in_order(pieces: Sequence[Scores]) -> Scores:
-    """What one source gave for one share of the answers after the other, as one. The shares have no parts."""
-    assert not any(piece.parts for piece in pieces), "a single source has no parts"
+    """What one source gave for one portion of the answers after the other, as one."""
     failures: Counter[str] = Counter()
     metrics: dict[str, list[float]] = {}
     for piece in pieces:
@@ -196,8 +231,26 @@ def in_order(pieces: Sequence[Scores]) -> Scores:
         for name in names
     }
     abstained = [np.zeros(len(piece.values), bool) if piece.abstained is None else piece.abstained for piece in pieces]
-    values = [piece.values for piece in pieces]
-    return Scores(np.concatenate(values), {}, dict(failures), np.concatenate(abstained), columns, metrics)
+    return Scores(
+        np.concatenate([piece.values for piece in pieces]),
+        _joined([piece.parts for piece in pieces], pieces),
+        dict(failures),
+        np.concatenate(abstained),
+        columns,
+        metrics,
+        [reason for piece in pieces for reason in piece.reasons()] if failures else (),
+        _joined([piece.shares for piece in pieces], pieces),
+    )
+
+
+def _joined(numbers: Sequence[Mapping[str, np.ndarray]], pieces: Sequence[Scores]) -> dict[str, np.ndarray]:
+    """Numbers [S] by name of all pieces; NaN in those that have none of the name."""
+    names = dict.fromkeys(name for each in numbers for name in each)
+    nothing = [np.full(len(piece.values), np.nan) for piece in pieces]
+    return {
+        name: np.concatenate([each.get(name, none) for each, none in zip(numbers, nothing, strict=True)])
+        for name in names
+    }
 
 
 def checked(who: str, groups: Sequence[Group], values: Sequence[object]) -> np.ndarray:

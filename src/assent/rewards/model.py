@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,15 +13,15 @@ from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import ScoreModel
-from assent.rewards.group import UNREADABLE, Group, Scores, checked
-from assent.rewards.reading import Reading
+from assent.rewards.group import Group, Scores
+from assent.rewards.reading import REWARD, Numbers, Reading, scores_of
 
 
 class ModelReward:
     """A frozen reward model with its own tokenizer and chat template, which reads what `Reading` says. Its forward
     passes are shared by all ranks.
 
-    An answer that its chat template cannot write is unscored."""
+    An answer that its chat template cannot write is unscored. Of several outputs, each is a part under its name."""
 
     def __init__(
         self,
@@ -33,7 +34,9 @@ class ModelReward:
         micro_tokens: int,
         world: World,
     ) -> None:
-        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass."""
+        """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass. Raises
+        ModelError where nobody has said how several outputs become one reward."""
+        scorer.rule.require_weights(f"The reward model '{name}'")
         self.name = name
         self.scorer = scorer
         self.reading = Reading(chat, policy_chat, max_length)
@@ -45,25 +48,23 @@ class ModelReward:
         self.reading.check(f"The reward model '{self.name}'", examples)
 
     def score(self, groups: Sequence[Group]) -> Scores:
-        read = [self.reading.tree(group) for group in groups]
-        trees = [tree for tree, _ in read if tree is not None]
-        scored = iter(self._rewards(trees).tolist() if trees else [])
-        values: list[float | None] = []
-        for group, (tree, kept) in zip(groups, read, strict=True):
-            own: list[float | None] = [None] * len(group)
-            for index in kept if tree is not None else ():
-                own[index] = next(scored)
-            values += own
-        unread = values.count(None)
-        failures = {UNREADABLE: unread} if unread else {}
-        return Scores(checked(f"The reward model '{self.name}'", groups, values), failures=failures)
+        read = [self.reading.read(group) for group in groups]
+        scores, found = scores_of(f"The reward model '{self.name}'", groups, read, self._numbers)
+        names = self.scorer.rule.names
+        if len(names) == 1:
+            return scores
+        parts, shares = (
+            dict(zip(names, found.get(which, np.full((len(scores.values), len(names)), np.nan)).T, strict=True))
+            for which in ("outputs", "shares")
+        )
+        return replace(scores, parts=parts, shares=shares)
 
-    def _rewards(self, trees: Sequence[TokenTree]) -> np.ndarray:
-        """[S] over all trees."""
+    def _numbers(self, trees: Sequence[TokenTree]) -> Numbers:
+        """The reward [S], outputs [S, K] and what each adds to the reward [S, K], over all trees."""
 
-        def rewards(batch: TreeBatch) -> BatchColumns:
-            return BatchColumns(per_response={"reward": self.scorer(batch, batch.last)})
+        def numbers(batch: TreeBatch) -> BatchColumns:
+            found = self.scorer.rewards(batch)
+            return BatchColumns(per_response={REWARD: found.reward, "outputs": found.outputs, "shares": found.shares})
 
         flat = not self.scorer.tree
-        found = columns_of(trees, rewards, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
-        return found.per_response["reward"]
+        return columns_of(trees, numbers, micro_tokens=self.micro_tokens, flat=flat, world=self.world).per_response

@@ -161,7 +161,8 @@ class RemoteReward:
         rewards = iter([value for part in found for value in part])
         values = [None if own is None else next(rewards) for _, own in answers]
         unread = values.count(None)
-        return Scores(checked(self.who, groups, values), failures={UNREADABLE: unread} if unread else {})
+        why = [UNREADABLE if value is None else None for value in values] if unread else ()
+        return Scores(checked(self.who, groups, values), failures={UNREADABLE: unread} if unread else {}, why=why)
 
     def question(self, path: str, body: object, read: Callable[[Any], T], expected: str) -> T:
         """Anything else that this server is asked; `body` None asks with GET. Raises as `score`."""

@@ -124,6 +124,12 @@ def is_slow(spec: str) -> bool:
     return rule == "math" or (rule == "regex" and linear(argument) is None)
 
 
+def counts_tokens(spec: str) -> bool:
+    """Whether a rule looks at how many tokens an answer has."""
+    rule = RULES.get(spec.partition("=")[0])
+    return rule is not None and "length" in inspect.signature(rule).parameters
+
+
 def _limits(text: str) -> dict[str, object]:
     try:
         target, limit = map(int, text.split(","))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -15,25 +13,21 @@ import torch
 from assent.config import GenerateConfig, ModelConfig
 from assent.data.chat import Chat
 from assent.data.formats import load_examples, message_row
-from assent.data.jsonl import json_line
+from assent.data.jsonl import check_new_file, json_line, write_rows
 from assent.data.records import Example, Message, RowError
 from assent.data.views import prompt_view
-from assent.errors import DataError, ModelError, OutputError, RunFolderError
+from assent.errors import DataError, ModelError
 from assent.foreign import message
-from assent.lock import check_free
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
 from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
 from assent.models.vocabulary import check_vocabulary
-from assent.outputs import append, try_file, writing
 from assent.rollout.build import engine_for, torch_engine
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
 
 log = logging.getLogger(__name__)
 
-UNFINISHED = ".part"
-"""Behind the name of a file of answers while it is written."""
 HELP = "/system TEXT sets the system message, /reset forgets the conversation, /exit leaves."
 
 _ROUND = 16  # a batch of prompts is answered in rounds of this many times `max_batch`, so that rows appear meanwhile
@@ -63,18 +57,7 @@ def generate(config: GenerateConfig) -> None:
             sys.stdout.write(json_line(row))
             sys.stdout.flush()
     else:
-        log.info(f"{_write(rows, config.out)} answers in {config.out}")
-
-
-def check_new_file(out: str) -> None:
-    """Raises RunFolderError where something is at --out already or a run is at work there, OutputError where nothing
-    can be written: before a model is loaded."""
-    check_free(Path(out))
-    if os.path.lexists(out):
-        what = "is a folder" if os.path.isdir(out) else "exists already"
-        raise RunFolderError(f"--out {out} {what}. Choose another name.")
-    for file in (out, out + UNFINISHED):
-        try_file(file, f"--out {file}")
+        log.info(f"{write_rows(rows, config.out)} answers in {config.out}")
 
 
 def answer(
@@ -168,22 +151,3 @@ def _read_prompts(config: GenerateConfig) -> list[Example]:
     return [
         e if e.prompt[0].role in ("system", "developer") else replace(e, prompt=system + e.prompt) for e in examples
     ]
-
-
-def _write(rows: Iterable[dict[str, object]], out: str) -> int:
-    """How many rows there are, now in the file `out`. Until all are there, they are in `out`.part, and stay in it where
-    something fails."""
-    count, unfinished = 0, Path(out + UNFINISHED)
-    with writing(out, f"--out {out}"):
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        file = unfinished.open("wb", buffering=0)
-    with file:
-        try:
-            for row in rows:
-                append(file, json_line(row).encode())
-                count += 1
-        except OutputError as error:
-            raise OutputError(f"{error} {count} answers are in it.") from error
-    with writing(out, f"--out {out}"):
-        unfinished.rename(out)
-    return count

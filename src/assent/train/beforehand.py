@@ -145,7 +145,7 @@ def _write_without_weights(session: Session, backbone: Backbone, folder: Path) -
         stop_ids(session.chat, plain.generation_config) if plain.can_generate() else (),
     )
     if isinstance(backbone, ScoreModel):
-        tokenizer, stops, auto = outward(plain, session.chat), (), reading_class(plain)
+        tokenizer, stops, auto = outward(plain, session.chat, backbone.rule), (), reading_class(plain)
     if dtype == torch.float16:
         for name, weight in plain.state_dict().items():
             cast(plain, {name: distributed.local_part(weight)}, dtype)

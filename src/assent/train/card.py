@@ -5,6 +5,7 @@ from __future__ import annotations
 from assent.config import settings
 from assent.data.dataset import summary as data_summary
 from assent.models.recipe import Usage
+from assent.models.reward_head import HeadRule
 from assent.train.closing import Summary, gained
 from assent.train.commands import words
 
@@ -54,16 +55,22 @@ with torch.no_grad():
 def reward_usage(usage: Usage) -> str:
     """How to get rewards from the folder without assent, and what to know of them."""
     code = OWN_REWARD.replace("HEAD", usage.head) if usage.own else REWARD
+    if len(usage.rule) > 1:
+        code = _of_several(code, usage.rule)
     if not usage.pads:
         code = code.replace("for answer in answers]", "for answer in answers[:1]]").replace("padding=True, ", "")
+    outputs = "reward is the one logit" if len(usage.rule) == 1 else f"{len(usage.rule)} outputs are the logits"
     facts = [
-        "The reward is the one logit at the token that ends the answer, without a sigmoid. The folder's chat template "
+        f"The {outputs} at the token that ends the answer, without a sigmoid. The folder's chat template "
         "writes nothing behind that token where a conversation ends with an answer.",
         "An answer that was cut off has no such token: assent reads it at its last token, as it was sampled; rendered "
         "by a chat template it is read as if it had ended there.",
         "The head is computed in fp32: load it with dtype=torch.float32, as below. In bf16 near answers tie.",
         *(f"Not exact: {note}." for note in usage.notes),
     ]
+    if usage.rule.offset:
+        offsets = ", ".join(f"{offset:g}" for offset in usage.rule.offset)
+        facts.append(f"assent adds {offsets} to the logits, as the head that it was made of does: the same order.")
     if usage.own:
         facts.insert(
             0,
@@ -71,6 +78,19 @@ def reward_usage(usage: Usage) -> str:
             f"the decoder's weights and `{usage.head}`. `assent` reads it wherever it takes a reward model.",
         )
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n{code}"
+
+
+def _of_several(code: str, rule: HeadRule) -> str:
+    """The code for one output, for K and their rule."""
+    for one, several in {
+        "rewards = ": "outputs = ",
+        ".logits[:, 0]": ".logits",
+        "head[0].float()": "head.float().T",
+        "\n```": f"  # {', '.join(rule.names)}\n```",
+    }.items():
+        code = code.replace(one, several)
+    rewards = f"rewards = outputs @ torch.tensor({list(rule.weights)})\n" if rule.weights else ""
+    return code.removesuffix("```") + rewards + "```"
 
 
 def model_card(run: Summary, usage: Usage | None = None, checked: str = "") -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from assent.config import RunConfig
 from assent.outputs import write_text
 from assent.statistics import Interval
-from assent.train.commands import Command, command_of, words
+from assent.train.commands import TrainingCommand, command_of, words
 from assent.train.facts import Line, measured, plural, rounded
 from assent.train.measured import Measured, change
 from assent.train.progress import clock
@@ -63,7 +63,7 @@ class Summary:
     checkpoints: tuple[int, ...] = ()
 
     @property
-    def command(self) -> Command:
+    def command(self) -> TrainingCommand:
         return command_of(self.config)
 
     @property

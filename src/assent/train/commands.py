@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from assent.config import (
     METHODS,
     OBJECTIVES,
+    REWARD_MODELS,
     RunConfig,
 )
 from assent.config.objectives import CUSTOM
@@ -33,7 +34,10 @@ REWARDS = ("reward", "kl", "entropy", "length", "unfinished")
 ANSWERS = ("length", "unfinished")
 FOLLOWED: dict[str, Followed] = {
     "sft": Followed(("nll",), ("nll",), "nll", min),
-    "reward": Followed(("nll", "accuracy", "margin"), ("accuracy", "nll", "margin"), "accuracy", max),
+    **{
+        key: Followed(row.steps, row.held_out, row.best, max if row.highest else min)
+        for key, row in REWARD_MODELS.items()
+    },
     "pairs": Followed(
         ("objective", "accuracy", "margin"), ("accuracy", "objective", "margin", "kl", *ANSWERS), "objective", min
     ),
@@ -55,7 +59,7 @@ FOLLOWED["rating"] = FOLLOWED["ranking"]
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class TrainingCommand:
     """What `assent KEY` trains."""
 
     key: str
@@ -66,20 +70,20 @@ class Command:
     """Whether the result is a reward model."""
 
 
-def command_of(config: RunConfig) -> Command:
+def command_of(config: RunConfig) -> TrainingCommand:
     """The command that a configuration belongs to."""
     key = history.command_key(config)
     if key == "sft":
-        return Command(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
-    if key == "reward":
-        return Command(key, "reward modelling (Bradley-Terry)", "Pairs told apart.", FOLLOWED["reward"], True)
+        return TrainingCommand(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
+    if key in REWARD_MODELS:
+        return TrainingCommand(key, REWARD_MODELS[key].name, REWARD_MODELS[key].summary, FOLLOWED[key], scores=True)
     if key in OBJECTIVES:
         objective = OBJECTIVES[key]
-        return Command(key, objective.name, objective.summary, FOLLOWED[objective.feedback])
+        return TrainingCommand(key, objective.name, objective.summary, FOLLOWED[objective.feedback])
     if key == CUSTOM:
-        return Command(key, "an objective of your own", "Learns directly from feedback.", FOLLOWED[CUSTOM])
+        return TrainingCommand(key, "an objective of your own", "Learns directly from feedback.", FOLLOWED[CUSTOM])
     method = METHODS[key]
-    return Command(key, method.name, method.summary, FOLLOWED["critic" if method.has_critic else "online"])
+    return TrainingCommand(key, method.name, method.summary, FOLLOWED["critic" if method.has_critic else "online"])
 
 
 SPAN = 10

@@ -12,11 +12,12 @@ from typing import Any
 from assent.config import (
     OnlineConfig,
     PreferenceConfig,
-    RewardConfig,
+    RewardModelConfig,
     RunConfig,
     SFTConfig,
     method_of,
     objective_of,
+    reward_model_of,
     settings,
 )
 from assent.config.inputs import INPUTS, named
@@ -68,8 +69,10 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def command_key(config: RunConfig) -> str:
     """The command that a configuration belongs to, as in `assent COMMAND`."""
-    if isinstance(config, SFTConfig | RewardConfig):
-        return "sft" if isinstance(config, SFTConfig) else "reward"
+    if isinstance(config, SFTConfig):
+        return "sft"
+    if isinstance(config, RewardModelConfig):
+        return reward_model_of(config)
     if isinstance(config, PreferenceConfig):
         return objective_of(config)
     assert isinstance(config, OnlineConfig), type(config).__name__

@@ -19,7 +19,7 @@ from assent.data.mismatch import MISMATCHED
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.policy import Backbone
-from assent.train.commands import Command
+from assent.train.commands import TrainingCommand
 from assent.train.facts import Line, number, percent, plural, rounded
 from assent.train.session import Session
 
@@ -29,7 +29,7 @@ NAMES = 4
 
 def opening(
     session: Session,
-    command: Command,
+    command: TrainingCommand,
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     about: Sequence[Line],
@@ -147,7 +147,7 @@ def _machine(session: Session, modules: Mapping[str, nn.Module]) -> Line:
     return Line("Machine", f"{device}, {ranks}{plural(threads, 'thread')}{each}, {precision}")
 
 
-def _folder(session: Session, command: Command) -> list[Line]:
+def _folder(session: Session, command: TrainingCommand) -> list[Line]:
     train, held = session.config.train, session.folder.data().get("eval", {}).get("examples", 0)
     when = _every(train.save_every) if train.save_every else "at the end"
     better = " and where held-out is best" if held else ""

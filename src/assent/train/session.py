@@ -19,6 +19,7 @@ from assent.distributed import World
 from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
+from assent.models.reward_head import HeadRule
 from assent.models.shared_ids import check_shared_ids
 from assent.models.vocabulary import check_vocabulary
 from assent.train.digests import digests
@@ -106,9 +107,25 @@ class Session:
             config, max_length=self.config.data.max_length, device=self.world.device, trainable=False
         ).eval()
 
-    def score_model(self, path: str | None = None, *, trainable: bool, new_head: bool) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run. Raises ModelError where a critic has
-        another vocabulary than the policy, whose ids it reads."""
+    def frozen_policy(self, path: str, revision: str | None = None) -> Policy:
+        """Any other policy, of which nothing is trained; it may speak in other tokens."""
+        config = replace(self._frozen(path), revision=revision)
+        policy = load_policy(config, max_length=self.config.data.max_length, device=self.world.device, trainable=False)
+        return self._shard(policy.eval())
+
+    def score_model(
+        self,
+        path: str | None = None,
+        *,
+        trainable: bool,
+        new_head: bool,
+        outputs: HeadRule | None = None,
+        only: str | None = None,
+        begin: Callable[[ScoreModel], None] | None = None,
+    ) -> ScoreModel:
+        """A reward model or critic from `path`, or from the model of the run; `outputs`, `only` and `begin` as in
+        `load_score_model`. Raises ModelError where a critic has another vocabulary than the policy, whose ids it
+        reads."""
         if trainable and path is not None:
             self._check_shared_ids("--critic.start", path)
         config = self.config.model if trainable else self._frozen(path or self.config.model.path)
@@ -120,6 +137,9 @@ class Session:
             trainable=trainable,
             seed=self.config.train.seed,
             new_head=new_head,
+            outputs=outputs,
+            only=only,
+            begin=begin,
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)

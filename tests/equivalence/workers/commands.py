@@ -10,7 +10,7 @@ import sys
 
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward import train_reward
+from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
 from assent.config import METHODS, OBJECTIVES, CompareConfig, RewardConfig, SFTConfig, settings
 from assent.evaluate.compare import compare

@@ -15,7 +15,7 @@ from assent.config import METHODS, CriticConfig, OnlineConfig, critic_of, keywor
 from assent.config.estimators import ESTIMATORS
 from assent.errors import ConfigError
 from assent.losses import ADVANTAGES, LOSSES, rescaled
-from assent.losses.functions import Quantity, TensorFunction, with_options
+from assent.losses.functions import Quantity, TensorFunction, options_of, with_options
 
 POLICY_LOSSES = {"clip": "ppo_clip", "none": "cpi", "penalty": "ppo_penalty"}
 """PPO's losses by `loss.objective`."""
@@ -23,6 +23,7 @@ PENALTY = "penalty"
 """The option of a loss that a controller moves."""
 LOSS = "--loss.function"
 ESTIMATOR = "--loss.estimator"
+TOGETHER = "What compares tokens or responses belongs in an estimator of advantages (--loss.estimator)."
 TOKENS: Mapping[str, Quantity] = {
     "logprobs": Quantity("N", "log-prob of the token under the policy that is trained"),
     "old_logprobs": Quantity("N", "the same before the step, a constant (with `--loss.ewma` under the average)"),
@@ -105,6 +106,7 @@ def method_with(config: OnlineConfig) -> OnlineMethod:
     require_known(
         config.loss.options, "--loss.options", *(f for f in (loss, estimator) if isinstance(f.call, OwnFunction))
     )
+    _require_read(config, loss, estimator)
     return OnlineMethod(
         loss=loss,
         penalised=PENALTY in options and PENALTY in loss.takes,
@@ -122,10 +124,32 @@ def method_with(config: OnlineConfig) -> OnlineMethod:
     )
 
 
+def _require_read(config: OnlineConfig, loss: TensorFunction, estimator: TensorFunction) -> None:
+    """Raises ConfigError where an option of the method's own loss or estimator was set, and the user's function in its
+    place does not have it."""
+    row, given = METHODS[method_of(config)], keywords(config.loss)
+    replaced = {
+        LOSS: (config.loss.function, options_of(LOSSES[row.loss])),
+        ESTIMATOR: (config.loss.estimator, options_of(ADVANTAGES[ESTIMATORS[row.estimator].function])),
+    }
+    for flag, (spec, names) in replaced.items():
+        for name in names:
+            if (
+                spec is not None
+                and given.get(name) != row.options.get(name)
+                and name not in (*loss.takes, *estimator.takes)
+            ):
+                raise ConfigError(
+                    f"--loss.{name} {given[name]} is an option of {row.name}'s own {flag.removeprefix('--loss.')}, and "
+                    f"{flag} {spec} in its place has none of that name. Leave it out, or give the function the "
+                    f"keyword-only parameter '{name}'."
+                )
+
+
 def _loss(config: OnlineConfig, name: str, options: Mapping[str, Any]) -> TensorFunction:
     if config.loss.function is None:
         return with_options(LOSSES[POLICY_LOSSES[options["objective"]] if "objective" in options else name], options)
-    found = own_function(config.loss.function, LOSS, TOKENS, config.loss.options, options)
+    found = own_function(config.loss.function, LOSS, TOKENS, config.loss.options, options, TOGETHER)
     if "reference_logprobs" in found.inputs and config.kl.coef == 0:
         raise ConfigError(
             f"{LOSS} {config.loss.function} asks for 'reference_logprobs', and --kl.coef 0 has no reference. Give "

@@ -33,7 +33,7 @@ class Models:
     def values(self, batch: TreeBatch, scores: TokenScores) -> Tensor:
         """Values of the states before the trained tokens, [N]; `scores` are the policy's of the same batch."""
         if self.critic is not None:
-            return self.critic(batch, batch.source)
+            return self.critic.scalars(batch, batch.source)
         assert scores.values is not None
         return scores.values
 

@@ -29,7 +29,7 @@ def forward(
     temperature, kl, reference = config.sampling.temperature, config.kl, models.reference
     if coefficients.warming and models.critic is not None:  # the policy is not trained: nothing of it is needed
         nothing = torch.zeros_like(batch.label, dtype=torch.float32)
-        return Forward(TokenScores(nothing, nothing, nothing, nothing), models.critic(batch, batch.source))
+        return Forward(TokenScores(nothing, nothing, nothing, nothing), models.critic.scalars(batch, batch.source))
     anchor = None
     if reference is not None and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming:
         anchor = reference.anchor(batch, temperature)

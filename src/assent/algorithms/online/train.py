@@ -36,7 +36,7 @@ from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import Policy, ScoreModel
 from assent.models.saving import stop_ids
 from assent.models.vocabulary import unused_ids
-from assent.rewards.build import reward_source
+from assent.rewards.build import reward_source, reweight
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
 from assent.rollout.build import engine_of
@@ -309,8 +309,13 @@ def assemble(
 
 def _critic(session: Session, config: OnlineConfig, section: CriticConfig) -> ScoreModel:
     if section.start == "reward":
-        return session.score_model(config.rewards.model[0], trainable=True, new_head=False)
-    return session.score_model(None if section.start == "policy" else section.start, trainable=True, new_head=True)
+        critic = session.score_model(config.rewards.model[0], trainable=True, new_head=False)
+        reweight(critic, config.rewards.output_weights, config.rewards.model[0])
+    else:
+        path = None if section.start == "policy" else section.start
+        critic = session.score_model(path, trainable=True, new_head=True)
+    critic.rule.require_weights(f"--critic.start {section.start}: the model there")
+    return critic
 
 
 def _twin(session: Session, config: OnlineConfig) -> Policy:

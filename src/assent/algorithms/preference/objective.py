@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from assent.algorithms.own import own_function, require_known
 from assent.algorithms.preference.step_loss import LOSS_INPUTS, WITH_REFERENCE, Requirement, Term, needs_of, terms_of
 from assent.config import OBJECTIVES, CustomConfig, Objective, PreferenceConfig, ReferenceConfig, objective_of
-from assent.config.objectives import Feedback
+from assent.config.objectives import FeedbackKind
 from assent.config.relations import WORDS
 from assent.errors import ConfigError
 from assent.losses.functions import Quantity
 
 FLAG = "--objective"
-MARKS: dict[Feedback, str] = {"pairs": "policy_chosen", "binary": "desirable", "ranking": "level", "rating": "rating"}
+MARKS: dict[FeedbackKind, str] = {
+    "pairs": "policy_chosen",
+    "binary": "desirable",
+    "ranking": "level",
+    "rating": "rating",
+}
 """By kind of feedback, what a loss on it asks for."""
+TOGETHER = "Give --whole_step, by which a loss of pairs sees all of a step at once, or write it item by item."
 TRAINED = ("policy_chosen", "policy_rejected")
 """What a loss of the whole step may ask for of the policy."""
 
@@ -29,7 +35,7 @@ def objective_with(config: PreferenceConfig) -> tuple[Objective, list[Term]]:
     say what it learns from, or does not fit the options."""
     if not isinstance(config, CustomConfig):
         return OBJECTIVES[objective_of(config)], terms_of(config)
-    loss = own_function(config.objective, FLAG, offered(), config.options, {})
+    loss = own_function(config.objective, FLAG, offered(), config.options, {}, None if config.whole_step else TOGETHER)
     require_known(config.options, "--options", loss)
     term = Term(config.objective, loss, whole_step=config.whole_step)
     who = f"{FLAG} {config.objective}"
@@ -48,7 +54,7 @@ def objective_with(config: PreferenceConfig) -> tuple[Objective, list[Term]]:
     return row, [term]
 
 
-def feedback_of(who: str, inputs: Sequence[str]) -> Feedback:
+def feedback_of(who: str, inputs: Sequence[str]) -> FeedbackKind:
     """The kind of feedback that follows from what a loss asks for. Raises ConfigError where that is none, or several,
     and where its tensors are of different lengths."""
     asked = {name: LOSS_INPUTS[name].feedback for name in inputs}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from assent.config import OBJECTIVES, PairConfig, PreferenceConfig, keywords, loss_of, objective_of
-from assent.config.objectives import SFT, Feedback
+from assent.config.objectives import SFT_TERM, FeedbackKind
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
 from assent.losses import LOSSES
@@ -110,7 +110,7 @@ class Input(NamedTuple):
 
     read: Callable[[Inputs], Tensor]
     words: str
-    feedback: Feedback | None = None
+    feedback: FeedbackKind | None = None
     need: Requirement | None = None
 
     @property
@@ -213,8 +213,8 @@ def terms_of(config: PreferenceConfig) -> list[Term]:
     row = OBJECTIVES[key]
     terms = [Term(key, with_options(LOSSES[row.loss], keywords(loss_of(config))), whole_step=row.whole_step)]
     for name, weight in (config.plus if isinstance(config, PairConfig) else {}).items():
-        if name == SFT:
-            terms.append(Term(SFT, TensorFunction(LOSSES["chosen_nll"]), weight))
+        if name == SFT_TERM:
+            terms.append(Term(SFT_TERM, TensorFunction(LOSSES["chosen_nll"]), weight))
         else:
             other = OBJECTIVES[name]
             terms.append(Term(name, with_options(LOSSES[other.loss], other.options), weight, other.whole_step))
