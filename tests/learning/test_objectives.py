@@ -104,8 +104,8 @@ RAISING: dict[str, dict[str, Any]] = {
     "rrhf": {},
     "cpo": {},
     "orpo": {},
-    "simpo": {},
     "ld-dpo": {},
+    "simpo": {},
     "dpop": {"penalty": 1.0},  # every response is sometimes the chosen one here: a large penalty forbids any change
     "asymmetric-dpo": {},
     "rpo": {},
