@@ -54,7 +54,7 @@ test-lowest: .venv-lowest/.installed
 
 # vLLM for CPUs and its tests, in an environment of their own: vLLM pins torch and transformers.
 test-vllm: .venv-vllm/.installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -q tests/vllm
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -q -n $(JOBS) --dist loadfile tests/vllm
 
 .venv-vllm/.installed: tests/vllm/requirements.txt pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

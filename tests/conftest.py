@@ -1,20 +1,26 @@
-"""Fixtures that every test shares: a tiny model made on the spot, and the folder of real data where there is one."""
+"""Fixtures that every test shares: a tiny model made on the spot, processes of their own, and the folder of real data
+where there is one."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import assent
 from assent import messages
 from assent.config import InitConfig
 
@@ -101,3 +107,75 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("ASSENT_REAL_DATA is not set: tests on real data files are left out")
     return Path(folder)
+
+
+class Children:
+    """Commands and programs as processes of their own, forked from one that has made the imports: no test pays for them
+    again. Whoever needs a fresh interpreter starts it without this."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "children.log"
+        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        source = str(Path(assent.__file__).parents[1])
+        env |= {"PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        worker = Path(__file__).parent / "workers" / "children.py"
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen([sys.executable, str(worker)], stdin=pipe, stdout=pipe, text=True, env=env)
+
+    def ask(self, **request: Any) -> int:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, arguments: list[str], log: Path | None = None, **env: str) -> int:
+        """An `assent` command. Its output goes to `self.log`, or to `log`; `env` are further environment variables."""
+        self.log.write_text("")
+        return self.ask(run=arguments, log=str(log or self.log), env=env)
+
+    def wait(self, pid: int, seconds: float | None = None) -> int:
+        """How it ended: an exit code, or minus the number of a signal. After `seconds` it is killed."""
+        return self.ask(wait=pid, seconds=seconds)
+
+    def ranks(self, folder: Path, **request: Any) -> Ranks:
+        """What `ask` starts, on two ranks as torchrun starts them; `folder` is for their output."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        logs = [folder / f"rank{rank}.log" for rank in range(2)]
+        pids = [
+            self.ask(**request, log=str(log), env={**group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank, log in enumerate(logs)
+        ]
+        return Ranks(self, pids, logs)
+
+
+class Ranks:
+    """Two ranks under way."""
+
+    def __init__(self, children: Children, pids: list[int], logs: list[Path]) -> None:
+        self.children, self.pids, self.logs = children, pids, logs
+
+    @property
+    def said(self) -> list[str]:
+        """What each has written."""
+        return [log.read_text() for log in self.logs]
+
+    def codes(self, seconds: float | None = None) -> list[int]:
+        """Waits for both."""
+        return [self.children.wait(pid, seconds) for pid in self.pids]
+
+    def join(self, seconds: float = 300) -> None:
+        """Waits for both, which must succeed."""
+        assert self.codes(seconds) == [0, 0], "\n".join(said[-4000:] for said in self.said)
+
+
+@pytest.fixture(scope="session")
+def children(tmp_path_factory) -> Iterator[Children]:
+    made = Children(tmp_path_factory.mktemp("children"))
+    assert made.wait(made.start(["--version"])) == 0  # the imports are done
+    yield made
+    assert made.server.stdin is not None
+    made.server.stdin.close()
+    made.server.wait(30)

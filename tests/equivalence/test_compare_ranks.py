@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,17 +60,14 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
     return {"one": one, "two": replace(one, out=str(folder / "two"))}
 
 
-def test_two_ranks_compare_as_one(configs: dict[str, CompareConfig]):
+def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
     files = {"compare": configs["two"], "score": scoring(configs, "two")}
     for name, config in files.items():
         Path(configs["two"].out).with_name(f"{name}.yaml").write_text(settings.dump(config))
     asked = [f"{name}:{Path(configs['two'].out).with_name(f'{name}.yaml')}" for name in files]
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(Path(d.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, *asked], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr.count("[3/3] answers of 3 policies to 3 prompts") == 1
+    ranks = children.ranks(Path(configs["two"].out).parent, program=[str(WORKER), *asked])
+    ranks.join()
+    assert "".join(ranks.said).count("[3/3] answers of 3 policies to 3 prompts") == 1
     assert Path(compare(configs["one"])).is_file() and (Path(configs["two"].out) / "report.html").is_file()
     one, two = (PolicyTable.load(Path(configs[name].out) / "evaluation.json") for name in ("one", "two"))
     assert one.scorers == two.scorers == ("gold", "proxy")
@@ -91,7 +85,7 @@ def test_two_ranks_compare_as_one(configs: dict[str, CompareConfig]):
     for mine, theirs in zip(*rows, strict=True):
         assert theirs.pop("reward") == pytest.approx(mine.pop("reward"), abs=1e-5) and len(rows[0]) == 6
         assert theirs.pop("parts") == pytest.approx(mine.pop("parts"), abs=1e-5) and theirs == mine
-    assert done.stdout.count("accuracy") == 1, "one rank speaks"
+    assert "".join(ranks.said).count("Spearman with length") == 1, "one rank speaks"
 
 
 def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:

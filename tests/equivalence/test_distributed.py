@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,17 +25,11 @@ ONE = d.World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One process, then one torchrun with two ranks that does everything the tests below look at."""
+def runs(children, tmp_path_factory):
+    """One process, then two ranks that do everything the tests below look at."""
     out = tmp_path_factory.mktemp("ranks")
     single = worker.train(ONE, out / "single")
-    source = Path(d.__file__).parents[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(WORKER), str(out), str(out / "single" / "step-000002")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    children.ranks(out, program=[str(WORKER), str(out), str(out / "single" / "step-000002")]).join(120)
     double = checkpoint.load(out / "straight" / "step-000000")["result"]
     resumed = checkpoint.load(out / "resumed" / "step-000000")["result"]
     return out, single, double, resumed, json.loads((out / "answers.json").read_text())

@@ -4,11 +4,7 @@ answers, the final weights, the last checkpoint."""
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import assent
 from assent.algorithms.online.train import train_online
 from assent.config import (
     METHODS,
@@ -39,6 +34,8 @@ from assent.config import (
 )
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
+
+from .alike import assert_alike
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 WORDS = "red green blue paris egg water seven minutes boil cool".split()
@@ -88,7 +85,7 @@ def configurations(out: Path, model: Path, data: Path) -> dict[str, OnlineConfig
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(children, tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """For each case the run folders of one rank and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = random.Random(3)
@@ -108,30 +105,11 @@ def runs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]
         file = Path(f"{config.out}.yaml")
         file.write_text(settings.dump(config))
         arguments.append(f"{CASES[name][0]}:{file}")
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {
-        "PYTHONPATH": str(Path(assent.__file__).parents[1]),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = subprocess.Popen(
-        [*launcher, str(WORKER), *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    ranks = children.ranks(folder, program=[str(WORKER), *arguments])
     single = make("single")
-    try:
-        for config in single.values():
-            train_online(config)
-        said, _ = process.communicate(timeout=300)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said[-4000:]
+    for config in single.values():
+        train_online(config)
+    ranks.join()
     return {name: (Path(single[name].out), Path(double[name].out)) for name in CASES}
 
 
@@ -160,21 +138,6 @@ def test_weights_and_states(name: str, runs, tiny_model_dir: Path) -> None:
     first, second = (checkpoint.load(checkpoint.newest_complete(out / "checkpoints")) for out in runs[name])
     for part in ("policy", "algorithm"):
         assert_alike(first[part], second[part])
-
-
-def assert_alike(one: object, two: object) -> None:
-    if isinstance(one, dict):
-        assert isinstance(two, dict) and one.keys() == two.keys()
-        for key, value in one.items():
-            assert_alike(value, two[key])
-    elif isinstance(one, list):
-        assert isinstance(two, list) and len(one) == len(two)
-        for a, b in zip(one, two, strict=True):
-            assert_alike(a, b)
-    elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(two, one, atol=1e-5, rtol=0, equal_nan=True)
-    else:
-        assert two == pytest.approx(one, abs=1e-5)
 
 
 def test_the_cases_are_what_they_say(runs) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from assent import distributed as d
 from assent.config import (
     METHODS,
     OBJECTIVES,
@@ -44,6 +39,8 @@ from assent.config import (
 )
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
+
+from .alike import assert_alike
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 _spec = importlib.util.spec_from_file_location("commands_worker", WORKER)
@@ -129,7 +126,7 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path, ratings: P
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """For each name the run folders of one rank and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = random.Random(3)
@@ -157,26 +154,11 @@ def runs(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, 
         file = Path(f"{config.out}.yaml")
         file.write_text(settings.dump(config))
         arguments.append(f"{name.split()[0]}:{file}")
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(Path(d.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = subprocess.Popen(
-        [*launcher, str(WORKER), *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    ranks = children.ranks(folder, program=[str(WORKER), *arguments])
     single = make("single")
-    try:
-        for name, config in single.items():
-            worker.COMMANDS[name.split()[0]][1](config)
-        said, _ = process.communicate(timeout=300)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said[-4000:]
+    for name, config in single.items():
+        worker.COMMANDS[name.split()[0]][1](config)
+    ranks.join()
     return {name: (Path(single[name].out), Path(double[name].out)) for name in NAMES}
 
 
@@ -241,17 +223,6 @@ def test_checkpoints_hold_the_same(name: str, runs) -> None:
         for key, value in one["optimizer"][kind].items():
             torch.testing.assert_close(two["optimizer"][kind][key], value, atol=1e-5, rtol=0)
     assert_alike(one["algorithm"], two["algorithm"])
-
-
-def assert_alike(one: object, two: object) -> None:
-    if isinstance(one, dict):
-        assert isinstance(two, dict) and one.keys() == two.keys()
-        for key, value in one.items():
-            assert_alike(value, two[key])
-    elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
-    else:
-        assert two == pytest.approx(one, abs=1e-5)
 
 
 def test_a_run_of_two_ranks_continues_on_one(runs, tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,15 +19,10 @@ ONE = d.World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def double(tiny_model_dir: Path, tmp_path_factory) -> Path:
-    """One torchrun with two ranks, every way after the other."""
+def double(children, tiny_model_dir: Path, tmp_path_factory) -> Path:
+    """Two ranks, every way after the other."""
     out = tmp_path_factory.mktemp("resharded")
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": str(Path(d.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(WORKER), str(tiny_model_dir), str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-4000:]
+    children.ranks(out, program=[str(WORKER), str(tiny_model_dir), str(out)]).join(120)
     return out
 
 

@@ -12,10 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from assent.algorithms.online.train import train_online
-from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward.pairs import train_reward
-from assent.algorithms.sft import train_sft
 from assent.cli import main
 from assent.config import (
     METHODS,
@@ -37,8 +33,10 @@ from assent.config import (
 from assent.errors import ModelError, OutputError
 from assent.models import saving
 from assent.train import beforehand, final
-from assent.train.log import read_metrics
 from assent.train.runfolder import RunFolder
+
+from . import commands
+from .commands import grpo_words, result
 
 FUNCTION = """
 import random
@@ -127,9 +125,7 @@ def make(tiny_model_dir: Path, rows: Path, tmp_path: Path, function: Callable[[s
 
 
 def train(config: RunConfig) -> Path:
-    kinds = {SFTConfig: train_sft, RewardConfig: train_reward}
-    online = hasattr(config, "rewards")
-    kinds.get(type(config), train_online if online else train_preference)(config)
+    commands.train(config)
     return Path(config.out)
 
 
@@ -362,19 +358,7 @@ def test_a_failed_end_leaves_no_half_model(make: Make, monkeypatch: pytest.Monke
 
 
 def options(out: Path, model: Path, data: Path, *rewards: str) -> list[str]:
-    flags = {
-        "model.path": model,
-        "model.precision": "fp32",
-        "data.train": data,
-        "data.max_length": 64,
-        "out": out,
-        "train.batch_size": 4,
-        "train.max_steps": 2,
-        "train.threads": 1,
-        "rollout.responses": 2,
-        "sampling.max_new_tokens": 5,
-    }
-    return ["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value))), *rewards]
+    return grpo_words(out, model, data, *rewards, "--train.batch_size", "4", steps=2)
 
 
 @pytest.mark.parametrize(
@@ -420,9 +404,6 @@ def test_every_kind_of_row_is_asked_about(tiny_model_dir, function, tmp_path: Pa
 
 def test_what_is_tried_changes_nothing_of_the_run(make: Make, monkeypatch: pytest.MonkeyPatch):
     """A function that counts its calls, and draws from every generator."""
-
-    def result(out: Path) -> tuple[bytes, list[dict]]:
-        return (out / "model" / "model.safetensors").read_bytes(), read_metrics(out / "metrics.jsonl", times=False)
 
     def seeded(name: str) -> Path:
         import random

@@ -24,9 +24,6 @@ import assent
 import assent.train.run as run_module
 import assent.train.runfolder as runfolder
 import assent.train.session as session_module
-from assent.algorithms.online.train import train_online
-from assent.algorithms.preference.train import train_preference
-from assent.algorithms.sft import train_sft
 from assent.config import (
     CriticConfig,
     DataConfig,
@@ -49,6 +46,8 @@ from assent.train import checkpoint
 from assent.train.guard import NOTHING, CodeEnded
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.run import RunResult, TrainingRun
+
+from . import commands
 
 SOURCE = Path(assent.__file__).parent
 CALLERS = {
@@ -177,10 +176,8 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
 
         def run(config: RunConfig, tracer: Tracer | None = None) -> None:
             tracers.append(tracer)
-            trainers = {SFTConfig: train_sft}
-            method = train_online if hasattr(config, "rollout") else train_preference
             try:
-                trainers.get(type(config), method)(config)
+                commands.train(config)
             finally:
                 sys.setprofile(None)
 

@@ -13,6 +13,8 @@ from assent.cli import main
 from assent.train import checkpoint
 from assent.train.log import read_metrics
 
+from .commands import grpo_words, newest_step
+
 MEDDLING = """
 import os, random, signal, sys, tempfile, threading, time
 import numpy, torch
@@ -47,20 +49,7 @@ def grpo(tiny_model_dir: Path, tmp_path: Path, monkeypatch) -> Callable[..., int
     Path("rows.jsonl").write_text("".join(f'{{"prompt": "{i} red?"}}\n' for i in range(6)))
 
     def run(out: str, *more: str) -> int:
-        flags = {
-            "model.path": "model",
-            "model.precision": "fp32",
-            "data.train": "rows.jsonl",
-            "data.max_length": "64",
-            "out": out,
-            "optim.lr": "1e-3",
-            "train.batch_size": "2",
-            "train.max_steps": "3",
-            "train.threads": "1",
-            "rollout.responses": "2",
-            "sampling.max_new_tokens": "5",
-        }
-        return main(["grpo", *(text for name, value in flags.items() for text in (f"--{name}", value)), *more])
+        return main(grpo_words(out, "model", "rows.jsonl", *more, steps=3))
 
     return run
 
@@ -76,11 +65,17 @@ def test_code_that_ends_the_program_at_import_is_named(end: str, grpo, capfd) ->
     assert "Traceback" not in said and not Path("run/checkpoints").exists()
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("end", ["sys.exit(0)", "raise KeyboardInterrupt", "raise GeneratorExit", "raise Own('no')"])
+@pytest.mark.parametrize(
+    ("end", "workers"),
+    [
+        ("sys.exit(0)", "0"),
+        ("sys.exit(0)", "1"),
+        ("raise KeyboardInterrupt", "0"),
+        ("raise GeneratorExit", "0"),
+        ("raise Own('no')", "0"),
+    ],
+)
 def test_code_that_ends_the_program_later_loses_nothing(end: str, workers: str, grpo, capfd) -> None:
-    if workers == "1" and "exit" not in end:
-        return
     lines = (
         "import os, sys",
         "class Own(RuntimeError): ...",
@@ -95,7 +90,7 @@ def test_code_that_ends_the_program_later_loses_nothing(end: str, workers: str, 
     said = capfd.readouterr().err
     assert "mine.py:length: length raised " in said and "mine.py:5)" in said and "Traceback" not in said
     assert "Checkpoint of step 2 saved; continue with --resume auto." in said
-    assert checkpoint.read_manifest(checkpoint.newest_complete("run/checkpoints"))["step"] == 2
+    assert newest_step(Path("run")) == 2
     Path("mended").touch()
     assert grpo("run", *rewards, "--resume", "auto") == 0
     assert len(read_metrics("run/metrics.jsonl")) == 3

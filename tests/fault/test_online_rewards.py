@@ -3,23 +3,22 @@ failed; or the answers without a reward are left out."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import assent
 from assent.cli import main
-from assent.train import checkpoint
 from assent.train.log import read_metrics
+
+from .commands import grpo_words, newest_step, result
+from .servers import FakeServer, Handler, drop, hang
 
 FUNCTION = """
 import time
@@ -92,43 +91,14 @@ def function(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def options(out: Path, model: Path, prompts: Path, *rewards: str) -> list[str]:
-    """Four steps of GRPO, each on a rollout of its own."""
-    flags = {
-        "model.path": model,
-        "model.precision": "fp32",
-        "data.train": prompts,
-        "data.max_length": 64,
-        "out": out,
-        "optim.lr": 1e-3,
-        "train.batch_size": 2,
-        "train.max_steps": 4,
-        "train.threads": 1,
-        "rollout.responses": 2,
-        "sampling.max_new_tokens": 5,
-    }
-    return ["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value))), *rewards]
-
-
 @pytest.fixture
 def grpo(tiny_model_dir: Path, prompts: Path, tmp_path: Path) -> Callable[..., int]:
     """The exit code of the command."""
 
     def run(out: str, *rewards: str) -> int:
-        return main(options(tmp_path / out, tiny_model_dir, prompts, *rewards))
+        return main(grpo_words(tmp_path / out, tiny_model_dir, prompts, *rewards, steps=4))
 
     return run
-
-
-def result(out: Path) -> tuple[str, list[dict]]:
-    """The final weights, and all that was logged but times."""
-    weights = (out / "model" / "model.safetensors").read_bytes()
-    return hashlib.sha256(weights).hexdigest(), read_metrics(out / "metrics.jsonl", times=False)
-
-
-def step_of(out: Path) -> int:
-    newest = checkpoint.newest_complete(out / "checkpoints")
-    return checkpoint.read_manifest(newest)["step"]
 
 
 # ---- the user's function
@@ -169,7 +139,7 @@ def test_a_function_that_gives_up_loses_nothing(fault: str, words: str, grpo, fu
     assert grpo("run", *rewards) == 2
     said = capsys.readouterr().err
     assert words in said and "continue with --resume auto" in said and "Traceback" not in said
-    assert step_of(tmp_path / "run") == 2 and not (tmp_path / "run" / "model").exists()
+    assert newest_step(tmp_path / "run") == 2 and not (tmp_path / "run" / "model").exists()
     (tmp_path / "mended").touch()
     assert grpo("run", *rewards, "--resume", "auto") == 0
     assert grpo("straight", *rewards) == 0
@@ -184,7 +154,7 @@ def test_a_reward_that_is_not_finite_names_row_and_answer(bad: str, grpo, functi
     assert grpo("run", *rewards) == 3
     said = capsys.readouterr().err
     assert f"length gave {bad} for the answer " in said and "prompts.jsonl:" in said and "Traceback" not in said
-    assert step_of(tmp_path / "run") == 2
+    assert newest_step(tmp_path / "run") == 2
     (tmp_path / "mended").touch()
     assert grpo("run", *rewards, "--resume", "auto") == 0
     assert grpo("straight", *rewards) == 0
@@ -214,64 +184,28 @@ def test_a_hanging_function_costs_its_own_answers_only(grpo, function, tmp_path:
 # ---- a server
 
 
-class Server(ThreadingHTTPServer):
+class Server(FakeServer):
     """An OpenRLHF reward server: an answer's length. After `healthy` requests it only has `trouble`."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         self.healthy = 1 << 30
         self.asked = 0
-        self.trouble: Callable[[Handler, int], None] = Handler.refuse
-        self.released = threading.Event()
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        self.trouble: Callable[[Handler], None] = drop
+        super().__init__()
 
-    def handle_error(self, *args: object) -> None:
-        pass
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        lengths = [len(text) - len(prompt) for text, prompt in zip(body["query"], body["prompts"], strict=True)]
-        self.server.asked += 1
-        try:
-            if self.server.asked > self.server.healthy:
-                self.server.trouble(self, len(lengths))
-            else:
-                self.say(json.dumps({"rewards": lengths}))
-        except OSError:
-            pass
-
-    def say(self, text: str, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def refuse(self, count: int) -> None:
-        self.connection.close()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def hang(handler: Handler, count: int) -> None:
-    handler.server.released.wait(30)
+    def respond(self, handler: Handler) -> None:
+        self.asked += 1
+        if self.asked > self.healthy:
+            return self.trouble(handler)
+        asked = zip(handler.body["query"], handler.body["prompts"], strict=True)
+        handler.say({"rewards": [len(text) - len(prompt) for text, prompt in asked]})
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
     yield made
-    made.released.set()
-    made.shutdown()
-    made.server_close()
+    made.stop()
 
 
 PATIENCE = ("--remote.retries", "1", "--remote.budget", "60", "--remote.timeout", "2")
@@ -280,13 +214,13 @@ PATIENCE = ("--remote.retries", "1", "--remote.budget", "60", "--remote.timeout"
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (Handler.refuse, "gave no rewards in 2 attempts"),
-        (lambda handler, count: handler.say("", 500), "answered 500 (2x)"),
-        (lambda handler, count: handler.say("", 429, Retry_After="0"), "answered 429 (2x)"),
+        (drop, "gave no rewards in 2 attempts"),
+        (lambda handler: handler.say("", 500), "answered 500 (2x)"),
+        (lambda handler: handler.say("", 429, Retry_After="0"), "answered 429 (2x)"),
         (hang, "timed out after 2 s (2x)"),
-        (lambda handler, count: handler.say("<html>"), "answered '<html>'; expected {\"rewards\": [numbers]}"),
-        (lambda handler, count: handler.say('{"rewards": [1.0]}'), "gave 1 rewards for 4 answers"),
-        (lambda handler, count: handler.say("no", 404), "answered 404"),
+        (lambda handler: handler.say("<html>"), "answered '<html>'; expected {\"rewards\": [numbers]}"),
+        (lambda handler: handler.say('{"rewards": [1.0]}'), "gave 1 rewards for 4 answers"),
+        (lambda handler: handler.say("no", 404), "answered 404"),
     ],
     ids=["refused", "500", "429", "hanging", "garbage", "too few", "404"],
 )
@@ -296,7 +230,7 @@ def test_a_server_that_gives_up_loses_nothing(trouble, words: str, server, grpo,
     assert grpo("run", *rewards) == 2
     said = capsys.readouterr().err
     assert words in said and "openrlhf: the reward server http://127.0.0.1:" in said and "--resume auto" in said
-    assert step_of(tmp_path / "run") == 2
+    assert newest_step(tmp_path / "run") == 2
     server.healthy = 1 << 30
     assert grpo("run", *rewards, "--resume", "auto") == 0
     assert grpo("straight", *rewards) == 0
@@ -309,7 +243,7 @@ def test_a_short_outage_is_waited_for(server, grpo, tmp_path: Path) -> None:
     assert grpo("straight", *rewards) == 0
     server.asked, server.healthy = 0, 1 + 2
 
-    def busy(handler: Handler, count: int) -> None:
+    def busy(handler: Handler) -> None:
         server.healthy = 1 << 30 if server.asked == 1 + 4 else server.healthy
         handler.say("", 503)
 
@@ -320,7 +254,7 @@ def test_a_short_outage_is_waited_for(server, grpo, tmp_path: Path) -> None:
 
 
 def test_a_server_is_tried_before_training(server, grpo, tmp_path: Path, capsys) -> None:
-    server.healthy, server.trouble = 0, lambda handler, count: handler.say("no", 404)
+    server.healthy, server.trouble = 0, lambda handler: handler.say("no", 404)
     assert grpo("run", "--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}") == 2
     said = capsys.readouterr().err
     assert "a server that is not up is waited for as in training" in said and "answered 404" in said
@@ -330,7 +264,7 @@ def test_a_server_is_tried_before_training(server, grpo, tmp_path: Path, capsys)
 
 def test_an_answer_that_is_not_finite_ends_the_run(server, grpo, tmp_path: Path, capsys) -> None:
     server.healthy = 1 + 1
-    server.trouble = lambda handler, count: handler.say('{"rewards": [NaN, 1, 1, 1]}')
+    server.trouble = lambda handler: handler.say('{"rewards": [NaN, 1, 1, 1]}')
     rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}")
     assert grpo("run", *rewards) == 3
     said = capsys.readouterr().err
@@ -389,7 +323,7 @@ def test_what_fails_on_one_rank_ends_both_and_is_continued_on_one(
 ) -> None:
     """Row 3 is asked about on one of the ranks. The other must not wait for it, and nothing may be lost."""
     rewards = ("--rewards.functions", function("third"), "--rewards.rules", "length=2,5")
-    code, said = torchrun(options(tmp_path / "run", tiny_model_dir, prompts, *rewards))
+    code, said = torchrun(grpo_words(tmp_path / "run", tiny_model_dir, prompts, *rewards, steps=4))
     assert code != 0 and said.count("third raised KeyError: 'no reward for row 3'") == 2, said[-4000:]
     (tmp_path / "mended").touch()
     assert grpo("run", *rewards, "--resume", "auto") == 0

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from assent.train import checkpoint
-from assent.train.log import read_metrics
+from .commands import grpo_words, newest_step, result, until
 
 FUNCTION = """
 import os, time
@@ -52,82 +50,51 @@ def breaks(completions, **columns):
 
 
 @pytest.fixture
-def ranks(children, tiny_model_dir: Path, tmp_path: Path) -> Callable[..., list[int]]:
-    """Starts the command on two ranks; their process ids."""
+def ranks(children, tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Starts the command on two ranks."""
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i} red?"}}\n' for i in range(8)))
 
-    def start(out: str, function: str, *more: str) -> list[int]:
-        flags = {
-            "model.path": tiny_model_dir,
-            "model.precision": "fp32",
-            "data.train": tmp_path / "rows.jsonl",
-            "data.max_length": 64,
-            "out": tmp_path / out,
-            "optim.lr": 1e-3,
-            "train.batch_size": 2,
-            "train.max_steps": 3,
-            "train.threads": 1,
-            "rollout.responses": 2,
-            "sampling.max_new_tokens": 5,
-            "rewards.functions": f"{tmp_path / 'mine.py'}:{function}",
-        }
-        words = ["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value))), *more]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [
-            children.start(words, tmp_path / f"rank{rank}.log", RANK=str(rank), LOCAL_RANK=str(rank), **group)
-            for rank in range(2)
-        ]
+    def start(out: str, function: str, *more: str) -> Any:
+        rewards = ("--rewards.functions", f"{tmp_path / 'mine.py'}:{function}", *more)
+        words = grpo_words(tmp_path / out, tiny_model_dir, tmp_path / "rows.jsonl", *rewards, steps=3)
+        return children.ranks(tmp_path, run=words)
 
     return start
 
 
-def logs(folder: Path) -> list[str]:
-    return [(folder / f"rank{rank}.log").read_text() for rank in range(2)]
-
-
-def result(out: Path) -> tuple[str, list[dict]]:
-    weights = (out / "model" / "model.safetensors").read_bytes()
-    return hashlib.sha256(weights).hexdigest(), read_metrics(out / "metrics.jsonl", times=False)
-
-
-def test_a_signal_to_one_rank_stops_the_code_of_another(children, ranks, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_the_code_of_another(ranks, tmp_path: Path) -> None:
     (tmp_path / "waits").touch()
-    pids = ranks("run", "sleeps")
-    end = time.monotonic() + 60
-    while not (tmp_path / "there").exists():
-        assert time.monotonic() < end, logs(tmp_path)
-        time.sleep(0.01)
-    os.kill(pids[0], signal.SIGTERM)  # which waits in a collective
+    both = ranks("run", "sleeps")
+    until((tmp_path / "there").exists)
+    os.kill(both.pids[0], signal.SIGTERM)  # which waits in a collective
     begun = time.monotonic()
-    assert [children.wait(pid) for pid in pids] == [143, 143], logs(tmp_path)
+    assert both.codes() == [143, 143], both.said
     assert time.monotonic() - begun < 5
-    for said in logs(tmp_path):
+    for said in both.said:
         assert "Stopped by SIGTERM. Checkpoint of step 1 saved; continue with --resume auto." in said
     (tmp_path / "waits").unlink()
     for out, more in (("run", ("--resume", "auto")), ("straight", ())):
-        assert [children.wait(pid) for pid in ranks(out, "sleeps", *more)] == [0, 0], logs(tmp_path)
+        ranks(out, "sleeps", *more).join()
     assert result(tmp_path / "run") == result(tmp_path / "straight")
 
 
-def test_what_one_rank_raises_is_saved_by_all(children, ranks, tmp_path: Path) -> None:
-    assert [children.wait(pid) for pid in ranks("fails", "fails")] == [2, 2], logs(tmp_path)
-    for said in logs(tmp_path):
+def test_what_one_rank_raises_is_saved_by_all(ranks) -> None:
+    both = ranks("fails", "fails")
+    assert both.codes() == [2, 2], both.said
+    for said in both.said:
         assert "fails raised KeyError: 'no'" in said and "Traceback" not in said
         assert "Checkpoint of step 1 saved; continue with --resume auto." in said
 
 
-def test_an_error_of_one_rank_alone_ends_all_and_says_what_there_is(children, ranks, tmp_path: Path) -> None:
-    codes = [children.wait(pid) for pid in ranks("run", "breaks", "--train.save_every", "1")]
-    assert codes == [1, 1], logs(tmp_path)
+def test_an_error_of_one_rank_alone_ends_all_and_says_what_there_is(ranks, tmp_path: Path) -> None:
+    both = ranks("run", "breaks", "--train.save_every", "1")
+    assert both.codes() == [1, 1], both.said
     alone = (
         "It ended one rank alone, and the state of step 1 is spread over all. The newest checkpoint is that of step 1"
     )
     whole = "Checkpoint of step 1 saved; continue with --resume auto."
-    for said in logs(tmp_path):
+    for said in both.said:
         assert "Traceback" in said and (alone in said or whole in said)
-    assert "RuntimeError: this rank alone" in logs(tmp_path)[1]
-    assert checkpoint.read_manifest(checkpoint.newest_complete(tmp_path / "run" / "checkpoints"))["step"] == 1
+    assert "RuntimeError: this rank alone" in both.said[1]
+    assert newest_step(tmp_path / "run") == 1

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -23,6 +22,8 @@ from assent.http import ServerAnswerError, ServerUnavailable
 from assent.rewards.group import Group, RewardError
 from assent.rewards.remote import RemoteReward, Server, WrittenAnswer
 
+from .servers import FakeServer, Handler, drip, drop, hang
+
 PATHS = {
     "openrlhf": "/get_reward",
     "llamafactory": "/v1/score/evaluation",
@@ -30,7 +31,7 @@ PATHS = {
     "sglang": "/v1/embeddings",
     "vllm-score": "/score",
 }
-Act = Callable[["Handler"], None]
+Act = Callable[[Handler], None]
 
 
 def honest(body: dict) -> dict:
@@ -52,49 +53,24 @@ def honest(body: dict) -> dict:
     return {"object": "list", "data": data[::-1]}
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: FakeServer
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append((self.path, dict(self.headers), self.body, time.monotonic()))
-            act = self.server.script.pop(0) if self.server.script else say()
-        try:
-            act(self)
-        except OSError:
-            pass
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class FakeServer(ThreadingHTTPServer):
-    daemon_threads = True
+class Scripted(FakeServer):
+    """Does what its script says, one act for each request, and answers honestly once that is done."""
 
     def __init__(self, port: int = 0) -> None:
         self.script: list[Act] = []
         self.requests: list[tuple[str, dict, dict, float]] = []
-        self.lock = threading.Lock()
-        self.released = threading.Event()
-        super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
+        super().__init__(port)
 
-    def handle_error(self, *args: object) -> None:
-        pass
-
-    def stop(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self.server_close()
-        self.thread.join()
+    def respond(self, handler: Handler) -> None:
+        with self.lock:
+            self.requests.append((handler.path, dict(handler.headers), handler.body, time.monotonic()))
+            act = self.script.pop(0) if self.script else say()
+        act(handler)
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    server = FakeServer()
+def fake() -> Iterator[Scripted]:
+    server = Scripted()
     yield server
     server.stop()
 
@@ -104,13 +80,7 @@ def say(text: str | None = None, status: int = 200, delay: float = 0.0, **header
 
     def act(handler: Handler) -> None:
         time.sleep(delay)
-        payload = (json.dumps(honest(handler.body)) if text is None else text).encode()
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(payload)))
-        handler.end_headers()
-        handler.wfile.write(payload)
+        handler.say(honest(handler.body) if text is None else text, status, **headers)
 
     return act
 
@@ -119,27 +89,10 @@ def rewards(*values: object) -> Act:
     return say(json.dumps({"rewards": values}))
 
 
-def hang(handler: Handler) -> None:
-    handler.server.released.wait(10)
-
-
-def drip(handler: Handler) -> None:
-    """Always another byte soon, never an end."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    while not handler.server.released.wait(0.05):
-        handler.wfile.write(b" ")
-
-
 def drip_header(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
     while not handler.server.released.wait(0.05):
         handler.wfile.write(b"x")
-
-
-def drop(handler: Handler) -> None:
-    handler.connection.close()
 
 
 def break_off(handler: Handler) -> None:
@@ -190,7 +143,7 @@ def source(url: str, shape: str = "openrlhf", **options: object) -> RemoteReward
 
 
 @pytest.mark.parametrize("shape", PATHS)
-def test_each_shape_on_the_wire(fake: FakeServer, shape: str):
+def test_each_shape_on_the_wire(fake: Scripted, shape: str):
     scores = source(fake.url, shape, model="rm", label="gold").score(groups(2, 1))
     assert scores.values.tolist() == [1.0, 2.0, 3.0] and scores.values.dtype == np.float64
     assert not scores.failures and not scores.parts
@@ -231,20 +184,20 @@ def test_each_shape_on_the_wire(fake: FakeServer, shape: str):
         ("/v1", "llamafactory", "/v1/v1/score/evaluation"),
     ],
 )
-def test_urls_with_and_without_the_path(fake: FakeServer, path: str, shape: str, expected: str):
+def test_urls_with_and_without_the_path(fake: Scripted, path: str, shape: str, expected: str):
     source(fake.url + path, shape).score(groups(1))
     assert fake.requests[0][0] == expected
 
 
 @pytest.mark.parametrize("shape", PATHS)
-def test_many_requests_keep_the_order_of_the_answers(fake: FakeServer, shape: str):
+def test_many_requests_keep_the_order_of_the_answers(fake: Scripted, shape: str):
     fake.script = [say(delay=0.2), say(delay=0.1), say()]
     scores = source(fake.url, shape, batch=2, concurrency=3).score(groups(3, 1, 3))
     assert scores.values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     assert len(fake.requests) == 4
 
 
-def test_concurrency_is_limited(fake: FakeServer):
+def test_concurrency_is_limited(fake: Scripted):
     gate = threading.Event()
 
     def held(handler: Handler) -> None:
@@ -268,7 +221,7 @@ def test_no_answers_need_no_server():
     assert source("http://127.0.0.1:9").score([]).values.shape == (0,)
 
 
-def test_the_key_is_sent_and_never_shown(fake: FakeServer):
+def test_the_key_is_sent_and_never_shown(fake: Scripted):
     fake.script = [say("no", 401)]
     judge = source(fake.url, key="s3cret")
     with pytest.raises(ServerAnswerError) as caught:
@@ -296,7 +249,7 @@ def test_the_key_is_sent_and_never_shown(fake: FakeServer):
     ],
     ids=["500", "502-504", "429", "408", "drop", "break off", "hang", "drip", "drip header", "all"],
 )
-def test_what_may_pass_is_tried_again(fake: FakeServer, faults: list[Act]):
+def test_what_may_pass_is_tried_again(fake: Scripted, faults: list[Act]):
     fake.script = list(faults)
     assert source(fake.url, timeout=0.3).score(groups(2)).values.tolist() == [1.0, 2.0]
     assert len(fake.requests) == len(faults) + 1
@@ -307,8 +260,8 @@ def test_a_server_that_is_refused_until_it_is_up():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started: list[FakeServer] = []
-    timer = threading.Timer(0.4, lambda: started.append(FakeServer(port)))
+    started: list[Scripted] = []
+    timer = threading.Timer(0.4, lambda: started.append(Scripted(port)))
     timer.start()
     try:
         assert source(f"http://127.0.0.1:{port}", pause=0.1).score(groups(2)).values.tolist() == [1.0, 2.0]
@@ -328,7 +281,7 @@ def test_a_server_that_is_refused_until_it_is_up():
         (drip, "timed out after 0.2 s"),
     ],
 )
-def test_retries_are_counted_and_the_error_says_what_was_tried(fake: FakeServer, fault: Act, reason: str):
+def test_retries_are_counted_and_the_error_says_what_was_tried(fake: Scripted, fault: Act, reason: str):
     fake.script = [fault] * 3
     begun = time.monotonic()
     with pytest.raises(ServerUnavailable) as caught:
@@ -348,7 +301,7 @@ def test_a_refused_connection_is_named():
 
 
 @pytest.mark.parametrize("fault", [say("", 500), hang, drip])
-def test_the_budget_ends_everything(fake: FakeServer, fault: Act):
+def test_the_budget_ends_everything(fake: Scripted, fault: Act):
     fake.script = [fault] * 10_000
     begun = time.monotonic()
     with pytest.raises(ServerUnavailable):
@@ -356,14 +309,14 @@ def test_the_budget_ends_everything(fake: FakeServer, fault: Act):
     assert 0.25 < time.monotonic() - begun < 2.5
 
 
-def test_retry_after_is_honoured(fake: FakeServer):
+def test_retry_after_is_honoured(fake: Scripted):
     fake.script = [say("", 429, Retry_After="1")]
     source(fake.url).score(groups(1))
     first, second = (request[3] for request in fake.requests)
     assert 1.0 <= second - first < 2.5
 
 
-def test_a_server_that_wants_more_time_than_there_is_ends_the_run_at_once(fake: FakeServer):
+def test_a_server_that_wants_more_time_than_there_is_ends_the_run_at_once(fake: Scripted):
     fake.script = [say("", 503, Retry_After="3600")]
     begun = time.monotonic()
     with pytest.raises(ServerUnavailable, match=r"in 1 attempts .*answered 503 \(1x\)"):
@@ -382,7 +335,7 @@ def test_retry_after_as_a_date():
     assert http.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
-def test_pauses_grow_and_leave_the_random_state_alone(fake: FakeServer):
+def test_pauses_grow_and_leave_the_random_state_alone(fake: Scripted):
     fake.script = [say("", 500)] * 3
     before = random.getstate(), np.random.get_state()[1].tolist()
     source(fake.url, pause=0.2).score(groups(1))
@@ -438,7 +391,7 @@ NOT_REWARDS = [
 
 
 @pytest.mark.parametrize(("shape", "answer", "words"), NOT_REWARDS)
-def test_what_will_not_pass_ends_the_run_after_one_request(fake: FakeServer, shape: str, answer: Act, words: str):
+def test_what_will_not_pass_ends_the_run_after_one_request(fake: Scripted, shape: str, answer: Act, words: str):
     fake.script = [answer]
     with pytest.raises(ServerAnswerError) as caught:
         source(fake.url, shape).score(groups(2))
@@ -466,7 +419,7 @@ def test_several_outputs_are_one_reward_by_their_weights(fake: FakeServer, shape
 @pytest.mark.parametrize(
     ("value", "shown"), [("NaN", "nan"), ("Infinity", "inf"), ("-Infinity", "-inf"), ("1e999", "inf")]
 )
-def test_rewards_that_are_not_finite_name_the_row_and_the_answer(fake: FakeServer, value: str, shown: str):
+def test_rewards_that_are_not_finite_name_the_row_and_the_answer(fake: Scripted, value: str, shown: str):
     fake.script = [say(f'{{"rewards": [1.0, 2.0, {value}]}}')]
     with pytest.raises(NonFiniteError, match=rf"gave {shown} for the answer 'aaa' to rows\.jsonl:2"):
         source(fake.url).score(groups(2, 1))
@@ -474,13 +427,13 @@ def test_rewards_that_are_not_finite_name_the_row_and_the_answer(fake: FakeServe
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 4000, "1e39", "-4e38"])
-def test_a_number_beyond_floats_is_no_reward(fake: FakeServer, number: str):
+def test_a_number_beyond_floats_is_no_reward(fake: Scripted, number: str):
     fake.script = [say(f'{{"rewards": [1.0, {number}]}}')]
     with pytest.raises(RewardError, match="gave .* for the answer 'aa' to rows.jsonl:1; expected a finite number"):
         source(fake.url).score(groups(2))
 
 
-def test_answers_that_cannot_be_written_are_unscored(fake: FakeServer):
+def test_answers_that_cannot_be_written_are_unscored(fake: Scripted):
     judge = source(fake.url)
     judge.write = lambda group: [None if text == "aa" else own for text, own in zip(group.texts, write(group))]
     scores = judge.score(groups(2, 1))
@@ -489,14 +442,14 @@ def test_answers_that_cannot_be_written_are_unscored(fake: FakeServer):
     assert len(fake.requests[0][2]["query"]) == 2
 
 
-def test_one_wrong_answer_stops_the_other_requests(fake: FakeServer):
+def test_one_wrong_answer_stops_the_other_requests(fake: Scripted):
     fake.script = [say("no", 400), *([say(delay=0.1)] * 40)]
     with pytest.raises(ServerAnswerError):
         source(fake.url, batch=1, concurrency=2).score(groups(40))
     assert len(fake.requests) < 10
 
 
-def test_an_endless_answer_is_not_read(fake: FakeServer, monkeypatch):
+def test_an_endless_answer_is_not_read(fake: Scripted, monkeypatch):
     monkeypatch.setattr(http, "LARGEST_ANSWER", 1000)
     fake.script = [rewards(*[0.5] * 1000)]
     with pytest.raises(ServerAnswerError, match="answered more than"):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +19,27 @@ from assent.rewards.reading import Reading
 from assent.rewards.remote import Server
 from assent.rewards.served import ServedModel
 
+from .servers import FakeServer, Handler
+
 EXAMPLES = [Example((Message("user", "1 what?"),))]
 
 
-class Vllm(ThreadingHTTPServer):
+class Vllm(FakeServer):
     """A server with that tokenizer; `outputs` are the numbers for each text, `activated` those with activation."""
 
-    daemon_threads = True
-
     def __init__(self, chat: Chat) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
         self.chat = chat
         self.requests: list[tuple[str, Any]] = []
         self.names, self.longest = ["rm"], 512
         self.outputs, self.activated = [[-0.5], [1.5]], [[0.38], [0.82]]
         self.missing: set[str] = set()
         self.has_template = True
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__()
+
+    def respond(self, handler: Handler) -> None:
+        self.requests.append((handler.path, handler.body))
+        reply = None if handler.path in self.missing else self.reply(handler.path, handler.body)
+        handler.say(reply or {"error": "no"}, 200 if reply else 404)
 
     def reply(self, path: str, body: Any) -> Any:
         if path == "/v1/models":
@@ -57,28 +57,6 @@ class Vllm(ThreadingHTTPServer):
         return {"data": [{"index": i, "probs": numbers} for i, numbers in enumerate(probs)]}
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Vllm
-
-    def do_GET(self) -> None:
-        self._answer(None)
-
-    def do_POST(self) -> None:
-        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-    def _answer(self, body: Any) -> None:
-        self.server.requests.append((self.path, body))
-        reply = None if self.path in self.server.missing else self.server.reply(self.path, body)
-        payload = json.dumps(reply or {"error": "no"}).encode()
-        self.send_response(200 if reply else 404)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def chat(tokenizer) -> Chat:
     return Chat(tokenizer)
@@ -88,8 +66,7 @@ def chat(tokenizer) -> Chat:
 def vllm(chat: Chat) -> Iterator[Vllm]:
     server = Vllm(chat)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.stop()
 
 
 def served(vllm: Vllm, chat: Chat, own: Chat | None = None, **options: Any) -> ServedModel:

@@ -18,10 +18,6 @@ import pytest
 
 import assent.train.loop as loop_module
 import assent.train.run as run_module
-from assent.algorithms.online.train import train_online
-from assent.algorithms.preference.train import train_preference
-from assent.algorithms.reward.pairs import train_reward
-from assent.algorithms.sft import train_sft
 from assent.config import (
     METHODS,
     OBJECTIVES,
@@ -46,6 +42,8 @@ from assent.config import (
 from assent.errors import NonFiniteError, OutputError, RunFolderError, ShutdownRequested
 from assent.train import checkpoint, final
 from assent.train.log import read_metrics
+
+from .commands import train, until
 
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
@@ -107,15 +105,6 @@ def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
         raise ValueError(name)
 
     return build
-
-
-def train(config: RunConfig) -> None:
-    trainers = {
-        SFTConfig: train_sft,
-        RewardConfig: train_reward,
-        **dict.fromkeys((row.config for row in METHODS.values()), train_online),
-    }
-    trainers.get(type(config), train_preference)(config)
 
 
 def sha(content: bytes) -> str:
@@ -362,13 +351,6 @@ def command(config: RunConfig) -> list[str]:
     file = Path(config.out).parent / f"{Path(config.out).name}.yaml"
     file.write_text(settings.dump(config))
     return [type(config).__name__.removesuffix("Config").lower(), "--config", str(file)]
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.002)
 
 
 def test_killed_at_random_moments_is_straight(children, make: Make, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ lost. What was stopped goes on to the bytes of a run that never was."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,10 @@ from assent import http
 from assent.cli import main
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
+
+from .commands import grpo_words, newest_step, until
+from .commands import result as weights_and_metrics
+from .servers import FakeServer, Handler, drip, hang
 
 LIMIT = 5.0
 """Seconds from a signal to the saved end."""
@@ -102,36 +104,14 @@ def command(tiny_model_dir: Path, prompts: Path, tmp_path: Path) -> Callable[...
     (tmp_path / "mine.py").write_text(FUNCTION)
 
     def words(out: str, *more: str) -> list[str]:
-        flags = {
-            "model.path": tiny_model_dir,
-            "model.precision": "fp32",
-            "data.train": prompts / "train.jsonl",
-            "data.max_length": 64,
-            "out": tmp_path / out,
-            "optim.lr": 1e-3,
-            "train.batch_size": 2,
-            "train.max_steps": STEPS,
-            "train.threads": 1,
-            "rollout.responses": 2,
-            "sampling.max_new_tokens": 5,
-        }
-        return ["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value))), *more]
+        return grpo_words(tmp_path / out, tiny_model_dir, prompts / "train.jsonl", *more, steps=STEPS)
 
     return words
 
 
-def result(out: Path) -> dict[str, object]:
-    weights = (out / "model" / "model.safetensors").read_bytes()
-    return {
-        "weights": hashlib.sha256(weights).hexdigest(),
-        "metrics": read_metrics(out / "metrics.jsonl", times=False),
-        "samples": read_jsonl(out / "samples.jsonl"),
-    }
-
-
-def newest_step(out: Path) -> int:
-    newest = checkpoint.newest_complete(out / "checkpoints")
-    return checkpoint.read_manifest(newest)["step"]
+def result(out: Path) -> tuple[object, ...]:
+    """With the samples."""
+    return *weights_and_metrics(out), read_jsonl(out / "samples.jsonl")
 
 
 @contextmanager
@@ -202,55 +182,31 @@ def test_code_that_does_not_come_back_is_left(
 # ---- servers
 
 
-class Faulty(BaseHTTPRequestHandler):
+class Faulty(FakeServer):
     """A reward server: each answer is worth its length; from the fourth request on it has the fault, until it is
     mended. (The first only tries it.)"""
 
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server: Any = self.server
-        server.asked += 1
-        if server.asked == 4 and server.fault is not None:
-            server.there.touch()
-        if server.asked >= 4 and server.fault is not None:
-            return server.fault(self)
-        content = json.dumps({"rewards": [float(len(text)) for text in request["query"]]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+    def __init__(self, fault: Callable[[Handler], None], there: Path) -> None:
+        self.asked, self.fault, self.there = 0, fault, there
+        super().__init__()
 
-    def log_message(self, *words: object) -> None:
-        pass
+    def respond(self, handler: Handler) -> None:
+        self.asked += 1
+        if self.asked >= 4 and not self.released.is_set():
+            if self.asked == 4:
+                self.there.touch()
+            return self.fault(handler)
+        handler.say({"rewards": [float(len(text)) for text in handler.body["query"]]})
 
 
-def hang(handler: Faulty) -> None:
-    handler.server.mended.wait(60)
-
-
-def drip(handler: Faulty) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    while not handler.server.mended.wait(0.2):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-
-
-def fail(handler: Faulty) -> None:
-    handler.send_response(503)
-    handler.send_header("Retry-After", "60")
-    handler.end_headers()
+def fail(handler: Handler) -> None:
+    handler.say("", 503, Retry_After="60")
 
 
 @pytest.mark.parametrize("fault", [hang, drip, fail])
 def test_a_server_is_not_waited_for(fault: Callable, command, tmp_path: Path, capfd) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
-    server.daemon_threads = True
-    server.asked, server.fault, server.there, server.mended = 0, fault, tmp_path / "there", threading.Event()
-    server.handle_error = lambda *_: None
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    rewards = ("--rewards.servers", f"openrlhf=http://127.0.0.1:{server.server_port}", "--remote.batch", "2")
+    server = Faulty(fault, tmp_path / "there")
+    rewards = ("--rewards.servers", f"openrlhf={server.url}", "--remote.batch", "2")
     with signalled(tmp_path / "there", signal.SIGTERM) as sent:
         code = main(command("run", *rewards))
         took = time.monotonic() - sent[0]
@@ -260,13 +216,11 @@ def test_a_server_is_not_waited_for(fault: Callable, command, tmp_path: Path, ca
     while asyncio.all_tasks(http._loop()):
         assert time.monotonic() < end, "a request is still under way"
         time.sleep(0.01)
-    server.fault = None
-    server.mended.set()
+    server.released.set()
     assert main(command("run", *rewards, "--resume", "auto")) == 0
     assert main(command("straight", *rewards)) == 0
     assert result(tmp_path / "run") == result(tmp_path / "straight")
-    server.shutdown()
-    server.server_close()
+    server.stop()
 
 
 def test_an_engine_that_is_away_is_not_waited_for(command, tmp_path: Path, capfd) -> None:
@@ -346,13 +300,6 @@ def test_code_that_swallows_every_signal_is_saved_beside(children, command, tmp_
     assert main(command("run", *rewards, "--resume", "auto")) == 0
     assert main(command("straight", *rewards)) == 0
     assert result(tmp_path / "run") == result(tmp_path / "straight")
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
 
 
 def test_output_that_breaks_ends_no_run(children, command, tmp_path: Path) -> None:

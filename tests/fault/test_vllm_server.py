@@ -4,7 +4,6 @@ faults. The real vLLM is in tests/vllm."""
 from __future__ import annotations
 
 import gc
-import json
 import re
 import socket
 import subprocess
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -30,62 +28,32 @@ from assent.rollout.vllm_server import VllmServer
 from assent.rollout.vllm_shared import WeightsFolder, agree, completion, logprobs_mode, request, stored
 from assent.rollout.vllm_worker import EXTENSION
 
+from .servers import FakeServer, Handler, drop, hang
+
 EOS = (7,)
 SAMPLING = SamplingConfig(max_new_tokens=4, max_batch=4)
 PROMPTS = [np.array([10 + i, 20 + i]) for i in range(5)]
-Act = Callable[["Handler"], None]
+Act = Callable[[Handler], None]
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: FakeVllm
-
-    def do_GET(self) -> None:
-        self.answer(None)
-
-    def do_POST(self) -> None:
-        self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-    def answer(self, body: dict | None) -> None:
-        self.body, path = body, self.path.partition("?")[0]
-        with self.server.lock:
-            self.server.requests.append((path, body))
-            script = self.server.scripts.get(path)
-            act = script.pop(0) if script else say()
-        try:
-            act(self)
-        except OSError:
-            pass
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class FakeVllm(ThreadingHTTPServer):
+class FakeVllm(FakeServer):
     """Answers as vLLM does: the response i to a prompt is its first token, then i, then the number of its weights'
     letters, then EOS."""
-
-    daemon_threads = True
 
     def __init__(self, port: int = 0, mode: str = "processed_logprobs") -> None:
         self.scripts: dict[str, list[Act]] = {}
         self.requests: list[tuple[str, dict | None]] = []
-        self.lock = threading.Lock()
-        self.released = threading.Event()
         self.version, self.weights, self.refreshed, self.paused, self.mode = "default", "old", "old", False, mode
         self.device, self.extension = "cuda", ""
-        super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
+        super().__init__(port)
 
-    def handle_error(self, *args: object) -> None:
-        pass
-
-    def stop(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self.server_close()
-        self.thread.join()
+    def respond(self, handler: Handler) -> None:
+        path = handler.path.partition("?")[0]
+        with self.lock:
+            self.requests.append((path, handler.body))
+            script = self.scripts.get(path)
+            act = script.pop(0) if script else say()
+        act(handler)
 
     def paths(self) -> list[str]:
         return [path for path, _ in self.requests]
@@ -145,11 +113,7 @@ def say(text: str | None = None, status: int = 200, change: Callable[[dict], Non
         reply = handler.server.reply(handler.path, handler.body or {}) if text is None else None
         for choice in reply["choices"] if change else ():
             change(choice)
-        payload = (json.dumps(reply) if text is None else text).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(payload)))
-        handler.end_headers()
-        handler.wfile.write(payload)
+        handler.say(reply if text is None else text, status)
 
     return act
 
@@ -164,14 +128,6 @@ def die(handler: Handler) -> None:
     """As if it had been killed before it answers, and started anew at once."""
     handler.server.version, handler.server.weights = "default", "old"
     drop(handler)
-
-
-def hang(handler: Handler) -> None:
-    handler.server.released.wait(10)
-
-
-def drop(handler: Handler) -> None:
-    handler.connection.close()
 
 
 def save(path: Path, state: dict[str, torch.Tensor]) -> None:

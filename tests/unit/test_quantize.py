@@ -4,8 +4,6 @@ it cannot work it says so. Most of it needs bitsandbytes, which quantises on a C
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -342,14 +340,9 @@ def sharded_run(base: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_give_what_one_gives(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_gives(children, tiny_model_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    command = [*launcher, str(tiny_model_dir), str(tmp_path / "two")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    children.ranks(tmp_path, program=[__file__, str(tiny_model_dir), str(tmp_path / "two")]).join(120)
     sharded_run(tiny_model_dir, tmp_path / "one")
     got, want = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     assert got.keys() == want.keys()

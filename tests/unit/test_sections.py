@@ -132,11 +132,11 @@ def test_python_and_yaml_are_written_alike():
 
 
 def together(cls: type, sections: tuple[str, ...]) -> Iterator[list[settings.Option]]:
-    """The options of these sections in lots: the first of each, the second of each, ..."""
+    """The options of these sections in two lots, so that of each section some are given and some are not."""
     known = [option for option in settings.options(cls) if option.name not in ("model.path", "data.train", "out")]
     groups = [[option for option in known if option.name.rpartition(".")[0] == section] for section in sections]
-    for place in range(max(map(len, groups))):
-        yield [group[place] for group in groups if place < len(group)]
+    for half in (0, 1):
+        yield [option for group in groups for option in group[half::2]]
 
 
 @pytest.mark.parametrize("name", LEARNING)

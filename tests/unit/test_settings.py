@@ -7,8 +7,10 @@ import math
 from typing import Annotated, Any, get_args
 
 import pytest
+import yaml
 from annotated_types import Gt, Interval
 from hypothesis import example, given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 from typing_extensions import Doc
 
@@ -122,6 +124,7 @@ def test_broken_yaml_and_unreadable_files(tmp_path):
         settings.read(SFTConfig, tmp_path / "bytes.yaml")
 
 
+@limits(deadline=None)
 @example(lr=1e-5, out="a\x85 b\u2028", seed=0, columns={"\u2029": "\n x"}, resume=None)
 @given(
     lr=st.floats(allow_nan=False, allow_infinity=False),
@@ -142,6 +145,7 @@ def test_dump_and_load_are_inverse(lr, out, seed, columns, resume):
         report_to=("wandb", "tensorboard"),
     )
     assert settings.load(SFTConfig, settings.dump(full)) == full
+    assert repr(settings.plain(full)) == repr(yaml.safe_load(settings.dump(full))), "types too"
 
 
 # ---- ranges

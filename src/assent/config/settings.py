@@ -87,7 +87,12 @@ def load(cls: type[T], text: str, source: str = "<yaml>", missing: object = REQU
 
 def dump(config: Any) -> str:
     """The configuration as YAML text; `load(type(config), dump(config)) == config`."""
-    return yaml.dump(_plain(config, type(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The configuration as what its YAML text holds: dicts, lists, texts and numbers."""
+    return cast("dict[str, Any]", _plain(config, type(config)))
 
 
 def validate(config: Any) -> None:

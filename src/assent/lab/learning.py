@@ -179,9 +179,9 @@ class Setting:
         return self.scores(policy)
 
 
-def build_setting(out: str | Path, seed: int) -> Setting:
-    """Writes a world of four prompts and five letters into `out`."""
-    world = build_enumerable(out, seed=seed, num_prompts=4, letters="abcde")
+def build_setting(out: str | Path, seed: int, prompts: int = 4) -> Setting:
+    """Writes a world of so many prompts and five letters into `out`."""
+    world = build_enumerable(out, seed=seed, num_prompts=prompts, letters="abcde")
     model = ModelConfig(str(world.model), precision="fp32")
     reference = load_policy(model, max_length=MAX_LENGTH, trainable=False)
     return Setting(replace(world, rewards=SURENESS * world.rewards), model, reference, seed)

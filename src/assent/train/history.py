@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from assent.config import (
     OnlineConfig,
     PreferenceConfig,
@@ -84,7 +82,7 @@ def command_key(config: RunConfig) -> str:
 
 def resolved_options(config: RunConfig) -> Options:
     """The options as resolved.yaml has them."""
-    return flat(yaml.safe_load(settings.dump(config)))
+    return flat(settings.plain(config))
 
 
 def options_hash(options: Options) -> str:

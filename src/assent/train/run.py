@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from assent import distributed, interrupt, messages
@@ -187,8 +186,8 @@ class TrainingRun:
 
     def _open_logs(self, positions: Mapping[str, int]) -> dict[str, Any]:
         folder = self.session.folder
-        plain = yaml.safe_load(settings.dump(self.config))
-        trackers = open_trackers(self.config.report_to, folder.path, folder.run_id, plain, self.step)
+        options = settings.plain(self.config)
+        trackers = open_trackers(self.config.report_to, folder.path, folder.run_id, options, self.step)
         return {
             "metrics": MetricsLog(folder.metrics, positions.get("metrics", 0), trackers),
             "samples": SamplesLog(folder.samples, positions.get("samples", 0)),

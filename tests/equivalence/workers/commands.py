@@ -1,4 +1,4 @@
-"""The training commands under torchrun, started from test_ranks.py: one process group, all runs one after the other.
+"""The training commands on two ranks, started by test_ranks.py: one process group, all runs one after the other.
 
 Each argument is COMMAND:FILE, the configuration as YAML.
 """

@@ -1,5 +1,5 @@
-"""Gradients of a policy whose sharded weights are given back between the forward and the backward pass; started by
-torchrun from test_resharded.py, or called in process.
+"""Gradients of a policy whose sharded weights are given back between the forward and the backward pass; started on
+two ranks by test_resharded.py, or called in process.
 
 Arguments: the model folder, the folder for the gradients.
 """

@@ -1,4 +1,4 @@
-"""A small training run for one rank or several; started by torchrun from test_distributed.py, or called in process.
+"""A small training run for one rank or several; started on two ranks by test_distributed.py, or called in process.
 
 The model has what makes sharding hard: tied weights, a frozen weight, sizes that two ranks cannot halve.
 """
