@@ -23,7 +23,9 @@ from assent.config import (
     CompareConfig,
     CustomConfig,
     DemoConfig,
+    GateSection,
     ReportConfig,
+    RewardGateConfig,
     RunConfig,
     SFTConfig,
     online_config,
@@ -85,6 +87,8 @@ def made(place: Path, name: str, **options: Any) -> Any:
         return SFTConfig(**shared, **options)
     if name in ("ppo", "grpo"):
         return online_config(name, **shared, sampling={"max_new_tokens": 3}, **options)
+    if name == "reward-gate":
+        return RewardGateConfig(**shared, **options)
     if name == "custom":
         return CustomConfig(**shared, probe={"prompts": 0}, **options)
     return preference_config(name, **shared, probe={"prompts": 0}, **options)
@@ -95,7 +99,9 @@ def read(config: RunConfig) -> None:
     from assent.data.views import pair_view, prompt_view, sft_view
     from assent.train.session import open_session
 
-    view = {"SFTConfig": sft_view, "DPOConfig": pair_view}.get(type(config).__name__, prompt_view)
+    view = {"SFTConfig": sft_view, "DPOConfig": pair_view, "RewardGateConfig": pair_view}.get(
+        type(config).__name__, prompt_view
+    )
     session = open_session(config)
     try:
         session.prepare(view)
@@ -267,6 +273,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         edit("other/tokenizer.json", "{", "{ "),
         "tokenizer",
     ),
+    "aligned policy": (
+        "rewards.implicit",
+        "grpo",
+        {"rewards": {"implicit": ("PLACE/other",), "implicit_reference": "PLACE/model", "implicit_beta": 0.1}},
+        other_weights("other"),
+        "weights",
+    ),
+    "what it is compared with": (
+        "rewards.implicit_reference",
+        "grpo",
+        {"rewards": {"implicit": ("PLACE/model",), "implicit_reference": "PLACE/other", "implicit_beta": 0.1}},
+        other_weights("other"),
+        "weights",
+    ),
+    "ratings of a gate": (
+        "gate.ratings",
+        "reward-gate",
+        {"gate": GateSection(ratings="PLACE/more.jsonl")},
+        without_last_row("more.jsonl"),
+        "rows",
+    ),
     "mixed-in rows": (
         "ptx.data",
         "grpo",
@@ -289,6 +316,8 @@ def filled(options: Any, place: Path) -> Any:
         return {name: filled(value, place) for name, value in options.items()}
     if isinstance(options, tuple):
         return tuple(filled(value, place) for value in options)
+    if isinstance(options, GateSection):
+        return replace(options, ratings=filled(options.ratings, place))
     return options.replace("PLACE", str(place)) if isinstance(options, str) else options
 
 
@@ -317,8 +346,9 @@ def test_a_change_of_anything_that_is_read_is_noticed(case: str, place: Path, ca
 # Texts that name nothing outside, or what the run does not read; compare's own are read once, when all is trained.
 NAMES_NOTHING = set(
     "out resume resume_changed model.revision model.template_kwargs model.lora.targets data.split data.format "
-    "data.columns rewards.rules rewards.weights remote.model remote.label remote.key_env judge.model judge.key_env "
-    "judge.cache curriculum.column given.hint "
+    "data.columns rewards.rules rewards.weights rewards.output_weights remote.model remote.label remote.key_env "
+    "judge.model judge.key_env "
+    "judge.cache curriculum.column given.hint reward.output attributes.outputs attributes.weights gate.verbosity "
     "engine.weights plus objectives options loss.options scorer reward_model prompts".split()
 )
 

@@ -157,8 +157,8 @@ class RewardGateConfig(RewardModelConfig):
     """Gated mixture: the outputs of a frozen reward model, weighed by the prompt."""
 
     gate: GateSection = field(default_factory=GateSection)
-    optim: OptimConfig = field(default_factory=GateOptim)
-    train: TrainConfig = field(default_factory=GateTrain)
+    optim: GateOptim = field(default_factory=GateOptim)
+    train: GateTrain = field(default_factory=GateTrain)
 
 
 @dataclass(frozen=True)
