@@ -87,6 +87,8 @@ class FakeCritic(nn.Module):
         assert torch.equal(index, batch.source)
         return self.value
 
+    scalars = forward
+
 
 def fields(*extra: str, seed: int = 1) -> dict[str, Tensor]:
     """Per-token fields [N] float64 near the fake policy's log-probs, so that some ratios are clipped and some not."""
