@@ -72,10 +72,11 @@ def models(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> dict[str, str]:
 
 
 def run(capsys, *words: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit code, the rows on standard output (which is no terminal here), and what was said."""
+    """Exit code, the rows on standard output (which is no terminal here), and what was said, on one line: where it is
+    broken depends on the length of the test's folder."""
     code = cli.main(["score", *words, "--precision", "fp32"])
     out, err = capsys.readouterr()
-    return code, [json.loads(line) for line in out.splitlines()] if code == 0 else [], err
+    return code, [json.loads(line) for line in out.splitlines()] if code == 0 else [], " ".join(err.split())
 
 
 def transformers_scores(folder: str, talks: list[list[dict[str, str]]]) -> list[float]:
