@@ -13,6 +13,7 @@ from assent.data.formats.message import messages, template_kwargs, tools
 from assent.data.packing import packed_size, plan
 from assent.data.records import Example, Message, Response, RowError
 from assent.data.tree import Branch, TokenTree, collate
+from assent.errors import ModelError
 from assent.models.policy import ScoreModel
 from assent.serve.shapes import Asked, Ids, Refusal, Talk
 
@@ -203,7 +204,11 @@ class Scorer:
     @property
     def has_reward(self) -> bool:
         """Whether it is known how they become one."""
-        return bool(self.model.rule.weights)
+        try:
+            self.model.rule.require_weights("")
+        except ModelError:
+            return False
+        return True
 
     @torch.no_grad()
     def values(self, trees: Sequence[TokenTree]) -> Values:
