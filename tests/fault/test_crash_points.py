@@ -163,7 +163,7 @@ def train(tiny_model_dir: Path, tokenizer) -> Iterator[Callable[..., None]]:
             patch.setattr(session_module, name, once(getattr(session_module, name)))
         patch.setattr(runfolder, "environment", lambda ranks=1: {"threads": 1, "ranks": ranks})
         patch.setattr("assent.train.loop.try_outputs", lambda *_, **__: None)
-        patch.setattr(TrainingRun, "finish", lambda self, final: RunResult(Path(), Path(), self.step, {}, self.step))
+        patch.setattr(TrainingRun, "finish", lambda self, *_: RunResult(Path(), Path(), self.step, {}, self.step))
         tracers: list[Tracer | None] = [None]
         conclude = TrainingRun.conclude
 

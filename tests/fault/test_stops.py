@@ -135,13 +135,15 @@ def signalled(there: Path, *numbers: int, pause: float = 0.2) -> Iterator[list[f
             os.kill(os.getpid(), number)
             time.sleep(pause)
 
-    before = {number: signal.signal(number, outside) for number in numbers}
+    before = {number: signal.signal(number, outside) for number in dict.fromkeys(numbers)}
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    yield sent
-    thread.join()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield sent
+    finally:
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ SEEDS = (0, 1, 2)
 
 
 def in_turns(cases: Iterable[str]) -> Any:
-    """Parametrises `setting` and `name`: each case on one seed, with ASSENT_SEEDS=all on all of them. What is wrong in a
-    loss is wrong on every seed, and every seed is there among the cases of a test."""
+    """Parametrises `setting` and `name`: each case on one seed, with ASSENT_SEEDS=all on each of them. What is wrong in
+    a loss is wrong on every seed, and every seed is there among the cases of a test."""
     everywhere = os.environ.get("ASSENT_SEEDS") == "all"
     pairs = [
         (seed, case)

@@ -143,7 +143,7 @@ def _contest(config: CheckConfig) -> tuple[str, Mapping[str, float], dict[str, T
     function = OwnFunction(config.function, FLAG, {**offered(), **TOKENS, **REWARDS})
     kind = kind_of(function)
     if kind != OBJECTIVE:
-        return kind, config.options, _online(config, kind, "values" in function.sizes)
+        return kind, config.options, _online(config, kind, function)
     beta = config.options.get("beta", BETA)
     options = {"beta": beta, **config.options} if "beta" in options_of(function) else config.options
     own = CustomConfig(**_shared(""), objective=config.function, options=options)
@@ -171,7 +171,7 @@ def _preference(config: PreferenceConfig, feedback: str, strengths: bool) -> Tra
     return train
 
 
-def _online(config: CheckConfig, kind: str, critic: bool) -> dict[str, Train]:
+def _online(config: CheckConfig, kind: str, function: OwnFunction) -> dict[str, Train]:
     """A policy loss beside those of PPO and REINFORCE, twice on each rollout; an estimator beside the one of its
     method, once."""
     options = config.options
@@ -185,9 +185,15 @@ def _online(config: CheckConfig, kind: str, critic: bool) -> dict[str, Train]:
         }
     own = {"estimator": config.function, "options": options}
     once = {"responses": RESPONSES}
-    method, usual = ("ppo", {"lam": 1.0}) if critic else ("reinforce", {"whiten": True})
-    name = "PPO (GAE)" if critic else "REINFORCE"
-    return {config.function: _method(method, {**usual, **own}, once), name: _method(method, usual, once)}
+    if "values" not in function.sizes:
+        whiten = {"whiten": True}
+        return {
+            config.function: _method("reinforce", {**whiten, **own}, once),
+            "REINFORCE": _method("reinforce", whiten, once),
+        }
+    lam = {"lam": 1.0}
+    theirs = lam if "lam" in options_of(function) else {}
+    return {config.function: _method("ppo", {**theirs, **own}, once), "PPO (GAE)": _method("ppo", lam, once)}
 
 
 def _method(method: str, loss: Mapping[str, Any], rollout: Mapping[str, Any]) -> Train:

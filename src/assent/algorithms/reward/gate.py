@@ -310,7 +310,7 @@ def train_gate(config: RewardGateConfig) -> RunResult:
     size = sum(weight.numel() for weight in gate.parameters())
     about += [length, Line("Gate", f"{rounded(size)} parameters, on the state at {LAST}; all else is frozen")]
     algorithm = GateTraining(scorer, gate, stream, both, fixed)
-    return train_on(session, algorithm, scorer, stream, replace(data, eval=held), summary=length_relation, about=about)
+    return train_on(session, algorithm, scorer, stream, data, summary=length_relation, about=about, held=held)
 
 
 def _check_source(config: RewardGateConfig) -> None:

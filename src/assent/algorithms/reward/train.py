@@ -12,6 +12,7 @@ from assent import distributed
 from assent.algorithms.reward.trust import appraise
 from assent.data.dataset import Prepared
 from assent.data.packing import EpochStream, Window
+from assent.data.tree import TokenTree
 from assent.models.policy import ScoreModel
 from assent.models.reward_head import SCALAR
 from assent.models.stored_heads import write_rule
@@ -54,10 +55,11 @@ def train_on(
     *,
     summary: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] = lambda items: {},
     about: Sequence[Line] = (),
+    held: Sequence[TokenTree] | None = None,
 ) -> RunResult:
-    """Runs `algorithm` over the epochs of `stream`, evaluating on the held-out trees of `data`; `config.out`/model is
-    the folder of `scorer`, and trust.json says how far it can be trusted on these. `summary` makes metrics of what the
-    loss says of all held-out items; `about` is said before the first step."""
+    """Runs `algorithm` over the epochs of `stream`, evaluating on the held-out trees of `data` (or what `held` has in
+    their place); `config.out`/model is the folder of `scorer`, and trust.json says how far it can be trusted on these.
+    `summary` makes metrics of what the loss says of all held-out items; `about` is said before the first step."""
     total = session.total_steps(stream.steps_per_epoch)
     if scorer.rule != SCALAR:
         distributed.on_main(
@@ -65,7 +67,7 @@ def train_on(
         )  # for checkpoints, which do not say it
 
     def evaluate() -> Evaluation:
-        return held_out(algorithm, data.eval, stream, session.world, summary=summary)
+        return held_out(algorithm, data.eval if held is None else held, stream, session.world, summary=summary)
 
     return run(
         session,
