@@ -121,8 +121,8 @@ def save_report(report: Report, path: str | Path) -> Path:
     return Path(path)
 
 
-def build_report(report: Report) -> str:
-    """The page as a string."""
+def page_environment() -> Environment:
+    """How templates of pages are read: everything that is text is escaped, and a name that is missing is an error."""
     environment = Environment(
         loader=PackageLoader("assent.evaluate", "templates"),
         autoescape=True,
@@ -132,6 +132,12 @@ def build_report(report: Report) -> str:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters["number"] = number
+    return environment
+
+
+def build_report(report: Report) -> str:
+    """The page as a string."""
+    environment = page_environment()
     table = report.policies
     names = [policy.name for policy in table.policies] if table else []
     names += [track.name for track in report.tracks] + [run.name for run in report.runs]

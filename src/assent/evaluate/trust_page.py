@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from assent import __version__
 from assent.evaluate.plots import Chart
-from assent.evaluate.report import SIGNATURE, number
-from assent.evaluate.runs import printable
+from assent.evaluate.report import SIGNATURE, page_environment
 from assent.evaluate.trust_charts import (
     accuracy_chart,
     best_of_chart,
@@ -27,15 +25,8 @@ TONES = {"good": "as it should be", "bad": "worry", "unclear": "note"}
 
 def trust_page(report: Report, created: datetime | None = None) -> str:
     """The page as a string; `created` is now where nothing else is given."""
-    environment = Environment(
-        loader=PackageLoader("assent.evaluate", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters |= {"number": number, "share": share, "plain": plain}
+    environment = page_environment()
+    environment.filters |= {"share": share, "plain": plain}
     return environment.get_template("trust.html.j2").render(
         report=report,
         source=" ".join(report.source),
