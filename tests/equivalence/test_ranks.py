@@ -158,7 +158,7 @@ def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> 
     single = make("single")
     for name, config in single.items():
         worker.COMMANDS[name.split()[0]][1](config)
-    ranks.join()
+    ranks.join(seconds=1800)  # each command has a limit of its own
     return {name: (Path(single[name].out), Path(double[name].out)) for name in NAMES}
 
 

@@ -41,8 +41,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str]) -> None:
-    faulthandler.dump_traceback_later(280, exit=True)  # a rank that hangs says where
     for argument in arguments:
+        faulthandler.dump_traceback_later(120, exit=True)  # a rank that hangs says where
         name, _, file = argument.partition(":")
         cls, train = COMMANDS[name]
         train(settings.read(cls, file))
