@@ -90,6 +90,9 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", ("runs",)
     ),
+    "watch": Command(
+        config.WatchConfig, "A running job, live, from its files.", "assent.evaluate.watch:watch", ("runs",)
+    ),
     "demo": Command(config.DemoConfig, "The whole job on an embedded world.", "assent.lab.demo:run_demo"),
     "env": Command(config.EnvConfig, "Versions, hardware and extras.", "assent.environment:describe"),
 }
@@ -103,7 +106,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     },
     "From rewards of sampled answers": tuple(METHODS),
     "By a function of your own": ("custom", "check"),
-    "Evaluation": ("generate", "score", "trust", "compare", "report", "demo"),
+    "Evaluation": ("generate", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""
 

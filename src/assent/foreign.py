@@ -62,6 +62,17 @@ def named(error: BaseException, limit: int = LENGTH) -> str:
     return kind if said in ("", kind) else f"{kind}: {said}"
 
 
+# Lone surrogates cannot be encoded; control and direction-override characters would change what a reader sees.
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` with every character that cannot be shown as itself written as its escape, such as \\x00 or \\ud800."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 class _Shown(reprlib.Repr):
     def repr_str(self, x: str, level: int) -> str:
         return super().repr_str(without_keys(x[: 16 * LONGEST]), level)

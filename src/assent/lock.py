@@ -146,6 +146,20 @@ def check_free(path: Path) -> None:
             raise _refusal(folder, _read(file))
 
 
+def holder(folder: Path) -> Owner | None:
+    """Who is at work in a folder, as far as that can be told without waiting: on another machine, who gave a sign of
+    life just now. None where nobody is."""
+    file = folder / NAME
+    owner = _read(file)
+    if _is_held(file):
+        return owner
+    try:
+        signs = time.time() - file.stat().st_mtime < SILENCE
+    except OSError:
+        return None
+    return owner if owner is not None and not owner.is_here and signs else None
+
+
 def content(folder: Path) -> set[str]:
     """The names in a folder, but for its lock and what killed writes have left."""
     return {child.name for child in folder.iterdir()} - leftovers(folder) - {NAME}

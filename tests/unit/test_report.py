@@ -15,11 +15,13 @@ from assent.config import ReportConfig
 from assent.data.records import Message
 from assent.errors import RunFolderError
 from assent.evaluate import plots
+from assent.evaluate.alarms import alarm
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
-from assent.evaluate.panels import PANELS, alarm, lengths
+from assent.evaluate.panels import PANELS, lengths
 from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
 from assent.evaluate.report import Report, build_report, facts, number, write_report
-from assent.evaluate.runs import Series, printable, read_run, track_of
+from assent.evaluate.runs import Series, read_run, track_of
+from assent.foreign import printable
 from assent.statistics import Interval
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\x00\ud800\u202e $a_{b$ &amp; \"q\""

@@ -51,6 +51,7 @@ from assent.config.serve import LimitsConfig, ServeConfig
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
     ReportConfig,
+    WatchConfig,
 )
 from assent.config.trust import TrustConfig
 
@@ -77,6 +78,6 @@ __all__ = [
     "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig",
     "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig",
     "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig",
-    "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss", "critic_of", "keywords", "loss_of", "method_of",
-    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
+    "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss", "WatchConfig", "critic_of", "keywords", "loss_of",
+    "method_of", "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

@@ -127,6 +127,20 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """A live view of runs from their files: how far they are, curves, newest answers, alarms. It writes nothing."""
+
+    runs: Names
+    """Run folders, or folders of several runs; the details are those of the run that logged last."""
+    every: Positive = 2.0
+    """Seconds between two looks."""
+    samples: CountOrZero = 6
+    """Newest answers to show."""
+    once: bool = False
+    """Look once and end; so it is also where the output is no terminal."""
+
+
+@dataclass(frozen=True)
 class CompareConfig(RunConfig):
     """Several objectives on the same data under the same budget, and one report."""
 

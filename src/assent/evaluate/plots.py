@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from assent.evaluate.generation import Track
-from assent.evaluate.runs import Series, printable
+from assent.evaluate.runs import Series
+from assent.foreign import printable
 from assent.statistics import Interval
 
 # Okabe and Ito's colours: distinct also to the colour-blind, on white and on black.

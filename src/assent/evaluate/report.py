@@ -20,10 +20,12 @@ from assent.config.objectives import CUSTOM
 from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
+from assent.evaluate.alarms import alarm
 from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track, TrackPoint
-from assent.evaluate.panels import alarm, lengths, metric_ends, run_charts
+from assent.evaluate.panels import lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
-from assent.evaluate.runs import EVALUATION, NAMES, Run, find_runs, printable, read_run, track_of
+from assent.evaluate.runs import EVALUATION, NAMES, Run, find_runs, read_run, track_of
+from assent.foreign import printable
 from assent.lock import check_free
 from assent.outputs import write_text
 from assent.statistics import Interval

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from assent.config import METHODS, OBJECTIVES, REWARD_MODELS
 from assent.config.objectives import CUSTOM
 from assent.errors import RunFolderError
 from assent.evaluate.generation import Track, TrackPoint
+from assent.foreign import printable
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
@@ -37,6 +37,35 @@ class Series:
 
     steps: np.ndarray
     values: np.ndarray
+
+
+class Columns:
+    """Rows of metrics.jsonl, one by one, as series. A resumed run logs some steps twice: the later row holds."""
+
+    def __init__(self) -> None:
+        self.newest = -1
+        """The last step of all rows."""
+        self.nonfinite = self.repeated = 0
+        self._columns: dict[str, dict[int, float]] = {}
+
+    def take(self, row: dict) -> None:
+        """One row, an object with a `step`."""
+        step = row["step"]
+        self.repeated += step < self.newest
+        self.newest = max(self.newest, step)
+        for key, value in row.items():
+            number = _number(value)
+            if key == "step" or number is None:
+                continue
+            self.nonfinite += not math.isfinite(number)
+            self._columns.setdefault(key, {})[step] = number if math.isfinite(number) else math.nan
+
+    def series(self) -> dict[str, Series]:
+        """All metrics so far."""
+        return {
+            key: Series(np.array(sorted(column)), np.array([column[step] for step in sorted(column)], dtype=np.float64))
+            for key, column in self._columns.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -68,17 +97,6 @@ class Run:
     def last_step(self) -> int | None:
         """The last logged step."""
         return max((int(series.steps[-1]) for series in self.metrics.values()), default=None)
-
-
-# Lone surrogates cannot be encoded; control and direction-override characters would change what a reader sees.
-_UNPRINTABLE = re.compile(
-    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]"
-)
-
-
-def printable(text: str) -> str:
-    """`text` with every character that cannot be shown as itself written as its escape, such as \\x00 or \\ud800."""
-    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -194,30 +212,17 @@ def _is_step(value: object) -> bool:
 
 
 def _series(rows: list[dict], problems: list[str]) -> dict[str, Series]:
-    """Columns of the numeric entries. A resumed run logs some steps twice: the later row holds."""
-    columns: dict[str, dict[int, float]] = {}
-    nonfinite = repeated = 0
-    newest = -1
+    """Columns of the numeric entries."""
+    columns = Columns()
     for row in rows:
-        step = row["step"]
-        repeated += step < newest
-        newest = max(newest, step)
-        for key, value in row.items():
-            number = _number(value)
-            if key == "step" or number is None:
-                continue
-            nonfinite += not math.isfinite(number)
-            columns.setdefault(key, {})[step] = number if math.isfinite(number) else math.nan
-    if nonfinite:
-        problems.append(f"metrics.jsonl: {nonfinite} values are not finite numbers; shown as gaps")
-    if repeated:
+        columns.take(row)
+    if columns.nonfinite:
+        problems.append(f"metrics.jsonl: {columns.nonfinite} values are not finite numbers; shown as gaps")
+    if columns.repeated:
         problems.append(
-            f"metrics.jsonl: {repeated} rows repeat earlier steps (the run was resumed); the later ones hold"
+            f"metrics.jsonl: {columns.repeated} rows repeat earlier steps (the run was resumed); the later ones hold"
         )
-    return {
-        key: Series(np.array(sorted(column)), np.array([column[step] for step in sorted(column)], dtype=np.float64))
-        for key, column in columns.items()
-    }
+    return columns.series()
 
 
 def _number(value: object) -> float | None:

@@ -72,7 +72,11 @@ class TrainingCommand:
 
 def command_of(config: RunConfig) -> TrainingCommand:
     """The command that a configuration belongs to."""
-    key = history.command_key(config)
+    return named_command(history.command_key(config))
+
+
+def named_command(key: str) -> TrainingCommand:
+    """`assent KEY`. Raises KeyError where that does not train."""
     if key == "sft":
         return TrainingCommand(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
     if key in REWARD_MODELS:

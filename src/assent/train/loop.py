@@ -28,7 +28,7 @@ from assent.train.facts import Line, layout
 from assent.train.finite import require_numbers, require_updated
 from assent.train.guard import guard
 from assent.train.measured import Evaluation
-from assent.train.opening import opening
+from assent.train.opening import opening, write_opening
 from assent.train.optim import lr_at, set_lr
 from assent.train.progress import ProgressDisplay
 from assent.train.run import RunResult, TrainingRun
@@ -113,6 +113,7 @@ def run(
         start = state.step
         facts = opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total)
         log.info(layout(facts, messages.width()))
+        write_opening(facts, session.folder.path, step=start, total=total)
     with contextlib.closing(session.folder), guard(state):
         with ProgressDisplay(total, label, state.step) if main else contextlib.nullcontext() as bar:
             state.conclude()

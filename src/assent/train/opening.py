@@ -1,12 +1,14 @@
-"""What a run says before its first step: the data, what is trained by what, for how long, on what, and where it goes.
-All of it is read off the objects that will do the work."""
+"""What a run says before its first step, and leaves in opening.json: the data, what is trained by what, for how long,
+on what, and where it goes. All of it is read off the objects that will do the work."""
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,12 @@ from assent.data.mismatch import MISMATCHED
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.models.policy import Backbone
+from assent.outputs import write_text
 from assent.train.commands import TrainingCommand
 from assent.train.facts import Line, number, percent, plural, rounded
 from assent.train.session import Session
 
+FILE = "opening.json"
 NAMES = 4
 """Kinds of layers that are named; of more, the first ones and a number."""
 
@@ -49,6 +53,13 @@ def opening(
         _machine(session, modules),
         *_folder(session, command),
     ]
+
+
+def write_opening(facts: Sequence[Line], folder: Path, *, step: int, total: int) -> None:
+    """Writes opening.json into the run folder, for who watches the run or reads of it later: the same lines, the step
+    that it begins after and the last one. Raises OutputError where it cannot."""
+    found = {"begins_after": step, "steps": total, "lines": [[fact.label, fact.text] for fact in facts]}
+    write_text(folder / FILE, json.dumps(found, indent=1, ensure_ascii=False))
 
 
 def _data(session: Session) -> list[Line]:

@@ -3,6 +3,7 @@
 resolved.yaml       every option as it was used (`assent sft --config resolved.yaml` repeats the run)
 environment.json    versions, processor, ranks, code revision; `history`: when it was resumed, and what was other then
 data.json           what was read, used and left out; `inputs`: digests of all that the run reads
+opening.json        what the run said before its first step, and its last step
 metrics.jsonl       one row per logged step
 samples.jsonl       answers during training
 checkpoints/        step-<number> folders
