@@ -18,7 +18,7 @@ from assent.config import EnsembleSection, ModelConfig
 from assent.data.packing import EpochStream
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ModelError
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.models.reward_head import HeadRule, rule_of
 
 ROWS = [
@@ -113,7 +113,7 @@ def test_each_head_learns_from_its_own_sample(margin: bool, tiny_model_dir, toke
     """Loss and gradients against numpy in float64."""
     section = EnsembleSection(heads=3, margin=margin)
     scorer = load_score_model(
-        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, outputs=rule_for(section)
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, head=WantedHead(rule_for(section))
     )
     trees = with_samples(some_trees(), 3, seed=0)
     stream = EpochStream(trees, batch_size=5, micro_tokens=1000, seed=0, flat=False)

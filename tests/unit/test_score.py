@@ -23,7 +23,7 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.distributed import World
 from assent.errors import ConfigError
-from assent.models.heads import load_score_model, save_reward_model
+from assent.models.heads import WantedHead, load_score_model, save_reward_model
 from assent.models.reward_head import HeadRule
 from assent.rewards.outside import open_source, rewards_of
 from assent.rewards.scoring import score_examples, scored_chunks
@@ -294,7 +294,7 @@ def test_several_models_are_an_ensemble(combine: str, models, tmp_path, capsys) 
 def test_attributes_their_shares_and_other_weights(tiny_model_dir, tokenizer, tmp_path, capsys) -> None:
     rule = HeadRule(("helpfulness", "verbosity"), (1.0, -0.5))
     scorer = load_score_model(
-        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=1, outputs=rule
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=1, head=WantedHead(rule)
     )
     with torch.no_grad():
         scorer.model.score.weight.mul_(20)

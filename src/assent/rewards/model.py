@@ -37,8 +37,7 @@ class ModelReward:
     ) -> None:
         """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass. Raises
         ModelError where nobody has said how several outputs become one reward."""
-        if scorer.gate is None:
-            scorer.rule.require_weights(f"The reward model '{name}'")
+        scorer.require_reward(f"The reward model '{name}'")
         self.name = name
         self.scorer = scorer
         self.reading = Reading(chat, policy_chat, max_length)
