@@ -203,6 +203,18 @@ def test_weights_of_ones_own_take_the_place_of_the_gate(run: Path) -> None:
     assert not torch.allclose(alone.reward, gated.reward)
 
 
+def test_a_critic_of_several_outputs_is_refused(run: Path, attributes: Path, tiny_model_dir, tmp_path, capsys) -> None:
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"question {i}"} for i in range(4)])
+    words = f"ppo --model.path {tiny_model_dir} --model.precision fp32 --data.train {data} --data.max_length 64 --out "
+    for folder, start in ((run / "model", "reward"), (attributes, "reward"), (attributes, str(attributes))):
+        command = f"{words}{tmp_path / 'run'} --rewards.model {folder} --critic.start {start} --train.max_steps 1"
+        command += " --sampling.max_new_tokens 8"
+        assert main(command.split()) == 2
+        said = capsys.readouterr().err
+        assert f"--critic.start {start}: {folder} has 3 outputs (helpfulness, courtesy, verbosity)" in said
+        assert "Use --critic.start policy" in said and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_gate_for_another_backbone_is_refused(run: Path, tmp_path: Path, capsys) -> None:
     from safetensors.torch import load_file, save_file
 

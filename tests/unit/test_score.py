@@ -254,6 +254,21 @@ def test_a_tie_is_not_right(tmp_path, capsys) -> None:
     assert "0.0 %" in said and "0 right, 1 ties, 0 wrong" in said
 
 
+def test_where_nothing_is_scored_no_number_stands(tmp_path, capsys) -> None:
+    (tmp_path / "none.py").write_text("def f(completions, **columns):\n    return [None] * len(completions)")
+    ranked = {
+        "prompt": [{"role": "user", "content": "Which?"}],
+        "responses": [{"messages": [{"role": "assistant", "content": text}]} for text in ("a", "b", "c")],
+        "feedback": [{"kind": "ranking", "levels": [[0], [1], [2]]}],
+    }
+    for rows in (PAIRS, [ranked]):
+        code, found, said = run(capsys, f"{tmp_path}/none.py:f", file_of(tmp_path, rows))
+        assert code == 0 and all(row["reward"] is None for row in found)
+        assert "nan" not in said and "no pair scored" in said and "too few are scored" in said, said
+        assert "constant" not in said and not re.search(r"\d %", said.replace("95 %", "")), said
+    assert "1 without an order" in said
+
+
 # ---- sources
 
 

@@ -27,6 +27,7 @@ from assent.errors import ModelError
 from assent.models.gate import Gate, GateRule, filled, made
 from assent.models.sources import Source
 from assent.models.stored import CONFIG, fetched, folder_of, read_object, stored_weights, weight_files
+from assent.models.stored_heads import stored_heads
 
 HEAD, MATRIX, SCALE = "regression_layer.weight", "reward_transform_matrix", "gating.logit_scale"
 TURNS: Mapping[str, str] = {
@@ -77,6 +78,15 @@ def find_mixture(place: Source) -> Mixture | None:
         fetched(place.base, place.revision)
     names = stored_weights(folder).keys()
     return _read(folder, config, _tensors(folder)) if {HEAD, SCALE} <= names else None
+
+
+def output_names(place: Source) -> tuple[str, ...]:
+    """What the outputs of a reward model are called, of assent's making or another's; none where there is no head.
+    Raises ModelError as `find_mixture` and `stored_heads`."""
+    if (mixture := find_mixture(place)) is not None:
+        return mixture.names
+    rule = stored_heads(place).rule
+    return () if rule is None else rule.names
 
 
 def _read(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Mixture:

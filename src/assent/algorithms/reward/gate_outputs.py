@@ -22,11 +22,10 @@ from assent.losses.linear import ridge_heads
 from assent.models.annotate import BatchColumns
 from assent.models.gated import GatedScoreModel
 from assent.models.heads import WantedHead
-from assent.models.mixtures import find_mixture
+from assent.models.mixtures import output_names
 from assent.models.policy import ScoreModel
 from assent.models.reward_head import HeadRule, shown
 from assent.models.sources import resolve
-from assent.models.stored_heads import stored_heads
 from assent.names import suggestion
 from assent.train.facts import Line, measured, number, plural, rounded
 from assent.train.session import Session
@@ -43,22 +42,19 @@ FEWEST = 10
 def check_source(config: RewardGateConfig) -> None:
     """Raises ConfigError where there is nothing to weigh, or two heads to choose from."""
     path, gate = config.model.path, config.gate
-    place = resolve(path, config.model.revision)
-    stored, mixture = stored_heads(place).rule, find_mixture(place)
-    if mixture is not None:
-        stored = HeadRule(mixture.names, ())
+    names = output_names(resolve(path, config.model.revision))
     if gate.ratings is not None:
-        if stored is not None and len(stored) > 1:
+        if len(names) > 1:
             raise ConfigError(
-                f"{path} has {len(stored)} outputs ({shown(stored.names)}), which --gate.ratings would replace. Leave "
+                f"{path} has {len(names)} outputs ({shown(names)}), which --gate.ratings would replace. Leave "
                 "--gate.ratings out, or give a model without them."
             )
         return
     ways = "Give --gate.ratings FILE (rated answers) to fit linear heads, or a model of assent reward-attributes."
-    if stored is None:
+    if not names:
         raise ConfigError(f"{path} has no reward head, so there are no outputs to weigh. {ways}")
-    if len(stored) == 1:
-        raise ConfigError(f"{path} has one output ({stored.names[0]}): nothing to weigh. {ways}")
+    if len(names) == 1:
+        raise ConfigError(f"{path} has one output ({names[0]}): nothing to weigh. {ways}")
 
 
 def outputs_of(
