@@ -56,8 +56,9 @@ class Objective:
         on, and of the whole answer where it is off."""
         if (on := options.get("length_normalised")) is None:
             return self
-        whole: Any = self.reward.removesuffix("/length")
-        return replace(self, reward=f"{whole}/length" if on else whole)
+        whole = self.reward.removesuffix("/length")
+        reward: Any = f"{whole}/length" if on else whole
+        return replace(self, reward=reward)
 
     @property
     def reference_mode(self) -> str | None:

@@ -45,9 +45,9 @@ class RegularisedScoreModel(ScoreModel):
         if tokens is None:
             return super().forward(batch, index, states=states)
         hidden = self.hidden(batch)
-        outputs, states = self.outputs(hidden.index_select(0, index)), hidden.index_select(0, batch.source[tokens])
+        outputs, read = self.outputs(hidden.index_select(0, index)), hidden.index_select(0, batch.source[tokens])
         head = Linear(self.language_weight, self.language_bias, self.transform)
-        return outputs, head_logprobs(head, states, batch.targets[tokens], 1.0, self.dtype)[0]
+        return outputs, head_logprobs(head, read, batch.targets[tokens], 1.0, self.dtype)[0]
 
     def with_logprobs(self, batch: TreeBatch, index: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards at the packed tokens `index` [n], and the log-probs of those trained tokens of the batch whose
