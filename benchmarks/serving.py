@@ -5,7 +5,8 @@
 
 Each of C clients sends its next request (the answers to one prompt, as texts, to /classify) when the last is answered.
 Reported are answers a second, and the times within which half and 99 % of the requests were answered. A request that is
-refused or fails is counted as dropped, and the two sides must give the same numbers. VLLM_PYTHON names the interpreter
+refused or fails is counted as dropped, and the two sides must give the same numbers. Memory is the most that the server
+has held since it started. VLLM_PYTHON names the interpreter
 of vLLM's environment (default: .venv-vllm); --ours measures assent alone.
 """
 
@@ -29,6 +30,8 @@ from typing import Any
 
 import httpx2
 import numpy as np
+
+from benchmarks.turns import peak_rss
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "the reward of an answer is what people who read it would say that it is worth to them here".split()
@@ -202,26 +205,12 @@ async def measure(side: str, url: str, pid: int, bodies: Sequence[bytes], client
     dropped = sum(numbers is None for numbers in found)
     p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
     per_second = ANSWERS * (len(bodies) - dropped) / seconds
-    measured = Measured(side, clients, len(bodies), dropped, per_second, float(p50), float(p99), rss_of(pid))
+    measured = Measured(side, clients, len(bodies), dropped, per_second, float(p50), float(p99), peak_rss(str(pid)))
     return measured, np.array([numbers or [np.nan] * ANSWERS for numbers in found])
 
 
-def rss_of(pid: int) -> int:
-    """Bytes that a process and all that it started hold now (Linux)."""
-    total, todo = 0, [pid]
-    while todo:
-        one = todo.pop()
-        try:
-            status = Path(f"/proc/{one}/status").read_text()
-            todo += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
-        except OSError:
-            continue
-        total += next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS")), 0)
-    return total
-
-
 def table(rows: Sequence[Measured]) -> str:
-    head = ("side", "clients", "requests", "dropped", "answers/s", "p50 ms", "p99 ms", "GiB")
+    head = ("side", "clients", "requests", "dropped", "answers/s", "p50 ms", "p99 ms", "peak GiB")
     lines = [head] + [
         (
             one.side,

@@ -1,7 +1,8 @@
 """What TRL, LLaMA-Factory, OpenRLHF and verl call an option, and what it is called here: one table, for messages.
 
 Only names are translated, never values. Flags of TRL 1.16 (and of its PPO trainer, up to 0.24) with those of
-transformers, of LLaMA-Factory 0.9, of OpenRLHF 0.10 (dotted) and before, and keys of verl 0.5.
+transformers, of LLaMA-Factory 0.9, of OpenRLHF 0.10 (dotted) and before, keys of verl 0.5, and of ArmoRM's scripts what
+they say of a gate.
 """
 
 from __future__ import annotations
@@ -186,6 +187,11 @@ ROWS: tuple[Row, ...] = (
     Row("pref_beta beta", "loss.beta kl.coef"),
     Row("label_smoothing dpo_label_smoothing", "loss.label_smoothing reward.label_smoothing"),
     Row("center_rewards_coefficient", "reward.centring"),
+    Row("multi_objective_dataset", "gate.ratings", "a file, folder or hub id"),
+    Row("verbosity_dim", "gate.verbosity", "an output's name"),
+    Row("corr_threshold", "gate.limit"),
+    Row("n_hidden", "gate.layers"),
+    Row("logit_scale", "gate.scale"),
     Row("simpo_gamma", "loss.gamma"),
     Row("cpo_alpha", "loss.sft_weight"),
     Row("cpo_alpha rpo_alpha pref_ftx nll_loss_coef", "plus", "for example --plus sft:0.2"),

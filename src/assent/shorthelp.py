@@ -25,7 +25,7 @@ BASIC: dict[str, str] = {
     "probe.prompts": f"{TRAINED} objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
     "reward.loss reward.length_weight ensemble.heads ensemble.combine attributes.outputs attributes.weights "
-    "gate.ratings gate.decorrelate report_to",
+    "gate.ratings gate.decorrelate gate.verbosity report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
     "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "

@@ -17,6 +17,7 @@ from assent.config import (
     OBJECTIVES,
     AttributesConfig,
     DataConfig,
+    GateSection,
     LoraConfig,
     ModelConfig,
     OnlineConfig,
@@ -25,6 +26,7 @@ from assent.config import (
     ProbeConfig,
     ReferenceConfig,
     RewardConfig,
+    RewardGateConfig,
     RewardOdinConfig,
     RewardsConfig,
     RewardSection,
@@ -53,6 +55,7 @@ NAMES = (
     "reward regularised",
     "reward-odin",
     "reward-attributes",
+    "reward-gate",
     *OBJECTIVES,
     "dpo lora",
     "tr-dpo lora",
@@ -64,7 +67,9 @@ NAMES = (
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
 
 
-def configurations(out: Path, model: Path, reward: Path, pairs: Path, ratings: Path) -> dict[str, RunConfig]:
+def configurations(
+    out: Path, model: Path, reward: Path, pairs: Path, ratings: Path, varied: Path
+) -> dict[str, RunConfig]:
     """Three steps each (PPO: four, on two rollouts), with an odd number of examples, so that shares are unequal."""
 
     def shared(name: str) -> dict:
@@ -115,6 +120,10 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path, ratings: P
         "reward-attributes": AttributesConfig(
             **{**shared("reward-attributes"), "data": DataConfig(str(ratings), eval_fraction=0.3, max_length=64)}
         ),
+        "reward-gate": RewardGateConfig(
+            **{**shared("reward-gate"), "data": DataConfig(str(pairs), max_length=64, eval_fraction=0.1)},
+            gate=GateSection(ratings=str(varied), width=16, layers=1),
+        ),
         **{name: preference(name) for name in OBJECTIVES},
         "dpo lora": preference("dpo lora"),
         "tr-dpo lora": preference("tr-dpo lora"),
@@ -142,10 +151,12 @@ def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> 
         for i, row in enumerate(rows)
     ]
     (folder / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    varied = [{**row, **{name: (i + k) % 5 for k, name in enumerate(names)}} for i, row in enumerate(rated)]
+    (folder / "varied.jsonl").write_text("".join(json.dumps(row) + "\n" for row in varied))
 
     def make(out: str) -> dict[str, RunConfig]:
         (folder / out).mkdir()
-        files = (folder / "pairs.jsonl", folder / "ratings.jsonl")
+        files = [folder / f"{name}.jsonl" for name in ("pairs", "ratings", "varied")]
         return configurations(folder / out, tiny_model_dir, scorer_dir, *files)
 
     arguments = []
@@ -159,6 +170,7 @@ def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> 
     for name, config in single.items():
         worker.COMMANDS[name.split()[0]][1](config)
     ranks.join(seconds=1800)  # each command has a limit of its own
+    assert "returned a view tensor" not in "".join(ranks.said), "FSDP warns of it"
     return {name: (Path(single[name].out), Path(double[name].out)) for name in NAMES}
 
 
@@ -182,12 +194,16 @@ def test_final_weights(name: str, runs, tiny_model_dir: Path) -> None:
     folders = ("model", "critic") if name.startswith("ppo") else ("model",)
     if "lora" in name:
         folders = (*folders, "model/adapter")
+    if name == "reward-gate":
+        folders = (*folders, "model/gate")
     for folder in folders:
         (file,) = {path.name for path in (runs[name][0] / folder).glob("*.safetensors")}
         one, two = (load_file(out / folder / file) for out in runs[name])
         assert one.keys() == two.keys()
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, atol=1e-5, rtol=0, msg=lambda text, k=key: f"{k}: {text}")
+    if name == "reward-gate":
+        return  # the model is frozen
     start, end = load_file(tiny_model_dir / "model.safetensors"), load_file(runs[name][0] / "model/model.safetensors")
     weight = "model.layers.0.mlp.down_proj.weight"
     assert (start[weight] - end[weight]).abs().max() > 1e-5, "training moved the weights"

@@ -22,7 +22,7 @@ from assent.data.records import Example, Message, Origin
 from assent.distributed import World
 from assent.errors import ConfigError
 from assent.http import ServerAnswerError
-from assent.models.heads import load_score_model, save_reward_model
+from assent.models.heads import WantedHead, load_score_model, save_reward_model
 from assent.models.init import CHAT_TEMPLATE, random_model, write_new_model
 from assent.models.loading import load_tokenizer
 from assent.models.reward_head import HeadRule
@@ -131,7 +131,7 @@ def test_attributes_by_the_rule_and_by_weights(policy_dir: Path, serving, tmp_pa
     start = ModelConfig(str(policy_dir), precision="fp32")
     words = load_tokenizer(start)
     rule = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
-    scorer = load_score_model(start, words, max_length=64, seed=7, outputs=rule)
+    scorer = load_score_model(start, words, max_length=64, seed=7, head=WantedHead(rule))
     save_reward_model(scorer.eval(), Chat(words), tmp_path / "rm")
     mine = groups(policy_dir)
     want = source(policy_dir, model=(str(tmp_path / "rm"),)).score(mine).values

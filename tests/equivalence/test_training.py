@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,8 @@ from assent.algorithms.online.train import Online, assemble
 from assent.algorithms.preference.feedback import balanced
 from assent.algorithms.preference.step_loss import terms_of
 from assent.algorithms.preference.train import Preference
-from assent.algorithms.reward.odin import Odin
+from assent.algorithms.reward.language import RegularisedScoreModel
+from assent.algorithms.reward.odin import Odin, OdinScoreModel
 from assent.algorithms.reward.pairs import RewardModelling
 from assent.algorithms.reward.ranking import RewardRanking
 from assent.algorithms.sft import SFT
@@ -54,9 +56,9 @@ from assent.data.tree import Branch, TokenTree
 from assent.distributed import World
 from assent.errors import NonFiniteError
 from assent.models.head import head_of
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.models.loading import load_policy
-from assent.models.policy import Policy
+from assent.models.policy import Policy, ScoreModel
 from assent.models.references import Reference
 from assent.rewards.model import ModelReward
 from assent.rollout.engine import Completion
@@ -110,10 +112,12 @@ def sft(folder: Path, tokenizer) -> SFT:
 
 def reward(readout: str, margin: bool, **options) -> Make:
     def make(folder: Path, tokenizer) -> RewardModelling:
-        scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH)
+        kind = ScoreModel
         if "regulariser" in options:
             start = load_policy(model_config(folder), max_length=LENGTH, trainable=False)
-            scorer.add_language_head(head_of(start.plain, start.transform, start.dtype, constant=True))
+            language = head_of(start.plain, start.transform, start.dtype, constant=True)
+            kind = partial(RegularisedScoreModel, language=language)
+        scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH, head=WantedHead(kind=kind))
         return RewardModelling(scorer, None, RewardSection(readout, margin, **options))
 
     return make
@@ -127,8 +131,8 @@ def ranking(loss: str) -> Make:
 
 
 def odin(folder: Path, tokenizer) -> Odin:
-    scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH)
-    scorer.add_second_head(0)
+    head = WantedHead(kind=partial(OdinScoreModel, seed=0))
+    scorer = load_score_model(model_config(folder), tokenizer, max_length=LENGTH, head=head)
     return Odin(scorer, None, OdinSection(), ONE)
 
 

@@ -14,7 +14,7 @@ from assent.data.packing import EpochStream, window
 from assent.data.tree import TokenTree
 from assent.lab.enumerable import EnumerableWorld
 from assent.lab.learning import MAX_LENGTH, Setting
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.models.loading import load_tokenizer
 from assent.models.reward_head import HeadRule
 
@@ -55,8 +55,10 @@ def test_gold_attributes_are_recovered(setting: Setting) -> None:
         load_tokenizer(setting.model),
         max_length=MAX_LENGTH,
         seed=setting.seed,
-        outputs=HeadRule(NAMES, (1.0, 1.0, 1.0)),
-        begin=lambda model: begin_at(model, trees, np.nanmean(ratings, (0, 1)).tolist(), 1 << 20),
+        head=WantedHead(
+            HeadRule(NAMES, (1.0, 1.0, 1.0)),
+            begin=lambda model: begin_at(model, trees, np.nanmean(ratings, (0, 1)).tolist(), 1 << 20),
+        ),
     )
     before = correlations(scorer, world, truth, unseen)
     algorithm = AttributeRegression(scorer, EpochStream(trees, batch_size=8, micro_tokens=1 << 20, seed=0, flat=False))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from assent.algorithms.reward.odin import Odin
+from assent.algorithms.reward.odin import Odin, OdinScoreModel
 from assent.algorithms.reward.pairs import RewardModelling
 from assent.config import ModelConfig, OdinSection, OptimConfig, RewardSection
 from assent.data.packing import EpochStream
 from assent.data.tree import Branch, TokenTree, collate
 from assent.distributed import World
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.train.loop import train_steps
 from assent.train.optim import build_optimizer
 
@@ -42,10 +43,10 @@ def pairs(number: int, seed: int, taste: float) -> list[TokenTree]:
 
 def trained(kind: str, folder: Path, tokenizer) -> tuple[float, float]:
     """Correlation of reward and length among equally good answers, and accuracy about which is good."""
-    scorer = load_score_model(ModelConfig(str(folder), precision="fp32"), tokenizer, max_length=64)
+    head = WantedHead(kind=partial(OdinScoreModel, seed=0) if kind == "odin" else None)
+    scorer = load_score_model(ModelConfig(str(folder), precision="fp32"), tokenizer, max_length=64, head=head)
     stream = EpochStream(pairs(256, 1, 0.25), batch_size=32, micro_tokens=1 << 20, seed=0, flat=False)
     if kind == "odin":
-        scorer.add_second_head(0)
         algorithm = Odin(scorer, stream, OdinSection(), ONE)
     else:
         algorithm = RewardModelling(scorer, stream, RewardSection())

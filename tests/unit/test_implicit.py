@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent import cli
@@ -86,6 +88,8 @@ def last_margin(run: Path) -> float:
         ("dpo", ["--model.lora.rank", "2", "--loss.beta", "0.3"], 0.3, True, False),
         ("ln-dpo", ["--loss.beta", "5"], 5.0, True, True),
         ("simpo", [], 2.0, False, True),
+        ("simpo", ["--loss.no_length_normalised", "--loss.gamma", "0"], 2.0, False, False),
+        ("ipo", ["--loss.length_normalised", "--loss.beta", "0.1"], 0.1, True, True),
         ("slic", [], 1.0, False, False),
     ],
 )
@@ -124,9 +128,9 @@ def test_what_is_not_known_is_asked_for(trained, pairs, tiny_model_dir, tmp_path
         return " ".join(capsys.readouterr().err.split())
 
     moved = trained("tr-dpo")
-    assert "followed the policy, and was not kept. Give the model to compare it with: --reference" in refused(
-        f"implicit={moved}", pairs
-    )
+    said = refused(f"implicit={moved}", pairs)
+    assert "followed the policy (--reference.mode moving, as in tr-dpo), and was not kept" in said
+    assert f"the one that the run began with: --reference {tiny_model_dir}" in said
     simpo = trained("simpo")
     said = refused(f"implicit={simpo}", pairs, "--reference", tiny_model_dir)
     assert "a policy of simpo is compared with no reference" in said
@@ -162,3 +166,26 @@ def test_training_against_it(trained, pairs, tiny_model_dir, tmp_path, capsys) -
     without = [word for word in words if word not in ("--rewards.implicit", str(run))]
     assert cli.main([*without, *logged[:2], "--rewards.implicit_beta", "0.1"]) == 2
     assert "--rewards.implicit_beta is about the policies of --rewards.implicit" in capsys.readouterr().err
+
+
+def test_a_resumed_run_notices_another_reference_of_that_run(trained, pairs, tiny_model_dir, tmp_path, capsys) -> None:
+    """It is found in the other run's options, and named in none of this one's."""
+    shutil.copytree(tiny_model_dir, tmp_path / "start")
+    words = [
+        *("--model.path", str(tmp_path / "start"), "--model.precision", "fp32", "--data.train", str(pairs)),
+        *("--data.max_length", "64", "--train.batch_size", "2", "--train.threads", "1", "--train.max_steps", "1"),
+    ]
+    aligned, run = tmp_path / "aligned", tmp_path / "rl"
+    assert cli.main(["dpo", *words, "--out", str(aligned), "--probe.prompts", "0"]) == 0
+    words[1] = str(tiny_model_dir)
+    words += ["--rollout.responses", "2", "--sampling.max_new_tokens", "6", "--rewards.implicit", str(aligned)]
+    words += ["--out", str(run), "--train.save_every", "1"]
+    assert cli.main(["rloo", *words]) == 0
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    words[words.index("--train.max_steps") + 1] = "2"
+    assert cli.main(["rloo", *words, "--resume", "auto"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rewards.implicit" in said and "reference's weights" in said

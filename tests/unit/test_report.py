@@ -17,9 +17,10 @@ from assent.errors import RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.alarms import alarm
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.pages import number
 from assent.evaluate.panels import PANELS, lengths
 from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
-from assent.evaluate.report import Report, build_report, facts, number, write_report
+from assent.evaluate.report import Report, build_report, facts, write_report
 from assent.evaluate.runs import Series, read_run, track_of
 from assent.foreign import printable
 from assent.statistics import Interval

@@ -24,7 +24,7 @@ from assent.data.records import Example, Message, Origin, Pair, Rating, Response
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ConfigError, DataError
 from assent.losses import attribute_regression, rated
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.models.reward_head import HeadRule
 from assent.train.log import read_jsonl
 
@@ -63,7 +63,7 @@ def scored_trees(tiny_model_dir: Path, tokenizer):
     """A model of two outputs, and trees of which the third has no rating of the second attribute."""
     rule = HeadRule(("a", "b"), (1.0, 1.0))
     config = ModelConfig(str(tiny_model_dir), precision="fp32")
-    scorer = load_score_model(config, tokenizer, max_length=64, seed=3, outputs=rule)
+    scorer = load_score_model(config, tokenizer, max_length=64, seed=3, head=WantedHead(rule))
     draw = np.random.default_rng(1)
     trees = []
     for key, sizes in enumerate(((3, 9), (4,), (2, 2, 11), (6,))):

@@ -15,13 +15,15 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification
 
 from assent.algorithms.reward import gate as gating
+from assent.algorithms.reward import gate_outputs
 from assent.cli import main
 from assent.config import ModelConfig
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response
 from assent.data.tree import collate
 from assent.losses.linear import ALPHAS
-from assent.models.heads import load_score_model, save_reward_model
+from assent.models.gated import GatedScoreModel
+from assent.models.heads import WantedHead, load_score_model, save_reward_model
 from assent.models.loading import load_tokenizer, quiet_transformers
 from assent.models.policy import ScoreModel
 from assent.models.reward_head import HeadRule
@@ -81,7 +83,9 @@ def data(tmp_path_factory) -> Path:
 def attributes(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
     """A model of three outputs on the tiny backbone."""
     config = ModelConfig(str(tiny_model_dir), precision="fp32")
-    scorer = load_score_model(config, tokenizer, max_length=128, outputs=HeadRule(NAMES, (1.0, 1.0, 1.0)), seed=3)
+    scorer = load_score_model(
+        config, tokenizer, max_length=128, head=WantedHead(HeadRule(NAMES, (1.0, 1.0, 1.0))), seed=3
+    )
     with torch.no_grad():
         scorer.head.weight.mul_(20)
     folder = tmp_path_factory.mktemp("models") / "attributes"
@@ -199,6 +203,18 @@ def test_weights_of_ones_own_take_the_place_of_the_gate(run: Path) -> None:
     assert not torch.allclose(alone.reward, gated.reward)
 
 
+def test_a_critic_of_several_outputs_is_refused(run: Path, attributes: Path, tiny_model_dir, tmp_path, capsys) -> None:
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"question {i}"} for i in range(4)])
+    words = f"ppo --model.path {tiny_model_dir} --model.precision fp32 --data.train {data} --data.max_length 64 --out "
+    for folder, start in ((run / "model", "reward"), (attributes, "reward"), (attributes, str(attributes))):
+        command = f"{words}{tmp_path / 'run'} --rewards.model {folder} --critic.start {start} --train.max_steps 1"
+        command += " --sampling.max_new_tokens 8"
+        assert main(command.split()) == 2
+        said = capsys.readouterr().err
+        assert f"--critic.start {start}: {folder} has 3 outputs (helpfulness, courtesy, verbosity)" in said
+        assert "Use --critic.start policy" in said and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_gate_for_another_backbone_is_refused(run: Path, tmp_path: Path, capsys) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -219,7 +235,7 @@ def test_export_takes_the_gate_along(run: Path, tmp_path: Path) -> None:
     batch = collate(trees_for(run / "model"))
     with torch.no_grad():
         gap = (scorer.rewards(batch).reward - before.rewards(batch).reward).abs().max()
-    assert scorer.gate is not None and 0 < gap < 0.05
+    assert isinstance(scorer, GatedScoreModel) and 0 < gap < 0.05
     sections = [
         json.loads((folder / "config.json").read_text())["assent_gate"] for folder in (tmp_path / "bf16", run / "model")
     ]
@@ -228,8 +244,8 @@ def test_export_takes_the_gate_along(run: Path, tmp_path: Path) -> None:
 
 def test_training_on_a_gated_model_leaves_the_gate_behind_and_says_so(run: Path, capsys) -> None:
     config = ModelConfig(str(run / "model"), precision="fp32")
-    scorer = load_score_model(config, load_tokenizer(config), max_length=128, only="courtesy")
-    assert scorer.gate is None and "its gate is left behind" in capsys.readouterr().err
+    scorer = load_score_model(config, load_tokenizer(config), max_length=128, head=WantedHead(only="courtesy"))
+    assert not isinstance(scorer, GatedScoreModel) and "its gate is left behind" in capsys.readouterr().err
     assert not hasattr(scorer.plain.config, "assent_gate")
 
 
@@ -329,9 +345,9 @@ def test_the_gate_is_trained_on_what_is_left_without_length(
         found.matrix[verbosity, 0] = -0.5
         return found
 
-    real = gating.decorrelate
+    real = gate_outputs.decorrelate
     monkeypatch.setattr(gating, "bradley_terry", spy)
-    monkeypatch.setattr(gating, "decorrelate", shift)
+    monkeypatch.setattr(gate_outputs, "decorrelate", shift)
     quick = ["--train.max_steps", "1", "--gate.dropout", "0"]
     for name, more in (("out", ()), ("in", ("--gate.no_decorrelate",))):
         assert main(command(attributes, data / "pairs.jsonl", tmp_path / name, *quick, *more)) == 0

@@ -18,7 +18,7 @@ from assent.config import EnsembleSection, ModelConfig
 from assent.data.packing import EpochStream
 from assent.data.tree import Branch, TokenTree
 from assent.errors import ModelError
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.models.reward_head import HeadRule, rule_of
 
 ROWS = [
@@ -113,7 +113,7 @@ def test_each_head_learns_from_its_own_sample(margin: bool, tiny_model_dir, toke
     """Loss and gradients against numpy in float64."""
     section = EnsembleSection(heads=3, margin=margin)
     scorer = load_score_model(
-        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, outputs=rule_for(section)
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, head=WantedHead(rule_for(section))
     )
     trees = with_samples(some_trees(), 3, seed=0)
     stream = EpochStream(trees, batch_size=5, micro_tokens=1000, seed=0, flat=False)
@@ -177,6 +177,25 @@ def test_the_folder_is_read_alike_by_others_and_scored_by_its_rule(options, trai
     np.testing.assert_allclose(alone, 2 * logits[:, 1], atol=6e-5)
     assert cli.main(["score", str(run), str(pairs), "--weights", "head-9:1"]) == 2
     assert "no output is called 'head-9'" in capsys.readouterr().err
+
+
+def test_their_disagreement_is_in_the_trust_report(trained, pairs, tmp_path, capsys) -> None:
+    """Each head's accuracy, the share of pairs on which they are divided, and how their spread points at errors: of
+    the same numbers that `assent score` writes."""
+    run = trained("--ensemble.combine", "lcb")
+    words = ["trust", str(run), str(pairs), "--precision", "fp32", "--out", str(tmp_path / "out"), "--probes", "0"]
+    assert cli.main(words) == 0
+    assert "disagreement" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "trust.json").read_text())["files"][0]["disagreement"]
+    assert cli.main(["score", str(run), str(pairs), "--precision", "fp32"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    outputs = np.array([[row["parts"][f"model/head-{n}"] for n in range(1, 6)] for row in rows])
+    gaps = outputs[0::2] - outputs[1::2]
+    np.testing.assert_allclose([head["mean"] for head in found["members"]], (gaps > 0).mean(0))
+    assert found["split"]["mean"] == pytest.approx(np.mean([len({*np.sign(gap)}) > 1 for gap in gaps]))
+    end = json.loads((run / "trust.json").read_text())["disagreement"]
+    assert len(end["members"]) == 5, "the report at the end of training has them too"
+    np.testing.assert_allclose([head["mean"] for head in end["members"]], (gaps > 0).mean(0))
 
 
 def test_frozen_heads_and_adapters_exclude_each_other(tiny_model_dir, pairs, tmp_path, capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from assent.algorithms.reward.language import RegularisedScoreModel
 from assent.algorithms.reward.odin import Odin, length_relations, train_reward_odin
 from assent.algorithms.reward.pairs import RewardModelling
 from assent.algorithms.reward.ranking import RewardRanking
@@ -32,7 +34,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.distributed import World
 from assent.losses import bradley_terry
 from assent.models.head import head_of
-from assent.models.heads import load_score_model
+from assent.models.heads import WantedHead, load_score_model
 from assent.models.loading import load_policy
 from assent.train.log import read_metrics
 
@@ -155,8 +157,9 @@ def test_rankings_by_their_formulas():
 def test_log_probs_of_the_same_pass_are_those_of_the_model(tiny_model_dir: Path, tokenizer):
     config = ModelConfig(str(tiny_model_dir), precision="fp32")
     policy = load_policy(config, max_length=64, trainable=False)
-    scorer = load_score_model(config, tokenizer, max_length=64)
-    scorer.add_language_head(head_of(policy.plain, policy.transform, policy.dtype, constant=True))
+    language = head_of(policy.plain, policy.transform, policy.dtype, constant=True)
+    head = WantedHead(kind=partial(RegularisedScoreModel, language=language))
+    scorer = load_score_model(config, tokenizer, max_length=64, head=head)
     batch = collate(TREES)
     rewards, logprobs = scorer.with_logprobs(batch, batch.last, torch.tensor([1, 4, 5]))
     with torch.no_grad():
@@ -171,8 +174,9 @@ def test_log_probs_of_the_same_pass_are_those_of_the_model(tiny_model_dir: Path,
 def test_the_regulariser_is_its_share_of_the_loss(kind: str, tiny_model_dir: Path, tokenizer):
     config = ModelConfig(str(tiny_model_dir), precision="fp32")
     policy = load_policy(config, max_length=64, trainable=False)
-    scorer = load_score_model(config, tokenizer, max_length=64)
-    scorer.add_language_head(head_of(policy.plain, policy.transform, policy.dtype, constant=True))
+    language = head_of(policy.plain, policy.transform, policy.dtype, constant=True)
+    head = WantedHead(kind=partial(RegularisedScoreModel, language=language))
+    scorer = load_score_model(config, tokenizer, max_length=64, head=head)
     plain = [tree(2, 3, pairs=[(0, 1, 3.0)]), tree(1, 4, pairs=[(1, 0, 1.0)])]
     batch = collate(plain)
     with torch.no_grad():

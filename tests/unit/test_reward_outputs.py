@@ -22,7 +22,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.distributed import World
 from assent.errors import ConfigError, ModelError
 from assent.models.annotate import BatchColumns, columns_of
-from assent.models.heads import load_score_model, save_reward_model, usage_of
+from assent.models.heads import WantedHead, load_score_model, save_reward_model, usage_of
 from assent.models.policy import ScoreModel
 from assent.models.recipe import others_scores, probes
 from assent.models.reward_head import SCALAR, HeadRule, rule_of
@@ -73,7 +73,7 @@ def made(tiny_model_dir: Path, granite: Path, tokenizer, tmp_path_factory) -> Ca
     def make(kind: str = "llama") -> Path:
         if kind not in found:
             base = {"llama": tiny_model_dir, "granite": granite}[kind]
-            scorer = load_score_model(fp32(base), tokenizer, max_length=64, seed=7, outputs=RULE)
+            scorer = load_score_model(fp32(base), tokenizer, max_length=64, seed=7, head=WantedHead(RULE))
             with torch.no_grad():
                 scorer.head.weight.mul_(20)
             found[kind] = tmp_path_factory.mktemp("made") / kind
@@ -169,7 +169,9 @@ def test_what_is_saved_gives_the_same_outputs(
     )
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
-    scorer = load_score_model(fp32(base, lora=LoraConfig(rank=rank)), tokenizer, max_length=64, seed=3, outputs=RULE)
+    scorer = load_score_model(
+        fp32(base, lora=LoraConfig(rank=rank)), tokenizer, max_length=64, seed=3, head=WantedHead(RULE)
+    )
     batch = rows(flat=not scorer.tree)
     scorer.rewards(batch).reward.square().sum().backward()
     torch.optim.SGD([p for p in scorer.parameters() if p.requires_grad], lr=0.02).step()
@@ -189,15 +191,15 @@ def test_what_is_saved_gives_the_same_outputs(
 def test_a_head_of_other_outputs_is_refused(made, tokenizer, capsys) -> None:
     three = made()
     with pytest.raises(ModelError, match=r"has 3 outputs \(helpfulness, verbosity, tone\); asked for are one output"):
-        loaded(three, tokenizer, outputs=HeadRule(("quality",)))
+        loaded(three, tokenizer, head=WantedHead(HeadRule(("quality",))))
     with pytest.raises(ModelError, match="asked for are 3 outputs .a, b, c."):
-        loaded(three, tokenizer, outputs=HeadRule(("a", "b", "c"), (1.0, 1.0, 1.0)))
+        loaded(three, tokenizer, head=WantedHead(HeadRule(("a", "b", "c"), (1.0, 1.0, 1.0))))
     other = replace(RULE, weights=(1.0, 0.0, 0.0))
-    assert loaded(three, tokenizer, outputs=other).rule == other, "the same outputs by another rule"
+    assert loaded(three, tokenizer, head=WantedHead(other)).rule == other, "the same outputs by another rule"
 
 
 def test_a_new_head_is_said(tiny_model_dir: Path, tokenizer, capsys) -> None:
-    load_score_model(fp32(tiny_model_dir), tokenizer, max_length=64, outputs=RULE)
+    load_score_model(fp32(tiny_model_dir), tokenizer, max_length=64, head=WantedHead(RULE))
     words = capsys.readouterr().err
     assert "its head of 3 outputs (helpfulness, verbosity, tone) (score.weight) is new and untrained" in words
 
@@ -205,7 +207,7 @@ def test_a_new_head_is_said(tiny_model_dir: Path, tokenizer, capsys) -> None:
 def test_one_output_of_several(made, tokenizer, tmp_path: Path) -> None:
     """Its values, in a folder of a single output."""
     folder = made()
-    one, all_of_them = loaded(folder, tokenizer, only="verbosity"), loaded(folder, tokenizer)
+    one, all_of_them = loaded(folder, tokenizer, head=WantedHead(only="verbosity")), loaded(folder, tokenizer)
     batch = rows()
     with torch.no_grad():
         torch.testing.assert_close(one(batch, batch.last)[:, 0], all_of_them(batch, batch.last)[:, 1])
@@ -215,7 +217,7 @@ def test_one_output_of_several(made, tokenizer, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
     assert model.config.num_labels == 1 and model.config.id2label == {0: "verbosity"}
     with pytest.raises(ModelError, match="--reward.output honesty: .* has 3 outputs .helpfulness, verbosity, tone."):
-        loaded(folder, tokenizer, only="honesty")
+        loaded(folder, tokenizer, head=WantedHead(only="honesty"))
 
 
 def test_a_classifier_of_others(tiny_model_dir: Path, tokenizer, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.distributed import World
 from assent.errors import ConfigError
-from assent.models.heads import load_score_model, save_reward_model
+from assent.models.heads import WantedHead, load_score_model, save_reward_model
 from assent.models.reward_head import HeadRule
 from assent.rewards.outside import open_source, rewards_of
 from assent.rewards.scoring import score_examples, scored_chunks
@@ -254,6 +254,21 @@ def test_a_tie_is_not_right(tmp_path, capsys) -> None:
     assert "0.0 %" in said and "0 right, 1 ties, 0 wrong" in said
 
 
+def test_where_nothing_is_scored_no_number_stands(tmp_path, capsys) -> None:
+    (tmp_path / "none.py").write_text("def f(completions, **columns):\n    return [None] * len(completions)")
+    ranked = {
+        "prompt": [{"role": "user", "content": "Which?"}],
+        "responses": [{"messages": [{"role": "assistant", "content": text}]} for text in ("a", "b", "c")],
+        "feedback": [{"kind": "ranking", "levels": [[0], [1], [2]]}],
+    }
+    for rows in (PAIRS, [ranked]):
+        code, found, said = run(capsys, f"{tmp_path}/none.py:f", file_of(tmp_path, rows))
+        assert code == 0 and all(row["reward"] is None for row in found)
+        assert "nan" not in said and "no pair scored" in said and "too few are scored" in said, said
+        assert "constant" not in said and not re.search(r"\d %", said.replace("95 %", "")), said
+    assert "1 without an order" in said
+
+
 # ---- sources
 
 
@@ -294,7 +309,7 @@ def test_several_models_are_an_ensemble(combine: str, models, tmp_path, capsys) 
 def test_attributes_their_shares_and_other_weights(tiny_model_dir, tokenizer, tmp_path, capsys) -> None:
     rule = HeadRule(("helpfulness", "verbosity"), (1.0, -0.5))
     scorer = load_score_model(
-        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=1, outputs=rule
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=1, head=WantedHead(rule)
     )
     with torch.no_grad():
         scorer.model.score.weight.mul_(20)

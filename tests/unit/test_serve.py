@@ -23,7 +23,7 @@ from assent.cli import main
 from assent.config import LimitsConfig, ModelConfig, ServeConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError
-from assent.models.heads import load_score_model, save_reward_model
+from assent.models.heads import WantedHead, load_score_model, save_reward_model
 from assent.models.loading import load_tokenizer
 from assent.models.reward_head import HeadRule
 from assent.serve import app as app_module
@@ -233,7 +233,7 @@ RULE = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
 def attributes(tiny_model_dir: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model of three outputs."""
     scorer = load_score_model(
-        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7, outputs=RULE
+        ModelConfig(str(tiny_model_dir), precision="fp32"), tokenizer, max_length=64, seed=7, head=WantedHead(RULE)
     )
     with torch.no_grad():
         scorer.head.weight.mul_(20)

@@ -13,6 +13,7 @@ from assent.cli import main
 from assent.config import TrustConfig
 from assent.data.jsonl import json_line
 from assent.evaluate.trust import model_name, trust
+from assent.measures.verdicts import summary
 
 LENGTH = '''
 def score(prompts, completions):
@@ -172,11 +173,16 @@ def test_files_that_cannot_be_reported_on(place, tmp_path, capfd, rows, words, s
     ],
     ids=["one row", "no labels", "yes/no labels", "constant rewards", "nothing scored", "all ties"],
 )
-def test_poor_files_are_reported_without_nan(place, tmp_path, rows):
+def test_poor_files_are_reported_without_nan(place, tmp_path, rows, capsys):
     if "context" in rows[0]:
         rows = [{**row, "context": [{"role": "user", "content": f"Why {n}?"}]} for n, row in enumerate(rows)]
     file = write(tmp_path / "file.jsonl", rows)
     report = trust(TrustConfig((f"{place / 'reward.py'}:score",), file=file, out=str(tmp_path / "out"), probes=9))
+    said, page = capsys.readouterr().out, (tmp_path / "out" / "trust.html").read_text()
+    assert not re.search(r"\bnan\b", said) and not re.search(r"\bnan\b", page)
+    if rows[0].get("chosen") == "skip":
+        assert "no pair scored" in said and "No pair is scored: 1 left out." in page
+        assert summary(report.files[0].trust)[0] == "accuracy unknown: no pair is scored, 1 left out"
     assert report.files[0].trust.notes or len(rows) == 1
     assert json.loads((tmp_path / "out" / "trust.json").read_text())["files"][0]["counts"]["answers"]
 

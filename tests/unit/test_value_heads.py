@@ -22,7 +22,7 @@ from assent.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, Rewa
 from assent.data.chat import Chat
 from assent.data.tree import Branch, TokenTree, TreeBatch, collate
 from assent.errors import ModelError
-from assent.models.heads import load_score_model, save_reward_model, usage_of
+from assent.models.heads import WantedHead, load_score_model, save_reward_model, usage_of
 from assent.models.stored_heads import NEMOTRON
 
 HIDDEN = 32
@@ -298,7 +298,7 @@ def test_nine_outputs(named: bool, tiny_model_dir: Path, tokenizer, tmp_path: Pa
     assert ("nine outputs without names" in caplog.text) == (not named)
     batch = rows()
     with torch.no_grad():
-        one = loaded(tmp_path, tokenizer, only="helpfulness").rewards(batch).reward
+        one = loaded(tmp_path, tokenizer, head=WantedHead(only="helpfulness")).rewards(batch).reward
     np.testing.assert_allclose(one, want[:, 4], atol=1e-4)
     assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     np.testing.assert_allclose(rewards(tmp_path / "out", tokenizer), weighed, atol=1e-4)
@@ -337,3 +337,71 @@ def test_the_cards_code_runs_as_it_stands(kind: str, folders, tokenizer, tmp_pat
         want = scorer.rewards(batch).reward - sum(scorer.rule.offset)
     torch.testing.assert_close(found["rewards"], want, atol=2e-4, rtol=1e-4)
     assert ("assent adds" in text) == (kind == "safetensors")
+
+
+# ---- heads among the model's own weights, and on the hub
+
+
+def own_head(kind: str) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]], dict[str, str]]:
+    """By who saved it: the head's tensors as they are called in model.safetensors, the same as layers, and what
+    config.json says."""
+    ((weight, bias),) = drawn((HIDDEN, 1), 5)
+    if kind == "TRL":
+        return {"v_head.summary.weight": weight, "v_head.summary.bias": bias}, [(weight, bias)], {}
+    layers = [(weight, torch.zeros(1))]
+    if kind == "OpenRLHF":
+        return {"value_head.weight": weight}, layers, {}
+    return {"critic_head.weight": weight}, layers, {"value_head_prefix": "critic_head"}
+
+
+def folder_with(kind: str, base: Path, tokenizer, out: Path) -> tuple[Path, Tensor]:
+    tensors, layers, words = own_head(kind)
+    plain_folder(base, tokenizer, out, tensors)
+    file = out / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | words))
+    return out, expected(causal(base), layers)[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["TRL", "OpenRLHF", "OpenRLHF by a name of its own"])
+def test_a_head_among_the_models_weights(kind: str, tiny_model_dir: Path, tokenizer, tmp_path: Path, caplog) -> None:
+    folder, want = folder_with(kind, tiny_model_dir, tokenizer, tmp_path / "model")
+    with caplog.at_level("INFO"):
+        got = rewards(folder, tokenizer)
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+    assert "its reward head is the value head in" in caplog.text and "not loaded" not in caplog.text
+    assert "is new and untrained" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["TRL", "OpenRLHF"])
+def test_a_head_on_the_hub(kind: str, tiny_model_dir: Path, tokenizer, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Its weights are there before it is decided whether a head is new."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "models--others--rm"
+    _, want = folder_with(kind, tiny_model_dir, tokenizer, cache / "snapshots" / "0a1b")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0a1b")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with caplog.at_level("INFO"):
+        scorer = load_score_model(ModelConfig("others/rm", precision="fp32"), tokenizer, max_length=64)
+    batch = rows()
+    with torch.no_grad():
+        torch.testing.assert_close(scorer.rewards(batch).reward, want, atol=2e-4, rtol=1e-4)
+    assert "is new and untrained" not in caplog.text
+
+
+def test_a_head_beside_adapters_as_trl_writes_it(folders, tokenizer, tmp_path: Path) -> None:
+    import shutil
+
+    folder, want = folders("adapters")
+    shutil.copytree(folder, tmp_path / "trl", ignore=shutil.ignore_patterns("value_head*"))
+    torch.save(load_file(folder / "value_head.safetensors"), tmp_path / "trl" / "pytorch_model.bin")
+    torch.testing.assert_close(rewards(tmp_path / "trl", tokenizer), want, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["v_head.weight", "value_head.dense.weight"])
+def test_a_head_of_another_kind_is_refused_by_name(name: str, tiny_model_dir: Path, tokenizer, tmp_path: Path) -> None:
+    """Also where a new head would be made."""
+    plain_folder(tiny_model_dir, tokenizer, tmp_path / "model", {name: torch.ones(1, HIDDEN)})
+    with pytest.raises(ModelError, match=f"a value head of another kind, with {name}"):
+        load_score_model(config_of(tmp_path / "model"), tokenizer, max_length=64)

@@ -14,7 +14,7 @@ import torch
 from assent.config import LoraConfig, ModelConfig, RemoteConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError
-from assent.models.heads import load_score_model, save_reward_model
+from assent.models.heads import WantedHead, load_score_model, save_reward_model
 from assent.models.loading import load_tokenizer
 from assent.models.reward_head import SCALAR, HeadRule
 from assent.rewards.group import WeightedSum
@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     policy(5).model.save_pretrained(folder / "policy")
     words.save_pretrained(folder / "policy")
     start = ModelConfig(str(folder / "policy"), precision="fp32", lora=LoraConfig(rank=rank))
-    scorer = load_score_model(start, load_tokenizer(start), max_length=LONGEST, seed=1, outputs=RULES[name])
+    scorer = load_score_model(start, load_tokenizer(start), max_length=LONGEST, seed=1, head=WantedHead(RULES[name]))
     with torch.no_grad():
         for weight_name, weight in scorer.named_parameters():
             if "lora_B" in weight_name or (weight_name.endswith("score.weight") and weight.requires_grad):

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from assent.config.sections import sections_of
 
-Kind = Literal["model", "tokenizer", "template", "rows", "columns", "code", "server", "judge", "prompt", "log-probs"]
+Kind = Literal[
+    "model", "aligned", "tokenizer", "template", "rows", "columns", "code", "server", "judge", "prompt", "log-probs"
+]  # fmt: skip
 
 INPUTS: dict[str, Kind] = {
     "model.path": "model",
@@ -20,7 +22,7 @@ INPUTS: dict[str, Kind] = {
     "kl.reference": "model",
     "critic.start": "model",
     "rewards.model": "model",
-    "rewards.implicit": "model",
+    "rewards.implicit": "aligned",
     "rewards.implicit_reference": "model",
     "rewards.functions": "code",
     "objective": "code",
@@ -33,10 +35,10 @@ INPUTS: dict[str, Kind] = {
     "ptx.data": "columns",
     "engine.url": "server",
 }
-"""Option -> what it names: of a model weights, configuration and tokenizer count; of rows what is used of them, as
-text and as tokens; of columns whole rows; of code the file and what it imports from beside it; of a server only its
-shape, address and model name, since its content cannot be seen; of a judge those, or what counts of a model; of a
-judge's prompt its text."""
+"""Option -> what it names: of a model weights, configuration and tokenizer count; of an aligned policy also what its
+run says that it is read by (reference, beta, per token or not); of rows what is used of them, as text and as tokens; of
+columns whole rows; of code the file and what it imports from beside it; of a server only its shape, address and model
+name, since its content cannot be seen; of a judge those, or what counts of a model; of a judge's prompt its text."""
 WORDS = {"critic.start": ("reward", "policy")}
 """Values that name nothing outside."""
 

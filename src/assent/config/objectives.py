@@ -7,7 +7,7 @@ function of `assent.losses`; what that function needs (a reference, lengths, str
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from assent.config import pairs, preference
@@ -50,6 +50,15 @@ class Objective:
     def per_token(self) -> bool:
         """Whether the implicit reward is that of a token."""
         return self.reward.endswith("/length")
+
+    def as_trained(self, options: Mapping[str, Any]) -> Objective:
+        """The same with the implicit reward that its loss has by these options: of a token where `length_normalised` is
+        on, and of the whole answer where it is off."""
+        if (on := options.get("length_normalised")) is None:
+            return self
+        whole = self.reward.removesuffix("/length")
+        reward: Any = f"{whole}/length" if on else whole
+        return replace(self, reward=reward)
 
     @property
     def reference_mode(self) -> str | None:

@@ -51,7 +51,8 @@ class RewardsConfig:
     """Policies that DPO or a relative of it has aligned, for their implicit reward (arXiv 2305.18290): folders of such
     runs, which say what they were compared with, or of models."""
     implicit_reference: Named | None = None
-    """implicit: the model that such a policy is compared with; default: that of its run."""
+    """implicit: the model that such a policy is compared with; default: that of its run. Must be given where no run
+    says it, and where the run's reference followed the policy (tr-dpo)."""
     implicit_beta: Positive | None = None
     """implicit: scale of the reward; default: that of its run."""
     weights: dict[str, float] = field(default_factory=dict)

@@ -28,7 +28,8 @@ class SourceConfig(Sections):
     deviations: NotNegative = field(default=1.0, kw_only=True)
     """lcb: how many."""
     reference: Named | None = field(default=None, kw_only=True)
-    """implicit: the model that the policy is compared with; default: that of its run."""
+    """implicit: the model that the policy is compared with; default: that of its run. Must be given where no run says
+    it, and where the run's reference followed the policy (tr-dpo)."""
     beta: Positive | None = field(default=None, kw_only=True)
     """implicit: scale of the reward; default: that of its run."""
     tokenizer: Named | None = field(default=None, kw_only=True)

@@ -105,7 +105,7 @@ class ExportConfig:
     """Of a run: best, last, or the number of a step; default: its final model."""
     part: Literal["model", "critic", "policy"] = "model"
     """model: what was trained; critic: of a run or checkpoint, the critic beside it; policy: the language model alone,
-    where a value head (of LLaMA-Factory, TRL or GRM) makes a reward model of it."""
+    where a value head (of LLaMA-Factory, TRL, OpenRLHF or GRM) makes a reward model of it."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the weights; auto: that of the model which was loaded."""
     adapters: Literal["merge", "keep"] = "merge"

@@ -22,7 +22,8 @@ from assent.distributed import World
 from assent.errors import ConfigError, DataError, RunFolderError
 from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Prompt, Scorer, evaluate_policies, scored
-from assent.evaluate.report import check_page, write_report
+from assent.evaluate.pages import check_page
+from assent.evaluate.report import write_report
 from assent.evaluate.runs import EVALUATION
 from assent.functions import load_function
 from assent.guest import Guest, blamed, ends_programs

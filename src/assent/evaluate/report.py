@@ -5,13 +5,11 @@ training curves, answers side by side, data, configuration. No script, no reques
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from assent import __version__
@@ -22,16 +20,14 @@ from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.alarms import alarm
 from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track, TrackPoint
+from assent.evaluate.pages import SIGNATURE, check_page, number, page_environment
 from assent.evaluate.panels import lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
 from assent.evaluate.runs import EVALUATION, NAMES, Run, find_runs, read_run, track_of
 from assent.foreign import printable
-from assent.lock import check_free
 from assent.outputs import write_text
 from assent.statistics import Interval
 
-SIGNATURE = "Written by assent "
-"""In the last lines of every page."""
 _SHOWN_PROMPTS = 8
 _SHOWN_CHARACTERS = 1200
 _POINTS = 30_000  # drawn in the whole page, so that many runs keep it small
@@ -93,48 +89,12 @@ def _read_runs(folders: list[Path]) -> tuple[Run, ...]:
     )
 
 
-def check_page(path: str | Path) -> None:
-    """Raises `RunFolderError` where a page may not be written to `path`: something else is there, or a run is at work
-    in the folder."""
-    path = Path(path)
-    check_free(path)
-    if os.path.lexists(path) and not _is_page(path):
-        raise RunFolderError(f"--out {path} is there and no report of assent, so it stays. Choose another name.")
-
-
-def _is_page(path: Path) -> bool:
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            start = file.read(2000)
-            file.seek(max(0, path.stat().st_size - 2000))
-            end = file.read()
-    except OSError as error:
-        raise RunFolderError(f"--out {path} cannot be read: {error.strerror}. Choose another name.") from error
-    return start.lstrip().startswith(b"<!DOCTYPE html>") and SIGNATURE.encode() in end
-
-
 def save_report(report: Report, path: str | Path) -> Path:
     """Write the page; the file appears whole or not at all. Raises `RunFolderError` as `check_page`, `OutputError`
     when it cannot be written."""
     check_page(path)
     write_text(path, build_report(report), f"The report {path}")
     return Path(path)
-
-
-def page_environment() -> Environment:
-    """How templates of pages are read: everything that is text is escaped, and a name that is missing is an error."""
-    environment = Environment(
-        loader=PackageLoader("assent.evaluate", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters["number"] = number
-    return environment
 
 
 def build_report(report: Report) -> str:
@@ -168,14 +128,6 @@ def build_report(report: Report) -> str:
         isnan=math.isnan,
         svg=Markup,
     )
-
-
-def number(value: float | None, digits: int | None = None, sign: str = "") -> str:
-    """A number for people: four significant digits, or `digits` decimals; "–" when there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    text = f"{value:{sign}.{digits}f}" if digits is not None else f"{value:{sign}.4g}"
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _findings(table: PolicyTable) -> list[dict[str, object]]:

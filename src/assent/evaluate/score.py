@@ -212,7 +212,6 @@ def summarised(
 ) -> Summary:
     """All numbers together."""
     gaps = collected.gaps
-    taus = [tau for tau in collected.taus if not math.isnan(tau)]
     return Summary(
         sources=tuple(word.partition("=")[0] if "://" in word else word for word in config.source),
         file=config.file,
@@ -227,7 +226,7 @@ def summarised(
         comparisons=choices((gap, prompt) for gap, _, prompt in gaps),
         shorter=choices((gap, prompt) for gap, size, prompt in gaps if size < 0),
         longer=choices((gap, prompt) for gap, size, prompt in gaps if size > 0),
-        kendall=mean_interval(collected.taus) if taus else None,
+        kendall=mean_interval(collected.taus) if collected.taus else None,
         ratings={name: spearman(both) for name, both in collected.rated.items()},
         auc=auc(collected.labels),
         unread=dict(collected.unread),
@@ -300,10 +299,11 @@ def _agreements(summary: Summary) -> Table:
     for name, own in shares.items():
         if own is not None:
             share = own.accuracy
-            notes = [f"{own.right:,} right, {own.ties:,} ties, {own.wrong:,} wrong"]
+            notes = [f"{own.right:,} right, {own.ties:,} ties, {own.wrong:,} wrong" if share.n else "no pair scored"]
             notes += [f"{share.missing:,} unscored"] if share.missing else []
+            value = f"{100 * share.mean:.1f} %" if share.n else _NONE
             bounds = _bounds(100 * share.low, 100 * share.high)
-            table.add_row(name, f"{100 * share.mean:.1f} %", bounds, f"{share.n:,} pairs", ", ".join(notes))
+            table.add_row(name, value, bounds, f"{share.n:,} pairs", ", ".join(notes))
     if (tau := summary.kendall) is not None:
         note = f"{tau.missing:,} without an order" if tau.missing else ""
         table.add_row("Kendall's tau of rankings", _short(tau.mean), _bounds(tau.low, tau.high), f"{tau.n:,}", note)
@@ -315,15 +315,19 @@ def _agreements(summary: Summary) -> Table:
         f"Spearman with length in {summary.unit}": summary.length,
     }
     for name, relation in relations.items():
-        note = "constant" if math.isnan(relation.rho) else ""
+        note = "" if not math.isnan(relation.rho) else "constant" if relation.n > 1 else "too few are scored"
         table.add_row(
             Text(name), _short(relation.rho), _bounds(relation.low, relation.high), f"{relation.n:,} answers", note
         )
     return table
 
 
+_NONE = "–"
+"""In place of a number that there is not."""
+
+
 def _short(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4g}"
+    return _NONE if math.isnan(value) else f"{value:.4g}"
 
 
 def _bounds(low: float, high: float) -> str:

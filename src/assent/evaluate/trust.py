@@ -24,7 +24,7 @@ from assent.data.records import Example
 from assent.errors import OutputError
 from assent.evaluate.benchmark import SPLIT, Benchmark, Name, detect, evaluate, read_benchmark, write_results
 from assent.evaluate.compare import gold as gold_function
-from assent.evaluate.report import check_page
+from assent.evaluate.pages import check_page
 from assent.evaluate.score import answered
 from assent.evaluate.trust_page import trust_page
 from assent.evaluate.trust_table import table_rows
@@ -36,6 +36,7 @@ from assent.outputs import try_file, write_text
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import GroupReward, Scores, WeightedSum
 from assent.rewards.judged import RATINGS, Scorer, failures, judged, sensitivities
+from assent.rewards.model import ModelReward
 from assent.rewards.outside import open_source
 from assent.rewards.pool import end_workers
 
@@ -160,17 +161,15 @@ def _gold(spec: str, examples: Sequence[Example]) -> np.ndarray:
 
 
 def members_of(source: GroupReward) -> tuple[str, ...]:
-    """The names in `Scores.parts` of the members of the one ensemble in a source; none where it has none."""
-    if isinstance(source, Ensemble):
-        return tuple(member.name for member in source.members)
-    if isinstance(source, WeightedSum):
-        found = [
-            f"{part.name}/{member.name}"
-            for part in source.sources
-            if isinstance(part, Ensemble)
-            for member in part.members
-        ]
-        return tuple(found)
+    """The names in `Scores.parts` of the members of the one ensemble in a source, several models or the heads of one;
+    none where it has none."""
+    match source:
+        case Ensemble():
+            return tuple(member.name for member in source.members)
+        case ModelReward():
+            return source.members
+        case WeightedSum():
+            return tuple(f"{part.name}/{name}" for part in source.sources for name in members_of(part))
     return ()
 
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from markupsafe import Markup
 
 from assent import __version__
+from assent.evaluate.pages import SIGNATURE, page_environment
 from assent.evaluate.plots import Chart
-from assent.evaluate.report import SIGNATURE, page_environment
 from assent.evaluate.trust_charts import (
     accuracy_chart,
     best_of_chart,
@@ -42,8 +42,9 @@ def trust_page(report: Report, created: datetime | None = None) -> str:
 def charts(each: FileTrust) -> dict[str, list[Chart]]:
     """The figures of each section."""
     trust = each.trust
+    compared = trust.accuracy is not None and trust.accuracy.right.n > 0
     found: dict[str, Iterable[Chart | None]] = {
-        "accuracy": [accuracy_chart(trust, by) for by in trust.parts] if trust.accuracy else [],
+        "accuracy": [accuracy_chart(trust, by) for by in trust.parts] if compared else [],
         "calibration": [calibration_chart(trust.calibration)] if trust.calibration and trust.calibration.bins else [],
         "bias": [bias_chart(trust.bias, trust.gold)],
         "edits": [edits_chart(trust.sensitivity)],

@@ -28,7 +28,8 @@ def _accuracy(trust: Trust) -> Iterator[Row]:
     if trust.accuracy is None:
         return
     right, ties = trust.accuracy.right, trust.accuracy.ties
-    yield "accuracy", share(right), f"{right.n:,} pairs", f"{ties:,} ties, which are wrong" if ties else "no ties"
+    said = f"{ties:,} ties, which are wrong" if ties else "no ties"
+    yield "accuracy", share(right), f"{right.n:,} pairs", said if right.n else "no pair scored"
     for name, part in trust.parts.get(LENGTH, {}).items():
         yield f"  better is {name}", share(part.right), f"{part.right.n:,}", ""
     for by, parts in trust.parts.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import sys
 import time
@@ -42,7 +41,8 @@ from assent.distributed import World
 from assent.errors import RunFolderError
 from assent.evaluate.answers import sample_answers
 from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
-from assent.evaluate.report import check_page, write_report
+from assent.evaluate.pages import check_page
+from assent.evaluate.report import write_report
 from assent.evaluate.runs import EVALUATION
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import AssistantWorld, load_world
@@ -235,6 +235,7 @@ def _track(run: Path, world: AssistantWorld) -> Track:
 def accuracy(run: Path) -> str:
     """The reward model's last held-out accuracy with its interval, in words."""
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "eval/accuracy" in row]
-    last: dict[str, float] = rows[-1] if rows else {}
-    value, low, high = (last.get(f"eval/accuracy{end}", math.nan) for end in ("", "_low", "_high"))
+    if not rows:
+        return "unknown: no held-out pair"
+    value, low, high = (rows[-1][f"eval/accuracy{end}"] for end in ("", "_low", "_high"))
     return f"{value:.1%} (95 % interval {low:.1%} to {high:.1%})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +42,13 @@ def rao_kupper(
 
     Returns [M]. Raises ValueError when the shapes differ or theta is not above 1.
     """
-    check_shapes("rao_kupper", "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
-    if not theta > 1:
-        raise ValueError(f"rao_kupper: expected theta > 1, at 1 there are no ties; got {theta}.")
-    gap, eta = chosen - rejected, math.log(theta)
-    wins, loses = F.logsigmoid(gap - eta), F.logsigmoid(-gap - eta)
-    return _with_ties(wins, loses, math.log(theta**2 - 1) + wins + loses, share, tie, weight, label_smoothing)
+    eta = math.log(_above("rao_kupper", "theta", theta, 1))
+
+    def outcomes(gap: Tensor) -> Outcomes:
+        wins, loses = F.logsigmoid(gap - eta), F.logsigmoid(-gap - eta)
+        return wins, loses, math.log(theta**2 - 1) + wins + loses
+
+    return _of_votes("rao_kupper", outcomes, chosen, rejected, share, tie, weight, label_smoothing)
 
 
 def davidson(
@@ -77,13 +79,45 @@ def davidson(
 
     Returns [M]. Raises ValueError when the shapes differ or nu is not above 0.
     """
-    check_shapes("davidson", "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
-    if not nu > 0:
-        raise ValueError(f"davidson: expected nu > 0, at 0 there are no ties; got {nu}.")
-    half = (chosen - rejected) / 2
-    level = torch.full_like(half, math.log(nu))
-    z = torch.logsumexp(torch.stack([half, -half, level]), 0)
-    return _with_ties(half - z, -half - z, level - z, share, tie, weight, label_smoothing)
+    level = math.log(_above("davidson", "nu", nu, 0))
+
+    def outcomes(gap: Tensor) -> Outcomes:
+        half = gap / 2
+        tied = torch.full_like(half, level)
+        z = torch.logsumexp(torch.stack([half, -half, tied]), 0)
+        return half - z, -half - z, tied - z
+
+    return _of_votes("davidson", outcomes, chosen, rejected, share, tie, weight, label_smoothing)
+
+
+Outcomes = tuple[Tensor, Tensor, Tensor]
+"""Log-probabilities that `chosen` is preferred, that `rejected` is, and of a tie: [M] each."""
+
+
+def _of_votes(
+    function: str,
+    outcomes: Callable[[Tensor], Outcomes],
+    chosen: Tensor,
+    rejected: Tensor,
+    share: Tensor,
+    tie: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
+    """Cross-entropy of the votes with what the gap in score says of them. Raises ValueError when the shapes differ."""
+    check_shapes(function, "M", chosen=chosen, rejected=rejected, share=share, tie=tie, weight=weight)
+    wins, loses, tied = outcomes(chosen - rejected)
+    other = 1 - share - tie
+    c = share * (1 - label_smoothing) + other * label_smoothing
+    r = other * (1 - label_smoothing) + share * label_smoothing
+    losses = -(c * wins + r * loses + tie * tied)
+    return losses if weight is None else weight * losses
+
+
+def _above(function: str, name: str, value: float, least: int) -> float:
+    if not value > least:
+        raise ValueError(f"{function}: expected {name} > {least}, at {least} there are no ties; got {value}.")
+    return value
 
 
 # ---- what is added to a loss of pairs
@@ -115,20 +149,3 @@ def likelihood_regulariser(policy_chosen: Tensor, *, beta: float) -> Tensor:
     """
     check_shapes("likelihood_regulariser", "M", policy_chosen=policy_chosen)
     return -F.logsigmoid(beta * policy_chosen)
-
-
-def _with_ties(
-    wins: Tensor,
-    loses: Tensor,
-    level: Tensor,
-    share: Tensor,
-    tie: Tensor,
-    weight: Tensor | None,
-    label_smoothing: float,
-) -> Tensor:
-    """Cross-entropy of the votes with the log-probabilities of the three outcomes."""
-    other = 1 - share - tie
-    c = share * (1 - label_smoothing) + other * label_smoothing
-    r = other * (1 - label_smoothing) + share * label_smoothing
-    losses = -(c * wins + r * loses + tie * level)
-    return losses if weight is None else weight * losses

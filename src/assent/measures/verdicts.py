@@ -59,12 +59,14 @@ def plain(value: Estimate | Interval, digits: int = 2, sign: str = "") -> str:
 def summary(trust: Trust) -> list[str]:
     """A few lines: for the end of a run and a model card."""
     lines = []
-    if trust.accuracy is not None:
+    if trust.accuracy is not None and not trust.accuracy.right.n:
+        lines.append(f"accuracy unknown: no pair is scored, {trust.accuracy.right.missing:,} left out")
+    elif trust.accuracy is not None:
         lines.append(
             f"accuracy {share(trust.accuracy.right)} of {trust.accuracy.right.n:,} pairs{_ties(trust.accuracy)}"
         )
-        by_length = trust.parts.get(LENGTH, {})
-        parts = [f"{share(part.right)} where it is {name}" for name, part in by_length.items() if name != "as long"]
+        by_length = {name: part.right for name, part in trust.parts.get(LENGTH, {}).items() if part.right.n}
+        parts = [f"{share(right)} where it is {name}" for name, right in by_length.items() if name != "as long"]
         if len(parts) > 1:
             lines.append(f"by the length of the better answer: {', '.join(parts)}")
     longer = trust.bias.longer
@@ -73,9 +75,11 @@ def summary(trust: Trust) -> list[str]:
             f"the longer answer is preferred in {share(longer.reward)}, by the labels in {share(longer.label)}"
         )
     if trust.calibration is not None and trust.calibration.ece.value is not None:
-        found = trust.calibration
-        lines.append(f"temperature {plain(found.temperature)}, calibration error {plain(found.ece, 3)}")
+        heat, error = trust.calibration.temperature, trust.calibration.ece
+        lines.append(f"temperature {plain(heat)}, calibration error {plain(error, 3)}")
     touched = [each for each in trust.sensitivity if each.harmless and each.flipped.value is not None]
+    if (found := trust.disagreement) is not None and found.auroc.value is not None:
+        lines.append(f"where its members disagree it errs: AUROC {plain(found.auroc)}, 0.5 says nothing")
     if touched:
         worst = max(touched, key=lambda each: each.flipped.value or 0.0)
         lines.append(f"harmless edits turn at most {share(worst.flipped)} of the comparisons round ({worst.name})")

@@ -15,6 +15,7 @@ from assent import cpus
 from assent.models.sources import ADAPTER, Checkpoint, resolve
 
 TOKENIZER = ("*token*.json", "chat_template*", "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model")
+WEIGHTS = ("*.safetensors", "value_head.bin", "gate/*.safetensors")
 CONFIGURATION = ("config.json", "generation_config.json", "*.py")
 SETTLED = 2_000_000_000
 """Nanoseconds after which a change of a file surely shows in its times."""
@@ -31,10 +32,10 @@ def model_digests(path: str, revision: str | None = None) -> dict[str, str]:
         weights, configuration = [], []
     else:
         base = {}
-        weights = list(Path(source.base).glob("*.safetensors"))
+        weights = _matching(Path(source.base), WEIGHTS)
         configuration = _matching(Path(source.base), CONFIGURATION)
     for layer in source.layers:
-        weights += [layer.file] if isinstance(layer, Checkpoint) else layer.glob("*.safetensors")
+        weights += [layer.file] if isinstance(layer, Checkpoint) else _matching(layer, (*WEIGHTS, "pytorch_model.bin"))
         configuration += [] if isinstance(layer, Checkpoint) else [layer / ADAPTER]
     parts = {"weights": weights, "configuration": configuration}
     return (

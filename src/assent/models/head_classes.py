@@ -8,8 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+from assent.config import ModelConfig
+from assent.errors import ModelError
+from assent.models.sources import Source
 
 OWN = "score"
 """The head of our own, as transformers calls it in most of its classes."""
@@ -61,6 +71,36 @@ def own_class(causal: Any) -> type[PreTrainedModel]:
         "_tied_weights_keys": None,
     }
     return type(f"{stem}ForSequenceClassification", (causal,), members)
+
+
+def has_class(config: PreTrainedConfig, trust_remote_code: bool) -> bool:
+    """Whether transformers, or trusted code in the folder, has a sequence-classification class for it."""
+    remote = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and "AutoModelForSequenceClassification" in remote:
+        return True
+    return type(config) in AutoModelForSequenceClassification._model_mapping
+
+
+def causal_class(place: Source, config: ModelConfig, hf_config: PreTrainedConfig) -> tuple[Any, PreTrainedConfig]:
+    """The class that `AutoModelForCausalLM` would make of the folder, and its configuration."""
+    remote = getattr(hf_config, "auto_map", None) or {}
+    if config.trust_remote_code and "AutoModelForCausalLM" in remote:
+        return get_class_from_dynamic_module(
+            remote["AutoModelForCausalLM"], place.base, revision=place.revision
+        ), hf_config
+    kind = AutoModelForCausalLM._model_mapping.get(type(hf_config), None)
+    if kind is None:
+        raise ModelError(f"{config.path}: transformers has no causal language model of type {hf_config.model_type}.")
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    text = hf_config.sub_configs.get("text_config")
+    if text is not None and getattr(kind, "config_class", None) == text:
+        section = getattr(hf_config, "assent_head", None)
+        outputs = hf_config.num_labels
+        hf_config = hf_config.get_text_config()
+        hf_config.num_labels = outputs
+        if section is not None:
+            hf_config.assent_head = section
+    return kind, hf_config
 
 
 def new_head(config: PreTrainedConfig) -> nn.Module:

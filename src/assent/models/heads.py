@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from assent.config import ModelConfig
 from assent.data.chat import Chat
@@ -30,7 +28,8 @@ from assent.errors import ModelError
 from assent.foreign import named
 from assent.models.adapters import adapt
 from assent.models.gate import Gate, GateRule, save_gate, stored_gate
-from assent.models.head_classes import OWN, last_token_head, own_class, resize_head
+from assent.models.gated import GatedScoreModel
+from assent.models.head_classes import OWN, causal_class, has_class, last_token_head, own_class, resize_head
 from assent.models.loading import (
     few_bits,
     load_folder,
@@ -72,6 +71,29 @@ class Found:
     gate: tuple[Gate, GateRule] | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class WantedHead:
+    """Which of a folder's heads is wanted, or which new one, and what reads it.
+
+    outputs  what a new head gives, and what a trained one must give; None: those of the folder, of a new head one
+    renewed  a new head of `outputs` takes the place of whatever is there
+    only     the one output of several that is kept, whose value is the reward
+    begin    called with a model whose head is new
+    kind     the class that reads the head, called as `ScoreModel` is; None: that one, or with the folder's gate
+             `GatedScoreModel`
+    """
+
+    outputs: HeadRule | None = None
+    renewed: bool = False
+    only: str | None = None
+    begin: Callable[[ScoreModel], None] | None = None
+    kind: Callable[..., ScoreModel] | None = None
+
+
+AS_IT_IS = WantedHead()
+"""The head that is there or, where there is none, a new one of one output."""
+
+
 def load_score_model(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -81,28 +103,24 @@ def load_score_model(
     trainable: bool = True,
     seed: int = 0,
     new_head: bool = True,
-    outputs: HeadRule | None = None,
-    only: str | None = None,
-    renew: HeadRule | None = None,
-    begin: Callable[[ScoreModel], None] | None = None,
+    head: WantedHead = AS_IT_IS,
 ) -> ScoreModel:
     """A reward model or critic from the folder of one or, with a fresh head drawn from `seed`, from any causal model.
     With `new_head=False` a folder without a trained head is refused. Where transformers has a sequence-classification
     class whose logits are its linear head at the last token (which is measured), it is of that class, else one of ours.
     Adapters and bits are as in `load_policy`; the head is always trained whole, and computed in fp32.
 
-    `outputs` are what a new head gives, and what a trained one must give; without them a head has the outputs of its
-    folder, a new one a single one. `only` keeps one output of several, whose value becomes the reward; `renew` puts a
-    new head of other outputs in place of whatever head is there; `begin` is called with a model whose head is new.
-    Raises ModelError where the folder's outputs are others."""
+    Raises ModelError where the folder's outputs are others than those of `head`."""
     bits = few_bits(config, device, trainable, keep=[OWN, "classifier"])
-    found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, outputs))
-    gate = found.gate
-    if only is not None:
-        found = _single(found, only, config.path)
-    if renew is not None:
-        resize_head(found.model, found.head, len(renew))
-        found = _found(found.model, found.head, found.own, True, renew)
+    asked = None if head.renewed else head.outputs
+    found = load_folder("reward model", config.path, lambda: open_scorer(config, seed, bits, asked))
+    kind = _kind(found, head, trainable, config.path)
+    if head.only is not None:
+        found = _single(found, head.only, config.path)
+    if head.renewed:
+        assert head.outputs is not None, "a new head has outputs"
+        resize_head(found.model, found.head, len(head.outputs))
+        found = _found(found.model, found.head, found.own, True, head.outputs)
     model = found.model
     if found.fresh:
         _require_allowed(found, config.path, new_head)
@@ -111,19 +129,29 @@ def load_score_model(
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # there is no padding here; where the pad token is EOS it would not be trained
-    kind = partial(ScoreModel, head=found.head, rule=found.rule)
-    scorer = prepare(kind, model, config, max_length, device, trainable)
-    if gate is not None and (trainable or only is not None or renew is not None):
-        log.warning(f"{config.path}: its gate is left behind, which belongs to the weights and outputs as they are")
-    elif gate is not None:
-        scorer.gate, scorer.gate_rule = gate[0].to(device), gate[1]
-    if found.fresh and begin is not None:
-        begin(scorer)
+    read = partial(kind, head=found.head, rule=found.rule)
+    scorer: ScoreModel = prepare(read, model, config, max_length, device, trainable)
+    if found.fresh and head.begin is not None:
+        head.begin(scorer)
     if trainable and config.lora.rank > 0:
         vocab = scorer.plain.config.get_text_config().vocab_size
         batch = sample_batch(vocab, flat=not scorer.tree).to(scorer.device)
         adapt(scorer, config.lora, "SEQ_CLS", lambda: scorer(batch, batch.last))
     return scorer
+
+
+def _kind(found: Found, head: WantedHead, trainable: bool, path: str) -> Callable[..., ScoreModel]:
+    """What reads the head. Says where a gate is left behind."""
+    if found.gate is None:
+        return head.kind or ScoreModel
+    if trainable or head.only is not None or head.renewed:
+        log.warning(f"{path}: its gate is left behind, which belongs to the weights and outputs as they are")
+    elif head.kind is None:
+        gate, rule = found.gate
+        return partial(GatedScoreModel, gate=gate, gate_rule=rule)
+    else:
+        log.info(f"{path}: its gate makes way for another")
+    return head.kind or ScoreModel
 
 
 def _require_allowed(found: Found, path: str, new_head: bool) -> None:
@@ -183,13 +211,13 @@ def _opened(
         if stored.value.hidden:
             hf_config.assent_head = {"class": "assent", "layers": stored.value.hidden}
             section = hf_config.assent_head
-    if section.get("class") != "assent" and _has_class(hf_config, config.trust_remote_code):
+    if section.get("class") != "assent" and has_class(hf_config, config.trust_remote_code):
         model, missing = opened(AutoModelForSequenceClassification, hf_config=hf_config)
         head = last_token_head(model)
         if head is not None:
             return _found(model, head, False, _lacks_only(head, config.path, missing), rule)
         hf_config = stored_config(config, num_labels=stored.below or len(rule))
-    causal, hf_config = _causal_class(place, config, hf_config)
+    causal, hf_config = causal_class(place, config, hf_config)
     model, missing = opened(own_class(causal), hf_config=hf_config)
     return _found(model, OWN, True, _lacks_only(OWN, config.path, missing), rule)
 
@@ -245,7 +273,7 @@ def _seeded(
         for name, head in heads.items():
             if value is not None:
                 fill(head, value)
-                filled |= {f"{name}.{part}" for part, _ in head.named_parameters()}
+                filled |= {f"{name}.{part}" for part, _ in head.named_parameters()} | value.names
             if isinstance(head, nn.Linear) and head.out_features != outputs:
                 resize_head(model, name, outputs)
         return filled
@@ -263,36 +291,6 @@ def _lacks_only(head: str, folder: str, missing: set[str]) -> bool:
     return bool(own)
 
 
-def _has_class(config: PreTrainedConfig, trust_remote_code: bool) -> bool:
-    """Whether transformers, or trusted code in the folder, has a sequence-classification class for it."""
-    remote = getattr(config, "auto_map", None) or {}
-    if trust_remote_code and "AutoModelForSequenceClassification" in remote:
-        return True
-    return type(config) in AutoModelForSequenceClassification._model_mapping
-
-
-def _causal_class(place: Source, config: ModelConfig, hf_config: PreTrainedConfig) -> tuple[Any, PreTrainedConfig]:
-    """The class that `AutoModelForCausalLM` would make of the folder, and its configuration."""
-    remote = getattr(hf_config, "auto_map", None) or {}
-    if config.trust_remote_code and "AutoModelForCausalLM" in remote:
-        return get_class_from_dynamic_module(
-            remote["AutoModelForCausalLM"], place.base, revision=place.revision
-        ), hf_config
-    kind = AutoModelForCausalLM._model_mapping.get(type(hf_config), None)
-    if kind is None:
-        raise ModelError(f"{config.path}: transformers has no causal language model of type {hf_config.model_type}.")
-    kind = kind[0] if isinstance(kind, tuple) else kind
-    text = hf_config.sub_configs.get("text_config")
-    if text is not None and getattr(kind, "config_class", None) == text:
-        section = getattr(hf_config, SECTION, None)
-        outputs = hf_config.num_labels
-        hf_config = hf_config.get_text_config()
-        hf_config.num_labels = outputs
-        if section is not None:
-            hf_config.assent_head = section
-    return kind, hf_config
-
-
 # ---- folders
 
 
@@ -303,17 +301,24 @@ def save_reward_model(
     state: Mapping[str, Tensor] | None = None,
     *,
     dtype: str = "auto",
-    gate: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """`save_model`, such that the usual recipe (the folder's chat template, its tokenizer, the model's logits) gives
-    the outputs that assent reads: the chat template ends at the end of the answer, and what pads ends no answer.
-    `gate` holds the weights of its gate where that is sharded."""
-    written = save_model(scorer, outward(scorer.plain, chat, scorer.rule), folder, state, dtype=dtype)
+    the outputs that assent reads: the chat template ends at the end of the answer, and what pads ends no answer. A gate
+    lies in a folder of its own there; what only a training needed is left out. `state` holds the whole weights of the
+    scorer where it is sharded."""
+    whole = scorer.state_dict() if state is None else state
+    outside = outward(scorer.plain, chat, scorer.rule)
+    written = save_model(scorer, outside, folder, _part(whole, "model."), dtype=dtype)
     if (folder / "adapter").is_dir():
         write_rule(folder / "adapter", scorer.rule)
-    if scorer.gate is not None and scorer.gate_rule is not None:
-        save_gate(scorer.gate.state_dict() if gate is None else gate, scorer.gate_rule, folder)
+    if isinstance(scorer, GatedScoreModel):
+        save_gate(_part(whole, "gate."), scorer.gate_rule, folder)
     return written
+
+
+def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of one of a module's parts, under their names there."""
+    return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
 
 
 def outward(model: PreTrainedModel, chat: Chat, rule: HeadRule) -> PreTrainedTokenizerBase:

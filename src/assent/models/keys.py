@@ -17,7 +17,7 @@ HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|position_ids
 """Surplus that says nothing: buffers that older versions stored."""
 HEADS = ("lm_head.", "embed_out.", "output.", "cls.", "head.", "language_model.lm_head.")
 """What the names of output heads begin with."""
-TOLD = re.compile(r"vis(ion|ual)|audio|image|projector|(^|\.)mtp|v_head|nextn")
+TOLD = re.compile(r"vis(ion|ual)|audio|image|projector|(^|\.)mtp|v(alue)?_head|nextn")
 """Parts that are left behind and said: towers for pictures and sound, heads that predict further tokens or values."""
 
 

@@ -31,7 +31,6 @@ from assent.models.recipe import original_template
 from assent.models.saving import remember
 from assent.models.sources import Checkpoint, Source, ask_hub, resolve
 from assent.models.stored import check_build, configuration
-from assent.models.value_heads import PREFIX
 from assent.models.verify import Sample, choose_layout
 
 
@@ -124,7 +123,8 @@ def open_model(
 ) -> tuple[Any, set[str]]:
     """(the model, names of its weights that the folder lacks): in fp32, with adapters and checkpoints merged in. A
     causal model may lack none; of a reward model (`task` SEQ_CLS) the caller knows what may be new. `amend` may change
-    the model before adapters and checkpoints are laid on it, and gives the names of the weights that it brought. Raises
+    the model before adapters and checkpoints are laid on it, and gives the names of the weights that it brought: of the
+    model's, and of those in the folder that they were made of. Raises
     ModelError where the folder's weights and its configuration do not belong together."""
     place = resolve(source.path, source.revision)
     ask_hub(place)
@@ -147,11 +147,9 @@ def open_model(
         **options,
     )
     missing, brought = set(info["missing_keys"]), amend(model)
-    lacking, surplus = missing if task == "CAUSAL_LM" else (), set(info["unexpected_keys"])
+    lacking, surplus = missing if task == "CAUSAL_LM" else (), set(info["unexpected_keys"]) - brought
     if surplus and task != "CAUSAL_LM":
         surplus -= _output_head(recorded, source.trust_remote_code) | parts_in(surplus)
-    if brought:  # by a value head among these weights
-        surplus = {name for name in surplus if not name.startswith(PREFIX)}
     check_keys(place.base, lacking, surplus, info["mismatched_keys"], headless=task)
     check_tied(model, place.base)
     remember(model, place.base, place.revision, recorded, plain=place.is_plain)

@@ -22,12 +22,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from assent.errors import ModelError
 from assent.models.gate import Gate, GateRule, filled, made
 from assent.models.sources import Source
-from assent.models.stored import CONFIG, INDEX, WEIGHTS, folder_of, read_object, stored_weights, weight_files
+from assent.models.stored import CONFIG, fetched, folder_of, read_object, stored_weights, weight_files
+from assent.models.stored_heads import stored_heads
 
 HEAD, MATRIX, SCALE = "regression_layer.weight", "reward_transform_matrix", "gating.logit_scale"
 TURNS: Mapping[str, str] = {
@@ -75,9 +75,18 @@ def find_mixture(place: Source) -> Mixture | None:
     if not Path(place.base).is_dir():
         if "Gating" not in str(config.get("architectures")):
             return None
-        _fetch(place)
+        fetched(place.base, place.revision)
     names = stored_weights(folder).keys()
     return _read(folder, config, _tensors(folder)) if {HEAD, SCALE} <= names else None
+
+
+def output_names(place: Source) -> tuple[str, ...]:
+    """What the outputs of a reward model are called, of assent's making or another's; none where there is no head.
+    Raises ModelError as `find_mixture` and `stored_heads`."""
+    if (mixture := find_mixture(place)) is not None:
+        return mixture.names
+    rule = stored_heads(place).rule
+    return () if rule is None else rule.names
 
 
 def _read(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Mixture:
@@ -113,14 +122,6 @@ def _read(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor])
 
 def _is_part(name: str) -> bool:
     return name in (HEAD, MATRIX, SCALE) or _LAYER.fullmatch(name) is not None
-
-
-def _fetch(place: Source) -> None:
-    """Has the hub give all weights, which transformers would fetch only once the model's shape is known."""
-    found = cached_file(place.base, INDEX, revision=place.revision, _raise_exceptions_for_missing_entries=False)
-    names = {WEIGHTS} if found is None else set(read_object(Path(found))["weight_map"].values())
-    for name in sorted(names):
-        cached_file(place.base, name, revision=place.revision)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

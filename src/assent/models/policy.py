@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from assent.data.tree import TreeBatch
 from assent.models.attention import TreeAttend
-from assent.models.gate import Gate, GateRule, prompt_positions, shares
-from assent.models.head import Head, Linear, Transform, head_kl, head_logprobs, head_of, measure
+from assent.models.head import Head, Transform, head_kl, head_logprobs, head_of, measure
 from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
 from assent.models.reward_head import SCALAR, HeadRule, Scored
@@ -155,7 +154,7 @@ class Policy(Backbone):
             return hidden
         values = None
         if self.value_head is not None:
-            values = _outputs(self.value_head, hidden).squeeze(-1)
+            values = head_outputs(self.value_head, hidden).sum(-1)  # of one: FSDP warns of views that are returned
         head = head_of(self.plain, self.transform, self.dtype)
         with torch.set_grad_enabled(trains and not head_only):
             scores = head_logprobs(
@@ -190,18 +189,8 @@ class Policy(Backbone):
 class ScoreModel(Backbone):
     """A decoder with a head of K outputs, read at chosen tokens: a reward model at each response's last token
     (`batch.last`), a critic at the states that predict the trained tokens (`batch.source`). `rule` says what the
-    outputs are, and how they become one reward; where there is a `gate`, it weighs them by the prompt instead.
-
-    What only the training of some needs stands beside the decoder, and is in no folder that is written: `second`, the
-    head of ODIN that is discarded, and the output head of a language model, as a constant."""
-
-    gate: Gate | None
-    gate_rule: GateRule | None
-    second: SecondHead | None
-    transform: Transform | None
-    """What follows the product with the language model's output head; None: there is none."""
-    language_weight: Tensor
-    language_bias: Tensor | None
+    outputs are, and how they become one reward. What some read besides stands in classes of their own:
+    `models.gated.GatedScoreModel`, and in `algorithms.reward` those that only a training needs."""
 
     def __init__(
         self, model: PreTrainedModel, *, precision: str, tree: bool, head: str = "score", rule: HeadRule = SCALAR
@@ -210,8 +199,6 @@ class ScoreModel(Backbone):
         super().__init__(model, precision=precision, tree=tree)
         self.head_name = head
         self.rule = rule
-        self.gate = self.gate_rule = None
-        self.second = self.transform = None
 
     @property
     def head(self) -> Any:
@@ -219,102 +206,40 @@ class ScoreModel(Backbone):
 
     @property
     def heads(self) -> list[nn.Module]:
-        return [head for head in (self.head, self.gate, self.second) if head is not None]
+        return [self.head]
 
-    def add_second_head(self, seed: int) -> None:
-        """Another head of one output, drawn from `seed`. Before the module is sharded."""
-        config = self.plain.config.get_text_config()
-        self.second = SecondHead(config.hidden_size, getattr(config, "initializer_range", 0.02), seed).to(self.device)
+    def forward(self, batch: TreeBatch, index: Tensor, *, states: bool = False) -> Any:
+        """The outputs at the packed tokens `index` [n]: [n, K] fp32; with `states` also the hidden states [n, h]."""
+        read = self.hidden(batch).index_select(0, index)
+        outputs = self.outputs(read)
+        return (outputs, read) if states else outputs
 
-    def add_language_head(self, head: Linear) -> None:
-        """The output head of a language model that reads the same hidden states, as a constant."""
-        self.transform = head.transform
-        self.register_buffer("language_weight", head.weight.detach().to(self.dtype), persistent=False)
-        self.register_buffer("language_bias", None if head.bias is None else head.bias.detach(), persistent=False)
-
-    def forward(
-        self,
-        batch: TreeBatch,
-        index: Tensor,
-        *,
-        states: bool = False,
-        second: bool = False,
-        tokens: Tensor | None = None,
-    ) -> Any:
-        """The outputs at the packed tokens `index` [n]: [n, K] fp32; with `states` also the hidden states [n, h]. With
-        `second` what `two_parts` gives; with `tokens` also the log-probs of `with_logprobs`."""
-        hidden = self.hidden(batch)
-        read = hidden.index_select(0, index)
-        if second:
-            return self._two_parts(read)
-        logits = _outputs(self.head, read)
-        outputs = logits + logits.new_tensor(self.rule.offset) if self.rule.offset else logits
-        if states:
-            return outputs, read
-        return outputs if tokens is None else (outputs, self._logprobs(hidden, batch, tokens))
-
-    def two_parts(self, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each response its reward and the output of the second head, [S] each; and the product of the two heads'
-        weights, a scalar."""
-        quality, other, product = self(batch, batch.last, second=True)
-        return self.rule.reward(quality), other, product
-
-    def _two_parts(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert self.second is not None
-        other, weight = self.second(states)
-        # The first head reads the second one's weight: FSDP gathers a head's weights in its own forward alone.
-        rows = _outputs(self.head, torch.cat([states.to(weight.dtype), weight, torch.zeros_like(weight)]))
-        return rows[:-2], other, (rows[-2] - rows[-1]).squeeze(-1)
-
-    def with_logprobs(self, batch: TreeBatch, index: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards at the packed tokens `index` [n], and the log-probs of those trained tokens of the batch whose
-        numbers are `tokens`, from one forward pass."""
-        outputs, logprobs = self(batch, index, tokens=tokens)
-        return self.rule.reward(outputs), logprobs
-
-    def _logprobs(self, hidden: Tensor, batch: TreeBatch, tokens: Tensor) -> Tensor:
-        assert self.transform is not None
-        head = Linear(self.language_weight, self.language_bias, self.transform)
-        states = hidden.index_select(0, batch.source[tokens])
-        return head_logprobs(head, states, batch.targets[tokens], 1.0, self.dtype)[0]
+    def outputs(self, states: Tensor) -> Tensor:
+        """[n, h] -> [n, K]. Inside `forward` alone, where sharded weights are whole."""
+        logits = head_outputs(self.head, states)
+        return logits + logits.new_tensor(self.rule.offset) if self.rule.offset else logits
 
     def scalars(self, batch: TreeBatch, index: Tensor) -> Tensor:
         """What the outputs at the packed tokens `index` [n] become by the rule: [n]."""
         return self.rule.reward(self(batch, index))
 
-    def reweigh(self, weights: Mapping[str, float], flag: str = "--rewards.output_weights") -> None:
-        """From now on the reward is this sum of outputs, whatever the rule or the gate said. Raises ConfigError as
-        `HeadRule.reweighted`."""
-        self.rule = self.rule.reweighted(weights, flag)
-        self.gate = self.gate_rule = None
-
     def rewards(self, batch: TreeBatch) -> Scored:
         """The reward of each response, and what it is made of."""
-        if self.gate is not None and self.gate_rule is not None:
-            prompts = prompt_positions(batch, self.gate_rule.pattern)
-            read, states = self(batch, torch.cat([batch.last, prompts]), states=True)
-            outputs, prompt = read[: batch.num_responses], states[batch.num_responses :]
-            parts = shares(outputs, self.gate(prompt), self.gate.transform)
-        else:
-            outputs = self(batch, batch.last)
-            parts = self.rule.shares(outputs)
+        outputs = self(batch, batch.last)
+        parts = self.rule.shares(outputs)
         return Scored(parts.sum(-1), outputs, parts)
 
+    def require_reward(self, who: str) -> None:
+        """Raises ModelError where nobody has said how the outputs become one reward."""
+        self.rule.require_weights(who)
 
-class SecondHead(nn.Module):
-    """A linear head of one output that also gives its weight, [1, h]: where heads are sharded, there is no other place
-    to read it."""
-
-    def __init__(self, width: int, spread: float, seed: int) -> None:
-        super().__init__()
-        draw = torch.Generator().manual_seed(seed + 1)  # from `seed` itself the first head is drawn
-        self.weight = nn.Parameter(spread * torch.randn(1, width, generator=draw))
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        return nn.functional.linear(states.to(self.weight.dtype), self.weight).squeeze(-1), self.weight.clone()
+    def reweigh(self, weights: Mapping[str, float], flag: str = "--rewards.output_weights") -> None:
+        """From now on the reward is this sum of outputs, whatever was said before. Raises ConfigError as
+        `HeadRule.reweighted`."""
+        self.rule = self.rule.reweighted(weights, flag)
 
 
-def _outputs(head: Any, hidden: Tensor) -> Tensor:
+def head_outputs(head: Any, hidden: Tensor) -> Tensor:
     """[n, h] -> [n, K], in the precision of the head's weights, which are fp32 always: rounded to bf16, near answers
     tie."""
     return head(hidden.to(next(head.parameters()).dtype)).float()

@@ -78,8 +78,11 @@ class Source:
             folder = Path(found).parent
         files = sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("value_head.bin")])
         for layer in self.layers:
-            files += [layer.file] if isinstance(layer, Checkpoint) else [layer / ADAPTER, *layer.glob("*.safetensors")]
-            files += [] if isinstance(layer, Checkpoint) else layer.glob("value_head.bin")
+            if isinstance(layer, Checkpoint):
+                files.append(layer.file)
+                continue
+            kinds = ("*.safetensors", "value_head.bin", "pytorch_model.bin")  # the last two with value heads
+            files += [layer / ADAPTER, *(file for kind in kinds for file in layer.glob(kind))]
         return files
 
 

@@ -8,7 +8,8 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ def folder_of(base: str, revision: str | None = None) -> Path:
     if found is None:
         raise ModelError(f"{base}: the hub did not give its config.json.")
     return Path(found).parent
+
+
+def fetched(base: str, revision: str | None, also: Sequence[str] = ()) -> Path:
+    """`folder_of`, where of a hub id all weights lie then, which transformers would fetch only once the model's shape
+    is known, and the files `also` where it has them."""
+    folder = folder_of(base, revision)
+    if Path(base).is_dir():
+        return folder
+    get = partial(cached_file, base, revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        index = get(INDEX)
+        names = {WEIGHTS} if index is None else set(read_object(Path(index))["weight_map"].values())
+        for name in sorted(names | {*also}):
+            get(name)
+    except OSError as error:
+        raise ModelError(f"{base}: the hub did not give its weights ({brief(error)}).") from error
+    return folder
 
 
 def configuration(base: str, revision: str | None = None, trust: bool = False, **options: Any) -> PreTrainedConfig:

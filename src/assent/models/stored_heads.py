@@ -15,7 +15,7 @@ from assent.errors import ModelError
 from assent.models.adapters import shapes_in
 from assent.models.reward_head import SCALAR, HeadRule, rule_of, shown
 from assent.models.sources import Checkpoint, Source
-from assent.models.stored import CONFIG, folder_of, read_object, stored_weights
+from assent.models.stored import CONFIG, fetched, folder_of, read_object, stored_weights
 from assent.models.value_heads import ValueHead, value_head
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def stored_heads(source: Source) -> StoredHeads:
     base = folder_of(source.base, source.revision)
     raw = read_object(base / CONFIG)
     rule, value = _of_config(raw, base / CONFIG), None
-    if SECTION not in raw and not WEIGHTS.intersection(stored_weights(base)):
+    if SECTION not in raw and not WEIGHTS.intersection(stored_weights(fetched(source.base, source.revision))):
         value = value_head(source)
         rule = rule if value is None else _unnamed(value.outputs, value.offset)
     below = 0 if rule is None else len(rule)

@@ -1,13 +1,19 @@
-"""Value heads beside causal language models, as TRL, LLaMA-Factory, ms-swift and GRM save them: `v_head.summary`, a
-linear layer or an MLP with ReLUs, on the final hidden state. They stand in a file of their own (LLaMA-Factory, beside a
-whole model or adapters) or among the model's weights (TRL, GRM: arXiv 2406.10216)."""
+"""Value heads beside causal language models, on the final hidden state, as others save them:
+
+    v_head.summary[.i].weight, .bias   TRL, LLaMA-Factory, ms-swift, and GRM (arXiv 2406.10216), whose head is an MLP
+                                       with ReLUs
+    value_head.weight                  OpenRLHF, or as config.json calls it (`value_head_prefix`)
+
+They stand among the model's weights (TRL, GRM, OpenRLHF) or in a file of their own (LLaMA-Factory, beside a whole model
+or adapters; TRL, beside adapters).
+"""
 
 from __future__ import annotations
 
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,21 +24,26 @@ from torch import Tensor, nn
 from assent.errors import ModelError
 from assent.foreign import brief
 from assent.models.sources import Source
-from assent.models.stored import folder_of, weight_files
+from assent.models.stored import CONFIG, fetched, read_object, weight_files
 
 FILES = ("value_head.safetensors", "value_head.bin")
-PREFIX = "v_head."
-"""What the names of its weights begin with."""
+BESIDE_ADAPTERS = "pytorch_model.bin"
+"""Where TRL writes a value head whose model has adapters: beside them, among no other weights."""
+NAMES = ("v_head", "value_head")
+"""What heads are called among a model's weights."""
 
-_NAME = re.compile(r"(?:v_head\.)?summary\.(?:(\d+)\.)?(weight|bias)")
+_PART = re.compile(r"summary\.(?:(\d+)\.)?(weight|bias)")
+_PLAIN = re.compile(r"()(weight|bias)")
 
 
 @dataclass(frozen=True, slots=True)
 class ValueHead:
-    """The layers of a value head, each (weight [out, in], bias [out]) in fp32, with a ReLU between any two."""
+    """The layers of a value head, each (weight [out, in], bias [out]) in fp32, with a ReLU between any two. `names` are
+    what they are called among the model's weights, where they stand there."""
 
     file: Path
     layers: tuple[tuple[Tensor, Tensor], ...]
+    names: frozenset[str] = frozenset()
 
     @property
     def outputs(self) -> int:
@@ -52,18 +63,23 @@ class ValueHead:
 
 def value_head(source: Source) -> ValueHead | None:
     """The value head of a folder, or of the adapters on top of it. Raises ModelError where it cannot be read."""
-    base = folder_of(source.base, source.revision)
-    for folder in (*(layer for layer in reversed(source.layers) if isinstance(layer, Path)), base):
-        for name in FILES:
+    base = fetched(source.base, source.revision, FILES)
+    for folder in (layer for layer in reversed(source.layers) if isinstance(layer, Path)):
+        for name in (*FILES, BESIDE_ADAPTERS):
             if (folder / name).is_file():
-                return _made(folder / name, _loaded(folder / name))
-    if not Path(source.base).is_dir():
-        return None  # the weights of the hub may have to be fetched yet
+                stored = _loaded(folder / name)
+                if name in FILES or any(weight.startswith("v_head.") for weight in stored):
+                    return _made(folder / name, stored)
+    for name in FILES:
+        if (base / name).is_file():
+            return _made(base / name, _loaded(base / name))
+    own = read_object(base / CONFIG).get("value_head_prefix")
+    heads = tuple(f"{name}." for name in (*NAMES, own) if isinstance(name, str) and name)
     found: dict[str, Tensor] = {}
     for file in weight_files(base):
         with safe_open(file, "pt") as stored:
-            found |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(PREFIX)}
-    return _made(base, found) if found else None
+            found |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(heads)}
+    return replace(_made(base, found), names=frozenset(found)) if found else None
 
 
 def fill(head: nn.Module, value: ValueHead) -> None:
@@ -81,6 +97,14 @@ def fill(head: nn.Module, value: ValueHead) -> None:
                 layer.bias.copy_(bias)
 
 
+def _part(name: str) -> re.Match[str] | None:
+    """Which layer a weight belongs to. Whoever calls it a `v_head` without a summary reads it elsewhere."""
+    head, _, part = name.partition(".")
+    if head == "summary":
+        return _PART.fullmatch(name)
+    return _PART.fullmatch(part) or (None if head == "v_head" else _PLAIN.fullmatch(part))
+
+
 def _loaded(file: Path) -> Mapping[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
@@ -96,8 +120,11 @@ def _loaded(file: Path) -> Mapping[str, Tensor]:
 def _made(file: Path, tensors: Mapping[str, Tensor]) -> ValueHead:
     parts: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if (match := _NAME.fullmatch(name)) is None:
-            raise ModelError(f"{file}: a value head of another kind, with {name}; known is v_head.summary.")
+        if (match := _part(name)) is None:
+            raise ModelError(
+                f"{file}: a value head of another kind, with {name}; known are v_head.summary (TRL and its relatives) "
+                "and value_head (OpenRLHF, which says another name in config.json as value_head_prefix)."
+            )
         parts.setdefault(int(match[1] or 0), {})[match[2]] = tensor.float()
     layers: list[tuple[Tensor, Tensor]] = []
     for index in sorted(parts):

@@ -51,12 +51,13 @@ def implicit_of(
         assert beta is not None
         return Implicit(reference, revision, beta, False)
     key, config = run
-    row = OBJECTIVES[key]
+    options = keywords(loss_of(config))
+    row = OBJECTIVES[key].as_trained(options)
     if row.needs_reference and reference is None:
         reference, revision = _reference(folder, config, flags[0])
     elif reference is not None and not row.needs_reference:
         raise ConfigError(f"{folder}: a policy of {key} is compared with no reference. Leave {flags[0]} away.")
-    own = keywords(loss_of(config)).get("beta")
+    own = options.get("beta")
     scale = beta if beta is not None else float(own) if isinstance(own, int | float) else 1.0
     return Implicit(reference, revision, scale, row.per_token)
 
@@ -88,8 +89,9 @@ def _reference(folder: str, config: PreferenceConfig, flag: str) -> tuple[str, s
     assert section is not None, "its objective has a reference"
     if section.mode == "moving":
         raise ConfigError(
-            f"{folder}: the reference of its run followed the policy, and was not kept. Give the model to compare it "
-            f"with: {flag}."
+            f"{folder}: the reference of its run followed the policy (--reference.mode moving, as in tr-dpo), and was "
+            "not kept. Give the model to compare it with, for example the one that the run began with: "
+            f"{flag} {config.model.path}"
         )
     path = section.path or config.model.path
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1

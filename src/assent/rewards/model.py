@@ -37,8 +37,7 @@ class ModelReward:
     ) -> None:
         """`max_length` is the longest prompt with its answer, `micro_tokens` the most packed tokens in one pass. Raises
         ModelError where nobody has said how several outputs become one reward."""
-        if scorer.gate is None:
-            scorer.rule.require_weights(f"The reward model '{name}'")
+        scorer.require_reward(f"The reward model '{name}'")
         self.name = name
         self.scorer = scorer
         self.reading = Reading(chat, policy_chat, max_length)
@@ -52,6 +51,19 @@ class ModelReward:
     def score(self, groups: Sequence[Group]) -> Scores:
         read = [self.reading.read(group) for group in groups]
         scores, found = scores_of(f"The reward model '{self.name}'", groups, read, self._numbers)
+        return self._with_outputs(scores, found)
+
+    def of_trees(self, trees: Sequence[TokenTree]) -> Scores:
+        """The rewards of all branches of trees of its own tokenizer, in order."""
+        found = self._numbers(trees)
+        return self._with_outputs(Scores(found[REWARD].astype(np.float64)), found)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The parts that are rewards of an ensemble's members: of heads that were trained for the same reward."""
+        return self.scorer.rule.names if self.scorer.rule.ensemble else ()
+
+    def _with_outputs(self, scores: Scores, found: Numbers) -> Scores:
         names = self.scorer.rule.names
         if len(names) == 1:
             return scores
@@ -60,11 +72,7 @@ class ModelReward:
             for which in ("outputs", "shares")
         )
         scores = replace(scores, parts=parts, shares=shares)
-        return with_spread(scores, np.stack([*parts.values()])) if self.scorer.rule.ensemble else scores
-
-    def of_trees(self, trees: Sequence[TokenTree]) -> Scores:
-        """The rewards of all branches of trees of its own tokenizer, in order."""
-        return Scores(self._numbers(trees)[REWARD].astype(np.float64))
+        return with_spread(scores, np.stack([*parts.values()])) if self.members else scores
 
     def _numbers(self, trees: Sequence[TokenTree]) -> Numbers:
         """The reward [S], outputs [S, K] and what each adds to the reward [S, K], over all trees."""

@@ -83,6 +83,7 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
     """The model as an application."""
     from assent import distributed
     from assent.data.chat import Chat
+    from assent.models.gated import GatedScoreModel
     from assent.models.heads import load_score_model
     from assent.models.loading import load_tokenizer, quiet_transformers
     from assent.rewards.build import reweight
@@ -114,7 +115,7 @@ def service_of(config: ServeConfig, key: str = "") -> Service:
         longest=longest,
         micro_tokens=config.micro_tokens,
         flat=not model.tree,
-        gated=getattr(model, "gate", None) is not None,
+        gated=isinstance(model, GatedScoreModel) and model.gated,
     )
     about = About(
         name=config.name or config.model,

@@ -205,7 +205,7 @@ class Scorer:
     def has_reward(self) -> bool:
         """Whether it is known how they become one."""
         try:
-            self.model.rule.require_weights("")
+            self.model.require_reward("")
         except ModelError:
             return False
         return True

@@ -22,6 +22,7 @@ from assent.data.readers import read_rows
 from assent.data.records import Example, Problem
 from assent.data.tree import TokenTree
 from assent.models.digests import file_digest, model_digests, tokenizer_digest
+from assent.rewards.implicit import implicit_of
 from assent.rewards.judge.prompt import prompt_file
 
 Parts = dict[str, str]
@@ -50,6 +51,20 @@ def numbers_digest(values: np.ndarray) -> str:
 
 def _model(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     return model_digests(path, config.model.revision)
+
+
+def _aligned(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
+    """Of a policy that is a reward: its own, and where its run says what it is compared with, also that model's."""
+    assert isinstance(config, OnlineConfig)
+    given = config.rewards.implicit_reference
+    flags = ("--rewards.implicit_reference", "--rewards.implicit_beta")
+    read = implicit_of(path, reference=given, beta=config.rewards.implicit_beta, flags=flags)
+    parts = model_digests(path, config.model.revision)
+    parts["scale"] = hashlib.sha256(repr((read.beta, read.per_token)).encode()).hexdigest()
+    if given is None and read.reference is not None:
+        theirs = model_digests(read.reference, read.reference_revision)
+        parts |= {f"reference's {part}": digest for part, digest in theirs.items()}
+    return parts
 
 
 def _tokenizer(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
@@ -96,6 +111,7 @@ def _later(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
 
 READERS: Mapping[Kind, Callable[[str, RunConfig, Chat, Prepared], Parts]] = {
     "model": _model,
+    "aligned": _aligned,
     "tokenizer": _tokenizer,
     "template": _template,
     "rows": _later,

@@ -55,13 +55,12 @@ def _write(
     own: Tensor,
     compared: bool,
 ) -> Written:
-    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     dtype, usage = session.config.model.save_dtype, None
     with replacing(folder) as partial:
         if isinstance(backbone, ScoreModel):
-            gate = {key.removeprefix("gate."): value for key, value in state.items() if key.startswith("gate.")}
-            written = save_reward_model(backbone, session.chat, partial, weights, dtype=dtype, gate=gate)
+            written = save_reward_model(backbone, session.chat, partial, state, dtype=dtype)
         else:
+            weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
             ends = stop_ids(session.chat, backbone.plain.generation_config)
             written = save_model(backbone, session.tokenizer, partial, weights, dtype=dtype, stops=ends)
         rounded = session.world.size > 1 and backbone.precision == "bf16"

@@ -16,10 +16,9 @@ from assent.data.dataset import Prepared, prepare
 from assent.data.packing import EpochStream
 from assent.data.tree import TokenTree
 from assent.distributed import World
-from assent.models.heads import load_score_model
+from assent.models.heads import AS_IT_IS, WantedHead, load_score_model
 from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 from assent.models.policy import Policy, ScoreModel
-from assent.models.reward_head import HeadRule
 from assent.models.shared_ids import check_shared_ids
 from assent.models.vocabulary import check_vocabulary
 from assent.train.digests import digests
@@ -119,14 +118,9 @@ class Session:
         *,
         trainable: bool,
         new_head: bool,
-        outputs: HeadRule | None = None,
-        only: str | None = None,
-        renew: HeadRule | None = None,
-        begin: Callable[[ScoreModel], None] | None = None,
-        add: Callable[[ScoreModel], None] = lambda scorer: None,
+        head: WantedHead = AS_IT_IS,
     ) -> ScoreModel:
-        """A reward model or critic from `path`, or from the model of the run; `outputs` to `begin` as in
-        `load_score_model`. `add` puts beside it what only its training needs, before it is sharded. Raises ModelError
+        """A reward model or critic from `path`, or from the model of the run, as `load_score_model`. Raises ModelError
         where a critic has another vocabulary than the policy, whose ids it reads."""
         if trainable and path is not None:
             self._check_shared_ids("--critic.start", path)
@@ -139,15 +133,12 @@ class Session:
             trainable=trainable,
             seed=self.config.train.seed,
             new_head=new_head,
-            outputs=outputs,
-            only=only,
-            renew=renew,
-            begin=begin,
+            head=head,
         )
         if trainable:  # a frozen reward model reads its own tokenizer's ids
             check_vocabulary(model.plain, self.tokenizer, path or config.path)
-        add(model)
-        return self._shard(model)
+        sharded: ScoreModel = self._shard(model)
+        return sharded
 
     def _check_shared_ids(self, option: str, path: str) -> None:
         model = self.config.model

@@ -11,6 +11,7 @@ import sys
 from assent.algorithms.online.train import train_online
 from assent.algorithms.preference.train import train_preference
 from assent.algorithms.reward.attributes import train_attributes
+from assent.algorithms.reward.gate import train_gate
 from assent.algorithms.reward.odin import train_reward_odin
 from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.sft import train_sft
@@ -20,6 +21,7 @@ from assent.config import (
     AttributesConfig,
     CompareConfig,
     RewardConfig,
+    RewardGateConfig,
     RewardOdinConfig,
     ScoreConfig,
     SFTConfig,
@@ -32,6 +34,7 @@ COMMANDS = {
     "sft": (SFTConfig, train_sft),
     "reward": (RewardConfig, train_reward),
     "reward-odin": (RewardOdinConfig, train_reward_odin),
+    "reward-gate": (RewardGateConfig, train_gate),
     "reward-attributes": (AttributesConfig, train_attributes),
     "compare": (CompareConfig, compare),
     "score": (ScoreConfig, score),

@@ -32,11 +32,15 @@ from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.deferred import Deferred
+from assent.errors import ConfigError
 from assent.models.annotate import BatchColumns, columns_of
+from assent.models.mixtures import output_names
 from assent.models.policy import Policy, ScoreModel
+from assent.models.reward_head import shown
 from assent.models.saving import stop_ids
+from assent.models.sources import resolve
 from assent.models.vocabulary import unused_ids
-from assent.rewards.build import needs_answers, reward_source, reweight
+from assent.rewards.build import needs_answers, reward_source
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
 from assent.rollout.build import engine_of
@@ -243,6 +247,7 @@ class Online:
 def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     """The algorithm as its command makes it, and its data."""
     method = method_with(config)
+    distributed.on_main(lambda: _check_critic(config, method.critic))
     wants_rows = config.given.source != "none" or config.shaping.baseline == "row" or needs_answers(config)
     data = session.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
     source = reward_source(session, config)
@@ -307,15 +312,30 @@ def assemble(
     )
 
 
+def _check_critic(config: OnlineConfig, section: CriticConfig | None) -> None:
+    """Raises ConfigError where the critic would begin as a reward model of several outputs, gated or not: a critic
+    gives one value."""
+    path = None if section is None or section.shared else _critic_path(config, section)
+    names = () if path is None else output_names(resolve(path))
+    if len(names) > 1:
+        assert section is not None
+        raise ConfigError(
+            f"--critic.start {section.start}: {path} has {len(names)} outputs ({shown(names)}), and a critic gives one "
+            "value. Use --critic.start policy (a new head on the policy's model), or the folder of a reward model of "
+            "one output (assent reward; with --reward.output NAME it trains one of several)."
+        )
+
+
 def _critic(session: Session, config: OnlineConfig, section: CriticConfig) -> ScoreModel:
+    path = _critic_path(config, section)
+    return session.score_model(path, trainable=True, new_head=section.start != "reward")
+
+
+def _critic_path(config: OnlineConfig, section: CriticConfig) -> str | None:
+    """Where the critic's weights come from; None: from the policy's."""
     if section.start == "reward":
-        critic = session.score_model(config.rewards.model[0], trainable=True, new_head=False)
-        reweight(critic, config.rewards.output_weights, config.rewards.model[0])
-    else:
-        path = None if section.start == "policy" else section.start
-        critic = session.score_model(path, trainable=True, new_head=True)
-    critic.rule.require_weights(f"--critic.start {section.start}: the model there")
-    return critic
+        return config.rewards.model[0]
+    return None if section.start == "policy" else section.start
 
 
 def _twin(session: Session, config: OnlineConfig) -> Policy:

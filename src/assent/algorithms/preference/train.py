@@ -99,7 +99,8 @@ class Preference:
         self.policy, self.reference, self.stream, self.world = policy, reference, stream, world
         self.row, self.terms, self.needs = row, terms, needs_of(terms)
         self.modules = {"policy": policy}
-        beta = terms[0].loss.options.get("beta")
+        options = terms[0].loss.options
+        self.row, beta = self.row.as_trained(options), options.get("beta")
         self.beta = float(beta) if isinstance(beta, int | float) else 1.0
         self.shift = 0.0
         self.watch = diagnostics.Watch()

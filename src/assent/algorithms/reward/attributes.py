@@ -23,6 +23,7 @@ from assent.data.packing import Counts, window
 from assent.data.tree import TokenTree, TreeBatch
 from assent.errors import DataError
 from assent.losses import attribute_regression, rated
+from assent.models.heads import WantedHead
 from assent.models.policy import ScoreModel
 from assent.models.reward_head import HeadRule
 from assent.train.facts import Line
@@ -124,12 +125,8 @@ def train_attributes(config: AttributesConfig) -> RunResult:
     spreads = spread_of(data.train, names)
     rule = rule_for(section, spreads)
     means = [spread.mean for spread in spreads.values()]
-    scorer = session.score_model(
-        trainable=True,
-        new_head=True,
-        outputs=rule,
-        begin=lambda model: begin_at(model, data.train, means, config.train.micro_tokens),
-    )
+    head = WantedHead(rule, begin=lambda model: begin_at(model, data.train, means, config.train.micro_tokens))
+    scorer = session.score_model(trainable=True, new_head=True, head=head)
     scorer.plain.config.assent_head["trained_at"] = "last"
     stream = session.stream(data.train, scorer)
     algorithm = AttributeRegression(scorer, stream)

@@ -14,6 +14,7 @@ from assent.data.packing import Counts, EpochStream
 from assent.data.tree import TokenTree, TreeBatch
 from assent.data.views import pair_view
 from assent.losses import bradley_terry
+from assent.models.heads import WantedHead
 from assent.models.policy import ScoreModel
 from assent.models.reward_head import HeadRule
 from assent.train.facts import Line
@@ -84,7 +85,7 @@ def train_ensemble(config: EnsembleConfig) -> RunResult:
     section = config.ensemble
     session = open_session(config)
     data = session.prepare(pair_view)
-    scorer = session.score_model(trainable=True, new_head=True, outputs=rule_for(section))
+    scorer = session.score_model(trainable=True, new_head=True, head=WantedHead(rule_for(section)))
     if section.frozen:
         scorer.model.requires_grad_(False)
         scorer.head.requires_grad_(True)

@@ -1,26 +1,59 @@
 """GRM's regulariser: the hidden states that a reward is read from stay fit to write answers (arXiv 2406.10216).
 
-The output head is that of the language model which the reward model was made of, as a constant: it reads the same
-forward pass as the reward head, and is in no checkpoint and no saved folder.
+The output head is that of the language model which the reward model was made of: it reads the same forward pass as
+the reward head.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from assent.config import RewardSection
 from assent.data.dataset import Prepared
 from assent.data.tree import TreeBatch, with_token_field
 from assent.errors import ModelError
 from assent.losses import dpo, likelihood_regulariser
-from assent.models.head import Linear, head_of
+from assent.models.head import Linear, head_logprobs, head_of
 from assent.models.policy import ScoreModel
 from assent.models.references import FIELD, Reference
 from assent.train.references import reference_logprobs
 from assent.train.session import Session
+
+
+class RegularisedScoreModel(ScoreModel):
+    """A reward model beside the output head of a language model that reads the same hidden states, as a constant. It is
+    in no checkpoint and in no folder that is written."""
+
+    language_weight: Tensor
+    language_bias: Tensor | None
+
+    def __init__(self, model: PreTrainedModel, *, language: Linear, **options: Any) -> None:
+        """`options` are those of `ScoreModel`."""
+        super().__init__(model, **options)
+        self.transform = language.transform
+        self.register_buffer("language_weight", language.weight.detach().to(self.dtype), persistent=False)
+        bias = None if language.bias is None else language.bias.detach()
+        self.register_buffer("language_bias", bias, persistent=False)
+
+    def forward(self, batch: TreeBatch, index: Tensor, *, states: bool = False, tokens: Tensor | None = None) -> Any:
+        """As `ScoreModel`; with `tokens` the outputs at `index`, and the log-probs of `with_logprobs`."""
+        if tokens is None:
+            return super().forward(batch, index, states=states)
+        hidden = self.hidden(batch)
+        outputs, read = self.outputs(hidden.index_select(0, index)), hidden.index_select(0, batch.source[tokens])
+        head = Linear(self.language_weight, self.language_bias, self.transform)
+        return outputs, head_logprobs(head, read, batch.targets[tokens], 1.0, self.dtype)[0]
+
+    def with_logprobs(self, batch: TreeBatch, index: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards at the packed tokens `index` [n], and the log-probs of those trained tokens of the batch whose
+        numbers are `tokens`, from one forward pass."""
+        outputs, logprobs = self(batch, index, tokens=tokens)
+        return self.rule.reward(outputs), logprobs
 
 
 def language_of(session: Session, data: Prepared, kind: str) -> tuple[Linear, Prepared]:
@@ -44,7 +77,9 @@ def language_of(session: Session, data: Prepared, kind: str) -> tuple[Linear, Pr
     return replace(head, weight=head.weight.clone()), data
 
 
-def regulariser(section: RewardSection, scorer: ScoreModel, batch: TreeBatch, index: Tensor) -> tuple[Tensor, Tensor]:
+def regulariser(
+    section: RewardSection, scorer: RegularisedScoreModel, batch: TreeBatch, index: Tensor
+) -> tuple[Tensor, Tensor]:
     """Rewards at the packed tokens `index`, and the regulariser's loss of each pair [M], from one forward pass."""
     chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
     tokens = torch.arange(len(batch.label), device=batch.label.device)

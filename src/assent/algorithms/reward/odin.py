@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from assent.algorithms.reward.single import single_output
 from assent.algorithms.reward.train import EpochTraining, train_on
@@ -26,7 +30,7 @@ from assent.data.views import pair_view
 from assent.distributed import World, gather_objects
 from assent.errors import DataError
 from assent.losses import bradley_terry, correlation, odin_length
-from assent.models.policy import ScoreModel
+from assent.models.policy import ScoreModel, head_outputs
 from assent.train.loop import Loss
 from assent.train.run import RunResult
 from assent.train.session import open_session
@@ -36,10 +40,56 @@ QUALITY, VERBOSITY, VALUE = "gradient/quality", "gradient/verbosity", "value/len
 and its value in even shares."""
 
 
+class OdinScoreModel(ScoreModel):
+    """A reward model with a second head of one output, which takes up what length explains. It is trained, lies in
+    checkpoints, and is in no folder that is written."""
+
+    def __init__(self, model: PreTrainedModel, *, seed: int, **options: Any) -> None:
+        """The second head is drawn from `seed`; `options` are those of `ScoreModel`."""
+        super().__init__(model, **options)
+        config = self.plain.config.get_text_config()
+        self.second = SecondHead(config.hidden_size, getattr(config, "initializer_range", 0.02), seed)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        return [*super().heads, self.second]
+
+    def forward(self, batch: TreeBatch, index: Tensor, *, states: bool = False, both: bool = False) -> Any:
+        """As `ScoreModel`; with `both` what `two_parts` is made of: the first head's outputs at `index`, of the second
+        one's weight and of 0, [n + 2, K]; and the second one's outputs, [n, 1]."""
+        if not both:
+            return super().forward(batch, index, states=states)
+        read = self.hidden(batch).index_select(0, index)
+        other, weight = self.second(read)
+        # The first head reads the second one's weight: FSDP gathers a head's weights in its own forward alone.
+        return head_outputs(self.head, torch.cat([read.to(weight.dtype), weight, torch.zeros_like(weight)])), other
+
+    def two_parts(self, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each response its reward and the output of the second head, [S] each; and the product of the two heads'
+        weights, a scalar."""
+        rows, other = self(batch, batch.last, both=True)  # cut out here: FSDP warns where a view is what it returns
+        return self.rule.reward(rows[:-2]), other.squeeze(-1), (rows[-2] - rows[-1]).squeeze(-1)
+
+
+class SecondHead(nn.Module):
+    """A linear head of one output that also gives its weight, [1, h]: where heads are sharded, there is no other place
+    to read it."""
+
+    def __init__(self, width: int, spread: float, seed: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed + 1)  # from `seed` itself the first head is drawn
+        self.weight = nn.Parameter(spread * torch.randn(1, width, generator=draw))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(states.to(self.weight.dtype), self.weight), self.weight.clone()
+
+
 class Odin(EpochTraining):
     """The sum above, over all pairs and responses of a step."""
 
-    def __init__(self, scorer: ScoreModel, stream: EpochStream, section: OdinSection, world: World) -> None:
+    scorer: OdinScoreModel
+
+    def __init__(self, scorer: OdinScoreModel, stream: EpochStream, section: OdinSection, world: World) -> None:
         super().__init__(scorer, stream)
         self.section, self.world = section, world
 
@@ -138,7 +188,8 @@ def train_reward_odin(config: RewardOdinConfig) -> RunResult:
     session = open_session(config)
     data = session.prepare(pair_view)
     _require_lengths(config.data.train, data.train)
-    scorer = single_output(session, config.reward.output, "pairs", second_head=True)
+    kind = partial(OdinScoreModel, seed=config.train.seed)
+    scorer = single_output(session, config.reward.output, "pairs", kind=kind)
     stream = session.stream(data.train, scorer)
     algorithm = Odin(scorer, stream, config.reward, session.world)
     return train_on(session, algorithm, scorer, stream, data, summary=length_relations)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.preference.feedback import require_strengths
-from assent.algorithms.reward.language import language_of, regulariser
+from assent.algorithms.reward.language import RegularisedScoreModel, language_of, regulariser
 from assent.algorithms.reward.single import single_output
 from assent.algorithms.reward.train import EpochTraining, train_on
 from assent.config import RewardConfig, RewardSection
@@ -75,6 +75,7 @@ class RewardModelling(EpochTraining):
         if self.section.regulariser == "none":
             found = self.scorer.scalars(batch, index)
         else:
+            assert isinstance(self.scorer, RegularisedScoreModel)
             found, term = regulariser(self.section, self.scorer, batch, index)
         if not mean:
             return found, None, term
@@ -123,10 +124,11 @@ def train_reward(config: RewardConfig) -> RunResult:
         require_strengths(config.data, data, "--reward.scaled", "assent reward, as it is by default")
     if section.votes or ties:
         _check_votes(config.data.train, data.train, section)
-    language = None
+    kind: Callable[..., ScoreModel] = ScoreModel
     if section.regulariser != "none":
         language, data = language_of(session, data, section.regulariser)
-    scorer = single_output(session, section.output, "pairs", readout=section.readout, language=language)
+        kind = partial(RegularisedScoreModel, language=language)
+    scorer = single_output(session, section.output, "pairs", readout=section.readout, kind=kind)
     stream = session.stream(data.train, scorer)
     return train_on(session, RewardModelling(scorer, stream, section), scorer, stream, data)
 

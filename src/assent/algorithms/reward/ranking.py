@@ -69,6 +69,6 @@ def train_reward_ranking(config: RewardRankingConfig) -> RunResult:
     `config.out`/model is a folder as that of `train_reward`."""
     session = open_session(config)
     data = session.prepare(ranking_view)
-    scorer = single_output(session, config.reward.output, "rankings")
+    scorer = single_output(session, config.reward.output, "rankings", kind=ScoreModel)
     stream = session.stream(data.train, scorer)
     return train_on(session, RewardRanking(scorer, stream, config.reward.loss), scorer, stream, data)

@@ -59,7 +59,7 @@ def appraise(session: Session, scorer: ScoreModel, data: Prepared) -> Appraisal 
         return None
     finally:
         scorer.train(trained)
-    found, _ = judged(examples, scores)
+    found, _ = judged(examples, scores, members=source.members)
     trust = measure(found, failures=failures(scores), sensitivity=probes, gold=RATINGS, resamples=RESAMPLES)
     worries = [finding for finding in findings(trust) if finding.tone == "bad"]
     numbers = {"held_out": len(data.eval_examples), **as_json(trust)}
