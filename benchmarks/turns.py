@@ -55,12 +55,14 @@ class Turns:
         self._out.flush()
 
 
-def peak_rss() -> int:
-    """Most resident memory of this process so far, and of those that it started, in bytes. Linux's VmHWM starts anew
-    with the program; ru_maxrss, used elsewhere, would include the process that started this one."""
+def peak_rss(process: str = "self") -> int:
+    """Most resident memory of a process (its id; or this one) so far, and of those that it started, in bytes. Linux's
+    VmHWM starts anew with the program; ru_maxrss, used elsewhere, would include the process that started this one."""
     try:
-        return _with_children("self")
+        return _with_children(process)
     except OSError:
+        if process != "self":
+            return 0
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return used if sys.platform == "darwin" else used * 1024
 

@@ -19,6 +19,7 @@ from assent.models.gate import Gate, GateRule, prompt_positions, shares
 from assent.models.head import Head, Linear, Transform, head_kl, head_logprobs, head_of, measure
 from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
+from assent.models.readout import FEW, ReadAttend
 from assent.models.reward_head import SCALAR, HeadRule, Scored
 
 
@@ -47,13 +48,15 @@ class Anchor:
 
 class Backbone(nn.Module):
     """A Hugging Face model without its head. `tree` says whether prompts are shared (see models.attention); without
-    it the batch must be flat, and the model runs its own attention on padded rows."""
+    it the batch must be flat, and the model runs its own attention on padded rows. `short` says whether the last layer
+    can be computed for a few tokens alone (see models.readout)."""
 
     def __init__(self, model: PreTrainedModel, *, precision: str, tree: bool) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.tree = tree
+        self.short = False
 
     @property
     def plain(self) -> PreTrainedModel:
@@ -87,15 +90,23 @@ class Backbone(nn.Module):
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Final hidden states, [T, h]."""
-        decoder = decoder_of(self.plain)
+        if self.tree:
+            return self._packed_hidden(batch, TreeAttend(batch.segments, batch.num_tokens))
         with self.autocast():
-            if self.tree:
-                attend = TreeAttend(batch.segments, batch.num_tokens)
-                out = decoder(
-                    input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, attend=attend
-                )
-                return out.last_hidden_state[0]
-            return self._padded_hidden(decoder, batch)
+            return self._padded_hidden(decoder_of(self.plain), batch)
+
+    def hidden_at(self, batch: TreeBatch, index: Tensor) -> Tensor:
+        """The same at the packed tokens `index` [n]: [n, h]."""
+        if self.short and 0 < FEW * len(index) <= batch.num_tokens:
+            return self._packed_hidden(batch, ReadAttend(batch, index))
+        return self.hidden(batch).index_select(0, index)
+
+    def _packed_hidden(self, batch: TreeBatch, attend: TreeAttend) -> Tensor:
+        with self.autocast():
+            out = decoder_of(self.plain)(
+                input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, attend=attend
+            )
+            return out.last_hidden_state[0]
 
     def _padded_hidden(self, decoder: nn.Module, batch: TreeBatch) -> Tensor:
         spans = [(segment.start, segment.end) for segment in batch.segments]
@@ -243,15 +254,15 @@ class ScoreModel(Backbone):
     ) -> Any:
         """The outputs at the packed tokens `index` [n]: [n, K] fp32; with `states` also the hidden states [n, h]. With
         `second` what `two_parts` gives; with `tokens` also the log-probs of `with_logprobs`."""
-        hidden = self.hidden(batch)
-        read = hidden.index_select(0, index)
+        hidden = None if tokens is None else self.hidden(batch)
+        read = self.hidden_at(batch, index) if hidden is None else hidden.index_select(0, index)
         if second:
             return self._two_parts(read)
         logits = _outputs(self.head, read)
         outputs = logits + logits.new_tensor(self.rule.offset) if self.rule.offset else logits
         if states:
             return outputs, read
-        return outputs if tokens is None else (outputs, self._logprobs(hidden, batch, tokens))
+        return outputs if hidden is None or tokens is None else (outputs, self._logprobs(hidden, batch, tokens))
 
     def two_parts(self, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each response its reward and the output of the second head, [S] each; and the product of the two heads'
