@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-
 BEFORE = ("q_proj", "k_proj", "v_proj", "lora_")
 
 

@@ -36,6 +36,8 @@ LORA_RANK, LORA_ALPHA = 16, 32
 SEED = 0
 """Of weights, order and sampling."""
 
+SPINS = "300000"
+"""How long libgomp's threads look for work before they sleep (GOMP_SPINCOUNT): its own default, for both sides."""
 MFU = 0.65
 """The share of the measured matrix-product rate that rows of training from data may reach instead of the ratio."""
 

@@ -7,7 +7,7 @@ OUT/<model>, OUT/<model>-reward     Hugging Face folders
 OUT/old/...                         the same for transformers 4, which does not know the newer tokenizer classes
 OUT/pairs.json                      rows of dpo_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/whole-pairs.json                those of them whose answers fit whole: TRL's reward trainer drops the others
-OUT/scored-pairs.json               rows of it that the models read whole, without that limit: what `assent score` is asked
+OUT/scored-pairs.json               rows of dpo_en_demo.json that the models read whole: what is scored
 OUT/labels.json                     rows of kto_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/prompts.json                    rows with short prompts, for rollouts
 OUT/peer-....json                   the same rows as TRL wants them, in the order in which assent takes them; of the

@@ -1,12 +1,15 @@
 """Serving a reward model: `assent serve` beside `vllm serve` for CPUs, the same folder, the same requests, in turns.
+It is no row of `python -m benchmarks`: what matters is how long requests take, by the number of clients.
 
     python -m benchmarks.serving                 measures, and prints a table
     python -m benchmarks.serving --requests 200 --clients 1,8 --out serving.json
 
-Each of C clients sends its next request (the answers to one prompt, as texts, to /classify) when the last is answered.
-Reported are answers a second, and the times within which half and 99 % of the requests were answered. A request that is
-refused or fails is counted as dropped, and the two sides must give the same numbers. VLLM_PYTHON names the interpreter
-of vLLM's environment (default: .venv-vllm); --ours measures assent alone.
+Both servers are up at the same time and are asked one after the other, for each number of clients. Each of C clients
+sends its next request (the answers to one prompt, as texts, to /classify) when the last is answered. Reported are
+answers a second, and the times within which half and 99 % of the requests were answered. A request that is refused or
+fails is counted as dropped, and the two sides must give the same numbers. Memory is the largest resident size of a
+server and of what it started, so far. VLLM_PYTHON names the interpreter of vLLM's environment (default: .venv-vllm);
+--ours measures assent alone.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +33,18 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.plan import SPINS
+from benchmarks.turns import peak_rss
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "the reward of an answer is what people who read it would say that it is worth to them here".split()
 ANSWERS, PROMPT, ANSWER = 4, 120, 60
 """Answers in a request, and about how many words the prompt and each answer have."""
 STARTS = 600.0
+WARMUP = 16
+"""Requests, all at once, that are not timed."""
+REST = 1.5
+"""Seconds before each turn: vLLM's worker looks for work for a second before it sleeps."""
 CLOSE = 2e-2
 """Furthest that the two sides' numbers may be apart, in units of their spread."""
 SIZES = {"tiny": (64, 2, 4), "small": (512, 8, 8)}
@@ -74,12 +84,15 @@ def main() -> int:
         sides = ["ours"] if args.ours else ["ours", "vllm"]
         found: list[Measured] = []
         numbers: dict[str, np.ndarray] = {}
-        for side in sides:
-            with started(side, folder, args.precision, args.threads) as (url, pid):
-                for count in [1, *clients]:  # the first only warms up
+        with ExitStack() as stack:
+            up = {side: stack.enter_context(started(side, folder, args.precision, args.threads)) for side in sides}
+            for side, (url, pid) in up.items():
+                asyncio.run(measure(side, url, pid, bodies[:WARMUP], WARMUP))
+            for count in clients:
+                for side, (url, pid) in up.items():
+                    time.sleep(REST)
                     measured, numbers[side] = asyncio.run(measure(side, url, pid, bodies, count))
                     found.append(measured)
-                found.pop(-len(clients) - 1)
         print(table(found))
         apart = 0.0
         if len(sides) == 2:
@@ -155,6 +168,7 @@ def started(side: str, folder: Path, precision: str, threads: int) -> Iterator[t
         command += ["--host", "127.0.0.1", "--gpu-memory-utilization", "0.2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     env |= {"VLLM_NO_USAGE_STATS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"GOMP_SPINCOUNT": SPINS}  # libgomp's default, said aloud: neither side is to take the other for a neighbour
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -202,22 +216,9 @@ async def measure(side: str, url: str, pid: int, bodies: Sequence[bytes], client
     dropped = sum(numbers is None for numbers in found)
     p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
     per_second = ANSWERS * (len(bodies) - dropped) / seconds
-    measured = Measured(side, clients, len(bodies), dropped, per_second, float(p50), float(p99), rss_of(pid))
+    memory = peak_rss(str(pid))
+    measured = Measured(side, clients, len(bodies), dropped, per_second, float(p50), float(p99), memory)
     return measured, np.array([numbers or [np.nan] * ANSWERS for numbers in found])
-
-
-def rss_of(pid: int) -> int:
-    """Bytes that a process and all that it started hold now (Linux)."""
-    total, todo = 0, [pid]
-    while todo:
-        one = todo.pop()
-        try:
-            status = Path(f"/proc/{one}/status").read_text()
-            todo += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
-        except OSError:
-            continue
-        total += next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS")), 0)
-    return total
 
 
 def table(rows: Sequence[Measured]) -> str:
