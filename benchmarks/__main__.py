@@ -32,7 +32,6 @@ from benchmarks.sides import ROOT, SideFailed, measure
 from benchmarks.table import HEADER, Report, cells, load, machine_line, merged, rates, rewrite, save
 
 JSON, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
-SPINS = "300000"
 DATA_FILES = ("dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json")
 
 
@@ -79,7 +78,7 @@ def run(rows: Sequence[Row], quick: bool, threads: int, interpreters: Mapping[st
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     env |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     # libgomp's own default, said aloud: the side that starts second must not take the first for a neighbour.
-    env |= {"GOMP_SPINCOUNT": SPINS, "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env |= {"GOMP_SPINCOUNT": plan.SPINS, "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
     load = [os.getloadavg()[0]]
     machine = [_json(interpreters["ours"], "benchmarks.machine", env)]
     results: list[dict[str, Any]] = []

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plan
-from benchmarks.__main__ import SPINS, choice, data_folder, interpreters_of
-from benchmarks.plan import Length, Row
+from benchmarks.__main__ import choice, data_folder, interpreters_of
+from benchmarks.plan import SPINS, Length, Row
 from benchmarks.sides import ROOT, Side, SideFailed
 
 ROWS = ("sft", "grpo", "generate-32")

@@ -143,10 +143,11 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     of every sequence, prompts once for each response. In truth a prompt is computed once for all its responses, and
     the head only at trained tokens.
 
-    sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
-    what `mismatched_work` says; reward 6 B; rloo 12 (B + H) (sampling, old and reference log-probs 2 each, training 6);
-    grpo 10 (B + H), its one step on a rollout being the first to need old log-probs; ppo as rloo + 10 B (reward model
-    and old values 2 each, training the critic 6). In truth old log-probs and values are by-products of the training.
+    sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and what
+    `mismatched_work` says; reward 6 B (in truth less in the last layer, of tokens that are not read); rloo 12 (B + H)
+    (sampling, old and reference log-probs 2 each, training 6); grpo 10 (B + H), its one step on a rollout being the
+    first to need old log-probs; ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In
+    truth old log-probs and values are by-products of the training.
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
     backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.
@@ -164,6 +165,9 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     if isinstance(algorithm, Preference) and Requirement.MISMATCHED in algorithm.needs:
         more = mismatched_work(algorithm.stream.trees, window, weights)
         work["flops"], work["computed_flops"] = work["flops"] + more[0], work["computed_flops"] + more[1]
+    if what == "reward":
+        unread = sum(batch.num_tokens - batch.num_responses for batch in window.batches)
+        work["computed_flops"] -= 6 * weights.tail * unread
     if WHATS[what].data == ROLLOUTS:
         work["tokens"] = window.counts.tokens
     return work

@@ -1,6 +1,6 @@
 """Our side of scoring pairs: what `assent score` does with them, from text to rewards.
 
-python -m benchmarks.ours_score score MODEL PRECISION WARMUP FOLDER
+python -m benchmarks.ours_score WHAT MODEL PRECISION WARMUP FOLDER
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from assent.models.loading import quiet_transformers
 from assent.rewards.model import ModelReward
 from assent.rewards.outside import open_source
 from benchmarks.operations import multiplied_weights
-from benchmarks.plan import MAX_LENGTH, SCORED, SEED, WHATS
+from benchmarks.plan import SCORED, SEED, WHATS
 from benchmarks.turns import Turns
 
 
@@ -38,13 +38,12 @@ def main() -> None:
 def scoring(what: str, name: str, precision: str, folder: Path) -> Iterator[dict[str, float]]:
     """Scores the next pairs for each item asked for: tokens that count, and operations (2 for each weight of the
     layers) of all answers with their prompts, and of what was really computed."""
-    source, limit = (str(folder / f"{name}-reward"),), MAX_LENGTH
-    config = ScoreConfig(source, "", precision=precision, max_length=limit)  # type: ignore[arg-type]
+    config = ScoreConfig((str(folder / f"{name}-reward"),), "", precision=precision)  # type: ignore[arg-type]
     outside = open_source(config, World(0, 1, 0, torch.device("cpu")))
     examples, _ = answers_view(load_examples(folder / WHATS[what].data).examples)
     (model,) = outside.source.sources
     assert isinstance(model, ModelReward) and outside.chat is not None
-    weights = multiplied_weights(model.scorer.plain).body
+    weights = multiplied_weights(model.scorer.plain)
     prompts = [len(outside.chat.prompt_ids(example)) for example in examples]
     endless = cycle(order(len(examples), seed=SEED, epoch=0).tolist())
     while True:
@@ -53,7 +52,8 @@ def scoring(what: str, name: str, precision: str, folder: Path) -> Iterator[dict
         assert not scores.failures, scores.failures
         shared, answers = sum(prompts[index] for index in some), sum(scores.columns["tokens"])  # type: ignore[arg-type]
         tokens, packed = 2 * shared + answers, shared + answers
-        yield {"tokens": tokens, "flops": 2 * weights * tokens, "computed_flops": 2 * weights * packed}
+        computed = (weights.body - weights.tail) * packed + weights.tail * 2 * len(some)
+        yield {"tokens": tokens, "flops": 2 * weights.body * tokens, "computed_flops": 2 * computed}
 
 
 if __name__ == "__main__":

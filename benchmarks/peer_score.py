@@ -1,6 +1,7 @@
-"""One side of a row: a padded loop over transformers' own class, answers sorted by length.
+"""One side of a row: a padded loop over transformers' own class, answers in the order of the file, as RewardBench and
+the recipes of model cards have it; or sorted by length before they are put into batches (score-sorted).
 
-python -m benchmarks.peer_score score MODEL PRECISION WARMUP FOLDER
+python -m benchmarks.peer_score WHAT MODEL PRECISION WARMUP FOLDER
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main() -> None:
     while True:
         talks = [row["prompt"] + row[side] for row in islice(endless, SCORED) for side in ("chosen", "rejected")]
         texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
-        ids = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        if what == "score-sorted":
+            ids.sort(key=len)
         with torch.no_grad():
             for start in range(0, len(ids), SCORED_TOGETHER):
                 batch = tokenizer.pad({"input_ids": ids[start : start + SCORED_TOGETHER]}, return_tensors="pt")

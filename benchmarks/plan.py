@@ -27,20 +27,24 @@ GENERATE_PROMPT = 24
 """Tokens of each prompt of the sampling rows (random ids)."""
 SHARE_PROMPT, SHARE_ANSWER, SHARE_ANSWERS = 256, 64, 16
 """Tokens of each prompt and of each answer of the sharing rows (random ids), and answers in a step."""
-SCORED, SCORED_TOGETHER = 64, 16
+SCORED, SCORED_TOGETHER = 32, 16
 """Pairs in one step of the scoring rows, and answers in a batch of the peer's."""
+CONTEXT = 2048
+"""Most tokens that the models read, and so the longest prompt plus answer that is scored."""
 LORA_RANK, LORA_ALPHA = 16, 32
 """Of the adapters in all linear layers but the head."""
 SEED = 0
 """Of weights, order and sampling."""
 
+SPINS = "300000"
+"""How long libgomp's threads look for work before they sleep (GOMP_SPINCOUNT): its own default, for both sides."""
 MFU = 0.65
 """The share of the measured matrix-product rate that rows of training from data may reach instead of the ratio."""
 
 Bars = Mapping[tuple[str, str], float | None]
 
 
-def bars(tiny: tuple[float, float], small: tuple[float, float]) -> Bars:
+def bars(tiny: tuple[float | None, float | None], small: tuple[float | None, float | None]) -> Bars:
     """Wanted tokens/s relative to the peer, (fp32, bf16), by (model, precision)."""
     return {
         (model, name): bar for model, both in (("tiny", tiny), ("small", small)) for name, bar in zip(PRECISIONS, both)
@@ -74,6 +78,11 @@ def compiled(kind: Kind, what: str) -> Kind:
     return replace(kind, name=f"{kind.name}, compiled", task=what)
 
 
+def scored(name: str, bars: Bars) -> Kind:
+    """Against a padded loop over transformers' class: in the order of the file, or sorted by length."""
+    return Kind(name, bars, "scored-pairs.json", "ours_score", "peer_score", "ours", or_mfu=False)
+
+
 def against_vllm(number: int) -> Kind:
     """The same against vLLM, whose worker looks for work for a second before it sleeps."""
     name, bars = f"sampling {number}, vLLM", {("small", "bf16"): 1.0}
@@ -87,6 +96,7 @@ def sharing(group: int) -> Kind:
 
 
 LARGE: Bars = {("small", "bf16"): None}
+NONE = bars((None, None), (None, None))
 THREE = bars((3.0, 3.0), (3.0, 3.0))
 FOUR = bars((4.0, 4.0), (4.0, 4.0))
 ROLLOUTS = "prompts.json"
@@ -110,8 +120,9 @@ WHATS: dict[str, Kind] = {
     "simpo": Kind("SimPO", bars((2.5, 2.5), (2.5, 2.5))),
     "orpo": Kind("ORPO", bars((2.5, 2.5), (2.5, 2.5))),
     "cpo": Kind("CPO", bars((2.5, 2.5), (2.5, 2.5))),
-    "reward": Kind("reward model", bars((1.4, 1.4), (1.4, 1.4)), "whole-pairs.json"),
-    "score": Kind("scoring pairs", THREE, "whole-pairs.json", "ours_score", "peer_score", "ours", or_mfu=False),
+    "reward": Kind("reward model", bars((1.4, 1.4), (1.4, 2.0)), "whole-pairs.json"),
+    "score": scored("scoring pairs", THREE),
+    "score-sorted": scored("scoring pairs, sorted", NONE),
     **ONLINE,
     **{f"{what}-compiled": compiled(kind, what) for what, kind in ONLINE.items()},
     "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),

@@ -7,6 +7,7 @@ OUT/<model>, OUT/<model>-reward     Hugging Face folders
 OUT/old/...                         the same for transformers 4, which does not know the newer tokenizer classes
 OUT/pairs.json                      rows of dpo_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/whole-pairs.json                those of them whose answers fit whole: TRL's reward trainer drops the others
+OUT/scored-pairs.json               rows of dpo_en_demo.json that the models read whole: what is scored
 OUT/labels.json                     rows of kto_en_demo.json whose prompt leaves room for an answer, untouched
 OUT/prompts.json                    rows with short prompts, for rollouts
 OUT/peer-....json                   the same rows as TRL wants them, in the order in which assent takes them; of the
@@ -32,7 +33,7 @@ from assent.data.tree import TokenTree
 from assent.data.views import binary_view, pair_view, prompt_view
 from assent.models.init import train_tokenizer
 from assent.models.loading import quiet_transformers
-from benchmarks.plan import ANSWERS, BATCH, MAX_LENGTH, PROMPT_LIMIT, SEED
+from benchmarks.plan import ANSWERS, BATCH, CONTEXT, MAX_LENGTH, PROMPT_LIMIT, SEED
 
 PAIRS, LABELS, DEMONSTRATIONS = "dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json"
 SIZES = {
@@ -54,10 +55,12 @@ def main() -> None:
     raw = json.loads((data / PAIRS).read_text(encoding="utf-8"))
     pairs, _ = pair_view(examples)
     cut = [pairs[tree.key] for tree in chat.trees(pairs, MAX_LENGTH)[0]]
-    # With a template's last newline a sequence is one token longer for TRL; what is then too long, it drops.
-    whole = [pairs[tree.key] for tree in chat.trees(pairs, LONG)[0] if longest(tree) < MAX_LENGTH]
+    uncut = chat.trees(pairs, LONG)[0]
+    # With a template's last newline a sequence is one token longer for the peers; TRL drops what is then too long.
+    whole, read = ([pairs[tree.key] for tree in uncut if longest(tree) < most] for most in (MAX_LENGTH, CONTEXT))
     write_rows("pairs", raw, cut, out)
     write_rows("whole-pairs", raw, whole, out)
+    write_rows("scored-pairs", raw, read, out)
     labels, _ = binary_view(load_examples(data / LABELS).examples)
     judged = [labels[tree.key] for tree in chat.trees(labels, MAX_LENGTH)[0]]
     write_rows("labels", json.loads((data / LABELS).read_text(encoding="utf-8")), judged, out)
@@ -76,7 +79,7 @@ def write_models(name: str, tokenizer: PreTrainedTokenizerFast, out: Path) -> No
         vocab_size=len(tokenizer),
         num_attention_heads=size.pop("heads"),
         num_key_value_heads=size.pop("kv_heads"),
-        max_position_embeddings=2048,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

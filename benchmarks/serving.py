@@ -1,13 +1,15 @@
 """Serving a reward model: `assent serve` beside `vllm serve` for CPUs, the same folder, the same requests, in turns.
+It is no row of `python -m benchmarks`: what matters is how long requests take, by the number of clients.
 
     python -m benchmarks.serving                 measures, and prints a table
     python -m benchmarks.serving --requests 200 --clients 1,8 --out serving.json
 
-Each of C clients sends its next request (the answers to one prompt, as texts, to /classify) when the last is answered.
-Reported are answers a second, and the times within which half and 99 % of the requests were answered. A request that is
-refused or fails is counted as dropped, and the two sides must give the same numbers. Memory is the most that the server
-has held since it started. VLLM_PYTHON names the interpreter
-of vLLM's environment (default: .venv-vllm); --ours measures assent alone.
+Both servers are up at the same time and are asked one after the other, for each number of clients. Each of C clients
+sends its next request (the answers to one prompt, as texts, to /classify) when the last is answered. Reported are
+answers a second, and the times within which half and 99 % of the requests were answered. A request that is refused or
+fails is counted as dropped, and the two sides must give the same numbers. Memory is the largest resident size of a
+server and of what it started, so far. VLLM_PYTHON names the interpreter of vLLM's environment (default: .venv-vllm);
+--ours measures assent alone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.plan import SPINS
 from benchmarks.turns import peak_rss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +41,10 @@ WORDS = "the reward of an answer is what people who read it would say that it is
 ANSWERS, PROMPT, ANSWER = 4, 120, 60
 """Answers in a request, and about how many words the prompt and each answer have."""
 STARTS = 600.0
+WARMUP = 16
+"""Requests, all at once, that are not timed."""
+REST = 1.5
+"""Seconds before each turn: vLLM's worker looks for work for a second before it sleeps."""
 CLOSE = 2e-2
 """Furthest that the two sides' numbers may be apart, in units of their spread."""
 SIZES = {"tiny": (64, 2, 4), "small": (512, 8, 8)}
@@ -77,12 +84,15 @@ def main() -> int:
         sides = ["ours"] if args.ours else ["ours", "vllm"]
         found: list[Measured] = []
         numbers: dict[str, np.ndarray] = {}
-        for side in sides:
-            with started(side, folder, args.precision, args.threads) as (url, pid):
-                for count in [1, *clients]:  # the first only warms up
+        with ExitStack() as stack:
+            up = {side: stack.enter_context(started(side, folder, args.precision, args.threads)) for side in sides}
+            for side, (url, pid) in up.items():
+                asyncio.run(measure(side, url, pid, bodies[:WARMUP], WARMUP))
+            for count in clients:
+                for side, (url, pid) in up.items():
+                    time.sleep(REST)
                     measured, numbers[side] = asyncio.run(measure(side, url, pid, bodies, count))
                     found.append(measured)
-                found.pop(-len(clients) - 1)
         print(table(found))
         apart = 0.0
         if len(sides) == 2:
@@ -158,6 +168,7 @@ def started(side: str, folder: Path, precision: str, threads: int) -> Iterator[t
         command += ["--host", "127.0.0.1", "--gpu-memory-utilization", "0.2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     env |= {"VLLM_NO_USAGE_STATS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"GOMP_SPINCOUNT": SPINS}  # libgomp's default, said aloud: neither side is to take the other for a neighbour
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -205,7 +216,8 @@ async def measure(side: str, url: str, pid: int, bodies: Sequence[bytes], client
     dropped = sum(numbers is None for numbers in found)
     p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
     per_second = ANSWERS * (len(bodies) - dropped) / seconds
-    measured = Measured(side, clients, len(bodies), dropped, per_second, float(p50), float(p99), peak_rss(str(pid)))
+    memory = peak_rss(str(pid))
+    measured = Measured(side, clients, len(bodies), dropped, per_second, float(p50), float(p99), memory)
     return measured, np.array([numbers or [np.nan] * ANSWERS for numbers in found])
 
 

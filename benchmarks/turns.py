@@ -56,14 +56,13 @@ class Turns:
 
 
 def peak_rss(process: str = "self") -> int:
-    """Most resident memory of this process (or, on Linux, of another) so far, and of those that it started, in bytes.
-    Linux's VmHWM starts anew with the program; ru_maxrss, used elsewhere, would include the process that started this
-    one."""
+    """Most resident memory of a process (its id; or this one) so far, and of those that it started, in bytes. Linux's
+    VmHWM starts anew with the program; ru_maxrss, used elsewhere, would include the process that started this one."""
     try:
         return _with_children(process)
     except OSError:
         if process != "self":
-            raise
+            return 0
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return used if sys.platform == "darwin" else used * 1024
 

@@ -147,6 +147,13 @@ def test_work_of_a_step(what: str, tokens: int, flops: int, computed: int) -> No
     assert train_work(what, algorithm, packed) == {"tokens": tokens, "flops": flops, "computed_flops": computed}
 
 
+def test_a_reward_model_reads_its_last_layer_at_the_answers_ends() -> None:
+    answers = (Branch(np.arange(2), np.ones(2, bool)), Branch(np.arange(3), np.ones(3, bool)))
+    packed = window([TokenTree(np.arange(3), answers)], micro_tokens=100)
+    work = train_work("reward", stand_in(), packed)  # all 12 weights of the layer are behind its attention
+    assert work == {"tokens": 11, "flops": 6 * 12 * 11, "computed_flops": 6 * 12 * 2}
+
+
 def test_work_on_answers_to_other_prompts() -> None:
     # Two prompts of 3 tokens; own answers of 2 and 4 tokens, which are also the answers to the other prompt. The step
     # takes the first: it reads the other's answer of 4 tokens, 3 of them trained.
@@ -211,6 +218,7 @@ def test_our_side_scores_pairs(prepared: Path) -> None:
     steps = scoring("score", "tiny", "fp32", prepared)
     first, second = next(steps), next(steps)
     assert first["tokens"] > 2 * plan.SCORED and first["computed_flops"] < first["flops"], "prompts once"
+    assert plan.Row("score-sorted", "tiny", "fp32").kind.data == plan.WHATS["score"].data
     assert first["tokens"] == pytest.approx(second["tokens"], rel=0.1)
 
 
@@ -281,9 +289,10 @@ def _keys(step: Window) -> set[int]:
 
 def test_every_row_has_a_target() -> None:
     rows = plan.rows(list(plan.WHATS), plan.MODELS, plan.PRECISIONS)
-    assert len(rows) == len(set(rows)) == 82
+    assert len(rows) == len(set(rows)) == 86
     without = {row.what for row in rows if row.target is None}
-    assert without == {"generate-128", "generate-256", "compiled-128", "compiled-256", "share-1", "share-4", "share-16"}
+    sampled = {"generate-128", "generate-256", "compiled-128", "compiled-256"}
+    assert without == sampled | {"share-1", "share-4", "share-16", "score-sorted"}
     assert all(row.target >= 1.0 for row in rows if row.target is not None)
     assert plan.Row("dpo", "small", "bf16").target == 3.0 and plan.Row("dpo", "small", "fp32").target == 2.5
     assert plan.Row("ppo", "tiny", "bf16").target == 5.0 and plan.Row("rloo", "small", "fp32").target == 4.0

@@ -312,7 +312,7 @@ def test_the_head_is_computed_in_fp32(kind: str, base, tokenizer) -> None:
     scorer.eval()
     batch = rows(flat=not scorer.tree)
     with torch.no_grad():
-        hidden = scorer.hidden(batch).index_select(0, batch.last)
+        hidden = scorer.hidden_at(batch, batch.last)
         exact = hidden.double() @ scorer.head.weight.double().T
         coarse = (hidden.bfloat16() @ scorer.head.weight.bfloat16().T).double()
         got = scorer(batch, batch.last)

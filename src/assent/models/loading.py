@@ -23,7 +23,7 @@ from assent.models.finite import not_finite
 from assent.models.folders import check_causal, check_parts, freeze_towers, read_config, rope_limit
 from assent.models.keys import check_keys, check_tied
 from assent.models.mixtures import parts_in
-from assent.models.policy import Policy
+from assent.models.policy import Policy, ScoreModel
 from assent.models.quantize import loading_options, settle
 from assent.models.quiet import quieten
 from assent.models.readback import sample_batch
@@ -31,7 +31,7 @@ from assent.models.recipe import original_template
 from assent.models.saving import remember
 from assent.models.sources import Checkpoint, Source, ask_hub, resolve
 from assent.models.stored import check_build, configuration
-from assent.models.verify import Sample, choose_layout
+from assent.models.verify import Sample, choose_layout, choose_short
 
 
 def quiet_transformers() -> None:
@@ -230,4 +230,6 @@ def prepare(
     sample = Sample.of(backbone)
     quieten(model)
     choose_layout(backbone, sample, config.path, config.layout, max_length)
+    if isinstance(backbone, ScoreModel):
+        choose_short(backbone, sample)
     return backbone

@@ -18,6 +18,7 @@ from assent.models.attention import TreeAttend
 from assent.models.head import Head, Transform, head_kl, head_logprobs, head_of, measure
 from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
+from assent.models.readout import FEW, ReadAttend
 from assent.models.reward_head import SCALAR, HeadRule, Scored
 
 
@@ -46,13 +47,15 @@ class Anchor:
 
 class Backbone(nn.Module):
     """A Hugging Face model without its head. `tree` says whether prompts are shared (see models.attention); without
-    it the batch must be flat, and the model runs its own attention on padded rows."""
+    it the batch must be flat, and the model runs its own attention on padded rows. `short` says whether the last layer
+    can be computed for a few tokens alone (see models.readout)."""
 
     def __init__(self, model: PreTrainedModel, *, precision: str, tree: bool) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.tree = tree
+        self.short = False
 
     @property
     def plain(self) -> PreTrainedModel:
@@ -86,15 +89,23 @@ class Backbone(nn.Module):
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Final hidden states, [T, h]."""
-        decoder = decoder_of(self.plain)
+        if self.tree:
+            return self._packed_hidden(batch, TreeAttend(batch.segments, batch.num_tokens))
         with self.autocast():
-            if self.tree:
-                attend = TreeAttend(batch.segments, batch.num_tokens)
-                out = decoder(
-                    input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, attend=attend
-                )
-                return out.last_hidden_state[0]
-            return self._padded_hidden(decoder, batch)
+            return self._padded_hidden(decoder_of(self.plain), batch)
+
+    def hidden_at(self, batch: TreeBatch, index: Tensor) -> Tensor:
+        """The same at the packed tokens `index` [n]: [n, h]."""
+        if self.short and 0 < FEW * len(index) <= batch.num_tokens:
+            return self._packed_hidden(batch, ReadAttend(batch, index))
+        return self.hidden(batch).index_select(0, index)
+
+    def _packed_hidden(self, batch: TreeBatch, attend: TreeAttend) -> Tensor:
+        with self.autocast():
+            out = decoder_of(self.plain)(
+                input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, attend=attend
+            )
+            return out.last_hidden_state[0]
 
     def _padded_hidden(self, decoder: nn.Module, batch: TreeBatch) -> Tensor:
         spans = [(segment.start, segment.end) for segment in batch.segments]
@@ -210,7 +221,7 @@ class ScoreModel(Backbone):
 
     def forward(self, batch: TreeBatch, index: Tensor, *, states: bool = False) -> Any:
         """The outputs at the packed tokens `index` [n]: [n, K] fp32; with `states` also the hidden states [n, h]."""
-        read = self.hidden(batch).index_select(0, index)
+        read = self.hidden_at(batch, index)
         outputs = self.outputs(read)
         return (outputs, read) if states else outputs
 

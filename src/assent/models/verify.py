@@ -20,6 +20,7 @@ from assent.models.parts import decoder_of
 from assent.models.policy import Backbone, Policy
 from assent.models.quantize import quantised_layers
 from assent.models.quiet import noisy_part
+from assent.models.readout import shorten
 from assent.models.stored import odd_numbers
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 TOLERANCE = 2e-3
 """Of the spread of the logits (of hidden states: of their root mean square). One token too many or too few in an
 attention changes them by about that spread."""
+SAME = 1e-4
+"""The same of two ways to compute one thing in fp32."""
 _FEW_BITS = 0.3  # products of few bits round differently in either layout
 _LOW = 0.5  # nats by which half of the log-probs may differ in bf16
 
@@ -144,6 +147,29 @@ def choose_layout(backbone: Backbone, sample: Sample, path: str, layout: str, ma
         raise ModelError(f"{path} ({type(model).__name__}) cannot be trained exactly: {wrong}.")
     if reason is not None:
         log.warning(f"{path}: prompts are not shared, because {reason}")
+
+
+@torch.no_grad()
+def choose_short(backbone: Backbone, sample: Sample) -> None:
+    """Settles whether the last layer of a model that shares prompts is computed only for the tokens that are read:
+    where that gives, for the last tokens of `sample`, what it gives when it is computed for all."""
+    if not backbone.tree or not backbone.blocks:
+        return
+    last, batch = backbone.blocks[-1], sample.batch(True, backbone.device)
+    precision, backbone.precision = backbone.precision, "fp32"
+    try:
+        whole = backbone.hidden(batch).index_select(0, batch.last)
+        shorten(last)
+        backbone.short = True
+        found = backbone.hidden_at(batch, batch.last)
+        backbone.short = found.shape == whole.shape and _differ(whole, found) <= SAME
+    except Exception as error:  # its code wants something else, and all of it is computed
+        log.debug("the last layer is computed whole: %s", named(error))
+        backbone.short = False
+    finally:
+        backbone.precision = precision
+        if not backbone.short:
+            vars(last).pop("forward", None)
 
 
 def fault(backbone: Backbone, sample: Sample) -> str | None:
