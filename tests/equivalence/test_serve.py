@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,23 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from assent.cli import main
-from assent.config import DataConfig, InitConfig, ModelConfig, RemoteConfig, RewardsConfig, ServeConfig, online_config
+from assent.config import InitConfig, ModelConfig, RemoteConfig, ServeConfig
 from assent.data.chat import Chat
-from assent.data.records import Example, Message, Origin
-from assent.distributed import World
 from assent.errors import ConfigError
 from assent.http import ServerAnswerError
 from assent.models.heads import load_score_model, save_reward_model
 from assent.models.init import CHAT_TEMPLATE, random_model, write_new_model
 from assent.models.loading import load_tokenizer
 from assent.models.reward_head import HeadRule
-from assent.rewards.build import reward_source
-from assent.rewards.group import Group, WeightedSum
+from assent.rewards.group import Group
+from assent.rewards.remote import OTHER_TOKENS
 from assent.serve.app import Service
 from assent.serve.run import service_of
 from assent.train.log import read_jsonl, read_metrics
-from assent.train.session import Session
+
+from ..served import groups, source
 
 SHAPES = ("openrlhf", "llamafactory", "vllm", "sglang")
-TALKS = (
-    (Message("user", "What is the capital?"),),
-    (Message("system", "Be brief."), Message("user", "One"), Message("assistant", "two"), Message("user", "three")),
-)
-TEXTS = (("Paris.", "two", "One two three", "Paris", "Rome."), ("three", "be brief"))
 
 
 def letters() -> PreTrainedTokenizerFast:
@@ -84,36 +79,6 @@ def url(served: Service, serving) -> Iterator[str]:
         yield found
 
 
-def source(policy: Path, remote: RemoteConfig | None = None, **rewards: Any) -> WeightedSum:
-    words = load_tokenizer(ModelConfig(str(policy)))
-    config = online_config(
-        "grpo",
-        model=ModelConfig(str(policy), precision="fp32"),
-        data=DataConfig("unused", max_length=200),
-        out="unused",
-        rewards=RewardsConfig(**rewards),
-        remote=remote or RemoteConfig(retries=1, budget=60.0),
-    )
-    return reward_source(Session(config, World(0, 1, 0, torch.device("cpu")), None, words, Chat(words)), config)
-
-
-def groups(folder: Path) -> list[Group]:
-    """Sampled answers; of each prompt the last was cut."""
-    chat = Chat(load_tokenizer(ModelConfig(str(folder))))
-    made = []
-    for row, (talk, texts) in enumerate(zip(TALKS, TEXTS, strict=True), 1):
-        ends = [[chat.tokenizer.eos_token_id]] * (len(texts) - 1) + [[]]
-        ids = [
-            np.array(chat.tokenizer(text, add_special_tokens=False)["input_ids"] + end)
-            for text, end in zip(texts, ends, strict=True)
-        ]
-        prompt = chat.tree(Example(talk), 200).prompt
-        finished = tuple(bool(end) for end in ends)
-        example = Example(talk, origin=Origin("rows.jsonl", row))
-        made.append(Group(example, texts, finished, tuple(map(len, ids)), tuple(ids), prompt))
-    return made
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_gives_the_bits_of_the_folder(shape: str, policy_dir: Path, reward_dir: Path, url: str) -> None:
     mine = groups(policy_dir)
@@ -145,6 +110,41 @@ def test_attributes_by_the_rule_and_by_weights(policy_dir: Path, serving, tmp_pa
         np.testing.assert_allclose(several.score(mine).values, want, atol=1e-6)
         with pytest.raises(ConfigError, match="gives 3 numbers for a text .* Give --remote.weights"):
             source(policy_dir, servers=(f"vllm={url}",)).check([group.example for group in mine])
+
+
+@pytest.mark.parametrize("shape", ["openrlhf", "llamafactory"])
+def test_what_text_cannot_carry_is_counted_and_said(
+    shape: str, tiny_model_dir: Path, scorer_dir: Path, serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of five answers three are other tokens when their text is read: letters that the tokenizer puts together, half a
+    character, and a control token spelled out. Their reward is that of what the text reads as; sent as token ids they
+    have that of the tokens."""
+    words = load_tokenizer(ModelConfig(str(tiny_model_dir)))
+    plain = groups(tiny_model_dir)[0]
+    whole = {token: id for token, id in words.get_vocab().items() if len(token) > 3 and token.isalpha()}
+    letters, half = [words.convert_tokens_to_ids(letter) for letter in max(whole, key=len)], words("é")["input_ids"][:1]
+    spelled = [words.convert_tokens_to_ids(letter) for letter in "<|im_end|>"]
+    ids = tuple(map(np.array, ([*plain.ids[0]], letters, half, [*letters[:1], *spelled], [*plain.ids[1]])))
+    sampled = Group(plain.example, ("",) * 5, (True,) * 5, tuple(map(len, ids)), ids, plain.prompt_ids)
+    sent = [words.decode([*plain.prompt_ids, *one]) for one in ids]
+    begins = len(plain.prompt_ids)
+    again = tuple(np.array(words(text, add_special_tokens=False)["input_ids"][begins:]) for text in sent)
+    assert [a.tolist() == b.tolist() for a, b in zip(ids, again, strict=True)] == [True, False, False, False, True]
+    with serving(service_of(ServeConfig(str(scorer_dir), precision="fp32", threads=1))) as url:
+        there, here = (
+            source(tiny_model_dir, servers=(f"{shape}={url}",)),
+            source(tiny_model_dir, model=(str(scorer_dir),)),
+        )
+        got = there.score([sampled])
+        there.score([sampled])
+        exact = source(tiny_model_dir, servers=(f"vllm={url}",)).score([sampled])
+    want, read = here.score([sampled]).values, here.score([replace(sampled, ids=again)]).values
+    np.testing.assert_allclose(got.values, read, atol=1e-6)
+    np.testing.assert_allclose(exact.values, want, atol=1e-6)
+    assert (np.abs(want - read) > 1e-3).tolist() == [False, True, True, True, False]
+    assert got.metrics == {f"{shape}/{OTHER_TOKENS}": [0.0, 1.0, 1.0, 1.0, 0.0]} and not exact.metrics
+    said = [record.getMessage() for record in caplog.records if OTHER_TOKENS in record.getMessage()]
+    assert len(said) == 1 and "3 of 5 answers are other tokens when they are written as text" in said[0]
 
 
 def test_our_own_checks_of_a_vllm_server_hold_here(policy_dir: Path, url: str, tiny_model_dir: Path) -> None:
@@ -181,7 +181,8 @@ def test_a_run_by_a_served_model_is_that_by_its_folder(
         assert main(words.split()) == 0
         weights = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
         told.append((weights, numbers(out), samples(out)))
-    assert told[0] == told[1] == told[2]
+    counted = [row.pop(f"reward/openrlhf/{OTHER_TOKENS}") for row in told[1][1] if "reward" in row]
+    assert set(counted) == {"0.0"} and told[0] == told[1] == told[2]
     assert len({row["reward"] for row in told[0][1] if "reward" in row}) == 3
 
 
