@@ -169,6 +169,9 @@ def test_the_letters_stand_at_the_place_of_the_last_verdict() -> None:
     assert letter_chances(tokens, BRACKETS, "AB", "C") == pytest.approx({"A": math.log(0.3), "B": math.log(0.2)})
     alone = [token(" B", **{" B": 0.7, " A": 0.2, "A": 0.1}), token("\n")]
     assert letter_chances(alone, Form(), "AB", None) == pytest.approx({"A": math.log(0.2), "B": math.log(0.7)})
+    twice = token("A", A=0.6, B=0.3)  # a letter's byte is a token that reads like it
+    twice["top_logprobs"].append({"token": "A", "logprob": math.log(1e-6)})
+    assert letter_chances([twice], Form(), "AB", None) == pytest.approx({"A": math.log(0.6), "B": math.log(0.3)})
 
 
 def test_what_is_not_known_of_letters_is_left_out() -> None:

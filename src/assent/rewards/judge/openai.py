@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -101,7 +102,10 @@ def letter_chances(tokens: Sequence[Any], form: Form, letters: Sequence[str], ti
     number = max((index for index, start in enumerate(starts[:-1]) if start <= place), default=-1)
     if number < 0 or words[number].strip() != written:
         return {}
-    likeliest = {str(other["token"]): float(other["logprob"]) for other in tokens[number].get("top_logprobs") or []}
+    likeliest: dict[str, float] = {}
+    for other in tokens[number].get("top_logprobs") or []:  # tokens may read alike: a letter, and its byte
+        chance, reads = float(other["logprob"]), str(other["token"])
+        likeliest[reads] = max(chance, likeliest.get(reads, -math.inf))
     return known(likeliest, {letter: words[number].replace(written, letter) for letter in letters})
 
 
