@@ -91,25 +91,82 @@ def test_every_shape_gives_the_bits_of_the_folder(shape: str, policy_dir: Path, 
     np.testing.assert_allclose(one_each, want, atol=1e-6)  # packed otherwise
 
 
-def test_attributes_by_the_rule_and_by_weights(policy_dir: Path, serving, tmp_path: Path) -> None:
-    """A server of several outputs: its own rule by the shapes that give one number, --remote.weights by /classify."""
+ATTRIBUTES = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """In letters that the policy's tokenizer has."""
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "no" * (n % 3 + 1)} for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def attributes(policy_dir: Path, tmp_path_factory) -> Path:
     start = ModelConfig(str(policy_dir), precision="fp32")
-    words = load_tokenizer(start)
-    rule = HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))
-    scorer = load_score_model(start, words, max_length=64, seed=7, outputs=rule)
-    save_reward_model(scorer.eval(), Chat(words), tmp_path / "rm")
+    scorer = load_score_model(start, load_tokenizer(start), max_length=64, seed=7, outputs=ATTRIBUTES)
+    with torch.no_grad():
+        scorer.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "attributes"
+    save_reward_model(scorer.eval(), Chat(load_tokenizer(start)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["attributes", "gated", "ensemble"])
+def several(request, attributes: Path, policy_dir: Path, pairs: Path, tmp_path_factory) -> Path:
+    """A folder of several outputs: weighed by its rule, by a gate that reads the prompt, or the least of its heads."""
+    if request.param == "attributes":
+        return attributes
+    command = {
+        "gated": f"reward-gate --model.path {attributes} --gate.width 8 --gate.layers 1",
+        "ensemble": f"reward-ensemble --model.path {policy_dir} --ensemble.heads 3 --ensemble.combine min "
+        "--optim.lr 1e-2 --train.batch_size 4",
+    }[request.param]
+    out = tmp_path_factory.mktemp("runs") / request.param
+    more = f"--model.precision fp32 --data.train {pairs} --train.max_steps 4 --train.threads 1 --out {out}"
+    assert main(f"{command} {more} --data.max_length 64".split()) == 0
+    return out / "model"
+
+
+def test_several_outputs_are_the_one_reward_of_the_folder(
+    several: Path, policy_dir: Path, pairs: Path, serving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the shapes that give one number: in a run, and for a file of answers."""
     mine = groups(policy_dir)
-    want = source(policy_dir, model=(str(tmp_path / "rm"),)).score(mine).values
+    want = source(policy_dir, model=(str(several),)).score(mine).values
     assert want.std() > 0.01
-    with serving(service_of(ServeConfig(str(tmp_path / "rm"), precision="fp32", threads=1))) as url:
+
+    def rewards(word: str, *more: str) -> list[float]:
+        out = tmp_path / f"{word.partition('=')[0].strip('/').replace('/', '-')}.jsonl"
+        words = ["score", word, str(pairs), "--out", str(out), "--precision", "fp32", *more]
+        assert main(words) == 0, capsys.readouterr().err
+        return [row["reward"] for row in read_jsonl(out)]
+
+    scored = rewards(str(several))
+    assert len(scored) == 24 and np.std(scored) > 0.01
+    with serving(service_of(ServeConfig(str(several), precision="fp32", threads=1))) as url:
         for shape in ("openrlhf", "llamafactory", "sglang"):
-            there = source(policy_dir, servers=(f"{shape}={url}",)).score(mine).values
-            assert there.astype(np.float32).tobytes() == want.astype(np.float32).tobytes()
-        several = source(policy_dir, RemoteConfig(weights=rule.weights), servers=(f"vllm={url}",))
-        several.check([group.example for group in mine])
-        np.testing.assert_allclose(several.score(mine).values, want, atol=1e-6)
+            asked = source(policy_dir, servers=(f"{shape}={url}",))
+            asked.check([group.example for group in mine])
+            assert asked.score(mine).values.astype(np.float32).tobytes() == want.astype(np.float32).tobytes()
+            there = rewards(f"{shape}={url}", "--tokenizer", str(policy_dir), "--max_length", "256")
+            assert there == pytest.approx(scored, abs=1e-6)
+        assert main(["score", f"sglang={url}", str(pairs), "--tokenizer", str(policy_dir)]) == 2
+        assert "reads at most 256 tokens; --max_length allows 8192. " in capsys.readouterr().err
         with pytest.raises(ConfigError, match="gives 3 numbers for a text .* Give --remote.weights"):
             source(policy_dir, servers=(f"vllm={url}",)).check([group.example for group in mine])
+
+
+def test_outputs_by_weights_of_the_clients(attributes: Path, policy_dir: Path, serving) -> None:
+    """/classify gives all of them: --remote.weights says what they are worth."""
+    mine = groups(policy_dir)
+    want = source(policy_dir, model=(str(attributes),)).score(mine).values
+    with serving(service_of(ServeConfig(str(attributes), precision="fp32", threads=1))) as url:
+        weighed = source(policy_dir, RemoteConfig(weights=ATTRIBUTES.weights), servers=(f"vllm={url}",))
+        weighed.check([group.example for group in mine])
+        np.testing.assert_allclose(weighed.score(mine).values, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["openrlhf", "llamafactory"])

@@ -72,6 +72,7 @@ class Asking:
     max_batch: int = 64
     memory: float = 0.4
     flag: str = "--rewards.{}"
+    length_flag: str = "--data.max_length"
     weights_flag: str = "--rewards.weights"
     output_flag: str = "--rewards.output_weights"
     implicit_flags: tuple[str, str] = ("--rewards.implicit_reference", "--rewards.implicit_beta")
@@ -192,7 +193,9 @@ def _server(spec: str, session: RewardSession, asking: Asking, name: str) -> Gro
     try:
         if shape in SHAPES and SHAPES[shape].ids:
             own = session.chat if remote.tokenizer is None else _chat(remote.tokenizer, asking)
-            source: GroupReward = ServedModel(name, server, Reading(own, session.chat, asking.max_length))
+            source: GroupReward = ServedModel(
+                name, server, Reading(own, session.chat, asking.max_length), asking.length_flag
+            )
         elif shape in SHAPES and SHAPES[shape].pairs:
             source = RemoteReward(name, server, two_texts)
         else:
