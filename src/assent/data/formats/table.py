@@ -339,7 +339,7 @@ ROWS = (
     ),
     Format(
         "helpsteer3-votes",
-        "the same with individual_preference, what each person said; name it to read these in place of the overall one",
+        "context, response1, response2 and individual_preference, a vote each; beside overall_preference only by name",
         ("context", "response1", "response2", "individual_preference"),
         judged.helpsteer3_votes,
         _text(context="the prompt's turns", response1="the first answer", response2="the second answer")
