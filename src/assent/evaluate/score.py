@@ -303,7 +303,8 @@ def _agreements(summary: Summary) -> Table:
             notes = [f"{own.right:,} right, {own.ties:,} ties, {own.wrong:,} wrong"]
             notes += [f"{share.missing:,} unscored"] if share.missing else []
             bounds = _bounds(100 * share.low, 100 * share.high)
-            table.add_row(name, f"{100 * share.mean:.1f} %", bounds, f"{share.n:,} pairs", ", ".join(notes))
+            mean = f"{100 * share.mean:.1f} %" if share.n else _short(math.nan)
+            table.add_row(name, mean, bounds, f"{share.n:,} pairs", ", ".join(notes))
     if (tau := summary.kendall) is not None:
         note = f"{tau.missing:,} without an order" if tau.missing else ""
         table.add_row("Kendall's tau of rankings", _short(tau.mean), _bounds(tau.low, tau.high), f"{tau.n:,}", note)
@@ -315,7 +316,7 @@ def _agreements(summary: Summary) -> Table:
         f"Spearman with length in {summary.unit}": summary.length,
     }
     for name, relation in relations.items():
-        note = "constant" if math.isnan(relation.rho) else ""
+        note = "constant" if relation.n and math.isnan(relation.rho) else ""
         table.add_row(
             Text(name), _short(relation.rho), _bounds(relation.low, relation.high), f"{relation.n:,} answers", note
         )
