@@ -6,10 +6,8 @@ import hashlib
 import json
 import math
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,9 @@ from assent.rewards.judge.source import CACHED, JudgeReward
 from assent.train import checkpoint
 from assent.train.log import read_metrics
 
-Act = Callable[["Handler"], None]
+from .servers import FakeServer, Handler, hang
+
+Act = Callable[[Handler], None]
 
 
 def shown(body: dict) -> list[str]:
@@ -44,75 +44,43 @@ def longer(body: dict) -> str:
     return "[[C]]" if lengths[0] == lengths[1] else f"[[{'AB'[lengths[1] > lengths[0]]}]]"
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append((self.path, dict(self.headers), self.body))
-            act = self.server.script.pop(0) if self.server.script else self.server.usual
-        try:
-            act(self)
-        except OSError:
-            pass
-
-    def send(self, text: str, status: int = 200, **headers: str) -> None:
-        payload = text.encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class Endpoint(ThreadingHTTPServer):
-    daemon_threads = True
+class Endpoint(FakeServer):
+    """Does what its script says, one act for each request, and then what is usual."""
 
     def __init__(self) -> None:
         self.script: list[Act] = []
         self.usual: Act = honest
         self.requests: list[tuple[str, dict, dict]] = []
-        self.lock, self.released = threading.Lock(), threading.Event()
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__()
 
-    def handle_error(self, *args: object) -> None:
-        pass
+    def respond(self, handler: Handler) -> None:
+        with self.lock:
+            self.requests.append((handler.path, dict(handler.headers), handler.body))
+            act = self.script.pop(0) if self.script else self.usual
+        act(handler)
 
 
-def completion(content: object, ended: object = "stop", **more: object) -> str:
-    return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": ended, **more}]})
+def completion(content: object, ended: object = "stop", **more: object) -> dict:
+    return {"choices": [{"message": {"content": content}, "finish_reason": ended, **more}]}
 
 
 def says(content: object, ended: object = "stop", **more: object) -> Act:
-    return lambda handler: handler.send(completion(content, ended, **more))
+    return lambda handler: handler.say(completion(content, ended, **more))
 
 
 def answers(text: str, status: int = 200, **headers: str) -> Act:
-    return lambda handler: handler.send(text, status, **headers)
+    return lambda handler: handler.say(text, status, **headers)
 
 
 def honest(handler: Handler) -> None:
-    handler.send(completion(longer(handler.body)))
-
-
-def hang(handler: Handler) -> None:
-    handler.server.released.wait(10)
+    handler.say(completion(longer(handler.body)))
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     made = Endpoint()
     yield made
-    made.released.set()
-    made.shutdown()
-    made.server_close()
+    made.stop()
 
 
 @pytest.fixture
@@ -170,7 +138,7 @@ def test_soft_verdicts_of_an_endpoint(endpoint: Endpoint, judge) -> None:
         best = max(listed, key=lambda letter: listed[letter])
         likeliest = [{"token": letter, "logprob": math.log(p)} for letter, p in listed.items()]
         tokens = [{"token": best, "logprob": math.log(listed[best]), "top_logprobs": likeliest}]
-        handler.send(completion(best, logprobs={"content": tokens}))
+        handler.say(completion(best, logprobs={"content": tokens}))
 
     endpoint.usual = soft
     source = judge(prompt="pairwise-letter", soft=True)

@@ -21,7 +21,7 @@ import httpx2
 import pytest
 
 from assent.cli import main
-from assent.config import ServeConfig
+from assent.config import LimitsConfig, ServeConfig
 from assent.rewards.remote import RemoteReward
 from assent.serve.app import Service
 from assent.serve.run import service_of
@@ -29,6 +29,7 @@ from assent.serve.run import service_of
 TEXTS = [f"<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\nIt is {n}.<|im_end|>" for n in range(50)]
 
 
+JSON = {"Content-Type": "application/json"}
 NOISE = (
     b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
     b"GET / HTTP/9\r\n\r\n",
@@ -119,6 +120,30 @@ def test_clients_that_leave_free_their_place(scorer_dir: Path, serving) -> None:
         gate.set()
         assert httpx2.post(url + "/get_reward", json={"query": TEXTS[:1]}).status_code == 200
         until(lambda: 'status="499"' in httpx2.get(url + "/metrics").text)
+
+
+def test_a_huge_request_is_refused_with_the_reason(scorer_dir: Path, serving) -> None:
+    """Also to a client that sends it all before it reads, whatever it is refused for; and then the server goes on."""
+    made = service_of(
+        ServeConfig(str(scorer_dir), precision="fp32", threads=1, limits=LimitsConfig(bytes=20_000)), "s3cret-key"
+    )
+    huge, key = b'{"query": ["' + b"x" * (8 << 20) + b'"]}', {"Authorization": "Bearer s3cret-key"}
+    cases = [
+        ("/get_reward", {**JSON, **key}, 413, "bytes; one may have 20,000"),
+        ("/get_reward", JSON, 401, "wants its key"),
+        ("/score", {**JSON, **key}, 400, "does not support Score API"),
+        ("/nowhere", {**JSON, **key}, 404, "is not answered here"),
+    ]
+    with serving(made) as url:
+        for path, headers, status, words in cases * 3:
+            connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
+            connection.request("POST", path, huge, headers)
+            reply = connection.getresponse()
+            assert reply.status == status and words in json.load(reply)["error"]["message"]
+            connection.close()
+        connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
+        connection.request("POST", "/get_reward", json.dumps({"query": TEXTS[:1]}), {**JSON, **key})
+        assert connection.getresponse().status == 200
 
 
 def test_what_is_no_http_is_closed(scorer_dir: Path, serving, caplog) -> None:

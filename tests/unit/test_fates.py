@@ -54,6 +54,7 @@ OTHER_FEEDBACK = {
     "label": lambda value: not value,
     "preference_strength": lambda value: -value,
     "overall_preference": lambda value: -value,
+    "individual_preference": lambda value: [{"score": 2}, *value[1:]],
     "feedback": lambda value: [{**value[0], "chosen": 1, "rejected": 0}],
     "score_rejected": lambda value: value - 1,
 }

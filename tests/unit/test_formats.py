@@ -22,6 +22,7 @@ from assent.data.records import (
     Rating,
     Response,
 )
+from assent.data.views import pair_view
 from assent.errors import DataError
 
 ORIGIN = Origin("rows.jsonl", 1)
@@ -55,6 +56,7 @@ PAIR = (said("good"), said("bad"))
 HELPSTEER = {"helpfulness": 4, "correctness": 3, "coherence": 2, "complexity": 1, "verbosity": 0}
 HH = "\n\nHuman: Is it?\n\nAssistant:"
 
+HELPSTEER3_VOTES = [{"score": -3, "reasoning": "Clearer."}, {"score": 1, "reasoning": "Shorter."}, {"score": 0}]
 SHAPES = [
     ("sharegpt", {"conversations": gpt("human", "q", "gpt", "a")}, example(Q, [said("a")])),
     (
@@ -277,6 +279,23 @@ SHAPES = [
         example(Q, [said("one"), said("two")], [Ranking(((0, 1),))], domain="code"),
     ),
     (
+        "helpsteer3-votes",
+        {
+            "domain": "code",
+            "context": openai("user", "q"),
+            "response1": "one",
+            "response2": "two",
+            "individual_preference": HELPSTEER3_VOTES,
+        },
+        example(
+            Q,
+            [said("one"), said("two")],
+            [Pair(0, 1, 3.0), Pair(1, 0, 1.0), Ranking(((0, 1),))],
+            domain="code",
+            individual_preference=[{"reasoning": "Clearer."}, {"reasoning": "Shorter."}, {}],
+        ),
+    ),
+    (
         "ultrafeedback",
         {
             "instruction": "q",
@@ -343,6 +362,25 @@ def test_columns_that_other_formats_fill_with_none_change_nothing(name, row, exp
     padded = dict.fromkeys(("system", "tools", "label", "margin", "messages", "text", "kto_tag")) | row
     assert detect([padded]) == name
     assert FORMATS[name].parse(padded, ORIGIN) == expected
+
+
+def test_votes_of_helpsteer3_are_read_where_they_are_asked_for(tmp_path):
+    """Its rows have both: the overall preference by default; by name the votes, which --reward.votes makes shares."""
+    row = {
+        "context": openai("user", "q"), "response1": "one", "response2": "two", "overall_preference": -1,
+        "individual_preference": HELPSTEER3_VOTES,
+    }  # fmt: skip
+    bad = {**row, "individual_preference": [{"score": 4}]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (row, bad, {**row, "individual_preference": [2]})))
+    assert [e.feedback for e in load_examples(file).examples] == [(Pair(0, 1, 1.0),)] * 3
+    loaded = load_examples(file, format="helpsteer3-votes")
+    assert [str(problem).partition("rows.jsonl:")[2] for problem in loaded.problems] == [
+        "2: individual_preference[0].score: expected a number from -3 to 3, got 4",
+        "3: individual_preference[0]: expected an object with score, got the number 2",
+    ]
+    ((voted,), _) = pair_view(loaded.examples, votes=True, ties=True)
+    assert voted.feedback == (Pair(0, 1, 2.0, share=1 / 3, tie=1 - 2 / 3),)
 
 
 def test_table_covers_every_shape_under_its_own_name():

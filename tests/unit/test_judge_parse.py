@@ -160,22 +160,33 @@ def token(word: str, **likeliest: float) -> dict:
     }
 
 
+def chances(tokens: list[dict], form: Form, letters: str, tie: str | None) -> dict[str, float]:
+    """Of a text that is its tokens."""
+    return letter_chances(tokens, "".join(token["token"] for token in tokens), form, letters, tie)
+
+
 def test_the_letters_stand_at_the_place_of_the_last_verdict() -> None:
     tokens = [token("A"), token(" or ["), token("["), token("A", A=0.9, B=0.05), token("]]"), token(" "), token("[[")]
     tokens += [token("B", B=0.6, A=0.3, C=0.1), token("]]"), token(".")]
-    found = letter_chances(tokens, BRACKETS, "AB", "C")
+    found = chances(tokens, BRACKETS, "AB", "C")
     assert found == pytest.approx({"A": math.log(0.3), "B": math.log(0.6)})
     tokens[7] = token("C", C=0.5, A=0.3, B=0.2)  # a tie is written, and the letters' probabilities are known
-    assert letter_chances(tokens, BRACKETS, "AB", "C") == pytest.approx({"A": math.log(0.3), "B": math.log(0.2)})
+    assert chances(tokens, BRACKETS, "AB", "C") == pytest.approx({"A": math.log(0.3), "B": math.log(0.2)})
     alone = [token(" B", **{" B": 0.7, " A": 0.2, "A": 0.1}), token("\n")]
-    assert letter_chances(alone, Form(), "AB", None) == pytest.approx({"A": math.log(0.2), "B": math.log(0.7)})
+    assert chances(alone, Form(), "AB", None) == pytest.approx({"A": math.log(0.2), "B": math.log(0.7)})
+    ended = [token("A", A=0.7, B=0.2), token("<|im_end|>")]  # vLLM lists the token that ended it
+    assert letter_chances(ended, "A", Form(), "AB", None) == pytest.approx({"A": math.log(0.7), "B": math.log(0.2)})
+    twice = token("A", A=0.6, B=0.3)  # a letter's byte is a token that reads like it
+    twice["top_logprobs"].append({"token": "A", "logprob": math.log(1e-6)})
+    assert chances([twice], Form(), "AB", None) == pytest.approx({"A": math.log(0.6), "B": math.log(0.3)})
 
 
 def test_what_is_not_known_of_letters_is_left_out() -> None:
-    assert letter_chances([], BRACKETS, "AB", None) == {}
-    assert letter_chances([token("no"), token(" verdict")], BRACKETS, "AB", None) == {}
-    assert letter_chances([token("[[A"), token("]]")], BRACKETS, "AB", None) == {}  # what else could stand there?
-    assert letter_chances([{"token": "A", "logprob": -0.1}], Form(), "AB", None) == {}  # nothing is listed
+    assert chances([], BRACKETS, "AB", None) == {}
+    assert chances([token("no"), token(" verdict")], BRACKETS, "AB", None) == {}
+    assert chances([token("[[A"), token("]]")], BRACKETS, "AB", None) == {}  # what else could stand there?
+    assert letter_chances([token("Hm A"), token("A")], "A", Form(), "AB", None) == {}  # thoughts that are not its text
+    assert chances([{"token": "A", "logprob": -0.1}], Form(), "AB", None) == {}  # nothing is listed
     assert known({"A": math.log(0.9), "x": math.log(0.09)}, {"A": "A", "B": "B"}).keys() == {"A"}
     sure = known({"A": math.log(0.999), "x": math.log(0.0009)}, {"A": "A", "B": "B"})
     assert sure == {"A": math.log(0.999), "B": -math.inf}

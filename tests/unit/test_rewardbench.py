@@ -160,6 +160,26 @@ def test_the_score_of_tied_answers_by_hand():
     assert found.score == pytest.approx(0.3 * 1 + 0.3 * 2 / 3 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * soft)
 
 
+def test_a_number_of_the_benchmarks_own_scorer():
+    """What `process_single_model` of rewardbench 0.1.4 gives for these rows."""
+    rewards = {
+        "ref": [
+            [1.0, 0.3, -0.27, -0.89], [1.49, 0.36, 0.11, -0.93],
+            [-0.84, -0.24, -1.27, 0.27], [-0.53, -0.48, -0.98, -0.81]
+        ],
+        "tied": [
+            [0.55, 0.01, 1.06, 1.34, -0.49, -0.62], [0.97, 1.7, -0.34, -0.46, -1.9, -1.29],
+            [1.16, 0.81, -1.52, -0.54, -0.05, 0.11], [2.06, 0.19, 0.97, 0.88, -0.58, -0.11],
+        ],
+    }  # fmt: skip
+    rows = [
+        (kind, number, np.array(row), 1 if kind == "ref" else 3)
+        for kind, of_kind in rewards.items()
+        for number, row in enumerate(of_kind)
+    ]
+    assert ties(rows).score == pytest.approx(0.21621035873063021, abs=1e-15)
+
+
 def test_equal_right_answers_divide_by_zero_as_the_benchmark_does():
     lead = ties([("ref", 0, np.array([1.0, 0.0]), 1), ("tied", 0, np.array([2.0, 2.0, 1.0]), 2)])
     assert lead.margin == 1.0 and lead.score == pytest.approx(1.01)

@@ -117,6 +117,12 @@ def test_pairs_are_scored_as_transformers_scores_them(models, tmp_path, capsys) 
     assert f"{25 * right}.0 %" in said and "8 to 4 prompts" in said and "all scored" in said
 
 
+def test_a_table_of_answers_that_nobody_scored(models, tmp_path, capsys) -> None:
+    code, rows, said = run(capsys, models["one"], file_of(tmp_path, PAIRS), "--max_length", "2")
+    assert code == 0 and {row["reward"] for row in rows} == {None}
+    assert "0 pairs" in said and "nan" not in said and "constant" not in said
+
+
 def test_an_empty_answer_is_named_and_counted(models, tmp_path, capsys) -> None:
     rows = [{"prompt": "Hi", "chosen": "Hello", "rejected": ""}, PAIRS[0]]
     code, found, said = run(capsys, models["one"], file_of(tmp_path, rows))

@@ -19,8 +19,9 @@ from assent.models.loading import load_tokenizer
 from assent.models.reward_head import SCALAR, HeadRule
 from assent.rewards.group import WeightedSum
 
+from ..served import groups, source
 from .conftest import LONGEST, RealServer, policy
-from .test_rewards import Served, groups, source, tokenizer
+from .test_rewards import Served, tokenizer
 
 RULES = {"scalar": SCALAR, "attributes": HeadRule(("helpfulness", "verbosity", "tone"), (0.5, -1.25, 2.0))}
 KINDS = [("scalar", 0), ("scalar", 4), ("attributes", 0), ("attributes", 4)]
@@ -56,13 +57,15 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def local(kind: Kind) -> WeightedSum:
-    return source(kind.served, model=(str(kind.served.folder),))
+    return source(kind.served.policy, model=(str(kind.served.folder),))
 
 
 def test_the_server_gives_what_the_folder_gives(kind: Kind) -> None:
     mine = groups(kind.served.policy)
     weights = kind.rule.weights if len(kind.rule) > 1 else ()
-    there = source(kind.served, RemoteConfig(weights=weights, budget=120.0), servers=(f"vllm={kind.served.url}",))
+    there = source(
+        kind.served.policy, RemoteConfig(weights=weights, budget=120.0), servers=(f"vllm={kind.served.url}",)
+    )
     there.check([group.example for group in mine])
     want = local(kind).score(mine)
     np.testing.assert_allclose(there.score(mine).values, want.values, atol=3e-4)
@@ -74,7 +77,7 @@ def test_the_server_gives_what_the_folder_gives(kind: Kind) -> None:
         np.testing.assert_allclose([entry["probs"] for entry in reply["data"]], parts, atol=3e-4)
         assert {entry["label"] for entry in reply["data"]} <= set(kind.rule.names)
         with pytest.raises(ConfigError, match="gives 3 numbers for a text .* Give --remote.weights, one for each"):
-            source(kind.served, servers=(f"vllm={kind.served.url}",)).check([group.example for group in mine])
+            source(kind.served.policy, servers=(f"vllm={kind.served.url}",)).check([group.example for group in mine])
 
 
 def test_the_folder_is_that_of_adapters(kind: Kind) -> None:

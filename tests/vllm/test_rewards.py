@@ -14,19 +14,15 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from assent.config import DataConfig, ModelConfig, RemoteConfig, RewardsConfig, online_config
-from assent.data.chat import Chat
-from assent.data.records import Example, Message, Origin
-from assent.distributed import World
+from assent.config import ModelConfig, RemoteConfig
+from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.models.heads import load_score_model
 from assent.models.init import train_tokenizer
 from assent.models.loading import load_tokenizer
 from assent.models.saving import save_model
-from assent.rewards.build import reward_source
-from assent.rewards.group import Group, WeightedSum
-from assent.train.session import Session
 
+from ..served import TALKS, groups, source
 from .conftest import LONGEST, RealServer, policy
 
 TEXT = ("What is the capital of France? Paris. One two three, be brief. <user> <assistant> [1] 42",) * 3
@@ -37,11 +33,6 @@ WITH_BOS = (
 OTHER_TEMPLATE = (
     "{% for m in messages %}[{{ m.content }}]{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[{% endif %}"
 )
-TALKS = (
-    (Message("user", "What is the capital of France?"),),
-    (Message("user", "One"), Message("assistant", "two"), Message("user", "three?")),
-)
-TEXTS = (("Paris.", "two", "One two three, One two"), ("three", "be brief"))
 
 
 class Served(NamedTuple):
@@ -86,41 +77,12 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         real.kill()
 
 
-def source(
-    served: Served, remote: RemoteConfig | None = None, own: Path | None = None, length: int = 100, **rewards: object
-) -> WeightedSum:
-    words = load_tokenizer(ModelConfig(str(own or served.policy)))
-    config = online_config(
-        "grpo",
-        model=ModelConfig(str(served.policy), precision="fp32"),
-        data=DataConfig("unused", max_length=length),
-        out="unused",
-        rewards=RewardsConfig(**rewards),  # type: ignore[arg-type]
-        remote=remote or RemoteConfig(retries=1, budget=120.0),
-    )
-    return reward_source(Session(config, World(0, 1, 0, torch.device("cpu")), None, words, Chat(words)), config)
-
-
-def groups(folder: Path) -> list[Group]:
-    """Sampled answers; of each prompt the last was cut."""
-    chat = Chat(load_tokenizer(ModelConfig(str(folder))))
-    made = []
-    for row, (talk, texts) in enumerate(zip(TALKS, TEXTS, strict=True), 1):
-        ends = [[chat.tokenizer.eos_token_id]] * (len(texts) - 1) + [[]]
-        ids = [
-            np.array(chat.tokenizer(text, add_special_tokens=False)["input_ids"] + end)
-            for text, end in zip(texts, ends, strict=True)
-        ]
-        prompt = chat.tree(Example(talk), LONGEST).prompt
-        finished = tuple(bool(end) for end in ends)
-        example = Example(talk, origin=Origin("rows.jsonl", row))
-        made.append(Group(example, texts, finished, tuple(map(len, ids)), tuple(ids), prompt))
-    return made
-
-
 def test_the_server_gives_what_its_folder_gives(served: Served) -> None:
     mine = groups(served.policy)
-    there, here = source(served, servers=(f"vllm={served.url}",)), source(served, model=(str(served.folder),))
+    there, here = (
+        source(served.policy, servers=(f"vllm={served.url}",)),
+        source(served.policy, model=(str(served.folder),)),
+    )
     there.check([group.example for group in mine])
     want = here.score(mine).values
     np.testing.assert_allclose(there.score(mine).values, want, atol=2e-4)
@@ -138,11 +100,11 @@ def test_a_policy_with_another_tokenizer_needs_to_be_told_the_servers(served: Se
     with pytest.raises(
         ConfigError, match="reads with another tokenizer: .* Give the folder that it serves as --remote"
     ):
-        source(served, own=tmp_path, servers=(url,)).check(examples)
+        source(tmp_path, servers=(url,)).check(examples)
     remote = RemoteConfig(retries=1, budget=120.0, tokenizer=str(served.folder))
-    told = source(served, remote, own=tmp_path, servers=(url,))
+    told = source(tmp_path, remote, servers=(url,))
     told.check(examples)
-    here = source(served, own=tmp_path, model=(str(served.folder),))
+    here = source(tmp_path, model=(str(served.folder),))
     np.testing.assert_allclose(told.score(mine).values, here.score(mine).values, atol=2e-4)
 
 
@@ -150,12 +112,12 @@ def test_what_the_server_is_not(served: Served, tmp_path: Path) -> None:
     examples = [Example(talk) for talk in TALKS]
     url = f"vllm={served.url}"
     with pytest.raises(ConfigError, match=r"has no model 'judge' \(--remote.model\). It has: rm."):
-        source(served, RemoteConfig(model="judge"), servers=(url,)).check(examples)
+        source(served.policy, RemoteConfig(model="judge"), servers=(url,)).check(examples)
     with pytest.raises(ConfigError, match=f"at most {LONGEST} tokens; --data.max_length allows 200. .*--max-model-len"):
-        source(served, length=200, servers=(url,)).check(examples)
+        source(served.policy, length=200, servers=(url,)).check(examples)
     policy(5).model.save_pretrained(tmp_path)
     words = load_tokenizer(ModelConfig(str(served.policy)))
     words.chat_template = OTHER_TEMPLATE
     words.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="has another chat template"):
-        source(served, own=tmp_path, servers=(url,)).check(examples)
+        source(tmp_path, servers=(url,)).check(examples)

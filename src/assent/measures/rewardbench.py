@@ -208,7 +208,8 @@ def ties(rows: Sequence[tuple[str, int, np.ndarray, int]]) -> TieScore:
                 + 0.2 mean(min(m_ref, m_tied) > d_tied) + 0.01 mean(tanh(min(m_ref, m_tied) / d_tied - 1)),
 
     the last three over the prompts with both forms, and 0 / 0 in the last counted as 0 (arXiv 2506.01937, and its
-    public scorer). A row with a missing reward is left out, its prompt too, and counted."""
+    public scorer; rewardbench 0.1.4 leaves prompts with d_tied = 0 out of the last mean, at most 0.02 apart). A row
+    with a missing reward is left out, its prompt too, and counted."""
     found: dict[str, dict[int, tuple[float, float]]] = {"ref": {}, "tied": {}}
     missing = 0
     for kind, number, rewards, right in rows:

@@ -72,6 +72,7 @@ class Asking:
     max_batch: int = 64
     memory: float = 0.4
     flag: str = "--rewards.{}"
+    length_flag: str = "--data.max_length"
     weights_flag: str = "--rewards.weights"
     output_flag: str = "--rewards.output_weights"
     implicit_flags: tuple[str, str] = ("--rewards.implicit_reference", "--rewards.implicit_beta")
@@ -192,7 +193,9 @@ def _server(spec: str, session: RewardSession, asking: Asking, name: str) -> Gro
     try:
         if shape in SHAPES and SHAPES[shape].ids:
             own = session.chat if remote.tokenizer is None else _chat(remote.tokenizer, asking)
-            source: GroupReward = ServedModel(name, server, Reading(own, session.chat, asking.max_length))
+            source: GroupReward = ServedModel(
+                name, server, Reading(own, session.chat, asking.max_length), asking.length_flag
+            )
         elif shape in SHAPES and SHAPES[shape].pairs:
             source = RemoteReward(name, server, two_texts)
         else:
@@ -254,11 +257,16 @@ def _single_answers(config: OnlineConfig) -> dict[str, bool]:
 
 def written(tokenizer: Any, group: Group) -> list[WrittenAnswer | None]:
     """The answers as text, with the spelling of every token that was sampled: a finished answer ends with the token
-    that ended it, one that was cut does not."""
+    that ended it, one that was cut does not. Half a character, a word in other pieces than the tokenizer would cut it
+    into, or a control token spelled out are other tokens when the text is read again."""
     assert len(group.ids) == len(group), "the sampled tokens are kept"
     spell = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     prompt = [int(token) for token in group.prompt_ids]
-    return [WrittenAnswer(spell(prompt), spell(prompt + [int(token) for token in ids])) for ids in group.ids]
+    sent = [prompt + [int(token) for token in ids] for ids in group.ids]
+    texts = [spell(ids) for ids in sent]
+    again = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    asked = spell(prompt)
+    return [WrittenAnswer(asked, text, ids == back) for text, ids, back in zip(texts, sent, again, strict=True)]
 
 
 def two_texts(group: Group) -> list[WrittenAnswer | None]:

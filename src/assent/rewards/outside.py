@@ -104,6 +104,7 @@ def open_source(config: SourceConfig, world: World) -> Outside:
         config.trust_remote_code,
         rendered,
         flag="SOURCE",
+        length_flag="--max_length",
         weights_flag="--weights",
         output_flag="--weights",
         judge=config.judge,

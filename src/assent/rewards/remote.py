@@ -3,6 +3,7 @@ gave becomes a reward."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,21 @@ from assent.names import suggestion
 from assent.rewards.group import UNREADABLE, Group, Scores, checked
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+OTHER_TOKENS = "other_tokens"
+"""The metric of servers that are sent text: the share of answers that are other tokens once they are read again."""
 
 
 class WrittenAnswer(NamedTuple):
     """One answer as servers are sent it: `whole` is the prompt (as text `prompt`) with the answer, as text or as token
     ids, with all special tokens and so, where the answer is finished, with the token that ends it. For servers that
-    read two texts (`Shape.pairs`), `prompt` and `whole` are what was asked and the answer alone, in plain words."""
+    read two texts (`Shape.pairs`), `prompt` and `whole` are what was asked and the answer alone, in plain words.
+    `same`: a text that is read gives the tokens again that it was written from."""
 
     prompt: str
     whole: str | list[int]
+    same: bool = True
 
 
 class Item(NamedTuple):
@@ -162,6 +169,7 @@ class RemoteReward:
         self.server = server
         self.write = write
         self.shape = SHAPES[server.shape]
+        self._told = False
         self._client = Client(f"{name}: the reward server", server.url, server.key)
         self._root = self._client.base.removesuffix(self.shape.path)
         if self.shape.ids or self.shape.pairs:
@@ -193,7 +201,22 @@ class RemoteReward:
         values = [None if own is None else next(rewards) for _, own in answers]
         unread = values.count(None)
         why = [UNREADABLE if value is None else None for value in values] if unread else ()
-        return Scores(checked(self.who, groups, values), failures={UNREADABLE: unread} if unread else {}, why=why)
+        failures = {UNREADABLE: unread} if unread else {}
+        return Scores(checked(self.who, groups, values), failures=failures, metrics=self._reread(items), why=why)
+
+    def _reread(self, items: Sequence[Item]) -> dict[str, list[float]]:
+        """For each answer that was sent as text whether it is other tokens there; said aloud the first time."""
+        if self.shape.ids or self.shape.pairs:
+            return {}
+        other = [float(not item.answer.same) for item in items]
+        if any(other) and not self._told:
+            self._told = True
+            log.warning(
+                f"{self.who}: {sum(other):.0f} of {len(other)} answers are other tokens when they are written as text "
+                f"and read again; their reward is of the text. vllm=URL and sglang=URL send the tokens themselves. "
+                f"Counted as {OTHER_TOKENS}."
+            )
+        return {OTHER_TOKENS: other}
 
     def question(self, path: str, body: object, read: Callable[[Any], T], expected: str) -> T:
         """Anything else that this server is asked; `body` None asks with GET. Raises as `score`."""

@@ -32,10 +32,12 @@ ANSWERS = ("42.", "I don't know, and neither does the cat.")
 
 
 class ServedModel:
-    """A vLLM or SGLang server as a source. `reading` is how the model there reads answers."""
+    """A vLLM or SGLang server as a source. `reading` is how the model there reads answers, and `length_flag` the option
+    that says how long they may be."""
 
-    def __init__(self, name: str, server: Server, reading: Reading) -> None:
+    def __init__(self, name: str, server: Server, reading: Reading, length_flag: str = "--data.max_length") -> None:
         """Raises ConfigError as `RemoteReward`."""
+        self.length_flag = length_flag
         self.name = name
         self.reading = reading
         self.remote = RemoteReward(name, server, self._written)
@@ -75,8 +77,8 @@ class ServedModel:
         limit = next((model.longest for model in served if model.name == (name or names[0])), None)
         if limit is not None and limit < self.reading.max_length:
             raise ConfigError(
-                f"{self.remote.who} reads at most {limit} tokens; --data.max_length allows {self.reading.max_length}. "
-                f"Start it with --max-model-len {self.reading.max_length}, or lower --data.max_length."
+                f"{self.remote.who} reads at most {limit} tokens; {self.length_flag} allows {self.reading.max_length}. "
+                f"Start it with --max-model-len {self.reading.max_length}, or lower {self.length_flag}."
             )
 
     def _check_tokenizer(self, ids: Sequence[int]) -> None:

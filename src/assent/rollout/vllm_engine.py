@@ -111,6 +111,23 @@ class VllmEngine:
         groups = self._ask("sampling", lambda: self._llm.generate(tokens, asked, use_tqdm=False))
         return [[self._completion(output, sampling) for output in group.outputs] for group in groups]
 
+    def logprobs_of(self, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> list[float]:
+        """The log-probability of each answer behind its prompt, the sum over its tokens, at temperature 1. Raises
+        ModelError as `generate`."""
+        assert self._llm is not None, "an engine needs weights before it is asked"
+        from vllm import SamplingParams
+
+        sampling = SamplingConfig(max_new_tokens=1, temperature=0.0)  # it always writes, here for nothing
+        whole = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+        check_lengths(whole, sampling, self._llm.llm_engine.model_config.max_model_len)
+        asked = SamplingParams(**request(sampling, 1, 0, 0, self.eos_ids, False), prompt_logprobs=0)
+        tokens = [{"prompt_token_ids": ids.tolist()} for ids in whole]
+        read = self._ask("reading", lambda: self._llm.generate(tokens, asked, use_tqdm=False))
+        return [
+            sum(place[int(token)].logprob for token, place in zip(ids, one.prompt_logprobs[-len(ids) :], strict=True))
+            for ids, one in zip(answers, read, strict=True)
+        ]
+
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """As `Engine.update_weights`. The first time, this starts vLLM. Raises ModelError where it cannot."""
         assert self._folder is not None, "these weights are a folder's"

@@ -3,11 +3,13 @@ becomes an answer with a reason."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from assent.foreign import named
@@ -28,6 +30,12 @@ ADDRESSES = 10_000
 """Clients whose rate is remembered."""
 BURST = 2.0
 """Seconds' worth of requests that may come at once."""
+
+UNREAD_BYTES, UNREAD_SECONDS = 64 << 20, 5.0
+"""What is still taken in, and thrown away, of a request that is refused before it has come whole: to a client that is
+sending, a connection that is closed meanwhile is broken, and the answer with the reason is lost."""
+LATE = 408
+"""The refusal of what did not come in time: it is not waited for again."""
 
 
 class Rates:
@@ -62,17 +70,25 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        begun, status = time.monotonic(), 0
+        begun, status, whole = time.monotonic(), 0, False
+
+        async def followed() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = not message.get("more_body", False)
+            return message
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400 and status != LATE and not whole and not _waits(scope):
+                    await _throw_away(followed)
             await send(message)
 
         try:
             self._check(scope)
-            await self._app(scope, receive, counted)
+            await self._app(scope, followed, counted)
         except Refusal as refusal:
             await answer(counted, refusal)
         except Exception as error:
@@ -94,6 +110,23 @@ class Gate:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             if not hmac.compare_digest(given, self._expected):
                 raise Refusal(401, "This server wants its key, as the header Authorization: Bearer KEY.")
+
+
+def _waits(scope: Scope) -> bool:
+    """Whether the client sends nothing before it is told to (curl, with much to send): no answer is lost then."""
+    return any(name == b"expect" for name, _ in scope["headers"])
+
+
+async def _throw_away(receive: Receive) -> None:
+    """The rest of a request, within bounds."""
+    left = UNREAD_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(UNREAD_SECONDS):
+            while left > 0:
+                message = await receive()
+                if not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
 
 
 async def answer(send: Send, refusal: Refusal) -> None:

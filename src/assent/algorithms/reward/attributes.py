@@ -106,7 +106,7 @@ def begin_at(scorer: ScoreModel, trees: Sequence[TokenTree], means: Sequence[flo
     while len(few) < len(trees) and sum(len(tree.branches) for tree in few) < FIRST:
         few.append(trees[len(few)])
     states = [
-        scorer.hidden(batch).index_select(0, batch.last).float()
+        scorer.hidden_at(batch, batch.last).float()
         for batch in (b.to(scorer.device) for b in window(few, micro_tokens=micro_tokens, flat=not scorer.tree).batches)
     ]
     mean = torch.cat(states).mean(0)

@@ -59,7 +59,7 @@ class OdinScoreModel(ScoreModel):
         one's weight and of 0, [n + 2, K]; and the second one's outputs, [n, 1]."""
         if not both:
             return super().forward(batch, index, states=states)
-        read = self.hidden(batch).index_select(0, index)
+        read = self.hidden_at(batch, index)
         other, weight = self.second(read)
         # The first head reads the second one's weight: FSDP gathers a head's weights in its own forward alone.
         return head_outputs(self.head, torch.cat([read.to(weight.dtype), weight, torch.zeros_like(weight)])), other

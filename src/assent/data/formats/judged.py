@@ -41,6 +41,20 @@ def helpsteer3_preference(row: Row, origin: Origin) -> Example:
     return _signed_pair(row, prompt, ("response1", "response2"), "overall_preference", origin)
 
 
+def helpsteer3_votes(row: Row, origin: Origin) -> Example:
+    """The same by up to three people, each with a score of the same scale; who they are is not said."""
+    prompt = check_prompt(messages(get(row, "context"), "context"), "context")
+    column = "individual_preference"
+    votes, said = [], []
+    for index, vote in enumerate(listed(get(row, column), column)):
+        if not isinstance(vote, Mapping):
+            raise RowError(f"{column}[{index}]", f"expected an object with score, got {in_words(vote)}")
+        votes.append(_signed(vote.get("score"), f"{column}[{index}].score"))
+        said.append({name: value for name, value in vote.items() if name != "score"})
+    responses = _two_answers(row, ("response1", "response2"))
+    return Example(prompt, responses, tuple(votes), origin, {column: said} if any(said) else {})
+
+
 def _signed_pair(
     row: Row,
     prompt: tuple[Message, ...],
@@ -48,14 +62,21 @@ def _signed_pair(
     verdict: str,
     origin: Origin,
 ) -> Example:
-    """Two answers and a verdict from -3 (the first is much better) to 3; 0 is a tie, kept as a one-level ranking."""
+    return Example(prompt, _two_answers(row, columns), (_signed(get(row, verdict), verdict),), origin)
+
+
+def _two_answers(row: Row, columns: tuple[str, str]) -> tuple[Response, ...]:
     responses = tuple(answer(get(row, column), column) for column in columns)
-    strength = number(get(row, verdict), verdict, -3, 3)
     if same_answer(*responses):
         raise RowError(columns[1], f"equal to {columns[0]}")
+    return responses
+
+
+def _signed(value: object, column: str) -> Feedback:
+    """A verdict from -3 (the first answer is much better) to 3; 0 is a tie, kept as a one-level ranking."""
+    strength = number(value, column, -3, 3)
     better, worse = (0, 1) if strength < 0 else (1, 0)
-    feedback: Feedback = Pair(better, worse, abs(strength)) if strength else Ranking(((0, 1),))
-    return Example(prompt, responses, (feedback,), origin)
+    return Pair(better, worse, abs(strength)) if strength else Ranking(((0, 1),))
 
 
 def ultrafeedback(row: Row, origin: Origin) -> Example:

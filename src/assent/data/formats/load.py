@@ -25,6 +25,7 @@ SAMPLE = 100  # readable rows from which the shape is told
 # Columns of a csv file, where every cell is text, that are not text.
 CSV_VALUES = {
     *("label", "kto_tag", "history", "preference_strength", "overall_preference", "completions"),
+    "individual_preference",
     *("responses", "feedback", "meta"),
     *STRENGTH,
     *HELPSTEER_ATTRIBUTES,

@@ -338,6 +338,16 @@ ROWS = (
         {"context": [ASK], "response1": "4", "response2": "5", "overall_preference": -1},
     ),
     Format(
+        "helpsteer3-votes",
+        "context, response1, response2 and individual_preference, a vote each; beside overall_preference only by name",
+        ("context", "response1", "response2", "individual_preference"),
+        judged.helpsteer3_votes,
+        _text(context="the prompt's turns", response1="the first answer", response2="the second answer")
+        | _feedback(individual_preference="[{score}] from -3 to 3, a vote each (reward.votes makes shares of them)"),
+        {"context": [ASK], "response1": "4", "response2": "5", "individual_preference": [{"score": -1}, {"score": 0}]},
+        lambda row: row.get("overall_preference") is None,
+    ),
+    Format(
         "ultrafeedback",
         "instruction with completions [{response, annotations}] rated in several attributes",
         ("instruction", "completions"),

@@ -30,6 +30,7 @@ from assent.rewards.judge.prompt import Form
 from assent.rollout.build import engine_for, torch_engine
 from assent.rollout.check import check_sampling
 from assent.rollout.engine import Completion, Engine
+from assent.rollout.vllm_engine import VllmEngine
 
 TOO_LONG = "the judge's prompt is too long for it"
 REFUSED = "the judge's chat template refuses what it is asked"
@@ -52,8 +53,8 @@ class Place:
 
 class FolderJudge:
     """A model that writes its verdicts; with `letters` it writes nothing, and the probabilities of its whole answer
-    being the form with each of them (`[[A]]`, then the end of its turn) are computed in one forward pass, which reads
-    the prompt once.
+    being the form with each of them (`[[A]]`, then the end of its turn) are computed; by the torch engine in one pass,
+    which reads the prompt once.
 
     At a temperature above 0 what is drawn depends on the question alone, so each is answered by itself: slower, but
     the same whatever else is asked beside it."""
@@ -69,12 +70,7 @@ class FolderJudge:
         form: Form | None = None,
         letters: Sequence[str] = (),
     ) -> None:
-        """Raises ModelError where it cannot be loaded, ConfigError where letters are asked of vLLM."""
-        if letters and place.engine != "torch":
-            raise ConfigError(
-                f"{name}: --judge.soft takes --judge.engine torch, which computes the letters' probabilities, or "
-                f"openai=URL. Got {place.engine}."
-            )
+        """Raises ModelError where it cannot be loaded, ConfigError where it is too short for what it may write."""
         self.who = f"{name}: the judge {path}"
         self.path, self.place = path, place
         self._sampling = SamplingConfig(max_new_tokens=max_tokens, temperature=temperature, max_batch=place.max_batch)
@@ -164,7 +160,8 @@ class FolderJudge:
                 tree = self.chat.tree(self._example(question), UNLIMITED)
             except RowError:
                 continue
-            if len(tree.prompt) + max(len(branch.ids) for branch in tree.branches) > self._limit:
+            spare = 0 if self._policy else 1  # vLLM writes a token behind what it reads
+            if len(tree.prompt) + max(len(branch.ids) for branch in tree.branches) + spare > self._limit:
                 answers[number] = TOO_LONG
             else:
                 trees[number] = replace(tree, key=number)
@@ -182,15 +179,23 @@ class FolderJudge:
     def _logprobs(self, trees: Sequence[TokenTree]) -> dict[int, list[float]]:
         """Key of each tree -> the log-probability of each of its branches."""
         policy = self._policy
-        assert policy is not None, "of torch models only"
         found: dict[int, list[float]] = {}
         if not trees:
             return found
+        if policy is None:
+            return self._logprobs_by_vllm(trees)
         for batch in window(trees, micro_tokens=self.place.micro_tokens, flat=not policy.tree).batches:
             batch = batch.to(self.place.device)
             sums = batch.sum_by_response(policy(batch).logprobs.double()).reshape(-1, len(self._letters)).tolist()
             found |= dict(zip(batch.keys, sums, strict=True))
         return found
+
+    def _logprobs_by_vllm(self, trees: Sequence[TokenTree]) -> dict[int, list[float]]:
+        engine, count = self._writer, len(self._letters)
+        assert isinstance(engine, VllmEngine), "it runs here"
+        branches = [branch.ids for tree in trees for branch in tree.branches]
+        sums = engine.logprobs_of([tree.prompt for tree in trees for _ in tree.branches], branches)
+        return {tree.key: sums[count * place :][:count] for place, tree in enumerate(trees)}
 
 
 def _seed_of(question: Question) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -86,28 +87,35 @@ class OpenAIJudge:
         chances = None
         if self._letters:
             tokens = (choice.get("logprobs") or {}).get("content") or []
-            chances = letter_chances(tokens, self._form, self._letters, self._tie)
+            chances = letter_chances(tokens, text or "", self._form, self._letters, self._tie)
         return Answer(text or "", ended, chances)
 
 
-def letter_chances(tokens: Sequence[Any], form: Form, letters: Sequence[str], tie: str | None) -> dict[str, float]:
-    """The log-probabilities of the letters at the place of the last verdict, from a completion's `logprobs.content`.
-    Empty where it has no verdict, or where its letter is not a token by itself: what else could stand there is then not
-    known."""
+def letter_chances(
+    tokens: Sequence[Any], text: str, form: Form, letters: Sequence[str], tie: str | None
+) -> dict[str, float]:
+    """The log-probabilities of the letters at the place of the last verdict, from a completion's `logprobs.content` and
+    its text; some servers (vLLM) list the token that ended it as well, which is no text. Empty where it has no verdict,
+    or where its letter is not a token by itself: what else could stand there is then not known."""
     words = [str(token["token"]) for token in tokens]
-    text, starts = "".join(words), [0, *accumulate(map(len, words))]
-    places = {written: _place(text, form, written) for written in (*letters, *([tie] if tie else []))}
-    written, place = max(places.items(), key=lambda item: item[1])
-    number = max((index for index, start in enumerate(starts[:-1]) if start <= place), default=-1)
+    number, written = _place(words, text, form, [*letters, *([tie] if tie else [])])
     if number < 0 or words[number].strip() != written:
         return {}
-    likeliest = {str(other["token"]): float(other["logprob"]) for other in tokens[number].get("top_logprobs") or []}
+    likeliest: dict[str, float] = {}
+    for other in tokens[number].get("top_logprobs") or []:  # tokens may read alike: a letter, and its byte
+        chance, reads = float(other["logprob"]), str(other["token"])
+        likeliest[reads] = max(chance, likeliest.get(reads, -math.inf))
     return known(likeliest, {letter: words[number].replace(written, letter) for letter in letters})
 
 
-def _place(text: str, form: Form, letter: str) -> int:
-    """Where the letter of the last such verdict stands; -1 where there is none."""
-    if not form.before:
-        return text.find(letter) if text.strip() == letter else -1
-    found = text.rfind(form.written(letter))
-    return found if found < 0 else found + len(form.before)
+def _place(words: Sequence[str], text: str, form: Form, letters: Sequence[str]) -> tuple[int, str]:
+    """Which token has the letter of the last verdict, and the letter; -1 where there is none."""
+    if not form.before:  # it is all that was written
+        first = next((number for number, word in enumerate(words) if word.strip()), -1)
+        return (first, text.strip()) if text.strip() in letters else (-1, "")
+    joined, starts = "".join(words), [0, *accumulate(map(len, words))]
+    found = {letter: joined.rfind(form.written(letter)) for letter in letters}
+    letter, place = max(found.items(), key=lambda item: item[1])
+    begins = place + len(form.before)
+    number = max((index for index, start in enumerate(starts[:-1]) if start <= begins), default=-1)
+    return (number if place >= 0 else -1), letter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from assent.rewards.judge.verdicts import RULES, best, consistent, settled, shar
 FORGED = "a text holds a delimiter of the judge's prompt"
 CONTRADICTION = "the judge contradicts itself when the order changes"
 ALONE = "there is nothing to compare it with"
+NO_CHANCES = "no probabilities of the letters"
 NOT_SO_MANY = "the judge's prompt shows another number of answers"
 CACHED = "time/cached"
 """Share of the answers that were there already: of no two runs the same, as times are."""
@@ -196,8 +198,11 @@ class JudgeReward:
         if self.config.soft:
             chances = answer.chances or {}
             if not prompt.letters or not all(letter in chances for letter in prompt.letters):
-                raise Unreadable("no probabilities of the letters")
-            return share_of([chances[letter] for letter in prompt.letters])
+                raise Unreadable(NO_CHANCES)
+            logs = [chances[letter] for letter in prompt.letters]
+            if not max(logs) > -math.inf or any(map(math.isnan, logs)):
+                raise Unreadable(NO_CHANCES)
+            return share_of(logs)
         known = [*prompt.letters, *([prompt.tie] if prompt.tie else [])]
         letter = parse.letter(answer.text, prompt.form, known)
         count = len(prompt.letters)
