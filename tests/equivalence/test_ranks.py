@@ -95,7 +95,7 @@ def configurations(out: Path, model: Path, reward: Path, pairs: Path, ratings: P
                 batch_size=5,
                 micro_tokens=60,
                 max_steps=steps_of(name),
-                eval_every=2,
+                eval_every=2 if name in HELD_OUT else 0,
                 threads=1,
                 final="best" if name == "reward" else "last",
             ),

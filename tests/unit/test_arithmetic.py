@@ -158,7 +158,7 @@ def test_the_table_has_wilson_intervals_by_number_of_steps():
 
 def test_from_data_to_table_and_nothing_twice(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "LONGEST", 16)
-    monkeypatch.setattr(run, "ONLINE", tuple(word.replace("64", "16") for word in run.ONLINE))  # tokens, and rows a step
+    monkeypatch.setattr(run, "ONLINE", tuple(word.replace("64", "16") for word in run.ONLINE))
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--scale", "0.002", "--methods", "grpo", "easy-first"]
     assert run.main(arguments) == 0
