@@ -38,12 +38,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install $(PINS) -e '.[$(EXTRAS)]'
 	@touch $@
 
+# Files in their order: the short ones of tests/unit come last, so that no long one keeps a single core busy at the end.
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: by hand for each release.
 test-lowest: .venv-lowest/.installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(LOWEST)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(LOWEST)
 
 .venv-lowest/.installed: pyproject.toml tests/lowest.py
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
@@ -54,7 +55,7 @@ test-lowest: .venv-lowest/.installed
 
 # vLLM for CPUs and its tests, in an environment of their own: vLLM pins torch and transformers.
 test-vllm: .venv-vllm/.installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -q -n $(JOBS) --dist loadfile tests/vllm
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm
 
 .venv-vllm/.installed: tests/vllm/requirements.txt pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

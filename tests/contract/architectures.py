@@ -80,6 +80,7 @@ PER_TYPE: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4, "num_experts": 8, "num_experts_per_token": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 4, "head_dim": 16},

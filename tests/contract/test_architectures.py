@@ -21,7 +21,7 @@ sys.modules[spec.name] = architectures
 spec.loader.exec_module(architectures)
 
 TABLE = json.loads(architectures.TABLE.read_text(encoding="utf-8"))
-SLOW = {"kimi_linear", "phi4_multimodal", "roc_bert", "gemma3", "gemma4", "gemma4_unified"}
+SLOW = {"phi4_multimodal", "roc_bert", "gemma3", "gemma4", "gemma4_unified"}
 """A large embedding or vision tower that nothing shrinks, or recurrence in Python."""
 
 

@@ -3,6 +3,7 @@ changes neither loss nor gradient nor the next weights."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -55,9 +56,9 @@ from assent.data.records import Example, Message, Origin, Response
 from assent.data.tree import Branch, TokenTree
 from assent.distributed import World
 from assent.errors import NonFiniteError
+from assent.models import heads, loading
 from assent.models.head import head_of
-from assent.models.heads import WantedHead, load_score_model
-from assent.models.loading import load_policy
+from assent.models.heads import WantedHead
 from assent.models.policy import Policy, ScoreModel
 from assent.models.references import Reference
 from assent.rewards.model import ModelReward
@@ -100,6 +101,25 @@ def pair_trees(number: int = 7, *, extra: Sequence[str] = ()) -> list[TokenTree]
         prompt = draw.integers(3, 260, draw.integers(1, 12))
         made.append(TokenTree(prompt, tuple(branches), ((0, 1, float(draw.random())),), key=key))
     return made
+
+
+READ: dict[str, Policy | ScoreModel] = {}
+
+
+def a_copy(load: Callable, config: ModelConfig, *also, **options):
+    """Of what a folder holds: it is read once for all tests."""
+    key = repr((load.__name__, config, options))
+    if key not in READ:
+        READ[key] = load(config, *also, **options)
+    return copy.deepcopy(READ[key])
+
+
+def load_policy(config: ModelConfig, **options) -> Policy:
+    return a_copy(loading.load_policy, config, **options)
+
+
+def load_score_model(config: ModelConfig, tokenizer, **options) -> ScoreModel:
+    return a_copy(heads.load_score_model, config, tokenizer, **options)
 
 
 def model_config(folder: Path, **options) -> ModelConfig:

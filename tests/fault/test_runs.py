@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import assent.train.loop as loop_module
 import assent.train.run as run_module
@@ -64,11 +66,14 @@ def pairs(tmp_path_factory) -> Path:
 
 
 Make = Callable[..., RunConfig]
+IN_FULL = ("dpo", "simpo", "kto", "bco", "tr-dpo", "aot", "pl-dpo", "nca")
+"""Objectives that are evaluated: of each kind of feedback, and what has a state of its own. Others are losses in the
+same run."""
 
 
 @pytest.fixture(scope="module")
 def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
-    """Configuration of one of the runs below, six steps (PPO: eight), written to `out`."""
+    """Configuration of one of the runs below, written to `out`: six steps, methods eight, losses alone four."""
 
     def build(name: str, out: Path, **train) -> RunConfig:
         lora = LoraConfig(rank=2) if "lora" in name else LoraConfig()
@@ -86,6 +91,9 @@ def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
                 return RewardConfig(**shared, reward=RewardSection(readout="mean"))
             case objective if objective in OBJECTIVES:
                 options = {"probe": ProbeConfig(prompts=2, max_new_tokens=4)}
+                if objective not in IN_FULL:
+                    shared["data"] = replace(shared["data"], eval_fraction=0.0)
+                    shared["train"] = replace(shared["train"], max_steps=4, eval_every=0)
                 if objective == "tr-dpo":
                     options["reference"] = {"mode": "moving", "rate": 0.5, "every": 2}
                 if "cached" in name:
@@ -167,11 +175,31 @@ RUNS = ("sft", "reward", *OBJECTIVES, "dpo lora", "tr-dpo lora", "kto cached", "
 @pytest.mark.parametrize("name", RUNS)
 def test_stopped_and_resumed_is_straight(name: str, make: Make, stop_at, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch and at its end, between evaluations and after one."""
+    config = make(name, tmp_path / "stopped")
     train(make(name, tmp_path / "straight"))
     straight = bytes_of(tmp_path / "straight")
-    assert int(straight["rows"]) >= 6
-    interrupted(make(name, tmp_path / "stopped"), stop_at, 1, 3)
+    assert int(straight["rows"]) >= config.train.max_steps
+    interrupted(config, stop_at, *((1, 3) if config.data.eval_fraction else (1,)))
     assert bytes_of(tmp_path / "stopped") == straight
+
+
+def test_random_numbers_go_on_where_they_were(make: Make, tmp_path: Path, monkeypatch) -> None:
+    """Those of torch's own generator, whoever draws them in training."""
+    drawn: list[float] = []
+    gradients = loop_module._gradients
+
+    def drawing(*arguments: Any) -> dict[str, float]:
+        drawn.append(torch.rand(()).item())
+        return gradients(*arguments)
+
+    monkeypatch.setattr(loop_module, "_gradients", drawing)
+    whole = make("sft", tmp_path / "straight")
+    train(whole)
+    straight, drawn[:] = list(drawn), []
+    parts = replace(whole, out=str(tmp_path / "parts"))
+    train(replace(parts, train=replace(parts.train, max_steps=3)))
+    train(replace(parts, resume="auto"))
+    assert drawn == straight and len(set(straight)) == 6
 
 
 @pytest.mark.parametrize("name", [*METHODS, "ppo lora"])

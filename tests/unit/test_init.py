@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
@@ -50,10 +49,16 @@ def test_vocabulary_is_learnt_and_bounded(tokenizer, caplog):
         train_tokenizer(TEXTS, 100)
 
 
-def test_same_text_same_tokenizer_in_every_process():
-    code = f"from assent.models.init import train_tokenizer as t; print(t({TEXTS!r}, 300).backend_tokenizer.to_str())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == train_tokenizer(TEXTS, 300).backend_tokenizer.to_str(), run.stderr
+def test_same_text_same_tokenizer_in_every_process(children, tmp_path):
+    file = tmp_path / "train.py"
+    file.write_text(
+        "from assent.models.init import train_tokenizer\n"
+        f"print(hash('egg'), train_tokenizer({TEXTS!r}, 300).backend_tokenizer.to_str())"
+    )
+    assert children.wait(children.ask(program=[str(file)], log=str(tmp_path / "said"))) == 0
+    hashed, _, theirs = (tmp_path / "said").read_text().strip().partition(" ")
+    assert int(hashed) != hash("egg") or "PYTHONHASHSEED" in os.environ, "of another interpreter"
+    assert theirs == train_tokenizer(TEXTS, 300).backend_tokenizer.to_str()
 
 
 def test_weights_depend_on_the_seed_alone(tokenizer):

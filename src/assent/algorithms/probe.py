@@ -49,7 +49,9 @@ class Probe:
                 "No answers are sampled at evaluations: no held-out prompt leaves room for --probe.max_new_tokens "
                 f"{config.max_new_tokens} within --data.max_length."
             )
-        self.prompts = fitting[: config.prompts] if policy.tree and self._samples(policy) else []
+        self.prompts = fitting[: config.prompts]
+        if self.prompts and not (policy.tree and self._samples(policy)):
+            self.prompts = []
 
     def _samples(self, policy: Policy) -> bool:
         try:
