@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from assent import distributed
 from assent.algorithms.online.train import train_online
@@ -44,6 +46,7 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.records import Example, Message, Response
 from assent.data.tree import TokenTree
+from assent.evaluate import plots
 from assent.evaluate.answers import max_length
 from assent.lab.annotators import Annotator
 from assent.lab.artifacts import WorldPaths, build_world
@@ -61,11 +64,14 @@ from benchmarks.reward_lab import ONE, SEEDS, over_seeds
 MEMBERS, PAIRS = 4, 400
 HASTY = Annotator("hasty", temperature=0.8, careless=0.3)
 """About three labels in four are those of gold."""
-PROMPTS, POOL = 60, 256
+PROMPTS, POOL = 40, 256
 NS = tuple(2**k for k in range(9))
 SAMPLING = SamplingConfig(max_new_tokens=32, max_batch=256)
 PPO = {"kl": {"coef": 0.01}, "shaping": {"missing_eos_penalty": 1.0, "normalise": "running"}}
-ROLLOUTS, ROLLOUT, STEPS, LR = 60, 32, 4, 1e-3
+ROLLOUTS, ROLLOUT, STEPS, LR = 50, 32, 4, 1e-3
+BEST_OF, ROLLED = "n, of which the answer with the highest reward is kept", "answers that PPO has learnt from"
+KINDS = ("models, mean", "models, lcb", "heads, mean", "heads, lcb")
+"""What the figure shows beside the single model."""
 SMOOTH = 10
 """Rollouts of PPO whose gold is averaged to one point."""
 
@@ -226,33 +232,75 @@ def smooth(values: Sequence[float]) -> np.ndarray:
     return np.asarray(values[:kept], float).reshape(-1, SMOOTH).mean(1)
 
 
-def table(found: Mapping[str, Sequence[Sequence[float]]], header: Sequence[str]) -> str:
-    """Markdown: a row for each kind, at each point the mean over seeds with its interval, and the difference from
-    "single" with the same seeds at the last one."""
-    lines = ["| | " + " | ".join(header) + " | difference at the end |", "|---" * (len(header) + 2) + "|"]
-    for name, seeds in found.items():
-        cells = ["{:.2f} ± {:.2f}".format(*over_seeds(column)) for column in np.transpose(seeds)]
-        gaps = [own[-1] - single[-1] for own, single in zip(seeds, found["single"], strict=True)]
+def table(found: Sequence[Mapping[str, Sequence[float]]], header: Sequence[str]) -> str:
+    """Markdown: a row for each kind, at each point the mean over seeds with its interval, and at the last one the
+    difference from "single" of the same seed."""
+    lines = [f"| | {' | '.join(header)} | difference at the end |", "|---" * (len(header) + 2) + "|"]
+    for name in found[0]:
+        runs = [seed[name] for seed in found]
+        cells = ["{:.2f} ± {:.2f}".format(*over_seeds(column)) for column in np.transpose(runs)]
+        gaps = [seed[name][-1] - seed["single"][-1] for seed in found]
         gap = "" if name == "single" else "{:+.2f} ± {:.2f}".format(*over_seeds(gaps))
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {gap} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {gap} |")
     return "\n".join(lines)
+
+
+def figure(panels: Sequence[tuple[str, Sequence[float], Sequence[Mapping[str, Sequence[float]]]]], out: Path) -> None:
+    """An SVG of its own: for each (label of x, x, a mapping of kinds to gold for each seed) the means over seeds, and
+    thin and pale each seed."""
+    colors = {"single": plots.BASELINE_COLOR, **dict(zip(KINDS, plots.COLORS, strict=False))}
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "assent", "font.size": 8}):
+        drawing = Figure(figsize=(7.2, 2.9), layout="constrained")
+        for axes, (label, x, found) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for name in [name for name in colors if name in found[0]]:
+                for seed in found:
+                    axes.plot(x, seed[name], color=colors[name], linewidth=0.6, alpha=0.35)
+                axes.plot(x, np.mean([seed[name] for seed in found], 0), color=colors[name], linewidth=1.8, label=name)
+            axes.set_xlabel(label)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=7)
+            if label == BEST_OF:
+                axes.set_xscale("log", base=2)
+                axes.set_xticks(x, [str(n) for n in x])
+        drawing.axes[0].set_ylabel("gold reward")
+        drawing.savefig(out, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["best-of-n", "ppo"])
+    parser.add_argument("what", choices=["best-of-n", "ppo"], nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--figure", type=Path, help="SVG to write")
     given = parser.parse_args()
     quiet_transformers()
     distributed.init()
-    measured = best_of if given.what == "best-of-n" else ppo
-    for seed in given.seeds:
-        root = given.out / str(seed)
-        root.mkdir(parents=True, exist_ok=True)
-        found = measured(root, seed)
-        (root / f"{given.what}.json").write_text(json.dumps(found))
-        print(seed, found, flush=True)
+    panels = []
+    for what in given.what:
+        found = [measured(what, given.out / str(seed), seed) for seed in given.seeds]
+        if what == "best-of-n":
+            print(table(found, [str(n) for n in NS]))
+            panels.append((BEST_OF, NS, found))
+            continue
+        gold = [{name: smooth(run["reward/gold"]).tolist() for name, run in seed.items()} for seed in found]
+        x = [ROLLOUT * SMOOTH * (k + 1) for k in range(len(gold[0]["single"]))]
+        print(table(gold, [str(n) for n in x]))
+        for key in ("reward", "kl"):
+            last = {name: over_seeds([smooth(seed[name][key])[-1] for seed in found]) for name in found[0]}
+            print(
+                key, "at the end:", "; ".join("{} {:.2f} ± {:.2f}".format(name, *value) for name, value in last.items())
+            )
+        panels.append((ROLLED, x, gold))
+    if given.figure is not None:
+        figure(panels, given.figure)
+
+
+def measured(what: str, root: Path, seed: int) -> dict[str, Any]:
+    """What a seed gives; kept in the folder."""
+    path = root / f"{what}.json"
+    root.mkdir(parents=True, exist_ok=True)
+    measure = best_of if what == "best-of-n" else ppo
+    return json.loads(once(path, lambda: path.write_text(json.dumps(measure(root, seed)))).read_text())
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from assent.models.heads import load_score_model
 from assent.models.init import random_model, train_tokenizer, write_new_model
 from assent.models.loading import load_tokenizer, quiet_transformers
 
-SEEDS = (0, 1, 2)
+SEEDS, HELD = (0, 1, 2), 400
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
@@ -197,7 +197,7 @@ def bias(out: Path, rows: int, taste: float, seeds: Sequence[int]) -> None:
     for seed in seeds:
         rng = np.random.default_rng([seed, 7])
         drawn = [draw(world, rng, 2, 0.8) for _ in range(rows)]
-        held = [draw(world, rng, 2, 0.8) for _ in range(500)]
+        held = [draw(world, rng, 2, 0.8) for _ in range(HELD)]
         judged = [labelled(world, one.example, [annotator], rng, ratings=True) for one in drawn]
         pairs, ratings = out / f"pairs-{seed}.jsonl", out / f"ratings-{seed}.jsonl"
         write_rows(pairs, [pair_row(e, *chosen(e)) for e in judged])
@@ -218,7 +218,7 @@ def bias(out: Path, rows: int, taste: float, seeds: Sequence[int]) -> None:
 
 def biased(out: Path, base: Path, pairs: Path, ratings: Path, seed: int) -> dict[str, Callable[[Path], Any]]:
     """What trains each kind into a folder. The gates stand on the model that the plain run has trained."""
-    plain = {"batch_size": 64, "epochs": 6, "micro_tokens": 8192}
+    plain = {"batch_size": 32, "epochs": 4, "micro_tokens": 8192}
 
     def gate(run: Path, decorrelate: bool) -> None:
         given = options(out / f"reward-{seed}", pairs, run, seed)
@@ -299,7 +299,7 @@ def main() -> None:
     quiet_transformers()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.what == "bias":
-        bias(given.out, given.rows or 1500, given.bias, given.seeds)
+        bias(given.out, given.rows or 1000, given.bias, given.seeds)
     else:
         kwise(given.out, given.rows or 800, given.seeds)
 
