@@ -47,6 +47,16 @@ def answered(world: AssistantWorld, prompt: Prompt, rng: np.random.Generator) ->
     return Example(prompt, tuple(Response((Message("assistant", text),)) for text in texts), ratings)
 
 
+def draw(world: AssistantWorld, about: Sequence[str], rng: np.random.Generator) -> Prompt:
+    """A prompt; questions are about entities of these kinds."""
+    prompt = world.draw_prompt(rng)
+    if not about or world.lookup(prompt).fact is None:
+        return prompt
+    while (fact := world.lookup(prompt).fact) is None or world.knowledge.kind[fact.entity] not in about:
+        prompt = world.draw_prompt(rng)
+    return prompt
+
+
 def gold(examples: Sequence[Example]) -> np.ndarray:
     """[S, K] the ratings."""
     return np.array([[rating.scores[name] for name in WEIGHTS] for each in examples for rating in each.feedback])
@@ -103,16 +113,16 @@ def ceiling(truth: np.ndarray) -> float:
     return float(np.sqrt(1 - (shares**3).sum()))
 
 
-def one_seed(out: Path, seed: int, prompts: int, epochs: int) -> dict[str, dict[str, float]]:
+def one_seed(out: Path, seed: int, prompts: int, epochs: int, about: Sequence[str]) -> dict[str, dict[str, float]]:
     """The numbers of each attribute."""
     world, rng = AssistantWorld(0), np.random.default_rng([seed, 9])
     held: dict[Prompt, Example] = {}
     while len(held) < HELD:
-        prompt = world.draw_prompt(rng)
+        prompt = draw(world, about, rng)
         held[prompt] = answered(world, prompt, rng)
     train: list[Example] = []
     while len(train) < prompts:
-        if (prompt := world.draw_prompt(rng)) not in held:
+        if (prompt := draw(world, about, rng)) not in held:
             train.append(answered(world, prompt, rng))
     data = write_rows(out / f"ratings-{seed}.jsonl", [to_row(each) for each in train])
     base = base_model(out / f"base-{seed}", [Drawn(each, ()) for each in train], seed)
@@ -133,7 +143,7 @@ def one_seed(out: Path, seed: int, prompts: int, epochs: int) -> dict[str, dict[
     }
 
 
-BATCH, LR = 8, 3e-3
+BATCH, LR = 4, 3e-3
 
 
 def main() -> None:
@@ -141,6 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--about", nargs="*", default=[], metavar="KIND", help="country, animal, ...; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     given = parser.parse_args()
     quiet_transformers()
@@ -149,7 +160,7 @@ def main() -> None:
     for seed in given.seeds:
         path = given.out / f"seed-{seed}.json"
         if not path.is_file():
-            path.write_text(json.dumps(one_seed(given.out, seed, given.prompts, given.epochs)))
+            path.write_text(json.dumps(one_seed(given.out, seed, given.prompts, given.epochs, given.about)))
         found.append(json.loads(path.read_text()))
         print(seed, found[-1], flush=True)
     for name in WEIGHTS:
