@@ -113,7 +113,9 @@ def ceiling(truth: np.ndarray) -> float:
     return float(np.sqrt(1 - (shares**3).sum()))
 
 
-def one_seed(out: Path, seed: int, prompts: int, epochs: int, about: Sequence[str]) -> dict[str, dict[str, float]]:
+def one_seed(
+    out: Path, seed: int, prompts: int, epochs: int, about: Sequence[str], lr: float
+) -> dict[str, dict[str, float]]:
     """The numbers of each attribute."""
     world, rng = AssistantWorld(0), np.random.default_rng([seed, 9])
     held: dict[Prompt, Example] = {}
@@ -127,7 +129,7 @@ def one_seed(out: Path, seed: int, prompts: int, epochs: int, about: Sequence[st
     data = write_rows(out / f"ratings-{seed}.jsonl", [to_row(each) for each in train])
     base = base_model(out / f"base-{seed}", [Drawn(each, ()) for each in train], seed)
     given = options(base, data, out / f"run-{seed}", seed, batch_size=BATCH, epochs=epochs, log_every=20)
-    given["optim"] = OptimConfig(lr=LR)
+    given["optim"] = OptimConfig(lr=lr)
     taken = seconds(train_attributes, AttributesConfig(**given))
     examples = list(held.values())
     truth, found, blind = gold(examples), outputs(out / f"run-{seed}", examples), without_facts(world, train, examples)
@@ -143,7 +145,7 @@ def one_seed(out: Path, seed: int, prompts: int, epochs: int, about: Sequence[st
     }
 
 
-BATCH, LR = 4, 3e-3
+BATCH = 4
 
 
 def main() -> None:
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--about", nargs="*", default=[], metavar="KIND", help="country, animal, ...; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     given = parser.parse_args()
@@ -160,7 +163,7 @@ def main() -> None:
     for seed in given.seeds:
         path = given.out / f"seed-{seed}.json"
         if not path.is_file():
-            path.write_text(json.dumps(one_seed(given.out, seed, given.prompts, given.epochs, given.about)))
+            path.write_text(json.dumps(one_seed(given.out, seed, given.prompts, given.epochs, given.about, given.lr)))
         found.append(json.loads(path.read_text()))
         print(seed, found[-1], flush=True)
     for name in WEIGHTS:

@@ -68,6 +68,7 @@ PROMPTS, POOL = 40, 256
 NS = tuple(2**k for k in range(9))
 SAMPLING = SamplingConfig(max_new_tokens=32, max_batch=256)
 PPO = {"kl": {"coef": 0.01}, "shaping": {"missing_eos_penalty": 1.0, "normalise": "running"}}
+PPO_ENSEMBLES = ("mean",)
 ROLLOUTS, ROLLOUT, STEPS, LR = 50, 32, 4, 1e-3
 BEST_OF, ROLLED = "n, of which the answer with the highest reward is kept", "answers that PPO has learnt from"
 KINDS = ("models, mean", "models, lcb", "heads, mean", "heads, lcb")
@@ -211,7 +212,7 @@ def ppo(root: Path, seed: int) -> dict[str, dict[str, list[float]]]:
     world, policy, members, heads = models(root, seed)
     kinds = {
         "single": RewardsConfig((str(members[0]),)),
-        **{f"models, {how}": RewardsConfig(tuple(map(str, members)), ensemble=how) for how in ("mean", "lcb")},
+        **{f"models, {how}": RewardsConfig(tuple(map(str, members)), ensemble=how) for how in PPO_ENSEMBLES},
     }
     found = {}
     for name, rewarded in kinds.items():

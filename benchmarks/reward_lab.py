@@ -92,7 +92,9 @@ def pair_row(example: Example, chosen: int, rejected: int) -> dict[str, Any]:
 
 
 def base_model(folder: Path, drawn: Sequence[Drawn], seed: int) -> Path:
-    """A small random Llama with a tokenizer of the world's words."""
+    """A small random Llama with a tokenizer of the world's words; kept where it is there."""
+    if (folder / "config.json").is_file():
+        return folder
     examples = [one.example for one in drawn]
     texts = [turn.content for e in examples for turn in (*e.prompt, *(r.messages[0] for r in e.responses))]
     size = InitConfig(data="", out="", vocab_size=640, hidden_size=64, layers=2, heads=4, kv_heads=2, seed=seed)
@@ -219,6 +221,8 @@ def bias(out: Path, rows: int, taste: float, seeds: Sequence[int]) -> None:
 def biased(out: Path, base: Path, pairs: Path, ratings: Path, seed: int) -> dict[str, Callable[[Path], Any]]:
     """What trains each kind into a folder. The gates stand on the model that the plain run has trained."""
     plain = {"batch_size": 32, "epochs": 4, "micro_tokens": 8192}
+    # as many steps, of twice the answers: correlations of few say little
+    twice = {**plain, "batch_size": 64, "epochs": 8}
 
     def gate(run: Path, decorrelate: bool) -> None:
         given = options(out / f"reward-{seed}", pairs, run, seed)
@@ -228,7 +232,7 @@ def biased(out: Path, base: Path, pairs: Path, ratings: Path, seed: int) -> dict
 
     return {
         "reward": lambda run: train_reward(RewardConfig(**options(base, pairs, run, seed, **plain))),
-        "reward-odin": lambda run: train_reward_odin(RewardOdinConfig(**options(base, pairs, run, seed, **plain))),
+        "reward-odin": lambda run: train_reward_odin(RewardOdinConfig(**options(base, pairs, run, seed, **twice))),
         "reward-gate, length left in": lambda run: gate(run, False),
         "reward-gate": lambda run: gate(run, True),
     }
