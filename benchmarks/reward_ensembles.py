@@ -63,7 +63,7 @@ from benchmarks.reward_lab import ONE, SEEDS, over_seeds
 
 MEMBERS, PAIRS = 4, 400
 HASTY = Annotator("hasty", temperature=0.8, careless=0.3)
-"""About three labels in four are those of gold."""
+"""Four labels in five are those of gold."""
 PROMPTS, POOL = 40, 256
 NS = tuple(2**k for k in range(9))
 SAMPLING = SamplingConfig(max_new_tokens=32, max_batch=256)
@@ -207,7 +207,7 @@ def best_of(root: Path, seed: int) -> dict[str, list[float]]:
     return found | {"gold itself": curve(gold)}
 
 
-def ppo(root: Path, seed: int) -> dict[str, dict[str, list[float]]]:
+def ppo(root: Path, seed: int, rollouts: int) -> dict[str, dict[str, list[float]]]:
     """Gold and reward of the answers that PPO samples while it learns, by each reward."""
     world, policy, members, heads = models(root, seed)
     kinds = {
@@ -218,7 +218,7 @@ def ppo(root: Path, seed: int) -> dict[str, dict[str, list[float]]]:
     for name, rewarded in kinds.items():
         run = root / f"ppo-{name.replace(', ', '-')}"
         logged = replace(rewarded, functions=(f"{world.gold}:gold",), weights={"gold": 0.0})
-        given = common(policy, world.prompts, run, LR, seed, batch_size=ROLLOUT, max_steps=STEPS * ROLLOUTS)
+        given = common(policy, world.prompts, run, LR, seed, batch_size=ROLLOUT, max_steps=STEPS * rollouts)
         given["optim"] = OptimConfig(lr=LR, schedule="constant")
         config = online_config("ppo", **given, **PPO, rewards=logged, sampling=SAMPLING)
         once(run / "summary.json", partial(train_online, config))
@@ -272,13 +272,14 @@ def main() -> None:
     parser.add_argument("what", choices=["best-of-n", "ppo"], nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="of PPO")
     parser.add_argument("--figure", type=Path, help="SVG to write")
     given = parser.parse_args()
     quiet_transformers()
     distributed.init()
     panels = []
     for what in given.what:
-        found = [measured(what, given.out / str(seed), seed) for seed in given.seeds]
+        found = [measured(what, given.out / str(seed), seed, given.rollouts) for seed in given.seeds]
         if what == "best-of-n":
             print(table(found, [str(n) for n in NS]))
             panels.append((BEST_OF, NS, found))
@@ -296,12 +297,15 @@ def main() -> None:
         figure(panels, given.figure)
 
 
-def measured(what: str, root: Path, seed: int) -> dict[str, Any]:
+def measured(what: str, root: Path, seed: int, rollouts: int) -> dict[str, Any]:
     """What a seed gives; kept in the folder."""
     path = root / f"{what}.json"
     root.mkdir(parents=True, exist_ok=True)
-    measure = best_of if what == "best-of-n" else ppo
-    return json.loads(once(path, lambda: path.write_text(json.dumps(measure(root, seed)))).read_text())
+
+    def make() -> None:
+        path.write_text(json.dumps(best_of(root, seed) if what == "best-of-n" else ppo(root, seed, rollouts)))
+
+    return json.loads(once(path, make).read_text())
 
 
 if __name__ == "__main__":
