@@ -69,11 +69,25 @@ NS = tuple(2**k for k in range(9))
 SAMPLING = SamplingConfig(max_new_tokens=32, max_batch=256)
 PPO = {"kl": {"coef": 0.01}, "shaping": {"missing_eos_penalty": 1.0, "normalise": "running"}}
 PPO_ENSEMBLES = ("mean",)
-ROLLOUTS, ROLLOUT, STEPS, LR = 50, 32, 4, 1e-3
+ROLLOUTS, ROLLOUT, STEPS, LR = 20, 32, 4, 1e-3
+LOGGED = '''"""The gold reward of sampled answers, which PPO only logs."""
+
+from pathlib import Path
+
+from assent.data.records import Message
+from assent.lab.world import load_world
+
+WORLD = load_world(Path(__file__).with_name("world") / "world.json")
+
+
+def gold(prompts, completions):
+    asked = [[Message(turn["role"], turn["content"]) for turn in prompt] for prompt in prompts]
+    return [WORLD.gold(prompt, said[0]["content"]).reward for prompt, said in zip(asked, completions)]
+'''
 BEST_OF, ROLLED = "n, of which the answer with the highest reward is kept", "answers that PPO has learnt from"
 KINDS = ("models, mean", "models, lcb", "heads, mean", "heads, lcb")
 """What the figure shows beside the single model."""
-SMOOTH = 10
+SMOOTH = 5
 """Rollouts of PPO whose gold is averaged to one point."""
 
 
@@ -214,10 +228,12 @@ def ppo(root: Path, seed: int, rollouts: int) -> dict[str, dict[str, list[float]
         "single": RewardsConfig((str(members[0]),)),
         **{f"models, {how}": RewardsConfig(tuple(map(str, members)), ensemble=how) for how in PPO_ENSEMBLES},
     }
+    logged_gold = root / "logged.py"
+    logged_gold.write_text(LOGGED)
     found = {}
     for name, rewarded in kinds.items():
         run = root / f"ppo-{name.replace(', ', '-')}"
-        logged = replace(rewarded, functions=(f"{world.gold}:gold",), weights={"gold": 0.0})
+        logged = replace(rewarded, functions=(f"{logged_gold}:gold",), weights={"gold": 0.0})
         given = common(policy, world.prompts, run, LR, seed, batch_size=ROLLOUT, max_steps=STEPS * rollouts)
         given["optim"] = OptimConfig(lr=LR, schedule="constant")
         config = online_config("ppo", **given, **PPO, rewards=logged, sampling=SAMPLING)
