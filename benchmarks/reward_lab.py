@@ -1,6 +1,6 @@
 """What kinds of reward models learn in the assistant world, whose gold reward is known:
 
-    python -m benchmarks.reward_lab odin  --out FOLDER    annotators who like long answers: a plain model beside ODIN
+    python -m benchmarks.reward_lab bias  --out FOLDER    annotators who like long answers: a plain model, ODIN, a gate
     python -m benchmarks.reward_lab kwise --out FOLDER    rankings of four answers: K-wise beside all their pairs
 
 Three seeds each (data and training), means with 95 % intervals; the tables stand in docs/reward-models.md.
@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,32 +21,40 @@ import numpy as np
 import torch
 from scipy.stats import t
 
+from assent.algorithms.reward.gate import train_gate
 from assent.algorithms.reward.odin import train_reward_odin
 from assent.algorithms.reward.pairs import train_reward
 from assent.algorithms.reward.ranking import train_reward_ranking
 from assent.config import (
     DataConfig,
+    GateSection,
     InitConfig,
     ModelConfig,
     OptimConfig,
     RewardConfig,
+    RewardGateConfig,
     RewardModelConfig,
     RewardOdinConfig,
     RewardRankingConfig,
     TrainConfig,
+    TrustConfig,
 )
+from assent.config.reward import GateOptim, GateTrain
 from assent.data.chat import Chat
-from assent.data.records import Example, Message, Response
+from assent.data.formats.native import to_row
+from assent.data.records import Example, Message, Pair, Rating, Response
 from assent.distributed import World
+from assent.evaluate.trust import trust
 from assent.lab.annotators import Annotator, labelled
 from assent.lab.answers import COMPARISON_MIX, draw_style
+from assent.lab.artifacts import GOLD
 from assent.lab.world import AssistantWorld
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.heads import load_score_model
 from assent.models.init import random_model, train_tokenizer, write_new_model
-from assent.models.loading import load_tokenizer
+from assent.models.loading import load_tokenizer, quiet_transformers
 
-SEEDS = (0, 1, 2)
+SEEDS, HELD = (0, 1, 2), 400
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
@@ -84,7 +92,9 @@ def pair_row(example: Example, chosen: int, rejected: int) -> dict[str, Any]:
 
 
 def base_model(folder: Path, drawn: Sequence[Drawn], seed: int) -> Path:
-    """A small random Llama with a tokenizer of the world's words."""
+    """A small random Llama with a tokenizer of the world's words; kept where it is there."""
+    if (folder / "config.json").is_file():
+        return folder
     examples = [one.example for one in drawn]
     texts = [turn.content for e in examples for turn in (*e.prompt, *(r.messages[0] for r in e.responses))]
     size = InitConfig(data="", out="", vocab_size=640, hidden_size=64, layers=2, heads=4, kv_heads=2, seed=seed)
@@ -147,43 +157,95 @@ def seconds(function: Callable[[Any], Any], config: RewardModelConfig) -> float:
     return time.process_time() - begun
 
 
+def over_seeds(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean, and half the 95 % interval of Student's t."""
+    found = np.asarray(values, float)
+    if len(found) < 2:
+        return float(found.mean()), float("nan")
+    return float(found.mean()), float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
+
+
 def said(found: dict[str, list[dict[str, float]]]) -> None:
     """A table: each kind's means over the seeds, with the 95 % interval of Student's t."""
     for name, runs in found.items():
         cells = []
         for key in runs[0]:
             values = np.array([run[key] for run in runs])
-            half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-            cells.append(f"{key} {values.mean():.3f} +- {half:.3f}")
+            cells.append("{} {:.3f} +- {:.3f}".format(key, *over_seeds(values)))
         print(f"{name}: {'; '.join(cells)}", flush=True)
 
 
-def odin(out: Path, rows: int, bias: float) -> None:
-    """One annotator, to whom a word more is worth `bias` of gold reward."""
-    found: dict[str, list[dict[str, float]]] = {"reward": [], "reward-odin": []}
-    annotator = Annotator("long", temperature=0.4, length_bias=bias)
-    for seed in SEEDS:
-        world, rng = AssistantWorld(0), np.random.default_rng([seed, 7])
+def trusted(run: Path, held: Path, gold: Path) -> dict[str, float]:
+    """What the trust report of a reward says of length, on pairs labelled by gold, and its accuracy there."""
+    out = run / "trust"
+    trust(TrustConfig((str(run),), str(held), scorer=f"{gold}:gold", out=str(out), probes=0, precision="fp32"))
+    (file,) = json.loads((out / "trust.json").read_text())["files"]
+    length = next(row for row in file["bias"]["relations"] if row["feature"] == "length")
+    return {
+        "accuracy": file["accuracy"]["right"]["mean"],
+        "where the better is shorter": file["parts"]["better answer"]["shorter"]["right"]["mean"],
+        "length given gold": length["given_gold"]["value"],
+        "longer preferred, excess": file["bias"]["longer"]["excess"]["value"],
+    }
+
+
+def bias(out: Path, rows: int, taste: float, seeds: Sequence[int]) -> None:
+    """One annotator, to whom a word more is worth `taste` of gold reward, in pairs and in ratings of helpfulness."""
+    found: dict[str, list[dict[str, float]]] = {}
+    annotator = Annotator("long", temperature=0.4, length_bias=taste)
+    world = AssistantWorld(0)
+    world.save(out / "world.json")
+    (out / "gold.py").write_text(GOLD)
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 7])
         drawn = [draw(world, rng, 2, 0.8) for _ in range(rows)]
-        held = [draw(world, rng, 2, 0.8) for _ in range(500)]
-        pairs = [labelled(world, one.example, [annotator], rng) for one in drawn]
-        data = write_rows(
-            out / f"pairs-{seed}.jsonl", [pair_row(e, e.feedback[-1].chosen, e.feedback[-1].rejected) for e in pairs]
-        )
-        labels = np.mean(
-            [one.gold[e.feedback[-1].chosen] == max(one.gold) for one, e in zip(drawn, pairs, strict=True)]
-        )
+        held = [draw(world, rng, 2, 0.8) for _ in range(HELD)]
+        judged = [labelled(world, one.example, [annotator], rng, ratings=True) for one in drawn]
+        pairs, ratings = out / f"pairs-{seed}.jsonl", out / f"ratings-{seed}.jsonl"
+        write_rows(pairs, [pair_row(e, *chosen(e)) for e in judged])
+        write_rows(ratings, [to_row(replace(e, feedback=rated(e))) for e in judged])
+        eval_rows = [pair_row(one.example, *np.argsort(one.gold)[::-1].tolist()) for one in held]
+        eval_file = write_rows(out / f"held-{seed}.jsonl", eval_rows)
+        right = np.mean([one.gold[chosen(e)[0]] == max(one.gold) for one, e in zip(drawn, judged, strict=True)])
         base = base_model(out / f"base-{seed}", drawn, seed)
-        for name, function, kind in (
-            ("reward", train_reward, RewardConfig),
-            ("reward-odin", train_reward_odin, RewardOdinConfig),
-        ):
-            run = out / f"{name}-{seed}"
-            given = options(base, data, run, seed, batch_size=64, epochs=6, micro_tokens=8192)
-            taken = seconds(function, kind(**given))
-            found[name].append({**measures(run, held), "labels that are gold's": float(labels), "CPU seconds": taken})
+        for name, train in biased(out, base, pairs, ratings, seed).items():
+            run = out / f"{name}-{seed}".replace(" ", "-").replace(",", "")
+            if not (run / "lab.json").is_file():
+                taken = {"labels that are gold's": float(right), "CPU seconds": seconds(train, run)}
+                (run / "lab.json").write_text(json.dumps({**trusted(run, eval_file, out / "gold.py"), **taken}))
+            found.setdefault(name, []).append(json.loads((run / "lab.json").read_text()))
             print(name, seed, found[name][-1], flush=True)
     said(found)
+
+
+def biased(out: Path, base: Path, pairs: Path, ratings: Path, seed: int) -> dict[str, Callable[[Path], Any]]:
+    """What trains each kind into a folder. The gates stand on the model that the plain run has trained."""
+    plain = {"batch_size": 32, "epochs": 4, "micro_tokens": 8192}
+    # as many steps, of twice the answers: correlations of few say little
+    twice = {**plain, "batch_size": 64, "epochs": 8}
+
+    def gate(run: Path, decorrelate: bool) -> None:
+        given = options(out / f"reward-{seed}", pairs, run, seed)
+        given |= {"optim": GateOptim(lr=1e-2), "train": GateTrain(256, max_steps=100, seed=seed, threads=1)}
+        section = GateSection(str(ratings), layers=1, width=64, temperature=1.0, decorrelate=decorrelate)
+        train_gate(RewardGateConfig(**given, gate=section))
+
+    return {
+        "reward": lambda run: train_reward(RewardConfig(**options(base, pairs, run, seed, **plain))),
+        "reward-odin": lambda run: train_reward_odin(RewardOdinConfig(**options(base, pairs, run, seed, **twice))),
+        "reward-gate, length left in": lambda run: gate(run, False),
+        "reward-gate": lambda run: gate(run, True),
+    }
+
+
+def chosen(example: Example) -> tuple[int, int]:
+    """The chosen and the rejected answer of the one pair."""
+    (pair,) = (item for item in example.feedback if isinstance(item, Pair))
+    return pair.chosen, pair.rejected
+
+
+def rated(example: Example) -> tuple[Rating, ...]:
+    return tuple(item for item in example.feedback if isinstance(item, Rating))
 
 
 def ranked(one: Drawn, temperature: float, rng: np.random.Generator) -> list[int]:
@@ -192,10 +254,10 @@ def ranked(one: Drawn, temperature: float, rng: np.random.Generator) -> list[int
     return np.argsort([-g / temperature - rng.gumbel() for g in one.gold]).tolist()
 
 
-def kwise(out: Path, rows: int) -> None:
+def kwise(out: Path, rows: int, seeds: Sequence[int]) -> None:
     """The same rankings as trees of four answers, and as six rows of pairs each."""
     found: dict[str, list[dict[str, float]]] = {"reward, pairs": [], "reward-ranking, kwise": []}
-    for seed in SEEDS:
+    for seed in seeds:
         world, rng = AssistantWorld(0), np.random.default_rng([seed, 8])
         drawn = [draw(world, rng, 4, 0.05) for _ in range(rows)]
         held = [draw(world, rng, 2, 0.8) for _ in range(500)]
@@ -232,16 +294,18 @@ def kwise(out: Path, rows: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["odin", "kwise"])
+    parser.add_argument("what", choices=["bias", "kwise"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--bias", type=float, default=0.12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     given = parser.parse_args()
+    quiet_transformers()
     given.out.mkdir(parents=True, exist_ok=True)
-    if given.what == "odin":
-        odin(given.out, given.rows or 3000, given.bias)
+    if given.what == "bias":
+        bias(given.out, given.rows or 1000, given.bias, given.seeds)
     else:
-        kwise(given.out, given.rows or 800)
+        kwise(given.out, given.rows or 800, given.seeds)
 
 
 if __name__ == "__main__":
