@@ -40,6 +40,11 @@ def _reasons(answers: Answers, source: str, indices: np.ndarray) -> Sequence[str
     return [""] * len(indices) if told is None else [told[index] for index in indices.tolist()]
 
 
+def reversed_duels(duels: Duels) -> Duels:
+    """The same from the other side: a win is a loss."""
+    return Duels(duels.by, duels.theirs, duels.ours, duels.pairs[:, ::-1], 1 - duels.outcome, duels.reasons)
+
+
 def win_rate(duels: Duels) -> Estimate:
     """(wins + ties / 2) / comparisons, Wilson's interval with the effective number of comparisons."""
     rate = share_interval(duels.outcome, duels.prompt.tolist())

@@ -1,0 +1,263 @@
+"""The table of an evaluation from answers as columns: which measures can be had, what they say, and tests against the
+baseline. Pure given the answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from assent.data.records import Message
+from assent.errors import UserError
+from assent.evaluate.results import Answer, Comparison, Described, Outcomes, PolicyResult, PolicyTable
+from assent.measures import aggregate
+from assent.measures.aggregate import Difference, column_difference, duels_difference, facts, lacking, with_holm
+from assent.measures.answers import Answers, Given
+from assent.measures.shapes import (
+    NEEDS,
+    Among,
+    Duels,
+    Each,
+    Likelihood,
+    Measure,
+    Measured,
+    PerScore,
+    Versus,
+    Whole,
+)
+from assent.measures.table import MEASURES
+from assent.measures.wins import duels_by_score, reversed_duels
+
+GOLD = "gold"
+"""What the score of --scorer is called."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One policy: its answers, what it says of the file's own, comparisons with the baseline that are not by scores,
+    and why it lacks what others have."""
+
+    answers: Answers
+    given: Given | None = None
+    duels: Mapping[str, Duels] = field(default_factory=dict)
+    path: str = ""
+    notes: tuple[str, ...] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
+    """Need -> why this policy does not meet it, where that is known better than the table knows it."""
+    numbers: Mapping[str, Measured] = field(default_factory=dict)
+    """Numbers that were measured elsewhere."""
+
+    @property
+    def name(self) -> str:
+        return self.answers.policy
+
+
+def evaluate_policies(
+    policies: Sequence[Evaluated],
+    prompts: Sequence[Sequence[Message]],
+    baseline: str,
+    *,
+    measures: Sequence[str] = (),
+    by: str = "",
+    file: str = "",
+    show: int = 8,
+    seed: int = 0,
+) -> PolicyTable:
+    """The table of `policies` compared with the one called `baseline`.
+
+    `measures` are names of the table; default: all whose needs any policy meets. `by` is the source that decides:
+    default gold, else the first source of verdicts. Intervals draw prompts anew, not answers. `show` prompts, drawn by
+    chance and not by result, go into `comparisons`. Raises `UserError` for a baseline or a source that is not there and
+    for a policy without answers."""
+    first = _first(policies, baseline)
+    sources = _sources(policies)
+    by = by or (GOLD if GOLD in sources else next(iter(sources), ""))
+    if by and by not in sources:
+        raise UserError(f"No source of verdicts is called {by!r}: there are {', '.join(sources) or 'none'}")
+    rows = [MEASURES[name] for name in measures] or list(MEASURES.values())
+    duels = {policy.name: _duels(policy, first) for policy in policies if policy is not first}
+    results = [_result(policy, rows, duels.get(policy.name, {}), len(policies), bool(sources)) for policy in policies]
+    results = _with_rankings(results, policies, first, rows)
+    compared = _compared(results, policies, first, rows, duels)
+    left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
+    results = [
+        replace(result, absent={name: why for name, why in result.absent.items() if name not in left_out})
+        for result in compared
+    ]
+    used = {key.partition("/")[0] for result in results for key in result.numbers}
+    return PolicyTable(
+        baseline=baseline,
+        by=by,
+        policies=tuple(results),
+        prompts=len(prompts),
+        file=file,
+        measures={row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used},
+        left_out=left_out,
+        comparisons=_comparisons(policies, prompts, show, seed),
+    )
+
+
+def _first(policies: Sequence[Evaluated], baseline: str) -> Evaluated:
+    names = [policy.name for policy in policies]
+    if baseline not in names:
+        raise UserError(f"The baseline must be one of the policies. Got {baseline!r}, expected one of {names}")
+    for policy in policies:
+        if not len(policy.answers):
+            why = next(iter(policy.answers.unanswered.values()), "there are none")
+            raise UserError(f"Policy {policy.name!r} has no answers to evaluate: {why}")
+    return policies[names.index(baseline)]
+
+
+def _sources(policies: Sequence[Evaluated]) -> list[str]:
+    """Whatever gives verdicts: scores that all policies have, then judges and labels."""
+    scores = [name for name in policies[0].answers.scores if all(name in p.answers.scores for p in policies)]
+    return [*dict.fromkeys([*scores, *(name for policy in policies for name in policy.duels)])]
+
+
+def _duels(policy: Evaluated, baseline: Evaluated) -> dict[str, Duels]:
+    ours, theirs = policy.answers, baseline.answers
+    scores = [name for name in ours.scores if name in theirs.scores]
+    return {name: duels_by_score(name, ours, theirs) for name in scores} | dict(policy.duels)
+
+
+def _result(
+    policy: Evaluated, rows: Sequence[Measure], duels: Mapping[str, Duels], num_policies: int, verdicts: bool
+) -> PolicyResult:
+    met = facts(policy.answers, policy.given, num_policies, verdicts)
+    numbers: dict[str, Measured] = {}
+    absent: dict[str, str] = {}
+    for row in rows:
+        need = lacking(row, met)
+        if need is not None:
+            absent[row.name] = policy.without.get(need, NEEDS[need])
+        else:
+            numbers |= _numbers(row, policy, duels)
+    outcomes = {name: _outcomes(found) for name, found in duels.items()}
+    return PolicyResult(
+        policy.name, policy.path, numbers | dict(policy.numbers), {}, outcomes, absent, tuple(policy.notes)
+    )
+
+
+def _numbers(row: Measure, policy: Evaluated, duels: Mapping[str, Duels]) -> dict[str, Measured]:
+    match row:
+        case Each() | Whole():
+            return {row.name: aggregate.of_answers(row, policy.answers)}
+        case PerScore():
+            scores = policy.answers.scores
+            return {f"{row.name}/{name}": aggregate.of_score(row, policy.answers, name) for name in scores}
+        case Versus():
+            return {f"{row.name}/{name}": aggregate.of_duels(row, found) for name, found in duels.items()}
+        case Likelihood():
+            assert policy.given is not None
+            return {row.name: aggregate.of_given(row, policy.given)}
+    return {}
+
+
+def _outcomes(duels: Duels) -> Outcomes:
+    known = duels.outcome[~np.isnan(duels.outcome)]
+    return Outcomes(int((known > 0.5).sum()), int((known == 0.5).sum()), int((known < 0.5).sum()))
+
+
+def _with_rankings(
+    results: Sequence[PolicyResult], policies: Sequence[Evaluated], baseline: Evaluated, rows: Sequence[Measure]
+) -> list[PolicyResult]:
+    """With numbers that are of all policies together, by each source: every two policies where scores compare them,
+    each with the baseline where a judge or people did."""
+    found: list[dict[str, Measured]] = [{} for _ in policies]
+    names = tuple(policy.name for policy in policies)
+    for row in rows:
+        if not isinstance(row, Among) or all(row.name in result.absent for result in results):
+            continue
+        for source, duels in _all_duels(policies, names.index(baseline.name)).items():
+            for place, estimate in enumerate(row.of(names, duels)):
+                failures = Counter[str]()
+                for pair, one in duels.items():
+                    failures += one.failures if place in pair else Counter()
+                found[place][f"{row.name}/{source}"] = Measured(estimate, dict(failures))
+    return [replace(r, numbers={**r.numbers, **more}) for r, more in zip(results, found, strict=True)]
+
+
+def _all_duels(policies: Sequence[Evaluated], baseline: int) -> dict[str, dict[tuple[int, int], Duels]]:
+    """Source -> pair of policies (the first before the second) -> their comparisons."""
+    found: dict[str, dict[tuple[int, int], Duels]] = {}
+    for i, ours in enumerate(policies):
+        for j, theirs in enumerate(policies[i + 1 :], i + 1):
+            for name in ours.answers.scores:
+                if name in theirs.answers.scores:
+                    duels = duels_by_score(name, ours.answers, theirs.answers)
+                    found.setdefault(name, {})[i, j] = duels
+    for place, policy in enumerate(policies):
+        for name, duels in policy.duels.items():
+            pair = (place, baseline) if place < baseline else (baseline, place)
+            found.setdefault(name, {})[pair] = duels if place < baseline else reversed_duels(duels)
+    return found
+
+
+def _compared(
+    results: Sequence[PolicyResult],
+    policies: Sequence[Evaluated],
+    baseline: Evaluated,
+    rows: Sequence[Measure],
+    duels: Mapping[str, Mapping[str, Duels]],
+) -> list[PolicyResult]:
+    """With the differences from the baseline of whatever has a better direction, all of them one family of tests."""
+    found: list[tuple[int, str, Difference]] = []
+    for place, (result, policy) in enumerate(zip(results, policies, strict=True)):
+        if policy is not baseline:
+            wins = {f"win-rate/{name}": duels_difference(one) for name, one in duels[policy.name].items()}
+            differences = _differences(policy, baseline, rows) | wins
+            found += [(place, key, one) for key, one in differences.items() if key in result.numbers]
+    corrected = with_holm([one for *_, one in found])
+    made: list[dict[str, Difference]] = [{} for _ in results]
+    for (place, key, _), one in zip(found, corrected, strict=True):
+        made[place][key] = one
+    return [replace(result, differences=own) for result, own in zip(results, made, strict=True)]
+
+
+def _differences(policy: Evaluated, baseline: Evaluated, rows: Sequence[Measure]) -> dict[str, Difference]:
+    """Of the measures that are a number of each answer and have a better direction."""
+    found: dict[str, Difference] = {}
+    ours, theirs = policy.answers, baseline.answers
+    met = facts(ours, None, 2, True) & facts(theirs, None, 2, True)
+    for row in rows:
+        if row.better is None or lacking(row, met) is not None:
+            continue
+        if isinstance(row, Each):
+            found[row.name] = column_difference((row.of(ours), ours), (row.of(theirs), theirs))
+        elif isinstance(row, PerScore):
+            for name in ours.scores:
+                if name in theirs.scores:
+                    sides = (row.of(ours, name), ours), (row.of(theirs, name), theirs)
+                    found[f"{row.name}/{name}"] = column_difference(*sides)
+    return found
+
+
+def _comparisons(
+    policies: Sequence[Evaluated], prompts: Sequence[Sequence[Message]], show: int, seed: int
+) -> tuple[Comparison, ...]:
+    first: dict[str, dict[int, int]] = {}
+    for policy in policies:
+        first[policy.name] = {}
+        for index, prompt in enumerate(policy.answers.prompt.tolist()):
+            first[policy.name].setdefault(prompt, index)
+    shared = [index for index in range(len(prompts)) if all(index in answers for answers in first.values())]
+    chosen = sorted(np.random.default_rng(seed).choice(shared, min(show, len(shared)), replace=False).tolist())
+    return tuple(
+        Comparison(
+            tuple(prompts[index]),
+            {policy.name: _shown(policy.answers, first[policy.name][index]) for policy in policies},
+        )
+        for index in chosen
+    )
+
+
+def _shown(answers: Answers, index: int) -> Answer:
+    scores = {name: float(values[index]) for name, values in answers.scores.items()}
+    return Answer(
+        answers.texts[index],
+        None if answers.tokens is None else int(answers.tokens[index]),
+        None if answers.finished is None else bool(answers.finished[index]),
+        {name: None if np.isnan(score) else score for name, score in scores.items()},
+    )
