@@ -32,8 +32,6 @@ from torch import Tensor
 from assent import distributed, messages
 from assent.algorithms.online.train import set_up
 from assent.config import METHODS, DemoConfig, EvalConfig, SamplingConfig
-from assent.data.formats import load_examples
-from assent.data.records import Example
 from assent.evaluate.evaluation import answers_of, prompts_of
 from assent.lab.demo import SAMPLING, make_world, stages
 from assent.lab.world import AssistantWorld, load_world
@@ -177,7 +175,6 @@ class Grader:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.world: AssistantWorld = load_world(base.world.world)
-        self.prompts: list[Example] = load_examples(str(base.world.prompts_eval)).examples
 
     def grade(self, run: Path, folder: Path) -> None:
         """Writes the answers of the model of `run` with their scores, and then that the cell is done."""
