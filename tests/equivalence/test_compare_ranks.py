@@ -26,7 +26,7 @@ from assent.config import (
 from assent.data.formats import load_examples
 from assent.evaluate import answers as module
 from assent.evaluate.compare import compare
-from assent.evaluate.generation import PolicyTable
+from assent.evaluate.results import PolicyTable
 from assent.evaluate.score import score
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"

@@ -25,7 +25,7 @@ from assent.config import (
 from assent.errors import ConfigError, DataError, OutputError, RunFolderError, ShutdownRequested, UserError
 from assent.evaluate import compare as module
 from assent.evaluate.compare import compare, objective_config
-from assent.evaluate.generation import PolicyTable
+from assent.evaluate.results import PolicyTable
 from assent.interrupt import Interrupt
 from assent.train.log import read_metrics
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from assent.data.records import Message
 from assent.errors import DataError, UserError
-from assent.evaluate.generation import Answer, PolicyTable, evaluate_policies
+from assent.evaluate.results import Answer, PolicyTable, evaluate_policies
 from assent.statistics import mean_interval, proportion_interval
 
 PROMPTS = [(Message("user", f"question {i}"),) for i in range(12)]

@@ -15,7 +15,7 @@ from assent.config import ReportConfig
 from assent.data.records import Message
 from assent.errors import RunFolderError
 from assent.evaluate import plots
-from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.results import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
 from assent.evaluate.panels import PANELS, alarm, lengths
 from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
 from assent.evaluate.report import Report, build_report, facts, number, write_report

@@ -30,8 +30,9 @@ from assent.evaluate.results import EVALUATION, PolicyTable, plain
 from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
 from assent.measures.answers import Answers
-from assent.measures.shapes import NEEDS, Duels, Measured, Need
-from assent.measures.table import MEASURES
+from assent.measures.extras import extra
+from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
+from assent.measures.table import MEASURES, measure
 from assent.models.loading import quiet_transformers
 from assent.names import suggestion
 from assent.outputs import try_file, write_text
@@ -162,10 +163,13 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
         "baseline": len(policies) > 1 and verdicts,
     }
     for name in config.measures:
-        if name not in MEASURES:
+        row = measure(name)
+        if row is None:
             raise ConfigError(f"--measures: there is no '{name}'.{suggestion(name, MEASURES)} See docs/evaluation.md.")
-        if lack := next((need for need in MEASURES[name].needs if not met.get(need, True)), None):
+        if lack := next((need for need in row.needs if not met.get(need, True)), None):
             raise ConfigError(f"--measures {name} needs {NEEDS[lack]}. {config.prompts} and the options give none.")
+        if row.package:
+            extra(row.package, f"--measures {name}")
     if config.reference is not None and not asked:
         raise ConfigError("--reference is what sampled answers are compared with. All policies are files of answers.")
 
@@ -248,7 +252,7 @@ def _finish(
         )
         for policy, each in zip(policies, scored, strict=True)
     ]
-    table = evaluate_policies(
+    found = evaluate_policies(
         everyone,
         prompts.messages,
         _baseline(config, policies),
@@ -256,9 +260,9 @@ def _finish(
         file=prompts.file,
         seed=config.seed,
     )
-    table = replace(table, probes=verdicts.probes)
+    table = replace(found.table, probes=verdicts.probes)
     out = Path(config.out)
-    write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts))))
+    write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:
         file = out / OUTPUTS / f"{policy.name.replace('/', '_')}.json"
         write_model_outputs(policy.answers, file)
@@ -274,7 +278,9 @@ def _notes(policy: PolicySource, prompts: PromptSet, answers: Answers) -> tuple[
     return tuple(filter(None, notes))
 
 
-def answer_rows(policies: Sequence[Evaluated], prompts: PromptSet) -> list[dict[str, object]]:
+def answer_rows(
+    policies: Sequence[Evaluated], prompts: PromptSet, measured: Mapping[str, Mapping[str, Column]]
+) -> list[dict[str, object]]:
     """A row for each answer: every column, and the number of every measure that is one of each answer."""
     rows = []
     for policy in policies:
@@ -289,6 +295,7 @@ def answer_rows(policies: Sequence[Evaluated], prompts: PromptSet) -> list[dict[
                 "response": text,
             }
             row |= {name: values[index] for name, values in columns.items()}
+            row["measures"] = {name: column.values[index] for name, column in measured[policy.name].items()}
             row["scores"] = {name: float(values[index]) for name, values in answers.scores.items()}
             told = {name: reasons[index] for name, reasons in answers.unscored.items() if reasons[index]}
             row |= {"unscored": told} if told else {}

@@ -15,9 +15,11 @@ from assent.evaluate.results import Answer, Comparison, Described, Outcomes, Pol
 from assent.measures import aggregate
 from assent.measures.aggregate import Difference, column_difference, duels_difference, facts, lacking, with_holm
 from assent.measures.answers import Answers, Given
+from assent.measures.extras import missing
 from assent.measures.shapes import (
     NEEDS,
     Among,
+    Column,
     Duels,
     Each,
     Likelihood,
@@ -27,7 +29,7 @@ from assent.measures.shapes import (
     Versus,
     Whole,
 )
-from assent.measures.table import MEASURES
+from assent.measures.table import by_default, measure
 from assent.measures.wins import duels_by_score, reversed_duels
 
 GOLD = "gold"
@@ -54,6 +56,14 @@ class Evaluated:
         return self.answers.policy
 
 
+@dataclass(frozen=True)
+class Found:
+    """The table, and by policy and measure the numbers of single answers that means in it are of."""
+
+    table: PolicyTable
+    columns: Mapping[str, Mapping[str, Column]]
+
+
 def evaluate_policies(
     policies: Sequence[Evaluated],
     prompts: Sequence[Sequence[Message]],
@@ -64,7 +74,7 @@ def evaluate_policies(
     file: str = "",
     show: int = 8,
     seed: int = 0,
-) -> PolicyTable:
+) -> Found:
     """The table of `policies` compared with the one called `baseline`.
 
     `measures` are names of the table; default: all whose needs any policy meets. `by` is the source that decides:
@@ -76,18 +86,23 @@ def evaluate_policies(
     by = by or (GOLD if GOLD in sources else next(iter(sources), ""))
     if by and by not in sources:
         raise UserError(f"No source of verdicts is called {by!r}: there are {', '.join(sources) or 'none'}")
-    rows = [MEASURES[name] for name in measures] or list(MEASURES.values())
+    rows = [row for row in map(measure, measures) if row is not None] or by_default()
     duels = {policy.name: _duels(policy, first) for policy in policies if policy is not first}
-    results = [_result(policy, rows, duels.get(policy.name, {}), len(policies), bool(sources)) for policy in policies]
+    absent = {policy.name: _absent(policy, rows, len(policies), bool(sources)) for policy in policies}
+    columns = {policy.name: _columns(policy, rows, absent[policy.name]) for policy in policies}
+    results = [
+        _result(policy, rows, duels.get(policy.name, {}), columns[policy.name], absent[policy.name])
+        for policy in policies
+    ]
     results = _with_rankings(results, policies, first, rows)
-    compared = _compared(results, policies, first, rows, duels)
+    compared = _compared(results, policies, first, columns, duels)
     left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
     results = [
         replace(result, absent={name: why for name, why in result.absent.items() if name not in left_out})
         for result in compared
     ]
     used = {key.partition("/")[0] for result in results for key in result.numbers}
-    return PolicyTable(
+    table = PolicyTable(
         baseline=baseline,
         by=by,
         policies=tuple(results),
@@ -97,6 +112,7 @@ def evaluate_policies(
         left_out=left_out,
         comparisons=_comparisons(policies, prompts, show, seed),
     )
+    return Found(table, {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()})
 
 
 def _first(policies: Sequence[Evaluated], baseline: str) -> Evaluated:
@@ -122,37 +138,51 @@ def _duels(policy: Evaluated, baseline: Evaluated) -> dict[str, Duels]:
     return {name: duels_by_score(name, ours, theirs) for name in scores} | dict(policy.duels)
 
 
-def _result(
-    policy: Evaluated, rows: Sequence[Measure], duels: Mapping[str, Duels], num_policies: int, verdicts: bool
-) -> PolicyResult:
+Columns = Mapping[str, tuple[Column, Measure]]
+"""Measure (and source) -> its number of each answer."""
+
+
+def _absent(policy: Evaluated, rows: Sequence[Measure], num_policies: int, verdicts: bool) -> dict[str, str]:
+    """Measure -> why this policy cannot have it."""
     met = facts(policy.answers, policy.given, num_policies, verdicts)
-    numbers: dict[str, Measured] = {}
-    absent: dict[str, str] = {}
+    found: dict[str, str] = {}
     for row in rows:
         need = lacking(row, met)
-        if need is not None:
-            absent[row.name] = policy.without.get(need, NEEDS[need])
-        else:
-            numbers |= _numbers(row, policy, duels)
+        why = missing(row.package) if need is None else policy.without.get(need, NEEDS[need])
+        found |= {row.name: why} if why else {}
+    return found
+
+
+def _columns(policy: Evaluated, rows: Sequence[Measure], absent: Mapping[str, str]) -> Columns:
+    answers, found = policy.answers, dict[str, tuple[Column, Measure]]()
+    for row in rows:
+        if isinstance(row, Each) and row.name not in absent:
+            found[row.name] = row.of(answers), row
+        elif isinstance(row, PerScore):
+            found |= {f"{row.name}/{name}": (row.of(answers, name), row) for name in answers.scores}
+    return found
+
+
+def _result(
+    policy: Evaluated, rows: Sequence[Measure], duels: Mapping[str, Duels], columns: Columns, absent: Mapping[str, str]
+) -> PolicyResult:
+    numbers: dict[str, Measured] = {}
+    for row in rows:
+        own = {key: column for key, (column, measure) in columns.items() if measure is row}
+        numbers |= {key: aggregate.of_column(row, column, policy.answers) for key, column in own.items()}
+        if row.name in absent:
+            continue
+        if isinstance(row, Whole):
+            numbers[row.name] = aggregate.of_statistic(row, row.prepare(policy.answers), policy.answers)
+        elif isinstance(row, Versus):
+            numbers |= {f"{row.name}/{name}": aggregate.of_duels(row, found) for name, found in duels.items()}
+        elif isinstance(row, Likelihood):
+            assert policy.given is not None
+            numbers[row.name] = aggregate.of_statistic(row, row.prepare(policy.given), None)
     outcomes = {name: _outcomes(found) for name, found in duels.items()}
     return PolicyResult(
         policy.name, policy.path, numbers | dict(policy.numbers), {}, outcomes, absent, tuple(policy.notes)
     )
-
-
-def _numbers(row: Measure, policy: Evaluated, duels: Mapping[str, Duels]) -> dict[str, Measured]:
-    match row:
-        case Each() | Whole():
-            return {row.name: aggregate.of_answers(row, policy.answers)}
-        case PerScore():
-            scores = policy.answers.scores
-            return {f"{row.name}/{name}": aggregate.of_score(row, policy.answers, name) for name in scores}
-        case Versus():
-            return {f"{row.name}/{name}": aggregate.of_duels(row, found) for name, found in duels.items()}
-        case Likelihood():
-            assert policy.given is not None
-            return {row.name: aggregate.of_given(row, policy.given)}
-    return {}
 
 
 def _outcomes(duels: Duels) -> Outcomes:
@@ -199,7 +229,7 @@ def _compared(
     results: Sequence[PolicyResult],
     policies: Sequence[Evaluated],
     baseline: Evaluated,
-    rows: Sequence[Measure],
+    columns: Mapping[str, Columns],
     duels: Mapping[str, Mapping[str, Duels]],
 ) -> list[PolicyResult]:
     """With the differences from the baseline of whatever has a better direction, all of them one family of tests."""
@@ -207,7 +237,8 @@ def _compared(
     for place, (result, policy) in enumerate(zip(results, policies, strict=True)):
         if policy is not baseline:
             wins = {f"win-rate/{name}": duels_difference(one) for name, one in duels[policy.name].items()}
-            differences = _differences(policy, baseline, rows) | wins
+            both = (columns[policy.name], policy.answers), (columns[baseline.name], baseline.answers)
+            differences = _differences(*both) | wins
             found += [(place, key, one) for key, one in differences.items() if key in result.numbers]
     corrected = with_holm([one for *_, one in found])
     made: list[dict[str, Difference]] = [{} for _ in results]
@@ -216,22 +247,14 @@ def _compared(
     return [replace(result, differences=own) for result, own in zip(results, made, strict=True)]
 
 
-def _differences(policy: Evaluated, baseline: Evaluated, rows: Sequence[Measure]) -> dict[str, Difference]:
+def _differences(ours: tuple[Columns, Answers], theirs: tuple[Columns, Answers]) -> dict[str, Difference]:
     """Of the measures that are a number of each answer and have a better direction."""
-    found: dict[str, Difference] = {}
-    ours, theirs = policy.answers, baseline.answers
-    met = facts(ours, None, 2, True) & facts(theirs, None, 2, True)
-    for row in rows:
-        if row.better is None or lacking(row, met) is not None:
-            continue
-        if isinstance(row, Each):
-            found[row.name] = column_difference((row.of(ours), ours), (row.of(theirs), theirs))
-        elif isinstance(row, PerScore):
-            for name in ours.scores:
-                if name in theirs.scores:
-                    sides = (row.of(ours, name), ours), (row.of(theirs, name), theirs)
-                    found[f"{row.name}/{name}"] = column_difference(*sides)
-    return found
+    (mine, my_answers), (its, its_answers) = ours, theirs
+    return {
+        key: column_difference((column, my_answers), (its[key][0], its_answers))
+        for key, (column, row) in mine.items()
+        if row.better is not None and key in its
+    }
 
 
 def _comparisons(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
@@ -92,19 +92,26 @@ def _lines(table: PolicyTable) -> list[str]:
         judge, _, probe = key.partition("/")
         lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}")
     lines += [f"{policy.name}: {note}" for policy in table.policies for note in policy.notes]
-    failed = [
-        (f"{key} of {policy.name}", reason, count)
-        for policy in table.policies
-        for key, found in policy.numbers.items()
-        for reason, count in found.failures.items()
-    ]
-    lines += [f"{what}: {count} failed and left out: {reason}" for what, reason, count in failed[:_LISTED]]
+    failed: dict[tuple[str, str, int], list[str]] = {}
+    for policy in table.policies:
+        for key, found in policy.numbers.items():
+            for reason, count in found.failures.items():
+                failed.setdefault((policy.name, reason, count), []).append(key)
+    shown = list(failed.items())[:_LISTED]
+    lines += [f"{name}: {count} left out of {_some(keys)}: {reason}" for (name, reason, count), keys in shown]
     if len(failed) > _LISTED:
         lines.append(f"{len(failed) - _LISTED} more kinds of failures are in evaluation.json.")
     without: dict[str, list[str]] = {}
     for measure, reason in table.left_out.items():
         without.setdefault(reason, []).append(measure)
     lines += [f"Left out: {', '.join(names)}; needs {reason}." for reason, names in without.items()]
-    absent = Counter((policy.name, reason) for policy in table.policies for reason in policy.absent.values())
-    lines += [f"{name}: {count} measures are left out: {reason}" for (name, reason), count in absent.items()]
+    absent: dict[tuple[str, str], list[str]] = {}
+    for policy in table.policies:
+        for measure, reason in policy.absent.items():
+            absent.setdefault((policy.name, reason), []).append(measure)
+    lines += [f"{name}: without {', '.join(names)}; needs {reason}." for (name, reason), names in absent.items()]
     return lines
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys) if len(keys) <= 4 else f"{', '.join(keys[:3])} and {len(keys) - 3} more"

@@ -14,15 +14,11 @@ from assent.measures.estimates import Estimate, estimate, undefined
 from assent.measures.shapes import (
     Column,
     Duels,
-    Each,
-    Likelihood,
     Measure,
     Measured,
     Need,
-    PerScore,
     Statistic,
     Versus,
-    Whole,
 )
 from assent.statistics import Interval, PairedDifference, holm, mean_interval, paired_difference, share_interval
 
@@ -56,23 +52,6 @@ def lacking(row: Measure, met: Collection[Need]) -> Need | None:
     return next((need for need in row.needs if need not in met), None)
 
 
-def of_answers(row: Each | Whole, answers: Answers) -> Measured:
-    """One measure of one policy's answers. Prompts without an answer are failures."""
-    if isinstance(row, Each):
-        return of_column(row, row.of(answers), answers)
-    return of_statistic(row, row.prepare(answers), _unanswered(answers))
-
-
-def of_score(row: PerScore, answers: Answers, source: str) -> Measured:
-    """One measure of one policy's scores by `source`."""
-    return of_column(row, row.of(answers, source), answers)
-
-
-def of_given(row: Likelihood, given: Given) -> Measured:
-    """One measure of the file's own answers."""
-    return of_statistic(row, row.prepare(given), Counter())
-
-
 def of_duels(row: Versus, duels: Duels) -> Measured:
     """One measure of one policy against another. Prompts that one of them did not answer are failures."""
     lost = _unanswered(duels.ours) + Counter(
@@ -87,9 +66,10 @@ def of_column(row: Measure, column: Column, answers: Answers) -> Measured:
     return Measured(_mean(row, column.values, answers.prompt), dict(failures))
 
 
-def of_statistic(row: Measure, statistic: Statistic, lost: Counter[str]) -> Measured:
-    """A statistic of all rows without a reason."""
-    failures = Counter(reason for reason in statistic.reasons if reason) + lost
+def of_statistic(row: Measure, statistic: Statistic, answers: Answers | None) -> Measured:
+    """A statistic of all rows without a reason; of `answers`, prompts that have none are failures."""
+    failures = Counter(reason for reason in statistic.reasons if reason)
+    failures += Counter() if answers is None else _unanswered(answers)
     kept = np.array([index for index, reason in enumerate(statistic.reasons) if not reason], np.int64)
     prompt = statistic.prompt[kept]
     if statistic.values is not None:
@@ -101,8 +81,8 @@ def of_statistic(row: Measure, statistic: Statistic, lost: Counter[str]) -> Meas
 
 def _mean(row: Measure, values: np.ndarray, prompt: np.ndarray) -> Estimate:
     clusters = prompt.tolist()
-    found = share_interval(values, clusters) if row.unit == "share" else mean_interval(values, clusters)
-    return of_interval(found)
+    yes_or_no = row.unit == "share" and np.isin(values[~np.isnan(values)], (0.0, 0.5, 1.0)).all()
+    return of_interval(share_interval(values, clusters) if yes_or_no else mean_interval(values, clusters))
 
 
 def of_interval(found: Interval) -> Estimate:

@@ -140,6 +140,10 @@ class Measure:
     unit: Unit = ""
     better: Better = None
     needs: tuple[Need, ...] = ()
+    package: str = ""
+    """The module of a package beside assent's own that it needs (`assent.measures.extras`); "" none."""
+    on_request: bool = False
+    """Measured only where --measures names it: it says nothing of most prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
