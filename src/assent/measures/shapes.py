@@ -172,6 +172,7 @@ class Versus(Measure):
     """A number of comparisons with the baseline, such as the win rate. Failures are left out, and counted by whoever
     aggregates."""
 
+    needs: tuple[Need, ...] = ("baseline",)
     of: Callable[[Duels], Estimate]
 
 
@@ -180,6 +181,7 @@ class Among(Measure):
     """A number for each of several policies, by the comparisons of all of them: `of(names, duels)`, where each key of
     `duels` is a pair of places (i, j) in `names`, i < j, and its value the comparisons of i (ours) with j (theirs)."""
 
+    needs: tuple[Need, ...] = ("baseline",)
     of: Callable[[tuple[str, ...], Mapping[tuple[int, int], Duels]], tuple[Estimate, ...]]
 
 

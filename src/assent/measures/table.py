@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import re
 
-from assent.measures import basic, diversity, form, likelihood, overlap, wins
+from assent.measures import basic, diversity, form, length_controlled, likelihood, overlap, ranking, wins
 from assent.measures.shapes import Measure
 
 MODULES: dict[str, tuple[Measure, ...]] = {
-    "Rewards and wins": (*basic.ROWS[:1], *wins.ROWS),
+    "Rewards and wins": (*basic.ROWS[:1], *wins.ROWS, *length_controlled.ROWS, *ranking.ROWS),
     "Answers": basic.ROWS[1:],
     "Right answers": overlap.ROWS,
     "Variety": diversity.ROWS,

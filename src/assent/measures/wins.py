@@ -56,5 +56,5 @@ def win_rate(duels: Duels) -> Estimate:
 ROWS: tuple[Measure, ...] = (
     Versus(name="win-rate", about="Share of comparisons with the baseline's answers to the same prompts that are won, "
            "a tie counting half: by each score, by a judge asked in both orders, or by people.", unit="share",
-           better="higher", needs=("baseline",), of=win_rate),
+           better="higher", of=win_rate),
 )  # fmt: skip
