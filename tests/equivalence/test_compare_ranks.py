@@ -23,11 +23,12 @@ from assent.config import (
     TrainConfig,
     settings,
 )
-from assent.data.formats import load_examples
-from assent.evaluate import answers as module
-from assent.evaluate.compare import compare
+from assent.evaluate import answers
+from assent.evaluate.compare import compare, evaluation_config
+from assent.evaluate.evaluation import answers_of, prompts_of
 from assent.evaluate.results import PolicyTable
 from assent.evaluate.score import score
+from assent.rewards import outside
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 SCORER = "def score(prompt, answer):\n    return float(len(answer))\n"
@@ -73,8 +74,11 @@ def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
     assert one.scorers == two.scorers == ("gold", "proxy")
     for a, b in zip(one.policies, two.policies, strict=True):
         assert (a.name, a.length, a.unfinished, a.scores["gold"]) == (b.name, b.length, b.unfinished, b.scores["gold"])
-        assert b.kl.mean == pytest.approx(a.kl.mean, abs=1e-4) and b.kl.n == a.kl.n == 6
-        assert b.scores["proxy"].mean == pytest.approx(a.scores["proxy"].mean, abs=1e-4)
+        assert b.kl.n == a.kl.n == 6 and a.numbers.keys() == b.numbers.keys() >= {"elo/proxy", "kl-per-token"}
+        for key, found in a.numbers.items():
+            other = b.numbers[key]
+            assert other.failures == found.failures and other.number.n == found.number.n
+            assert other.number.value == pytest.approx(found.number.value, abs=1e-4), key
     for a, b in zip(one.comparisons, two.comparisons, strict=True):
         assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}
     score(scoring(configs, "one"))
@@ -97,7 +101,9 @@ def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:
     return ScoreConfig((config.reward_model, f"{size}:size"), config.data.eval, out=out, precision="fp32")
 
 
-def test_evaluation_runs_on_the_device_of_the_run(configs: dict[str, CompareConfig], monkeypatch: pytest.MonkeyPatch):
+def test_evaluation_runs_on_the_device_of_the_run(
+    configs: dict[str, CompareConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """Every model of it: policy, reference and reward model."""
     asked = []
 
@@ -108,17 +114,9 @@ def test_evaluation_runs_on_the_device_of_the_run(configs: dict[str, CompareConf
 
         return loaded
 
-    monkeypatch.setattr(module, "load_policy", on(module.load_policy))
-    monkeypatch.setattr(module, "load_score_model", on(module.load_score_model))
+    monkeypatch.setattr(answers, "load_policy", on(answers.load_policy))
+    monkeypatch.setattr(outside, "load_score_model", on(outside.load_score_model))
     config, device = configs["one"], torch.device("cpu", 0)
-    folder = Path(config.model.path)
-    prompts = load_examples(config.data.eval).examples
-    made = module.sample_answers(
-        folder,
-        prompts,
-        reference=folder,
-        reward_model=Path(config.reward_model),
-        sampling=config.sampling,
-        world=d.World(0, 1, 0, device),
-    )
-    assert asked == [device] * 3 and len(made) == 3
+    asked_of = replace(evaluation_config(config, ()), out=str(tmp_path))
+    (made,) = answers_of(asked_of, d.World(0, 1, 0, device), prompts_of(asked_of))
+    assert asked == [device] * 3 and len(made) == 6
