@@ -15,6 +15,7 @@ from assent.algorithms.reward.pairs import train_reward
 from assent.config import (
     CompareConfig,
     DataConfig,
+    EvalConfig,
     ModelConfig,
     OptimConfig,
     RewardConfig,
@@ -25,7 +26,7 @@ from assent.config import (
 )
 from assent.evaluate import answers
 from assent.evaluate.compare import compare, evaluation_config
-from assent.evaluate.evaluation import answers_of, prompts_of
+from assent.evaluate.evaluation import answers_of, evaluate, prompts_of
 from assent.evaluate.results import PolicyTable
 from assent.evaluate.score import score
 from assent.rewards import outside
@@ -62,7 +63,11 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
 
 
 def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
-    files = {"compare": configs["two"], "score": scoring(configs, "two")}
+    files = {
+        "compare": configs["two"],
+        "score": scoring(configs, "two"),
+        "eval": evaluating(configs, "two"),
+    }
     for name, config in files.items():
         Path(configs["two"].out).with_name(f"{name}.yaml").write_text(settings.dump(config))
     asked = [f"{name}:{Path(configs['two'].out).with_name(f'{name}.yaml')}" for name in files]
@@ -81,6 +86,10 @@ def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
             assert other.number.value == pytest.approx(found.number.value, abs=1e-4), key
     for a, b in zip(one.comparisons, two.comparisons, strict=True):
         assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}
+    evaluate(evaluating(configs, "one"))
+    made = [json.loads((Path(evaluating(configs, name).out) / "evaluation.json").read_text()) for name in configs]
+    alike(made[0], made[1])
+    assert {"mc1", "preference-accuracy", "win-rate/reward", "kl"} <= made[0]["policies"][1]["numbers"].keys()
     score(scoring(configs, "one"))
     rows = [
         [json.loads(line) for line in Path(scoring(configs, name).out).read_text().splitlines()]
@@ -90,6 +99,44 @@ def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
         assert theirs.pop("reward") == pytest.approx(mine.pop("reward"), abs=1e-5) and len(rows[0]) == 6
         assert theirs.pop("parts") == pytest.approx(mine.pop("parts"), abs=1e-5) and theirs == mine
     assert "".join(ranks.said).count("Spearman with length") == 1, "one rank speaks"
+
+
+def alike(one: object, two: object) -> None:
+    """The same, numbers but for what another order of sums does to them."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            alike(one[key], two[key])
+    elif isinstance(one, list) and isinstance(two, list):
+        assert len(one) == len(two)
+        for pair in zip(one, two, strict=True):
+            alike(*pair)
+    elif isinstance(one, float) and isinstance(two, float):
+        assert two == pytest.approx(one, abs=2e-4, rel=1e-3)
+    else:
+        assert one == two
+
+
+def evaluating(configs: dict[str, CompareConfig], name: str) -> EvalConfig:
+    """The start and the reward model's policy, a file of answers, pairs and choices of the prompt file."""
+    config = configs[name]
+    folder = Path(config.out).parent
+    rows = [json.loads(line) for line in Path(str(config.data.eval)).read_text().splitlines()]
+    choices = {"choices": ["Yes.", "No.", "Boil it."], "labels": [1, 0, 0]}
+    prompts, theirs = folder / "asked.jsonl", folder / "theirs.jsonl"
+    prompts.write_text("".join(json.dumps(row | {"mc1_targets": choices}) + "\n" for row in rows))
+    theirs.write_text("".join(json.dumps({"prompt": row["prompt"], "response": "Yes."}) + "\n" for row in rows[1:]))
+    return EvalConfig(
+        (f"start={config.model.path}", f"dpo={folder / 'two' / 'dpo'}", str(theirs)),
+        str(prompts),
+        str(folder / f"eval-{name}"),
+        reference=config.model.path,
+        rewards=(f"reward={config.reward_model}",),
+        scorer=config.scorer,
+        answers=2,
+        precision="fp32",
+        sampling=config.sampling,
+    )
 
 
 def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assent.config import EvalConfig
+from assent.config import EvalConfig, ModelConfig
 from assent.errors import ConfigError, ModelError
-from assent.models.sources import resolve
+from assent.models.loading import stored_config
+from assent.models.sources import Source, resolve
 from assent.names import suggestion
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -30,7 +31,7 @@ class PolicySource:
 def policies_of(config: EvalConfig) -> list[PolicySource]:
     """What the words name, each with a name of its own. Raises ConfigError for names that are there twice, a baseline
     that is none of them, and --checkpoints without a run; ModelError for what is no model."""
-    found = [each for word in config.policies for each in _named(word, config.checkpoints)]
+    found = [each for word in config.policies for each in _named(word, config.checkpoints, config.trust_remote_code)]
     names = [policy.name for policy in found]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"POLICY: two are called '{twice[0]}'. Name them: NAME=PATH.")
@@ -44,7 +45,7 @@ def policies_of(config: EvalConfig) -> list[PolicySource]:
     return found
 
 
-def _named(word: str, checkpoints: bool) -> list[PolicySource]:
+def _named(word: str, checkpoints: bool, trust_remote_code: bool) -> list[PolicySource]:
     name, path = split_name(word)
     target = Path(path).expanduser()
     if target.is_file() or path.lower().removesuffix(".gz").endswith(SUFFIXES):
@@ -55,7 +56,7 @@ def _named(word: str, checkpoints: bool) -> list[PolicySource]:
         if not (checkpoints and any((target / "checkpoints").glob("step-*[0-9]"))):
             raise ModelError(f"POLICY {path}: {error}") from None
         source = None
-    if source is not None and source.is_scorer:
+    if source is not None and _scores(source, path, trust_remote_code):
         raise ModelError(f"POLICY {path} is a reward model. It scores answers: --rewards {path}.")
     run = run_folder(target)
     name = name or _name(target, run)
@@ -64,6 +65,13 @@ def _named(word: str, checkpoints: bool) -> list[PolicySource]:
         steps = sorted((target / "checkpoints").glob("step-*[0-9]"))
         found += [PolicySource(f"{name}@{step.name}", str(step), run=run) for step in steps]
     return found
+
+
+def _scores(source: Source, path: str, trust_remote_code: bool) -> bool:
+    """Whether a model scores answers and cannot give any. Raises ModelError where its configuration cannot be had."""
+    config = stored_config(ModelConfig(path, trust_remote_code=trust_remote_code))
+    kinds = getattr(config, "architectures", None) or ()
+    return source.is_scorer or any("ForSequenceClassification" in kind for kind in kinds)
 
 
 def split_name(word: str) -> tuple[str, str]:
