@@ -62,7 +62,7 @@ def strengths(wins: np.ndarray, anchor: int | None = None) -> np.ndarray:
     that only won against the group has +inf, one that only lost -inf, one that no chain joins to it NaN."""
     size = len(wins)
     reach = (wins > 0) | np.eye(size, dtype=bool)
-    for _ in range(max(1, math.ceil(math.log2(max(2, size))))):
+    for _ in range(0 if reach.all() else math.ceil(math.log2(size))):
         reach = reach @ reach
     same = reach & reach.T
     group = same[int(np.argmax(same.sum(1))) if anchor is None else anchor]
