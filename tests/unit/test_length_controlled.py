@@ -113,7 +113,7 @@ def test_it_is_the_alpaca_eval_packages(tmp_path: Path, monkeypatch: pytest.Monk
         )
         theirs_rate = glm.get_length_controlled_winrate(table, save_weights_dir=None)["length_controlled_winrate"]
         found = lc.length_controlled(outcome, ours, theirs, index, gamed, resamples=0)
-        assert 100 * found.rate.value == pytest.approx(theirs_rate, abs=0.1)
+        assert 100 * found.rate.value == pytest.approx(theirs_rate, abs=1e-6)
 
 
 def test_a_judge_that_loves_length_is_exposed():

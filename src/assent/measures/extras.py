@@ -9,7 +9,7 @@ from typing import Any
 from assent.errors import ConfigError
 
 COMMAND = "pip install 'assent[eval]'"
-PACKAGES = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score", "nltk": "nltk"}
+PACKAGES = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score", "nltk": "nltk", "sklearn": "scikit-learn"}
 """Module -> the name under which it is installed; all of them are in the extra `eval`."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit
@@ -13,6 +13,7 @@ from scipy.special import expit
 from assent.errors import DataError
 from assent.measures import logistic
 from assent.measures.estimates import RESAMPLES, Estimate, estimate, undefined
+from assent.measures.extras import extra
 from assent.measures.shapes import Duels, Measure, Versus
 
 CS = np.logspace(-4, 4, 10)
@@ -25,6 +26,8 @@ RIDGE = 1e-3
 FEW = 10
 """Comparisons below which nothing is fitted."""
 LEAST = 1e-15
+SEED = 123
+"""AlpacaEval's, of the order in which liblinear takes the coefficients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,8 @@ def length_controlled(
         P(win) = σ(a tanh(Δlen / std) + b difficulty + c),    rate = mean of σ(b difficulty + c)
 
     fitted with an L1 penalty on the rows and, with weight 0.1, the gamed ones, for which c is 0; the penalty of ten
-    by 5-fold cross-validation on log loss. Over a row of AlpacaEval without a preference that package averages a
+    by 5-fold cross-validation on log loss, with scikit-learn as there; the draws of the interval are fitted with the
+    penalty that all rows chose. Over a row of AlpacaEval without a preference that package averages a
     predicted one; here it is left out."""
     there = ~np.isnan(outcome)
     if there.sum() < FEW:
@@ -112,8 +116,7 @@ def length_controlled(
     other = np.column_stack([np.tanh(gamed.length), gamed.difficulty, np.zeros(len(gamed.length))])[known]
     x, y = np.concatenate([other, own]), np.concatenate([gamed.preference[known], outcome])
     weight = np.concatenate([np.full(len(other), GAMED_WEIGHT), np.ones(len(own))])
-    c = _chosen(x, y, weight)
-    coefficients = logistic.fit(x, y, weight, l1=1 / c)
+    coefficients, c = _chosen(x, y, weight)
     fixed = np.arange(len(other))
 
     def rate(rows: np.ndarray) -> float:
@@ -121,23 +124,45 @@ def length_controlled(
         found = logistic.fit(x[used], y[used], weight[used], l1=1 / c, start=coefficients)
         return float(expit(own[rows][:, 1:] @ found[1:]).mean())
 
-    return Fit(estimate(rate, index, resamples=resamples, seed=seed), coefficients, c)
+    found = estimate(rate, index, resamples=resamples, seed=seed)
+    return Fit(replace(found, value=float(expit(own[:, 1:] @ coefficients[1:]).mean())), coefficients, c)
 
 
-def _chosen(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
-    """The C with the best mean over the folds of the weighted log loss, the strongest penalty of equal ones."""
-    # As scikit-learn's GroupKFold deals out groups of one size, with the order that numpy gives equal numbers.
-    fold = np.empty(len(y), np.int64)
-    fold[np.argsort(np.full(len(y), 2))[::-1]] = np.arange(len(y)) % FOLDS
-    losses = np.zeros((FOLDS, len(CS)))
-    for k in range(FOLDS):
-        train, test = fold != k, fold == k
-        for n, c in enumerate(CS):
-            chance = expit(x[test] @ logistic.fit(x[train], y[train], weight[train], l1=1 / c))
-            chance = np.clip(chance, LEAST, 1 - LEAST)
-            entropy = y[test] * np.log(chance) + (1 - y[test]) * np.log1p(-chance)
-            losses[k, n] = -(weight[test] * entropy).mean()
-    return float(CS[np.argmin(losses.mean(0))])
+def _chosen(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coefficients and C, by scikit-learn's liblinear with the options of AlpacaEval: near its tolerance several C are
+    equally good, so that a better solver chooses others, up to half a point away."""
+    linear, metrics, selection, config = (
+        extra(f"sklearn{name}", "the length-controlled win rate")
+        for name in (".linear_model", ".metrics", ".model_selection", "")
+    )
+    both = np.r_[weight, weight]  # each row twice: as a win, weighted by its chance, and as a loss
+    with config.config_context(enable_metadata_routing=True):
+        score = metrics.make_scorer(_entropy, response_method="predict_proba", greater_is_better=False)
+        model = linear.LogisticRegressionCV(
+            Cs=CS,
+            cv=selection.GroupKFold(FOLDS),
+            scoring=score.set_score_request(truth=True, importance=True),
+            l1_ratios=(1,),
+            solver="liblinear",
+            fit_intercept=False,
+            random_state=SEED,
+            use_legacy_attributes=False,
+        ).set_fit_request(sample_weight=True)
+        model.fit(
+            np.concatenate([x, x]),
+            np.r_[np.ones(len(y)), np.zeros(len(y))],
+            sample_weight=np.r_[y, 1 - y] * both,
+            groups=np.r_[np.arange(len(y)), np.arange(len(y))],
+            truth=np.r_[y, y],
+            importance=both,
+        )
+    return model.coef_[0], float(np.ravel(model.C_)[0])
+
+
+def _entropy(target: np.ndarray, chance: np.ndarray, truth: np.ndarray, importance: np.ndarray) -> float:
+    """Mean over the rows of the weighted log loss: what the penalty is chosen by."""
+    chance = np.clip(chance, LEAST, 1 - LEAST)
+    return float(-(importance * (truth * np.log(chance) + (1 - truth) * np.log(1 - chance))).mean())
 
 
 def length_adjusted(

@@ -25,8 +25,9 @@ def fit(
         sum_i w_i (log(1 + exp(x_i θ)) - y_i x_i θ) + l1 |θ|_1 + 1/2 sum_d l2_d θ_d²
 
     for x [n, D], y [n] in 0 to 1 and weights [n], by Newton's method, with coordinate descent for the L1 part. There is
-    no intercept but a column of ones. `start` is where to begin: of many like fits the first one's coefficients. scikit-learn's C is 1 / l1 or 1 / l2. With l1 = l2 = 0 there is no minimum where
-    x separates y: give it a small l2."""
+    no intercept but a column of ones. `start` is where to begin: of many like fits the first one's coefficients.
+    scikit-learn's C is 1 / l1 or 1 / l2. With l1 = l2 = 0 there is no minimum where x separates y:
+    give it a small l2."""
     weights = np.ones(len(y)) if weight is None else weight
     ridge = np.broadcast_to(np.asarray(l2, np.float64), (x.shape[1],))
     theta = np.zeros(x.shape[1]) if start is None else start

@@ -53,16 +53,17 @@ def wins_by_prompt(found: Comparisons, policies: int) -> np.ndarray:
     return wins
 
 
-def strengths(wins: np.ndarray, anchor: int | None = None) -> np.ndarray:
+def strengths(wins: np.ndarray, anchor: int | None = None, start: np.ndarray | None = None) -> np.ndarray:
     """Bradley–Terry strengths θ [K] of wins [K, K], nats: P(i beats j) = σ(θ_i - θ_j), by maximum likelihood
     (Bradley & Terry 1952), their mean, or the anchor's, at 0.
 
     There is a finite maximum only among policies each of which has won, over some chain of comparisons, against each
     other one (Ford 1957). Of those in the anchor's group (without an anchor the largest) the strengths are finite; one
-    that only won against the group has +inf, one that only lost -inf, one that no chain joins to it NaN."""
+    that only won against the group has +inf, one that only lost -inf, one that no chain joins to it NaN. `start` [K]:
+    the strengths of like wins, to begin at."""
     size = len(wins)
     reach = (wins > 0) | np.eye(size, dtype=bool)
-    for _ in range(max(1, math.ceil(math.log2(max(2, size))))):
+    for _ in range(0 if reach.all() else math.ceil(math.log2(size))):
         reach = reach @ reach
     same = reach & reach.T
     group = same[int(np.argmax(same.sum(1))) if anchor is None else anchor]
@@ -76,7 +77,8 @@ def strengths(wins: np.ndarray, anchor: int | None = None) -> np.ndarray:
         i, j, total = i[met], j[met], total[met]
         design = np.zeros((len(i), size))
         design[np.arange(len(i)), i], design[np.arange(len(i)), j] = 1.0, -1.0
-        found = logistic.fit(design[:, members], wins[i, j] / total, total, l2=PIN)
+        begin = None if start is None else np.where(np.isfinite(start[members]), start[members], 0.0)
+        found = logistic.fit(design[:, members], wins[i, j] / total, total, l2=PIN, start=begin)
         theta[members] = found - (found.mean() if anchor is None else found[int(np.flatnonzero(members == anchor)[0])])
     return theta
 
@@ -99,7 +101,7 @@ def bradley_terry(
     draws = np.full((resamples if len(wins) > 1 else 0, len(names)), math.nan)
     for draw in draws:
         counts = np.bincount(rng.integers(0, len(wins), len(wins)), minlength=len(wins))
-        draw[:] = strengths(np.tensordot(counts, wins, 1), anchor)
+        draw[:] = strengths(np.tensordot(counts, wins, 1), anchor, theta)
     return tuple(
         _bounded(theta[k], draws[:, k], int(times[k]), resamples)
         if math.isfinite(theta[k])
