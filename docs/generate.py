@@ -432,7 +432,8 @@ def measures_table() -> str:
             asked = "; only where `--measures` names it" if row.on_request else ""
             package = (f"`{row.package}` of the extra `eval`",) if row.package else ()
             needs = "; ".join([*(shapes.NEEDS[need] for need in row.needs), *package])
-            cells = f"`{row.name}`", row.about[0].upper() + row.about[1:].rstrip(".") + asked, row.unit, row.better or "", needs
+            about = row.about[0].upper() + row.about[1:].rstrip(".")
+            cells = f"`{row.name}`", about + asked, row.unit, row.better or "", needs
             lines.append("| " + " | ".join(map(one_line, cells)) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -217,17 +217,6 @@ def share_interval(
     return Interval(p, bounds.low, bounds.high, n, missing)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down rule: the i-th smallest of m times (m - i + 1), at most
-    1, never below the one before it; NaN stays NaN and does not count. Holm 1979."""
-    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    corrected, highest = [math.nan] * len(p_values), 0.0
-    for rank, (p, index) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
-        corrected[index] = highest
-    return corrected
-
-
 @dataclass(frozen=True)
 class McNemar:
     """`p` of McNemar's exact test, two-sided, and the pairs behind it: those that only a and only b has right."""

@@ -114,11 +114,6 @@ def test_tests_against_the_baseline_are_scipys_and_corrected_together(table: Pol
     )
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, math.nan]) == pytest.approx([0.03, 0.06, 0.06, math.nan], nan_ok=True)
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
-
-
 def test_unscored_answers_are_left_out_and_counted():
     result = last(made("sft", ["aa", "bb", "cc"]), made("dpo", ["aaaa", "?", "cccc"]))
     assert (result.scores["gold"].mean, result.scores["gold"].n, result.scores["gold"].missing) == (4.0, 2, 1)

@@ -94,6 +94,8 @@ def evaluate_policies(
         _result(policy, rows, duels.get(policy.name, {}), columns[policy.name], absent[policy.name])
         for policy in policies
     ]
+    if not measures:
+        results = [_without_empty(result, rows) for result in results]
     results = _with_rankings(results, policies, first, rows)
     compared = _compared(results, policies, first, columns, duels)
     left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
@@ -183,6 +185,20 @@ def _result(
     return PolicyResult(
         policy.name, policy.path, numbers | dict(policy.numbers), {}, outcomes, absent, tuple(policy.notes)
     )
+
+
+def _without_empty(result: PolicyResult, rows: Sequence[Measure]) -> PolicyResult:
+    """Without the measures of answers that can say nothing of any of them, and that nobody asked for; the reason is
+    their commonest failure. Scores and verdicts stay, whatever became of them."""
+    names = [row.name for row in rows if isinstance(row, Each | Whole | Likelihood)]
+    empty = {
+        name: max(found.failures, key=lambda reason: found.failures[reason], default=found.number.problem)
+        for name in names
+        if (found := result.numbers.get(name)) is not None and found.number.value is None
+    }
+    numbers = {key: found for key, found in result.numbers.items() if key not in empty}
+    told = {name: f"something that it can measure ({reason})" for name, reason in empty.items()}
+    return replace(result, numbers=numbers, absent={**result.absent, **told})
 
 
 def _outcomes(duels: Duels) -> Outcomes:

@@ -6,15 +6,27 @@ from __future__ import annotations
 
 import re
 
-from assent.measures import basic, diversity, form, length_controlled, likelihood, overlap, ranking, wins
+from assent.measures import (
+    basic,
+    diversity,
+    form,
+    length_controlled,
+    likelihood,
+    overlap,
+    ranking,
+    refusal,
+    style,
+    wins,
+)
 from assent.measures.shapes import Measure
 
 MODULES: dict[str, tuple[Measure, ...]] = {
-    "Rewards and wins": (*basic.ROWS[:1], *wins.ROWS, *length_controlled.ROWS, *ranking.ROWS),
+    "Rewards and wins": (*basic.ROWS[:1], *wins.ROWS, *length_controlled.ROWS, *style.ROWS, *ranking.ROWS),
     "Answers": basic.ROWS[1:],
     "Right answers": overlap.ROWS,
     "Variety": diversity.ROWS,
     "Form": (form.json_with(),),
+    "Refusal": refusal.ROWS,
     "Answers that the prompt file gives": likelihood.ROWS,
 }
 """Heading of the documentation -> rows."""
