@@ -100,7 +100,8 @@ def test_refusal_of_harmful_and_over_refusal_by_kinds():
     ):
         value, reasons = measured(name, kinds, texts)
         assert value == pytest.approx(expected), name
-        assert reasons == ("",) * 6 + (refusal.EMPTY, refusal.UNKIND), name
+        failed = (refusal.EMPTY, refusal.UNKIND) if "over" in name else (refusal.UNKIND,)
+        assert reasons == ("",) * 3 + failed, name
     assert math.isnan(measured("over-refusal", ("harmful",), (no,))[0])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,7 @@ class Asking:
         )
 
 
-def _layout(prompts: PromptSet) -> dict[str, np.ndarray | None]:
+def _layout(prompts: PromptSet) -> dict[str, Any]:
     """What the file says of its own answers, as columns of `Given`."""
     prompt: list[int] = []
     pairs: list[tuple[int, int]] = []

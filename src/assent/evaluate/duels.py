@@ -63,7 +63,7 @@ def probes(name: str, judge: GroupReward, prompts: PromptSet, baseline: Answers)
     the baseline's with its last sentence repeated should not win against itself. Every rank must call it."""
     _, first = np.unique(baseline.prompt, return_index=True)
     rows = first[:PROBED].tolist()
-    edits = {
+    edits: dict[str, list[tuple[str | None, str]]] = {
         "null-answer": [(NULL, baseline.texts[row]) for row in rows],
         "longer": [(repeated(baseline.texts[row]), baseline.texts[row]) for row in rows],
     }
@@ -137,10 +137,9 @@ def _labelled(ours: Answers, theirs: Answers, verdicts: Mapping[tuple[int, str, 
         said = [2 - preference for preference in verdicts.get((place, mine, its), ())]
         if mine != its:
             said += [preference - 1 for preference in verdicts.get((place, its, mine), ())]
-        for value in said or [None]:
+        for value in said or [np.nan]:
             pairs.append((i, j))
-            outcome.append(np.nan if value is None else value)
-            missing = value is not None and np.isnan(value)
-            reasons.append(UNLABELLED if value is None else NO_VERDICT if missing else "")
+            outcome.append(value)
+            reasons.append(UNLABELLED if not said else NO_VERDICT if np.isnan(value) else "")
     made = np.array(pairs, np.int64).reshape(-1, 2)
     return Duels(LABELS, ours, theirs, made, np.array(outcome, np.float64), tuple(reasons))

@@ -224,10 +224,9 @@ def _verdicts(
             found |= consistency(name, noted) | probes(name, sources.judge(name, policies[place]), prompts, baseline)
     if config.labels is not None:
         everyone = [each.answers for each in scored]
-        for policy, own in distributed.on_main(
-            partial(read_labels, config.labels, prompts, everyone, baseline)
-        ).items():
-            duels[policy][LABELS] = own
+        labelled = distributed.on_main(partial(read_labels, config.labels, prompts, everyone, baseline))
+        for labelled_name, verdicts in labelled.items():
+            duels[labelled_name][LABELS] = verdicts
     return Verdicts(duels, found)
 
 

@@ -46,8 +46,9 @@ def _of_task(task: str, row: Mapping[str, Any], samples: Mapping[str, Any]) -> l
         if metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         error = row.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr")
-        known = isinstance(error, int | float) and math.isfinite(error)
-        low, high = (value - _NORMAL * error, value + _NORMAL * error) if known else (None, None)
+        low = high = None
+        if isinstance(error, int | float) and math.isfinite(error):
+            low, high = value - _NORMAL * error, value + _NORMAL * error
         key = f"{HARNESS}/{task}.{metric}" + (f".{filtered}" if filtered not in ("", "none") else "")
         failed = {"the harness has no number": 1} if not math.isfinite(value) else {}
         number = Estimate(None, n=n, problem="the harness has no number") if failed else Estimate(value, low, high, n)

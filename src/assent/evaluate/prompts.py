@@ -167,7 +167,9 @@ def _given(rows: Sequence[Example], place: int) -> list[GivenRow]:
             if isinstance(targets := meta.get(name), Mapping):
                 found.append(_choices(example, place, targets, name, one, some))
         if all(name in meta for name in CHOICES):
-            made = _choices(example, place, dict(zip(CHOICES, map(meta.get, CHOICES), strict=True)), "choices", 0, 1)
+            made = _choices(
+                example, place, dict(zip(CHOICES, map(meta.get, CHOICES), strict=True)), "choices", False, True
+            )
             found.append(made._replace(one=sum(right == 1 for right in made.right) == 1))
     return found
 

@@ -247,8 +247,7 @@ class PolicyTable:
 def as_interval(found: Measured) -> Interval:
     """A number as an interval: NaN for what is not known, failures as missing values."""
     number, missing = found.number, sum(found.failures.values())
-    bounds = (math.nan if value is None else value for value in (number.value, number.low, number.high))
-    return Interval(*bounds, n=number.n, missing=missing)
+    return Interval(_nan(number.value), _nan(number.low), _nan(number.high), number.n, missing)
 
 
 def plain(value: object) -> object:

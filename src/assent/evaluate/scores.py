@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
 
 import numpy as np
@@ -86,7 +87,7 @@ class Sources:
         """Before any work: every source is opened and asked whether it can score answers to these prompts."""
         example = self.prompts.examples[0]
         for name in self.functions:
-            distributed.on_main(lambda name=name: self._ask(name, example, TRIED))
+            distributed.on_main(partial(self._ask, name, example, TRIED))
         for policy in policies:
             for name in self.words:
                 outside = self.opened(name, policy)
@@ -117,7 +118,7 @@ class Sources:
         answers, scores, unscored = sampled.answers, {}, {}
         for name in self.names:
             if name in self.functions:
-                values, reasons = distributed.on_main(lambda name=name: self._by_function(name, answers))
+                values, reasons = distributed.on_main(partial(self._by_function, name, answers))
             else:
                 values, reasons = self._by_source(self.opened(name, policy), sampled)
             scores[name], unscored[name] = values, reasons

@@ -95,7 +95,7 @@ class Statistic:
     @classmethod
     def mean(cls, values: np.ndarray, prompt: np.ndarray, reasons: tuple[str, ...]) -> Statistic:
         """The mean of `values` [S]."""
-        return cls(lambda rows: float(values[rows].mean()), prompt, reasons, values)
+        return cls(lambda rows: float(values[rows].mean()) if len(rows) else math.nan, prompt, reasons, values)
 
 
 @dataclass(frozen=True, slots=True)
