@@ -102,8 +102,9 @@ GREETING = re.compile(
 )
 """How a first sentence may begin that says nothing yet."""
 WARNS = re.compile(
-    r"(?:however,? |but |please |always |also |just |and |though )*(?:(?:do |to )?(?:note|remember|keep in mind|"
-    r"be aware|be sure)\b|(?:it['’]s|it is) (?:also |always )?(?:important|worth|crucial|essential) to (?:note|remember|mention|keep))",
+    r"(?:however,? |but |please |always |also |just |and |though )*"
+    r"(?:(?:do |to )?(?:note|remember|keep in mind|be aware|be sure)\b|"
+    r"(?:it['’]s|it is) (?:also |always )?(?:important|worth|crucial|essential) to (?:note|remember|mention|keep))",
     re.IGNORECASE,
 )
 """How a warning begins that follows an answer."""
