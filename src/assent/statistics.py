@@ -183,18 +183,38 @@ def win_rate(
     missing = int((~present).sum())
     outcome = (np.sign(a[present] - b[present]) + 1) / 2
     wins, ties, losses = (int((outcome == value).sum()) for value in (1.0, 0.5, 0.0))
-    n = len(outcome)
+    rate = replace(share_interval(outcome, labels, confidence), missing=missing)
+    return WinRate(rate, wins, ties, losses)
+
+
+def share_interval(
+    values: Values, clusters: Sequence[Hashable] | np.ndarray | None = None, confidence: float = 0.95
+) -> Interval:
+    """Mean p of values between 0 and 1 (most of them 0 or 1) with Wilson's interval, honest also where all are alike.
+
+    Several values of one cluster (prompt) are worth fewer: the interval uses the effective number
+    n_eff = p (1 - p) / Var(p), Var(p) estimated between clusters and n_eff kept within [clusters, values]. A missing
+    value is left out and counted. Raises `UserError` for values outside [0, 1]."""
+    numbers = _floats(values)
+    if clusters is not None and len(clusters) != len(numbers):
+        raise UserError(f"share_interval needs one cluster label for each value. Got {len(clusters)}")
+    present = ~np.isnan(numbers)
+    labels = range(len(numbers)) if clusters is None else clusters
+    kept, missing = numbers[present], int((~present).sum())
+    if ((kept < 0) | (kept > 1)).any():
+        raise UserError(f"share_interval needs values from 0 to 1. Got {kept.min():g} to {kept.max():g}")
+    n = len(kept)
     if n == 0:
-        return WinRate(Interval(math.nan, math.nan, math.nan, 0, missing), 0, 0, 0)
-    p = float(outcome.mean())
-    sums, counts = _by_cluster(outcome, labels)
+        return Interval(math.nan, math.nan, math.nan, 0, missing)
+    p = float(kept.mean())
+    sums, counts = _by_cluster(kept, [label for label, keep in zip(labels, present, strict=True) if keep])
     residual = sums - p * counts
     num_clusters = len(sums)
     variance = float((residual**2).sum()) / n**2 * num_clusters / max(1, num_clusters - 1)
     effective = p * (1 - p) / variance if variance > 0 and 0 < p < 1 else num_clusters
     effective = min(max(effective, num_clusters), n)
-    bounds = proportion_interval(p * effective, effective, confidence)
-    return WinRate(Interval(p, bounds.low, bounds.high, n, missing), wins, ties, losses)
+    bounds = proportion_interval(min(p, 1.0) * effective, effective, confidence)
+    return Interval(p, bounds.low, bounds.high, n, missing)
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,14 @@ class Given:
     """[M, 2] int64: the better and the worse answer of a comparison."""
     right: np.ndarray | None = None
     """[S] float64: 1 where the file says that it is right, 0 where wrong, NaN where nothing."""
+    one_of: np.ndarray | None = None
+    """[S] int64: the question with a single right answer (MC1) whose choice this is, -1 where it is none."""
+    some_of: np.ndarray | None = None
+    """[S] int64: the question with right and wrong answers (MC2) whose choice this is, -1 where it is none."""
 
     def __post_init__(self) -> None:
         size = len(self.prompt)
-        for column in (self.tokens, self.log_prob, self.reference_log_prob, self.right):
+        for column in (self.tokens, self.log_prob, self.reference_log_prob, self.right, self.one_of, self.some_of):
             assert column is None or column.shape == (size,), "one entry for each answer"
         assert len(self.unread) == size and self.pairs.shape[1:] == (2,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from assent.errors import ConfigError
@@ -10,6 +11,13 @@ from assent.errors import ConfigError
 COMMAND = "pip install 'assent[eval]'"
 PACKAGES = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score", "nltk": "nltk", "sklearn": "scikit-learn"}
 """Module -> the name under which it is installed; all of them are in the extra `eval`."""
+
+
+def missing(module: str) -> str:
+    """Where a module of `PACKAGES` cannot be imported: its package, and the command that installs it."""
+    if not module or importlib.util.find_spec(module) is not None:
+        return ""
+    return f"the package {PACKAGES[module]}: {COMMAND}"
 
 
 def extra(module: str, measure: str) -> Any:

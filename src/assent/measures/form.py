@@ -68,6 +68,7 @@ def json_with(keys: Sequence[str] = ()) -> Each:
         about=f"share of answers that are one JSON{wanted or ' value'}, plain or in one Markdown fence",
         unit="share",
         better="higher",
+        on_request=True,
         of=lambda answers: Column.of([float(is_json(text, keys)) for text in answers.texts]),
     )
 

@@ -262,9 +262,22 @@ def _each(
     return of
 
 
+plainly = _each(lambda texts, references: exact_match(texts, references, strict=False))
+numeric = _each(numeric_match, "no right answer has a number")
+
+
+def right(answers: Answers) -> Column:
+    """1 where an answer ends on the number of a right answer, or, where right answers have none, is one but for case,
+    punctuation and articles."""
+    number, text = numeric(answers), plainly(answers)
+    values = np.where(np.isnan(number.values), text.values, number.values)
+    return Column.of(values, NONE)
+
+
 ROWS: tuple[Measure, ...] = (
     Whole(
         name="bleu",
+        package="sacrebleu",
         about="BLEU of all answers together, 0 to 100, as sacrebleu (13a, exponential smoothing)",
         unit="points",
         better="higher",
@@ -273,6 +286,8 @@ ROWS: tuple[Measure, ...] = (
     ),
     Each(
         name="sentence-bleu",
+        on_request=True,
+        package="sacrebleu",
         about="mean of the answers' own BLEU, 0 to 100, as sacrebleu's sentence score; not comparable with bleu",
         unit="points",
         better="higher",
@@ -281,6 +296,7 @@ ROWS: tuple[Measure, ...] = (
     ),
     Whole(
         name="chrf",
+        package="sacrebleu",
         about="chrF of all answers together, 0 to 100: F2 of n-grams of up to 6 characters, as sacrebleu",
         unit="points",
         better="higher",
@@ -290,6 +306,7 @@ ROWS: tuple[Measure, ...] = (
     *(
         Each(
             name=name,
+            package="rouge_score",
             about=f"{about}, best of several references, as rouge-score without stems",
             unit="share",
             better="higher",
@@ -304,6 +321,7 @@ ROWS: tuple[Measure, ...] = (
     ),
     Each(
         name="meteor",
+        package="nltk",
         about="METEOR with exact and stem matches, no synonyms: not comparable with METEOR that has WordNet",
         unit="share",
         better="higher",
@@ -324,7 +342,7 @@ ROWS: tuple[Measure, ...] = (
         unit="share",
         better="higher",
         needs=("references",),
-        of=_each(lambda texts, references: exact_match(texts, references, strict=False)),
+        of=plainly,
     ),
     Each(
         name="numeric-match",
@@ -332,6 +350,6 @@ ROWS: tuple[Measure, ...] = (
         unit="share",
         better="higher",
         needs=("references",),
-        of=_each(numeric_match, "no right answer has a number"),
+        of=numeric,
     ),
 )

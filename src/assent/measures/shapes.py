@@ -16,7 +16,19 @@ from assent.measures.answers import Answers, Given
 from assent.measures.estimates import Estimate
 
 Need = Literal[
-    "references", "kinds", "tokens", "finished", "log_prob", "reference", "entropy", "several", "pairs", "labels"
+    "references",
+    "kinds",
+    "tokens",
+    "finished",
+    "log_prob",
+    "reference",
+    "entropy",
+    "several",
+    "given",
+    "pairs",
+    "labels",
+    "scores",
+    "baseline",
 ]
 NEEDS: dict[Need, str] = {
     "references": "right answers in the prompt file (a column reference, references, answer or solution)",
@@ -27,8 +39,11 @@ NEEDS: dict[Need, str] = {
     "reference": "a reference with the policy's own token ids (--reference)",
     "entropy": "the policy itself, not only a file of its answers",
     "several": "two or more answers to each prompt (--answers)",
+    "given": "answers in the prompt file, and a policy that can be asked how likely it finds them",
     "pairs": "rows of the prompt file with a better and a worse answer",
-    "labels": "rows of the prompt file with answers that are right and answers that are wrong",
+    "labels": "choices in the prompt file, right ones and wrong ones (mc1_targets, mc2_targets, or choices and labels)",
+    "scores": "something that scores answers (--rewards, --scorer)",
+    "baseline": "a second policy, and verdicts: a score, a judge in --rewards, or --labels",
 }
 """What a measure may need -> the same in words, and where it comes from."""
 Unit = Literal["", "share", "tokens", "characters", "words", "nats", "points"]
@@ -69,11 +84,18 @@ class Statistic:
               it is not defined
     prompt    [S] int64: the prompt of each row
     reasons   S strings: why a row is left out, "" where it counts
+    values    [S] float64 where the number is their mean, so that closed-form intervals hold
     """
 
     of: Callable[[np.ndarray], float]
     prompt: np.ndarray
     reasons: tuple[str, ...]
+    values: np.ndarray | None = None
+
+    @classmethod
+    def mean(cls, values: np.ndarray, prompt: np.ndarray, reasons: tuple[str, ...]) -> Statistic:
+        """The mean of `values` [S]."""
+        return cls(lambda rows: float(values[rows].mean()), prompt, reasons, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +140,10 @@ class Measure:
     unit: Unit = ""
     better: Better = None
     needs: tuple[Need, ...] = ()
+    package: str = ""
+    """The module of a package beside assent's own that it needs (`assent.measures.extras`); "" none."""
+    on_request: bool = False
+    """Measured only where --measures names it: it says nothing of most prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +151,13 @@ class Each(Measure):
     """A number of each answer; aggregated as the mean, whose interval draws prompts anew."""
 
     of: Callable[[Answers], Column]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerScore(Measure):
+    """The same for every source of scores: `of(answers, source)`."""
+
+    of: Callable[[Answers, str], Column]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +172,7 @@ class Versus(Measure):
     """A number of comparisons with the baseline, such as the win rate. Failures are left out, and counted by whoever
     aggregates."""
 
+    needs: tuple[Need, ...] = ("baseline",)
     of: Callable[[Duels], Estimate]
 
 
@@ -147,6 +181,7 @@ class Among(Measure):
     """A number for each of several policies, by the comparisons of all of them: `of(names, duels)`, where each key of
     `duels` is a pair of places (i, j) in `names`, i < j, and its value the comparisons of i (ours) with j (theirs)."""
 
+    needs: tuple[Need, ...] = ("baseline",)
     of: Callable[[tuple[str, ...], Mapping[tuple[int, int], Duels]], tuple[Estimate, ...]]
 
 

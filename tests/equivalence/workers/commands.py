@@ -19,6 +19,7 @@ from assent.config import (
     OBJECTIVES,
     AttributesConfig,
     CompareConfig,
+    EvalConfig,
     RewardConfig,
     RewardOdinConfig,
     ScoreConfig,
@@ -26,6 +27,7 @@ from assent.config import (
     settings,
 )
 from assent.evaluate.compare import compare
+from assent.evaluate.evaluation import evaluate
 from assent.evaluate.score import score
 
 COMMANDS = {
@@ -34,6 +36,7 @@ COMMANDS = {
     "reward-odin": (RewardOdinConfig, train_reward_odin),
     "reward-attributes": (AttributesConfig, train_attributes),
     "compare": (CompareConfig, compare),
+    "eval": (EvalConfig, evaluate),
     "score": (ScoreConfig, score),
     **{name: (row.config, train_preference) for name, row in OBJECTIVES.items()},
     **{name: (row.config, train_online) for name, row in METHODS.items()},
