@@ -181,6 +181,35 @@ def test_the_row_measures_lengths_in_characters():
     assert lc.ROWS[0].of(duels) == expected
 
 
+def test_the_users_file_makes_the_measure_of_alpacaevals_name():
+    gamed = gamed_rows()
+    outcome, ours, theirs, index = annotations(gamed, 0.5, 300)
+    rows = [
+        {"preference": str(p), "std_delta_len": str(d), "instruction_difficulty": str(h), "index": str(i), "model": "x"}
+        for p, d, h, i in zip(gamed.preference, gamed.length, gamed.difficulty, gamed.index, strict=True)
+    ]
+    read = lc.gamed_rows([*rows, rows[0] | {"preference": ""}])
+    assert np.array_equal(read.index[:-1], gamed.index) and math.isnan(read.preference[-1])
+    blank = ("",) * INSTRUCTIONS
+    prompts = Prompts(blank, blank, ((),) * INSTRUCTIONS, blank)
+    answers = [
+        Answers(name, prompts, np.arange(INSTRUCTIONS), tuple("x" * int(size) for size in sizes))
+        for name, sizes in (("ours", ours), ("theirs", theirs))
+    ]
+    pairs = np.repeat(np.arange(INSTRUCTIONS)[:, None], 2, 1)
+    turned = np.arange(INSTRUCTIONS)[::-1]  # the prompts stand in another order than AlpacaEval's instructions
+    row = lc.alpaca_eval(read, turned)
+    found = row.of(Duels("judge", *answers, pairs, outcome, blank))
+    assert row.name == "length-controlled-win-rate"
+    assert found.value == lc.length_controlled(outcome, ours, theirs, turned, gamed, resamples=0).rate.value
+    with pytest.raises(DataError, match="needs a column 'std_delta_len'. Row 1 has: preference, index"):
+        lc.gamed_rows([{"preference": 1, "index": 0}])
+    with pytest.raises(DataError, match="row 1, column 'preference': expected a number. Got 'A'"):
+        lc.gamed_rows([rows[0] | {"preference": "A"}])
+    with pytest.raises(DataError, match="no rows"):
+        lc.gamed_rows([])
+
+
 def test_the_solver_is_scikit_learns():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(120, 4)) * [1, 3, 0.2, 1]

@@ -4,7 +4,7 @@ are at hand, and else the length-adjusted one, which is not AlpacaEval's and doe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +54,45 @@ class Gamed:
                 f"Got instruction {index[missing[0]]}"
             )
         return self.difficulty[first[place]]
+
+
+def gamed_rows(rows: Sequence[Mapping[str, object]]) -> Gamed:
+    """From the rows of df_gamed.csv as a reader of tables gives them. Raises DataError for a file without its columns,
+    and for a cell that is no number."""
+    columns = []
+    for name in ("preference", "std_delta_len", "instruction_difficulty", "index"):
+        values = []
+        for number, row in enumerate(rows, 1):
+            if name not in row:
+                known = ", ".join(map(str, row))
+                raise DataError(f"AlpacaEval's file of gamed rows needs a column '{name}'. Row {number} has: {known}")
+            cell = row[name]
+            try:
+                values.append(math.nan if cell in (None, "") else float(str(cell)))
+            except ValueError:
+                raise DataError(f"row {number}, column '{name}': expected a number. Got {str(cell)[:40]!r}") from None
+        columns.append(np.array(values, np.float64))
+    preference, length, difficulty, index = columns
+    if not len(index) or np.isnan(np.concatenate([length, difficulty, index])).any():
+        raise DataError("AlpacaEval's file of gamed rows has no rows, or rows without length, difficulty or index")
+    return Gamed(preference, length, difficulty, index.astype(np.int64))
+
+
+def alpaca_eval(gamed: Gamed, instruction: np.ndarray) -> Versus:
+    """The measure of AlpacaEval's name, for the user who has its rows: `instruction` [P] is AlpacaEval's index of each
+    prompt."""
+
+    def of(duels: Duels) -> Estimate:
+        ours, theirs = _lengths(duels)
+        return length_controlled(duels.outcome, ours, theirs, instruction[duels.prompt], gamed).rate
+
+    return Versus(
+        name="length-controlled-win-rate",
+        about="AlpacaEval 2's length-controlled win rate (2404.04475), with its gamed rows and difficulties",
+        unit="share",
+        better="higher",
+        of=of,
+    )
 
 
 def preferences(values: Sequence[float | None]) -> np.ndarray:
@@ -195,12 +234,15 @@ def length_adjusted(
     return estimate(rate, prompt[there], resamples=resamples, seed=seed)
 
 
+def _lengths(duels: Duels) -> tuple[np.ndarray, np.ndarray]:
+    """Characters of our answers and of theirs, [M] each."""
+    ours = np.array([len(duels.ours.texts[row]) for row in duels.pairs[:, 0]], np.float64)
+    theirs = np.array([len(duels.theirs.texts[row]) for row in duels.pairs[:, 1]], np.float64)
+    return ours, theirs
+
+
 def _adjusted(duels: Duels) -> Estimate:
-    ours, theirs = (
-        np.array([len(texts[row]) for row in rows], np.float64)
-        for texts, rows in ((duels.ours.texts, duels.pairs[:, 0]), (duels.theirs.texts, duels.pairs[:, 1]))
-    )
-    return length_adjusted(duels.outcome, ours, theirs, duels.prompt)
+    return length_adjusted(duels.outcome, *_lengths(duels), duels.prompt)
 
 
 ROWS: tuple[Measure, ...] = (
