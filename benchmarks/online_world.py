@@ -31,10 +31,8 @@ from torch import Tensor
 
 from assent import distributed, messages
 from assent.algorithms.online.train import set_up
-from assent.config import METHODS, DemoConfig, SamplingConfig
-from assent.data.formats import load_examples
-from assent.data.records import Example
-from assent.evaluate.answers import sample_answers
+from assent.config import METHODS, DemoConfig, EvalConfig, SamplingConfig
+from assent.evaluate.evaluation import answers_of, prompts_of
 from assent.lab.demo import SAMPLING, make_world, stages
 from assent.lab.world import AssistantWorld, load_world
 from assent.models.loading import quiet_transformers
@@ -177,27 +175,37 @@ class Grader:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.world: AssistantWorld = load_world(base.world.world)
-        self.prompts: list[Example] = load_examples(str(base.world.prompts_eval)).examples
 
     def grade(self, run: Path, folder: Path) -> None:
         """Writes the answers of the model of `run` with their scores, and then that the cell is done."""
         if (folder / RESULT).is_file():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        answers = sample_answers(
-            run / "model",
-            self.prompts,
-            reference=self.base.sft / "model",
-            reward_model=self.base.reward / "model",
-            sampling=SAMPLING,
-            world=distributed.init(),
-            per_prompt=PER_PROMPT,
+        config = EvalConfig(
+            policies=(f"run={run}",),
+            prompts=str(self.base.world.prompts_eval),
+            out=str(folder),
+            reference=str(self.base.sft),
+            rewards=(f"proxy={self.base.reward}",),
+            answers=PER_PROMPT,
             precision="fp32",
+            sampling=SAMPLING,
         )
-        rows = []
-        for answer in answers:
-            gold = self.world.gold(self.prompts[answer.prompt_index].prompt, answer.text).reward
-            rows.append(asdict(answer) | {"scores": {**answer.scores, "gold": gold}})
+        graded = {"gold": lambda prompt, text: self.world.gold(prompt, text).reward}
+        (answers,) = answers_of(config, distributed.init(), prompts_of(config), graded)
+        assert answers.tokens is not None and answers.finished is not None
+        assert answers.log_prob is not None and answers.reference_log_prob is not None
+        columns = {
+            "prompt_index": answers.prompt,
+            "num_tokens": answers.tokens,
+            "finished": answers.finished,
+            "kl": answers.log_prob - answers.reference_log_prob,
+        }
+        rows = [
+            {name: values[index].item() for name, values in columns.items()}
+            | {"text": text, "scores": {name: float(values[index]) for name, values in answers.scores.items()}}
+            for index, text in enumerate(answers.texts)
+        ]
         (folder / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         took = folder / TOOK
         _save(folder / RESULT, json.loads(took.read_text(encoding="utf-8")) if took.is_file() else {})

@@ -1,6 +1,6 @@
-"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/objectives.md, docs/online.md,
-docs/own.md and docs/reward-models.md from the code, that of docs/models.md from what was measured (docs/models.json),
-and docs/map.md from the docstrings of modules.
+"""Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/evaluation.md, docs/objectives.md,
+docs/online.md, docs/own.md and docs/reward-models.md from the code, that of docs/models.md from what was measured
+(docs/models.json), and docs/map.md from the docstrings of modules.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -27,11 +27,14 @@ from assent.config.relations import WORDS  # noqa: E402
 from assent.config.sections import default_of  # noqa: E402
 from assent.data import conversions  # noqa: E402
 from assent.data.formats import FORMATS, Format, fates  # noqa: E402
+from assent.measures import shapes  # noqa: E402
+from assent.measures.table import MODULES  # noqa: E402
 
 MODELS = ROOT / "docs" / "models.md"
 PAGE, ONLINE, MAP = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "docs" / "map.md"
 OWN = ROOT / "docs" / "own.md"
 REWARD = ROOT / "docs" / "reward-models.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 
 
 # ---- docs/cli.md
@@ -415,6 +418,27 @@ def fate_table(heading: str, rows: list[tuple[list[str], str, str]]) -> list[str
 # ---- docs/online.md
 
 
+def evaluation_page() -> str:
+    """docs/evaluation.md: its own text, and the table of measures."""
+    return filled(EVALUATION, {"table of measures": measures_table()})
+
+
+def measures_table() -> str:
+    """Every measure under its heading."""
+    lines = []
+    for heading, rows in MODULES.items():
+        lines += [f"### {heading}", "", "| measure | what it is | unit | better | needs |", "|---|---|---|---|---|"]
+        for row in rows:
+            asked = "; only where `--measures` names it" if row.on_request else ""
+            package = (f"`{row.package}` of the extra `eval`",) if row.package else ()
+            needs = "; ".join([*(shapes.NEEDS[need] for need in row.needs), *package])
+            about = row.about[0].upper() + row.about[1:].rstrip(".")
+            cells = f"`{row.name}`", about + asked, row.unit, row.better or "", needs
+            lines.append("| " + " | ".join(map(one_line, cells)) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def online_page() -> str:
     """docs/online.md: its own text, and the table of methods."""
     return filled(ONLINE, {"table of methods": methods_table()})
@@ -596,6 +620,7 @@ def main() -> int:
         ONLINE: online_page(),
         OWN: own_page(),
         REWARD: reward_page(),
+        EVALUATION: evaluation_page(),
         MODELS: models_page(),
         MAP: map_page(),
     }

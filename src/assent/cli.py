@@ -58,6 +58,12 @@ COMMANDS: dict[str, Command] = {
     "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
     **{name: _reward_model(name) for name in REWARD_MODELS},
     **{name: _learning(row, "assent.algorithms.preference.train:train_preference") for name, row in OBJECTIVES.items()},
+    "eval": Command(
+        config.EvalConfig,
+        "Policies on the same prompts: every number.",
+        "assent.evaluate.evaluation:evaluate",
+        ("policies",),
+    ),
     "trust": Command(
         config.TrustConfig,
         "How far a reward can be trusted, on judged answers.",
@@ -106,7 +112,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     },
     "From rewards of sampled answers": tuple(METHODS),
     "By a function of your own": ("custom", "check"),
-    "Evaluation": ("generate", "score", "trust", "compare", "report", "watch", "demo"),
+    "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""
 

@@ -133,15 +133,22 @@ def proportion_interval(successes: float, n: float, confidence: float = 0.95, mi
     return Interval(p, low, high, int(n), missing)
 
 
-def paired_difference(a: Values, b: Values, confidence: float = 0.95, seed: int = 0) -> PairedDifference:
+def paired_difference(
+    a: Values, b: Values, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95, seed: int = 0
+) -> PairedDifference:
     """Mean of a_i - b_i with a bootstrap interval over the pairs, a permutation test and a sign test.
 
-    A pair with a missing side is left out and counted. Raises `UserError` when the lengths differ.
+    With `clusters` (one label a pair, for example its prompt) the interval draws whole clusters and the tests flip
+    them: several answers to one prompt are one piece of evidence. A pair with a missing side is left out and counted.
+    Raises `UserError` when the lengths differ.
     """
     left, right = _paired(a, b)
-    difference = mean_interval(left - right, confidence=confidence, seed=seed)
+    difference = mean_interval(left - right, clusters, confidence, seed)
     present = ~np.isnan(left - right)
     left, right = left[present], right[present]
+    if clusters is not None:
+        labels = [label for label, keep in zip(clusters, present, strict=True) if keep]
+        left, right = (_by_cluster(side, labels)[0] for side in (left, right))
     if len(left) < 2:
         return PairedDifference(difference, math.nan, math.nan)
     permutation = stats.permutation_test(
@@ -176,18 +183,102 @@ def win_rate(
     missing = int((~present).sum())
     outcome = (np.sign(a[present] - b[present]) + 1) / 2
     wins, ties, losses = (int((outcome == value).sum()) for value in (1.0, 0.5, 0.0))
-    n = len(outcome)
+    rate = replace(share_interval(outcome, labels, confidence), missing=missing)
+    return WinRate(rate, wins, ties, losses)
+
+
+def share_interval(
+    values: Values, clusters: Sequence[Hashable] | np.ndarray | None = None, confidence: float = 0.95
+) -> Interval:
+    """Mean p of values between 0 and 1 (most of them 0 or 1) with Wilson's interval, honest also where all are alike.
+
+    Several values of one cluster (prompt) are worth fewer: the interval uses the effective number
+    n_eff = p (1 - p) / Var(p), Var(p) estimated between clusters and n_eff kept within [clusters, values]. A missing
+    value is left out and counted. Raises `UserError` for values outside [0, 1]."""
+    numbers = _floats(values)
+    if clusters is not None and len(clusters) != len(numbers):
+        raise UserError(f"share_interval needs one cluster label for each value. Got {len(clusters)}")
+    present = ~np.isnan(numbers)
+    labels = range(len(numbers)) if clusters is None else clusters
+    kept, missing = numbers[present], int((~present).sum())
+    if ((kept < 0) | (kept > 1)).any():
+        raise UserError(f"share_interval needs values from 0 to 1. Got {kept.min():g} to {kept.max():g}")
+    n = len(kept)
     if n == 0:
-        return WinRate(Interval(math.nan, math.nan, math.nan, 0, missing), 0, 0, 0)
-    p = float(outcome.mean())
-    sums, counts = _by_cluster(outcome, labels)
+        return Interval(math.nan, math.nan, math.nan, 0, missing)
+    p = float(kept.mean())
+    sums, counts = _by_cluster(kept, [label for label, keep in zip(labels, present, strict=True) if keep])
     residual = sums - p * counts
     num_clusters = len(sums)
     variance = float((residual**2).sum()) / n**2 * num_clusters / max(1, num_clusters - 1)
     effective = p * (1 - p) / variance if variance > 0 and 0 < p < 1 else num_clusters
     effective = min(max(effective, num_clusters), n)
-    bounds = proportion_interval(p * effective, effective, confidence)
-    return WinRate(Interval(p, bounds.low, bounds.high, n, missing), wins, ties, losses)
+    bounds = proportion_interval(min(p, 1.0) * effective, effective, confidence)
+    return Interval(p, bounds.low, bounds.high, n, missing)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """`p` of McNemar's exact test, two-sided, and the pairs behind it: those that only a and only b has right."""
+
+    p: float
+    only_a: int
+    only_b: int
+
+
+def mcnemar(a: Values, b: Values) -> McNemar:
+    """Whether a is right more often than b on the same cases: under "no difference" the number of cases that only a has
+    right is binomial among those that one of them has, with chance 1/2 (McNemar 1947, exact). Values are 1 or 0; pairs
+    with a missing side are left out. It takes pairs for independent: give one for each prompt. Without a case that
+    tells them apart p is 1. Raises `UserError` for other values and unequal lengths."""
+    left, right = _paired(a, b)
+    present = ~np.isnan(left - right)
+    left, right = left[present], right[present]
+    if len(wrong := np.flatnonzero(~np.isin(left, (0, 1)) | ~np.isin(right, (0, 1)))):
+        raise UserError(f"mcnemar needs 1 (right) and 0 (wrong). Got {left[wrong[0]]:g} and {right[wrong[0]]:g}")
+    only_a, only_b = int((left > right).sum()), int((left < right).sum())
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return McNemar(p, only_a, only_b)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """p values adjusted for being many (Holm 1979), in the order given: the k-th smallest of m times m - k + 1, never
+    below the one before it, at most 1. Rejecting where the adjusted one is below a level keeps the chance of any wrong
+    rejection below it, whatever their dependence. NaN (a test that could not be done) stays and counts for nothing."""
+    p = np.array(p_values, np.float64)
+    known = np.flatnonzero(~np.isnan(p))
+    if len(wrong := known[(p[known] < 0) | (p[known] > 1)]):
+        raise UserError(f"holm needs p values between 0 and 1. Got {p[wrong[0]]:g}")
+    order = known[np.argsort(p[known], kind="stable")]
+    adjusted = np.full(len(p), math.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return tuple(float(value) for value in adjusted)
+
+
+def prompts_needed(
+    values: Values, half_width: float, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
+) -> int | None:
+    """How many prompts (clusters) would make the interval of the mean of such values ± half_width:
+
+        n = ceil((z sd / half_width)²),   sd² = sum_c (sums_c - mean counts_c)² / ((C - 1) mean(counts)²)
+
+    z the normal quantile, the spread as between these clusters, with as many values each. None with fewer than two
+    clusters, where nothing is known of the spread, or where all are equal, since rare exceptions may exist. Raises
+    `UserError` unless half_width > 0."""
+    if not half_width > 0:
+        raise UserError(f"prompts_needed needs a half width > 0. Got {half_width:g}")
+    numbers = _floats(values)
+    present = ~np.isnan(numbers)
+    labels = range(len(numbers)) if clusters is None else clusters
+    sums, counts = _by_cluster(numbers[present], [label for label, keep in zip(labels, present, strict=True) if keep])
+    if len(sums) < 2:
+        return None
+    mean = sums.sum() / counts.sum()
+    variance = float(((sums - mean * counts) ** 2).sum()) / (len(sums) - 1) / float(counts.mean()) ** 2
+    if variance <= 1e-24 * max(1.0, mean * mean):
+        return None
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    return max(2, math.ceil(z * z * variance / half_width**2))
 
 
 def _floats(values: Values) -> np.ndarray:

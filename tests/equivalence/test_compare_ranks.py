@@ -15,6 +15,7 @@ from assent.algorithms.reward.pairs import train_reward
 from assent.config import (
     CompareConfig,
     DataConfig,
+    EvalConfig,
     ModelConfig,
     OptimConfig,
     RewardConfig,
@@ -23,11 +24,12 @@ from assent.config import (
     TrainConfig,
     settings,
 )
-from assent.data.formats import load_examples
-from assent.evaluate import answers as module
-from assent.evaluate.compare import compare
-from assent.evaluate.generation import PolicyTable
+from assent.evaluate import answers
+from assent.evaluate.compare import compare, evaluation_config
+from assent.evaluate.evaluation import answers_of, evaluate, prompts_of
+from assent.evaluate.results import PolicyTable
 from assent.evaluate.score import score
+from assent.rewards import outside
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
 SCORER = "def score(prompt, answer):\n    return float(len(answer))\n"
@@ -61,7 +63,11 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
 
 
 def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
-    files = {"compare": configs["two"], "score": scoring(configs, "two")}
+    files = {
+        "compare": configs["two"],
+        "score": scoring(configs, "two"),
+        "eval": evaluating(configs, "two"),
+    }
     for name, config in files.items():
         Path(configs["two"].out).with_name(f"{name}.yaml").write_text(settings.dump(config))
     asked = [f"{name}:{Path(configs['two'].out).with_name(f'{name}.yaml')}" for name in files]
@@ -73,10 +79,17 @@ def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
     assert one.scorers == two.scorers == ("gold", "proxy")
     for a, b in zip(one.policies, two.policies, strict=True):
         assert (a.name, a.length, a.unfinished, a.scores["gold"]) == (b.name, b.length, b.unfinished, b.scores["gold"])
-        assert b.kl.mean == pytest.approx(a.kl.mean, abs=1e-4) and b.kl.n == a.kl.n == 6
-        assert b.scores["proxy"].mean == pytest.approx(a.scores["proxy"].mean, abs=1e-4)
+        assert b.kl.n == a.kl.n == 6 and a.numbers.keys() == b.numbers.keys() >= {"elo/proxy", "kl-per-token"}
+        for key, found in a.numbers.items():
+            other = b.numbers[key]
+            assert other.failures == found.failures and other.number.n == found.number.n
+            assert other.number.value == pytest.approx(found.number.value, abs=1e-4), key
     for a, b in zip(one.comparisons, two.comparisons, strict=True):
         assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}
+    evaluate(evaluating(configs, "one"))
+    made = [json.loads((Path(evaluating(configs, name).out) / "evaluation.json").read_text()) for name in configs]
+    alike(made[0], made[1])
+    assert {"mc1", "preference-accuracy", "win-rate/reward", "kl"} <= made[0]["policies"][1]["numbers"].keys()
     score(scoring(configs, "one"))
     rows = [
         [json.loads(line) for line in Path(scoring(configs, name).out).read_text().splitlines()]
@@ -88,6 +101,44 @@ def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
     assert "".join(ranks.said).count("Spearman with length") == 1, "one rank speaks"
 
 
+def alike(one: object, two: object) -> None:
+    """The same, numbers but for what another order of sums does to them."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            alike(one[key], two[key])
+    elif isinstance(one, list) and isinstance(two, list):
+        assert len(one) == len(two)
+        for pair in zip(one, two, strict=True):
+            alike(*pair)
+    elif isinstance(one, float) and isinstance(two, float):
+        assert two == pytest.approx(one, abs=2e-4, rel=1e-3)
+    else:
+        assert one == two
+
+
+def evaluating(configs: dict[str, CompareConfig], name: str) -> EvalConfig:
+    """The start and the reward model's policy, a file of answers, pairs and choices of the prompt file."""
+    config = configs[name]
+    folder = Path(config.out).parent
+    rows = [json.loads(line) for line in Path(str(config.data.eval)).read_text().splitlines()]
+    choices = {"choices": ["Yes.", "No.", "Boil it."], "labels": [1, 0, 0]}
+    prompts, theirs = folder / "asked.jsonl", folder / "theirs.jsonl"
+    prompts.write_text("".join(json.dumps(row | {"mc1_targets": choices}) + "\n" for row in rows))
+    theirs.write_text("".join(json.dumps({"prompt": row["prompt"], "response": "Yes."}) + "\n" for row in rows[1:]))
+    return EvalConfig(
+        (f"start={config.model.path}", f"dpo={folder / 'two' / 'dpo'}", str(theirs)),
+        str(prompts),
+        str(folder / f"eval-{name}"),
+        reference=config.model.path,
+        rewards=(f"reward={config.reward_model}",),
+        scorer=config.scorer,
+        answers=2,
+        precision="fp32",
+        sampling=config.sampling,
+    )
+
+
 def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:
     """The held-out pairs by the reward model and a function."""
     config = configs[name]
@@ -97,7 +148,9 @@ def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:
     return ScoreConfig((config.reward_model, f"{size}:size"), config.data.eval, out=out, precision="fp32")
 
 
-def test_evaluation_runs_on_the_device_of_the_run(configs: dict[str, CompareConfig], monkeypatch: pytest.MonkeyPatch):
+def test_evaluation_runs_on_the_device_of_the_run(
+    configs: dict[str, CompareConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """Every model of it: policy, reference and reward model."""
     asked = []
 
@@ -108,17 +161,9 @@ def test_evaluation_runs_on_the_device_of_the_run(configs: dict[str, CompareConf
 
         return loaded
 
-    monkeypatch.setattr(module, "load_policy", on(module.load_policy))
-    monkeypatch.setattr(module, "load_score_model", on(module.load_score_model))
+    monkeypatch.setattr(answers, "load_policy", on(answers.load_policy))
+    monkeypatch.setattr(outside, "load_score_model", on(outside.load_score_model))
     config, device = configs["one"], torch.device("cpu", 0)
-    folder = Path(config.model.path)
-    prompts = load_examples(config.data.eval).examples
-    made = module.sample_answers(
-        folder,
-        prompts,
-        reference=folder,
-        reward_model=Path(config.reward_model),
-        sampling=config.sampling,
-        world=d.World(0, 1, 0, device),
-    )
-    assert asked == [device] * 3 and len(made) == 3
+    asked_of = replace(evaluation_config(config, ()), out=str(tmp_path))
+    (made,) = answers_of(asked_of, d.World(0, 1, 0, device), prompts_of(asked_of))
+    assert asked == [device] * 3 and len(made) == 6

@@ -25,7 +25,7 @@ from assent.config import (
 from assent.errors import ConfigError, DataError, OutputError, RunFolderError, ShutdownRequested, UserError
 from assent.evaluate import compare as module
 from assent.evaluate.compare import compare, objective_config
-from assent.evaluate.generation import PolicyTable
+from assent.evaluate.results import PolicyTable
 from assent.interrupt import Interrupt
 from assent.train.log import read_metrics
 
@@ -91,7 +91,7 @@ def test_every_objective_is_trained_answered_scored_and_reported(config: Compare
     assert table.baseline == "start" and table.scorers == ("gold",)
     start, dpo, kto = table.policies
     assert [policy.length.n for policy in table.policies] == [4] * 3  # two prompts, the repeated one once
-    assert start.kl.mean == 0.0 and abs(dpo.kl.mean) > 0 and kto.win_rate is not None
+    assert start.kl.mean == 0.0 and abs(dpo.kl.mean) > 0 and table.wins(kto) is not None
     answers = [answer for comparison in table.comparisons for answer in comparison.answers.values()]
     assert answers and all(answer.scores["gold"] == len(answer.text) for answer in answers)
     text = report.read_text()
@@ -108,11 +108,11 @@ def test_a_reward_model_scores_beside_or_instead(config: CompareConfig, tmp_path
     both = replace(config, objectives=("simpo",), options={}, reward_model=reward.out)
     compare(both)
     table = PolicyTable.load(Path(config.out) / "evaluation.json")
-    assert table.gold == "gold" and set(table.scorers) == {"gold", "proxy"}
+    assert table.by == "gold" and set(table.scorers) == {"gold", "proxy"}
     compare(replace(both, scorer=None, out=str(tmp_path / "alone")))
     alone = PolicyTable.load(tmp_path / "alone" / "evaluation.json")
-    assert alone.gold == "proxy" and alone.scorers == ("proxy",)
-    assert [p.scores["proxy"].mean for p in alone.policies] == [p.scores["proxy"].mean for p in table.policies]
+    assert alone.by == "reward" and alone.scorers == ("reward",)
+    assert [p.scores["reward"].mean for p in alone.policies] == [p.scores["proxy"].mean for p in table.policies]
 
 
 def test_resume_keeps_what_is_finished_and_goes_on_with_the_rest(config: CompareConfig, trained, monkeypatch):

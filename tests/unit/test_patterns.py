@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assent.data.records import Example, Message
-from assent.rewards import patterns
+from assent.measures import patterns
 from assent.rewards.group import Group
 from assent.rewards.pool import PooledReward
 from assent.rewards.rules import is_slow, regex, rule_reward

@@ -16,13 +16,15 @@ from assent.data.records import Message
 from assent.errors import RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.alarms import alarm
-from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.pages import number
 from assent.evaluate.panels import PANELS, lengths
 from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
 from assent.evaluate.report import Report, build_report, facts, write_report
+from assent.evaluate.results import PolicyTable, Track, TrackPoint
 from assent.evaluate.runs import Series, read_run, track_of
 from assent.foreign import printable
+from assent.measures.answers import Answers, Prompts
 from assent.statistics import Interval
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\x00\ud800\u202e $a_{b$ &amp; \"q\""
@@ -91,17 +93,34 @@ def steps(count: int) -> list[dict]:
 @pytest.fixture
 def table() -> PolicyTable:
     rng = np.random.default_rng(0)
-    prompts = [(Message("user", f"question {i} {NASTY}"),) for i in range(30)]
+    prompts = [(Message("user", f"question {i} {NASTY}"),) for i in range(40)]
+    columns = known(prompts)
 
-    def answers(gold: float) -> list[Answer]:
-        scores = gold + rng.normal(size=30)
-        return [
-            Answer(i, NASTY, 10 + i, i % 5 > 0, 0.5, {"gold": None if i == 3 else float(s), "proxy": float(2 * s)})
-            for i, s in enumerate(scores)
-        ]
+    def answers(name: str, gold: float) -> Evaluated:
+        proxy = 2 * (gold + rng.normal(size=40))
+        scored = np.where(np.arange(40) == 3, np.nan, proxy / 2)
+        return Evaluated(
+            Answers(
+                name,
+                columns,
+                np.arange(40),
+                (NASTY,) * 40,
+                tokens=np.arange(10, 50),
+                finished=np.arange(40) % 5 > 0,
+                log_prob=np.full(40, -2.5),
+                reference_log_prob=np.full(40, -3.0),
+                scores={"gold": scored, "proxy": proxy},
+                unscored={"gold": tuple("no opinion" if i == 3 else "" for i in range(40))},
+            )
+        )
 
-    policies = {"SFT": answers(0.0), "PPO <b>": answers(2.0)}
-    return evaluate_policies(policies, prompts, {}, "SFT")
+    policies = [answers("SFT", 0.0), answers("PPO <b>", 2.0)]
+    return evaluate_policies(policies, prompts, "SFT").table
+
+
+def known(prompts: list[tuple[Message, ...]]) -> Prompts:
+    texts = tuple(prompt[-1].content for prompt in prompts)
+    return Prompts(texts, texts, ((),) * len(texts), ("",) * len(texts))
 
 
 def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, table: PolicyTable):
@@ -130,7 +149,7 @@ def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, ta
 
 def test_table_shows_the_computed_numbers(table: PolicyTable):
     page = Page(build_report(Report("t", policies=table)))
-    cells = {row[0].split("30 answers")[0]: row for row in page.cells if row and "answers" in row[0]}
+    cells = {row[0].split("40 answers")[0]: row for row in page.cells if row and "answers" in row[0]}
     for policy in table.policies:
         row = cells[policy.name]
         gold, proxy = policy.scores["gold"], policy.scores["proxy"]
@@ -138,33 +157,45 @@ def test_table_shows_the_computed_numbers(table: PolicyTable):
             shown = [float(n.replace("\N{MINUS SIGN}", "-")) for n in re.findall(r"[\d\N{MINUS SIGN}.]+", cell)[:4]]
             expected = [value.mean, value.half_width, value.low, value.high]
             assert shown == [pytest.approx(round(number, 2), abs=0.0051) for number in expected]
-        assert "1 unscored" in row[1] and "unscored" not in row[2]
+        assert "1 left out" in row[1] and "left out" not in row[2]
         assert f"{policy.length.mean:.1f}" in row[5] and "20 %" in row[6]
     ppo = table.policies[1]
-    assert ppo.win_rate is not None and ppo.gain is not None
-    assert f"{100 * ppo.win_rate.rate.mean:.0f} %" in cells["PPO <b>"][3] and "baseline" in cells["SFT"][3]
-    assert f"+{ppo.gain.difference.mean:.2f}" in page.text and "better than SFT" in page.text
+    wins, gain = table.wins(ppo), table.gain(ppo)
+    assert wins is not None and gain is not None and gain.difference.n == 39
+    assert f"{100 * wins.rate.mean:.0f} %" in cells["PPO <b>"][3] and "baseline" in cells["SFT"][3]
+    assert f"+{gain.difference.value:.2f}" in page.text and "better than SFT" in page.text
+    assert "true reward" not in page.text
 
 
 def test_best_gold_is_highlighted_and_more_proxy_is_not(table: PolicyTable):
     html = build_report(Report("t", policies=table))
     best = re.findall(r'<td class="n best">\s*<span class="mean">([^<]*)<', html)
     ppo = table.policies[1]
-    assert ppo.win_rate is not None
-    assert best == [f"{ppo.scores['gold'].mean:.2f}", f"{100 * ppo.win_rate.rate.mean:.0f} %"]
+    wins = table.wins(ppo)
+    assert wins is not None
+    assert best == [f"{ppo.scores['gold'].mean:.2f}", f"{100 * wins.rate.mean:.0f} %"]
 
 
-@pytest.mark.parametrize(("shift", "words"), [(0.0, "not clearly different from SFT"), (-3.0, "worse than SFT")])
-def test_findings_say_no_more_than_the_interval(shift: float, words: str):
-    prompts = [(Message("user", "?"),)] * 20
-    noise = np.random.default_rng(1).normal(size=(2, 20))
+@pytest.mark.parametrize(
+    ("count", "shift", "words"),
+    [
+        (40, 0.0, "not clearly different from SFT"),
+        (40, -3.0, "worse than SFT"),
+        (2, 3.0, "too few prompts (2) to tell from SFT"),
+    ],
+)
+def test_findings_say_no_more_than_the_interval(count: int, shift: float, words: str):
+    prompts = [(Message("user", "?"),)] * count
+    noise, columns = np.random.default_rng(1).normal(size=(2, count)), known(prompts)
     noise -= noise.mean(axis=1, keepdims=True)
-    policies = {
-        name: [Answer(i, "", 1, True, scores={"gold": float(s)}) for i, s in enumerate(values)]
+    policies = [
+        Evaluated(Answers(name, columns, np.arange(count), ("",) * count, scores={"taste": values}))
         for name, values in (("SFT", noise[0]), ("PPO", noise[1] + shift))
-    }
-    page = Page(build_report(Report("t", policies=evaluate_policies(policies, prompts, {}, "SFT"))))
+    ]
+    page = Page(html := build_report(Report("t", policies=evaluate_policies(policies, prompts, "SFT").table)))
     assert words in page.text and "better than SFT" not in page.text
+    assert "n best" in html or count < 30
+    assert "gold" not in page.text.lower(), "nothing is called gold without gold"
 
 
 def test_write_report_from_a_folder_of_runs(tmp_path: Path, table: PolicyTable, capsys):

@@ -7,7 +7,7 @@ from fractions import Fraction as F
 
 import pytest
 
-from assent.rewards.numbers import final_number, gold_number, last_box
+from assent.measures.numbers import final_number, gold_number, last_box
 
 WRITTEN = [
     # how a number is written

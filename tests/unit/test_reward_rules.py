@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from assent.data.formats import load_examples
 from assent.data.records import Example, Message, Origin
 from assent.errors import ConfigError, DataError
+from assent.measures.numbers import final_number, gold_number
 from assent.rewards.group import Group
-from assent.rewards.numbers import final_number, gold_number
 from assent.rewards.rules import RULES, RuleReward, numeric, rule_reward
 
 # Line of gsm8k_test.jsonl, an answer, and whether it is right: all judged by hand.

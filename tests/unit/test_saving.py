@@ -194,10 +194,13 @@ def _build(place: str, base: Path) -> None:
 
     from assent.algorithms import probe
     from assent.algorithms.online import train
-    from assent.config import EngineConfig, GenerateConfig, SamplingConfig
+    from assent.config import EngineConfig, EvalConfig, GenerateConfig, SamplingConfig
     from assent.data.records import Example, Message
     from assent.distributed import World
-    from assent.evaluate.answers import sample_answers
+    from assent.evaluate.answers import Asking
+    from assent.evaluate.policies import PolicySource
+    from assent.evaluate.prompts import PromptSet
+    from assent.measures.answers import Prompts
     from assent.rollout import chat
 
     prompts = [Example(prompt=(Message("user", "a"),))]
@@ -217,7 +220,9 @@ def _build(place: str, base: Path) -> None:
         made()
     elif place == "evaluation":
         sampling, alone = SamplingConfig(max_new_tokens=2), World(0, 1, 0, torch.device("cpu"))
-        sample_answers(base, prompts, reference=base, reward_model=None, sampling=sampling, world=alone)
+        config = EvalConfig((str(base),), "prompts.jsonl", "out", sampling=sampling)
+        asked = PromptSet("prompts.jsonl", tuple(prompts), Prompts(("a",), ("a",), ((),), ("",)), (), {})
+        Asking(config, asked, alone).sample(PolicySource("base", str(base)))
     else:
         chat._load(GenerateConfig(str(base), precision="fp32"))
 

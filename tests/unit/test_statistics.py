@@ -8,7 +8,16 @@ from scipy import stats
 
 from assent import statistics
 from assent.errors import UserError
-from assent.statistics import Interval, mean_interval, paired_difference, proportion_interval, win_rate
+from assent.statistics import (
+    Interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    prompts_needed,
+    proportion_interval,
+    win_rate,
+)
 
 
 def test_mean_interval_agrees_with_scipy_bootstrap():
@@ -167,3 +176,82 @@ def test_win_rate_copies_add_no_evidence():
     assert win_rate(np.tile(a, 5), np.tile(b, 5)).rate.half_width < 0.5 * plain.rate.half_width
     every = win_rate([1.0] * 20, [0.0] * 20, clusters=list(range(4)) * 5)
     assert every.rate.low == pytest.approx(proportion_interval(4, 4).low)
+
+
+def test_paired_tests_flip_whole_clusters():
+    # Three answers to each of five prompts, all better: 2 of the 2**5 flips of prompts are as extreme, not 2 of 2**15.
+    clusters = list(np.repeat(np.arange(5), 3))
+    result = paired_difference(np.arange(15.0) + 1, np.arange(15.0), clusters)
+    assert result.difference.mean == 1.0
+    assert result.p_permutation == pytest.approx(2 / 32) and result.p_sign == pytest.approx(2 / 32)
+    alone = paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0])
+    assert paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0], list("abc")) == alone
+
+
+def test_permutation_agrees_with_scipy_and_keeps_its_level():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=10), rng.normal(size=10)
+    theirs = stats.permutation_test(
+        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    assert paired_difference(a, b).p_permutation == pytest.approx(theirs)
+    false_alarms = 0
+    for sim in range(200):
+        rng = np.random.default_rng(sim)
+        false_alarms += paired_difference(rng.normal(size=8), rng.normal(size=8)).p_permutation <= 0.05
+    assert false_alarms / 200 <= 0.09
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    a = [1] * 9 + [0] * 2 + [1] * 30 + [0] * 9 + [None]
+    b = [0] * 9 + [1] * 2 + [1] * 30 + [0] * 9 + [1]
+    result = mcnemar(a, b)
+    assert (result.only_a, result.only_b) == (9, 2)
+    # 2 * (C(11, 0) + C(11, 1) + C(11, 2)) / 2**11
+    assert result.p == pytest.approx(2 * (1 + 11 + 55) / 2**11)
+    assert result.p == pytest.approx(stats.binomtest(9, 11).pvalue) and mcnemar(b, a).p == result.p
+    assert mcnemar([1, 0], [1, 0]).p == 1.0
+    with pytest.raises(UserError, match="Got 0.5 and 1"):
+        mcnemar([0.5], [1])
+
+
+def test_holm_is_the_step_down_of_bonferroni():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.6, 0.7]) == (1.0, 1.0) and holm([]) == ()
+    with_gap = holm([0.01, math.nan, 0.02])
+    assert (with_gap[0], with_gap[2]) == (0.02, 0.02) and math.isnan(with_gap[1])
+    with pytest.raises(UserError, match="between 0 and 1"):
+        holm([1.2])
+    # The chance of any false rejection among ten true hypotheses stays at the level.
+    rng = np.random.default_rng(1)
+    wrong = sum(min(holm(list(rng.random(10)))) <= 0.05 for _ in range(1000)) / 1000
+    assert 0.03 < wrong < 0.07 < sum(rng.random(10).min() <= 0.05 for _ in range(1000)) / 1000
+
+
+def test_prompts_needed_gives_the_width_that_was_asked_for():
+    rng = np.random.default_rng(5)
+    needed = prompts_needed(rng.random(500) < 0.5, 0.05)
+    assert needed == pytest.approx(384, rel=0.02)  # 1.96² 0.25 / 0.05²
+    assert mean_interval((rng.random(needed) < 0.5).astype(float)).half_width == pytest.approx(0.05, rel=0.05)
+    # Four answers to a prompt that say the same are one.
+    values = rng.normal(size=200)
+    clusters = list(np.repeat(np.arange(200), 4))
+    assert prompts_needed(np.repeat(values, 4), 0.1, clusters) == prompts_needed(values, 0.1)
+    assert prompts_needed([1.0, None], 0.1) is None and prompts_needed([1.0] * 9, 0.1) is None
+    with pytest.raises(UserError, match="half width"):
+        prompts_needed([1.0, 2.0], 0)
+
+
+def test_coverage_of_shares_and_win_rates():
+    for p, n in ((0.03, 60), (0.5, 40), (0.9, 100)):
+        chance = stats.binom(n, p).pmf(np.arange(n + 1))  # all outcomes, exactly
+        inside = [interval.low <= p <= interval.high for interval in (proportion_interval(k, n) for k in range(n + 1))]
+        assert 0.92 <= chance[inside].sum() <= 0.98
+    hits = 0
+    clusters = list(np.repeat(np.arange(50), 4))
+    for sim in range(300):
+        rng = np.random.default_rng([7, sim])
+        chance = np.repeat(stats.beta(2, 1.2).rvs(50, random_state=rng), 4)  # prompts differ: mean 0.625
+        rate = win_rate((rng.random(200) < chance).astype(float), np.full(200, 0.5), clusters).rate
+        hits += rate.low <= 0.625 <= rate.high
+    assert 0.92 <= hits / 300 <= 0.98

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import reprlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,20 @@ from rich.console import Console
 
 from assent import distributed, lock
 from assent.algorithms.preference.train import train_preference
-from assent.config import OBJECTIVES, CompareConfig, PreferenceConfig, ReportConfig, settings
+from assent.config import OBJECTIVES, CompareConfig, EvalConfig, PreferenceConfig, ReportConfig, settings
 from assent.config.inputs import is_input
-from assent.data.formats import load_examples
-from assent.data.records import Example
 from assent.distributed import World
-from assent.errors import ConfigError, DataError, RunFolderError
-from assent.evaluate.answers import sample_answers
-from assent.evaluate.generation import Answer, PolicyTable, Prompt, Scorer, evaluate_policies, scored
+from assent.errors import ConfigError, RunFolderError
+from assent.evaluate.cache import CACHE
+from assent.evaluate.evaluation import answers_of, evaluated, prompts_of, try_places
 from assent.evaluate.pages import check_page
+from assent.evaluate.prompts import PromptSet
 from assent.evaluate.report import write_report
-from assent.evaluate.runs import EVALUATION
-from assent.functions import load_function
-from assent.guest import Guest, blamed, ends_programs
+from assent.evaluate.results import EVALUATION, PolicyTable
+from assent.evaluate.terminal import render
 from assent.models.loading import quiet_transformers
-from assent.models.sources import model_folder
 from assent.names import suggestion
 from assent.outputs import try_file
-from assent.rewards.group import Group, RewardError, checked
-from assent.train.beforehand import ANSWER
 from assent.train.runfolder import owned
 
 log = logging.getLogger(__name__)
@@ -61,79 +57,53 @@ def compare(config: CompareConfig) -> Path:
 def _compare(config: CompareConfig, world: World, out: Path) -> Path:
     distributed.on_main(lambda: _check_free(out, config))
     runs = {name: objective_config(config, name) for name in config.objectives}
-    prompts = _prompts(config)
-    scorers: dict[str, Scorer] = {} if config.scorer is None else {"gold": gold(config.scorer, prompts)}
-    distributed.on_main(lambda: _try(out, scorers, prompts[0]))
-    start = Path(model_folder(config.model.path))
-
-    def answers_of(folder: Path) -> list[Answer]:
-        return sample_answers(
-            folder,
-            prompts,
-            reference=start,
-            reward_model=Path(config.reward_model) if config.reward_model else None,
-            sampling=config.sampling,
-            world=world,
-            per_prompt=config.answers,
-            seed=config.train.seed,
-            precision=config.model.precision,
-        )
-
+    prompts = distributed.on_main(partial(_prompts, config))
+    distributed.on_main(lambda: try_file(out / REPORT, f"--out {out}: {REPORT}"))
+    try_places(out)
     log.info(f"answers of {START} to {len(prompts)} prompts, before anything is trained")
-    first = answers_of(start)
-    answers = {START: distributed.on_main(lambda: scored(first, [e.prompt for e in prompts], scorers))}
-
-    def stage(number: int, text: str) -> None:
-        log.info(f"[{number}/{len(runs) + 1}] {text}")
-
+    answers_of(evaluation_config(config, ()), world, prompts)
     for number, (name, run) in enumerate(runs.items(), 1):
-        stage(number, name)
+        log.info(f"[{number}/{len(runs) + 1}] {name}")
         train_preference(run)
-    stage(len(runs) + 1, f"answers of {len(runs) + 1} policies to {len(prompts)} prompts")
-    answers |= {name: answers_of(Path(run.out) / "model") for name, run in runs.items()}
+    log.info(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
+    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts)
 
     def report() -> Path:
-        by = "gold" if scorers else "proxy"
-        table = evaluate_policies(answers, [example.prompt for example in prompts], scorers, baseline=START, gold=by)
-        table.save(out / EVALUATION)
-        table.render(Console(width=None if sys.stdout.isatty() else 120))
+        render(table, Console(width=None if sys.stdout.isatty() else 120))
         title = f"{len(runs)} objectives on {config.data.train}"
         return write_report(ReportConfig((str(out),), str(out / REPORT), title))
 
     return distributed.on_main(report)
 
 
-def gold(spec: str, prompts: Sequence[Example]) -> Scorer:
-    """The user's function as a scorer of answers to these prompts. It raises RewardError, with the function's line,
-    for what the function raises, and for what is no number and not None."""
-    guest, by_prompt = Guest(), {example.prompt: example for example in prompts}
-    with guest.turn():
-        function = load_function(spec, "--scorer")
+def evaluation_config(config: CompareConfig, runs: Sequence[str]) -> EvalConfig:
+    """The evaluation of the start and of these runs: what `assent eval` would be told."""
+    file = config.prompts or config.data.eval
+    if file is None:
+        raise ConfigError("assent compare needs prompts to answer. Give --prompts FILE or --data.eval FILE.")
+    shape: dict[str, Any] = {} if config.prompts else {"format": config.data.format, "columns": config.data.columns}
+    scored_by = "proxy" if config.scorer else "reward"
+    return EvalConfig(
+        policies=(f"{START}={config.model.path}", *(f"{name}={Path(config.out) / name}" for name in runs)),
+        prompts=file,
+        out=config.out,
+        baseline=START,
+        reference=config.model.path,
+        rewards=(f"{scored_by}={config.reward_model}",) if config.reward_model else (),
+        scorer=config.scorer,
+        answers=config.answers,
+        seed=config.train.seed,
+        resume=True,
+        precision=config.model.precision,
+        trust_remote_code=config.model.trust_remote_code,
+        sampling=config.sampling,
+        **shape,
+    )
 
-    def score(prompt: Prompt, answer: str) -> float | None:
-        example = by_prompt[tuple(prompt)]
-        with guest.turn():
-            try:
-                value = function(prompt, answer)
-            except BaseException as error:
-                if not isinstance(error, Exception) and not ends_programs(error):
-                    raise
-                raised = blamed(error, spec.rpartition(":")[0])
-                to = f"for the answer {reprlib.repr(answer)} to {example.origin}"
-                raise RewardError(f"--scorer {spec} raised {raised} {to}.") from error
-        if value is None:
-            return None
-        return float(checked(f"--scorer {spec}", [Group(example, (answer,), (True,), (0,))], [value])[0])
 
-    return score
-
-
-def _try(out: Path, scorers: Mapping[str, Scorer], example: Example) -> None:
-    """What is only needed at the end: the places of the results, and the scorers, on a made-up answer."""
-    for place in (EVALUATION, REPORT):
-        try_file(out / place, f"--out {out}: {place}")
-    for score in scorers.values():
-        score(example.prompt, ANSWER)
+def _prompts(config: CompareConfig) -> PromptSet:
+    """Prompts to answer, each once; answers of the held-out data are not asked about."""
+    return replace(prompts_of(evaluation_config(config, ())), given=())
 
 
 def _check_free(out: Path, config: CompareConfig) -> None:
@@ -142,7 +112,7 @@ def _check_free(out: Path, config: CompareConfig) -> None:
     names = lock.content(out)
     if names and config.resume is None:
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
-    if names and not names & OBJECTIVES.keys():
+    if names and not names & {*OBJECTIVES, CACHE}:
         raise RunFolderError(f"--resume {config.resume}: no earlier comparison is in {out}. Choose another --out.")
     if (out / REPORT).is_file():
         check_page(out / REPORT)
@@ -174,16 +144,3 @@ def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
     for part in path[:-1]:
         tree = tree[part]
     tree[path[-1]] = value
-
-
-def _prompts(config: CompareConfig) -> list[Example]:
-    """Prompts to answer, each once."""
-    file = config.prompts or config.data.eval
-    if file is None:
-        raise ConfigError("assent compare needs prompts to answer. Give --prompts FILE or --data.eval FILE.")
-    shape: Mapping[str, Any] = {} if config.prompts else {"format": config.data.format, "columns": config.data.columns}
-    examples = load_examples(file, **shape).examples
-    unique = list({(example.prompt, example.tools): example for example in examples if example.prompt}.values())
-    if not unique:
-        raise DataError(f"{file}: no row has a prompt to answer.")
-    return unique

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from assent.evaluate.generation import Track
+from assent.evaluate.results import Track
 from assent.evaluate.runs import Series
 from assent.foreign import printable
 from assent.statistics import Interval

@@ -19,12 +19,13 @@ from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots
 from assent.evaluate.alarms import alarm
-from assent.evaluate.generation import Answer, Comparison, PolicyResult, PolicyTable, Track, TrackPoint
 from assent.evaluate.pages import SIGNATURE, check_page, number, page_environment
 from assent.evaluate.panels import lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
-from assent.evaluate.runs import EVALUATION, NAMES, Run, find_runs, read_run, track_of
+from assent.evaluate.results import EVALUATION, FEWEST, Answer, Comparison, PolicyTable, Track, TrackPoint, as_interval
+from assent.evaluate.runs import NAMES, Run, find_runs, read_run, track_of
 from assent.foreign import printable
+from assent.measures.shapes import Measured
 from assent.outputs import write_text
 from assent.statistics import Interval
 
@@ -134,54 +135,44 @@ def _findings(table: PolicyTable) -> list[dict[str, object]]:
     """What each policy gained over the baseline, in words."""
     findings = []
     for policy in table.policies:
-        if policy.gain is None or policy.win_rate is None or math.isnan(policy.gain.difference.mean):
+        wins, gain, verdict = table.wins(policy), table.gain(policy), table.verdict(policy)
+        if wins is None or gain is None or not verdict:
             continue
-        gain = policy.gain.difference
-        if gain.low > 0:
-            verdict, tone = "better than", "good"
-        elif gain.high < 0:
-            verdict, tone = "worse than", "bad"
-        else:
-            verdict, tone = "not clearly different from", "unclear"
-        findings.append({"policy": policy, "gain": gain, "wins": policy.win_rate, "verdict": verdict, "tone": tone})
+        tone = {"better than": "good", "worse than": "bad"}.get(verdict, "unclear")
+        found = as_interval(Measured(gain.difference))
+        findings.append({"policy": policy, "gain": found, "wins": wins, "verdict": verdict, "tone": tone})
     return findings
 
 
 def _best(table: PolicyTable) -> dict[str, str]:
-    """Policies to highlight by column: gold reward and win rate. More proxy reward, KL or length is not better."""
+    """Policies to highlight by column: the score that decides, and win rate. More of another score, KL or length is not
+    better. On too few prompts none is."""
     best: dict[str, str] = {}
-    if (name := table.best(table.gold)) is not None:
-        best[table.gold] = name
-    rated = [p for p in table.policies if p.win_rate is not None and not math.isnan(p.win_rate.rate.mean)]
-    if rated:
-        best["win_rate"] = max(rated, key=_rate).name
+    if (name := table.best(table.by)) is not None:
+        best[table.by] = name
+    rated = {p.name: wins.rate.mean for p in table.policies if (wins := table.wins(p)) is not None}
+    known = {name: rate for name, rate in rated.items() if not math.isnan(rate)}
+    if known and not 0 < table.prompts < FEWEST:
+        best["win_rate"] = max(known, key=lambda name: known[name])
     return best
-
-
-def _rate(policy: PolicyResult) -> float:
-    assert policy.win_rate is not None
-    return policy.win_rate.rate.mean
 
 
 def _policy_charts(table: PolicyTable, colors: Mapping[str, str]) -> list[Chart]:
     def rows(values: Mapping[str, Interval]) -> list[tuple[str, Interval, str]]:
         return [(name, value, colors[name]) for name, value in values.items()]
 
-    gold = {policy.name: policy.scores[table.gold] for policy in table.policies}
-    wins = {policy.name: policy.win_rate.rate for policy in table.policies if policy.win_rate is not None}
-    label = f"{table.gold} reward"
-    charts = [
-        Chart(
-            "Gold reward",
-            "The dot is the mean, the bar its 95 % interval. Bars that do not overlap are a real difference.",
-            plots.intervals_svg(rows(gold), label),
-        )
-    ]
+    score = {policy.name: table.score(policy) for policy in table.policies}
+    wins = {policy.name: found.rate for policy in table.policies if (found := table.wins(policy)) is not None}
+    label = f"{table.by} reward"
+    charts = []
+    if table.by in table.scorers:
+        caption = "The dot is the mean, the bar its 95 % interval. Bars that do not overlap are a real difference."
+        charts.append(Chart(f"Mean {label}", caption, plots.intervals_svg(rows(score), label)))
     if wins:
         caption = f"Share of prompts answered better than by {table.baseline}, a tie counting half. Dashed: no better."
         charts.append(Chart("Win rate", caption, plots.intervals_svg(rows(wins), "win rate", reference=0.5)))
-    if any(not math.isnan(policy.kl.mean) for policy in table.policies):
-        points = [(p.name, p.kl, p.scores[table.gold], colors[p.name]) for p in table.policies]
+    if table.by in table.scorers and any(not math.isnan(policy.kl.mean) for policy in table.policies):
+        points = [(p.name, p.kl, table.score(p), colors[p.name]) for p in table.policies]
         caption = "What was gained, and how far the policy had to move for it. Higher and further left is better."
         charts.append(Chart("Gain for distance", caption, plots.frontier_svg(points, label)))
     return charts
@@ -249,7 +240,7 @@ def _sample_answer(row: dict) -> Answer:
     scores = {key: float(value) for key, value in row.items() if key != "step" and type(value) in (int, float)}
     tokens = scores.pop("length", math.nan)
     finished = row.get("finished", True) is not False
-    return Answer(0, str(row.get("response", "")), 0 if math.isnan(tokens) else int(tokens), finished, None, scores)
+    return Answer(str(row.get("response", "")), None if math.isnan(tokens) else int(tokens), finished, scores)
 
 
 def _cut(text: str) -> tuple[str, int]:

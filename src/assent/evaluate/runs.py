@@ -13,7 +13,7 @@ import numpy as np
 from assent.config import METHODS, OBJECTIVES, REWARD_MODELS
 from assent.config.objectives import CUSTOM
 from assent.errors import RunFolderError
-from assent.evaluate.generation import Track, TrackPoint
+from assent.evaluate.results import EVALUATION, Track, TrackPoint
 from assent.foreign import printable
 from assent.statistics import Interval
 
@@ -27,8 +27,6 @@ NAMES = {
     **{key: row.name for key, row in METHODS.items()},
 }
 """Command -> what it is called in the report."""
-EVALUATION = "evaluation.json"
-"""A `PolicyTable`, in a run folder or in the folder above several."""
 
 
 @dataclass(frozen=True)

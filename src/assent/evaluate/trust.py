@@ -23,9 +23,9 @@ from assent.config import TrustConfig
 from assent.data.records import Example
 from assent.errors import OutputError
 from assent.evaluate.benchmark import SPLIT, Benchmark, Name, detect, evaluate, read_benchmark, write_results
-from assent.evaluate.compare import gold as gold_function
 from assent.evaluate.pages import check_page
 from assent.evaluate.score import answered
+from assent.evaluate.scores import gold as gold_function
 from assent.evaluate.trust_page import trust_page
 from assent.evaluate.trust_table import table_rows
 from assent.evaluate.trusted import KIND, FileTrust, Report, shown

@@ -9,7 +9,8 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,
     DemoConfig,
+    EvalConfig,
     ModelConfig,
     OptimConfig,
     ReportConfig,
@@ -35,15 +37,14 @@ from assent.config import (
     online_config,
     preference_config,
 )
-from assent.data.formats import load_examples
 from assent.data.records import Message
 from assent.distributed import World
 from assent.errors import RunFolderError
-from assent.evaluate.answers import sample_answers
-from assent.evaluate.generation import Answer, PolicyTable, Track, TrackPoint, evaluate_policies
+from assent.evaluate.evaluation import evaluated, prompts_of
 from assent.evaluate.pages import check_page
 from assent.evaluate.report import write_report
-from assent.evaluate.runs import EVALUATION
+from assent.evaluate.results import EVALUATION, PolicyTable, Track, TrackPoint
+from assent.evaluate.terminal import render
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import AssistantWorld, load_world
 from assent.models.loading import quiet_transformers
@@ -83,12 +84,11 @@ def _run(config: DemoConfig, world: World, out: Path) -> Path:
         stage(number, name)
         train(run)
     stage(len(runs) + 1, "evaluation: gold reward, which no training step has seen")
-    answers = sampled(out, paths, config.seed, world)
+    table = evaluate(out, paths, config.seed, world)
 
     def report() -> Path:
-        table = evaluate(out, paths, answers)
         table.save(out / EVALUATION)
-        table.render(Console(width=None if sys.stdout.isatty() else 110))
+        render(table, Console(width=None if sys.stdout.isatty() else 110))
         print(f"Reward model: {accuracy(out / 'reward')} of held-out noisy labels right")
         page = write_report(ReportConfig((str(out),), str(out / "report.html"), "assent demo: the assistant world"))
         log.info(f"Done in {clock(time.monotonic() - begun)}.")
@@ -190,32 +190,25 @@ def stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, 
     ]
 
 
-def sampled(out: Path, paths: WorldPaths, seed: int, ranks: World) -> dict[str, list[Answer]]:
-    """Answers of SFT, PPO and DPO to the held-out prompts. Every rank must call it."""
-    prompts = load_examples(str(paths.prompts_eval)).examples
-    return {
-        name: sample_answers(
-            out / folder / "model",
-            prompts,
-            reference=out / "sft" / "model",
-            reward_model=out / "reward" / "model",
-            sampling=SAMPLING,
-            world=ranks,
-            per_prompt=ANSWERS,
-            seed=seed,
-            precision="fp32",
-        )
-        for name, folder in (("SFT", "sft"), ("PPO", "ppo"), ("DPO", "dpo"))
-    }
-
-
-def evaluate(out: Path, paths: WorldPaths, answers: Mapping[str, list[Answer]]) -> PolicyTable:
-    """The answers' grades, and gold against proxy over PPO's training."""
+def evaluate(out: Path, paths: WorldPaths, seed: int, ranks: World) -> PolicyTable:
+    """SFT, PPO and DPO on the held-out prompts, graded by the rubric, and gold against proxy over PPO's training. Every
+    rank must call it."""
     world = load_world(paths.world)
-    prompts = [example.prompt for example in load_examples(str(paths.prompts_eval)).examples]
-    scorers = {"gold": lambda prompt, text: world.gold(prompt, text).reward}
-    table = evaluate_policies(answers, prompts, scorers, baseline="SFT")
-    return PolicyTable(table.baseline, table.gold, table.policies, table.comparisons, (_track(out / "ppo", world),))
+    config = EvalConfig(
+        policies=tuple(f"{name}={out / folder}" for name, folder in (("SFT", "sft"), ("PPO", "ppo"), ("DPO", "dpo"))),
+        prompts=str(paths.prompts_eval),
+        out=str(out),
+        reference=str(out / "sft"),
+        rewards=(f"proxy={out / 'reward'}",),
+        answers=ANSWERS,
+        seed=seed,
+        resume=True,
+        precision="fp32",
+        sampling=SAMPLING,
+    )
+    prompts = distributed.on_main(lambda: prompts_of(config))
+    graded = {"gold": lambda prompt, text: world.gold(prompt, text).reward}
+    return replace(evaluated(config, ranks, prompts, graded), tracks=(_track(out / "ppo", world),))
 
 
 def _track(run: Path, world: AssistantWorld) -> Track:

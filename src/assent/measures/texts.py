@@ -11,6 +11,23 @@ BULLET = re.compile(r"[ \t]*[-*+•][ \t]+\S")
 ITEM = re.compile(r"[ \t]*([-*+•]|\d{1,3}[.)])[ \t]+\S")
 HEADING = re.compile(r"[ \t]{0,3}#{1,6}[ \t]+\S")
 BOLD = re.compile(r"(\*\*|__)(?=\S)[^\n]+?(?<=\S)\1")
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and Chinese characters
+)
+"""Letters of scripts that write no blanks between words."""
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+(?:['’]\w+)*|[^\w\s]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case and marks of punctuation, one by one; of scripts without blanks between words, letters."""
+    return _WORD.findall(text.lower())
+
+
+def unspaced(text: str) -> bool:
+    """Whether most letters are of scripts that write no blanks between words."""
+    return 2 * len(_UNSPACED.findall(text)) > sum(letter.isalnum() for letter in text)
 
 
 def length(text: str) -> int:

@@ -15,10 +15,10 @@ from typing import NamedTuple
 from assent.data.columns import column, column_names, has_column
 from assent.data.records import Example
 from assent.errors import ConfigError, DataError
+from assent.measures.numbers import behind_mark, final_number, gold_number
+from assent.measures.patterns import found, linear
 from assent.names import suggestion
 from assent.rewards.group import Group, Scores, checked
-from assent.rewards.numbers import behind_mark, final_number, gold_number
-from assent.rewards.patterns import found, linear
 
 MATH_LIMIT = 5
 """Seconds in which math-verify must read or compare an expression; it counts as wrong otherwise."""
@@ -39,7 +39,7 @@ def contains(answer: str, gold: str) -> float:
 def numeric(answer: str, gold: str) -> float:
     """1.0 where the answer's final number is the gold number, else 0.0 (GSM8K, arXiv 2110.14168).
 
-    Which number that is says `assent.rewards.numbers`. Numbers are compared exactly, as fractions: 540, $540.00,
+    Which number that is says `assent.measures.numbers`. Numbers are compared exactly, as fractions: 540, $540.00,
     1,080/2 and 5.4e2 are the same.
 
     gold  the number alone, or a text that ends with "#### number" or holds \\boxed{number}

@@ -20,6 +20,7 @@ from assent.config import (
     OBJECTIVES,
     AttributesConfig,
     CompareConfig,
+    EvalConfig,
     RewardConfig,
     RewardGateConfig,
     RewardOdinConfig,
@@ -28,6 +29,7 @@ from assent.config import (
     settings,
 )
 from assent.evaluate.compare import compare
+from assent.evaluate.evaluation import evaluate
 from assent.evaluate.score import score
 
 COMMANDS = {
@@ -37,6 +39,7 @@ COMMANDS = {
     "reward-gate": (RewardGateConfig, train_gate),
     "reward-attributes": (AttributesConfig, train_attributes),
     "compare": (CompareConfig, compare),
+    "eval": (EvalConfig, evaluate),
     "score": (ScoreConfig, score),
     **{name: (row.config, train_preference) for name, row in OBJECTIVES.items()},
     **{name: (row.config, train_online) for name, row in METHODS.items()},

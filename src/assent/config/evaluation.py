@@ -1,0 +1,87 @@
+"""Options of `assent eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from assent.config.judge import JudgeConfig
+from assent.config.online import RemoteConfig
+from assent.config.ranges import Count, Length, Named, Names, Seed
+from assent.config.sampling import SamplingConfig
+from assent.config.scoring import SourceConfig
+from assent.config.sections import Sections
+
+
+@dataclass(frozen=True)
+class EvalConfig(Sections):
+    """Policies on the same prompts: every number with its interval, its failures, and a test against the baseline."""
+
+    policies: Names
+    """What is evaluated: model folders, runs, hub ids, or files of answers made elsewhere ({prompt, response}, or
+    alpaca_eval's {instruction, output, generator}); NAME=... gives one a name."""
+    prompts: Named
+    """File, folder or hub id of prompts to answer; its columns reference, references, answer or solution are right
+    answers, its own answers are read for their likelihood."""
+    out: Named
+    """Folder for evaluation.json, evaluation.csv, answers.jsonl and the cache."""
+    baseline: Named | None = None
+    """Name of the policy that the others are compared with; default: the first."""
+    reference: Named | None = None
+    """Model folder or hub id that KL is measured from."""
+    rewards: tuple[str, ...] = ()
+    """What scores answers, each by itself: reward models, rules, functions, servers, implicit=FOLDER, as SOURCE of
+    assent score; openai=URL or judge=FOLDER, which rates answers or compares them with the baseline's."""
+    scorer: Named | None = None
+    """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward."""
+    labels: Named | None = None
+    """File of verdicts on pairs of these answers, in alpaca_eval's shape {instruction, output_1, output_2,
+    preference}: 1, 2, or between them."""
+    harness: tuple[str, ...] = ()
+    """Result files of lm-evaluation-harness, NAME=FILE: their numbers stand in the row of the policy NAME."""
+    measures: tuple[str, ...] = ()
+    """Measures of the table, by name (docs/evaluation.md); default: all whose needs are met."""
+    checkpoints: bool = False
+    """Also every checkpoint of the policies that are runs."""
+    answers: Count = 1
+    """Answers to each prompt."""
+    format: str = "auto"
+    """Shape of the rows; auto detects it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column map, expected name to the file's name."""
+    kind: Named | None = None
+    """Column with the kind of each prompt; default: kind, category or type."""
+    split: str = "train"
+    """Split of a hub id."""
+    limit: Count | None = None
+    """Use only the first rows."""
+    seed: Seed = 0
+    """Seed of sampling, and of what is shown."""
+    resume: bool = False
+    """Continue an evaluation in `out`: answers that are in its cache are not sampled again."""
+    tokenizer: Named | None = None
+    """Folder or hub id whose tokenizer and chat template write answers of files for servers."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute precision."""
+    max_length: Length | None = None
+    """Longest prompt plus answer, in tokens; default: what each model reads, at most 8,192."""
+    micro_tokens: Count = 4096
+    """Most packed tokens in one forward pass."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+
+    def source(self, word: str, tokenizer: str | None) -> SourceConfig:
+        """The options of one of `rewards`, for answers that the tokenizer of a folder wrote."""
+        return SourceConfig(
+            (word,),
+            tokenizer=tokenizer,
+            max_length=self.max_length,
+            precision=self.precision,
+            micro_tokens=self.micro_tokens,
+            trust_remote_code=self.trust_remote_code,
+            remote=self.remote,
+            judge=self.judge,
+        )

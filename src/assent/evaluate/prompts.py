@@ -1,0 +1,250 @@
+"""The prompts of an evaluation: each once, with what the file knows of it (right answers, kinds, choices), and the
+answers that the file itself gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from assent.data.dataset import count_reasons, prompt_id
+from assent.data.formats import load_examples, message_row
+from assent.data.formats.values import Row
+from assent.data.records import Binary, Example, Message, Pair, Ranking, Rating, Response
+from assent.data.views import pair_view
+from assent.errors import ConfigError, DataError
+from assent.measures.answers import Prompts
+from assent.rewards.judge.source import conversation
+
+log = logging.getLogger(__name__)
+
+REFERENCES = ("references", "reference", "answer", "solution", "correct_answers")
+"""Columns that are right answers; the first that a row has counts."""
+KINDS = ("kind", "category", "type")
+"""Columns that are kinds of prompts; the first that any row has counts."""
+MC1, MC2, CHOICES = "mc1_targets", "mc2_targets", ("choices", "labels")
+
+
+class GivenRow(NamedTuple):
+    """Answers that the file gives to prompt `prompt`. `right` says of each whether it is (None: nobody said); `one` and
+    `some` that they are the choices of a question with a single right answer, and with right and wrong ones."""
+
+    example: Example
+    prompt: int
+    right: tuple[float | None, ...] = ()
+    one: bool = False
+    some: bool = False
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The better and the worse answer of each comparison."""
+        return [(item.chosen, item.rejected) for item in self.example.feedback if isinstance(item, Pair)]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """P prompts of `file`. `examples` are the prompts with their columns and without answers, `columns` what is known
+    of each, `given` the file's own answers, `left_out` rows that cannot be used, by reason."""
+
+    file: str
+    examples: tuple[Example, ...]
+    columns: Prompts
+    given: tuple[GivenRow, ...]
+    left_out: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def messages(self) -> list[tuple[Message, ...]]:
+        return [example.prompt for example in self.examples]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that a policy is asked."""
+        asked = [[[message_row(m) for m in e.prompt], e.tools, dict(e.template_kwargs)] for e in self.examples]
+        return _sha256(asked)
+
+    @property
+    def given_digest(self) -> str:
+        """sha256 of the file's own answers."""
+        return _sha256([[row.prompt, [r.text for r in row.example.responses]] for row in self.given])
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_prompts(
+    file: str,
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    kind: str | None = None,
+) -> PromptSet:
+    """The prompts of a file in any known shape. Raises DataError where there are none, ConfigError where no row has
+    the column `kind`."""
+    loaded = load_examples(file, format=format, columns=columns, split=split, limit=limit)
+    asked = [example for example in loaded.examples if example.prompt]
+    for problem in loaded.problems[:_LISTED]:
+        log.warning(f"left out: {problem}")
+    if not asked:
+        raise DataError(f"{file}: no row has a prompt to answer.")
+    places: dict[tuple[Any, ...], int] = {}
+    rows: list[list[Example]] = []
+    for example in asked:
+        place = places.setdefault(_asks(example), len(places))
+        if place == len(rows):
+            rows.append([])
+        rows[place].append(example)
+    first = tuple(replace(same[0], responses=(), feedback=()) for same in rows)
+    prompts = Prompts(
+        texts=tuple(example.prompt[-1].content for example in first),
+        whole=tuple(conversation(example.prompt) for example in first),
+        references=tuple(references_of(same) for same in rows),
+        kinds=_kinds(first, kind, file),
+    )
+    given = [row for place, same in enumerate(rows) for row in _given(same, place)]
+    return PromptSet(file, first, prompts, tuple(given), count_reasons(loaded.problems))
+
+
+_LISTED = 10
+
+
+def _asks(example: Example) -> tuple[Any, ...]:
+    return example.prompt, example.tools, json.dumps(dict(example.template_kwargs), sort_keys=True, default=str)
+
+
+def references_of(rows: Sequence[Example]) -> tuple[str, ...]:
+    """The right answers to one prompt: of the first column in `REFERENCES` that its rows have, else the demonstrations,
+    which are answers that nobody has judged."""
+    found: list[str] = []
+    for example in rows:
+        name = next((name for name in REFERENCES if example.meta.get(name) is not None), None)
+        if name is not None:
+            found += _texts(example.meta[name], f"{example.origin}: column '{name}'")
+        elif not example.feedback:
+            found += [response.text for response in example.responses]
+    return tuple(dict.fromkeys(text for text in found if text))
+
+
+def _texts(value: object, where: str) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, str | int | float):
+            raise DataError(f"{where}: expected a text, a number or a list of them; got {type(each).__name__}.")
+    return [each if isinstance(each, str) else repr(each) for each in values]
+
+
+def _kinds(examples: Sequence[Example], kind: str | None, file: str) -> tuple[str, ...]:
+    names = KINDS if kind is None else (kind,)
+    name = next((name for name in names if any(example.meta.get(name) for example in examples)), None)
+    if kind is not None and name is None:
+        there = ", ".join(dict.fromkeys(key for example in examples for key in example.meta)) or "none"
+        raise ConfigError(f"--kind {kind}: no row of {file} has that column. Other columns: {there}.")
+    return tuple("" if name is None else str(example.meta.get(name) or "") for example in examples)
+
+
+# ---- the file's own answers
+
+
+def _given(rows: Sequence[Example], place: int) -> list[GivenRow]:
+    found = []
+    for example in rows:
+        if example.responses:
+            found.append(_judged(example, place))
+        meta = example.meta
+        for name, one, some in ((MC1, True, False), (MC2, False, True)):
+            if isinstance(targets := meta.get(name), Mapping):
+                found.append(_choices(example, place, targets, name, one, some))
+        if all(name in meta for name in CHOICES):
+            made = _choices(
+                example, place, dict(zip(CHOICES, map(meta.get, CHOICES), strict=True)), "choices", False, True
+            )
+            found.append(made._replace(one=sum(right == 1 for right in made.right) == 1))
+    return found
+
+
+def _judged(example: Example, place: int) -> GivenRow:
+    labels = {item.response: float(item.label) for item in example.feedback if isinstance(item, Binary)}
+    right = tuple(labels.get(index) for index in range(len(example.responses)))
+    if any(isinstance(item, Pair | Ranking | Rating) for item in example.feedback):
+        try:
+            (compared,), _ = pair_view([example])
+            return GivenRow(compared, place, (None,) * len(compared.responses))
+        except (DataError, ValueError):
+            pass  # ties alone, or a single rating: answers without a comparison
+    return GivenRow(replace(example, feedback=()), place, right)
+
+
+def _choices(example: Example, place: int, targets: Mapping[str, Any], name: str, one: bool, some: bool) -> GivenRow:
+    texts, labels = targets.get("choices"), targets.get("labels")
+    where = f"{example.origin}: column '{name}'"
+    if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels) or not texts:
+        raise DataError(f"{where}: expected choices and labels, two lists of one length.")
+    if not all(isinstance(text, str) for text in texts) or not all(label in (0, 1) for label in labels):
+        raise DataError(f"{where}: expected texts as choices, and 0 or 1 as labels.")
+    responses = tuple(Response((Message("assistant", text),)) for text in texts)
+    asked = replace(example, responses=responses, feedback=())
+    return GivenRow(asked, place, tuple(map(float, labels)), bool(one), bool(some))
+
+
+# ---- matching rows of other files
+
+
+def keys_of(row: Row) -> list[str]:
+    """What a row of another file may call its prompt: messages, or a text."""
+    prompt = row.get("prompt", row.get("instruction"))
+    if isinstance(prompt, list) and all(isinstance(turn, Mapping) for turn in prompt):
+        return [_key([(turn.get("role"), turn.get("content")) for turn in prompt])]
+    if isinstance(prompt, str):
+        extra = row.get("input")
+        return [prompt] + ([f"{prompt}\n\n{extra}"] if isinstance(extra, str) and extra else [])
+    return []
+
+
+def by_key(prompts: PromptSet) -> dict[str, int]:
+    """Every way in which another file may name a prompt -> the prompt. A text that two prompts share names neither."""
+    found: dict[str, int] = {}
+    shared: set[str] = set()
+    for place, example in enumerate(prompts.examples):
+        texts = [example.prompt[-1].content, prompts.columns.whole[place], example.prompt_text or ""]
+        for key in dict.fromkeys([_key([(m.role, m.content) for m in example.prompt]), *filter(None, texts)]):
+            if found.setdefault(key, place) != place:
+                shared.add(key)
+    return {key: place for key, place in found.items() if key not in shared}
+
+
+def _key(turns: Iterable[tuple[object, object]]) -> str:
+    return json.dumps(list(turns))
+
+
+# ---- what a run was trained on
+
+
+def overlap(prompts: PromptSet, run: Path) -> str:
+    """A sentence on how many of the prompts are in the training data of a run folder; "" where none are, or it is of no
+    run."""
+    file = run / "resolved.yaml"
+    if not file.is_file():
+        return ""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
+        shape = {name: data[name] for name in ("format", "columns", "split", "limit")}
+        trained = {prompt_id(e) for e in load_examples(data["train"], **shape).examples}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, DataError) as error:
+        return f"whether it was trained on these prompts is not known: its data cannot be read ({error})"
+    same = np.mean([prompt_id(example) in trained for example in prompts.examples])
+    count = round(same * len(prompts))
+    if not count:
+        return ""
+    return f"trained on {count} of these {len(prompts)} prompts ({same:.0%}): its numbers will be too good"

@@ -1,0 +1,117 @@
+"""An evaluation on the terminal: a row for each number, a column for each policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from assent.evaluate.results import FEWEST, PolicyResult, PolicyTable, as_interval
+from assent.statistics import Interval
+
+SURE = 0.05
+"""Holm-corrected p-value below which a number is marked."""
+_LISTED = 12
+PROBES = {
+    "consistency": "verdicts that agree in both orders",
+    "first-shown-wins": "verdicts for the answer shown first",
+    "unreadable": "verdicts that could not be read",
+    "null-answer": "wins of an answer that says nothing over the baseline's (should be none)",
+    "longer": "wins of the baseline's answer with a sentence repeated over itself (should be at most half)",
+}
+"""What is known of a judge -> in words."""
+
+
+def plus_minus(value: Interval, digits: int) -> str:
+    """mean ± half the interval; a dash without a mean."""
+    if math.isnan(value.mean):
+        return "–"
+    return f"{value.mean:.{digits}f}" + ("" if math.isnan(value.low) else f" ±{value.half_width:.{digits}f}")
+
+
+def percent(value: Interval) -> str:
+    """Share as percent, ± half the interval."""
+    return plus_minus(replace(value, mean=100 * value.mean, low=100 * value.low, high=100 * value.high), 0) + (
+        "" if math.isnan(value.mean) else " %"
+    )
+
+
+def render(table: PolicyTable, console: Console) -> None:
+    """Print the table: mean ± half the 95 % interval, and a star where the difference from the baseline is beyond
+    chance. Where it is wider than the terminal its lines wrap; no number is cut."""
+    shown = Table(
+        title=f"{len(table.policies)} policies on {table.prompts} prompts" if table.prompts else "Policies",
+        caption=f"± is half the 95 % interval; differences, wins and * (p < {SURE} after Holm) are against "
+        f"{table.baseline}",
+        box=SIMPLE_HEAD,
+    )
+    shown.add_column("measure", no_wrap=True)
+    for policy in table.policies:
+        shown.add_column(Text(policy.name), justify="right", no_wrap=True)
+    for key in table.keys:
+        shown.add_row(Text(_label(table, key)), *(_cell(table, policy, key) for policy in table.policies))
+    whole = console.measure(shown, options=console.options.update(max_width=1000)).maximum
+    console.width = max(console.width, whole)
+    console.print(shown)
+    for line in _lines(table):
+        console.print(Text(line))
+
+
+def _label(table: PolicyTable, key: str) -> str:
+    unit = table.measures[key.partition("/")[0]].unit if key.partition("/")[0] in table.measures else ""
+    return f"{key} ({unit})" if unit not in ("", "share") else key
+
+
+def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
+    measure, _, source = key.partition("/")
+    value = policy.interval(key)
+    known = table.measures.get(measure)
+    text = Text(percent(value) if known is not None and known.unit == "share" else plus_minus(value, 2))
+    if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n:
+        text.append(f" ({counts.ties / value.n:.0%} ties)")
+    if policy.name == table.baseline and measure == "win-rate":
+        return Text("baseline")
+    against = policy.differences.get(key)
+    if against is not None and against.p_holm < SURE and against.difference.n >= FEWEST:
+        text.append("*")
+    return text
+
+
+def _lines(table: PolicyTable) -> list[str]:
+    """Verdicts, failures, what is left out, and notes."""
+    lines = []
+    for policy in table.policies:
+        if policy.name != table.baseline and (verdict := table.verdict(policy)):
+            lines.append(f"{policy.name} is {verdict} {table.baseline} by {table.by}.")
+    for key, found in table.probes.items():
+        judge, _, probe = key.partition("/")
+        lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}")
+    lines += [f"{policy.name}: {note}" for policy in table.policies for note in policy.notes]
+    failed: dict[tuple[str, str, int], list[str]] = {}
+    for policy in table.policies:
+        for key, found in policy.numbers.items():
+            for reason, count in found.failures.items():
+                failed.setdefault((policy.name, reason, count), []).append(key)
+    shown = list(failed.items())[:_LISTED]
+    lines += [f"{name}: {count} left out of {_some(keys)}: {reason}" for (name, reason, count), keys in shown]
+    if len(failed) > _LISTED:
+        lines.append(f"{len(failed) - _LISTED} more kinds of failures are in evaluation.json.")
+    without: dict[str, list[str]] = {}
+    for measure, reason in table.left_out.items():
+        without.setdefault(reason, []).append(measure)
+    lines += [f"Left out: {', '.join(names)}; needs {reason}." for reason, names in without.items()]
+    absent: dict[tuple[str, str], list[str]] = {}
+    for policy in table.policies:
+        for measure, reason in policy.absent.items():
+            absent.setdefault((policy.name, reason), []).append(measure)
+    lines += [f"{name}: without {', '.join(names)}; needs {reason}." for (name, reason), names in absent.items()]
+    return lines
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys) if len(keys) <= 4 else f"{', '.join(keys[:3])} and {len(keys) - 3} more"

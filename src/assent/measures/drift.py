@@ -1,0 +1,158 @@
+"""An alarm for a run whose policy drifts away: its lengths, repetition, refusals, entropy, variety, KL and held-out
+reward, each watched by a sequential test with a stated rate of false alarms.
+
+A run is healthy while each series stays within a slack of its start (or, for the held-out reward, of the best that it
+had). The noise is that between neighbouring points of the start. A cumulative sum (CUSUM, Page 1954) of how far beyond
+the slack each point lies, in units of that noise, raises the alarm where it passes a threshold; the threshold is where
+the sums of healthy series of independent normal points pass it in `rate` of the runs at most, all series together, the
+uncertainty of the start included (simulated, seeded). Neighbouring points that go together more than that raise more.
+
+What it costs: a series must leave its bounds by more than its noise for some points. In simulated runs of 60 points
+whose held-out reward falls from its best by one noise a point, the alarm comes 10 points after the turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from assent.errors import UserError
+
+START = 10
+"""Points of a healthy start."""
+RATE = 0.05
+"""Chance that a healthy run raises any alarm."""
+ALLOWANCE = 1.0
+"""Noise that a point must lie beyond the slack to add to the sum: shifts of twice that are found quickest."""
+CLIP = 4.0
+"""Noise that one point can add at most: no single outlier is an alarm."""
+OF_BEST = 2.0
+"""The same of a series that is kept to its best level: the highest of many levels is high by chance already."""
+WINDOW = 10
+"""Points whose median is a level that the held-out reward had."""
+SIMULATIONS = 4000
+_NORMAL = math.sqrt(math.pi) / 2  # of the mean |difference| of two normal numbers: their standard deviation
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is watched of a series. `slack` is how far it may go, of its start's level where `relative`, else in its own
+    unit; `best`: from the best level that it had instead of the start."""
+
+    series: str
+    side: Literal["up", "down"]
+    slack: float
+    relative: bool = False
+    best: bool = False
+
+
+WATCHES: tuple[Watch, ...] = (
+    Watch("length", "up", 1.0, relative=True),
+    Watch("length", "down", 0.5, relative=True),
+    Watch("repetition", "up", 0.1),
+    Watch("refusal", "up", 0.1),
+    Watch("entropy", "down", 0.5, relative=True),
+    Watch("distinct", "down", 0.3, relative=True),
+    Watch("kl", "up", 20.0),
+    Watch("held_out", "down", 0.0, best=True),
+)
+"""What a healthy run keeps to, by default: answers up to twice and down to half as long as in the beginning, a tenth
+more repeated 4-grams and refusals, half the entropy, 30 % fewer distinct n-grams, 20 nats more KL for each answer, and
+a held-out reward that does not fall from its best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """The first point (its place in the series) at which a watch raised the alarm, and what it saw: the level of the
+    points that did it, and the one that was to be kept to."""
+
+    watch: Watch
+    point: int
+    level: float
+    bound: float
+
+    def __str__(self) -> str:
+        gone = "risen above" if self.watch.side == "up" else "fallen below"
+        since = "the best that it had" if self.watch.best else "its start"
+        slack = f"{100 * self.watch.slack:.0f} %" if self.watch.relative else f"{self.watch.slack:g}"
+        limit = f"{self.bound:.4g} ({slack} from {since})" if self.watch.slack else f"{self.bound:.4g} ({since})"
+        return f"{self.watch.series} has {gone} {limit}: {self.level:.4g} at point {self.point + 1}"
+
+
+def alarms(
+    series: Mapping[str, np.ndarray],
+    *,
+    horizon: int,
+    watches: Sequence[Watch] = WATCHES,
+    start: int = START,
+    rate: float = RATE,
+) -> tuple[Alarm, ...]:
+    """The alarms of a run so far, earliest first; at most one of each watch.
+
+    series    name -> its points so far [n], NaN where there is none; a series that is missing is not watched
+    horizon   points that the whole run will have, for which `rate` holds: the same at every call of one run
+
+    The same points give the same alarms however many follow. Raises `UserError` for a start of fewer than 5 points, a
+    horizon that is no longer than it, and more points than the horizon."""
+    if not 5 <= start < horizon:
+        raise UserError(f"an alarm needs a start of 5 points or more and a longer horizon. Got {start} of {horizon}")
+    used = [watch for watch in watches if watch.series in series]
+    raised = []
+    for watch in used:
+        points = np.asarray(series[watch.series], np.float64)
+        if len(points) > horizon:
+            raise UserError(f"{watch.series} has {len(points)} points, more than the horizon of {horizon}")
+        points = points[np.isfinite(points)]
+        places = np.flatnonzero(np.isfinite(np.asarray(series[watch.series], np.float64)))
+        if len(points) <= start:
+            continue
+        sums, bounds = _sums(points[None], watch, start)
+        over = np.flatnonzero(sums[0] > _threshold(start, horizon, rate / len(used), watch.best))
+        if len(over):
+            first = int(over[0])
+            since = 1 + max((n for n in range(first) if sums[0, n] == 0), default=start - 1)
+            level, bound = float(points[since : first + 1].mean()), float(bounds[0, first])
+            raised.append(Alarm(watch, int(places[first]), level, bound))
+    return tuple(sorted(raised, key=lambda alarm: alarm.point))
+
+
+def _sums(points: np.ndarray, watch: Watch, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cumulative sums of each run and the levels that it was to keep to, [R, n] each, of points [R, n]."""
+    sign = 1.0 if watch.side == "up" else -1.0
+    turned = sign * points
+    first = turned[:, :start]
+    centre = np.median(first, axis=1)
+    noise = np.abs(np.diff(first, axis=1)).mean(axis=1) * _NORMAL
+    slack = watch.slack * np.abs(centre) if watch.relative else np.full(len(points), watch.slack)
+    # A start without noise (no repetition at all) would make the first change infinitely surprising.
+    noise = np.maximum(noise, np.maximum(slack / 10, 1e-3 * np.abs(centre) + 1e-12))
+    allowance = OF_BEST if watch.best else ALLOWANCE
+    level = _lowest(turned) if watch.best else np.broadcast_to(centre[:, None], turned.shape)
+    beyond = (turned - level - slack[:, None]) / noise[:, None]
+    sums = np.zeros_like(turned)
+    for n in range(start, turned.shape[1]):
+        sums[:, n] = np.maximum(0.0, sums[:, n - 1] + np.minimum(beyond[:, n], CLIP) - allowance)
+    return sums, sign * (level + slack[:, None])
+
+
+def _lowest(turned: np.ndarray) -> np.ndarray:
+    """The best level before each point, [R, n]: the lowest median of `WINDOW` neighbours among the points before it."""
+    windows = np.lib.stride_tricks.sliding_window_view(turned, WINDOW, axis=1)
+    lowest = np.minimum.accumulate(np.median(windows, axis=2), axis=1)
+    level = np.empty_like(turned)
+    level[:, :WINDOW] = lowest[:, :1]
+    level[:, WINDOW:] = lowest[:, : turned.shape[1] - WINDOW]
+    return level
+
+
+@lru_cache(maxsize=64)
+def _threshold(start: int, horizon: int, rate: float, best: bool) -> float:
+    """What the sum of a healthy series passes in `rate` of the runs."""
+    points = np.random.default_rng(0).normal(size=(SIMULATIONS, horizon))
+    sums, _ = _sums(points, Watch("", "up", 0.0, best=best), start)
+    return float(np.quantile(sums.max(axis=1), 1 - rate))

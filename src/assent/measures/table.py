@@ -1,0 +1,48 @@
+"""The table of measures: every number that a policy's answers can be given, by name.
+
+A new measure is a function and a row in the tuple `ROWS` of its module, and the module in `MODULES`."""
+
+from __future__ import annotations
+
+import re
+
+from assent.measures import (
+    basic,
+    diversity,
+    form,
+    length_controlled,
+    likelihood,
+    overlap,
+    ranking,
+    refusal,
+    style,
+    wins,
+)
+from assent.measures.shapes import Measure
+
+MODULES: dict[str, tuple[Measure, ...]] = {
+    "Rewards and wins": (*basic.ROWS[:1], *wins.ROWS, *length_controlled.ROWS, *style.ROWS, *ranking.ROWS),
+    "Answers": basic.ROWS[1:],
+    "Right answers": overlap.ROWS,
+    "Variety": diversity.ROWS,
+    "Form": (form.json_with(),),
+    "Refusal": refusal.ROWS,
+    "Answers that the prompt file gives": likelihood.ROWS,
+}
+"""Heading of the documentation -> rows."""
+
+MEASURES: dict[str, Measure] = {row.name: row for rows in MODULES.values() for row in rows}
+PASS = re.compile(r"pass@([1-9]\d{0,5})")
+"""A family of measures: pass@K for any K."""
+
+
+def measure(name: str) -> Measure | None:
+    """The measure of that name; None where there is none."""
+    if found := PASS.fullmatch(name):
+        return form.pass_at(int(found[1]), overlap.right, "the number of a right answer, else its text but for case")
+    return MEASURES.get(name)
+
+
+def by_default() -> list[Measure]:
+    """What is measured where nobody names measures, if its needs are met."""
+    return [row for row in MEASURES.values() if not row.on_request]
