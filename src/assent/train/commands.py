@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assent.config import (
     METHODS,
     OBJECTIVES,
     REWARD_MODELS,
+    PolicyRunConfig,
     RunConfig,
 )
 from assent.config.objectives import CUSTOM
+from assent.measures.table import measure
 from assent.train import history
 from assent.train.facts import measured
 from assent.train.measured import Measured
@@ -71,7 +73,18 @@ class TrainingCommand:
 
 
 def command_of(config: RunConfig) -> TrainingCommand:
-    """The command that a configuration belongs to."""
+    """The command that a configuration belongs to. What it measures of its answers is followed, too."""
+    command = _command(config)
+    if not isinstance(config, PolicyRunConfig) or not config.eval.measures:
+        return command
+    followed, best = command.followed, config.eval.best and measure(config.eval.best)
+    followed = replace(followed, held_out=tuple(dict.fromkeys((*followed.held_out, *config.eval.measures))))
+    if best:
+        followed = replace(followed, best=best.name, better=max if best.better == "higher" else min)
+    return replace(command, followed=followed)
+
+
+def _command(config: RunConfig) -> TrainingCommand:
     key = history.command_key(config)
     if key == "sft":
         return TrainingCommand(key, "supervised fine-tuning", "Likelihood of the answers.", FOLLOWED["sft"])
