@@ -127,7 +127,6 @@ def test_lower_is_better_where_the_table_says_so(make, tmp_path: Path) -> None:
 REFUSED = {
     "unknown": (MeasuresConfig(("chrff",)), "there is no 'chrff'."),
     "of several policies": (MeasuresConfig(("win-rate",)), "assent eval measures it"),
-    "no kinds": (MeasuresConfig(("over-refusal",)), "needs kinds of prompts"),
     "one answer each": (MeasuresConfig(("self-bleu",)), "needs two or more answers"),
     "no direction": (MeasuresConfig(("characters",), best="characters"), "neither more of it nor less is better"),
 }
