@@ -19,8 +19,8 @@ TRAINED = (
     "out resume"
 )
 BASIC: dict[str, str] = {
-    "rollout.responses": f"{TRAINED} eval.measures critic.start rewards.model rewards.rules rewards.functions rollout.responses "
-    "sampling.max_new_tokens kl.coef",
+    "rollout.responses": f"{TRAINED} eval.measures critic.start rewards.model rewards.rules rewards.functions "
+    "rollout.responses sampling.max_new_tokens kl.coef",
     "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "

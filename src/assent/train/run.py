@@ -254,7 +254,7 @@ class TrainingRun:
         if improved:
             self.best = self.last
         if value is None:
-            log.warning(f"held out at step {self.step:,}: {followed.best} could not be measured; it is not the best step")
+            log.warning(f"held out at step {self.step:,}: {followed.best} could not be measured: not the best step")
         log.info(self.live.held_out + (", the best so far" if improved and self.step else ""))
         return improved
 
