@@ -167,7 +167,7 @@ class RunConfig(Sections):
 class MeasuresConfig:
     """What is measured of the answers to held-out prompts at every evaluation, beside what is logged anyway."""
 
-    measures: Names = ()
+    measures: tuple[str, ...] = ()
     """Measures of docs/evaluation.md, for example rouge-l numeric-match distinct-2."""
     best: Named | None = None
     """The one of them that decides which checkpoint is the best; default: the command's own."""
