@@ -19,10 +19,10 @@ TRAINED = (
     "out resume"
 )
 BASIC: dict[str, str] = {
-    "rollout.responses": f"{TRAINED} critic.start rewards.model rewards.rules rewards.functions rollout.responses "
-    "sampling.max_new_tokens kl.coef",
+    "rollout.responses": f"{TRAINED} eval.measures critic.start rewards.model rewards.rules rewards.functions "
+    "rollout.responses sampling.max_new_tokens kl.coef",
     "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
-    "probe.prompts": f"{TRAINED} objective options reference.mode loss.* threshold plus train.max_steps",
+    "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
     "reward.loss reward.length_weight ensemble.heads ensemble.combine attributes.outputs attributes.weights "
     "gate.ratings gate.decorrelate gate.verbosity report_to",
@@ -46,7 +46,7 @@ HEADINGS = {
     "Objective": "objectives objective options loss threshold plus reward attributes gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels measures judge reward_model weights "
     "ensemble explain sampling engine by probes benchmark",
-    "Training": "optim train seed",
+    "Training": "optim train eval seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",
 }

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from assent.algorithms.answers import answers_of
+from assent.algorithms.measured import Measures
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.samples import rollout_metrics, rows_of
@@ -16,6 +18,7 @@ from assent.config import ProbeConfig, SamplingConfig
 from assent.data.records import Example
 from assent.distributed import unsharded
 from assent.errors import ModelError
+from assent.measures.shapes import Each, Need, Whole
 from assent.models.policy import Policy
 from assent.models.references import Reference
 from assent.rollout.build import torch_engine
@@ -28,8 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Probe:
-    """Samples one answer to each of the first `config.prompts` prompts that leave room for one. Without prompts, or
-    with a model that the torch engine cannot sample, it finds nothing."""
+    """Samples one answer to each of the first `config.prompts` prompts that leave room for one, and measures them by
+    `rows`. Without prompts, or with a model that the torch engine cannot sample, it finds nothing.
+
+    Raises ConfigError where a measure needs what is not there."""
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class Probe:
         reference: Reference | None,
         prompts: Sequence[Example],
         config: ProbeConfig,
+        rows: Sequence[Each | Whole] = (),
     ) -> None:
         self.session, self.policy, self.reference = session, policy, reference
         self.sampling = SamplingConfig(max_new_tokens=config.max_new_tokens)
@@ -52,6 +58,10 @@ class Probe:
         self.prompts = fitting[: config.prompts]
         if self.prompts and not (policy.tree and self._samples(policy)):
             self.prompts = []
+        met: dict[Need, bool] = {"log_prob": True, "entropy": True, "reference": reference is not None}
+        data = session.config.data
+        self.measures = Measures(rows, [example for example, _ in self.prompts], data.eval or data.train, met)
+        self.needs = {need for row in rows for need in row.needs}
 
     def _samples(self, policy: Policy) -> bool:
         try:
@@ -70,7 +80,10 @@ class Probe:
         world, chat = self.session.world, self.session.chat
         sampler = Sampler(world, self.policy, torch_engine(self.policy, chat), self.sampling)
         annotation = Annotation(
-            1.0, self.session.config.train.micro_tokens, policy=self.reference is not None, entropy=False
+            1.0,
+            self.session.config.train.micro_tokens,
+            policy=self.reference is not None or bool(self.needs & {"log_prob", "entropy"}),
+            entropy="entropy" in self.needs,
         )
         models = Models(self.policy, None, self.reference)
         rollout = answered(sampler, models, [ids for _, ids in self.prompts], annotation)
@@ -78,5 +91,7 @@ class Probe:
         metrics = {f"eval/{name}": described[name] for name in ("length", "unfinished")}
         if rollout.old is not None and rollout.reference is not None:
             metrics["eval/kl"] = float(np.sum(rollout.old - rollout.reference) / len(rollout))
+        if self.measures.rows:
+            metrics |= self.measures(answers_of(rollout, chat, "policy", self.measures.prompts))
         rows = rows_of(replace(rollout, reference=None), [e for e, _ in self.prompts], chat, demonstrations=False)
         return Evaluation(metrics, rows)

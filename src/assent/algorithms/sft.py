@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from assent.algorithms.measured import wanted
+from assent.algorithms.probe import Probe
 from assent.config import SFTConfig
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.tree import TreeBatch
@@ -13,6 +15,7 @@ from assent.losses import cross_entropy
 from assent.models.policy import Policy
 from assent.train.held_out import held_out
 from assent.train.loop import Loss, run
+from assent.train.measured import Evaluation
 from assent.train.opening import about_stream
 from assent.train.run import RunResult
 from assent.train.session import open_session
@@ -48,17 +51,24 @@ class SFT:
 
 def train_sft(config: SFTConfig) -> RunResult:
     """Fine-tunes `config.model` on the answers of `config.data`; the result is `config.out`/model."""
+    rows = wanted(config.eval)
     session = open_session(config)
     data = session.prepare(sft_view)
     policy = session.policy()
     stream = session.stream(data.train, policy)
     algorithm = SFT(policy, stream)
     total = session.total_steps(stream.steps_per_epoch)
+    probe = Probe(session, policy, None, data.eval_examples, config.probe, rows)
+
+    def evaluate() -> Evaluation:
+        found, answers = held_out(algorithm, data.eval, stream, session.world), probe()
+        return Evaluation({**found.metrics, **answers.metrics}, answers.samples, found.each)
+
     return run(
         session,
         algorithm,
         total=total,
-        evaluate=(lambda: held_out(algorithm, data.eval, stream, session.world)) if data.eval else None,
+        evaluate=evaluate if data.eval else None,
         final={"model": policy},
         about=[about_stream(stream, total)],
     )

@@ -10,7 +10,8 @@ A YAML file gives values, the command line overrides them, `resolved.yaml` in th
 from __future__ import annotations
 
 from assent.config.base import (
-    DataConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, SFTConfig, TrainConfig,
+    DataConfig, LoraConfig, LossConfig, MeasuresConfig, ModelConfig, OptimConfig, PolicyRunConfig, ProbeConfig,
+    RunConfig, SFTConfig, TrainConfig,
 )
 from assent.config.evaluation import EvalConfig
 from assent.config.judge import JudgeConfig
@@ -37,7 +38,7 @@ from assent.config.policy_gradient import (
 )
 from assent.config.preference import (
     APOZeroUnpairedConfig, BCOConfig, BetaLoss, BinaryConfig, CustomConfig, InfoNCAConfig, InfoNCALoss, KTOConfig,
-    KTOLoss, ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig, ProbeConfig,
+    KTOLoss, ListConfig, NCAConfig, NCALoss, PairConfig, PlackettLuceDPOConfig, PreferenceConfig,
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
@@ -67,19 +68,19 @@ __all__ = [
     "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GateSection", "GenerateConfig",
     "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
     "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig",
-    "LNDPOLoss", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "METHODS", "Method", "ModelConfig",
-    "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss",
-    "Objective", "OdinSection", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig",
-    "PlackettLuceDPOConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss",
-    "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
-    "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
-    "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
-    "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig",
-    "RemoteConfig", "ReportConfig", "RewardConfig", "RewardGateConfig", "RewardModel", "RewardModelConfig",
-    "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
-    "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig",
-    "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig",
-    "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss", "WatchConfig",
-    "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "LNDPOLoss", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "METHODS", "MeasuresConfig", "Method",
+    "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss",
+    "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss",
+    "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PolicyRunConfig", "PreferenceConfig", "ProbeConfig",
+    "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig",
+    "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL",
+    "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss",
+    "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig",
+    "ReferencePairConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardGateConfig", "RewardModel",
+    "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig",
+    "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
+    "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
+    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss",
+    "WatchConfig", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config",
+    "preference_config", "reference_of", "reward_model_of",
 ]

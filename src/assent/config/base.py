@@ -164,8 +164,44 @@ class RunConfig(Sections):
 
 
 @dataclass(frozen=True)
-class SFTConfig(RunConfig):
+class MeasuresConfig:
+    """What is measured of the answers to held-out prompts at every evaluation, beside what is logged anyway."""
+
+    measures: tuple[str, ...] = ()
+    """Measures of docs/evaluation.md, for example rouge-l numeric-match distinct-2."""
+    best: Named | None = None
+    """The one of them that decides which checkpoint is the best; default: the command's own."""
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Answers sampled at every evaluation, to see what training does to them."""
+
+    prompts: CountOrZero = 16
+    """Held-out prompts to answer; 0: none."""
+    max_new_tokens: Count = 128
+    """Longest answer."""
+
+
+@dataclass(frozen=True)
+class NoProbe(ProbeConfig):
+    """The same, of no prompts unless asked."""
+
+    prompts: CountOrZero = 0
+
+
+@dataclass(frozen=True)
+class PolicyRunConfig(RunConfig):
+    """What every command that trains a policy shares."""
+
+    eval: MeasuresConfig = field(default_factory=MeasuresConfig)
+
+
+@dataclass(frozen=True)
+class SFTConfig(PolicyRunConfig):
     """Supervised fine-tuning on the answers of the data."""
+
+    probe: NoProbe = field(default_factory=NoProbe)
 
 
 @dataclass(frozen=True)

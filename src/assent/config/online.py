@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
-from assent.config.base import LossConfig, RunConfig
+from assent.config.base import LossConfig, PolicyRunConfig
 from assent.config.judge import JudgeConfig
 from assent.config.ranges import Count, CountOrZero, Named, NotNegative, Positive, Share
 from assent.config.sampling import EngineConfig, SamplingConfig
@@ -228,7 +228,7 @@ class PolicyLossConfig(LossConfig):
 
 
 @dataclass(frozen=True)
-class OnlineConfig(RunConfig):
+class OnlineConfig(PolicyRunConfig):
     """Learning from rewards of sampled answers: base of the methods' configurations."""
 
     rewards: RewardsConfig = field(default_factory=RewardsConfig)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 from typing_extensions import Doc
 
-from assent.config.base import LossConfig, RunConfig
-from assent.config.ranges import Count, CountOrZero, Finite, Named, NonzeroShare
+from assent.config.base import LossConfig, PolicyRunConfig, ProbeConfig, RunConfig
+from assent.config.ranges import Count, Finite, Named, NonzeroShare
 
 Beta = Annotated[float, Gt(0), Doc("Scale of the implicit reward. With a reference: smaller moves further from it.")]
 Temperature = Annotated[float, Gt(0), Doc("How soft targets (NCA) or the blend of the two losses (DiscoPOP) are.")]
@@ -35,16 +35,6 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
-    """Answers sampled at every evaluation, to see what training does to their length."""
-
-    prompts: CountOrZero = 16
-    """Held-out prompts to answer; 0: none."""
-    max_new_tokens: Count = 128
-    """Longest answer."""
-
-
-@dataclass(frozen=True)
 class BetaLoss(LossConfig):
     """Options of the loss."""
 
@@ -52,7 +42,7 @@ class BetaLoss(LossConfig):
 
 
 @dataclass(frozen=True)
-class PreferenceConfig(RunConfig):
+class PreferenceConfig(PolicyRunConfig):
     """Learning directly from feedback: base of the objectives' configurations."""
 
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from assent.config.base import RunConfig, SFTConfig
+from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.inputs import INPUTS, is_input
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
 from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights
@@ -40,6 +40,21 @@ def _best_needs_evaluations(config: RunConfig) -> str | None:
             "--train.final best chooses among the evaluations of a run. Give --train.eval_every STEPS, and --data.eval "
             "or --data.eval_fraction."
         )
+    return None
+
+
+def _measures_have_answers(config: PolicyRunConfig) -> str | None:
+    options = config.eval
+    if options.best is not None and options.best not in options.measures:
+        return f"--eval.best {options.best} is measured only where --eval.measures names it. Add it there."
+    if not options.measures:
+        return None
+    if len(set(options.measures)) < len(options.measures):
+        return f"--eval.measures {' '.join(options.measures)}: each once."
+    if config.data.eval is None and config.data.eval_fraction == 0:
+        return "--eval.measures measures answers to held-out prompts. Give --data.eval or --data.eval_fraction."
+    if isinstance(config, SFTConfig | PreferenceConfig) and config.probe.prompts == 0:
+        return "--eval.measures measures sampled answers, and --probe.prompts 0 samples none. Give a number of prompts."
     return None
 
 
@@ -250,6 +265,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
     (RunConfig, _best_needs_evaluations),
+    (PolicyRunConfig, _measures_have_answers),
     (RunConfig, _turns_of_pairs),
     (RunConfig, _rendered_has_template),
     (RunConfig, _trackers_once),

@@ -3,13 +3,14 @@ prompt file gives."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from assent.algorithms.answers import answers_of
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.stages import Annotation
@@ -32,7 +33,6 @@ from assent.rewards.outside import MOST
 from assent.rewards.reading import readable
 from assent.rollout.build import torch_engine
 from assent.rollout.check import check_sampling
-from assent.rollout.rollout import Rollout
 from assent.rollout.sampler import Sampler
 
 BIASED = "an estimate of KL is unbiased for answers that are sampled from the policy itself: no top_k or top_p, and a \
@@ -83,7 +83,7 @@ class Asking:
             n=config.answers,
             seed=config.seed,
         )
-        made = _answers(source.name, self.prompts, rollout, [*ids], chat, unanswered)
+        made = answers_of(rollout, chat, source.name, self.prompts.columns, [*ids], unanswered)
         return Sampled(made, tuple(rollout.answers), ids, given, without)
 
     def limit(self, path: str) -> int:
@@ -202,30 +202,3 @@ def _layout(prompts: PromptSet) -> dict[str, Any]:
         "one_of": np.array(one, np.int64) if asked else None,
         "some_of": np.array(some, np.int64) if asked else None,
     }
-
-
-def _answers(
-    name: str, prompts: PromptSet, rollout: Rollout, places: Sequence[int], chat: Chat, unanswered: Mapping[int, str]
-) -> Answers:
-    assert rollout.old is not None and rollout.entropy is not None
-    finished = rollout.finished
-    texts = [
-        chat.decode(ids, rollout.prompts[prompt], finished=bool(ended))
-        for prompt, ids, ended in zip(rollout.prompt, rollout.answers, finished, strict=True)
-    ]
-
-    def sums(column: np.ndarray) -> np.ndarray:
-        return rollout.sums(column.astype(np.float64))
-
-    return Answers(
-        name,
-        prompts.columns,
-        np.asarray(places, np.int64)[rollout.prompt],
-        tuple(texts),
-        tokens=rollout.lengths,
-        finished=finished,
-        log_prob=sums(rollout.old),
-        reference_log_prob=None if rollout.reference is None else sums(rollout.reference),
-        entropy=sums(rollout.entropy),
-        unanswered=dict(unanswered),
-    )

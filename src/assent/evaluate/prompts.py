@@ -14,21 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from assent.algorithms.answers import prompt_columns
 from assent.data.dataset import count_reasons, prompt_id
 from assent.data.formats import load_examples, message_row
 from assent.data.formats.values import Row
 from assent.data.records import Binary, Example, Message, Pair, Ranking, Rating, Response
 from assent.data.views import pair_view
-from assent.errors import ConfigError, DataError
+from assent.errors import DataError
 from assent.measures.answers import Prompts
-from assent.rewards.judge.source import conversation
 
 log = logging.getLogger(__name__)
 
-REFERENCES = ("references", "reference", "answer", "solution", "correct_answers")
-"""Columns that are right answers; the first that a row has counts."""
-KINDS = ("kind", "category", "type")
-"""Columns that are kinds of prompts; the first that any row has counts."""
 MC1, MC2, CHOICES = "mc1_targets", "mc2_targets", ("choices", "labels")
 
 
@@ -107,12 +103,7 @@ def read_prompts(
             rows.append([])
         rows[place].append(example)
     first = tuple(replace(same[0], responses=(), feedback=()) for same in rows)
-    prompts = Prompts(
-        texts=tuple(example.prompt[-1].content for example in first),
-        whole=tuple(conversation(example.prompt) for example in first),
-        references=tuple(references_of(same) for same in rows),
-        kinds=_kinds(first, kind, file),
-    )
+    prompts = prompt_columns(rows, file, kind)
     given = [row for place, same in enumerate(rows) for row in _given(same, place)]
     return PromptSet(file, first, prompts, tuple(given), count_reasons(loaded.problems))
 
@@ -122,36 +113,6 @@ _LISTED = 10
 
 def _asks(example: Example) -> tuple[Any, ...]:
     return example.prompt, example.tools, json.dumps(dict(example.template_kwargs), sort_keys=True, default=str)
-
-
-def references_of(rows: Sequence[Example]) -> tuple[str, ...]:
-    """The right answers to one prompt: of the first column in `REFERENCES` that its rows have, else the demonstrations,
-    which are answers that nobody has judged."""
-    found: list[str] = []
-    for example in rows:
-        name = next((name for name in REFERENCES if example.meta.get(name) is not None), None)
-        if name is not None:
-            found += _texts(example.meta[name], f"{example.origin}: column '{name}'")
-        elif not example.feedback:
-            found += [response.text for response in example.responses]
-    return tuple(dict.fromkeys(text for text in found if text))
-
-
-def _texts(value: object, where: str) -> list[str]:
-    values = value if isinstance(value, list | tuple) else [value]
-    for each in values:
-        if isinstance(each, bool) or not isinstance(each, str | int | float):
-            raise DataError(f"{where}: expected a text, a number or a list of them; got {type(each).__name__}.")
-    return [each if isinstance(each, str) else repr(each) for each in values]
-
-
-def _kinds(examples: Sequence[Example], kind: str | None, file: str) -> tuple[str, ...]:
-    names = KINDS if kind is None else (kind,)
-    name = next((name for name in names if any(example.meta.get(name) for example in examples)), None)
-    if kind is not None and name is None:
-        there = ", ".join(dict.fromkeys(key for example in examples for key in example.meta)) or "none"
-        raise ConfigError(f"--kind {kind}: no row of {file} has that column. Other columns: {there}.")
-    return tuple("" if name is None else str(example.meta.get(name) or "") for example in examples)
 
 
 # ---- the file's own answers

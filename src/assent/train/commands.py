@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assent.config import (
     METHODS,
     OBJECTIVES,
     REWARD_MODELS,
+    PolicyRunConfig,
     RunConfig,
 )
 from assent.config.objectives import CUSTOM
+from assent.measures.table import measure
 from assent.train import history
 from assent.train.facts import measured
 from assent.train.measured import Measured
@@ -71,8 +73,15 @@ class TrainingCommand:
 
 
 def command_of(config: RunConfig) -> TrainingCommand:
-    """The command that a configuration belongs to."""
-    return named_command(history.command_key(config))
+    """The command that a configuration belongs to. What it measures of its answers is followed, too."""
+    command = named_command(history.command_key(config))
+    if not isinstance(config, PolicyRunConfig) or not config.eval.measures:
+        return command
+    followed, best = command.followed, config.eval.best and measure(config.eval.best)
+    followed = replace(followed, held_out=tuple(dict.fromkeys((*followed.held_out, *config.eval.measures))))
+    if best:
+        followed = replace(followed, best=best.name, better=max if best.better == "higher" else min)
+    return replace(command, followed=followed)
 
 
 def named_command(key: str) -> TrainingCommand:

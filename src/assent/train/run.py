@@ -249,10 +249,12 @@ class TrainingRun:
         self.start = self.start or self.last
         self.live.measure(self.last)
         followed, name = self.command.followed, f"eval/{self.command.followed.best}"
-        value, best = evaluation.metrics[name], self.best and self.best.metrics[name]
-        improved = best is None or followed.better(value, best) != best
+        value, best = evaluation.metrics.get(name), self.best and self.best.metrics[name]
+        improved = value is not None and (best is None or followed.better(value, best) != best)
         if improved:
             self.best = self.last
+        if value is None:
+            log.warning(f"held out at step {self.step:,}: {followed.best} could not be measured: not the best step")
         log.info(self.live.held_out + (", the best so far" if improved and self.step else ""))
         return improved
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from assent.algorithms.answers import answers_of
+from assent.algorithms.measured import Measures
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.rollouts import Rollouts, counted
 from assent.algorithms.online.samples import means, rollout_metrics, rows_of
@@ -36,8 +38,8 @@ def answered(
     return annotate(rollout, models, annotation, sampler.world)
 
 
-def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
-    """One response to each held-out prompt, sampled and scored as in training."""
+def evaluate(rollouts: Rollouts, examples: Sequence[Example], measures: Measures) -> Evaluation:
+    """One response to each held-out prompt, sampled and scored as in training, and measured."""
     if rollouts.sampler.busy:
         rollouts.sample()
     chat, config = rollouts.session.chat, rollouts.config
@@ -55,6 +57,8 @@ def evaluate(rollouts: Rollouts, examples: Sequence[Example]) -> Evaluation:
     interval = mean_interval(rewards)
     metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
     metrics["eval/unscored"] = 1 - len(found) / len(examples)
+    if measures.rows:
+        metrics |= measures(answers_of(answers, chat, "policy", measures.prompts))
     each = {row: (reward, 1.0) for row, reward in zip(found.rows[found.prompt].tolist(), rewards, strict=True)}
     samples = rows_of(found, examples, chat, demonstrations=False)
     return Evaluation(metrics, samples, Each.of(each, len(examples)))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from assent import distributed
+from assent.algorithms.measured import Measures, wanted
 from assent.algorithms.online.about import about_online
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.evaluation import evaluate
@@ -33,6 +34,7 @@ from assent.data.tree import TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.deferred import Deferred
 from assent.errors import ConfigError
+from assent.measures.shapes import Need
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.mixtures import output_names
 from assent.models.policy import Policy, ScoreModel
@@ -265,8 +267,11 @@ def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
 def train_online(config: OnlineConfig) -> RunResult:
     """Optimises `config.model` against the rewards that `config.rewards` names on the prompts of `config.data`; the
     result is `config.out`/model, and where there is a critic of its own `config.out`/critic."""
+    rows = wanted(config.eval)
     session = open_session(config)
     algorithm, data = set_up(session, config)
+    met: dict[Need, bool] = {"log_prob": True, "entropy": True, "reference": algorithm.models.reference is not None}
+    measures = Measures(rows, data.eval_examples, config.data.eval or config.data.train, met)
     method, rollouts = algorithm.method, algorithm.rollouts
     if method.learning_rate != config.optim.lr:
         average = "" if method.ewma is None else f", ewma {method.ewma:.4g}"
@@ -281,7 +286,7 @@ def train_online(config: OnlineConfig) -> RunResult:
             session,
             algorithm,
             total=total,
-            evaluate=(lambda: evaluate(rollouts, data.eval_examples)) if data.eval_examples else None,
+            evaluate=(lambda: evaluate(rollouts, data.eval_examples, measures)) if data.eval_examples else None,
             about=about_online(algorithm, total),
             final={"model": policy} if critic is None else {"model": policy, "critic": critic},
             averages=[algorithm.ewma.model] if algorithm.ewma is not None else [],

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from assent.algorithms.measured import wanted
 from assent.algorithms.preference import diagnostics, step_wide
 from assent.algorithms.preference.about import about
 from assent.algorithms.preference.feedback import balanced, read_feedback
@@ -30,10 +31,11 @@ from assent.train.session import Session, open_session
 
 def train_preference(config: PreferenceConfig) -> RunResult:
     """Aligns `config.model` with the feedback of `config.data`; the result is `config.out`/model."""
+    rows = wanted(config.eval)
     session = open_session(config)
     setup = set_up(session, config)
     algorithm, stream, live = setup.algorithm, setup.algorithm.stream, setup.live
-    probe = Probe(session, algorithm.policy, live, setup.examples, config.probe)
+    probe = Probe(session, algorithm.policy, live, setup.examples, config.probe, rows)
 
     def evaluate() -> Evaluation:
         found = held_out(
