@@ -1,1 +1,1 @@
-"""Measures of reward models as pure functions of numbers and texts, in float64."""
+"""Measures of reward models and of policies' answers as pure functions of numbers and texts, in float64."""
