@@ -67,7 +67,11 @@ HASTY = Annotator("hasty", temperature=0.8, careless=0.3)
 PROMPTS, POOL = 40, 256
 NS = tuple(2**k for k in range(9))
 SAMPLING = SamplingConfig(max_new_tokens=32, max_batch=256)
-PPO = {"kl": {"coef": 0.01}, "shaping": {"missing_eos_penalty": 1.0, "normalise": "running"}}
+PPO = {
+    "kl": {"coef": 0.01},
+    "critic": {"start": "policy"},
+    "shaping": {"missing_eos_penalty": 1.0, "normalise": "running"},
+}
 PPO_ENSEMBLES = ("mean",)
 ROLLOUTS, ROLLOUT, STEPS, LR = 20, 32, 4, 1e-3
 LOGGED = '''"""The gold reward of sampled answers, which PPO only logs."""
