@@ -50,8 +50,8 @@ class Measures:
     ) -> None:
         self.rows = tuple(rows)
         self.prompts = prompt_columns([[example] for example in examples], file)
-        columns = {"references": any(self.prompts.references), "kinds": any(self.prompts.kinds)}
-        there = {"tokens": True, "finished": True, **met, **columns}
+        there: dict[Need, bool] = {"tokens": True, "finished": True, **met}
+        there |= {"references": any(self.prompts.references), "kinds": any(self.prompts.kinds)}
         for row in self.rows:
             if lack := next((need for need in row.needs if not there.get(need, False)), None):
                 raise ConfigError(
