@@ -97,8 +97,8 @@ class Sources:
                     outside.check(self.prompts.examples)
 
     def opened(self, name: str, policy: PolicySource) -> Outside:
-        """A source for the answers of a policy."""
-        spoken = self.config.tokenizer if policy.is_file else policy.path
+        """A source for the answers of a policy; a judge that compares reads text alone, whoever wrote it."""
+        spoken = self.config.tokenizer if policy.is_file or name in self.judges else policy.path
         key = name, "" if spoken is None else repr(sorted(tokenizer_digest(spoken).items()))
         if key not in self._open:
             try:

@@ -74,7 +74,11 @@ def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
     text = Text(percent(value) if known is not None and known.unit == "share" else plus_minus(value, 2))
     if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n:
         text.append(f" ({counts.ties / value.n:.0%} ties)")
-    if policy.name == table.baseline and measure == "win-rate":
+    if (
+        policy.name == table.baseline
+        and key not in policy.numbers
+        and any(source in p.outcomes for p in table.policies)
+    ):
         return Text("baseline")
     against = policy.differences.get(key)
     if against is not None and against.p_holm < SURE and against.difference.n >= FEWEST:
