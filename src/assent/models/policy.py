@@ -96,7 +96,7 @@ class Backbone(nn.Module):
 
     def hidden_at(self, batch: TreeBatch, index: Tensor) -> Tensor:
         """The same at the packed tokens `index` [n]: [n, h]."""
-        if self.short and 0 < FEW * len(index) <= batch.num_tokens:
+        if self.tree and self.short and 0 < FEW * len(index) <= batch.num_tokens:
             return self._packed_hidden(batch, ReadAttend(batch, index))
         return self.hidden(batch).index_select(0, index)
 
