@@ -19,7 +19,7 @@ TRAINED = (
     "out resume"
 )
 BASIC: dict[str, str] = {
-    "rollout.responses": f"{TRAINED} eval.measures critic.start rewards.model rewards.rules rewards.functions "
+    "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "objectives": f"{TRAINED} objectives options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",

@@ -136,7 +136,7 @@ def configurations(
             **{**shared("reward-attributes"), "data": data("reward-attributes", ratings)}
         ),
         "reward-gate": RewardGateConfig(
-            **{**shared("reward-gate"), "data": DataConfig(str(pairs), max_length=64, eval_fraction=0.1)},
+            **shared("reward-gate") | {part: vars(shared("reward-gate")[part]) for part in ("optim", "train")},
             gate=GateSection(ratings=str(varied), width=16, layers=1),
         ),
         **{name: preference(name) for name in OBJECTIVES},
