@@ -166,7 +166,14 @@ def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> 
         for i, row in enumerate(rows)
     ]
     (folder / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
-    varied = [{**row, **{name: (i + k) % 5 for k, name in enumerate(names)}} for i, row in enumerate(rated)]
+    varied = [  # more than the states have dimensions: with fewer, ridge regression blows up their rounding
+        {
+            "prompt": f"{i} {draw.choice(WORDS)}?",
+            "response": " ".join(draw.choices(WORDS, k=draw.randint(1, 9))),
+            **{name: draw.randint(0, 4) for name in names},
+        }
+        for i in range(150)
+    ]
     (folder / "varied.jsonl").write_text("".join(json.dumps(row) + "\n" for row in varied))
 
     def make(out: str) -> dict[str, RunConfig]:

@@ -40,16 +40,14 @@ def wanted(options: MeasuresConfig) -> tuple[Each | Whole, ...]:
 
 
 class Measures:
-    """The measures of a run on answers to `examples`, which come from `file`. `met` says which needs its answers meet,
-    beside those that the examples do.
+    """The measures of a run on answers to `examples`. `met` says which needs its answers meet, beside those that the
+    examples do.
 
     Raises ConfigError where a measure needs what is not there."""
 
-    def __init__(
-        self, rows: Sequence[Each | Whole], examples: Sequence[Example], file: str, met: Mapping[Need, bool]
-    ) -> None:
+    def __init__(self, rows: Sequence[Each | Whole], examples: Sequence[Example], met: Mapping[Need, bool]) -> None:
         self.rows = tuple(rows)
-        self.prompts = prompt_columns([[example] for example in examples], file)
+        self.prompts = prompt_columns([[example] for example in examples], "the held-out data")
         there: dict[Need, bool] = {"tokens": True, "finished": True, **met}
         there |= {"references": any(self.prompts.references), "kinds": any(self.prompts.kinds)}
         for row in self.rows:

@@ -59,8 +59,7 @@ class Probe:
         if self.prompts and not (policy.tree and self._samples(policy)):
             self.prompts = []
         met: dict[Need, bool] = {"log_prob": True, "entropy": True, "reference": reference is not None}
-        data = session.config.data
-        self.measures = Measures(rows, [example for example, _ in self.prompts], data.eval or data.train, met)
+        self.measures = Measures(rows, [example for example, _ in self.prompts], met)
         self.needs = {need for row in rows for need in row.needs}
 
     def _samples(self, policy: Policy) -> bool:

@@ -271,7 +271,7 @@ def train_online(config: OnlineConfig) -> RunResult:
     session = open_session(config)
     algorithm, data = set_up(session, config)
     met: dict[Need, bool] = {"log_prob": True, "entropy": True, "reference": algorithm.models.reference is not None}
-    measures = Measures(rows, data.eval_examples, config.data.eval or config.data.train, met)
+    measures = Measures(rows, data.eval_examples, met)
     method, rollouts = algorithm.method, algorithm.rollouts
     if method.learning_rate != config.optim.lr:
         average = "" if method.ewma is None else f", ewma {method.ewma:.4g}"
