@@ -50,7 +50,7 @@ test-lowest: .venv-lowest/.installed
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/pins.txt
 	.venv-lowest/bin/python -m pip -q --disable-pip-version-check install $(INDEX) $$(grep '^torch==' .venv-lowest/pins.txt)
-	.venv-lowest/bin/python -m pip -q --disable-pip-version-check install -c .venv-lowest/pins.txt -e '.[dev,quant,oracle]'
+	.venv-lowest/bin/python -m pip -q --disable-pip-version-check install -c .venv-lowest/pins.txt -e '.[dev,quant,oracle,math]'
 	@touch $@
 
 # vLLM for CPUs and its tests, in an environment of their own: vLLM pins torch and transformers.

@@ -31,6 +31,9 @@ from assent.launch import join, launched
 
 T = TypeVar("T")
 
+SHARDS_INTEGERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether FSDP2 takes parameters of integers: 2.11 asks for their gradients. Quantised weights need it."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -161,10 +164,16 @@ def shard(
     """FSDP2 on each of `blocks` (decoder layers), of `heads` and on `module` itself; in place, nothing with one rank.
 
     Gradients are summed over ranks in fp32. With `precision` bf16 on CUDA the weights are gathered as bf16 (half the
-    traffic), those of `heads` as fp32; masters stay fp32. Frozen modules may be sharded too.
+    traffic), those of `heads` as fp32; masters stay fp32. Frozen modules may be sharded too. Raises ConfigError for
+    quantised weights where this torch cannot shard them.
     """
     if world.size == 1:
         return module
+    if not SHARDS_INTEGERS and not all(weight.is_floating_point() for weight in module.parameters()):
+        raise ConfigError(
+            f"--model.lora.quantize: torch {torch.__version__} cannot shard quantised weights over {world.size} ranks. "
+            "Use torch 2.13 or newer, one rank, or --model.lora.quantize none."
+        )
     mesh = init_device_mesh(world.device.type, (world.size,))
     gather_bf16 = precision == "bf16" and world.device.type == "cuda"
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)

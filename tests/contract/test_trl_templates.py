@@ -187,7 +187,9 @@ def make_tokenizer(text: str, special: bool = True) -> PreTrainedTokenizerFast:
 def plain(message: Message, parts: bool) -> dict:
     """A message as people hand it to transformers."""
     content = [{"type": "text", "text": message.content}] if parts else message.content
-    made = {"role": message.role, "content": content, "reasoning_content": message.reasoning}
+    # transformers 5.23 gives templates the other spelling itself, 5.17 only what is handed to it.
+    made = {"role": message.role, "content": content}
+    made |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
     made |= {"name": message.name, "tool_call_id": message.tool_call_id}
     if message.tool_calls:
         arguments = {"city": "Paris", "days": 3}

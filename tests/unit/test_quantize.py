@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from assent import distributed
 from assent.config import LoraConfig, ModelConfig
 from assent.data.tree import Branch, Segment, TokenTree, TreeBatch, collate
-from assent.errors import ModelError
+from assent.errors import ConfigError, ModelError
 from assent.models import policy as policy_module
 from assent.models import quantize
 from assent.models.heads import load_score_model
@@ -87,6 +87,15 @@ def test_only_what_adapters_freeze_is_quantised(tiny_model_dir: Path, monkeypatc
     monkeypatch.setattr(quantize, "is_bitsandbytes_available", lambda: False)
     load_policy(few_bits(tiny_model_dir, "nf4"), max_length=64, trainable=False)
     load_policy(ModelConfig(str(tiny_model_dir), lora=LoraConfig(quantize="nf4")), max_length=64)
+
+
+def test_quantised_weights_over_ranks_need_a_torch_that_shards_integers(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "SHARDS_INTEGERS", False)
+    layer = torch.nn.Linear(2, 2)
+    layer.packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    world = distributed.World(rank=0, size=2, local_rank=0, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="--model.lora.quantize: torch .* over 2 ranks. Use torch 2.13 or newer"):
+        distributed.shard(layer, world, blocks=[])
 
 
 # ---- with bitsandbytes
@@ -194,7 +203,7 @@ def deep_folder(tokenizer, folder: Path) -> Path:
 
 def test_rounding_is_no_leak_between_answers(kind: str, tokenizer, tmp_path: Path, monkeypatch) -> None:
     """Sharing prompts is verified with packed weights too, but not to fp32's precision."""
-    config = few_bits(deep_folder(tokenizer, tmp_path), kind, precision="bf16")
+    config = few_bits(deep_folder(tokenizer, tmp_path), kind, precision="bf16", layout="tree")
     assert load_policy(config, max_length=64).tree
 
     class Leak(policy_module.TreeAttend):
@@ -205,7 +214,7 @@ def test_rounding_is_no_leak_between_answers(kind: str, tokenizer, tmp_path: Pat
             super().__init__(tuple(joined), tokens)
 
     monkeypatch.setattr(policy_module, "TreeAttend", Leak)
-    with pytest.raises(ModelError, match="sharing prompts changes its hidden states"):
+    with pytest.raises(ModelError, match="sharing prompts changes its log-probs"):
         load_policy(config, max_length=64)
 
 
@@ -342,6 +351,8 @@ def sharded_run(base: Path, out: Path) -> None:
 @pytest.mark.slow
 def test_two_ranks_give_what_one_gives(children, tiny_model_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
+    if not distributed.SHARDS_INTEGERS:
+        pytest.skip("this torch shards no integers")
     children.ranks(tmp_path, program=[__file__, str(tiny_model_dir), str(tmp_path / "two")]).join(120)
     sharded_run(tiny_model_dir, tmp_path / "one")
     got, want = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))

@@ -38,7 +38,8 @@ def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], 
     without = _routers(backbone.model, output) if lora.targets == ALL_LINEAR else set()
     backbone.model = add_lora(backbone.model, lora, task, without)
     try:
-        idle = _idle(backbone.model, output())
+        with torch.enable_grad():  # also where a model is loaded under no_grad
+            idle = _idle(backbone.model, output())
     except (AttributeError, TypeError) as error:
         raise ModelError(
             f"--model.lora.targets {' '.join(lora.targets)}: {type(backbone.plain).__name__} does not run with adapters"
@@ -46,7 +47,8 @@ def adapt(backbone: Backbone, lora: LoraConfig, task: str, output: Callable[[], 
         ) from error
     if idle and lora.targets == ALL_LINEAR:
         backbone.model = add_lora(backbone.model.unload(), lora, task, without | idle)
-        idle = _idle(backbone.model, output())
+        with torch.enable_grad():
+            idle = _idle(backbone.model, output())
     if idle:
         raise ModelError(
             f"--model.lora.targets: adapters on {_some(idle)} would never be trained: this model is read past them. "
