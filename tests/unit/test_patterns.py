@@ -45,6 +45,14 @@ def test_both_engines_find_the_same(pattern: str, texts: list[str]):
             assert (search(text) is not None) == (re.search(pattern, text) is not None), (pattern, text)
 
 
+@pytest.mark.parametrize("pattern", ["a|(?ai:k)", "[kK]|a", "(?:ab|a[sS])", "[a-c]|(?ai:s)|z"])
+def test_both_cases_of_a_letter_are_no_more_than_these(pattern: str):
+    search = patterns.linear(pattern)
+    assert search is not None
+    for text in ("\u212a", "\u017f", "a\u017f", "k", "K", "as", "aS", "s", "a"):
+        assert (search(text) is not None) == (re.search(pattern, text) is not None), ascii(text)
+
+
 @pytest.mark.parametrize(
     ("pattern", "is_linear"),
     [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import json
 import os
 import runpy
@@ -41,6 +42,7 @@ def child(request: dict) -> None:
         file = os.open(request["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
         for stream in (1, 2):
             os.dup2(file, stream)
+        faulthandler.enable()  # a crash says where
         if "run" in request:
             sys.argv = ["assent", *request["run"]]
             cli.entry()
