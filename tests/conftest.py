@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,15 +109,20 @@ def real_data() -> Path:
     return Path(folder)
 
 
+def child_environment() -> dict[str, str]:
+    """Environment variables of processes that run the source that is tested, on the CPU."""
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    source = str(Path(assent.__file__).parents[1])
+    return env | {"PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
 class Children:
     """Commands and programs as processes of their own, forked from one that has made the imports: no test pays for them
     again. Whoever needs a fresh interpreter starts it without this."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "children.log"
-        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        source = str(Path(assent.__file__).parents[1])
-        env |= {"PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        env = child_environment()
         worker = Path(__file__).parent / "workers" / "children.py"
         pipe = subprocess.PIPE
         self.server = subprocess.Popen([sys.executable, str(worker)], stdin=pipe, stdout=pipe, text=True, env=env)
@@ -137,25 +142,53 @@ class Children:
         """How it ended: an exit code, or minus the number of a signal. After `seconds` it is killed."""
         return self.ask(wait=pid, seconds=seconds)
 
-    def ranks(self, folder: Path, **request: Any) -> Ranks:
-        """What `ask` starts, on two ranks as torchrun starts them; `folder` is for their output."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    def ranks(self, folder: Path, arguments: list[str]) -> Ranks:
+        """An `assent` command on two ranks as torchrun starts them; `folder` is for their output."""
         logs = [folder / f"rank{rank}.log" for rank in range(2)]
-        pids = [
-            self.ask(**request, log=str(log), env={**group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank, log in enumerate(logs)
-        ]
-        return Ranks(self, pids, logs)
+        pids = [self.ask(run=arguments, log=str(log), env=env) for log, env in zip(logs, two_ranks(), strict=True)]
+        return Ranks(pids, logs, self.wait)
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """The environment variables of two ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+@pytest.fixture(scope="session")
+def program_ranks() -> Callable[..., Ranks]:
+    """`program_ranks(folder, [file, *arguments])`: a program on two ranks, each in an interpreter of its own."""
+
+    def start(folder: Path, program: list[str]) -> Ranks:
+        logs = [folder / f"rank{rank}.log" for rank in range(2)]
+        env = child_environment() | {"PYTHONFAULTHANDLER": "1"}
+        started = []
+        for log, own in zip(logs, two_ranks(), strict=True):
+            with log.open("w") as file:
+                command = [sys.executable, *program]
+                started.append(subprocess.Popen(command, stdout=file, stderr=file, env=env | own))
+        running = {process.pid: process for process in started}
+
+        def wait(pid: int, seconds: float | None = None) -> int:
+            try:
+                return running[pid].wait(seconds)
+            except subprocess.TimeoutExpired:
+                running[pid].kill()
+                return running[pid].wait()
+
+        return Ranks([*running], logs, wait)
+
+    return start
 
 
 class Ranks:
     """Two ranks under way."""
 
-    def __init__(self, children: Children, pids: list[int], logs: list[Path]) -> None:
-        self.children, self.pids, self.logs = children, pids, logs
+    def __init__(self, pids: list[int], logs: list[Path], wait: Callable[[int, float | None], int]) -> None:
+        self.pids, self.logs, self._wait = pids, logs, wait
 
     @property
     def said(self) -> list[str]:
@@ -164,7 +197,7 @@ class Ranks:
 
     def codes(self, seconds: float | None = None) -> list[int]:
         """Waits for both."""
-        return [self.children.wait(pid, seconds) for pid in self.pids]
+        return [self._wait(pid, seconds) for pid in self.pids]
 
     def join(self, seconds: float = 300) -> None:
         """Waits for both, which must succeed."""

@@ -62,7 +62,7 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
     return {"one": one, "two": replace(one, out=str(folder / "two"))}
 
 
-def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
+def test_two_ranks_compare_as_one(program_ranks, configs: dict[str, CompareConfig]):
     files = {
         "compare": configs["two"],
         "score": scoring(configs, "two"),
@@ -71,7 +71,7 @@ def test_two_ranks_compare_as_one(children, configs: dict[str, CompareConfig]):
     for name, config in files.items():
         Path(configs["two"].out).with_name(f"{name}.yaml").write_text(settings.dump(config))
     asked = [f"{name}:{Path(configs['two'].out).with_name(f'{name}.yaml')}" for name in files]
-    ranks = children.ranks(Path(configs["two"].out).parent, program=[str(WORKER), *asked])
+    ranks = program_ranks(Path(configs["two"].out).parent, [str(WORKER), *asked])
     ranks.join()
     assert "".join(ranks.said).count("[3/3] answers of 3 policies to 3 prompts") == 1
     assert Path(compare(configs["one"])).is_file() and (Path(configs["two"].out) / "report.html").is_file()

@@ -25,11 +25,11 @@ ONE = d.World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def runs(children, tmp_path_factory):
+def runs(program_ranks, tmp_path_factory):
     """One process, then two ranks that do everything the tests below look at."""
     out = tmp_path_factory.mktemp("ranks")
     single = worker.train(ONE, out / "single")
-    children.ranks(out, program=[str(WORKER), str(out), str(out / "single" / "step-000002")]).join(120)
+    program_ranks(out, [str(WORKER), str(out), str(out / "single" / "step-000002")]).join()
     double = checkpoint.load(out / "straight" / "step-000000")["result"]
     resumed = checkpoint.load(out / "resumed" / "step-000000")["result"]
     return out, single, double, resumed, json.loads((out / "answers.json").read_text())

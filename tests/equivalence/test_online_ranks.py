@@ -85,7 +85,7 @@ def configurations(out: Path, model: Path, data: Path) -> dict[str, OnlineConfig
 
 
 @pytest.fixture(scope="module")
-def runs(children, tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(program_ranks, tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """For each case the run folders of one rank and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = random.Random(3)
@@ -105,7 +105,7 @@ def runs(children, tiny_model_dir: Path, tmp_path_factory) -> dict[str, tuple[Pa
         file = Path(f"{config.out}.yaml")
         file.write_text(settings.dump(config))
         arguments.append(f"{CASES[name][0]}:{file}")
-    ranks = children.ranks(folder, program=[str(WORKER), *arguments])
+    ranks = program_ranks(folder, [str(WORKER), *arguments])
     single = make("single")
     for config in single.values():
         train_online(config)

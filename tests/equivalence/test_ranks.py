@@ -150,7 +150,7 @@ def configurations(
 
 
 @pytest.fixture(scope="module")
-def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(program_ranks, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """For each name the run folders of one rank and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = random.Random(3)
@@ -187,7 +187,7 @@ def runs(children, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> 
         file = Path(f"{config.out}.yaml")
         file.write_text(settings.dump(config))
         arguments.append(f"{name.split()[0]}:{file}")
-    ranks = children.ranks(folder, program=[str(WORKER), *arguments])
+    ranks = program_ranks(folder, [str(WORKER), *arguments])
     single = make("single")
     for name, config in single.items():
         worker.COMMANDS[name.split()[0]][1](config)

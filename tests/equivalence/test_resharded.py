@@ -19,10 +19,10 @@ ONE = d.World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def double(children, tiny_model_dir: Path, tmp_path_factory) -> Path:
+def double(program_ranks, tiny_model_dir: Path, tmp_path_factory) -> Path:
     """Two ranks, every way after the other."""
     out = tmp_path_factory.mktemp("resharded")
-    children.ranks(out, program=[str(WORKER), str(tiny_model_dir), str(out)]).join(120)
+    program_ranks(out, [str(WORKER), str(tiny_model_dir), str(out)]).join()
     return out
 
 

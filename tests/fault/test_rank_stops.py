@@ -58,7 +58,7 @@ def ranks(children, tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Any]:
     def start(out: str, function: str, *more: str) -> Any:
         rewards = ("--rewards.functions", f"{tmp_path / 'mine.py'}:{function}", *more)
         words = grpo_words(tmp_path / out, tiny_model_dir, tmp_path / "rows.jsonl", *rewards, steps=3)
-        return children.ranks(tmp_path, run=words)
+        return children.ranks(tmp_path, words)
 
     return start
 

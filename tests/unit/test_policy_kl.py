@@ -197,11 +197,11 @@ def sharded_run(model: Path, reference: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("head", ["product", "own code"])
 def test_two_ranks_give_what_one_gives(
-    head: str, children, tiny_model_dir: Path, other_dir: Path, tmp_path: Path
+    head: str, program_ranks, tiny_model_dir: Path, other_dir: Path, tmp_path: Path
 ) -> None:
     model = tiny_model_dir if head == "product" else transformed_head(tmp_path / "transformed")
     assert (load_policy(fp32(model), max_length=64).transform is None) == (head == "own code")
-    children.ranks(tmp_path, program=[__file__, str(model), str(other_dir), str(tmp_path / "found.pt")]).join(120)
+    program_ranks(tmp_path, [__file__, str(model), str(other_dir), str(tmp_path / "found.pt")]).join()
     got, want = torch.load(tmp_path / "found.pt"), sharded_run(model, other_dir)
     assert got.keys() == want.keys()
     for name in want:

@@ -349,11 +349,11 @@ def sharded_run(base: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_give_what_one_gives(children, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_gives(program_ranks, tiny_model_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     if not distributed.SHARDS_INTEGERS:
         pytest.skip("this torch shards no integers")
-    children.ranks(tmp_path, program=[__file__, str(tiny_model_dir), str(tmp_path / "two")]).join(120)
+    program_ranks(tmp_path, [__file__, str(tiny_model_dir), str(tmp_path / "two")]).join()
     sharded_run(tiny_model_dir, tmp_path / "one")
     got, want = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     assert got.keys() == want.keys()
