@@ -320,7 +320,7 @@ def shown(table: PolicyTable, width: int = 140) -> str:
 def test_render_shows_means_intervals_and_failures(table: PolicyTable):
     text = shown(table)
     assert "1.75 ±" in text and "3.00 ±" in text and "88 ±" in text and "(25% ties)" in text and "baseline" in text
-    assert "ppo is too few prompts (12) to tell from sft by gold" in text and "*" not in text.replace("* (p", "")
+    assert "ppo: too few prompts (12) to tell from sft by gold" in text and "*" not in text.replace("* (p", "")
     assert "sft: without entropy; needs the policy itself" in text
     narrow = shown(table, 40)
     assert "…" not in narrow and "±" in narrow

@@ -91,7 +91,9 @@ def _lines(table: PolicyTable) -> list[str]:
     lines = []
     for policy in table.policies:
         if policy.name != table.baseline and (verdict := table.verdict(policy)):
-            lines.append(f"{policy.name} is {verdict} {table.baseline} by {table.by}.")
+            few = verdict.startswith("too few")
+            words = f"{policy.name}: {verdict}" if few else f"{policy.name} is {verdict}"
+            lines.append(f"{words} {table.baseline} by {table.by}.")
     for key, found in table.probes.items():
         judge, _, probe = key.partition("/")
         lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}")
