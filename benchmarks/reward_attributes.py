@@ -1,8 +1,10 @@
 """How well `assent reward-attributes` recovers the gold attributes of the assistant world from clean ratings:
 
     python -m benchmarks.reward_attributes --out FOLDER
+    python -m benchmarks.reward_attributes --out FOLDER --demo runs/demo --prompts 2000 --epochs 6 --lr 1e-3 --batch 8
 
-Every answer is rated by the gold attributes themselves. Held out are prompts that no rating is about, with answers of
+The first begins with a random model, the second with the SFT model of `make demo`, which has been told the facts. Every
+answer is rated by the gold attributes themselves. Held out are prompts that no rating is about, with answers of
 their own; what they ask is known from others, since a model that begins at random cannot know a fact that it was never
 told. Beside the model stands what could be known without facts: the mean rating of answers made of the same kinds of
 sentences, where it is not looked at whether a claim is true. The numbers stand in docs/reward-models.md.
@@ -27,7 +29,7 @@ from assent.data.formats.native import to_row
 from assent.data.records import Example, Message, Rating, Response
 from assent.lab.answers import COMPARISON_MIX, draw_style
 from assent.lab.rubric import WEIGHTS, read
-from assent.lab.world import AssistantWorld, Prompt
+from assent.lab.world import AssistantWorld, Prompt, load_world
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.heads import load_score_model
 from assent.models.loading import load_tokenizer, quiet_transformers
@@ -113,24 +115,28 @@ def ceiling(truth: np.ndarray) -> float:
     return float(np.sqrt(1 - (shares**3).sum()))
 
 
-def one_seed(
-    out: Path, seed: int, prompts: int, epochs: int, about: Sequence[str], lr: float
-) -> dict[str, dict[str, float]]:
+def one_seed(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The numbers of each attribute."""
-    world, rng = AssistantWorld(0), np.random.default_rng([seed, 9])
+    out, about, rng = given.out, given.about, np.random.default_rng([seed, 9])
+    world = AssistantWorld(0) if given.demo is None else load_world(given.demo / "world")
     held: dict[Prompt, Example] = {}
     while len(held) < HELD:
         prompt = draw(world, about, rng)
         held[prompt] = answered(world, prompt, rng)
     train: list[Example] = []
-    while len(train) < prompts:
+    while len(train) < given.prompts:
         if (prompt := draw(world, about, rng)) not in held:
             train.append(answered(world, prompt, rng))
     data = write_rows(out / f"ratings-{seed}.jsonl", [to_row(each) for each in train])
-    base = base_model(out / f"base-{seed}", [Drawn(each, ()) for each in train], seed)
-    given = options(base, data, out / f"run-{seed}", seed, batch_size=BATCH, epochs=epochs, log_every=20)
-    given["optim"] = OptimConfig(lr=lr)
-    taken = seconds(train_attributes, AttributesConfig(**given))
+    if given.demo is None:
+        base = base_model(out / f"base-{seed}", [Drawn(each, ()) for each in train], seed)
+    else:
+        base = given.demo / "sft" / "model"
+    how = {"batch_size": given.batch, "epochs": given.epochs, "log_every": 20}
+    config = AttributesConfig(
+        **options(base, data, out / f"run-{seed}", seed, **how) | {"optim": OptimConfig(lr=given.lr)}
+    )
+    taken = seconds(train_attributes, config)
     examples = list(held.values())
     truth, found, blind = gold(examples), outputs(out / f"run-{seed}", examples), without_facts(world, train, examples)
     return {
@@ -145,15 +151,14 @@ def one_seed(
     }
 
 
-BATCH = 4
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--demo", type=Path, metavar="FOLDER", help="of `assent demo`: its world and SFT model")
     parser.add_argument("--about", nargs="*", default=[], metavar="KIND", help="country, animal, ...; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     given = parser.parse_args()
@@ -163,7 +168,7 @@ def main() -> None:
     for seed in given.seeds:
         path = given.out / f"seed-{seed}.json"
         if not path.is_file():
-            path.write_text(json.dumps(one_seed(given.out, seed, given.prompts, given.epochs, given.about, given.lr)))
+            path.write_text(json.dumps(one_seed(seed, given)))
         found.append(json.loads(path.read_text()))
         print(seed, found[-1], flush=True)
     for name in WEIGHTS:
