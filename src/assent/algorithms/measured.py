@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from assent.algorithms.answers import prompt_columns
 from assent.config import MeasuresConfig
@@ -10,10 +10,8 @@ from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.measures.aggregate import of_column, of_statistic
 from assent.measures.answers import Answers
-from assent.measures.extras import extra
 from assent.measures.shapes import NEEDS, Each, Need, Whole
-from assent.measures.table import MEASURES, measure
-from assent.names import suggestion
+from assent.measures.table import required
 
 FLAG = "--eval.measures"
 
@@ -23,16 +21,12 @@ def wanted(options: MeasuresConfig) -> tuple[Each | Whole, ...]:
     one policy's answers, for a package that is missing, and for a best one without a direction that is better."""
     rows = []
     for name in options.measures:
-        row = measure(name)
-        if row is None:
-            raise ConfigError(f"{FLAG}: there is no '{name}'.{suggestion(name, MEASURES)} See docs/evaluation.md.")
+        row = required(name, FLAG)
         if not isinstance(row, Each | Whole):
             raise ConfigError(
                 f"{FLAG} {name}: it is not a number of the answers of one policy alone, which is what there is during "
                 "training. assent eval measures it."
             )
-        if row.package:
-            extra(row.package, f"{FLAG} {name}")
         if name == options.best and row.better is None:
             raise ConfigError(f"--eval.best {name}: neither more of it nor less is better. Choose another measure.")
         rows.append(row)
@@ -40,16 +34,16 @@ def wanted(options: MeasuresConfig) -> tuple[Each | Whole, ...]:
 
 
 class Measures:
-    """The measures of a run on answers to `examples`. `met` says which needs its answers meet, beside those that the
-    examples do.
+    """The measures of a run on answers to `examples`. `reference` says whether their log-probs by a reference
+    are known.
 
     Raises ConfigError where a measure needs what is not there."""
 
-    def __init__(self, rows: Sequence[Each | Whole], examples: Sequence[Example], met: Mapping[Need, bool]) -> None:
+    def __init__(self, rows: Sequence[Each | Whole], examples: Sequence[Example], *, reference: bool) -> None:
         self.rows = tuple(rows)
         self.prompts = prompt_columns([[example] for example in examples], "the held-out data")
-        there: dict[Need, bool] = {"tokens": True, "finished": True, **met}
-        there |= {"references": any(self.prompts.references), "kinds": any(self.prompts.kinds)}
+        there: dict[Need, bool] = dict.fromkeys(("tokens", "finished", "log_prob", "entropy"), True)
+        there |= {"reference": reference, "references": any(self.prompts.references), "kinds": any(self.prompts.kinds)}
         for row in self.rows:
             if lack := next((need for need in row.needs if not there.get(need, False)), None):
                 raise ConfigError(

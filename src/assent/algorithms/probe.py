@@ -18,7 +18,7 @@ from assent.config import ProbeConfig, SamplingConfig
 from assent.data.records import Example
 from assent.distributed import unsharded
 from assent.errors import ModelError
-from assent.measures.shapes import Each, Need, Whole
+from assent.measures.shapes import Each, Whole
 from assent.models.policy import Policy
 from assent.models.references import Reference
 from assent.rollout.build import torch_engine
@@ -58,8 +58,7 @@ class Probe:
         self.prompts = fitting[: config.prompts]
         if self.prompts and not (policy.tree and self._samples(policy)):
             self.prompts = []
-        met: dict[Need, bool] = {"log_prob": True, "entropy": True, "reference": reference is not None}
-        self.measures = Measures(rows, [example for example, _ in self.prompts], met)
+        self.measures = Measures(rows, [example for example, _ in self.prompts], reference=reference is not None)
         self.needs = {need for row in rows for need in row.needs}
 
     def _samples(self, policy: Policy) -> bool:

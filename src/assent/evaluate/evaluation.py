@@ -30,11 +30,9 @@ from assent.evaluate.results import EVALUATION, PolicyTable, plain
 from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
 from assent.measures.answers import Answers
-from assent.measures.extras import extra
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
-from assent.measures.table import MEASURES, measure
+from assent.measures.table import required
 from assent.models.loading import quiet_transformers
-from assent.names import suggestion
 from assent.outputs import try_file, write_text
 from assent.rewards.pool import end_workers
 from assent.train.runfolder import owned
@@ -163,13 +161,9 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
         "baseline": len(policies) > 1 and verdicts,
     }
     for name in config.measures:
-        row = measure(name)
-        if row is None:
-            raise ConfigError(f"--measures: there is no '{name}'.{suggestion(name, MEASURES)} See docs/evaluation.md.")
+        row = required(name, "--measures")
         if lack := next((need for need in row.needs if not met.get(need, True)), None):
             raise ConfigError(f"--measures {name} needs {NEEDS[lack]}. {config.prompts} and the options give none.")
-        if row.package:
-            extra(row.package, f"--measures {name}")
     if config.reference is not None and not asked:
         raise ConfigError("--reference is what sampled answers are compared with. All policies are files of answers.")
 

@@ -16,7 +16,7 @@ import numpy as np
 from assent import lock
 from assent.errors import RunFolderError
 from assent.evaluate.alarms import alarm
-from assent.evaluate.runs import Columns, Run, Series, find_runs
+from assent.evaluate.runs import Columns, Run, Series, find_runs, is_step
 from assent.lock import Owner
 from assent.train import closing, opening
 from assent.train.commands import SPAN, TrainingCommand, named_command
@@ -31,14 +31,13 @@ TRACE = 64
 @dataclass(frozen=True)
 class View:
     """One look at a run. `step` is the last that was logged, `total` the last that there will be, where that is known;
-    `pace` are the seconds of a step, a mean of the last ones; `silence` the seconds since anything was logged. `lines`
-    are what the run said before its first step, `answers` rows of samples.jsonl, the newest last."""
+    `silence` are the seconds since anything was logged. `lines` are what the run said before its first step, `answers`
+    rows of samples.jsonl, the newest last."""
 
     path: Path
     state: State
     step: int = 0
     total: int | None = None
-    pace: float | None = None
     silence: float | None = None
     owner: Owner | None = None
     command: TrainingCommand | None = None
@@ -61,6 +60,11 @@ class View:
             return max(0.0, time.time() - datetime.fromisoformat(self.owner.since).timestamp())
         except ValueError:
             return None
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds of a step, a mean of the last ones."""
+        return self.now("time/step")
 
     @property
     def left(self) -> float | None:
@@ -135,7 +139,6 @@ class Following:
             state=_state(self.path, owner, step, total, bool(metrics)),
             step=step,
             total=total,
-            pace=_mean(metrics.get("time/step")),
             silence=_silence(self._metrics.path),
             owner=owner,
             command=_command(_json(self.path / "environment.json").get("command")),
@@ -172,7 +175,7 @@ def _objects(lines: bytes) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and not isinstance(row["step"], bool):
+        if isinstance(row, dict) and is_step(row.get("step")):
             yield row
 
 
@@ -201,13 +204,6 @@ def _command(key: object) -> TrainingCommand | None:
         return named_command(key) if isinstance(key, str) else None
     except KeyError:  # of another version
         return None
-
-
-def _mean(series: Series | None) -> float | None:
-    if series is None:
-        return None
-    known = series.values[-SPAN:][~np.isnan(series.values[-SPAN:])]
-    return float(known.mean()) if known.size else None
 
 
 def _silence(path: Path) -> float | None:

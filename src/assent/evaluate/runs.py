@@ -193,7 +193,7 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[dict]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and _is_step(row.get("step")):
+        if isinstance(row, dict) and is_step(row.get("step")):
             yield row
         # A run that was killed leaves its last line without the line break.
         elif number == len(lines):
@@ -205,7 +205,7 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[dict]:
         problems.append(f"{path.name}: {len(broken)} lines are not JSON objects with a step (line {first}); left out")
 
 
-def _is_step(value: object) -> bool:
+def is_step(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 
+from assent.errors import ConfigError
 from assent.measures import (
     basic,
     diversity,
@@ -18,7 +19,9 @@ from assent.measures import (
     style,
     wins,
 )
+from assent.measures.extras import extra
 from assent.measures.shapes import Measure
+from assent.names import suggestion
 
 MODULES: dict[str, tuple[Measure, ...]] = {
     "Rewards and wins": (*basic.ROWS[:1], *wins.ROWS, *length_controlled.ROWS, *style.ROWS, *ranking.ROWS),
@@ -41,6 +44,17 @@ def measure(name: str) -> Measure | None:
     if found := PASS.fullmatch(name):
         return form.pass_at(int(found[1]), overlap.right, "the number of a right answer, else its text but for case")
     return MEASURES.get(name)
+
+
+def required(name: str, flag: str) -> Measure:
+    """The measure that the option `flag` names. Raises ConfigError where there is none of that name, and where it needs
+    a package that is missing."""
+    row = measure(name)
+    if row is None:
+        raise ConfigError(f"{flag}: there is no '{name}'.{suggestion(name, MEASURES)} See docs/evaluation.md.")
+    if row.package:
+        extra(row.package, f"{flag} {name}")
+    return row
 
 
 def by_default() -> list[Measure]:

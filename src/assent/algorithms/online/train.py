@@ -34,7 +34,6 @@ from assent.data.tree import TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.deferred import Deferred
 from assent.errors import ConfigError
-from assent.measures.shapes import Need
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.mixtures import output_names
 from assent.models.policy import Policy, ScoreModel
@@ -270,8 +269,7 @@ def train_online(config: OnlineConfig) -> RunResult:
     rows = wanted(config.eval)
     session = open_session(config)
     algorithm, data = set_up(session, config)
-    met: dict[Need, bool] = {"log_prob": True, "entropy": True, "reference": algorithm.models.reference is not None}
-    measures = Measures(rows, data.eval_examples, met)
+    measures = Measures(rows, data.eval_examples, reference=algorithm.models.reference is not None)
     method, rollouts = algorithm.method, algorithm.rollouts
     if method.learning_rate != config.optim.lr:
         average = "" if method.ewma is None else f", ewma {method.ewma:.4g}"
