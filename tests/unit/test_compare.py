@@ -162,22 +162,13 @@ def test_a_finished_run_of_other_data_is_not_compared(config: CompareConfig, tra
 # ---- methods of every kind
 
 
-@pytest.fixture(scope="module")
-def rewarded(tiny_model_dir: Path, tmp_path_factory) -> str:
-    """A reward model, trained for a step."""
-    folder = tmp_path_factory.mktemp("reward")
-    rows = [{"prompt": f"Egg {i}?", "chosen": "Yes, boil it.", "rejected": f"No {i}."} for i in range(4)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model, data = ModelConfig(str(tiny_model_dir), precision="fp32"), DataConfig(str(folder / "train.jsonl"))
-    train_reward(RewardConfig(model, data, str(folder / "rm"), train=TrainConfig(4, max_steps=1)))
-    return str(folder / "rm")
-
-
 @pytest.fixture
-def several(config: CompareConfig, rewarded: str) -> CompareConfig:
+def several(config: CompareConfig, scorer_dir: Path) -> CompareConfig:
     """SFT, PPO and DPO twice."""
     options = {"ppo.kl.coef": "0.1", "ppo.rollout.minibatches": "2", "dpo-small.loss.beta": "0.5"}
-    return replace(config, methods=("sft", "dpo", "dpo-small=dpo", "ppo"), reward_model=rewarded, options=options)
+    return replace(
+        config, methods=("sft", "dpo", "dpo-small=dpo", "ppo"), reward_model=str(scorer_dir), options=options
+    )
 
 
 def test_sft_ppo_and_dpo_twice_beside_one_another(several: CompareConfig, trained, monkeypatch, capsys):
@@ -206,8 +197,12 @@ def test_sft_ppo_and_dpo_twice_beside_one_another(several: CompareConfig, traine
     sampled = table.policies[-1].numbers["budget/sampled-tokens"].number.value
     assert 0 < tokens["sft"] < tokens["dpo"] == tokens["dpo-small"] and 3 <= sampled <= 3 * 6
     (note,) = table.notes
-    assert note in printed and note.startswith("Equal for all methods: start (") and "optimiser steps (2)" in note
-    assert "prompts for one step: sft 3, dpo 3, dpo-small 3, ppo 1.5; tokens and seconds are not" in note
+    assert (
+        note in " ".join(printed.split())
+        and note.startswith("Equal for all methods: start (")
+        and "optimiser steps (2)" in note
+    )
+    assert "prompts for one step: sft 3, dpo 3, dpo-small 3, ppo 0.75; tokens and seconds are not" in note
     resolved = {name: yaml.safe_load((out / name / "resolved.yaml").read_text()) for name in trained}
     assert resolved["ppo"]["rewards"]["model"] == [several.reward_model] and resolved["ppo"]["kl"]["coef"] == 0.1
     assert [resolved[name]["loss"]["beta"] for name in ("dpo", "dpo-small")] == [0.1, 0.5]
@@ -236,12 +231,12 @@ def written(config: CompareConfig, file: Path) -> str:
     ],
 )  # fmt: skip
 def test_what_a_method_cannot_do_is_known_before_any_is_trained(
-    config: CompareConfig, rewarded: str, trained, tmp_path: Path, methods: str, options: dict, message: str
+    config: CompareConfig, scorer_dir: Path, trained, tmp_path: Path, methods: str, options: dict, message: str
 ):
     """Of its data, its models, its rewards: things that only it looks at."""
     gold = str(tmp_path / "gold.py")
     options = {key: value.replace("GOLD", gold) for key, value in options.items()}
-    asked = replace(config, methods=tuple(methods.split()), options=options, reward_model=rewarded)
+    asked = replace(config, methods=tuple(methods.split()), options=options, reward_model=str(scorer_dir))
     said = refused(asked, UserError)
     assert message.replace("GOLD", gold).replace("all.jsonl", config.data.train) in said
     assert trained == [] and not Path(config.out).exists()
@@ -251,16 +246,16 @@ def test_what_a_method_cannot_do_is_known_before_any_is_trained(
     ("methods", "options", "sampling", "message"),
     [
         ("grpo", {}, {"temperature": 0.0}, "grpo: --sampling.temperature must be > 0 to train"),
-        ("p=ppo", {"p.rewards.functions": "a.py:f", "p.rewards.model": "[]"}, {}, "p: --critic.start reward copies the"),
+        ("p=ppo", {"p.rewards.functions": "a.py:f", "p.rewards.model": "[]"}, {}, "p: --critic.start reward copies"),
         ("p=ppo", {"p.reference.mode": "cached"}, {}, "--options p.reference.mode: p has no option 'reference.mode'."),
         ("custom", {}, {}, "'objective' is missing"),
         ("grpo", {"grpo.rollout.responses": "1"}, {}, "grpo: --rollout.responses must be at least 2 for grpo"),
     ],
 )  # fmt: skip
 def test_options_that_a_method_cannot_take(
-    config: CompareConfig, rewarded: str, trained, methods: str, options: dict, sampling: dict, message: str
+    config: CompareConfig, scorer_dir: Path, trained, methods: str, options: dict, sampling: dict, message: str
 ):
-    asked = replace(config, methods=(methods,), options=options, reward_model=rewarded)
+    asked = replace(config, methods=(methods,), options=options, reward_model=str(scorer_dir))
     assert message in refused(replace(asked, sampling=replace(config.sampling, **sampling)))
     assert trained == [] and not Path(config.out).exists()
 

@@ -78,7 +78,9 @@ def alpaca(tmp_path_factory) -> tuple[EvalConfig, tuple[np.ndarray, ...], Gamed]
              for name, sizes in (("gpt4_1106_preview", theirs), ("mine", ours))}  # fmt: skip
     asked = [f"Do {i}." for i in range(SIZE)]
     for name, answers in texts.items():
-        outputs = [{"instruction": a, "output": t, "generator": name, "dataset": "made"} for a, t in zip(asked, answers)]  # noqa: B905
+        outputs = [
+            {"instruction": a, "output": t, "generator": name, "dataset": "made"} for a, t in zip(asked, answers)
+        ]
         files[name] = write(folder / f"{name}.json", outputs)
     labels = [
         {"instruction": a, "output_1": one, "output_2": two, "preference": 1 + value, "annotator": "judge"}
@@ -86,7 +88,9 @@ def alpaca(tmp_path_factory) -> tuple[EvalConfig, tuple[np.ndarray, ...], Gamed]
     ]
     labels[7]["preference"] = None
     outcome[7] = math.nan
-    prompts = [{"instruction": a, "output": "It is.", "generator": "gpt4_1106_preview", "dataset": "made"} for a in asked]
+    prompts = [
+        {"instruction": a, "output": "It is.", "generator": "gpt4_1106_preview", "dataset": "made"} for a in asked
+    ]
     given = config(
         folder, tuple(files.values()), prompts, labels=write(folder / "labels.json", labels),
         gamed=str(folder / "df_gamed.csv"),
@@ -150,7 +154,9 @@ def test_what_was_written_is_read_back(alpaca, evaluated: Path, tmp_path: Path):
     """A folder of annotations, whatever the source was called, and model outputs."""
     files = tuple(str(evaluated / "model_outputs" / f"{name}.json") for name in ("gpt4_1106_preview", "mine"))
     labels = str(evaluated / "annotations" / "labels")
-    again = replace(alpaca[0], policies=files, labels=labels, gamed=None, out=str(tmp_path / "o"), measures=("win-rate",))
+    again = replace(
+        alpaca[0], policies=files, labels=labels, gamed=None, out=str(tmp_path / "o"), measures=("win-rate",)
+    )
     before, after = PolicyTable.load(evaluated / "evaluation.json"), evaluate(again)
     numbers = [table.policies[1].numbers["win-rate/labels"].number for table in (before, after)]
     assert numbers[0] == numbers[1] and numbers[0].n == SIZE - 1
@@ -181,16 +187,16 @@ def test_prompts_that_end_alike_are_told_apart(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"preference": 0.5, "index": 0}], "needs a column 'std_delta_len'. Row 1 has: preference, index. Expected df_"),
+        ([{"preference": 0.5, "index": 0}], "needs a column 'std_delta_len'. Row 1 has: preference, index. Expected"),
         ([{"instruction_difficulty": 0.1}], "needs a column 'preference'"),  # instruction_difficulty.csv
         ([{"preference": 1.7, "std_delta_len": 0, "instruction_difficulty": 0, "index": 0}], "from 0 to 1. Got 1.7"),
         (
             [{"preference": 0.7, "std_delta_len": 0, "instruction_difficulty": 0, "index": i} for i in range(805)],
-            "of 805 instructions, numbered 0 to 804 by their places in AlpacaEval's file of prompts.",
+            "of 805 instructions, numbered 0 to 804 by their places in AlpacaEval's reference outputs.",
         ),
         (
             [{"preference": 0.7, "std_delta_len": 0, "instruction_difficulty": 0, "index": i} for i in range(2)],
-            "has 3 prompts, in places 0 to 2. Give --prompts alpaca_eval.json",
+            "has 3 prompts, in places 0 to 2. Give --prompts alpaca_eval_gpt4",
         ),
     ],
 )  # fmt: skip
@@ -269,7 +275,9 @@ def test_results_of_other_prompts_are_refused(tmp_path: Path, capsys):
     files = tuple(write(tmp_path / f"{name}.jsonl", rows) for name, rows in answers.items())
     verdict = {"instruction": "Do 1.", "output_1": "a1", "output_2": "b1", "preference": 2}
     other = verdict | {"instruction": "Do 9."}
-    given = config(tmp_path, files, prompts, labels=write(tmp_path / "v.jsonl", [verdict, other]), measures=("win-rate",))
+    given = config(
+        tmp_path, files, prompts, labels=write(tmp_path / "v.jsonl", [verdict, other]), measures=("win-rate",)
+    )
     assert evaluate(given).policies[1].numbers["win-rate/labels"].number.n == 1
     said = "1 of the 2 verdicts of"
     assert said in PolicyTable.load(tmp_path / "out" / "evaluation.json").notes[0]
@@ -328,7 +336,9 @@ def test_results_of_the_harness_in_several_versions(tmp_path: Path, raw: dict, n
         assert (number.value, number.n) == (0.25, n) and number.low == pytest.approx(0.25 - 1.959964 * 0.05)
     assert "harness/mmlu.acc" not in found or found["harness/mmlu.acc"].number.low is None
     newer = {"results": {"arc": {"acc,none": 0.75, "acc_stderr,none": "N/A"}}}
-    (nested / "results_2026-11-03T10-00-00.000000.json").write_text(json.dumps(newer | {"model_name": raw.get("model_name", "")}))
+    (nested / "results_2026-11-03T10-00-00.000000.json").write_text(
+        json.dumps(newer | {"model_name": raw.get("model_name", "")})
+    )
     assert read_results([f"a={nested}"], BOTH, ()).policies["a"]["harness/arc.acc"].number.value == 0.75
     other = nested.parent / "org__other"
     other.mkdir()

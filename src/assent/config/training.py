@@ -57,9 +57,13 @@ def compared(config: CompareConfig) -> str | None:
         if method in REWARD_MODELS:
             return f"--methods {method} trains a reward model, which gives no answers. assent trust tells these apart."
         if method not in TRAINERS:
-            return f"--methods: '{method}' trains no policy.{suggestion(method, TRAINERS)} Known: {', '.join(TRAINERS)}."
+            return (
+                f"--methods: '{method}' trains no policy.{suggestion(method, TRAINERS)} Known: {', '.join(TRAINERS)}."
+            )
         if not NAME.fullmatch(name) or name in TAKEN:
-            return f"--methods: '{name}' is no name of a run: letters, digits, _, + and -, but none of {', '.join(TAKEN)}."
+            return (
+                f"--methods: '{name}' is no name of a run: letters, digits, _, + and -, but none of {', '.join(TAKEN)}."
+            )
     if len(runs) < len(config.methods):
         return f"--methods: two have one name. Got {' '.join(config.methods)}. Give names: NAME=METHOD."
     if config.scorer is None and config.reward_model is None:
@@ -71,7 +75,7 @@ def compared(config: CompareConfig) -> str | None:
         given = any(option.startswith(f"{name}.rewards.") for option in config.options)
         if TRAINERS[method].is_online and config.reward_model is None and not given:
             return (
-                f"--methods {name}: it learns from rewards, and --scorer is what no method may see. Give --reward_model "
-                f"FOLDER, or --options {name}.rewards.functions:FILE.py:function (or another of assent {method})."
+                f"--methods {name}: it learns from rewards, and --scorer is what no method may see. Give "
+                f"--reward_model FOLDER, or --options {name}.rewards.functions:FILE.py:function (or a model, rule ...)."
             )
     return None

@@ -27,8 +27,8 @@ WANTED = "Expected df_gamed.csv of the hub's data set tatsu-lab/alpaca_eval"
 
 
 def with_gamed(prompts: PromptSet, file: str, limit: int | None) -> PromptSet:
-    """The prompts with AlpacaEval's rows of them. Its instructions are numbered by their places in its file of prompts,
-    from 0. Raises DataError for a file that is another, or whose instructions are not these prompts."""
+    """The prompts with AlpacaEval's rows of them. Its instructions are numbered by their places, from 0, in its
+    reference outputs. Raises DataError for a file that is another, or whose instructions are not these prompts."""
     rows = []
     for _, row in read_rows(file):
         if isinstance(row, Problem):
@@ -45,8 +45,8 @@ def with_gamed(prompts: PromptSet, file: str, limit: int | None) -> PromptSet:
     if not same or (limit is None and index.max() != known.max()):
         raise DataError(
             f"--gamed {file}: its rows are of {len(known)} instructions, numbered {known[0]} to {known[-1]} by their "
-            f"places in AlpacaEval's file of prompts. {prompts.file} has {len(prompts)} prompts, in places "
-            f"{index.min()} to {index.max()}. Give --prompts alpaca_eval.json of that data set, in its order."
+            f"places in AlpacaEval's reference outputs. {prompts.file} has {len(prompts)} prompts, in places "
+            f"{index.min()} to {index.max()}. Give --prompts alpaca_eval_gpt4_baseline.json of that data set."
         )
     return replace(prompts, columns=replace(prompts.columns, alpaca_eval=Instructions(gamed, index)))
 

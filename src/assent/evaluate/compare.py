@@ -176,7 +176,9 @@ def method_config(config: CompareConfig, name: str) -> PolicyRunConfig:
     tree: dict[str, Any] = {section: shared[section] for section in SHARED}
     tree |= {"out": str(Path(config.out) / name), "resume": None if config.resume is None else "auto"}
     tree["resume_changed"] = [option for option in config.resume_changed if is_input(trainer.config, option)]
-    own = {key: value for option, value in config.options.items() for run, _, key in [option.partition(".")] if run == name}
+    own = {
+        key: value for option, value in config.options.items() for run, _, key in [option.partition(".")] if run == name
+    }
     if trainer.is_online:
         tree["sampling"] = shared["sampling"]
         if config.reward_model and "rewards.model" not in own:

@@ -118,7 +118,9 @@ def read_labels(
         else:
             verdicts.setdefault((place, row.first, row.second), []).append(row.preference)
     if other == len(rows):
-        raise DataError(f"--labels {file}: all of its {len(rows)} verdicts are about other prompts than {prompts.file}'s.")
+        raise DataError(
+            f"--labels {file}: all of its {len(rows)} verdicts are about other prompts than {prompts.file}'s."
+        )
     found = {each.policy: _labelled(each, baseline, verdicts) for each in policies if each is not baseline}
     if not any((~np.isnan(duels.outcome)).any() for duels in found.values()):
         raise DataError(

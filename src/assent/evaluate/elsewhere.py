@@ -77,7 +77,9 @@ def read_results(words: Sequence[str], policies: Sequence[PolicySource], sources
         numbers = _read(file)
         if isinstance(numbers, HarnessResults):
             if name not in names:
-                raise ConfigError(f"{FLAG} {word}: results of lm-evaluation-harness are a policy's, and {name} is none.")
+                raise ConfigError(
+                    f"{FLAG} {word}: results of lm-evaluation-harness are a policy's, and {name} is none."
+                )
             harness[name], numbers = numbers, numbers.numbers
         if name in names:
             found[name] = found.get(name, {}) | dict(numbers)

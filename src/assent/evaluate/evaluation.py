@@ -45,8 +45,9 @@ CSV, ANSWERS = "evaluation.csv", "answers.jsonl"
 
 def evaluate(config: EvalConfig) -> PolicyTable:
     """Answers of every policy to every prompt, scored, compared and measured: `config.out`/evaluation.json has every
-    number with its interval and failures, evaluation.csv the same as rows, answers.jsonl every answer, model_outputs/ and
-    annotations/ the answers and the comparisons for alpaca_eval; the table goes to standard output. Ranks share the work.
+    number with its interval and failures, evaluation.csv the same as rows, answers.jsonl every answer, model_outputs/
+    and annotations/ the answers and the comparisons for alpaca_eval; the table goes to standard output. Ranks share the
+    work.
 
     Raises ConfigError and DataError before work is spent for what cannot be done, ModelError for a policy that is none,
     RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written."""
@@ -89,7 +90,7 @@ def evaluated(
     beside: Elsewhere = NOTHING,
 ) -> PolicyTable:
     """The same in a folder that the caller owns; `functions` score answers beside what the options name, and the
-    numbers `beside` stand in the table, too. Every rank must call it; each gets the table, and rank 0 writes the files."""
+    numbers `beside` stand in the table, too. Every rank must call it; each gets the table, rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
     try_places(out)

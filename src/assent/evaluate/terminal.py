@@ -71,7 +71,11 @@ def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
     measure, _, source = key.partition("/")
     value = policy.interval(key)
     known = table.measures.get(measure)
-    text = Text(percent(value) if known is not None and known.unit == "share" else plus_minus(value, 0 if abs(value.mean) >= 1000 else 2))
+    text = Text(
+        percent(value)
+        if known is not None and known.unit == "share"
+        else plus_minus(value, 0 if abs(value.mean) >= 1000 else 2)
+    )
     if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n:
         text.append(f" ({counts.ties / value.n:.0%} ties)")
     if (
