@@ -53,7 +53,7 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
         str(folder / "one"),
         optim,
         train,
-        objectives=("dpo", "kto"),
+        methods=("dpo", "kto"),
         scorer=f"{folder / 'gold.py'}:score",
         reward_model=str(folder / "reward"),
         sampling=SamplingConfig(max_new_tokens=6),

@@ -410,7 +410,7 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         "n-samples": {"arc_easy": {"original": 100, "effective": 80}},
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    table = evaluate(replace(config, harness=(f"b={tmp_path / 'results.json'}",), policies=config.policies))
+    table = evaluate(replace(config, results=(f"b={tmp_path / 'results.json'}",), policies=config.policies))
     found = table.policies[1].numbers
     assert found["harness/arc_easy.acc"].number.value == 0.25 and found["harness/arc_easy.acc"].number.n == 80
     assert found["harness/arc_easy.acc"].number.low == pytest.approx(0.25 - 1.959964 * 0.05)
@@ -451,11 +451,11 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         ({"labels": "TMP/other.jsonl"}, DataError, "none of its 1 verdicts is about an answer"),
         ({"labels": "TMP/prompts.jsonl"}, DataError, "expected the columns instruction, output_1, output_2"),
         ({"labels": "TMP/seven.jsonl"}, DataError, "preference is a number from 1 to 2, or 0 for a tie; got 7"),
-        ({"harness": ("c=TMP/prompts.jsonl",)}, ConfigError, "expected NAME=FILE with the name of a policy (a, b)"),
-        ({"harness": ("a=TMP/prompts.jsonl",)}, DataError, "not a result file of lm-evaluation-harness"),
+        ({"results": ("c=TMP/prompts.jsonl",)}, ConfigError, "the name of a policy or of rewards (a, b, gold)"),
+        ({"results": ("a=TMP/prompts.jsonl",)}, DataError, "cannot be read as JSON"),
         ({"policies": ("f=TMP/strange.jsonl",)}, DataError, "1 of its rows answer no prompt of"),
         ({"policies": ("f=TMP/prompts.jsonl",)}, DataError, "it has no answer. Expected one of the columns response"),
-        ({"policies": ("f=TMP/number.jsonl",)}, DataError, "column 'response': expected a text; got int"),
+        ({"policies": ("f=TMP/number.jsonl",)}, DataError, "number.jsonl:1: response: expected a text; got int"),
         ({"policies": ("f=TMP/null.jsonl", "g=TMP/good.jsonl")}, UserError, "Policy 'f' has no answers to evaluate"),
         ({"policies": ("f=TMP/good.jsonl",), "reference": "A", "measures": ()}, ConfigError, "are files of answers"),
         ({"reference": "nowhere/at/all"}, ModelError, "nowhere/at/all"),

@@ -37,8 +37,12 @@ class EvalConfig(Sections):
     labels: Named | None = None
     """File of verdicts on pairs of these answers, in alpaca_eval's shape {instruction, output_1, output_2,
     preference}: 1, 2, or between them."""
-    harness: tuple[str, ...] = ()
-    """Result files of lm-evaluation-harness, NAME=FILE: their numbers stand in the row of the policy NAME."""
+    gamed: Named | None = None
+    """AlpacaEval's df_gamed.csv, with its prompts: verdicts then have its length-controlled win rate beside the
+    length-adjusted one."""
+    results: tuple[str, ...] = ()
+    """Results that other tools have written, NAME=FILE: of lm-evaluation-harness (a file or its folder) about a policy;
+    of RewardBench, as assent trust writes them too, about a policy or one of `rewards`."""
     measures: tuple[str, ...] = ()
     """Measures of the table, by name (docs/evaluation.md); default: all whose needs are met."""
     checkpoints: bool = False

@@ -58,10 +58,12 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Found:
-    """The table, and by policy and measure the numbers of single answers that means in it are of."""
+    """The table; by policy and measure the numbers of single answers that means in it are of; and by policy and source
+    the comparisons with the baseline."""
 
     table: PolicyTable
     columns: Mapping[str, Mapping[str, Column]]
+    duels: Mapping[str, Mapping[str, Duels]]
 
 
 def evaluate_policies(
@@ -114,7 +116,8 @@ def evaluate_policies(
         left_out=left_out,
         comparisons=_comparisons(policies, prompts, show, seed),
     )
-    return Found(table, {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()})
+    each = {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()}
+    return Found(table, each, duels)
 
 
 def _first(policies: Sequence[Evaluated], baseline: str) -> Evaluated:

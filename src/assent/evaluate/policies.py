@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,15 +93,3 @@ def _name(path: Path, run: Path | None) -> str:
         return path.resolve().name if path.exists() else path.name
     own = run.resolve().name
     return own if path.name == "model" else f"{own}@{path.name}"
-
-
-def check_names(flag: str, words: Sequence[str], policies: Sequence[PolicySource]) -> Mapping[str, str]:
-    """NAME=FILE words by name. Raises ConfigError for a name that no policy has."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, file = split_name(word)
-        if name not in {policy.name for policy in policies}:
-            there = ", ".join(policy.name for policy in policies)
-            raise ConfigError(f"{flag} {word}: expected NAME=FILE with the name of a policy ({there}).")
-        found[name] = file
-    return found

@@ -131,10 +131,11 @@ class PolicyTable:
     """Every policy's numbers, a few prompts with all their answers, and gold against proxy over training.
 
     by        the source that policies are compared by: gold where there is one, else the first; "" without any
-    prompts   how many were asked, of `file`
+    prompts   how many were asked, of `file`; `digest` is of all that was asked
     measures  measure -> what it is
     left_out  measure -> why no policy has it
     probes    judge/probe -> what is known of the judge itself
+    notes     what else is to be known of all of it, in sentences
     """
 
     baseline: str
@@ -147,6 +148,8 @@ class PolicyTable:
     probes: Mapping[str, Measured] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     tracks: tuple[Track, ...] = ()
+    digest: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def scorers(self) -> tuple[str, ...]:
@@ -238,6 +241,7 @@ class PolicyTable:
                 probes=_load_numbers(raw.pop("probes")),
                 comparisons=comparisons,
                 tracks=tuple(_load_track(track) for track in raw.pop("tracks")),
+                notes=tuple(raw.pop("notes", ())),
                 **raw,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

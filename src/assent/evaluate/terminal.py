@@ -71,7 +71,11 @@ def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
     measure, _, source = key.partition("/")
     value = policy.interval(key)
     known = table.measures.get(measure)
-    text = Text(percent(value) if known is not None and known.unit == "share" else plus_minus(value, 2))
+    text = Text(
+        percent(value)
+        if known is not None and known.unit == "share"
+        else plus_minus(value, 0 if abs(value.mean) >= 1000 else 2)
+    )
     if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n:
         text.append(f" ({counts.ties / value.n:.0%} ties)")
     if (
@@ -97,6 +101,7 @@ def _lines(table: PolicyTable) -> list[str]:
     for key, found in table.probes.items():
         judge, _, probe = key.partition("/")
         lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}")
+    lines += [f"{note}." for note in table.notes]
     lines += [f"{policy.name}: {note}" for policy in table.policies for note in policy.notes]
     failed: dict[tuple[str, str, int], list[str]] = {}
     for policy in table.policies:

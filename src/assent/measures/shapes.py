@@ -29,6 +29,7 @@ Need = Literal[
     "labels",
     "scores",
     "baseline",
+    "gamed",
 ]
 NEEDS: dict[Need, str] = {
     "references": "right answers in the prompt file (a column reference, references, answer or solution)",
@@ -44,6 +45,7 @@ NEEDS: dict[Need, str] = {
     "labels": "choices in the prompt file, right ones and wrong ones (mc1_targets, mc2_targets, or choices and labels)",
     "scores": "something that scores answers (--rewards, --scorer)",
     "baseline": "a second policy, and verdicts: a score, a judge in --rewards, or --labels",
+    "gamed": "AlpacaEval's own rows on its prompts (--gamed df_gamed.csv)",
 }
 """What a measure may need -> the same in words, and where it comes from."""
 Unit = Literal["", "share", "tokens", "characters", "words", "nats", "points"]
