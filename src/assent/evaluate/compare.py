@@ -17,10 +17,11 @@ from assent import distributed, lock
 from assent.algorithms.preference.train import train_preference
 from assent.config import OBJECTIVES, CompareConfig, EvalConfig, PreferenceConfig, ReportConfig, settings
 from assent.config.inputs import is_input
+from assent.config.words import command_of
 from assent.distributed import World
 from assent.errors import ConfigError, RunFolderError
 from assent.evaluate.cache import CACHE
-from assent.evaluate.evaluation import answers_of, evaluated, prompts_of, try_places
+from assent.evaluate.evaluation import PLACES, answers_of, evaluated, prompts_of, try_places
 from assent.evaluate.pages import check_page
 from assent.evaluate.prompts import PromptSet
 from assent.evaluate.report import write_report
@@ -66,7 +67,8 @@ def _compare(config: CompareConfig, world: World, out: Path) -> Path:
         log.info(f"[{number}/{len(runs) + 1}] {name}")
         train_preference(run)
     log.info(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
-    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts)
+    command = command_of("compare", config, leave=PLACES)
+    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts, command=command)
 
     def report() -> Path:
         render(table, Console(width=None if sys.stdout.isatty() else 120))

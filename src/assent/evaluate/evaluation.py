@@ -14,6 +14,7 @@ from rich.console import Console
 
 from assent import distributed, lock
 from assent.config import EvalConfig
+from assent.config.words import command_of
 from assent.data.formats import message_row
 from assent.data.jsonl import json_line
 from assent.distributed import World
@@ -26,9 +27,10 @@ from assent.evaluate.harness import read_harness
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.policies import PolicySource, check_names, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
-from assent.evaluate.results import EVALUATION, PolicyTable, plain
+from assent.evaluate.results import ANSWERS, EVALUATION, PolicyTable, plain
 from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
+from assent.foreign import without_keys
 from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
 from assent.measures.table import required
@@ -39,7 +41,9 @@ from assent.train.runfolder import owned
 
 log = logging.getLogger(__name__)
 
-CSV, ANSWERS, OUTPUTS = "evaluation.csv", "answers.jsonl", "model_outputs"
+CSV, OUTPUTS = "evaluation.csv", "model_outputs"
+PLACES = ("out", "resume", "resume_changed")
+"""Options that say where results go, and not what they are."""
 
 
 def evaluate(config: EvalConfig) -> PolicyTable:
@@ -67,10 +71,15 @@ def prompts_of(config: EvalConfig) -> PromptSet:
 
 
 def evaluated(
-    config: EvalConfig, world: World, prompts: PromptSet, functions: Mapping[str, Scorer] | None = None
+    config: EvalConfig,
+    world: World,
+    prompts: PromptSet,
+    functions: Mapping[str, Scorer] | None = None,
+    command: str | None = None,
 ) -> PolicyTable:
-    """The same in a folder that the caller owns; `functions` score answers beside what the options name. Every rank
-    must call it; each gets the table, and rank 0 writes the files."""
+    """The same in a folder that the caller owns; `functions` score answers beside what the options name, `command` is
+    what gives the table again where `assent eval` alone would not. Every rank must call it; each gets the table, and
+    rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
     harness = distributed.on_main(partial(_harness, config, policies))
@@ -89,7 +98,8 @@ def evaluated(
         verdicts = _verdicts(config, policies, scored, sources, prompts)
     finally:
         end_workers()
-    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, harness))
+    told = command_of("eval", config, ("policies",), PLACES) if command is None else command
+    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, harness, told))
 
 
 def answers_of(
@@ -231,6 +241,7 @@ def _finish(
     verdicts: Verdicts,
     prompts: PromptSet,
     harness: Mapping[str, Mapping[str, Measured]],
+    command: str,
 ) -> PolicyTable:
     """Measures, and writes the files."""
     everyone = [
@@ -253,7 +264,7 @@ def _finish(
         file=prompts.file,
         seed=config.seed,
     )
-    table = replace(found.table, probes=verdicts.probes)
+    table = replace(found.table, probes=verdicts.probes, command=without_keys(command))
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:
@@ -287,6 +298,7 @@ def answer_rows(
                 "prompt": [message_row(message) for message in prompts.examples[place].prompt],
                 "response": text,
             }
+            row |= {"kind": kind} if (kind := answers.kind(index)) else {}
             row |= {name: values[index] for name, values in columns.items()}
             row["measures"] = {name: column.values[index] for name, column in measured[policy.name].items()}
             row["scores"] = {name: float(values[index]) for name, values in answers.scores.items()}
