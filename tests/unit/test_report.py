@@ -177,7 +177,7 @@ def test_every_number_of_the_table_is_on_the_page_under_its_heading(table: Polic
     page, shown = Page(html), numbers_of(html)
     for key in table.keys:
         unit = table.measures[key.partition("/")[0]].unit
-        cells = shown[key + (unit if unit not in ("", "share") else "")]
+        cells = shown[key + (unit if unit not in ("", "share", key) else "")]
         for policy, cell in zip(table.policies, cells, strict=True):
             if key not in policy.numbers:
                 assert cell == "baseline"

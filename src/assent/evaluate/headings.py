@@ -13,7 +13,6 @@ FIRST = (
     "length-controlled-win-rate",
     "kl",
     "length",
-    "characters",
     "unfinished",
     "exact-match",
     "numeric-match",
@@ -22,6 +21,7 @@ FIRST = (
     "refusal-of-harmful",
     "over-refusal",
     "repetition",
+    "characters",
 )
 """Measures that most people look at first."""
 
