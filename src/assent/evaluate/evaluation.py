@@ -14,6 +14,7 @@ from rich.console import Console
 
 from assent import distributed, lock
 from assent.config import EvalConfig
+from assent.config.words import command_of
 from assent.data.formats import message_row
 from assent.data.jsonl import json_line
 from assent.distributed import World
@@ -27,9 +28,10 @@ from assent.evaluate.elsewhere import NOTHING, Elsewhere, read_results
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.policies import PolicySource, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
-from assent.evaluate.results import EVALUATION, PolicyTable, plain
+from assent.evaluate.results import ANSWERS, EVALUATION, PolicyTable, plain
 from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
+from assent.foreign import without_keys
 from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
 from assent.measures.table import required
@@ -40,7 +42,9 @@ from assent.train.runfolder import owned
 
 log = logging.getLogger(__name__)
 
-CSV, ANSWERS = "evaluation.csv", "answers.jsonl"
+CSV = "evaluation.csv"
+PLACES = ("out", "resume", "resume_changed")
+"""Options that say where results go, and not what they are."""
 
 
 def evaluate(config: EvalConfig) -> PolicyTable:
@@ -88,9 +92,11 @@ def evaluated(
     prompts: PromptSet,
     functions: Mapping[str, Scorer] | None = None,
     beside: Elsewhere = NOTHING,
+    command: str | None = None,
 ) -> PolicyTable:
-    """The same in a folder that the caller owns; `functions` score answers beside what the options name, and the
-    numbers `beside` stand in the table, too. Every rank must call it; each gets the table, rank 0 writes the files."""
+    """The same in a folder that the caller owns; `functions` score answers beside what the options name, the numbers
+    `beside` stand in the table, too, and `command` is what gives it again where `assent eval` alone would not. Every
+    rank must call it; each gets the table, and rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
     try_places(out)
@@ -110,7 +116,8 @@ def evaluated(
         verdicts = _verdicts(config, policies, scored, sources, prompts)
     finally:
         end_workers()
-    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, elsewhere))
+    told = command_of("eval", config, ("policies",), PLACES) if command is None else command
+    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, elsewhere, told))
 
 
 def answers_of(
@@ -251,6 +258,7 @@ def _finish(
     verdicts: Verdicts,
     prompts: PromptSet,
     elsewhere: Elsewhere,
+    command: str,
 ) -> PolicyTable:
     """Measures, and writes the files."""
     everyone = [
@@ -279,6 +287,7 @@ def _finish(
         measures={**found.table.measures, **elsewhere.described()},
         digest=prompts.digest,
         notes=(*elsewhere.notes, *verdicts.notes),
+        command=without_keys(command),
     )
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
@@ -313,6 +322,7 @@ def answer_rows(
                 "prompt": [message_row(message) for message in prompts.examples[place].prompt],
                 "response": text,
             }
+            row |= {"kind": kind} if (kind := answers.kind(index)) else {}
             row |= {name: values[index] for name, values in columns.items()}
             row["measures"] = {name: column.values[index] for name, column in measured[policy.name].items()}
             row["scores"] = {name: float(values[index]) for name, values in answers.scores.items()}

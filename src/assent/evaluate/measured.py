@@ -11,11 +11,13 @@ import numpy as np
 
 from assent.data.records import Message
 from assent.errors import UserError
-from assent.evaluate.results import Answer, Comparison, Described, Outcomes, PolicyResult, PolicyTable
+from assent.evaluate.matches import Margins, Match, Outcomes
+from assent.evaluate.results import Answer, Comparison, Described, PolicyResult, PolicyTable
 from assent.measures import aggregate
 from assent.measures.aggregate import Difference, column_difference, duels_difference, facts, lacking, with_holm
 from assent.measures.answers import Answers, Given
 from assent.measures.extras import missing
+from assent.measures.margins import histograms, pair_margins
 from assent.measures.shapes import (
     NEEDS,
     Among,
@@ -30,7 +32,7 @@ from assent.measures.shapes import (
     Whole,
 )
 from assent.measures.table import by_default, measure
-from assent.measures.wins import duels_by_score, reversed_duels
+from assent.measures.wins import WINS, duels_by_score, reversed_duels
 
 GOLD = "gold"
 """What the score of --scorer is called."""
@@ -98,7 +100,8 @@ def evaluate_policies(
     ]
     if not measures:
         results = [_without_empty(result, rows) for result in results]
-    results = _with_rankings(results, policies, first, rows)
+    everyone = _all_duels(policies, [policy.name for policy in policies].index(baseline))
+    results = _with_rankings(results, policies, everyone, rows)
     compared = _compared(results, policies, first, columns, duels)
     left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
     results = [
@@ -115,6 +118,8 @@ def evaluate_policies(
         measures={row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used},
         left_out=left_out,
         comparisons=_comparisons(policies, prompts, show, seed),
+        matches=tuple(_matches([policy.name for policy in policies], everyone)),
+        margins=tuple(_margins(policies)),
     )
     each = {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()}
     return Found(table, each, duels)
@@ -210,7 +215,7 @@ def _outcomes(duels: Duels) -> Outcomes:
 
 
 def _with_rankings(
-    results: Sequence[PolicyResult], policies: Sequence[Evaluated], baseline: Evaluated, rows: Sequence[Measure]
+    results: Sequence[PolicyResult], policies: Sequence[Evaluated], everyone: AllDuels, rows: Sequence[Measure]
 ) -> list[PolicyResult]:
     """With numbers that are of all policies together, by each source: every two policies where scores compare them,
     each with the baseline where a judge or people did."""
@@ -219,7 +224,7 @@ def _with_rankings(
     for row in rows:
         if not isinstance(row, Among) or all(row.name in result.absent for result in results):
             continue
-        for source, duels in _all_duels(policies, names.index(baseline.name)).items():
+        for source, duels in everyone.items():
             for place, estimate in enumerate(row.of(names, duels)):
                 failures = Counter[str]()
                 for pair, one in duels.items():
@@ -228,8 +233,35 @@ def _with_rankings(
     return [replace(r, numbers={**r.numbers, **more}) for r, more in zip(results, found, strict=True)]
 
 
-def _all_duels(policies: Sequence[Evaluated], baseline: int) -> dict[str, dict[tuple[int, int], Duels]]:
-    """Source -> pair of policies (the first before the second) -> their comparisons."""
+def _matches(names: Sequence[str], everyone: AllDuels) -> list[Match]:
+    return [
+        Match(names[i], names[j], source, aggregate.of_duels(WINS, duels), _outcomes(duels))
+        for source, pairs in everyone.items()
+        for (i, j), duels in pairs.items()
+    ]
+
+
+def _margins(policies: Sequence[Evaluated]) -> list[Margins]:
+    """Of the pairs that the prompt file gives, by each policy that can be asked."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for policy in policies:
+        if policy.given is not None and len(policy.given.pairs):
+            for kind, values in pair_margins(policy.given).items():
+                found.setdefault(kind, {})[policy.name] = values
+    made = []
+    for kind, columns in found.items():
+        edges, counts = histograms(columns)
+        shown = {name: tuple(own.tolist()) for name, own in counts.items()}
+        unread = {name: int(np.isnan(values).sum()) for name, values in columns.items()}
+        made.append(Margins(kind, tuple(edges.tolist()), shown, unread))
+    return made
+
+
+AllDuels = Mapping[str, Mapping[tuple[int, int], Duels]]
+"""Source -> pair of policies (the first before the second) -> their comparisons."""
+
+
+def _all_duels(policies: Sequence[Evaluated], baseline: int) -> AllDuels:
     found: dict[str, dict[tuple[int, int], Duels]] = {}
     for i, ours in enumerate(policies):
         for j, theirs in enumerate(policies[i + 1 :], i + 1):

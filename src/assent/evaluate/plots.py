@@ -134,17 +134,15 @@ def ema(values: np.ndarray, span: float) -> np.ndarray:
     return smooth
 
 
-def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400) -> str:
+def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400, unit: str = "") -> str:
     """Curves over training steps. Long ones: the raw values thin and pale, their moving average over them."""
 
     def draw(axes: Axes) -> None:
         for curve in curves:
             _draw_curve(axes, curve, limit)
-        axes.set_xlabel("step")
+        label(axes, "step", unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.02, y=0.08)
-        plain_ticks(axes)
 
     return drawn(draw, (3.5, 2.15), f"{title} over training steps")
 
@@ -182,15 +180,18 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
                 axes.plot([value.low, value.high], [position] * 2, color=color, linewidth=2.6, alpha=0.55)
             axes.plot(value.mean, position, "o", color=color, markersize=6)
             axes.annotate(
-                f"{value.mean:.2f}", (value.mean, position), (0, 7), textcoords="offset points", ha="center", fontsize=8
+                _two_digits(value.mean),
+                (value.mean, position),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
             )
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.set_yticks(range(len(shown)), [_short(name) for name, _, _ in shown])
+        names(axes, range(len(shown)), [name for name, _, _ in shown])
         axes.set_ylim(len(shown) - 0.4, -0.75)
         axes.set_xlabel(_short(label, 40))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.1)
         plain_ticks(axes, "x")
@@ -299,6 +300,26 @@ def _gain_extent(values: Sequence[Interval]) -> tuple[float, float]:
 def _short(name: str, limit: int = 22) -> str:
     name = printable(name)
     return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def label(axes: Axes, x: str, y: str) -> None:
+    """Names of both axes, and few round ticks."""
+    axes.set_xlabel(_short(x, 40))
+    axes.set_ylabel(_short(y, 30))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    plain_ticks(axes)
+
+
+def names(axes: Axes, places: Sequence[int], texts: Sequence[str]) -> None:
+    """Names at the left instead of an axis."""
+    axes.set_yticks(places, [_short(text) for text in texts])
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plain_ticks(axes: Axes, which: str = "both") -> None:

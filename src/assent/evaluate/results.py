@@ -14,6 +14,7 @@ from typing import Any
 
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError
+from assent.evaluate.matches import Margins, Match, Outcomes, load_margins, load_match, load_measured
 from assent.foreign import named
 from assent.measures.aggregate import Difference
 from assent.measures.estimates import Estimate
@@ -23,6 +24,8 @@ from assent.statistics import Interval, WinRate
 
 EVALUATION = "evaluation.json"
 """A `PolicyTable`, in the folder of an evaluation, in a run folder, or in the folder above several."""
+ANSWERS = "answers.jsonl"
+"""Beside it, a row for each answer with its scores."""
 FEWEST = 30
 """Prompts below which nothing is called better or worse."""
 NO_NUMBER = Interval(math.nan, math.nan, math.nan, 0)
@@ -64,15 +67,6 @@ class Track:
 
     name: str
     points: tuple[TrackPoint, ...]
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """How the comparisons with the baseline went."""
-
-    wins: int
-    ties: int
-    losses: int
 
 
 @dataclass(frozen=True)
@@ -136,6 +130,9 @@ class PolicyTable:
     left_out  measure -> why no policy has it
     probes    judge/probe -> what is known of the judge itself
     notes     what else is to be known of all of it, in sentences
+    command   what gives it again, but for --out; "" where nobody said
+    matches   every two policies by each source of verdicts, as far as it compares them
+    margins   of the prompt file's own pairs
     """
 
     baseline: str
@@ -150,6 +147,9 @@ class PolicyTable:
     tracks: tuple[Track, ...] = ()
     digest: str = ""
     notes: tuple[str, ...] = ()
+    command: str = ""
+    matches: tuple[Match, ...] = ()
+    margins: tuple[Margins, ...] = ()
 
     @property
     def scorers(self) -> tuple[str, ...]:
@@ -233,15 +233,17 @@ class PolicyTable:
                     tuple(_load_message(turn) for turn in entry["prompt"]),
                     {name: Answer(**answer) for name, answer in entry["answers"].items()},
                 )
-                for entry in raw.pop("comparisons")
+                for entry in raw.pop("comparisons", ())
             )
             return cls(
                 policies=tuple(_load_policy(policy) for policy in raw.pop("policies")),
-                measures={name: Described(**known) for name, known in raw.pop("measures").items()},
-                probes=_load_numbers(raw.pop("probes")),
+                measures={name: Described(**known) for name, known in raw.pop("measures", {}).items()},
+                probes=_load_numbers(raw.pop("probes", {})),
                 comparisons=comparisons,
-                tracks=tuple(_load_track(track) for track in raw.pop("tracks")),
                 notes=tuple(raw.pop("notes", ())),
+                tracks=tuple(_load_track(track) for track in raw.pop("tracks", ())),
+                matches=tuple(load_match(match) for match in raw.pop("matches", ())),
+                margins=tuple(load_margins(one) for one in raw.pop("margins", ())),
                 **raw,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -282,7 +284,7 @@ def _load_message(raw: Mapping[str, Any]) -> Message:
 
 
 def _load_numbers(raw: Mapping[str, Any]) -> dict[str, Measured]:
-    return {key: Measured(Estimate(**found["number"]), dict(found["failures"])) for key, found in raw.items()}
+    return {key: load_measured(found) for key, found in raw.items()}
 
 
 def _load_policy(raw: Mapping[str, Any]) -> PolicyResult:

@@ -11,12 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from assent.evaluate.results import FEWEST, PolicyResult, PolicyTable, as_interval
+from assent.evaluate.headings import first, headed
+from assent.evaluate.results import EVALUATION, FEWEST, PolicyResult, PolicyTable, as_interval
 from assent.statistics import Interval
 
 SURE = 0.05
 """Holm-corrected p-value below which a number is marked."""
-_LISTED = 12
+_LISTED = 6
+_ROWS = 16
+"""Most numbers in the table."""
+_PLAIN = 8
+"""Numbers that need no headings."""
 PROBES = {
     "consistency": "verdicts that agree in both orders",
     "first-shown-wins": "verdicts for the answer shown first",
@@ -43,7 +48,9 @@ def percent(value: Interval) -> str:
 
 def render(table: PolicyTable, console: Console) -> None:
     """Print the table: mean ± half the 95 % interval, and a star where the difference from the baseline is beyond
-    chance. Where it is wider than the terminal its lines wrap; no number is cut."""
+    chance. Of more than `_ROWS` numbers those that most people look at first, and how many more there are. Where it is
+    wider than the terminal its lines wrap; no number is cut."""
+    keys = first(table, _ROWS)
     shown = Table(
         title=f"{len(table.policies)} policies on {table.prompts} prompts" if table.prompts else "Policies",
         caption=f"± is half the 95 % interval; differences, wins and * (p < {SURE} after Holm) are against "
@@ -53,18 +60,26 @@ def render(table: PolicyTable, console: Console) -> None:
     shown.add_column("measure", no_wrap=True)
     for policy in table.policies:
         shown.add_column(Text(policy.name), justify="right", no_wrap=True)
-    for key in table.keys:
-        shown.add_row(Text(_label(table, key)), *(_cell(table, policy, key) for policy in table.policies))
+    for heading, own in headed(table).items():
+        if not (chosen := [key for key in own if key in keys]):
+            continue
+        shown.add_section()
+        if len(keys) > _PLAIN:
+            shown.add_row(Text(heading, style="bold"))
+        for key in chosen:
+            shown.add_row(Text(_label(table, key)), *(_cell(table, policy, key) for policy in table.policies))
     whole = console.measure(shown, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, whole)
     console.print(shown)
+    if more := len(table.keys) - len(keys):
+        console.print(Text(f"{more} more numbers are in {EVALUATION}; assent report shows them all."))
     for line in _lines(table):
         console.print(Text(line))
 
 
 def _label(table: PolicyTable, key: str) -> str:
     unit = table.measures[key.partition("/")[0]].unit if key.partition("/")[0] in table.measures else ""
-    return f"{key} ({unit})" if unit not in ("", "share") else key
+    return key if unit in ("", "share", key) else f"{key} ({unit})"
 
 
 def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
@@ -76,7 +91,7 @@ def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
         if known is not None and known.unit == "share"
         else plus_minus(value, 0 if abs(value.mean) >= 1000 else 2)
     )
-    if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n:
+    if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n and counts.ties:
         text.append(f" ({counts.ties / value.n:.0%} ties)")
     if (
         policy.name == table.baseline
@@ -111,7 +126,7 @@ def _lines(table: PolicyTable) -> list[str]:
     shown = list(failed.items())[:_LISTED]
     lines += [f"{name}: {count} left out of {_some(keys)}: {reason}" for (name, reason, count), keys in shown]
     if len(failed) > _LISTED:
-        lines.append(f"{len(failed) - _LISTED} more kinds of failures are in evaluation.json.")
+        lines.append(f"{len(failed) - _LISTED} more kinds of failures are in {EVALUATION}.")
     without: dict[str, list[str]] = {}
     for measure, reason in table.left_out.items():
         without.setdefault(reason, []).append(measure)
