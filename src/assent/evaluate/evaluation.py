@@ -22,6 +22,7 @@ from assent.evaluate.answer_files import read_answers, write_model_outputs
 from assent.evaluate.answers import NO_REFERENCE, Asking, Sampled
 from assent.evaluate.cache import CACHE, Cache
 from assent.evaluate.duels import LABELS, consistency, judged, probes, read_labels
+from assent.evaluate.frontier import with_frontier
 from assent.evaluate.harness import read_harness
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.policies import PolicySource, check_names, policies_of
@@ -31,7 +32,7 @@ from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
 from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
-from assent.measures.table import required
+from assent.measures.table import own_rows, required
 from assent.models.loading import quiet_transformers
 from assent.outputs import try_file, write_text
 from assent.rewards.pool import end_workers
@@ -73,6 +74,7 @@ def evaluated(
     must call it; each gets the table, and rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
+    own_rows(config.form, config.json_keys)  # what is wrong with them is said at once
     harness = distributed.on_main(partial(_harness, config, policies))
     try_places(out)
     sources = Sources(config, prompts, world, functions)
@@ -242,6 +244,8 @@ def _finish(
             _notes(policy, prompts, each.answers),
             {"reference": NO_REFERENCE} | dict(each.without) if config.reference else {},
             harness.get(policy.name, {}),
+            policy.series,
+            policy.step,
         )
         for policy, each in zip(policies, scored, strict=True)
     ]
@@ -250,10 +254,12 @@ def _finish(
         prompts.messages,
         _baseline(config, policies),
         measures=config.measures,
+        own=own_rows(config.form, config.json_keys),
+        within=config.within,
         file=prompts.file,
         seed=config.seed,
     )
-    table = replace(found.table, probes=verdicts.probes)
+    table = with_frontier(replace(found.table, probes=verdicts.probes), everyone)
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:

@@ -186,9 +186,9 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
             )
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.set_yticks(range(len(shown)), [_short(name) for name, _, _ in shown])
+        axes.set_yticks(range(len(shown)), [short(name) for name, _, _ in shown])
         axes.set_ylim(len(shown) - 0.4, -0.75)
-        axes.set_xlabel(_short(label, 40))
+        axes.set_xlabel(short(label, 40))
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
@@ -216,11 +216,11 @@ def frontier_svg(rows: Sequence[tuple[str, Interval, Interval, str]], gold: str)
                 axes.plot([kl.mean] * 2, [value.low, value.high], color=color, linewidth=2, alpha=0.55)
             axes.plot(kl.mean, value.mean, "o", color=color, markersize=6)
             if not crowded:
-                axes.annotate(_short(name), (kl.mean, value.mean), (6, 5), textcoords="offset points", fontsize=8)
+                axes.annotate(short(name), (kl.mean, value.mean), (6, 5), textcoords="offset points", fontsize=8)
         if crowded:
             _names_beside(axes, shown)
         axes.set_xlabel("KL from the reference (nats per answer)")
-        axes.set_ylabel(_short(gold, 30))
+        axes.set_ylabel(short(gold, 30))
         axes.margins(x=0.05 if crowded else 0.2, y=0.18)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
@@ -234,7 +234,7 @@ def _names_beside(axes: Axes, rows: Sequence[tuple[str, Interval, Interval, str]
     ordered = sorted(rows, key=lambda row: row[2].mean)
     for place, (name, kl, value, color) in enumerate(ordered):
         axes.annotate(
-            _short(name),
+            short(name),
             (kl.mean, value.mean),
             (1.04, (place + 0.5) / len(ordered)),
             textcoords="axes fraction",
@@ -296,7 +296,8 @@ def _gain_extent(values: Sequence[Interval]) -> tuple[float, float]:
     return min((0.0, *finite)), max((0.0, *finite))
 
 
-def _short(name: str, limit: int = 22) -> str:
+def short(name: str, limit: int = 22) -> str:
+    """At most so many characters, all of them printable."""
     name = printable(name)
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
