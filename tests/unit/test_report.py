@@ -388,10 +388,8 @@ def test_gold_against_proxy_comes_from_the_metrics(tmp_path: Path):
         (20, 40.0, 1.5, 20.0),
     ]
     text = Page(build_report(Report("t", tracks=(track,)))).text
-    assert "Over-optimised: gold peaked at 3.00 (step 10) and ended at 1.50" in text
-    rising = Track("ppo", track.points[:2])
-    text = Page(build_report(Report("t", tracks=(rising,)))).text
-    assert "Over-optimised" not in text and "gold +2.00, proxy +10.00" in text
+    assert "Over-optimised" not in text, "of how many prompts it is nobody knows"
+    assert "gold +0.50, proxy +20.00. No verdict from an unknown number of prompts; it takes 30." in text
     assert track_of(read_run(write_run(tmp_path / "sft", steps(3)))) is None
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from assent.config.judge import JudgeConfig
 from assent.config.online import RemoteConfig
-from assent.config.ranges import Count, Length, Named, Names, Seed
+from assent.config.ranges import Count, Length, Named, Names, Positive, Seed
 from assent.config.sampling import SamplingConfig
 from assent.config.scoring import SourceConfig
 from assent.config.sections import Sections
@@ -45,10 +45,19 @@ class EvalConfig(Sections):
     of RewardBench, as assent trust writes them too, about a policy or one of `rewards`."""
     measures: tuple[str, ...] = ()
     """Measures of the table, by name (docs/evaluation.md); default: all whose needs are met."""
+    form: tuple[str, ...] = ()
+    """Forms that answers should have, NAME=REGEX: the share in which the pattern of Python's re is found, as the
+    measure NAME."""
+    json_keys: tuple[str, ...] = ()
+    """Keys of the JSON object that answers should be: the measure json asks for them."""
+    within: Positive | None = None
+    """How narrow intervals are wished, as ± WITHIN: the results say how many prompts that needs; default: half of what
+    they are."""
     checkpoints: bool = False
-    """Also every checkpoint of the policies that are runs."""
+    """Also every checkpoint of the policies that are runs: with --reference, and the reference among the policies, laws
+    of gain by KL (docs/evaluation.md)."""
     answers: Count = 1
-    """Answers to each prompt."""
+    """Answers to each prompt; several give, with a gold source, the best-of-n curve of every other source."""
     format: str = "auto"
     """Shape of the rows; auto detects it."""
     columns: dict[str, str] = field(default_factory=dict)

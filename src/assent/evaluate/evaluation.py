@@ -25,6 +25,7 @@ from assent.evaluate.answers import NO_REFERENCE, Asking, Sampled
 from assent.evaluate.cache import CACHE, Cache
 from assent.evaluate.duels import LABELS, consistency, judged, probes, read_labels
 from assent.evaluate.elsewhere import NOTHING, Elsewhere, read_results
+from assent.evaluate.frontier import with_frontier
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.policies import PolicySource, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
@@ -34,7 +35,7 @@ from assent.evaluate.terminal import render
 from assent.foreign import without_keys
 from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
-from assent.measures.table import required
+from assent.measures.table import own_rows, required
 from assent.models.loading import quiet_transformers
 from assent.outputs import try_file, write_text
 from assent.rewards.pool import end_workers
@@ -99,6 +100,7 @@ def evaluated(
     rank must call it; each gets the table, and rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
+    own_rows(config.form, config.json_keys)  # what is wrong with them is said at once
     try_places(out)
     sources = Sources(config, prompts, world, functions)
     rewards = (*sources.names, *sources.judges)
@@ -270,6 +272,8 @@ def _finish(
             _notes(policy, prompts, each.answers),
             {"reference": NO_REFERENCE} | dict(each.without) if config.reference else {},
             elsewhere.policies.get(policy.name, {}),
+            policy.series,
+            policy.step,
         )
         for policy, each in zip(policies, scored, strict=True)
     ]
@@ -278,6 +282,8 @@ def _finish(
         prompts.messages,
         _baseline(config, policies),
         measures=config.measures,
+        own=own_rows(config.form, config.json_keys),
+        within=config.within,
         file=prompts.file,
         seed=config.seed,
     )
@@ -289,6 +295,7 @@ def _finish(
         notes=(*elsewhere.notes, *verdicts.notes),
         command=without_keys(command),
     )
+    table = with_frontier(table, everyone)
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:

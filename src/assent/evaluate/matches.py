@@ -53,7 +53,7 @@ class Margins:
 
 def load_measured(raw: Mapping[str, Any]) -> Measured:
     """A number with its failures."""
-    return Measured(Estimate(**raw["number"]), dict(raw["failures"]))
+    return Measured(Estimate(**raw["number"]), dict(raw["failures"]), raw.get("prompts", 0))
 
 
 def load_match(raw: Mapping[str, Any]) -> Match:

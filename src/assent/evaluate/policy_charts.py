@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from assent.evaluate import plots
+from assent.evaluate.frontier_plots import over_optimisation_chart, pareto_chart, tax_chart
 from assent.evaluate.plots import Chart, Key
 from assent.evaluate.results import PolicyTable
 from assent.evaluate.samples import SampleSet
 from assent.measures.correlation import spearman
 from assent.measures.margins import histograms
-from assent.statistics import Interval
 
 _SIZE = (3.5, 2.3)
 _DOTS = 900
@@ -50,18 +50,6 @@ def win_chart(table: PolicyTable) -> list[Chart]:
     return [Chart("Win rate", caption, plots.intervals_svg(rows, "win rate", reference=0.5))]
 
 
-def distance_chart(table: PolicyTable) -> list[Chart]:
-    """What was gained for which distance from the reference."""
-    colors = colors_of(table)
-    points: list[tuple[str, Interval, Interval, str]] = [
-        (policy.name, policy.kl, table.score(policy), colors[policy.name]) for policy in table.policies
-    ]
-    if sum(not (math.isnan(kl.mean) or math.isnan(score.mean)) for _, kl, score, _ in points) < 2:
-        return []
-    caption = "What was gained, and how far the policy had to move for it. Higher and further left is better."
-    return [Chart("Gain for distance", caption, plots.frontier_svg(points, f"{table.by} reward"))]
-
-
 def margin_charts(table: PolicyTable) -> list[Chart]:
     """Margins of the pairs that the prompt file gives."""
     charts = []
@@ -79,7 +67,14 @@ def margin_charts(table: PolicyTable) -> list[Chart]:
     return charts
 
 
-CHARTS: tuple[Callable[[PolicyTable], list[Chart]], ...] = (score_chart, win_chart, distance_chart, margin_charts)
+CHARTS: tuple[Callable[[PolicyTable], list[Chart]], ...] = (
+    score_chart,
+    win_chart,
+    pareto_chart,
+    over_optimisation_chart,
+    tax_chart,
+    margin_charts,
+)
 """Figures made of the table alone."""
 
 

@@ -21,7 +21,8 @@ from assent.config.objectives import CUSTOM
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots, report_numbers
 from assent.evaluate.alarms import alarms_of, is_watched
-from assent.evaluate.pages import SIGNATURE, check_page, number, page_environment, template_source
+from assent.evaluate.frontier import over_optimised
+from assent.evaluate.pages import SIGNATURE, check_page, page_environment, template_source
 from assent.evaluate.panels import lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
 from assent.evaluate.policy_charts import ANSWER_CHARTS, CHARTS
@@ -128,7 +129,7 @@ def build_report(report: Report) -> str:
             table=table,
             **(_evaluated(table, report) if table else {}),
             policy_charts=_charts(table, samples),
-            tracks=[(track, _track_chart(track), _over_optimised(track)) for track in report.tracks],
+            tracks=[(track, _track_chart(track), over_optimised(track)) for track in report.tracks],
             runs=report.runs,
             trained=_trained(report.runs, colors),
             alarms=alarms,
@@ -215,25 +216,6 @@ def _points_shown(track: Track, limit: int = 11) -> list[TrackPoint]:
     """Evenly spaced points, first and last among them."""
     count = min(limit, len(track.points))
     return [track.points[round(i * (len(track.points) - 1) / max(1, count - 1))] for i in range(count)]
-
-
-def _over_optimised(track: Track) -> str:
-    """One sentence on whether gold fell from its peak while proxy rose, judged by the intervals where there are any."""
-    points = [point for point in track.points if not math.isnan(point.gold.mean)]
-    if len(points) < 2:
-        return ""
-    peak, last = max(points, key=lambda point: point.gold.mean), points[-1]
-    fell = last.gold.mean < peak.gold.mean and not (last.gold.high >= peak.gold.low)
-    if fell and last.proxy.mean > peak.proxy.mean and not math.isnan(last.gold.high):
-        return (
-            f"Over-optimised: gold peaked at {number(peak.gold.mean, 2)} (step {peak.step}) and ended at "
-            f"{number(last.gold.mean, 2)} while proxy rose on."
-        )
-    start = points[0]
-    return (
-        f"From step {start.step} to {last.step}: gold {number(last.gold.mean - start.gold.mean, 2, '+')}, "
-        f"proxy {number(last.proxy.mean - start.proxy.mean, 2, '+')}."
-    )
 
 
 def _data_rows(run: Run) -> list[dict[str, object]]:

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from assent.evaluate.frontier import front_sentence, law_sentences, track_sentences
 from assent.evaluate.headings import first, headed
 from assent.evaluate.results import EVALUATION, FEWEST, PolicyResult, PolicyTable, as_interval
+from assent.measures.aggregate import half_width
 from assent.statistics import Interval
 
 SURE = 0.05
@@ -22,6 +24,7 @@ _ROWS = 16
 """Most numbers in the table."""
 _PLAIN = 8
 """Numbers that need no headings."""
+FRONT = "on the front of KL and score"
 PROBES = {
     "consistency": "verdicts that agree in both orders",
     "first-shown-wins": "verdicts for the answer shown first",
@@ -68,6 +71,8 @@ def render(table: PolicyTable, console: Console) -> None:
             shown.add_row(Text(heading, style="bold"))
         for key in chosen:
             shown.add_row(Text(_label(table, key)), *(_cell(table, policy, key) for policy in table.policies))
+    if len(on_front := {point.name: point.on_front for point in table.frontier}) > 1:
+        shown.add_row(FRONT, *("yes" if on_front.get(policy.name) else "" for policy in table.policies))
     whole = console.measure(shown, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, whole)
     console.print(shown)
@@ -112,7 +117,8 @@ def _lines(table: PolicyTable) -> list[str]:
         if policy.name != table.baseline and (verdict := table.verdict(policy)):
             few = verdict.startswith("too few")
             words = f"{policy.name}: {verdict}" if few else f"{policy.name} is {verdict}"
-            lines.append(f"{words} {table.baseline} by {table.by}.")
+            lines.append(f"{words} {table.baseline} by {table.by}.{_precision(table, policy)}")
+    lines += [each for each in (front_sentence(table), *law_sentences(table), *track_sentences(table)) if each]
     for key, found in table.probes.items():
         judge, _, probe = key.partition("/")
         lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}")
@@ -137,6 +143,16 @@ def _lines(table: PolicyTable) -> list[str]:
             absent.setdefault((policy.name, reason), []).append(measure)
     lines += [f"{name}: without {', '.join(names)}; needs {reason}." for (name, reason), names in absent.items()]
     return lines
+
+
+def _precision(table: PolicyTable, policy: PolicyResult) -> str:
+    """How narrow the interval of what decides is, and what a narrower one would take."""
+    gain, more = table.gain(policy), table.gain_needed(policy)
+    if gain is None or more is None:
+        return ""
+    half = half_width(gain.difference)
+    need = f"; ±{more.within:g} needs about {more.prompts:,} prompts" if half > more.within else ""
+    return f" The difference is known to ±{half:.2g} now{need}."
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -198,7 +198,8 @@ class Likelihood(Measure):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What one measure says of one policy. `failures` are counted by reason and left out of `number`: never good,
-    never neutral."""
+    never neutral. `prompts` are those that it is of, drawn anew for its interval; 0 unknown."""
 
     number: Estimate
     failures: Mapping[str, int] = field(default_factory=dict)
+    prompts: int = 0
