@@ -14,16 +14,18 @@ from rich.console import Console
 
 from assent import distributed, lock
 from assent.config import EvalConfig
+from assent.config.evaluation import JUDGES, kind_of
 from assent.data.formats import message_row
 from assent.data.jsonl import json_line
 from assent.distributed import World
-from assent.errors import ConfigError, RunFolderError
+from assent.errors import ConfigError, Incomplete, RunFolderError
 from assent.evaluate.answer_files import read_answers, write_model_outputs
 from assent.evaluate.answers import NO_REFERENCE, Asking, Sampled
 from assent.evaluate.cache import CACHE, Cache
 from assent.evaluate.duels import LABELS, consistency, judged, probes, read_labels
 from assent.evaluate.harness import read_harness
 from assent.evaluate.measured import Evaluated, evaluate_policies
+from assent.evaluate.others import CONSISTENCY, TOXICITY, Others
 from assent.evaluate.policies import PolicySource, check_names, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
 from assent.evaluate.results import EVALUATION, PolicyTable, plain
@@ -33,6 +35,7 @@ from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
 from assent.measures.table import required
 from assent.models.loading import quiet_transformers
+from assent.models.sources import check_there
 from assent.outputs import try_file, write_text
 from assent.rewards.pool import end_workers
 from assent.train.runfolder import owned
@@ -48,7 +51,8 @@ def evaluate(config: EvalConfig) -> PolicyTable:
     the same for alpaca_eval; the table goes to standard output. Ranks share the work.
 
     Raises ConfigError and DataError before work is spent for what cannot be done, ModelError for a policy that is none,
-    RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written."""
+    RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written; and,
+    when all is written, Incomplete where a judge's server left questions without an answer."""
     quiet_transformers()
     world, out = distributed.init(), Path(config.out)
     with owned(out):
@@ -57,13 +61,20 @@ def evaluate(config: EvalConfig) -> PolicyTable:
         table = evaluated(config, world, prompts)
         if world.is_main:
             render(table, Console(width=None if sys.stdout.isatty() else 120))
+    if table.unanswered:
+        counts = ", ".join(f"{name} {count}" for name, count in table.unanswered.items())
+        raise Incomplete(
+            f"--out {out}: written, but judges' servers left questions without an answer ({counts}), failures in "
+            "the table. The same command with --resume asks them alone."
+        )
     return table
 
 
 def prompts_of(config: EvalConfig) -> PromptSet:
     """The prompts that the options name."""
     shape: dict[str, Any] = {name: getattr(config, name) for name in ("format", "columns", "split", "limit", "kind")}
-    return read_prompts(config.prompts, **shape)
+    context = None if config.consistency is None else config.context or ""
+    return read_prompts(config.prompts, **shape, context=context)
 
 
 def evaluated(
@@ -80,16 +91,31 @@ def evaluated(
         if policy.is_file:
             distributed.on_main(partial(read_answers, policy, prompts))  # what is wrong with it is said at once
     _check_measures(config, prompts, policies, sources)
+    _check_models(config)
     try:
+        others = Others(config, prompts, world)
         sources.check(policies)
         sampled = _all(config, world, prompts, policies)
         scored = [
-            replace(each, answers=sources.scored(policy, each)) for policy, each in zip(policies, sampled, strict=True)
+            replace(each, answers=others.added(sources.scored(policy, each)))
+            for policy, each in zip(policies, sampled, strict=True)
         ]
         verdicts = _verdicts(config, policies, scored, sources, prompts)
+        lost = sources.unanswered | others.unanswered
     finally:
         end_workers()
-    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, harness))
+    known = Known(harness, others.notes, {name: counted.total() for name, counted in lost.items()})
+    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, known))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What else is known: numbers from elsewhere by policy and name, how other models were asked, and judge -> how many
+    questions its server did not answer."""
+
+    harness: Mapping[str, Mapping[str, Measured]]
+    notes: tuple[str, ...]
+    unanswered: Mapping[str, int]
 
 
 def answers_of(
@@ -159,6 +185,8 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
         "labels": asked and any(row.one or row.some for row in given),
         "scores": bool(sources.names),
         "baseline": len(policies) > 1 and verdicts,
+        "toxicity": config.toxicity is not None,
+        "claims": config.consistency is not None,
     }
     for name in config.measures:
         row = required(name, "--measures")
@@ -166,6 +194,14 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
             raise ConfigError(f"--measures {name} needs {NEEDS[lack]}. {config.prompts} and the options give none.")
     if config.reference is not None and not asked:
         raise ConfigError("--reference is what sampled answers are compared with. All policies are files of answers.")
+
+
+def _check_models(config: EvalConfig) -> None:
+    """Raises ModelError, with the option, for a model that is named and not there."""
+    consistency = config.consistency if config.consistency and kind_of(config.consistency) not in JUDGES else None
+    for flag, path in {"--reference": config.reference, TOXICITY: config.toxicity, CONSISTENCY: consistency}.items():
+        if path is not None:
+            check_there(flag, path)
 
 
 def _sampled(policy: PolicySource, number: int, count: int, asking: Asking, cache: Cache) -> Sampled:
@@ -230,7 +266,7 @@ def _finish(
     scored: Sequence[Sampled],
     verdicts: Verdicts,
     prompts: PromptSet,
-    harness: Mapping[str, Mapping[str, Measured]],
+    known: Known,
 ) -> PolicyTable:
     """Measures, and writes the files."""
     everyone = [
@@ -241,7 +277,7 @@ def _finish(
             policy.path,
             _notes(policy, prompts, each.answers),
             {"reference": NO_REFERENCE} | dict(each.without) if config.reference else {},
-            harness.get(policy.name, {}),
+            known.harness.get(policy.name, {}),
         )
         for policy, each in zip(policies, scored, strict=True)
     ]
@@ -253,7 +289,7 @@ def _finish(
         file=prompts.file,
         seed=config.seed,
     )
-    table = replace(found.table, probes=verdicts.probes)
+    table = replace(found.table, probes=verdicts.probes, notes=known.notes, unanswered=known.unanswered)
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:
@@ -296,5 +332,7 @@ def answer_rows(
                 name: duels.outcome[duels.pairs[:, 0] == index].tolist() for name, duels in policy.duels.items()
             }
             row |= {"wins": verdicts} if verdicts else {}
+            if answers.claims is not None:
+                row["claims"] = [claim._asdict() for claim in answers.claims.found[index]]
             rows.append(plain(row))
     return rows  # type: ignore[return-value]

@@ -135,6 +135,8 @@ class PolicyTable:
     measures  measure -> what it is
     left_out  measure -> why no policy has it
     probes    judge/probe -> what is known of the judge itself
+    notes     what else is to be known of all of it, in sentences
+    unanswered  judge -> how many questions its server did not answer: the evaluation is not whole
     """
 
     baseline: str
@@ -147,6 +149,8 @@ class PolicyTable:
     probes: Mapping[str, Measured] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     tracks: tuple[Track, ...] = ()
+    notes: tuple[str, ...] = ()
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def scorers(self) -> tuple[str, ...]:
@@ -230,14 +234,15 @@ class PolicyTable:
                     tuple(_load_message(turn) for turn in entry["prompt"]),
                     {name: Answer(**answer) for name, answer in entry["answers"].items()},
                 )
-                for entry in raw.pop("comparisons")
+                for entry in raw.pop("comparisons", ())
             )
             return cls(
                 policies=tuple(_load_policy(policy) for policy in raw.pop("policies")),
-                measures={name: Described(**known) for name, known in raw.pop("measures").items()},
-                probes=_load_numbers(raw.pop("probes")),
+                measures={name: Described(**known) for name, known in raw.pop("measures", {}).items()},
+                probes=_load_numbers(raw.pop("probes", {})),
                 comparisons=comparisons,
-                tracks=tuple(_load_track(track) for track in raw.pop("tracks")),
+                tracks=tuple(_load_track(track) for track in raw.pop("tracks", ())),
+                notes=tuple(raw.pop("notes", ())),
                 **raw,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

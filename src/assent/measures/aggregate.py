@@ -43,6 +43,8 @@ def facts(answers: Answers, given: Given | None, num_policies: int, verdicts: bo
         "labels": given is not None and given.right is not None,
         "scores": bool(answers.scores),
         "baseline": num_policies > 1 and verdicts,
+        "toxicity": answers.toxicity is not None,
+        "claims": answers.claims is not None,
     }
     return {need for need, there in found.items() if there}
 
