@@ -14,11 +14,12 @@ from rich.console import Console
 
 from assent import distributed, lock
 from assent.config import EvalConfig
+from assent.config.evaluation import JUDGES, kind_of
 from assent.config.words import command_of
 from assent.data.formats import message_row
 from assent.data.jsonl import json_line
 from assent.distributed import World
-from assent.errors import ConfigError, RunFolderError
+from assent.errors import ConfigError, Incomplete, RunFolderError
 from assent.evaluate.alpaca_eval import with_gamed, write_annotations, write_model_outputs
 from assent.evaluate.answer_files import read_answers
 from assent.evaluate.answers import NO_REFERENCE, Asking, Sampled
@@ -27,6 +28,7 @@ from assent.evaluate.duels import LABELS, consistency, judged, probes, read_labe
 from assent.evaluate.elsewhere import NOTHING, Elsewhere, read_results
 from assent.evaluate.frontier import with_frontier
 from assent.evaluate.measured import Evaluated, evaluate_policies
+from assent.evaluate.others import CONSISTENCY, TOXICITY, Others
 from assent.evaluate.policies import PolicySource, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
 from assent.evaluate.results import ANSWERS, EVALUATION, PolicyTable, plain
@@ -37,6 +39,7 @@ from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
 from assent.measures.table import own_rows, required
 from assent.models.loading import quiet_transformers
+from assent.models.sources import check_there
 from assent.outputs import try_file, write_text
 from assent.rewards.pool import end_workers
 from assent.train.runfolder import owned
@@ -55,7 +58,8 @@ def evaluate(config: EvalConfig) -> PolicyTable:
     work.
 
     Raises ConfigError and DataError before work is spent for what cannot be done, ModelError for a policy that is none,
-    RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written."""
+    RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written; and,
+    when all is written, Incomplete where a judge's server left questions without an answer."""
     quiet_transformers()
     world, out = distributed.init(), Path(config.out)
     with owned(out):
@@ -65,13 +69,20 @@ def evaluate(config: EvalConfig) -> PolicyTable:
         table = evaluated(config, world, prompts)
         if world.is_main:
             render(table, Console(width=None if sys.stdout.isatty() else 120))
+    if table.unanswered:
+        counts = ", ".join(f"{name} {count}" for name, count in table.unanswered.items())
+        raise Incomplete(
+            f"--out {out}: written, but judges' servers left questions without an answer ({counts}), failures in "
+            "the table. The same command with --resume asks them alone."
+        )
     return table
 
 
 def prompts_of(config: EvalConfig) -> PromptSet:
     """The prompts that the options name."""
     shape: dict[str, Any] = {name: getattr(config, name) for name in ("format", "columns", "split", "limit", "kind")}
-    prompts = read_prompts(config.prompts, **shape)
+    context = None if config.consistency is None else config.context or ""
+    prompts = read_prompts(config.prompts, **shape, context=context)
     return prompts if config.gamed is None else with_gamed(prompts, config.gamed, config.limit)
 
 
@@ -109,17 +120,33 @@ def evaluated(
         if policy.is_file:
             distributed.on_main(partial(read_answers, policy, prompts))  # what is wrong with it is said at once
     _check_measures(config, prompts, policies, sources)
+    _check_models(config)
     try:
+        others = Others(config, prompts, world)
         sources.check(policies)
         sampled = _all(config, world, prompts, policies)
         scored = [
-            replace(each, answers=sources.scored(policy, each)) for policy, each in zip(policies, sampled, strict=True)
+            replace(each, answers=others.added(sources.scored(policy, each)))
+            for policy, each in zip(policies, sampled, strict=True)
         ]
         verdicts = _verdicts(config, policies, scored, sources, prompts)
+        lost = sources.unanswered | others.unanswered
     finally:
         end_workers()
     told = command_of("eval", config, ("policies",), PLACES) if command is None else command
-    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, elsewhere, told))
+    known = Known(elsewhere, others.notes, {name: counted.total() for name, counted in lost.items()}, told)
+    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, known))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What else is known: numbers from elsewhere, how other models were asked, judge -> how many questions its server
+    did not answer, and the command that gives all of it again."""
+
+    elsewhere: Elsewhere
+    notes: tuple[str, ...]
+    unanswered: Mapping[str, int]
+    command: str
 
 
 def answers_of(
@@ -186,6 +213,8 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
         "scores": bool(sources.names),
         "baseline": len(policies) > 1 and verdicts,
         "gamed": config.gamed is not None,
+        "toxicity": config.toxicity is not None,
+        "claims": config.consistency is not None,
     }
     for name in config.measures:
         row = required(name, "--measures")
@@ -193,6 +222,14 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
             raise ConfigError(f"--measures {name} needs {NEEDS[lack]}. {config.prompts} and the options give none.")
     if config.reference is not None and not asked:
         raise ConfigError("--reference is what sampled answers are compared with. All policies are files of answers.")
+
+
+def _check_models(config: EvalConfig) -> None:
+    """Raises ModelError, with the option, for a model that is named and not there."""
+    consistency = config.consistency if config.consistency and kind_of(config.consistency) not in JUDGES else None
+    for flag, path in {"--reference": config.reference, TOXICITY: config.toxicity, CONSISTENCY: consistency}.items():
+        if path is not None:
+            check_there(flag, path)
 
 
 def _sampled(policy: PolicySource, number: int, count: int, asking: Asking, cache: Cache) -> Sampled:
@@ -259,8 +296,7 @@ def _finish(
     scored: Sequence[Sampled],
     verdicts: Verdicts,
     prompts: PromptSet,
-    elsewhere: Elsewhere,
-    command: str,
+    known: Known,
 ) -> PolicyTable:
     """Measures, and writes the files."""
     everyone = [
@@ -271,7 +307,7 @@ def _finish(
             policy.path,
             _notes(policy, prompts, each.answers),
             {"reference": NO_REFERENCE} | dict(each.without) if config.reference else {},
-            elsewhere.policies.get(policy.name, {}),
+            known.elsewhere.policies.get(policy.name, {}),
             policy.series,
             policy.step,
         )
@@ -287,13 +323,15 @@ def _finish(
         file=prompts.file,
         seed=config.seed,
     )
+    elsewhere = known.elsewhere
     table = replace(
         found.table,
         probes={**verdicts.probes, **elsewhere.sources},
         measures={**found.table.measures, **elsewhere.described()},
         digest=prompts.digest,
-        notes=(*elsewhere.notes, *verdicts.notes),
-        command=without_keys(command),
+        notes=(*elsewhere.notes, *verdicts.notes, *known.notes),
+        unanswered=known.unanswered,
+        command=without_keys(known.command),
     )
     table = with_frontier(table, everyone)
     out = Path(config.out)
@@ -339,5 +377,7 @@ def answer_rows(
                 name: duels.outcome[duels.pairs[:, 0] == index].tolist() for name, duels in policy.duels.items()
             }
             row |= {"wins": verdicts} if verdicts else {}
+            if answers.claims is not None:
+                row["claims"] = [claim._asdict() for claim in answers.claims.found[index]]
             rows.append(plain(row))
     return rows  # type: ignore[return-value]

@@ -3,6 +3,7 @@ baseline. Pure given the answers."""
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from assent.measures.aggregate import (
     with_holm,
 )
 from assent.measures.answers import Answers, Given
+from assent.measures.diversity import self_bleu_across
 from assent.measures.extras import missing
 from assent.measures.margins import histograms, pair_margins
 from assent.measures.shapes import (
@@ -43,6 +45,8 @@ from assent.measures.shapes import (
 from assent.measures.table import by_default, measure
 from assent.measures.wins import WINS, duels_by_score, reversed_duels
 
+PROBED = 50
+"""Prompts on which answers are compared with those to others, for notes."""
 GOLD = "gold"
 """What the score of --scorer is called."""
 
@@ -122,6 +126,7 @@ def evaluate_policies(
     ]
     if not measures:
         results = [_without_empty(result, rows) for result in results]
+    results = [replace(r, notes=(*r.notes, *sameness(p.answers))) for r, p in zip(results, policies, strict=True)]
     everyone = _all_duels(policies, [policy.name for policy in policies].index(baseline))
     results = _with_rankings(results, policies, everyone, rows)
     compared = _compared(results, policies, first, rows, columns, duels)
@@ -240,6 +245,33 @@ def _needed(result: PolicyResult, within: float | None) -> dict[str, Needed]:
     """Measure -> how many prompts would make its interval how narrow."""
     found = {key: needed(number.number, number.prompts, within) for key, number in result.numbers.items()}
     return {key: each for key, each in found.items() if each is not None}
+
+
+SAME, FEW_PROMPTS = 0.5, 5
+"""Share of prompts with one and the same answer from which on that is said, and below how many prompts it is not."""
+ALIKE = 0.8
+"""The same for how alike answers to different prompts are (BLEU of each against those to others)."""
+
+
+def sameness(answers: Answers) -> list[str]:
+    """Whether a policy says the same whatever it is asked, in a sentence: a reward or a judge that such answers please
+    measures something else than whether they help."""
+    prompts, first = np.unique(answers.prompt, return_index=True)
+    texts = [answers.texts[index] for index in first.tolist()]
+    if len(prompts) < FEW_PROMPTS:
+        return []
+    text, count = Counter(texts).most_common(1)[0]
+    if count >= SAME * len(texts) and count > 1:
+        return [f"gives the same answer to {count} of {len(texts)} prompts: {reprlib.repr(text)}"]
+    drawn = min(len(texts), PROBED)
+    places = np.linspace(0, len(texts) - 1, drawn).astype(np.int64)
+    alike = self_bleu_across([texts[place] for place in places], places)
+    mean = float(np.nanmean(alike)) if not np.isnan(alike).all() else 0.0
+    if mean >= ALIKE:
+        return [
+            f"gives nearly the same answer whatever is asked (BLEU between answers to different prompts {mean:.2f})"
+        ]
+    return []
 
 
 def _outcomes(duels: Duels) -> Outcomes:

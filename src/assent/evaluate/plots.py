@@ -199,10 +199,6 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
     return drawn(draw, (3.5, max(1.5, 0.42 * len(rows) + 0.75)), f"{label} of each policy with 95 % intervals")
 
 
-CROWD = 6
-"""Most names that fit beside their crosses."""
-
-
 def track_svg(track: Track) -> str:
     """Gold (left axis) and proxy (right axis) over KL, or over steps where KL is unknown. Both axes put the start at
     the same height and give each line, with its band, the same share of the picture: where the lines part, the proxy

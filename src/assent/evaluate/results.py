@@ -161,6 +161,7 @@ class PolicyTable:
     within    the half width that was asked for of intervals (`PolicyResult.needed`)
     frontier  every policy whose KL and score are known
     laws      gain by distance along runs and along best-of-n
+    unanswered  judge -> how many questions its server did not answer: the evaluation is not whole
     """
 
     baseline: str
@@ -181,6 +182,7 @@ class PolicyTable:
     within: float | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     laws: tuple[LawFit, ...] = ()
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def scorers(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from assent.evaluate.frontier import front_sentence, law_sentences, track_senten
 from assent.evaluate.headings import first, headed
 from assent.evaluate.results import EVALUATION, FEWEST, PolicyResult, PolicyTable, as_interval
 from assent.measures.aggregate import half_width
+from assent.measures.shapes import Measured
 from assent.statistics import Interval
 
 SURE = 0.05
@@ -25,8 +26,9 @@ _ROWS = 16
 _PLAIN = 8
 """Numbers that need no headings."""
 FRONT = "on the front of KL and score"
+CONSISTENCY = "consistency"
 PROBES = {
-    "consistency": "verdicts that agree in both orders",
+    CONSISTENCY: "verdicts that agree in both orders",
     "first-shown-wins": "verdicts for the answer shown first",
     "unreadable": "verdicts that could not be read",
     "null-answer": "wins of an answer that says nothing over the baseline's (should be none)",
@@ -82,6 +84,12 @@ def render(table: PolicyTable, console: Console) -> None:
         console.print(Text(line))
 
 
+def inconsistent(found: Measured) -> str:
+    """How often a judge decides otherwise in the other order, in words."""
+    value = found.number.value
+    return "its consistency is not known" if value is None else f"{1 - value:.0%} inconsistent"
+
+
 def _label(table: PolicyTable, key: str) -> str:
     unit = table.measures[key.partition("/")[0]].unit if key.partition("/")[0] in table.measures else ""
     return key if unit in ("", "share", key) else f"{key} ({unit})"
@@ -113,15 +121,20 @@ def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
 def _lines(table: PolicyTable) -> list[str]:
     """Verdicts, failures, what is left out, and notes."""
     lines = []
+    agrees = table.probes.get(f"{table.by}/{CONSISTENCY}")
     for policy in table.policies:
         if policy.name != table.baseline and (verdict := table.verdict(policy)):
             few = verdict.startswith("too few")
             words = f"{policy.name}: {verdict}" if few else f"{policy.name} is {verdict}"
-            lines.append(f"{words} {table.baseline} by {table.by}.{_precision(table, policy)}")
+            beside = "" if agrees is None else f" ({inconsistent(agrees)})"
+            lines.append(f"{words} {table.baseline} by {table.by}{beside}.{_precision(table, policy)}")
     lines += [each for each in (front_sentence(table), *law_sentences(table), *track_sentences(table)) if each]
     for key, found in table.probes.items():
         judge, _, probe = key.partition("/")
-        lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}")
+        beside = f", so {inconsistent(found)}" if probe == CONSISTENCY and found.number.value is not None else ""
+        lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}{beside}")
+    for judge, count in table.unanswered.items():
+        lines.append(f"{judge}: its server did not answer {count} questions. --resume asks them again.")
     lines += [f"{note}." for note in table.notes]
     lines += [f"{policy.name}: {note}" for policy in table.policies for note in policy.notes]
     failed: dict[tuple[str, str, int], list[str]] = {}

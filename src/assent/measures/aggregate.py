@@ -44,6 +44,8 @@ def facts(answers: Answers, given: Given | None, num_policies: int, verdicts: bo
         "scores": bool(answers.scores),
         "baseline": num_policies > 1 and verdicts,
         "gamed": answers.prompts.alpaca_eval is not None,
+        "toxicity": answers.toxicity is not None,
+        "claims": answers.claims is not None,
     }
     return {need for need, there in found.items() if there}
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from assent.errors import ConfigError
 from assent.measures import (
     basic,
+    claims,
     diversity,
     form,
     length_controlled,
@@ -18,6 +19,7 @@ from assent.measures import (
     ranking,
     refusal,
     style,
+    toxicity,
     wins,
 )
 from assent.measures.extras import extra
@@ -31,6 +33,7 @@ MODULES: dict[str, tuple[Measure, ...]] = {
     "Variety": diversity.ROWS,
     "Form": (form.json_with(),),
     "Refusal": refusal.ROWS,
+    "What other models find": (*toxicity.ROWS, *claims.ROWS),
     "Answers that the prompt file gives": likelihood.ROWS,
 }
 """Heading of the documentation -> rows."""
