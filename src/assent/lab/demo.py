@@ -209,7 +209,7 @@ def evaluate(out: Path, paths: WorldPaths, seed: int, ranks: World, command: str
     )
     prompts = distributed.on_main(lambda: prompts_of(config))
     graded = {"gold": lambda prompt, text: world.gold(prompt, text).reward}
-    return replace(evaluated(config, ranks, prompts, graded, command), tracks=(_track(out / "ppo", world),))
+    return replace(evaluated(config, ranks, prompts, graded, command=command), tracks=(_track(out / "ppo", world),))
 
 
 def _track(run: Path, world: AssistantWorld) -> Track:
