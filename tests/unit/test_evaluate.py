@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent.algorithms.sft import train_sft
-from assent.cli import main
+from assent.cli import main, parse
 from assent.config import (
     DataConfig,
     EvalConfig,
@@ -97,7 +98,9 @@ def test_from_the_command_line_to_the_files(config: EvalConfig, tmp_path: Path, 
     assert "reward/gold" in printed.out and "theirs: 1 of 6 prompts have no answer" in printed.out
     table, rows = PolicyTable.load(Path(config.out) / "evaluation.json"), answers_of(config)
     assert [policy.name for policy in table.policies] == ["a", "b", "theirs"] and table.by == "gold"
-    assert len(rows) == 12 + 12 + 5
+    assert len(rows) == 12 + 12 + 5 and {row["kind"] for row in rows} == {"colours"}
+    again = parse("eval", [*shlex.split(table.command)[2:], "--out", config.out])[1]
+    assert again == parse("eval", [*words, "--out", config.out])[1] and "--out" not in table.command
     for policy in table.policies:
         own = [row for row in rows if row["policy"] == policy.name]
         gold = [row["scores"]["gold"] for row in own if row["scores"]["gold"] is not None]

@@ -16,7 +16,7 @@ import pytest
 from assent.config import ReportConfig
 from assent.data.records import Message
 from assent.errors import RunFolderError
-from assent.evaluate import plots
+from assent.evaluate import plots, report
 from assent.evaluate.alarms import alarm
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.pages import number, template_source
@@ -609,3 +609,63 @@ def test_small_helpers():
         ("gpus", "–"),
     ]
     assert printable("a\nb\tü\x1b") == "a\nb\tü\\x1b"
+
+
+def test_what_does_not_fit_into_the_page_is_said(table: PolicyTable, monkeypatch):
+    monkeypatch.setattr(report, "LIMIT", 9_000)
+    long = replace(table, comparisons=table.comparisons * 5)
+    html = build_report(Report("t", policies=long))
+    (kept,) = re.findall(
+        r"Of evaluation (\d+) of 40 rows are in this\s+page, drawn by chance; (\d+) are left out", html
+    )
+    rows = json.loads(Page(html).scripts[0])["sets"][0]["rows"]
+    assert (len(rows), 40 - len(rows)) == (int(kept[0]), int(kept[1])) and 0 < len(rows) < 40
+
+
+def test_commands_of_evaluation_and_runs_each_once(table: PolicyTable, tmp_path: Path):
+    runs = []
+    for name, line in (("a", "assent ppo --x"), ("b", "assent ppo --x"), ("c", "assent demo"), ("d", 3)):
+        run = read_run(write_run(tmp_path / name, steps(3)))
+        runs.append(replace(run, environment={"command_line": line}))
+    told = replace(table, command="assent demo")
+    html = build_report(Report("t", policies=told, runs=tuple(runs), folder=Path("evals/my first")))
+    commands = re.findall(r"<pre tabindex=\"0\"><code>(.*?)</code>", html)
+    assert commands == ["assent demo --out &#39;evals/my first-again&#39;", "assent ppo --x"]
+
+
+def test_a_gain_that_does_not_outlive_holms_correction_says_so(table: PolicyTable):
+    ppo = table.policies[1]
+    unsure = {key: replace(one, p_holm=0.08) for key, one in ppo.differences.items()}
+    page = Page(
+        build_report(
+            Report("t", policies=replace(table, policies=(table.policies[0], replace(ppo, differences=unsure))))
+        )
+    )
+    assert "Corrected for all tests of the table (Holm) it is not beyond chance: p = 0.08." in " ".join(
+        page.text.split()
+    )
+
+
+def test_of_several_evaluations_the_first_is_shown_and_the_others_are_counted(table: PolicyTable, tmp_path: Path):
+    for name in ("one", "two"):
+        table.save(tmp_path / name / "evaluation.json")
+    out = tmp_path / "r.html"
+    write_report(ReportConfig((str(tmp_path / "one"), str(tmp_path / "two")), str(out)))
+    assert f"Of 2 evaluations that of {tmp_path / 'one'} is shown." in Page(out.read_text()).text
+
+
+def test_without_verdicts_or_others_there_is_no_verdict():
+    prompts = [(Message("user", "?"),)] * 3
+    alone = Evaluated(Answers("sft", known(prompts), np.arange(3), ("a", "b", "c")))
+    text = " ".join(
+        Page(build_report(Report("t", policies=evaluate_policies([alone], prompts, "sft").table))).text.split()
+    )
+    assert (
+        "One policy alone: there is nothing to compare it with." in text
+        and "How well does sft answer 3 prompts?" in text
+    )
+    both = [alone, replace(alone, answers=replace(alone.answers, policy="ppo"))]
+    text = " ".join(
+        Page(build_report(Report("t", policies=evaluate_policies(both, prompts, "sft").table))).text.split()
+    )
+    assert "Nothing says which answers are better" in text and "3 prompts are too few: below 30" in text

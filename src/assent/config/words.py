@@ -13,8 +13,8 @@ def command_of(name: str, config: Any, positional: Sequence[str] = (), leave: Co
     """`assent NAME` with the values of the options `positional`, and every other option that is not as it would be
     without it; `leave` are left out. What the command line reads from it is the same configuration."""
     words = ["assent", name]
-    for option in positional:
-        value = settings.value_of(config, option)
+    for place in positional:
+        value = settings.value_of(config, place)
         words += value if isinstance(value, tuple) else [value]
     for option in settings.options(type(config)):
         value = settings.value_of(config, option.name)

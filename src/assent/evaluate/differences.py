@@ -49,7 +49,8 @@ def difference(first: str, second: str) -> Difference:
     common = start + end + sum(kind == "same" for kind in kinds)
     if 2 * common < LEAST * (len(x) + len(y)):
         return Difference((Part("same", second),), "other words throughout")
-    kinds = ["same"] * start + kinds + ["same"] * end
+    same: Kind = "same"
+    kinds = [same] * start + kinds + [same] * end
     tail = second[sum(map(len, b)) :]  # blanks behind the last word
     return Difference(tuple(_parts(kinds, a, b, tail)))
 

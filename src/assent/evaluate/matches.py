@@ -58,8 +58,8 @@ def load_measured(raw: Mapping[str, Any]) -> Measured:
 
 def load_match(raw: Mapping[str, Any]) -> Match:
     """What `dataclasses.asdict` made of one."""
-    sides = (raw[key] for key in ("ours", "theirs", "source"))
-    return Match(*sides, load_measured(raw["rate"]), Outcomes(**raw["outcomes"]))
+    rate, outcomes = load_measured(raw["rate"]), Outcomes(**raw["outcomes"])
+    return Match(raw["ours"], raw["theirs"], raw["source"], rate, outcomes)
 
 
 def load_margins(raw: Mapping[str, Any]) -> Margins:

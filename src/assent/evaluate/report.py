@@ -20,7 +20,7 @@ from assent.config import OBJECTIVES, ReportConfig
 from assent.config.objectives import CUSTOM
 from assent.errors import DataError, RunFolderError
 from assent.evaluate import plots, report_numbers
-from assent.evaluate.alarms import alarms_of, is_watched
+from assent.evaluate.alarms import alarms_of
 from assent.evaluate.frontier import over_optimised
 from assent.evaluate.pages import SIGNATURE, check_page, page_environment, template_source
 from assent.evaluate.panels import lengths, metric_ends, run_charts
@@ -109,7 +109,7 @@ def save_report(report: Report, path: str | Path) -> Path:
 def build_report(report: Report) -> str:
     """The page as a string."""
     table = report.policies
-    samples = fitting(_samples(report))
+    samples = fitting(_samples(report), LIMIT)
     names = [policy.name for policy in table.policies] if table else []
     names += [track.name for track in report.tracks] + [run.name for run in report.runs]
     colors = plots.palette(names, table.baseline if table else None)
@@ -131,9 +131,10 @@ def build_report(report: Report) -> str:
             policy_charts=_charts(table, samples),
             tracks=[(track, _track_chart(track), over_optimised(track)) for track in report.tracks],
             runs=report.runs,
+            commands=_commands(report),
             trained=_trained(report.runs, colors),
             alarms=alarms,
-            watched=[run.name for run in report.runs if run.name not in raised and is_watched(run)],
+            watched=[run.name for run in report.runs if run.name not in raised and _is_watched(run)],
             samples=samples,
             limit=LIMIT,
             data=Markup(page_data(samples, colors)),
@@ -195,6 +196,17 @@ def _charts(table: PolicyTable | None, samples: Sequence[SampleSet]) -> list[Cha
     charts = [chart for make in CHARTS for chart in make(table)]
     own = next((each for each in samples if each.baseline is not None), None)
     return charts if own is None else charts + [chart for make in ANSWER_CHARTS for chart in make(table, own)]
+
+
+def _commands(report: Report) -> list[str]:
+    """What started the runs, each once, but for what repeats the evaluation anyway."""
+    known = report.policies.command if report.policies else ""
+    return [line for line in dict.fromkeys(run.command_line for run in report.runs) if line not in ("", known)]
+
+
+def _is_watched(run: Run) -> bool:
+    """Whether anything in the run would have raised an alarm."""
+    return any("/alarm/" in key for key in run.metrics)
 
 
 def _trained(runs: Sequence[Run], colors: Mapping[str, str]) -> list[tuple[Run, list[Chart], list]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from assent.evaluate.headings import headed
@@ -41,7 +42,8 @@ def listed(names: list[str], most: int = 6) -> str:
 
 def again(command: str, folder: str) -> str:
     """The command that gives the evaluation of `folder` again, in a folder beside it."""
-    return f"{command} --out {shlex.quote(folder.rstrip('/') + '-again')}" if command else ""
+    place = Path(folder) if Path(folder).name else Path(folder).resolve()
+    return f"{command} --out {shlex.quote(f'{place}-again')}" if command else ""
 
 
 # ---- verdicts
@@ -82,6 +84,8 @@ def _verdict(table: PolicyTable, policy: PolicyResult) -> Verdict | None:
     what = f"in mean {unit}" if by_score else f"of win rate over one half, by {unit}"
     verb = ": " if words.startswith("too few") else " is "
     said = f"{policy.name}{verb}{words} {table.baseline} by {table.by}: {middle} {what}{bounds}.{_won(table, policy)}"
+    if tone != "unclear" and gain.p_holm >= SURE:
+        said += f" Corrected for all tests of the table (Holm) it is not beyond chance: p = {number(gain.p_holm, 2)}."
     return Verdict(policy.name, tone, f"{words} {table.baseline}", middle, said + failed)
 
 

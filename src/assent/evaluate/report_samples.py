@@ -181,7 +181,8 @@ def _shown(each: SampleSet, row: SampleRow, column: int, colors: Mapping[str, st
     if answer is None:
         return None
     text, name = cut(answer.text), each.columns[column]
-    parts, note = ((Part("same", text),) if text.strip() else (), "")
+    parts: tuple[Part, ...] = (Part("same", text),) if text.strip() else ()
+    note = ""
     theirs = None if base is None or base == column else row.answers[base]
     if theirs is not None and text.strip():
         parts, note = difference(cut(theirs.text), text)
