@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import shutil
@@ -81,6 +82,7 @@ def _compare(config: CompareConfig, world: World, out: Path) -> Path:
     for number, (name, run) in enumerate(runs.items(), 1):
         log.info(f"[{number}/{len(runs) + 1}] {name}")
         train[name](run)
+        gc.collect()  # models and engines, before the next ones are loaded
     log.info(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
     took = distributed.on_main(partial(budgets, runs))
     table = evaluated(evaluation_config(config, tuple(runs)), world, prompts, beside=took)
@@ -107,6 +109,7 @@ def _rehearsed(out: Path, run: PolicyRunConfig, world: World) -> Iterator[Policy
         with rehearsal():
             yield replace(run, out=str(place), resume=None, resume_changed=())
     finally:
+        gc.collect()
         if world.is_main:
             lock.release(place)
             shutil.rmtree(place.parent, ignore_errors=True)
