@@ -83,6 +83,8 @@ def test_two_ranks_compare_as_one(program_ranks, configs: dict[str, CompareConfi
         for key, found in a.numbers.items():
             other = b.numbers[key]
             assert other.failures == found.failures and other.number.n == found.number.n
+            if key == "budget/seconds":
+                continue
             assert other.number.value == pytest.approx(found.number.value, abs=1e-4), key
     for a, b in zip(one.comparisons, two.comparisons, strict=True):
         assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}

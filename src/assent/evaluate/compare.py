@@ -105,6 +105,7 @@ def _function(target: str) -> Callable[[Any], Any]:
 def _rehearsed(out: Path, run: PolicyRunConfig, world: World) -> Iterator[PolicyRunConfig]:
     """The run as one that ends before its first step and leaves nothing. Every rank must enter it."""
     place = out / REHEARSAL / Path(run.out).name
+    distributed.on_main(lambda: shutil.rmtree(place.parent, ignore_errors=True))  # of one that was killed
     try:
         with rehearsal():
             yield replace(run, out=str(place), resume=None, resume_changed=())
@@ -156,7 +157,7 @@ def _prompts(config: CompareConfig) -> PromptSet:
 
 def _check_free(out: Path, config: CompareConfig) -> None:
     """Raises RunFolderError where something else than an earlier comparison is in the folder, or that is not to go
-    on. What a rehearsal left that was killed is removed."""
+    on. What a rehearsal left that was killed does not count."""
     names = lock.content(out) - {REHEARSAL}
     if names and config.resume is None:
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
