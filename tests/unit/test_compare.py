@@ -173,6 +173,9 @@ def several(config: CompareConfig, scorer_dir: Path) -> CompareConfig:
 
 def test_sft_ppo_and_dpo_twice_beside_one_another(several: CompareConfig, trained, monkeypatch, capsys):
     """Interrupted in its last method and gone on with, it has the bytes of one that was left alone."""
+    left = Path(several.out) / "rehearsal" / "sft"
+    left.mkdir(parents=True)
+    (left / "resolved.yaml").write_text("of a comparison that was killed")
     enter = Interrupt.__enter__
 
     def stopped(interrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import shutil
@@ -82,6 +83,7 @@ def _compare(config: CompareConfig, world: World, out: Path) -> Path:
     for number, (name, run) in enumerate(runs.items(), 1):
         log.info(f"[{number}/{len(runs) + 1}] {name}")
         train[name](run)
+        gc.collect()  # models and engines, before the next ones are loaded
     log.info(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
     took = distributed.on_main(partial(budgets, runs))
     command = command_of("compare", config, leave=PLACES)
@@ -105,10 +107,12 @@ def _function(target: str) -> Callable[[Any], Any]:
 def _rehearsed(out: Path, run: PolicyRunConfig, world: World) -> Iterator[PolicyRunConfig]:
     """The run as one that ends before its first step and leaves nothing. Every rank must enter it."""
     place = out / REHEARSAL / Path(run.out).name
+    distributed.on_main(lambda: shutil.rmtree(place.parent, ignore_errors=True))  # of one that was killed
     try:
         with rehearsal():
             yield replace(run, out=str(place), resume=None, resume_changed=())
     finally:
+        gc.collect()
         if world.is_main:
             lock.release(place)
             shutil.rmtree(place.parent, ignore_errors=True)
@@ -155,7 +159,7 @@ def _prompts(config: CompareConfig) -> PromptSet:
 
 def _check_free(out: Path, config: CompareConfig) -> None:
     """Raises RunFolderError where something else than an earlier comparison is in the folder, or that is not to go
-    on. What a rehearsal left that was killed is removed."""
+    on. What a rehearsal left that was killed does not count."""
     names = lock.content(out) - {REHEARSAL}
     if names and config.resume is None:
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")

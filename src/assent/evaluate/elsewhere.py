@@ -74,13 +74,14 @@ def read_results(words: Sequence[str], policies: Sequence[PolicySource], sources
         if name not in names and name not in sources:
             there = ", ".join((*sorted(names), *sources))
             raise ConfigError(f"{FLAG} {word}: expected NAME=FILE with the name of a policy or of rewards ({there}).")
-        numbers = _read(file)
-        if isinstance(numbers, HarnessResults):
+        result = _read(file)
+        if isinstance(result, HarnessResults):
             if name not in names:
                 raise ConfigError(
                     f"{FLAG} {word}: results of lm-evaluation-harness are a policy's, and {name} is none."
                 )
-            harness[name], numbers = numbers, numbers.numbers
+            harness[name] = result
+        numbers = result.numbers if isinstance(result, HarnessResults) else result
         if name in names:
             found[name] = found.get(name, {}) | dict(numbers)
         else:
