@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,40 @@ def test_a_run_with_all_its_checkpoints_and_what_it_was_trained_on(config: EvalC
     assert final.numbers == last.numbers != first.numbers
 
 
+def test_policies_with_other_templates_each_speak_their_own(config: EvalConfig, tiny_model_dir: Path, tmp_path: Path):
+    """The same weights and tokenizer; only what is written around the prompt is another."""
+    other = tmp_path / "templated"
+    shutil.copytree(tiny_model_dir, other)
+    template = "{% for m in messages %}user {{ m['content'] }} assistant{% endfor %}"
+    (other / "chat_template.jinja").write_text(template)
+    asked = replace(config, policies=(config.policies[0], f"other={other}"), reference=config.policies[0][2:])
+    ours, theirs = evaluate(replace(asked, measures=("reward", "kl"))).policies
+    assert ours.kl.n == theirs.kl.n == 6 and theirs.kl.mean == pytest.approx(0, abs=1e-6), "read as it was written"
+    ids = [json.loads(file.read_text())["prompt_ids"]["0"] for file in (Path(config.out) / "cache").iterdir()]
+    assert len(ids) == 2 and ids[0] != ids[1]
+
+
+def test_empty_answers_are_failures_where_nothing_can_be_measured(config: EvalConfig, tmp_path: Path):
+    """Every measure of the table, on a policy that says nothing and one that now and then says nothing."""
+    kinds = ("harmful", "harmless")
+    prompts = write(tmp_path / "kinds.jsonl", [row | {"kind": kinds[i % 2]} for i, row in enumerate(PROMPTS)])
+    texts = {"nothing": [""] * 6, "some": ["red", "", " ", "I cannot help with that.", "red and blue", "red"]}
+    files = [
+        f"{name}={write(tmp_path / f'{name}.jsonl', rows)}"
+        for name, own in texts.items()
+        for rows in [[{"prompt": row["prompt"], "response": text} for row, text in zip(PROMPTS, own, strict=True)]]
+    ]
+    table = evaluate(replace(config, prompts=prompts, policies=tuple(files), measures=()))
+    nothing, some = table.policies
+    for name in ("exact-match", "plain-match", "rouge-l", "chrf"):
+        assert nothing.numbers[name].number.value == 0 and 0 < some.numbers[name].number.value < 100, name
+    assert "repetition" in nothing.absent and "self-bleu-across" in nothing.absent
+    assert some.numbers["self-bleu-across"].failures == {"it is empty": 2}
+    assert nothing.numbers["reward/gold"].failures == {"the scorer has no opinion": 6}
+    assert some.numbers["win-rate/gold"].number.value is None and table.verdict(some) == ""
+    assert "gives the same answer to 6 of 6 prompts: ''" in nothing.notes
+
+
 def test_prompts_without_room_are_failures(config: EvalConfig, tmp_path: Path):
     rows = [*PROMPTS[:2], {"prompt": "Name three colours. " * 40, "reference": "red"}]
     asked = replace(config, prompts=write(tmp_path / "long.jsonl", rows), max_length=64)
@@ -437,6 +472,7 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         ({"kind": "colour"}, ConfigError, "--kind colour: no row of"),
         ({"measures": ("rewrd",)}, ConfigError, "--measures: there is no 'rewrd'. Perhaps you meant 'reward'."),
         ({"measures": ("kl",)}, ConfigError, "--measures kl needs a reference"),
+        ({"measures": ("chrf",), "prompts": "TMP/bare.jsonl"}, ConfigError, "--measures chrf needs right answers in"),
         ({"measures": ("mc1",)}, ConfigError, "--measures mc1 needs choices in the prompt file"),
         ({"measures": ("self-bleu",)}, ConfigError, "--measures self-bleu needs two or more answers"),
         ({"rewards": ("exact=reference", "exact=reference")}, ConfigError, "two sources are called 'exact'"),
@@ -465,6 +501,7 @@ def test_bad_input(config: EvalConfig, tmp_path: Path, scorer_dir: Path, monkeyp
     asked: list[str] = []
     monkeypatch.setattr(Asking, "sample", lambda self, source: asked.append(source.name))
     write(tmp_path / "text.jsonl", [{"text": "An egg."}])
+    write(tmp_path / "bare.jsonl", [{"prompt": "a"}])
     write(tmp_path / "odd.jsonl", [{"prompt": "a", "reference": {"b": 1}}])
     write(tmp_path / "choices.jsonl", [{"prompt": "a", "mc1_targets": {"choices": ["b"], "labels": [1, 0]}}])
     verdict = {"instruction": "Name 0 colours.", "output_1": "q", "output_2": "r"}
