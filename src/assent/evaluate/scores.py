@@ -133,8 +133,8 @@ class Sources:
         """Judge -> the questions that its server did not answer, by why, of all ranks. Every rank must call it."""
         found: dict[str, Counter[str]] = {}
         for name, _, served in self._served():
-            for counted in gathered(partial(Counter, served.unanswered)):
-                found[name] = found.get(name, Counter()) + counted
+            ranks: list[Counter[str]] = gathered(partial(Counter, served.unanswered))
+            found[name] = sum(ranks, found.get(name, Counter()))
         return {name: counted for name, counted in found.items() if counted}
 
     def _try_judges(self) -> None:
