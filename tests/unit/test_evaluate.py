@@ -23,6 +23,7 @@ from assent.config import (
     EvalConfig,
     EvalJudgeConfig,
     InitConfig,
+    JudgeConfig,
     ModelConfig,
     OptimConfig,
     SamplingConfig,
@@ -35,6 +36,8 @@ from assent.evaluate.evaluation import evaluate
 from assent.evaluate.results import PolicyTable
 from assent.models.init import random_model, train_tokenizer, write_new_model
 from assent.rewards.judge.ask import Answer
+from assent.rewards.judge.prompt import CLAIMS, read_prompt
+from assent.rewards.judge.source import check_options
 
 PROMPTS = [{"prompt": f"Name {i} colours.", "reference": "red", "kind": "colours"} for i in range(6)]
 GOLD = "def score(prompt, answer):\n    return None if not answer else float(len(answer))\n"
@@ -360,12 +363,12 @@ def judged(config: EvalConfig, tmp_path: Path, monkeypatch) -> Callable[..., Pol
         for name, text in {"short": "Red.", "long": "Red. Green. Blue."}.items()
     ]
 
-    def evaluated(say: Callable[[list[str]], str], **judge) -> PolicyTable:
+    def evaluated(say: Callable[[list[str]], str], beside: tuple[str, ...] = (), **judge) -> PolicyTable:
         monkeypatch.setattr(Fake, "say", staticmethod(say))
         place = tmp_path / f"place-{len(list(tmp_path.iterdir()))}"
         measures = ("reward", "win-rate") if judge.get("prompt") == "rating" else ("win-rate",)
         settings = EvalJudgeConfig(**{"cache": str(place / "verdicts"), "model": "m"} | judge)
-        asked = replace(config, policies=tuple(files), scorer=None, rewards=("openai=http://localhost:1",))
+        asked = replace(config, policies=tuple(files), scorer=None, rewards=(*beside, "openai=http://localhost:1"))
         return evaluate(replace(asked, out=str(place / "out"), judge=settings, measures=measures))
 
     return evaluated
@@ -411,6 +414,17 @@ def test_a_rating_judge_is_a_score(judged):
     table = judged(lambda texts: f"[[{min(10, len(texts[0]) // 2)}]]", prompt="rating")
     assert [policy.scores["judge"].mean for policy in table.policies] == [2, 8]
     assert table.policies[1].numbers["win-rate/judge"].number.value == 1 and not table.probes
+
+
+def test_a_judge_beside_other_sources_keeps_its_options(judged):
+    """Options of judges are no matter of what stands beside them."""
+    table = judged(longer, beside=("right=exact=reference",))
+    assert table.policies[1].numbers.keys() == {"win-rate/right", "win-rate/judge"}
+
+
+def test_a_prompt_for_claims_is_no_reward():
+    with pytest.raises(ConfigError, match="asks for claims, which are no reward"):
+        check_options(read_prompt(CLAIMS), JudgeConfig(prompt=CLAIMS))
 
 
 def test_verdicts_of_people_in_alpaca_evals_shape(config: EvalConfig, tmp_path: Path):
