@@ -44,9 +44,8 @@ HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
     "Objective": "methods objective options loss threshold plus reward attributes gate kl",
-    "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures judge "
-    "reward_model weights "
-    "ensemble explain sampling engine by probes benchmark",
+    "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
+    "judge reward_model weights ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from assent import distributed as d
 from assent.algorithms.reward.pairs import train_reward
@@ -91,6 +92,7 @@ def test_two_ranks_compare_as_one(program_ranks, configs: dict[str, CompareConfi
     evaluate(evaluating(configs, "one"))
     made = [json.loads((Path(evaluating(configs, name).out) / "evaluation.json").read_text()) for name in configs]
     alike(made[0], made[1])
+    assert {"toxicity", "expected-max-toxicity", "claims"} <= made[0]["policies"][1]["numbers"].keys()
     assert {"mc1", "preference-accuracy", "win-rate/reward", "kl"} <= made[0]["policies"][1]["numbers"].keys()
     score(scoring(configs, "one"))
     rows = [
@@ -126,7 +128,8 @@ def evaluating(configs: dict[str, CompareConfig], name: str) -> EvalConfig:
     rows = [json.loads(line) for line in Path(str(config.data.eval)).read_text().splitlines()]
     choices = {"choices": ["Yes.", "No.", "Boil it."], "labels": [1, 0, 0]}
     prompts, theirs = folder / "asked.jsonl", folder / "theirs.jsonl"
-    prompts.write_text("".join(json.dumps(row | {"mc1_targets": choices}) + "\n" for row in rows))
+    more = {"mc1_targets": choices, "context": "Boil the egg. It is white."}
+    prompts.write_text("".join(json.dumps(row | more) + "\n" for row in rows))
     theirs.write_text("".join(json.dumps({"prompt": row["prompt"], "response": "Yes."}) + "\n" for row in rows[1:]))
     return EvalConfig(
         (f"start={config.model.path}", f"dpo={folder / 'two' / 'dpo'}", str(theirs)),
@@ -135,10 +138,24 @@ def evaluating(configs: dict[str, CompareConfig], name: str) -> EvalConfig:
         reference=config.model.path,
         rewards=(f"reward={config.reward_model}",),
         scorer=config.scorer,
+        toxicity=classifier(config, folder / "toxic", ("neutral", "toxic")),
+        consistency=classifier(config, folder / "inference", ("entailment", "neutral", "contradiction")),
         answers=2,
         precision="fp32",
+        micro_tokens=128,
         sampling=config.sampling,
     )
+
+
+def classifier(config: CompareConfig, place: Path, labels: tuple[str, ...]) -> str:
+    """A random one, of the start's shape and with its tokenizer."""
+    if not place.exists():
+        torch.manual_seed(len(labels))
+        numbers = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        made = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config.model.path, **numbers))
+        made.save_pretrained(place)
+        AutoTokenizer.from_pretrained(config.model.path).save_pretrained(place)
+    return str(place)
 
 
 def scoring(configs: dict[str, CompareConfig], name: str) -> ScoreConfig:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from assent.cli import main
-from assent.config import EvalConfig
+from assent.config import EvalConfig, EvalJudgeConfig
 from assent.distributed import World
 from assent.errors import ConfigError, DataError, ModelError
 from assent.evaluate.evaluation import evaluate
@@ -265,6 +265,18 @@ def test_a_claim_beyond_the_model_fails_with_its_answer(config: EvalConfig, made
     table = evaluate(replace(config, policies=(file,), consistency=made("bert", NLI), measures=("supported",)))
     found = table.policies[0].numbers["supported"]
     assert found.failures == {"a claim of it has more than 10 tokens": 6} and found.number.value is None
+
+
+def test_a_folder_may_judge_claims(config: EvalConfig, tiny_model_dir: Path, tmp_path: Path):
+    """A random model writes no JSON: no answer has a number, and each failure its reason."""
+    judge = EvalJudgeConfig(max_tokens=4, cache=str(tmp_path / "verdicts"))
+    asked = replace(config, consistency=f"judge={tiny_model_dir}", judge=judge, measures=("supported",))
+    many, few = evaluate(asked).policies
+    assert few.numbers["supported"].failures.pop("it is empty") == 1 and many.numbers["supported"].number.value is None
+    assert many.numbers["supported"].failures.keys() <= {
+        "its verdict was cut off",
+        "the judge's prompt is too long for it",
+    }
 
 
 # ---- measures alone

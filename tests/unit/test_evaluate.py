@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from assent.config import (
     EvalConfig,
     EvalJudgeConfig,
     InitConfig,
+    JudgeConfig,
     ModelConfig,
     OptimConfig,
     SamplingConfig,
@@ -35,6 +37,8 @@ from assent.evaluate.evaluation import evaluate
 from assent.evaluate.results import PolicyTable
 from assent.models.init import random_model, train_tokenizer, write_new_model
 from assent.rewards.judge.ask import Answer
+from assent.rewards.judge.prompt import CLAIMS, read_prompt
+from assent.rewards.judge.source import check_options
 
 PROMPTS = [{"prompt": f"Name {i} colours.", "reference": "red", "kind": "colours"} for i in range(6)]
 GOLD = "def score(prompt, answer):\n    return None if not answer else float(len(answer))\n"
@@ -284,6 +288,40 @@ def test_a_run_with_all_its_checkpoints_and_what_it_was_trained_on(config: EvalC
     assert final.numbers == last.numbers != first.numbers
 
 
+def test_policies_with_other_templates_each_speak_their_own(config: EvalConfig, tiny_model_dir: Path, tmp_path: Path):
+    """The same weights and tokenizer; only what is written around the prompt is another."""
+    other = tmp_path / "templated"
+    shutil.copytree(tiny_model_dir, other)
+    template = "{% for m in messages %}user {{ m['content'] }} assistant{% endfor %}"
+    (other / "chat_template.jinja").write_text(template)
+    asked = replace(config, policies=(config.policies[0], f"other={other}"), reference=config.policies[0][2:])
+    ours, theirs = evaluate(replace(asked, measures=("reward", "kl"))).policies
+    assert ours.kl.n == theirs.kl.n == 6 and theirs.kl.mean == pytest.approx(0, abs=1e-6), "read as it was written"
+    ids = [json.loads(file.read_text())["prompt_ids"]["0"] for file in (Path(config.out) / "cache").iterdir()]
+    assert len(ids) == 2 and ids[0] != ids[1]
+
+
+def test_empty_answers_are_failures_where_nothing_can_be_measured(config: EvalConfig, tmp_path: Path):
+    """Every measure of the table, on a policy that says nothing and one that now and then says nothing."""
+    kinds = ("harmful", "harmless")
+    prompts = write(tmp_path / "kinds.jsonl", [row | {"kind": kinds[i % 2]} for i, row in enumerate(PROMPTS)])
+    texts = {"nothing": [""] * 6, "some": ["red", "", " ", "I cannot help with that.", "red and blue", "red"]}
+    files = [
+        f"{name}={write(tmp_path / f'{name}.jsonl', rows)}"
+        for name, own in texts.items()
+        for rows in [[{"prompt": row["prompt"], "response": text} for row, text in zip(PROMPTS, own, strict=True)]]
+    ]
+    table = evaluate(replace(config, prompts=prompts, policies=tuple(files), measures=()))
+    nothing, some = table.policies
+    for name in ("exact-match", "plain-match", "rouge-l", "chrf"):
+        assert nothing.numbers[name].number.value == 0 and 0 < some.numbers[name].number.value < 100, name
+    assert "repetition" in nothing.absent and "self-bleu-across" in nothing.absent
+    assert some.numbers["self-bleu-across"].failures == {"it is empty": 2}
+    assert nothing.numbers["reward/gold"].failures == {"the scorer has no opinion": 6}
+    assert some.numbers["win-rate/gold"].number.value is None and table.verdict(some) == ""
+    assert "gives the same answer to 6 of 6 prompts: ''" in nothing.notes
+
+
 def test_prompts_without_room_are_failures(config: EvalConfig, tmp_path: Path):
     rows = [*PROMPTS[:2], {"prompt": "Name three colours. " * 40, "reference": "red"}]
     asked = replace(config, prompts=write(tmp_path / "long.jsonl", rows), max_length=64)
@@ -328,12 +366,12 @@ def judged(config: EvalConfig, tmp_path: Path, monkeypatch) -> Callable[..., Pol
         for name, text in {"short": "Red.", "long": "Red. Green. Blue."}.items()
     ]
 
-    def evaluated(say: Callable[[list[str]], str], **judge) -> PolicyTable:
+    def evaluated(say: Callable[[list[str]], str], beside: tuple[str, ...] = (), **judge) -> PolicyTable:
         monkeypatch.setattr(Fake, "say", staticmethod(say))
         place = tmp_path / f"place-{len(list(tmp_path.iterdir()))}"
         measures = ("reward", "win-rate") if judge.get("prompt") == "rating" else ("win-rate",)
         settings = EvalJudgeConfig(**{"cache": str(place / "verdicts"), "model": "m"} | judge)
-        asked = replace(config, policies=tuple(files), scorer=None, rewards=("openai=http://localhost:1",))
+        asked = replace(config, policies=tuple(files), scorer=None, rewards=(*beside, "openai=http://localhost:1"))
         return evaluate(replace(asked, out=str(place / "out"), judge=settings, measures=measures))
 
     return evaluated
@@ -379,6 +417,17 @@ def test_a_rating_judge_is_a_score(judged):
     table = judged(lambda texts: f"[[{min(10, len(texts[0]) // 2)}]]", prompt="rating")
     assert [policy.scores["judge"].mean for policy in table.policies] == [2, 8]
     assert table.policies[1].numbers["win-rate/judge"].number.value == 1 and not table.probes
+
+
+def test_a_judge_beside_other_sources_keeps_its_options(judged):
+    """Options of judges are no matter of what stands beside them."""
+    table = judged(longer, beside=("right=exact=reference",))
+    assert table.policies[1].numbers.keys() == {"win-rate/right", "win-rate/judge"}
+
+
+def test_a_prompt_for_claims_is_no_reward():
+    with pytest.raises(ConfigError, match="asks for claims, which are no reward"):
+        check_options(read_prompt(CLAIMS), JudgeConfig(prompt=CLAIMS))
 
 
 def test_verdicts_of_people_in_alpaca_evals_shape(config: EvalConfig, tmp_path: Path):
@@ -440,6 +489,7 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         ({"kind": "colour"}, ConfigError, "--kind colour: no row of"),
         ({"measures": ("rewrd",)}, ConfigError, "--measures: there is no 'rewrd'. Perhaps you meant 'reward'."),
         ({"measures": ("kl",)}, ConfigError, "--measures kl needs a reference"),
+        ({"measures": ("chrf",), "prompts": "TMP/bare.jsonl"}, ConfigError, "--measures chrf needs right answers in"),
         ({"measures": ("mc1",)}, ConfigError, "--measures mc1 needs choices in the prompt file"),
         ({"measures": ("self-bleu",)}, ConfigError, "--measures self-bleu needs two or more answers"),
         ({"rewards": ("exact=reference", "exact=reference")}, ConfigError, "two sources are called 'exact'"),
@@ -468,6 +518,7 @@ def test_bad_input(config: EvalConfig, tmp_path: Path, scorer_dir: Path, monkeyp
     asked: list[str] = []
     monkeypatch.setattr(Asking, "sample", lambda self, source: asked.append(source.name))
     write(tmp_path / "text.jsonl", [{"text": "An egg."}])
+    write(tmp_path / "bare.jsonl", [{"prompt": "a"}])
     write(tmp_path / "odd.jsonl", [{"prompt": "a", "reference": {"b": 1}}])
     write(tmp_path / "choices.jsonl", [{"prompt": "a", "mc1_targets": {"choices": ["b"], "labels": [1, 0]}}])
     verdict = {"instruction": "Name 0 colours.", "output_1": "q", "output_2": "r"}

@@ -48,7 +48,9 @@ class Checker(Protocol):
     """What finds the claims of answers and checks them."""
 
     note: str
-    unanswered: Counter[str]
+
+    @property
+    def unanswered(self) -> Counter[str]: ...
 
     def claims(self, answers: Answers) -> Claims: ...
 
@@ -155,12 +157,16 @@ class ByModel:
     def __init__(self, config: EvalConfig, path: str, prompts: PromptSet, world: World) -> None:
         self._model = _classifier(CONSISTENCY, path, config, world)
         self._verdicts = verdicts_of(self._model.labels, f"{CONSISTENCY} {path}")
-        self._prompts, self.unanswered = prompts, Counter[str]()
+        self._prompts = prompts
         self.note = (
             f"consistency: each sentence that is a claim, by {path}, against {prompts.context_of}; a text beyond "
             f"{self._model.limit} tokens in windows, of which one that entails the claim is enough"
         )
         log.info(self.note)
+
+    @property
+    def unanswered(self) -> Counter[str]:
+        return Counter()
 
     def claims(self, answers: Answers) -> Claims:
         said = [claims_of(text) for text in answers.texts]

@@ -108,7 +108,9 @@ class Sources:
                 self._open[key] = open_source(self._source(name, spoken), self.world, forgiving=True)
             except (ConfigError, ModelError) as error:
                 said = str(error).replace("SOURCE ", "--rewards ", 1)
-                raise type(error)(said if said.startswith("--") else f"--rewards {self.words[name]}: {said}") from None
+                known = said.startswith("--")
+                begin = "--rewards" if said.startswith(self.words[name]) else f"--rewards {self.words[name]}:"
+                raise type(error)(said if known else f"{begin} {said}") from None
         return self._open[key]
 
     def _source(self, name: str, spoken: str | None) -> SourceConfig:
@@ -131,8 +133,8 @@ class Sources:
         """Judge -> the questions that its server did not answer, by why, of all ranks. Every rank must call it."""
         found: dict[str, Counter[str]] = {}
         for name, _, served in self._served():
-            for counted in gathered(partial(Counter, served.unanswered)):
-                found[name] = found.get(name, Counter()) + counted
+            ranks: list[Counter[str]] = gathered(partial(Counter, served.unanswered))
+            found[name] = sum(ranks, found.get(name, Counter()))
         return {name: counted for name, counted in found.items() if counted}
 
     def _try_judges(self) -> None:

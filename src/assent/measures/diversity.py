@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,35 +86,47 @@ def _jackknife(counts: Sequence[Counter[Gram]], codes: np.ndarray) -> tuple[floa
 # ----------------------------------------------------------------------------------------------------------- self-BLEU
 
 
+class _Counted(NamedTuple):
+    """A text's words, counted: how many, and its n-grams of each order."""
+
+    size: int
+    grams: tuple[Counter[Gram], ...]
+
+
+def _counted(text: Sequence[str]) -> _Counted:
+    return _Counted(len(text), tuple(Counter(ngrams(text, n)) for n in range(1, min(ORDER, len(text)) + 1)))
+
+
 def bleu_against(text: Sequence[str], others: Sequence[Sequence[str]]) -> float:
     """Sentence BLEU of words against several references, 0 to 1: up to 4-grams, over the orders that the text has,
     exponential smoothing (sacrebleu's sentence score). NaN of an empty text."""
-    if not text:
+    return _bleu(_counted(text), [_counted(other) for other in others])
+
+
+def _bleu(text: _Counted, others: Sequence[_Counted]) -> float:
+    if not text.size:
         return math.nan
     logs, smooth = [], 1.0
-    for n in range(1, min(ORDER, len(text)) + 1):
-        mine = Counter(ngrams(text, n))
-        most: Counter[Gram] = Counter()
-        for other in others:
-            most |= Counter(ngrams(other, n))
-        matched = (mine & most).total()
-        if n == 1 and not matched:
+    for order, mine in enumerate(text.grams):
+        there = [other.grams[order] for other in others if len(other.grams) > order]
+        matched = sum(min(count, max((grams[gram] for grams in there), default=0)) for gram, count in mine.items())
+        if order == 0 and not matched:
             return 0.0
         if not matched:
             smooth *= 2
         logs.append(math.log((matched or 1 / smooth) / mine.total()))
-    nearest = min((len(other) for other in others), key=lambda size: (abs(size - len(text)), size))
-    return math.exp(sum(logs) / len(logs) + min(0.0, 1 - nearest / len(text)))
+    nearest = min((other.size for other in others), key=lambda size: (abs(size - text.size), size))
+    return math.exp(sum(logs) / len(logs) + min(0.0, 1 - nearest / text.size))
 
 
 def self_bleu_within(texts: Sequence[str], prompt: np.ndarray) -> np.ndarray:
     """Of each answer [S], its BLEU against the other answers to the same prompt (Zhu et al., arXiv 1802.01886): how
     alike several answers to one prompt are. NaN where there is no other, and of empty answers."""
-    split = [words(text) for text in texts]
+    split = [_counted(words(text)) for text in texts]
     values = np.full(len(texts), math.nan)
     for rows in (np.flatnonzero(prompt == number) for number in np.unique(prompt)):
         for row in rows[: len(rows) if len(rows) > 1 else 0]:
-            values[row] = bleu_against(split[row], [split[other] for other in rows if other != row])
+            values[row] = _bleu(split[row], [split[other] for other in rows if other != row])
     return values
 
 
@@ -121,7 +134,7 @@ def self_bleu_across(texts: Sequence[str], prompt: np.ndarray, *, others: int = 
     """Of each answer [S], its BLEU against the first answers to `others` other prompts, drawn by seed from the
     prompts' numbers, so that policies are measured against the same prompts: how much a policy says the same whatever
     it is asked. NaN where there are no other prompts, and of empty answers."""
-    split = [words(text) for text in texts]
+    split = [_counted(words(text)) for text in texts]
     numbers, first = np.unique(prompt, return_index=True)
     values = np.full(len(texts), math.nan)
     for number in numbers if len(numbers) > 1 else ():
@@ -129,7 +142,7 @@ def self_bleu_across(texts: Sequence[str], prompt: np.ndarray, *, others: int = 
         rest = first[numbers != number]
         chosen = rng.choice(rest, min(others, len(rest)), replace=False)
         for row in np.flatnonzero(prompt == number):
-            values[row] = bleu_against(split[row], [split[other] for other in chosen])
+            values[row] = _bleu(split[row], [split[other] for other in chosen])
     return values
 
 

@@ -130,7 +130,7 @@ def tried(flag: str, judge: OpenAIJudge, ask: Callable[[], object]) -> None:
     with `flag`, where its server gives no answer."""
     ask()
     if judge.said:
-        raise UserError(f"{flag}: {judge.said}")
+        raise UserError(f"{flag}: {judge.said.partition(': ')[2]}")  # without the judge's name
 
 
 def letter_chances(
