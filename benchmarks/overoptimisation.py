@@ -147,7 +147,7 @@ def evaluated(root: Path, seed: int) -> tuple[PolicyTable, PolicyTable]:
             scorer=f"{root / 'gold.py'}:score",
             limit=PROMPTS,
             seed=seed,
-            measures=("reward", "kl", "win-rate"),
+            measures=("reward", "kl"),
             sampling=SAMPLING,
             precision="fp32",
             **options,
