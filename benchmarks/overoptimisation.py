@@ -146,6 +146,7 @@ def evaluated(root: Path, seed: int) -> tuple[PolicyTable, PolicyTable]:
             rewards=(f"proxy={root / 'proxy'}",),
             scorer=f"{root / 'gold.py'}:score",
             limit=PROMPTS,
+            resume=(root / out / "cache").exists(),
             seed=seed,
             measures=("reward", "kl"),
             sampling=SAMPLING,

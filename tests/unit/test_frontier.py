@@ -396,3 +396,24 @@ def test_figures_mark_their_axes_and_never_share_one(table: PolicyTable):
     (front,) = pareto_chart(both)
     assert "step 60" in front.svg and ">ppo</text>" in front.svg and "root scale" in front.svg
     assert pareto_chart(table_of(START)) == [] and over_optimisation_chart(table_of(START)) == []
+
+
+def test_the_demo_pairs_the_answers_to_each_prompt(tmp_path: Path):
+    import json
+    from types import SimpleNamespace
+
+    from assent.lab.demo import _track
+
+    rows = [
+        {"step": step, "held_out": held, "prompt": [{"role": "user", "content": TEXTS[i]}], "kl": 0.5 * step}
+        | {"response": "x" * (10 + i - step), "reward": float(i + step)}
+        for step, held in ((0, True), (1, True), (2, True), (2, False))
+        for i in (range(P) if step != 1 else reversed(range(P)))
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    world = SimpleNamespace(gold=lambda prompt, text: SimpleNamespace(reward=float(len(text))))
+    found = _track(tmp_path, world)  # type: ignore[arg-type]
+    assert found.name == "PPO" and [(p.step, p.kl) for p in found.points] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    after = [point.gold_after.difference.value for point in found.points if point.gold_after is not None]
+    assert after == pytest.approx([-2, -1]) and found.points[0].gold.n == P
+    assert over_optimised(found).startswith("Over-optimised: gold peaked at 29.50 (step 0) and ended at 27.50")
