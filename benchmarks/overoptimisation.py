@@ -49,6 +49,7 @@ from assent.evaluate.plots import GOLD_COLOR, PROXY_COLOR
 from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.measures.overoptimisation import Fit, fit
+from assent.measures.verdicts import plain
 from assent.models.init import random_model, train_tokenizer, write_new_model
 from assent.models.loading import quiet_transformers
 
@@ -161,29 +162,29 @@ def over_seeds(laws: Sequence[LawFit]) -> tuple[np.ndarray, np.ndarray, Fit]:
 
 
 def panel(axes: Axes, laws: Mapping[str, Sequence[LawFit]], title: str) -> None:
-    """Gains of gold and proxy of every seed, each in units of gold's or proxy's largest mean."""
+    """Gains of gold (left axis) and proxy (right axis) of every seed, no gain at the same height on both."""
+    largest = {source: float(np.nanmax(np.abs(over_seeds(own)[1]))) or 1.0 for source, own in laws.items()}
+    down = max(0.35, *(-1.1 * float(np.nanmin(over_seeds(own)[1])) / largest[name] for name, own in laws.items()))
     for source, color in (("gold", GOLD_COLOR), ("proxy", PROXY_COLOR)):
         distance, gain, law = over_seeds(laws[source])
         side = axes if source == "gold" else axes.twinx()
         for number, each in enumerate(laws[source]):
             marker = ("o", "s", "^", "D", "v")[number % 5]
             x, y = [p.distance for p in each.points], [p.gain.value for p in each.points]
-            side.plot(x, y, marker, color=color, markersize=3, alpha=0.55)
+            side.plot(x, y, marker, color=color, markersize=3.5, alpha=0.7)
         if law.alpha.value is not None:
             grid = np.linspace(0, np.nanmax(distance), 100)
             style = "-" if source == "gold" else (0, (5, 2))
             side.plot(grid, law(grid), color=color, linewidth=1.8, linestyle=style)
         peak = law.peak
-        if source == "gold" and peak.value is not None and peak.value < law.furthest:
+        if source == "gold" and peak.value is not None and peak.low is not None and peak.value < law.furthest:
             side.axvline(peak.value, color=color, linewidth=1, linestyle=(0, (1, 2)))
             if peak.low is not None and peak.high is not None:
                 side.axvspan(peak.low, min(peak.high, law.furthest), color=color, alpha=0.12, linewidth=0)
         side.set_ylabel(f"gain in {source}", color=color)
         side.tick_params(axis="y", labelcolor=color)
         side.spines[["top"]].set_visible(False)
-        largest = max(1e-9, float(np.nanmax(np.abs(gain))))
-        low = min(0.0, float(np.nanmin(gain))) / largest
-        side.set_ylim(min(-0.35, 1.1 * low) * largest, 1.1 * largest)
+        side.set_ylim(-down * largest[source], 1.1 * largest[source])
     axes.axhline(0, color="#111213", linewidth=0.7, linestyle=(0, (1, 3)))
     axes.set_title(title, fontsize=9, loc="left")
 
@@ -209,8 +210,10 @@ def figure(runs: Sequence[PolicyTable], best: Sequence[PolicyTable], out: Path) 
 
 
 def found(tables: Sequence[PolicyTable], name: str, source: str) -> list[LawFit]:
-    """One law of each seed."""
-    return [law for table in tables for law in table.laws if (law.name, law.source) == (name, source)]
+    """One law of each seed: of a run, or of best-of-n of the start."""
+    method = "rl" if name in KL else "best-of-n"
+    wanted = (method, name, source)
+    return [law for table in tables for law in table.laws if (law.method, law.name, law.source) == wanted]
 
 
 def main() -> None:
@@ -229,7 +232,7 @@ def main() -> None:
             print(f"seed {seed}: {line}")
     for tables, name in ((runs, "loose"), (runs, "tight"), (best, "start")):
         *_, law = over_seeds(found(tables, name, "gold"))
-        print(f"{name}, gold, all seeds: {coefficients(law)}; peak at d {law.peak}")
+        print(f"{name}, gold, all seeds: {coefficients(law)}; peak at √KL {plain(law.peak)} {law.peak.problem}")
     if given.figure is not None:
         figure(runs, best, given.figure)
 

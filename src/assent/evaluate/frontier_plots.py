@@ -125,7 +125,8 @@ def _caption(laws: Sequence[LawFit]) -> str:
 
 def _peak_shown(law: LawFit) -> bool:
     peak = law.fit.peak
-    return law.source == GOLD and peak.value is not None and peak.value <= 1.06 * _reach(law)
+    known = peak.value is not None and peak.low is not None
+    return law.source == GOLD and known and (peak.value or 0.0) <= 1.06 * _reach(law)
 
 
 def _reach(law: LawFit) -> float:
