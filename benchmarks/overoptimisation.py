@@ -3,9 +3,9 @@ whose gold reward is known; as `assent eval --checkpoints` shows it:
 
     python -m benchmarks.overoptimisation --out FOLDER [--seeds 0 1 2] [--figure docs/overoptimisation.svg]
 
-For each seed a policy (SFT), a reward model by few noisy pairs, and two PPO runs that differ in the weight of KL alone.
-Then every checkpoint of both, and the best of 16 answers of the start, by `assent eval`. What is there already in
-FOLDER is kept. Numbers and figure stand in docs/evaluation.md.
+For each seed a policy (SFT), a reward model from the labels of the lab's annotators, and two PPO runs that differ in
+the weight of KL alone. Then every checkpoint of both, and the best of 16 answers of the start, by `assent eval`. What
+is there already in FOLDER is kept. Numbers and figure stand in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -47,20 +47,17 @@ from assent.evaluate.frontier import coefficients, law_sentences, track_sentence
 from assent.evaluate.laws import LawFit
 from assent.evaluate.plots import GOLD_COLOR, PROXY_COLOR
 from assent.evaluate.results import EVALUATION, PolicyTable
-from assent.lab.annotators import Annotator
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.measures.overoptimisation import Fit, fit
+from assent.measures.verdicts import plain
 from assent.models.init import random_model, train_tokenizer, write_new_model
 from assent.models.loading import quiet_transformers
 
-HASTY = Annotator("hasty", temperature=0.8, careless=0.3)
-"""Four labels in five are those of gold."""
-PAIRS = 400
-SAMPLING = SamplingConfig(max_new_tokens=32, max_batch=256)
+SAMPLING = SamplingConfig(max_new_tokens=48, max_batch=256)
 KL = {"loose": 0.01, "tight": 0.5}
 """Weight of KL."""
-STEPS, EVERY, BATCH, LR = 80, 8, 32, 1e-3
-PROMPTS, ANSWERS = 80, 2
+STEPS, EVERY, BATCH, LR = 140, 14, 32, 4e-4
+ANSWERS = 2
 BEST_OF = 16
 SCORER = '''"""The gold reward of an answer."""
 
@@ -108,13 +105,12 @@ def write_base(world: WorldPaths, out: Path, seed: int) -> None:
 def trained(root: Path, seed: int) -> WorldPaths:
     """World, `start`, `proxy` and the two runs in a folder, made where they are not there yet."""
     world = WorldPaths(root / "world")
-    once(world.world, lambda: build_world(world.root, seed=seed, scale=0.4, annotators=[HASTY]))
+    once(world.world, lambda: build_world(world.root, seed=seed, scale=0.4))
     base = once(root / "base", lambda: write_base(world, root / "base", seed))
     sft = SFTConfig(**common(base, world.sft, root / "start", 4e-3, seed, batch_size=32, epochs=5))
     once(root / "start" / "summary.json", partial(train_sft, sft))
-    pairs = root / "pairs.jsonl"
-    pairs.write_text("".join(world.preferences.read_text().splitlines(keepends=True)[:PAIRS]))
-    reward = RewardConfig(**common(root / "start", pairs, root / "proxy", 1e-3, seed, batch_size=16, epochs=3))
+    trained_on = common(root / "start", world.preferences, root / "proxy", 1e-3, seed, batch_size=32, epochs=2)
+    reward = RewardConfig(**trained_on)
     once(root / "proxy" / "summary.json", partial(train_reward, reward))
     for name, coef in KL.items():
         kept = {"save_every": EVERY, "keep": STEPS // EVERY, "max_steps": STEPS, "batch_size": BATCH}
@@ -124,7 +120,7 @@ def trained(root: Path, seed: int) -> WorldPaths:
             **given,
             kl={"coef": coef},
             critic={"start": "policy"},
-            shaping={"missing_eos_penalty": 1.0, "normalise": "running"},
+            shaping={"missing_eos_penalty": 1.0},
             rewards=RewardsConfig((str(root / "proxy"),)),
             sampling=SAMPLING,
         )
@@ -145,9 +141,9 @@ def evaluated(root: Path, seed: int) -> tuple[PolicyTable, PolicyTable]:
             reference=str(root / "start"),
             rewards=(f"proxy={root / 'proxy'}",),
             scorer=f"{root / 'gold.py'}:score",
-            limit=PROMPTS,
+            resume=(root / out / "cache").exists(),
             seed=seed,
-            measures=("reward", "kl", "win-rate"),
+            measures=("reward", "kl"),
             sampling=SAMPLING,
             precision="fp32",
             **options,
@@ -166,29 +162,29 @@ def over_seeds(laws: Sequence[LawFit]) -> tuple[np.ndarray, np.ndarray, Fit]:
 
 
 def panel(axes: Axes, laws: Mapping[str, Sequence[LawFit]], title: str) -> None:
-    """Gains of gold and proxy of every seed, each in units of gold's or proxy's largest mean."""
+    """Gains of gold (left axis) and proxy (right axis) of every seed, no gain at the same height on both."""
+    largest = {source: float(np.nanmax(np.abs(over_seeds(own)[1]))) or 1.0 for source, own in laws.items()}
+    down = max(0.35, *(-1.1 * float(np.nanmin(over_seeds(own)[1])) / largest[name] for name, own in laws.items()))
     for source, color in (("gold", GOLD_COLOR), ("proxy", PROXY_COLOR)):
         distance, gain, law = over_seeds(laws[source])
         side = axes if source == "gold" else axes.twinx()
         for number, each in enumerate(laws[source]):
             marker = ("o", "s", "^", "D", "v")[number % 5]
             x, y = [p.distance for p in each.points], [p.gain.value for p in each.points]
-            side.plot(x, y, marker, color=color, markersize=3, alpha=0.55)
+            side.plot(x, y, marker, color=color, markersize=3.5, alpha=0.7)
         if law.alpha.value is not None:
             grid = np.linspace(0, np.nanmax(distance), 100)
             style = "-" if source == "gold" else (0, (5, 2))
             side.plot(grid, law(grid), color=color, linewidth=1.8, linestyle=style)
         peak = law.peak
-        if source == "gold" and peak.value is not None and peak.value < law.furthest:
+        if source == "gold" and peak.value is not None and peak.low is not None and peak.value < law.furthest:
             side.axvline(peak.value, color=color, linewidth=1, linestyle=(0, (1, 2)))
             if peak.low is not None and peak.high is not None:
                 side.axvspan(peak.low, min(peak.high, law.furthest), color=color, alpha=0.12, linewidth=0)
         side.set_ylabel(f"gain in {source}", color=color)
         side.tick_params(axis="y", labelcolor=color)
         side.spines[["top"]].set_visible(False)
-        largest = max(1e-9, float(np.nanmax(np.abs(gain))))
-        low = min(0.0, float(np.nanmin(gain))) / largest
-        side.set_ylim(min(-0.35, 1.1 * low) * largest, 1.1 * largest)
+        side.set_ylim(-down * largest[source], 1.1 * largest[source])
     axes.axhline(0, color="#111213", linewidth=0.7, linestyle=(0, (1, 3)))
     axes.set_title(title, fontsize=9, loc="left")
 
@@ -214,8 +210,10 @@ def figure(runs: Sequence[PolicyTable], best: Sequence[PolicyTable], out: Path) 
 
 
 def found(tables: Sequence[PolicyTable], name: str, source: str) -> list[LawFit]:
-    """One law of each seed."""
-    return [law for table in tables for law in table.laws if (law.name, law.source) == (name, source)]
+    """One law of each seed: of a run, or of best-of-n of the start."""
+    method = "rl" if name in KL else "best-of-n"
+    wanted = (method, name, source)
+    return [law for table in tables for law in table.laws if (law.method, law.name, law.source) == wanted]
 
 
 def main() -> None:
@@ -234,7 +232,7 @@ def main() -> None:
             print(f"seed {seed}: {line}")
     for tables, name in ((runs, "loose"), (runs, "tight"), (best, "start")):
         *_, law = over_seeds(found(tables, name, "gold"))
-        print(f"{name}, gold, all seeds: {coefficients(law)}; peak at d {law.peak}")
+        print(f"{name}, gold, all seeds: {coefficients(law)}; peak at √KL {plain(law.peak)} {law.peak.problem}")
     if given.figure is not None:
         figure(runs, best, given.figure)
 

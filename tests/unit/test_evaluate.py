@@ -322,6 +322,60 @@ def test_empty_answers_are_failures_where_nothing_can_be_measured(config: EvalCo
     assert "gives the same answer to 6 of 6 prompts: ''" in nothing.notes
 
 
+def test_checkpoints_with_the_reference_among_the_policies_give_a_law_or_say_why_not(
+    config: EvalConfig, run: Path, tiny_model_dir: Path, capsys
+):
+    asked = replace(config, policies=(f"start={tiny_model_dir}", str(run)), checkpoints=True, measures=("reward", "kl"))
+    table = evaluate(replace(asked, reference=str(tiny_model_dir), within=0.5))
+    assert [(p.name, p.run, p.step) for p in table.frontier] == [
+        ("start", "start", None),
+        ("sft", "sft", 2),
+        ("sft@step-000001", "sft", 1),
+        ("sft@step-000002", "sft", 2),
+    ]
+    (law,) = table.laws
+    assert law.start == "start, the reference itself" and [p.name for p in law.points] == ["sft@step-000001", "sft"]
+    gold = {policy.name: policy.scores["gold"].mean for policy in table.policies}
+    assert [p.gain.value for p in law.points] == pytest.approx([gold[p.name] - gold["start"] for p in law.points])
+    printed = capsys.readouterr().out
+    assert "no law is fitted: a law needs 4 points" in printed and "On the front of KL and gold" in printed
+    assert table.within == 0.5 and table.policies[0].needed["reward/gold"].within == 0.5
+    alone = evaluate(replace(asked, reference=str(tiny_model_dir), policies=(str(run),), out=f"{config.out}-alone"))
+    assert alone.laws[0].start == "" and "none of the policies" in alone.laws[0].fit.alpha.problem
+
+
+def test_forms_by_option_are_measures_of_their_own(config: EvalConfig, tmp_path: Path):
+    texts = ['{"a": 1}', '{"b": 1}', "the answer is \\boxed{4}", "yes = no", "", "[]"]
+    rows = [{"prompt": row["prompt"], "response": text} for row, text in zip(PROMPTS, texts, strict=True)]
+    asked = replace(config, policies=(write(tmp_path / "theirs.jsonl", rows),), scorer=None, measures=("characters",))
+    forms = (r"boxed=\\boxed\{.+\}", "equation=yes = no", "json-like=^[{[]")
+    found = evaluate(replace(asked, form=forms, json_keys=("a",))).policies[0].numbers
+    shares = {"boxed": 1, "equation": 1, "json-like": 3, "json": 1}
+    assert {name: found[name].number.value for name in shares} == pytest.approx({k: v / 6 for k, v in shares.items()})
+    words = [*asked.policies, "--prompts", config.prompts, "--measures", "characters", "--out", str(tmp_path / "cli")]
+    assert main(["eval", *words, "--form", *forms, "--json_keys", "a"]) == 0
+    assert (tmp_path / "cli" / "evaluation.json").read_bytes() == (Path(config.out) / "evaluation.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"form": ("boxed",)}, r"--form boxed: expected NAME=REGEX"),
+        ({"form": ("Boxed=x",)}, r"--form Boxed=x: expected NAME=REGEX"),
+        ({"form": ("boxed=",)}, r"expected NAME=REGEX"),
+        ({"form": ("a=(",)}, r"--form a: '\(' is no pattern of Python's re: missing \), unterminated subpattern"),
+        ({"form": ("kl=x",)}, r"already a measure 'kl'"),
+        ({"form": ("pass@2=x",)}, r"expected NAME=REGEX"),
+        ({"form": ("a=x", "a=y")}, r"already a measure 'a'"),
+        ({"json_keys": ("a", "a")}, r"--json_keys: expected keys, each once"),
+        ({"json_keys": ("",)}, r"--json_keys: expected keys"),
+    ],
+)
+def test_forms_that_are_none_are_refused_before_work(config: EvalConfig, options: dict, words: str):
+    assert re.search(words, refused(replace(config, **options)))
+    assert not (Path(config.out) / "evaluation.json").exists()
+
+
 def test_prompts_without_room_are_failures(config: EvalConfig, tmp_path: Path):
     rows = [*PROMPTS[:2], {"prompt": "Name three colours. " * 40, "reference": "red"}]
     asked = replace(config, prompts=write(tmp_path / "long.jsonl", rows), max_length=64)

@@ -276,16 +276,16 @@ def test_an_evaluation_of_checkpoints_says_it_of_its_runs(table: PolicyTable):
 
 def test_no_point_is_called_a_fall_by_chance_more_often_than_it_may():
     wrong = 0
-    for seed in range(40):
+    for seed in range(20):
         rng = np.random.default_rng([3, seed])
         points = [
             Answers("x", PROMPTS, np.arange(P), ("a",) * P, scores={"gold": rng.normal(size=P), "proxy": np.full(P, i)})
-            for i in range(5)
+            for i in range(4)
         ]
         states = [Evaluated(each, run="x", step=i) for i, each in enumerate(points)]
         (found,) = tracks_of({"x": states}, ("gold", "proxy"), {})
         wrong += "Over-optimised" in over_optimised(found)
-    assert wrong <= 5, "5 % of 40, and chance"
+    assert wrong <= 3, "5 % of 20, and chance"
 
 
 def test_words_follow_what_was_given():
@@ -396,3 +396,24 @@ def test_figures_mark_their_axes_and_never_share_one(table: PolicyTable):
     (front,) = pareto_chart(both)
     assert "step 60" in front.svg and ">ppo</text>" in front.svg and "root scale" in front.svg
     assert pareto_chart(table_of(START)) == [] and over_optimisation_chart(table_of(START)) == []
+
+
+def test_the_demo_pairs_the_answers_to_each_prompt(tmp_path: Path):
+    import json
+    from types import SimpleNamespace
+
+    from assent.lab.demo import _track
+
+    rows = [
+        {"step": step, "held_out": held, "prompt": [{"role": "user", "content": TEXTS[i]}], "kl": 0.5 * step}
+        | {"response": "x" * (10 + i - step), "reward": float(i + step)}
+        for step, held in ((0, True), (1, True), (2, True), (2, False))
+        for i in (range(P) if step != 1 else reversed(range(P)))
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    world = SimpleNamespace(gold=lambda prompt, text: SimpleNamespace(reward=float(len(text))))
+    found = _track(tmp_path, world)  # type: ignore[arg-type]
+    assert found.name == "PPO" and [(p.step, p.kl) for p in found.points] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    after = [point.gold_after.difference.value for point in found.points if point.gold_after is not None]
+    assert after == pytest.approx([-2, -1]) and found.points[0].gold.n == P
+    assert over_optimised(found).startswith("Over-optimised: gold peaked at 29.50 (step 0) and ended at 27.50")

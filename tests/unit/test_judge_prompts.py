@@ -50,7 +50,9 @@ def test_built_in_prompts(name: str) -> None:
     assert not prompt.columns and not prompt.needs_reference
     for criterion in prompt.criteria:
         assert f"- {criterion.name}: {criterion.text}" in said
-    assert {"pairwise", "pairwise-letter", "four-way", "rating", "attributes", "rubric", "rm-r1"} == {*BUILT_IN}
+    assert {"pairwise", "pairwise-letter", "five-verdicts", "four-way", "rating", "attributes", "rubric", "rm-r1"} == {
+        *BUILT_IN
+    }
 
 
 def test_what_built_in_prompts_ask_for() -> None:
@@ -112,6 +114,11 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({**RATING, "whole": "maybe"}, 11, "whole must be true or false; got 'maybe' (text)"),
         ({**RATING, "several": "first"}, 11, "several must be refuse or last; got 'first' (text)"),
         ({**RATING, "sections": "['a b']"}, 11, "sections are names of tags"),
+        ({**PAIRWISE, "verdicts": "{A+: 1, B+: 0.5}"}, 13, "some above 0.5 and some below"),
+        ({**PAIRWISE, "verdicts": "{A+: 1.5, B+: 0}"}, 13, "verdicts give answer A from 0 to 1"),
+        ({**PAIRWISE, "verdicts": "{A+: much, B+: 0}"}, 13, "verdicts must be {WORD: what it gives answer A, ...}"),
+        ({**PAIRWISE, "tie": "C", "verdicts": "{A+: 1, B+: 0}"}, 13, "tie is one of verdicts"),
+        ({**RATING, "verdicts": "{A+: 1, B+: 0}"}, 11, "the field 'verdicts' has no meaning in mode rating"),
         ({**PAIRWISE, "tie": "A"}, 13, "tie must be a word other than A, B; got 'A'"),
         ({**PAIRWISE, "scale": "[0, 1]"}, 13, "the field 'scale' has no meaning in mode pairwise"),
         ({**PAIRWISE, "mode": "choice"}, 2, "user lacks the placeholder {{ answer_c }}"),

@@ -24,7 +24,16 @@ from assent.rewards.judge import parse
 from assent.rewards.judge.ask import Answer, Question
 from assent.rewards.judge.cache import Cache, key_of
 from assent.rewards.judge.prompt import read_prompt
-from assent.rewards.judge.source import ALONE, CACHED, CONTRADICTION, FORGED, NOT_SO_MANY, JudgeReward, check_size
+from assent.rewards.judge.source import (
+    ALONE,
+    CACHED,
+    CONTRADICTION,
+    FORGED,
+    NOT_SO_MANY,
+    JudgeReward,
+    check_options,
+    check_size,
+)
 from assent.rewards.judge.verdicts import bradley_terry, consistent, settled, share_of, win_rates
 
 # ---- pure functions
@@ -191,6 +200,23 @@ def test_one_order_alone_counts_for_nothing(source) -> None:
     assert np.isnan(scores.values).all() and scores.failures == {parse.NONE: 5}
     assert scores.metrics["unreadable"] == [0.0, 1.0] + [0.0, 1.0] * 2 + [1.0, 1.0]
     assert "consistency" not in scores.metrics
+
+
+def test_five_verdicts_say_how_much_better_and_the_last_counts(source) -> None:
+    said = {"a": 4, "b": 3, "c": 3, "d": 1}
+    words = {3: "A>>B", 1: "A>B", 0: "A=B", -1: "B>A", -3: "B>>A", -2: "A<<B", 2: "B<<A"}
+
+    def much(texts: list[str], seed: int) -> str:
+        return f"[[A=B]] was my first thought, but: [[{words[said[texts[0]] - said[texts[1]]]}]]"
+
+    made, judge = source(much, "five-verdicts")
+    for texts, outcome in ((("a", "b"), 0.75), (("a", "d"), 1.0), (("b", "c"), 0.5), (("d", "b"), 0.0)):
+        assert made.score([group_of(*texts)]).values.tolist() == [outcome, 1 - outcome]
+    assert len(judge.asked) == 8, "in both orders"
+    strange, _ = source(lambda texts, seed: "[[A>>>B]]", "five-verdicts")
+    assert strange.score([group_of("x", "y")]).failures == {"a verdict that was not asked for": 2}
+    with pytest.raises(ConfigError, match="--judge.soft takes the probabilities of letters"):
+        check_options(read_prompt("five-verdicts"), JudgeConfig(prompt="five-verdicts", soft=True))
 
 
 def test_the_same_text_is_a_tie_that_nobody_is_asked_about(source) -> None:

@@ -71,13 +71,6 @@ def test_a_weight_of_three_is_three_comparisons():
     assert [each.value for each in ours.effects.values()] == pytest.approx(effects, abs=1e-2)
 
 
-def test_verdicts_are_the_last_ones_and_others_are_failures():
-    assert style.arena_verdict("first [[A>B]], no: [[B>>A]]") == (0.0, 3.0)
-    assert style.arena_verdict("[[A>>B]]") == (1.0, 3.0) and style.arena_verdict("[[A=B]]") == (0.5, 1.0)
-    assert style.arena_verdict("[[A<B]]") == (0.0, 1.0)
-    assert style.arena_verdict("A>B") is None and style.arena_verdict("[[A>>>B]]") is None
-
-
 def test_differences_by_hand():
     found = style.differences(["# a b", "one two"], ["a b c", ""])
     # words: "#", "a", "b" against three; one heading in three words

@@ -13,8 +13,8 @@ class JudgeConfig:
     """What judges are asked, and how their verdicts become rewards."""
 
     prompt: Named = "pairwise"
-    """What they are asked: pairwise, pairwise-letter, four-way, rating, attributes, rubric, rm-r1, or a YAML file
-    (docs/judges.md)."""
+    """What they are asked: pairwise, pairwise-letter, five-verdicts, four-way, rating, attributes, rubric, rm-r1, or a
+    YAML file (docs/judges.md)."""
     model: Named | None = None
     """openai: the model's name there."""
     key_env: Named | None = None

@@ -276,18 +276,14 @@ def law_sentence(law: LawFit) -> str:
     peak = law.fit.peak
     if peak.value is None:
         return f"{subject} has no peak by {NAMES[law.method]}: {peak.problem}; {stands}."
-    where = f"{what} {_nats(peak.value**2, '')}{_bounds(peak)} nats"
+    if peak.low is None or peak.high is None:
+        return f"{subject}: whether it has a peak is open, by {NAMES[law.method]}; {stands}."
+    where = f"{what} {_nats(peak.value**2, '')} ({_nats(peak.low**2, '')} to {_nats(peak.high**2, '')}) nats"
     if peak.value > law.fit.furthest:
         return f"{subject} still rises; by {NAMES[law.method]} up to {where}, beyond all points; {stands}."
     if bound and (n := size_at(peak.value**2, int(last.name.rpartition(" ")[2]))) is not None:
         where += f", about the best of {n}"
     return f"{subject} is highest at {where}, by {NAMES[law.method]}; {stands}."
-
-
-def _bounds(peak: Estimate) -> str:
-    if peak.low is None or peak.high is None:
-        return " (whether it has a peak is open)"
-    return f" ({_nats(peak.low**2, '')} to {_nats(peak.high**2, '')})"
 
 
 def _nats(value: float | None, unit: str = " nats") -> str:

@@ -125,7 +125,8 @@ def _caption(laws: Sequence[LawFit]) -> str:
 
 def _peak_shown(law: LawFit) -> bool:
     peak = law.fit.peak
-    return law.source == GOLD and peak.value is not None and peak.value <= 1.06 * _reach(law)
+    known = peak.value is not None and peak.low is not None
+    return law.source == GOLD and known and (peak.value or 0.0) <= 1.06 * _reach(law)
 
 
 def _reach(law: LawFit) -> float:
@@ -141,7 +142,7 @@ def _gains(axes: Axes, line: Line) -> None:
     for point in law.points:
         if point.gain.value is None or math.isnan(point.distance):
             continue
-        if point.gain.low is not None:
+        if point.gain.low is not None and point.gain.high is not None:
             axes.plot([point.distance] * 2, [point.gain.low, point.gain.high], color=color, linewidth=2, alpha=0.4)
         if point.kl.low is not None and point.kl.high is not None:
             ends = [math.sqrt(max(0.0, end)) for end in (point.kl.low, point.kl.high)]
@@ -210,7 +211,7 @@ def pareto_chart(table: PolicyTable) -> list[Chart]:
                 score = point.scores[table.by]
                 _cross(axes, point.kl, score, color)
                 face = color if point.on_front else "none"
-                axes.plot(point.kl.value, score.value, marker, color=color, markerfacecolor=face, markersize=6)
+                axes.plot(_value(point.kl), _value(score), marker, color=color, markerfacecolor=face, markersize=6)
             axes.plot([], [], marker, color=color, markersize=6, label=short(run, 30))
         _names(axes, points, table.by)
         axes.set_xlabel("KL from the reference (nats per answer, root scale)")
@@ -231,6 +232,11 @@ def _known(score: Estimate | None) -> bool:
     return score is not None and score.value is not None
 
 
+def _value(found: Estimate) -> float:
+    """NaN for what is not known."""
+    return math.nan if found.value is None else found.value
+
+
 def _looks(runs: Sequence[str], table: PolicyTable) -> dict[str, tuple[str, str]]:
     """A colour and a shape for each run."""
     colors = palette(runs, table.baseline)
@@ -238,16 +244,15 @@ def _looks(runs: Sequence[str], table: PolicyTable) -> dict[str, tuple[str, str]
 
 
 def _cross(axes: Axes, x: Estimate, y: Estimate, color: str) -> None:
-    style = {"color": color, "linewidth": 1.8, "alpha": 0.4}
     if x.low is not None and x.high is not None:
-        axes.plot([x.low, x.high], [y.value] * 2, **style)
+        axes.plot([x.low, x.high], [_value(y)] * 2, color=color, linewidth=1.8, alpha=0.4)
     if y.low is not None and y.high is not None:
-        axes.plot([x.value] * 2, [y.low, y.high], **style)
+        axes.plot([_value(x)] * 2, [y.low, y.high], color=color, linewidth=1.8, alpha=0.4)
 
 
 def _front_line(axes: Axes, front: Sequence[FrontierPoint], by: str) -> None:
     ordered = sorted(front, key=lambda point: point.kl.value or 0.0)
-    x, y = [p.kl.value for p in ordered], [p.scores[by].value for p in ordered]
+    x, y = [_value(p.kl) for p in ordered], [_value(p.scores[by]) for p in ordered]
     axes.plot(x, y, color=INK, linewidth=0.9, alpha=0.6, drawstyle="steps-post")
 
 
@@ -273,7 +278,7 @@ def _names(axes: Axes, points: Sequence[FrontierPoint], by: str) -> None:
         shown = [point for point in points if point in ends]
     for point in shown[: 2 * NAMED]:
         text = short(point.name) if point.step is None else f"step {point.step}"
-        at = point.kl.value, point.scores[by].value
+        at = _value(point.kl), _value(point.scores[by])
         axes.annotate(text, at, (5, 4), textcoords="offset points", fontsize=7)
 
 
@@ -325,10 +330,10 @@ def _tax(table: PolicyTable, key: str, found: dict[str, Difference], gains: dict
             color, marker = looks[run]
             gain, change = gains[name], difference.difference
             _cross(axes, gain, change, color)
-            axes.plot(gain.value, change.value, marker, color=color, markersize=6)
+            axes.plot(_value(gain), _value(change), marker, color=color, markersize=6)
             if run in last and last[run].name == name and last[run].step is not None:
                 text = f"step {last[run].step}"
-                axes.annotate(text, (gain.value, change.value), (5, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(text, (_value(gain), _value(change)), (5, 4), textcoords="offset points", fontsize=7)
         for run in runs:
             axes.plot([], [], looks[run][1], color=looks[run][0], markersize=6, label=short(run, 30))
         axes.set_xlabel(short(f"gain by {table.by} over {table.baseline}", 44))

@@ -354,7 +354,8 @@ def _load_track(raw: Mapping[str, Any]) -> Track:
         TrackPoint(
             point["step"],
             point["kl"],
-            *(_load_interval(point[key]) for key in ("gold", "proxy")),
+            _load_interval(point["gold"]),
+            _load_interval(point["proxy"]),
             *(found and _load_difference(found) for found in map(point.get, ("gold_after", "proxy_after"))),
         )
         for point in raw["points"]

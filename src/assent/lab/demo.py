@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from assent import distributed, lock
@@ -42,15 +43,18 @@ from assent.data.records import Message
 from assent.distributed import World
 from assent.errors import RunFolderError
 from assent.evaluate.evaluation import PLACES, evaluated, prompts_of
+from assent.evaluate.frontier import tracks_of
+from assent.evaluate.measured import GOLD, Evaluated
 from assent.evaluate.pages import check_page
 from assent.evaluate.report import write_report
-from assent.evaluate.results import EVALUATION, PolicyTable, Track, TrackPoint
+from assent.evaluate.results import EVALUATION, PolicyTable, Track
 from assent.evaluate.terminal import render
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import AssistantWorld, load_world
+from assent.measures.answers import Answers, Prompts
+from assent.measures.estimates import Estimate
 from assent.models.loading import quiet_transformers
 from assent.models.saving import complete_or_absent
-from assent.statistics import mean_interval
 from assent.train.log import read_jsonl, read_metrics
 from assent.train.progress import clock
 from assent.train.runfolder import owned
@@ -213,17 +217,24 @@ def evaluate(out: Path, paths: WorldPaths, seed: int, ranks: World, command: str
 
 
 def _track(run: Path, world: AssistantWorld) -> Track:
-    """Gold and proxy reward of the answers that PPO's evaluations wrote to samples.jsonl."""
+    """Gold and proxy reward of the answers that PPO's evaluations wrote to samples.jsonl, paired by prompt."""
     by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in read_jsonl(run / "samples.jsonl"):
         if row.get("held_out"):
             by_step[row["step"]].append(row)
-    points = []
+    asked = {json.dumps(row["prompt"]): None for rows in by_step.values() for row in rows}
+    texts, place = tuple(asked), {prompt: index for index, prompt in enumerate(asked)}
+    prompts = Prompts(texts, texts, ((),) * len(texts), ("",) * len(texts))
+    states, kl = [], {}
     for step, rows in sorted(by_step.items()):
         gold = [world.gold([Message(**m) for m in row["prompt"]], row["response"]).reward for row in rows]
-        kl = sum(row["kl"] for row in rows) / len(rows)
-        points.append(TrackPoint(step, kl, mean_interval(gold), mean_interval([row["reward"] for row in rows])))
-    return Track("PPO", tuple(points))
+        scores = {GOLD: np.array(gold), "proxy": np.array([row["reward"] for row in rows])}
+        at = np.array([place[json.dumps(row["prompt"])] for row in rows])
+        said = tuple(row["response"] for row in rows)
+        states.append(Evaluated(Answers(f"PPO@{step}", prompts, at, said, scores=scores), run="PPO", step=step))
+        kl[states[-1].name] = Estimate(sum(row["kl"] for row in rows) / len(rows))
+    (track,) = tracks_of({"PPO": states}, (GOLD, "proxy"), kl)
+    return track
 
 
 def accuracy(run: Path) -> str:

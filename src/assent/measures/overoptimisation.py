@@ -120,7 +120,7 @@ def _peak(law: Law, theta: np.ndarray, covariance: np.ndarray, t: float, n: int)
     if a <= 0:  # β is not told apart from 0: whether there is a peak at all is open
         return Estimate(place, n=n)
     root = math.sqrt(max(0.0, b * b - a * c))
-    low, high = (_place(law, (b + sign * root) / a) for sign in (-1, 1))
+    low, high = (_place(law, float(b + sign * root) / float(a)) for sign in (-1, 1))
     return Estimate(place, max(0.0, low), high, n)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,33 +16,10 @@ from assent.measures.texts import bold, headings, list_items, words
 
 FEATURES = ("length", "headings", "list items", "bold")
 """What of style is held equal, in the order of the columns of `differences`."""
-STRONG = 3.0
-"""Weight of a verdict "much better" (Arena-Hard's A>>B)."""
 RIDGE = 1e-3
 """So little that it only keeps coefficients finite where style or policy separates wins from losses."""
 FEW = 20
 """Comparisons below which nothing is fitted: five coefficients need that many."""
-_VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
-VERDICTS = {
-    "A>>B": (1.0, STRONG),
-    "A>B": (1.0, 1.0),
-    "A=B": (0.5, 1.0),
-    "B=A": (0.5, 1.0),
-    "B<A": (1.0, 1.0),
-    "B<<A": (1.0, STRONG),
-    "B>A": (0.0, 1.0),
-    "A<B": (0.0, 1.0),
-    "B>>A": (0.0, STRONG),
-    "A<<B": (0.0, STRONG),
-}
-"""Arena-Hard's verdicts -> (the outcome of A, its weight)."""
-
-
-def arena_verdict(text: str) -> tuple[float, float] | None:
-    """Outcome of A and weight of what a judge wrote: the last [[...]] of it; None, a failure, where that is missing or
-    none of `VERDICTS`."""
-    found = _VERDICT.findall(text)
-    return VERDICTS.get(found[-1]) if found else None
 
 
 def differences(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
@@ -40,7 +40,7 @@ WRITTEN = frozenset(("several", "sections"))
 MODES: Mapping[str, Mode] = {
     "rating": Mode(SINGLE, frozenset(("form", "scale")), WRITTEN | {"whole"}),
     "criteria": Mode(SINGLE, frozenset(("criteria", "scale")), frozenset(("whole",))),
-    "pairwise": Mode(PAIR, frozenset(("form",)), WRITTEN | {"tie"}),
+    "pairwise": Mode(PAIR, frozenset(("form",)), WRITTEN | {"tie", "verdicts"}),
     "choice": Mode(CHOICE, frozenset(("form",)), WRITTEN),
     "claims": Mode(SINGLE, frozenset(), frozenset()),
 }
@@ -50,6 +50,7 @@ FIELDS: Mapping[str, Any] = {
     "user": str,
     "form": str,
     "tie": str,
+    "verdicts": dict[str, float],
     "several": Literal["refuse", "last"],
     "scale": tuple[float, ...],
     "whole": bool,
@@ -85,7 +86,8 @@ class Form:
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt file, read. `letters` are the answers that a comparison shows, and `tie` is its letter for a tie;
-    `digest` is sha256 of the file."""
+    `verdicts` are the words of one that is answered in words of its own, and what each gives answer A of 1; `digest` is
+    sha256 of the file."""
 
     source: str
     digest: str
@@ -99,6 +101,7 @@ class Prompt:
     whole: bool
     criteria: tuple[Criterion, ...]
     delimiters: tuple[str, ...]
+    verdicts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def compares(self) -> bool:
@@ -185,7 +188,12 @@ class _Reader:
         try:
             return value_as(self.fields[name], FIELDS[name])
         except WrongType as error:
-            expected = {"mode": ", ".join(MODES), "several": "refuse or last", "scale": "[LOWEST, HIGHEST]"}.get(name)
+            expected = {
+                "mode": ", ".join(MODES),
+                "several": "refuse or last",
+                "scale": "[LOWEST, HIGHEST]",
+                "verdicts": "{WORD: what it gives answer A, ...}",
+            }.get(name)
             words = {str: "text", bool: "true or false"}.get(FIELDS[name], "a list of texts")
             got = error.got or shown(error.node)
             raise self.error(error.node, f"{name} must be {expected or words}; got {got}") from None
@@ -217,6 +225,7 @@ class _Reader:
             whole=self.value("whole", True),
             criteria=criteria,
             delimiters=user.delimiters(criteria),
+            verdicts=self.verdicts(),
         )
 
     def template(self, name: str, texts: tuple[str, ...]) -> PromptTemplate:
@@ -256,6 +265,18 @@ class _Reader:
         if tie is not None and (not tie.isalnum() or tie in letters):
             raise self.error(self.fields["tie"], f"tie must be a word other than {', '.join(letters)}; got {tie!r}")
         return tie
+
+    def verdicts(self) -> dict[str, float]:
+        found: dict[str, float] = self.value("verdicts", {})
+        if "verdicts" not in self.fields:
+            return found
+        node = self.fields["verdicts"]
+        if "tie" in self.fields:
+            raise self.error(self.fields["tie"], "tie is one of verdicts, which have a share for it: 0.5")
+        shares = found.values()
+        if not all(0 <= share <= 1 for share in shares) or not min(shares, default=1) < 0.5 < max(shares, default=0):
+            raise self.error(node, "verdicts give answer A from 0 to 1, some above 0.5 and some below")
+        return found
 
     def scale(self) -> tuple[float, float]:
         scale = self.value("scale")

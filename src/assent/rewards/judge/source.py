@@ -143,6 +143,9 @@ class JudgeReward:
             if not max(logs) > -math.inf or any(map(math.isnan, logs)):
                 raise Unreadable(NO_CHANCES)
             return share_of(logs)
+        if prompt.verdicts:
+            share = prompt.verdicts[parse.letter(answer.text, prompt.form, prompt.verdicts)]
+            return np.array([share, 1 - share])
         known = [*prompt.letters, *([prompt.tie] if prompt.tie else [])]
         letter = parse.letter(answer.text, prompt.form, known)
         count = len(prompt.letters)
@@ -244,6 +247,10 @@ def check_options(prompt: Prompt, config: JudgeConfig) -> None:
     """Raises ConfigError where options are about another kind of prompt."""
     if prompt.mode == "claims":
         raise ConfigError(f"{prompt.source} asks for claims, which are no reward. It is for assent eval --consistency.")
+    if config.soft and prompt.verdicts:
+        raise ConfigError(
+            f"--judge.soft takes the probabilities of letters; {prompt.source} has verdicts in words of its own."
+        )
     usual = replace(JudgeConfig(), prompt=config.prompt)
     for name, modes in {
         "pairs": ("pairwise",),
