@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -51,6 +52,17 @@ def steps(*seconds: float, **work: float) -> list[dict[str, float]]:
 def result(ours: list, peer: list, **more: object) -> dict:
     sides = {"ours": {"turns": ours, "peak_rss": 2**30}, "peer": {"turns": peer, "peak_rss": 2**31}}
     return {"what": "dpo", "model": "tiny", "precision": "fp32", "target": 4.5, **sides, **more}
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    """What they name of assent is there; packages of peers may not be."""
+    for file in sorted((ROOT / "benchmarks").glob("*.py")):
+        if file.stem.startswith("__"):
+            continue
+        try:
+            importlib.import_module(f"benchmarks.{file.stem}")
+        except ModuleNotFoundError as error:
+            assert file.stem.startswith("peer_") and (error.name or "").partition(".")[0] in {"trl", "vllm"}, error
 
 
 def test_summary_of_known_numbers() -> None:

@@ -182,11 +182,24 @@ def test_poor_files_are_reported_without_nan(place, tmp_path, rows, capsys):
     assert not re.search(r"\bnan\b", said) and not re.search(r"\bnan\b", page)
     if rows[0].get("chosen") == "skip":
         assert "no pair scored" in said and "No pair is scored: 1 left out." in page
+        assert "worry: 1 of 1 pairs have an answer without a reward: nothing can be said." in " ".join(said.split())
         assert summary(report.files[0].trust)[0] == "accuracy unknown: no pair is scored, 1 left out"
     assert report.files[0].trust.notes or len(rows) == 1
     if rows[0].get("overall_preference") == 0:
         assert "all 3 comparisons are ties: accuracy" in " ".join(said.split()) and "are ties: accuracy" in page
     assert json.loads((tmp_path / "out" / "trust.json").read_text())["files"][0]["counts"]["answers"]
+
+
+@pytest.mark.parametrize(("unscored", "worries"), [(2, False), (3, True)])
+def test_many_pairs_without_rewards_are_a_worry(place, tmp_path, capsys, unscored, worries):
+    """More than a tenth of 20."""
+    rows = [
+        {"prompt": f"{n}?", "chosen": "long enough", "rejected": "skip" if n < unscored else "no"} for n in range(20)
+    ]
+    words = [f"{place / 'reward.py'}:score", write(tmp_path / "file.jsonl", rows), "--probes", "0"]
+    assert main(["trust", *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (f"worry: {unscored} of 20 pairs have an answer without a reward: all that is said" in said) == worries
 
 
 def test_names_of_sources_in_files():

@@ -68,9 +68,9 @@ def bias_chart(found: Bias, gold: str) -> Chart | None:
     rows = []
     for relation in found.relations:
         shown = [(relation.feature, relation.reward, plots.BASELINE_COLOR)]
-        shown.append((f"{relation.feature}, labels fixed", relation.given_label, BLUE))
+        shown.append(("labels fixed", relation.given_label, BLUE))
         if relation.given_gold is not None:
-            shown.append((f"{relation.feature}, gold fixed", relation.given_gold, GOLD_COLOR))
+            shown.append(("gold fixed", relation.given_gold, GOLD_COLOR))
         rows += [(name, interval(value), color) for name, value, color in shown if value.value is not None]
     if not rows:
         return None

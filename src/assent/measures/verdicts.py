@@ -18,6 +18,8 @@ FLIPS = 0.05
 """Share of comparisons that a harmless edit may turn round before it is a worry."""
 FEW = 30
 """Pairs below which nothing is said of a part."""
+UNSCORED = 0.1
+"""Share of pairs that may have an answer without a reward before it is a worry: the measures are about the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,15 @@ def _ties(found: Accuracy) -> str:
 
 
 def _accuracy(trust: Trust) -> Iterator[Finding]:
-    if trust.accuracy is None or math.isnan(trust.accuracy.right.low):
+    if trust.accuracy is None:
         return
     right = trust.accuracy.right
+    if right.missing > UNSCORED * (right.n + right.missing):
+        of = f"{right.missing:,} of {right.n + right.missing:,} pairs"
+        rest = "all that is said here is about the others" if right.n else "nothing can be said"
+        yield Finding("accuracy", "bad", f"{of} have an answer without a reward: {rest}.")
+    if math.isnan(right.low):
+        return
     if right.high < 0.5:
         yield Finding("accuracy", "bad", f"Worse than guessing: {share(right)} of the pairs. Is the sign turned round?")
     elif right.low <= 0.5:
