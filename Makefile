@@ -18,6 +18,9 @@ HOURS ?= 2
 SEED ?= 0
 LOWEST ?= tests/unit tests/contract tests/fault tests/equivalence
 
+# Compiled files are kept, whatever the caller's settings: every process of the tests would compile the source again.
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP = $(VENV)/bin/python -m pip -q --disable-pip-version-check
 PINS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INDEX = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))

@@ -42,6 +42,7 @@ from assent.config import (
 from assent.train import checkpoint
 from assent.train.log import read_jsonl, read_metrics
 
+from ..kinds import KINDS
 from .alike import assert_alike
 
 WORKER = Path(__file__).parent / "workers" / "commands.py"
@@ -56,7 +57,7 @@ NAMES = (
     "reward-odin",
     "reward-attributes",
     "reward-gate",
-    *OBJECTIVES,
+    *KINDS,
     "dpo lora",
     "tr-dpo lora",
     "dpo cached",
@@ -66,7 +67,7 @@ NAMES = (
 )
 HELD_OUT = {
     *("sft", "reward", "reward regularised", "reward-odin", "reward-attributes", "reward-gate"),
-    *("dpo", "simpo", "kto", "bco", "aot", "pl-dpo", "nca", "dpo cached", "dpo plus", "tr-dpo lora"),
+    *("dpo", "rrhf", "kto", "bco", "aot", "pl-dpo", "nca", "dpo cached", "dpo plus", "tr-dpo lora"),
     *("ppo", "grpo", "ppo lora"),
 }
 """The runs that are evaluated: one of each way to do it. What objectives and methods have of their own is in the steps,
@@ -139,7 +140,7 @@ def configurations(
             **shared("reward-gate") | {part: vars(shared("reward-gate")[part]) for part in ("optim", "train")},
             gate=GateSection(ratings=str(varied), width=16, layers=2, dropout=0.3),
         ),
-        **{name: preference(name) for name in OBJECTIVES},
+        **{name: preference(name) for name in KINDS},
         "dpo lora": preference("dpo lora"),
         "tr-dpo lora": preference("tr-dpo lora"),
         "dpo cached": preference("dpo cached"),

@@ -45,6 +45,7 @@ from assent.errors import NonFiniteError, OutputError, RunFolderError, ShutdownR
 from assent.train import checkpoint, final
 from assent.train.log import read_metrics
 
+from ..kinds import KINDS
 from .commands import train, until
 
 WORDS = "red green blue paris egg water seven minutes boil cool answer question sentence thank welcome".split()
@@ -66,14 +67,11 @@ def pairs(tmp_path_factory) -> Path:
 
 
 Make = Callable[..., RunConfig]
-IN_FULL = ("dpo", "simpo", "kto", "bco", "tr-dpo", "aot", "pl-dpo", "nca")
-"""Objectives that are evaluated: of each kind of feedback, and what has a state of its own. Others are losses in the
-same run."""
 
 
 @pytest.fixture(scope="module")
 def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
-    """Configuration of one of the runs below, written to `out`: six steps, methods eight, losses alone four."""
+    """Configuration of one of the runs below, written to `out`: six steps, methods eight."""
 
     def build(name: str, out: Path, **train) -> RunConfig:
         lora = LoraConfig(rank=2) if "lora" in name else LoraConfig()
@@ -91,9 +89,6 @@ def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
                 return RewardConfig(**shared, reward=RewardSection(readout="mean"))
             case objective if objective in OBJECTIVES:
                 options = {"probe": ProbeConfig(prompts=2, max_new_tokens=4)}
-                if objective not in IN_FULL:
-                    shared["data"] = replace(shared["data"], eval_fraction=0.0)
-                    shared["train"] = replace(shared["train"], max_steps=4, eval_every=0)
                 if objective == "tr-dpo":
                     options["reference"] = {"mode": "moving", "rate": 0.5, "every": 2}
                 if "cached" in name:
@@ -169,7 +164,7 @@ def interrupted(config: RunConfig, stop_at, *steps: int) -> None:
             assert stopped.value.exit_code == 143
 
 
-RUNS = ("sft", "reward", *OBJECTIVES, "dpo lora", "tr-dpo lora", "kto cached", "reward lora")
+RUNS = ("sft", "reward", *KINDS, "dpo lora", "tr-dpo lora", "kto cached", "reward lora")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -179,7 +174,7 @@ def test_stopped_and_resumed_is_straight(name: str, make: Make, stop_at, tmp_pat
     train(make(name, tmp_path / "straight"))
     straight = bytes_of(tmp_path / "straight")
     assert int(straight["rows"]) >= config.train.max_steps
-    interrupted(config, stop_at, *((1, 3) if config.data.eval_fraction else (1,)))
+    interrupted(config, stop_at, 1, 3)
     assert bytes_of(tmp_path / "stopped") == straight
 
 

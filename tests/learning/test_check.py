@@ -52,9 +52,9 @@ def check(tmp_path: Path, capsys):
     """What `assent check` prints, and its numbers."""
     (tmp_path / "my.py").write_text(FILE)
 
-    def run(function: str, *words: str) -> tuple[str, dict]:
+    def run(function: str, *words: str, steps: int = 30) -> tuple[str, dict]:
         out = tmp_path / "out.json"
-        arguments = [f"{tmp_path}/my.py:{function}", "--seeds", "1", "--steps", "30", "--out", str(out), *words]
+        arguments = [f"{tmp_path}/my.py:{function}", "--seeds", "1", "--steps", f"{steps}", "--out", str(out), *words]
         assert main(["check", *arguments]) == 0
         return capsys.readouterr().out, json.loads(out.read_text())
 
@@ -92,12 +92,12 @@ def test_policy_losses(check) -> None:
     own, clip, reinforce = found["trained"]
     assert own["closed"] == clip["closed"] > 0.3 and reinforce["name"] == "REINFORCE"
     assert "my.py:clipped is a policy loss, clip 0.2." in said
-    said, found = check("climbing")
+    said, found = check("climbing", steps=8)
     assert not found["learns"] and "does not learn" in said
 
 
 def test_estimators(check) -> None:
     _, found = check("mean_of_group")
     assert found["learns"] and [each["name"] for each in found["trained"]][1] == "REINFORCE"
-    _, found = check("one_step")
+    _, found = check("one_step", steps=2)
     assert [each["name"] for each in found["trained"]][1] == "PPO (GAE)"
