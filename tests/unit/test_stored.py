@@ -44,13 +44,13 @@ def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 
 def refused(folder: Path, *words: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ModelError) as error:
         load(folder)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2  # whatever else runs
 
 
 @pytest.mark.parametrize(
