@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -73,10 +72,9 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(path: str, tmp_path, m
     (tmp_path / "here" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("assent.models.sources.hf_api", lambda: pytest.fail("asked the hub"))
-    begin = time.monotonic()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
     with pytest.raises(ModelError, match="there is no such folder") as error:
         load_tokenizer(ModelConfig(path))
-    assert time.monotonic() - begin < 1
     if path == "here/modle":
         assert "Did you mean here/model?" in str(error.value)
 

