@@ -121,9 +121,9 @@ COMMON = """--config FILE reads options from YAML; the command line wins over it
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite;
-    130 when interrupted; 141 when whoever reads standard output has left. Exceptions that assent does not raise on
-    purpose keep their traceback."""
+    """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite; 4
+    for a run that its drift alarm stopped; 130 when interrupted; 141 when whoever reads standard output has left.
+    Exceptions that assent does not raise on purpose keep their traceback."""
     closed = streams.prepare()
     messages.show()
     saved = False

@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 
 from assent.errors import UserError
+from assent.measures.diversity import distinct, repetition
+from assent.measures.refusal import label, unreadable
 
 START = 10
 """Points of a healthy start."""
@@ -34,8 +36,10 @@ CLIP = 4.0
 OF_BEST = 2.0
 """The same of a series that is kept to its best level: the highest of many levels is high by chance already."""
 WINDOW = 10
-"""Points whose median is a level that the held-out reward had."""
+"""Points whose median is a level that the held-out reward had; as many as the start, where that is shorter."""
 SIMULATIONS = 4000
+CHUNK = 200_000
+"""Simulated points that are in memory at once."""
 _NORMAL = math.sqrt(math.pi) / 2  # of the mean |difference| of two normal numbers: their standard deviation
 
 
@@ -65,6 +69,18 @@ WATCHES: tuple[Watch, ...] = (
 more repeated 4-grams and refusals, half the entropy, 30 % fewer distinct n-grams, 20 nats more KL for each answer, and
 a held-out reward that does not fall from its best."""
 
+MEANING: Mapping[str, str] = {
+    "length": "Answers are no longer as long as they were.",
+    "repetition": "Answers repeat themselves.",
+    "refusal": "More answers refuse.",
+    "entropy": "The policy is about to say one thing only.",
+    "distinct": "Answers become alike.",
+    "kl": "The policy is far from its reference.",
+    "held_out": "What the policy is trained by still rewards it; what it is not trained by does not.",
+    "agreement": "Answers that the training reward prefers are no longer better by the held-out one.",
+}
+"""Series -> what it means that its alarm was raised."""
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -77,11 +93,16 @@ class Alarm:
     bound: float
 
     def __str__(self) -> str:
+        return f"{self.said} at point {self.point + 1}"
+
+    @property
+    def said(self) -> str:
+        """What it saw."""
         gone = "risen above" if self.watch.side == "up" else "fallen below"
         since = "the best that it had" if self.watch.best else "its start"
         slack = f"{100 * self.watch.slack:.0f} %" if self.watch.relative else f"{self.watch.slack:g}"
         limit = f"{self.bound:.4g} ({slack} from {since})" if self.watch.slack else f"{self.bound:.4g} ({since})"
-        return f"{self.watch.series} has {gone} {limit}: {self.level:.4g} at point {self.point + 1}"
+        return f"{self.watch.series} has {gone} {limit}: {self.level:.4g}"
 
 
 def alarms(
@@ -121,6 +142,40 @@ def alarms(
     return tuple(sorted(raised, key=lambda alarm: alarm.point))
 
 
+# ---- series
+
+
+def of_texts(texts: Sequence[str]) -> dict[str, float]:
+    """The series of how some answers read: mean repetition of 4-grams, share of refusals, distinct-2. NaN where none
+    can be told."""
+    repeated = [value for text in texts if not math.isnan(value := repetition(text))]
+    refused = [label(text) == "refusal" for text in texts if not unreadable(text)]
+    every = np.arange(len(texts))
+    return {
+        "repetition": float(np.mean(repeated)) if repeated else math.nan,
+        "refusal": float(np.mean(refused)) if refused else math.nan,
+        "distinct": distinct(texts, every, 2)(every) if len(texts) else math.nan,
+    }
+
+
+def agreement(reward: np.ndarray, held_out: np.ndarray, prompt: np.ndarray) -> float:
+    """Correlation of two rewards of the same answers [S], each less its mean over the answers to the same prompt (over
+    all answers, where no prompt has two). A step of policy gradient on the one changes the other by their covariance,
+    so below 0 the other falls. NaN where one of them is constant."""
+    several = len(np.unique(prompt)) < len(prompt)
+    first, second = (_centred(values, prompt if several else np.zeros_like(prompt)) for values in (reward, held_out))
+    spread = math.sqrt(float((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum() / spread) if spread > 0 else math.nan
+
+
+def _centred(values: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    places = np.unique(prompt, return_inverse=True)[1]
+    return values - (np.bincount(places, values) / np.bincount(places))[places]
+
+
+# ---- alarms
+
+
 def _sums(points: np.ndarray, watch: Watch, start: int) -> tuple[np.ndarray, np.ndarray]:
     """The cumulative sums of each run and the levels that it was to keep to, [R, n] each, of points [R, n]."""
     sign = 1.0 if watch.side == "up" else -1.0
@@ -132,27 +187,33 @@ def _sums(points: np.ndarray, watch: Watch, start: int) -> tuple[np.ndarray, np.
     # A start without noise (no repetition at all) would make the first change infinitely surprising.
     noise = np.maximum(noise, np.maximum(slack / 10, 1e-3 * np.abs(centre) + 1e-12))
     allowance = OF_BEST if watch.best else ALLOWANCE
-    level = _lowest(turned) if watch.best else np.broadcast_to(centre[:, None], turned.shape)
+    level = _lowest(turned, min(WINDOW, start)) if watch.best else np.broadcast_to(centre[:, None], turned.shape)
     beyond = (turned - level - slack[:, None]) / noise[:, None]
+    added = np.cumsum(np.minimum(beyond[:, start:], CLIP) - allowance, axis=1)
     sums = np.zeros_like(turned)
-    for n in range(start, turned.shape[1]):
-        sums[:, n] = np.maximum(0.0, sums[:, n - 1] + np.minimum(beyond[:, n], CLIP) - allowance)
+    sums[:, start:] = added - np.minimum.accumulate(np.minimum(added, 0.0), axis=1)
     return sums, sign * (level + slack[:, None])
 
 
-def _lowest(turned: np.ndarray) -> np.ndarray:
-    """The best level before each point, [R, n]: the lowest median of `WINDOW` neighbours among the points before it."""
-    windows = np.lib.stride_tricks.sliding_window_view(turned, WINDOW, axis=1)
+def _lowest(turned: np.ndarray, window: int) -> np.ndarray:
+    """The best level before each point, [R, n]: the lowest median of `window` neighbours among the points before it."""
+    windows = np.lib.stride_tricks.sliding_window_view(turned, window, axis=1)
     lowest = np.minimum.accumulate(np.median(windows, axis=2), axis=1)
     level = np.empty_like(turned)
-    level[:, :WINDOW] = lowest[:, :1]
-    level[:, WINDOW:] = lowest[:, : turned.shape[1] - WINDOW]
+    level[:, :window] = lowest[:, :1]
+    level[:, window:] = lowest[:, : turned.shape[1] - window]
     return level
 
 
 @lru_cache(maxsize=64)
 def _threshold(start: int, horizon: int, rate: float, best: bool) -> float:
     """What the sum of a healthy series passes in `rate` of the runs."""
-    points = np.random.default_rng(0).normal(size=(SIMULATIONS, horizon))
-    sums, _ = _sums(points, Watch("", "up", 0.0, best=best), start)
-    return float(np.quantile(sums.max(axis=1), 1 - rate))
+    rng, watch, highest = np.random.default_rng(0), Watch("", "up", 0.0, best=best), []
+    for runs in _portions(SIMULATIONS, max(1, CHUNK // horizon)):
+        sums, _ = _sums(rng.normal(size=(runs, horizon)), watch, start)
+        highest.append(sums.max(axis=1))
+    return float(np.quantile(np.concatenate(highest), 1 - rate))
+
+
+def _portions(total: int, size: int) -> list[int]:
+    return [min(size, total - begun) for begun in range(0, total, size)]
