@@ -120,7 +120,7 @@ def test_it_says_what_it_saw(straight: Path):
 
 def test_the_alarm_of_a_run_is_that_of_its_metrics(straight: Path):
     metrics = read_metrics(straight / "metrics.jsonl")
-    own = {"repetition", "refusal", "distinct", "held_out", "agreement"}
+    own = {"repetition", "refusal", "distinct", "held_out"}
     series = {
         watch.series: np.array(
             [row.get(f"alarm/{watch.series}" if watch.series in own else watch.series, math.nan) for row in metrics]
@@ -128,9 +128,8 @@ def test_the_alarm_of_a_run_is_that_of_its_metrics(straight: Path):
         for watch in drift.WATCHES
     }
     found = drift.alarms(series, horizon=STEPS, start=START)
-    assert [(a.watch.series, a.point + 1, a.level) for a in found] == [
-        (row["series"], row["step"], row["level"]) for row in sorted(read_jsonl(straight / FILE), key=lambda r: r["step"])
-    ]
+    rows = [(row["series"], row["step"], row["level"]) for row in read_jsonl(straight / FILE)]
+    assert [(each.watch.series, each.point + 1, each.level) for each in found] == rows
 
 
 def test_it_changes_nothing_that_is_trained(make: Make, straight: Path):
@@ -168,6 +167,24 @@ def test_it_stops_a_run_that_then_goes_on(make: Make, straight: Path, held_out: 
     assert (out / FILE).read_bytes() == (straight / FILE).read_bytes()
 
 
+def test_two_ranks_raise_what_one_raises(make: Make, held_out: str, children, tmp_path: Path):
+    def config(out: str) -> OnlineConfig:
+        optim = OptimConfig(lr=5e-3, eps=1e-4, warmup=0.0, schedule="constant")
+        return replace(make(out, held_out=held_out, stop=True), optim=optim)
+
+    double = config("double")
+    file = tmp_path / "double.yaml"
+    file.write_text(settings.dump(double))
+    ranks = children.ranks(tmp_path, ["rloo", "--config", str(file)])
+    with pytest.raises(DriftStop, match=r"step \d+ by the drift alarm"):
+        train_online(config("single"))
+    assert ranks.codes(200) == [DriftStop.exit_code] * 2, ranks.said
+    one, two = (read_jsonl(Path(make(out).out) / FILE) for out in ("single", "double"))
+    assert one and [(row["step"], row["series"]) for row in one] == [(row["step"], row["series"]) for row in two]
+    for first, second in zip(one, two, strict=True):
+        assert (first["level"], first["bound"]) == pytest.approx((second["level"], second["bound"]), rel=1e-3)
+
+
 def test_a_healthy_run_is_not_stopped(make: Make):
     run = train_online(make("healthy", lr=1e-6, stop=True))
     assert run.steps == STEPS and not (run.out / FILE).exists()
@@ -199,7 +216,9 @@ def test_what_cannot_be_is_refused(make: Make, place: Path, tiny_model_dir: Path
         with pytest.raises(ConfigError, match=match):
             settings.validate(config)
 
-    refused(make("never", rate=0.0, stop=True), r"--alarm.stop is about the drift alarm, which --alarm.rate 0 turns off")
+    refused(
+        make("never", rate=0.0, stop=True), r"--alarm.stop is about the drift alarm, which --alarm.rate 0 turns off"
+    )
     refused(make("never", rate=0.7), "--alarm.rate must be from 0 to 0.5")
     refused(make("never", start=3), "--alarm.start must be at least 5")
     model, data = ModelConfig(str(tiny_model_dir)), DataConfig(str(place / "pairs.jsonl"))
@@ -247,17 +266,10 @@ def test_a_later_point_never_takes_an_alarm_back():
     assert [row.series for row in alarm.raised] == ["length"] and 15 <= alarm.raised[0].step <= 18
 
 
-def test_series_of_texts_and_agreement_of_rewards():
+def test_series_of_texts():
     found = drift.of_texts(["a b c d a b c d", "one two three four five six", ""])
     assert found["repetition"] == pytest.approx((1 / 5 + 0) / 2)  # 5 and 3 4-grams, one of them again
     assert found["distinct"] == pytest.approx((4 + 5) / (7 + 5))
     assert found["refusal"] == 0.0
     assert drift.of_texts(["I'm sorry, but I cannot help with that."])["refusal"] == 1.0
     assert all(math.isnan(value) for value in drift.of_texts([""]).values())
-    prompt = np.array([0, 0, 1, 1])
-    reward, held = np.array([0.0, 1.0, 10.0, 11.0]), np.array([5.0, 4.0, 3.0, 2.0])
-    assert drift.agreement(reward, held, prompt) == pytest.approx(-1)
-    assert drift.agreement(reward, reward, prompt) == pytest.approx(1)
-    alone = np.arange(4)
-    assert drift.agreement(reward, held, alone) == pytest.approx(float(np.corrcoef(reward, held)[0, 1]))
-    assert math.isnan(drift.agreement(reward, np.ones(4), prompt))

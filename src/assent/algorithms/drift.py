@@ -57,11 +57,7 @@ class DriftSeries:
         held = source.score(groups_of(rollout, examples, self.chat, progress)).values
         there = ~np.isnan(held)
         found = {"held_out": float(held[there].mean()) if there.any() else math.nan}
-        found["held_out_unscored"] = float(1 - there.mean())
-        if rollout.reward is not None:
-            reward = rollout.reward[there].astype(np.float64)
-            found["agreement"] = drift.agreement(reward, held[there], rollout.prompt[there])
-        return found
+        return found | {"held_out_unscored": float(1 - there.mean())}
 
 
 def drift_series(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -31,7 +31,7 @@ RATE = 0.05
 """Chance that a healthy run raises any alarm."""
 ALLOWANCE = 1.0
 """Noise that a point must lie beyond the slack to add to the sum: shifts of twice that are found quickest."""
-CLIP = 4.0
+CLIP = 8.0
 """Noise that one point can add at most: no single outlier is an alarm."""
 OF_BEST = 2.0
 """The same of a series that is kept to its best level: the highest of many levels is high by chance already."""
@@ -46,13 +46,16 @@ _NORMAL = math.sqrt(math.pi) / 2  # of the mean |difference| of two normal numbe
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What is watched of a series. `slack` is how far it may go, of its start's level where `relative`, else in its own
-    unit; `best`: from the best level that it had instead of the start."""
+    unit; `best`: from the best level that it had instead of the start. Where the series `of` are there, it may go
+    `share` of their product at the start instead."""
 
     series: str
     side: Literal["up", "down"]
     slack: float
     relative: bool = False
     best: bool = False
+    share: float = 0.0
+    of: tuple[str, ...] = ()
 
 
 WATCHES: tuple[Watch, ...] = (
@@ -61,13 +64,13 @@ WATCHES: tuple[Watch, ...] = (
     Watch("repetition", "up", 0.1),
     Watch("refusal", "up", 0.1),
     Watch("entropy", "down", 0.5, relative=True),
-    Watch("distinct", "down", 0.3, relative=True),
-    Watch("kl", "up", 20.0),
+    Watch("distinct", "down", 0.5, relative=True),
+    Watch("kl", "up", 20.0, share=0.2, of=("entropy", "length")),
     Watch("held_out", "down", 0.0, best=True),
 )
 """What a healthy run keeps to, by default: answers up to twice and down to half as long as in the beginning, a tenth
-more repeated 4-grams and refusals, half the entropy, 30 % fewer distinct n-grams, 20 nats more KL for each answer, and
-a held-out reward that does not fall from its best."""
+more repeated 4-grams and refusals, half the entropy, half the distinct n-grams, a KL of a fifth of the entropy that an
+answer had (20 nats where that is not known), and a held-out reward that does not fall from its best."""
 
 MEANING: Mapping[str, str] = {
     "length": "Answers are no longer as long as they were.",
@@ -77,7 +80,6 @@ MEANING: Mapping[str, str] = {
     "distinct": "Answers become alike.",
     "kl": "The policy is far from its reference.",
     "held_out": "What the policy is trained by still rewards it; what it is not trained by does not.",
-    "agreement": "Answers that the training reward prefers are no longer better by the held-out one.",
 }
 """Series -> what it means that its alarm was raised."""
 
@@ -100,7 +102,7 @@ class Alarm:
         """What it saw."""
         gone = "risen above" if self.watch.side == "up" else "fallen below"
         since = "the best that it had" if self.watch.best else "its start"
-        slack = f"{100 * self.watch.slack:.0f} %" if self.watch.relative else f"{self.watch.slack:g}"
+        slack = f"{100 * self.watch.slack:.0f} %" if self.watch.relative else f"{self.watch.slack:.3g}"
         limit = f"{self.bound:.4g} ({slack} from {since})" if self.watch.slack else f"{self.bound:.4g} ({since})"
         return f"{self.watch.series} has {gone} {limit}: {self.level:.4g}"
 
@@ -122,14 +124,14 @@ def alarms(
     horizon that is no longer than it, and more points than the horizon."""
     if not 5 <= start < horizon:
         raise UserError(f"an alarm needs a start of 5 points or more and a longer horizon. Got {start} of {horizon}")
-    used = [watch for watch in watches if watch.series in series]
+    used = [_scaled(watch, series, start) for watch in watches if watch.series in series]
     raised = []
     for watch in used:
-        points = np.asarray(series[watch.series], np.float64)
-        if len(points) > horizon:
-            raise UserError(f"{watch.series} has {len(points)} points, more than the horizon of {horizon}")
-        points = points[np.isfinite(points)]
-        places = np.flatnonzero(np.isfinite(np.asarray(series[watch.series], np.float64)))
+        every = np.asarray(series[watch.series], np.float64)
+        if len(every) > horizon:
+            raise UserError(f"{watch.series} has {len(every)} points, more than the horizon of {horizon}")
+        places = np.flatnonzero(np.isfinite(every))
+        points = every[places]
         if len(points) <= start:
             continue
         sums, bounds = _sums(points[None], watch, start)
@@ -158,22 +160,17 @@ def of_texts(texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def agreement(reward: np.ndarray, held_out: np.ndarray, prompt: np.ndarray) -> float:
-    """Correlation of two rewards of the same answers [S], each less its mean over the answers to the same prompt (over
-    all answers, where no prompt has two). A step of policy gradient on the one changes the other by their covariance,
-    so below 0 the other falls. NaN where one of them is constant."""
-    several = len(np.unique(prompt)) < len(prompt)
-    first, second = (_centred(values, prompt if several else np.zeros_like(prompt)) for values in (reward, held_out))
-    spread = math.sqrt(float((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum() / spread) if spread > 0 else math.nan
-
-
-def _centred(values: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    places = np.unique(prompt, return_inverse=True)[1]
-    return values - (np.bincount(places, values) / np.bincount(places))[places]
-
-
 # ---- alarms
+
+
+def _scaled(watch: Watch, series: Mapping[str, np.ndarray], start: int) -> Watch:
+    """The watch with the slack that the series `of` give, where all are there."""
+    found = [np.asarray(series[name], np.float64) for name in watch.of if name in series]
+    if not watch.of or len(found) < len(watch.of):
+        return watch
+    product = np.prod(np.stack(found), axis=0)
+    known = product[np.isfinite(product)][:start]
+    return replace(watch, slack=watch.share * float(np.median(known))) if len(known) == start else watch
 
 
 def _sums(points: np.ndarray, watch: Watch, start: int) -> tuple[np.ndarray, np.ndarray]:

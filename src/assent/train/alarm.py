@@ -21,10 +21,8 @@ log = logging.getLogger(__name__)
 
 FILE = "alarms.jsonl"
 """What was raised, in the run folder: {step, series, level, bound, says}."""
-OWN = ("repetition", "refusal", "distinct", "held_out", "agreement")
+OWN = ("repetition", "refusal", "distinct", "held_out")
 """Series that only the alarm measures, under alarm/; the others are what is logged anyway."""
-HELD_OUT = ("held_out", "agreement")
-"""Those of a held-out reward."""
 Points = Literal["rollout", "evaluation"]
 READ = "Read the newest answers in samples.jsonl. Remedies: "
 ADVICE: Mapping[Points, str] = {
@@ -64,12 +62,12 @@ class DriftAlarm:
 
     def __init__(self, config: AlarmConfig, points: Points, horizon: int, *, held_out: bool) -> None:
         self.config, self.points, self.horizon = config, points, horizon
-        self.watches = tuple(watch for watch in drift.WATCHES if held_out or watch.series not in HELD_OUT)
+        self.watches = tuple(watch for watch in drift.WATCHES if held_out or watch.series != "held_out")
         self.on = 0 < config.rate and config.start < horizon
         self.steps: list[int] = []
         self.series: dict[str, list[float]] = {watch.series: [] for watch in self.watches}
         self.raised: tuple[Raised, ...] = ()
-        self._known: tuple[drift.Watch, ...] = ()
+        self._known: set[tuple[str, str]] = set()
 
     def take(self, step: int, metrics: Mapping[str, float]) -> tuple[Raised, ...]:
         """The metrics of a point; the alarms that it raises. All ranks are given the same."""
@@ -86,10 +84,10 @@ class DriftAlarm:
             start=self.config.start,
             rate=self.config.rate,
         )
-        new = [alarm for alarm in found if alarm.watch not in self._known]
+        new = [alarm for alarm in found if (alarm.watch.series, alarm.watch.side) not in self._known]
         rows = tuple(self._row(step, alarm) for alarm in new)
         self.raised += rows
-        self._known += tuple(alarm.watch for alarm in new)
+        self._known |= {(alarm.watch.series, alarm.watch.side) for alarm in new}
         return rows
 
     def _row(self, step: int, alarm: drift.Alarm) -> Raised:
@@ -126,12 +124,11 @@ class DriftAlarm:
                 }
             ),
             "raised": [asdict(row) for row in self.raised],
-            "known": [[watch.series, watch.side] for watch in self._known],
+            "known": sorted(map(list, self._known)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps = list(state["points"]["steps"])
         self.series |= {name: list(values) for name, values in state["points"]["series"].items() if name in self.series}
         self.raised = tuple(Raised(**row) for row in state["raised"])
-        known = [tuple(each) for each in state["known"]]
-        self._known = tuple(watch for watch in self.watches if (watch.series, watch.side) in known)
+        self._known = {(name, side) for name, side in state["known"]}
