@@ -6,7 +6,7 @@
 For each seed two runs in a small world whose gold reward is known (`benchmarks.alarm_world`), by the same reward model
 from the same start: one with a loose KL, which hacks it, and one with a tight KL. The alarm has its default options and
 a second reward model, of other preferences. What a run gave is appended to FOLDER/results.jsonl, and a run that is in
-it is not made again. The watches and the world were chosen on seeds 100 to 109, the numbers of docs/evaluation.md are
+it is not made again. The watches and the world were chosen on seeds 100 to 111, the numbers of docs/evaluation.md are
 of seeds 200 to 219, looked at once.
 """
 
@@ -61,7 +61,7 @@ WORLDS = 4
 """A hundred seeds share so many worlds, each with its SFT model; preferences, reward models and sampling are each
 seed's own."""
 KL = {"loose": 0.01, "tight": 2.0}
-ROLLOUTS, PROMPTS, ANSWERS, LONGEST, LR = 50, 16, 4, 10, 1.5e-3
+ROLLOUTS, PROMPTS, ANSWERS, LONGEST, LR = 45, 16, 4, 10, 1.5e-3
 PAIRS, RIDGE = 150, 0.2
 SMOOTH = 9
 """Rollouts that a level of gold is a mean of."""

@@ -65,11 +65,11 @@ WATCHES: tuple[Watch, ...] = (
     Watch("refusal", "up", 0.1),
     Watch("entropy", "down", 0.5, relative=True),
     Watch("distinct", "down", 0.5, relative=True),
-    Watch("kl", "up", 20.0, share=0.2, of=("entropy", "length")),
+    Watch("kl", "up", 20.0, share=0.125, of=("entropy", "length")),
     Watch("held_out", "down", 0.0, best=True),
 )
 """What a healthy run keeps to, by default: answers up to twice and down to half as long as in the beginning, a tenth
-more repeated 4-grams and refusals, half the entropy, half the distinct n-grams, a KL of a fifth of the entropy that an
+more repeated 4-grams and refusals, half the entropy, half the distinct n-grams, a KL of an eighth of the entropy that an
 answer had (20 nats where that is not known), and a held-out reward that does not fall from its best."""
 
 MEANING: Mapping[str, str] = {
