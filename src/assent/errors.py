@@ -52,6 +52,12 @@ class Incomplete(AssentError):
     exit_code = 4
 
 
+class DriftStop(AssentError):
+    """The run was stopped by its drift alarm (`--alarm.stop`), and has saved."""
+
+    exit_code = 5
+
+
 class ShutdownRequested(AssentError):
     """The run was asked to stop by a signal, and has saved: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after
     SIGHUP."""

@@ -46,7 +46,7 @@ HEADINGS = {
     "Objective": "methods objective options loss threshold plus reward attributes gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
     "judge reward_model weights ensemble explain sampling engine by probes benchmark",
-    "Training": "optim train eval seed",
+    "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",
 }

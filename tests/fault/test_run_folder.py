@@ -231,6 +231,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         edit("code.py", "[long(", "[2 * long("),
         "words",
     ),
+    "held-out reward": (
+        "alarm.held_out",
+        "grpo",
+        GRPO | {"alarm": {"held_out": "PLACE/code.py:words"}},
+        edit("code.py", "[long(", "[2 * long("),
+        "words",
+    ),
+    "held-out reward model": (
+        "alarm.held_out",
+        "grpo",
+        GRPO | {"alarm": {"held_out": "PLACE/other"}},
+        other_weights("other"),
+        "weights",
+    ),
     "what it imports": (
         "rewards.functions",
         "grpo",

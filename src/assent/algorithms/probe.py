@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from assent.algorithms.answers import answers_of
+from assent.algorithms.drift import drift_series
 from assent.algorithms.measured import Measures
 from assent.algorithms.online.evaluation import answered
 from assent.algorithms.online.models import Models
 from assent.algorithms.online.samples import rollout_metrics, rows_of
 from assent.algorithms.online.stages import Annotation
-from assent.config import ProbeConfig, SamplingConfig
+from assent.config import PreferenceConfig, ProbeConfig, SamplingConfig, SFTConfig
 from assent.data.records import Example
 from assent.distributed import unsharded
 from assent.errors import ModelError
@@ -24,10 +25,19 @@ from assent.models.references import Reference
 from assent.rollout.build import torch_engine
 from assent.rollout.check import check_sampling
 from assent.rollout.sampler import Sampler
+from assent.train.alarm import DriftAlarm, alarm_of
 from assent.train.measured import Evaluation
 from assent.train.session import Session
 
 log = logging.getLogger(__name__)
+
+
+def probe_alarm(config: SFTConfig | PreferenceConfig, total: int, examples: Sequence[Example]) -> DriftAlarm | None:
+    """The drift alarm of a run of `total` steps whose points are its evaluations; None where they sample no answers."""
+    if not examples or not config.probe.prompts:
+        return None
+    every = config.train.eval_every
+    return alarm_of(config, "evaluation", 1 + (-(-total // every) if every else 1))
 
 
 class Probe:
@@ -44,6 +54,7 @@ class Probe:
         prompts: Sequence[Example],
         config: ProbeConfig,
         rows: Sequence[Each | Whole] = (),
+        alarm: DriftAlarm | None = None,
     ) -> None:
         self.session, self.policy, self.reference = session, policy, reference
         self.sampling = SamplingConfig(max_new_tokens=config.max_new_tokens)
@@ -58,8 +69,10 @@ class Probe:
         self.prompts = fitting[: config.prompts]
         if self.prompts and not (policy.tree and self._samples(policy)):
             self.prompts = []
-        self.measures = Measures(rows, [example for example, _ in self.prompts], reference=reference is not None)
+        self.examples = [example for example, _ in self.prompts]
+        self.measures = Measures(rows, self.examples, reference=reference is not None)
         self.needs = {need for row in rows for need in row.needs}
+        self.drift = drift_series(session, session.config, alarm if self.prompts else None, self.examples)
 
     def _samples(self, policy: Policy) -> bool:
         try:
@@ -91,5 +104,7 @@ class Probe:
             metrics["eval/kl"] = float(np.sum(rollout.old - rollout.reference) / len(rollout))
         if self.measures.rows:
             metrics |= self.measures(answers_of(rollout, chat, "policy", self.measures.prompts))
-        rows = rows_of(replace(rollout, reference=None), [e for e, _ in self.prompts], chat, demonstrations=False)
+        if self.drift is not None:
+            metrics |= {f"eval/{name}": value for name, value in self.drift(rollout, self.examples).items()}
+        rows = rows_of(replace(rollout, reference=None), self.examples, chat, demonstrations=False)
         return Evaluation(metrics, rows)

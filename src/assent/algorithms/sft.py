@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from assent.algorithms.measured import wanted
-from assent.algorithms.probe import Probe
+from assent.algorithms.probe import Probe, probe_alarm
 from assent.config import SFTConfig
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.tree import TreeBatch
@@ -58,7 +58,8 @@ def train_sft(config: SFTConfig) -> RunResult:
     stream = session.stream(data.train, policy)
     algorithm = SFT(policy, stream)
     total = session.total_steps(stream.steps_per_epoch)
-    probe = Probe(session, policy, None, data.eval_examples, config.probe, rows)
+    alarm = probe_alarm(config, total, data.eval_examples)
+    probe = Probe(session, policy, None, data.eval_examples, config.probe, rows, alarm)
 
     def evaluate() -> Evaluation:
         found, answers = held_out(algorithm, data.eval, stream, session.world), probe()
@@ -71,4 +72,5 @@ def train_sft(config: SFTConfig) -> RunResult:
         evaluate=evaluate if data.eval else None,
         final={"model": policy},
         about=[about_stream(stream, total)],
+        alarm=alarm,
     )

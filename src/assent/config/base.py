@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from assent.config.ranges import BelowOne, Count, CountOrZero, Length, Named, Names, NotNegative, Positive, Seed, Share
 from assent.config.sections import Sections
@@ -174,6 +174,21 @@ class MeasuresConfig:
 
 
 @dataclass(frozen=True)
+class AlarmConfig:
+    """The drift alarm: what says, while a policy trains, that it moves away from what it was (docs/evaluation.md)."""
+
+    rate: Annotated[float, Interval(ge=0, le=0.5)] = 0.05
+    """Share of healthy runs in which it may raise an alarm; 0 turns it off."""
+    held_out: Named | None = None
+    """A source of rewards that nothing is trained by, as SOURCE of assent score: whether what is gained is real. It
+    scores every rollout; without rollouts, the answers at every evaluation."""
+    start: Annotated[int, Ge(5)] = 10
+    """Rollouts (without them, evaluations) at the start that count as healthy, which later ones are compared with."""
+    stop: bool = False
+    """Stop the run at an alarm, with a checkpoint. When it is continued, what has raised it does not stop it again."""
+
+
+@dataclass(frozen=True)
 class ProbeConfig:
     """Answers sampled at every evaluation, to see what training does to them."""
 
@@ -195,6 +210,7 @@ class PolicyRunConfig(RunConfig):
     """What every command that trains a policy shares."""
 
     eval: MeasuresConfig = field(default_factory=MeasuresConfig)
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
 
 
 @dataclass(frozen=True)

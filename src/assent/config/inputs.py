@@ -8,7 +8,8 @@ from typing import Any, Literal
 from assent.config.sections import sections_of
 
 Kind = Literal[
-    "model", "aligned", "tokenizer", "template", "rows", "columns", "code", "server", "judge", "prompt", "log-probs"
+    "model", "aligned", "tokenizer", "template", "rows", "columns", "code", "server", "judge", "prompt", "log-probs",
+    "source",
 ]  # fmt: skip
 
 INPUTS: dict[str, Kind] = {
@@ -33,12 +34,14 @@ INPUTS: dict[str, Kind] = {
     "judge.prompt": "prompt",
     "remote.tokenizer": "tokenizer",
     "ptx.data": "columns",
+    "alarm.held_out": "source",
     "engine.url": "server",
 }
 """Option -> what it names: of a model weights, configuration and tokenizer count; of an aligned policy also what its
 run says that it is read by (reference, beta, per token or not); of rows what is used of them, as text and as tokens; of
 columns whole rows; of code the file and what it imports from beside it; of a server only its shape, address and model
-name, since its content cannot be seen; of a judge those, or what counts of a model; of a judge's prompt its text."""
+name, since its content cannot be seen; of a judge those, or what counts of a model; of a judge's prompt its text; of a
+source of rewards what counts of its kind."""
 WORDS = {"critic.start": ("reward", "policy")}
 """Values that name nothing outside."""
 

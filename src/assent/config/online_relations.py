@@ -68,7 +68,9 @@ def _output_weights(config: OnlineConfig) -> str | None:
 def remote_weights(config: OnlineConfig | SourceConfig) -> str | None:
     """For every command that asks servers."""
     weights = config.remote.weights
-    servers = config.rewards.servers if isinstance(config, OnlineConfig) else config.source
+    servers = (
+        config.source if isinstance(config, SourceConfig) else (*config.rewards.servers, config.alarm.held_out or "")
+    )
     if not weights:
         return None
     if not any(spec.partition("=")[0] in ("vllm", "sglang") for spec in servers):
@@ -116,7 +118,10 @@ def judge_is_asked(config: Any) -> str | None:
 
 
 def _judges_are_there(config: OnlineConfig) -> str | None:
-    return unread(config.judge, config.rewards.judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
+    judges = [*config.rewards.judges]
+    if (kind := (config.alarm.held_out or "").partition("=")[0]) in ("openai", "judge"):
+        judges.append("openai=" if kind == "openai" else "model=")
+    return unread(config.judge, judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
 
 
 def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) -> str | None:

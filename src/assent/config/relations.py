@@ -60,6 +60,23 @@ def _measures_have_answers(config: PolicyRunConfig) -> str | None:
     return None
 
 
+def _alarm_has_points(config: PolicyRunConfig) -> str | None:
+    alarm = config.alarm
+    asked = next((flag for flag, given in (("held_out", alarm.held_out), ("stop", alarm.stop)) if given), None)
+    if asked is None:
+        return None
+    if not alarm.rate:
+        return f"--alarm.{asked} is about the drift alarm, which --alarm.rate 0 turns off. Give a rate above 0."
+    if not isinstance(config, SFTConfig | PreferenceConfig):
+        return None
+    if config.probe.prompts == 0 or config.train.eval_every == 0 or not (config.data.eval or config.data.eval_fraction):
+        return (
+            f"--alarm.{asked}: here the drift alarm looks at the answers that are sampled at evaluations. Give "
+            "--probe.prompts, --train.eval_every, and --data.eval or --data.eval_fraction."
+        )
+    return None
+
+
 def _turns_of_pairs(config: RunConfig) -> str | None:
     if config.data.turns == "each" and not isinstance(config, SFTConfig):
         return (
@@ -265,6 +282,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _eval_needs_data),
     (RunConfig, _best_needs_evaluations),
     (PolicyRunConfig, _measures_have_answers),
+    (PolicyRunConfig, _alarm_has_points),
     (RunConfig, _turns_of_pairs),
     (RunConfig, _rendered_has_template),
     (RunConfig, _trackers_once),

@@ -1,8 +1,18 @@
-"""What the metrics of a run warn of."""
+"""What a run warns of: by its metrics, and by what its drift alarm has raised."""
 
 from __future__ import annotations
 
+import json
+
 from assent.evaluate.runs import Run
+from assent.foreign import printable
+from assent.train.alarm import FILE
+
+
+def alarms_of(run: Run) -> tuple[str, ...]:
+    """Sentences: the alarm of the last evaluation, and those of alarms.jsonl, in their order. Rows that cannot be read
+    are left out."""
+    return tuple(filter(None, (alarm(run), *_raised(run))))
 
 
 def alarms_of(run: Run) -> tuple[str, ...]:
@@ -26,6 +36,22 @@ def alarm(run: Run) -> str:
         "moved to answers that nobody has judged, whatever accuracy and margin say. Look at the sampled answers. "
         f"Remedies: {likelihood}a larger --loss.beta, a smaller --optim.lr, fewer steps."
     )
+
+
+def _raised(run: Run) -> list[str]:
+    try:
+        lines = (run.path / FILE).read_bytes().split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(says := row.get("says"), str):
+            found.append(printable(says[:1].upper() + says[1:]))
+    return found
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from assent import lock
 from assent.errors import RunFolderError
-from assent.evaluate.alarms import alarm
+from assent.evaluate.alarms import alarms_of
 from assent.evaluate.runs import Columns, Run, Series, find_runs, is_step
 from assent.lock import Owner
 from assent.train import closing, opening
@@ -145,7 +145,7 @@ class Following:
             metrics=metrics,
             answers=tuple(self._answers),
             lines=_lines(start.get("lines")),
-            alarms=tuple(filter(None, (alarm(run),))),
+            alarms=alarms_of(run),
         )
 
 

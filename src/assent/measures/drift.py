@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from assent.errors import UserError
+from assent.measures.diversity import distinct, repetition
+from assent.measures.refusal import label, unreadable
 
 START = 10
 """Points of a healthy start."""
@@ -29,26 +31,31 @@ RATE = 0.05
 """Chance that a healthy run raises any alarm."""
 ALLOWANCE = 1.0
 """Noise that a point must lie beyond the slack to add to the sum: shifts of twice that are found quickest."""
-CLIP = 4.0
+CLIP = 8.0
 """Noise that one point can add at most: no single outlier is an alarm."""
 OF_BEST = 2.0
 """The same of a series that is kept to its best level: the highest of many levels is high by chance already."""
 WINDOW = 10
-"""Points whose median is a level that the held-out reward had."""
+"""Points whose median is a level that the held-out reward had; as many as the start, where that is shorter."""
 SIMULATIONS = 4000
+CHUNK = 200_000
+"""Simulated points that are in memory at once."""
 _NORMAL = math.sqrt(math.pi) / 2  # of the mean |difference| of two normal numbers: their standard deviation
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What is watched of a series. `slack` is how far it may go, of its start's level where `relative`, else in its own
-    unit; `best`: from the best level that it had instead of the start."""
+    unit; `best`: from the best level that it had instead of the start. Where the series `of` are there, it may go
+    `share` of their product at the start instead."""
 
     series: str
     side: Literal["up", "down"]
     slack: float
     relative: bool = False
     best: bool = False
+    share: float = 0.0
+    of: tuple[str, ...] = ()
 
 
 WATCHES: tuple[Watch, ...] = (
@@ -57,13 +64,24 @@ WATCHES: tuple[Watch, ...] = (
     Watch("repetition", "up", 0.1),
     Watch("refusal", "up", 0.1),
     Watch("entropy", "down", 0.5, relative=True),
-    Watch("distinct", "down", 0.3, relative=True),
-    Watch("kl", "up", 20.0),
+    Watch("distinct", "down", 0.5, relative=True),
+    Watch("kl", "up", 20.0, share=0.125, of=("entropy", "length")),
     Watch("held_out", "down", 0.0, best=True),
 )
 """What a healthy run keeps to, by default: answers up to twice and down to half as long as in the beginning, a tenth
-more repeated 4-grams and refusals, half the entropy, 30 % fewer distinct n-grams, 20 nats more KL for each answer, and
-a held-out reward that does not fall from its best."""
+more repeated 4-grams and refusals, half the entropy, half the distinct n-grams, a KL of an eighth of the entropy that an
+answer had (20 nats where that is not known), and a held-out reward that does not fall from its best."""
+
+MEANING: Mapping[str, str] = {
+    "length": "Answers are no longer as long as they were.",
+    "repetition": "Answers repeat themselves.",
+    "refusal": "More answers refuse.",
+    "entropy": "The policy is about to say one thing only.",
+    "distinct": "Answers become alike.",
+    "kl": "The policy is far from its reference.",
+    "held_out": "What the policy is trained by still rewards it; what it is not trained by does not.",
+}
+"""Series -> what it means that its alarm was raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +95,16 @@ class Alarm:
     bound: float
 
     def __str__(self) -> str:
+        return f"{self.said} at point {self.point + 1}"
+
+    @property
+    def said(self) -> str:
+        """What it saw."""
         gone = "risen above" if self.watch.side == "up" else "fallen below"
         since = "the best that it had" if self.watch.best else "its start"
-        slack = f"{100 * self.watch.slack:.0f} %" if self.watch.relative else f"{self.watch.slack:g}"
+        slack = f"{100 * self.watch.slack:.0f} %" if self.watch.relative else f"{self.watch.slack:.3g}"
         limit = f"{self.bound:.4g} ({slack} from {since})" if self.watch.slack else f"{self.bound:.4g} ({since})"
-        return f"{self.watch.series} has {gone} {limit}: {self.level:.4g} at point {self.point + 1}"
+        return f"{self.watch.series} has {gone} {limit}: {self.level:.4g}"
 
 
 def alarms(
@@ -101,14 +124,14 @@ def alarms(
     horizon that is no longer than it, and more points than the horizon."""
     if not 5 <= start < horizon:
         raise UserError(f"an alarm needs a start of 5 points or more and a longer horizon. Got {start} of {horizon}")
-    used = [watch for watch in watches if watch.series in series]
+    used = [_scaled(watch, series, start) for watch in watches if watch.series in series]
     raised = []
     for watch in used:
-        points = np.asarray(series[watch.series], np.float64)
-        if len(points) > horizon:
-            raise UserError(f"{watch.series} has {len(points)} points, more than the horizon of {horizon}")
-        points = points[np.isfinite(points)]
-        places = np.flatnonzero(np.isfinite(np.asarray(series[watch.series], np.float64)))
+        every = np.asarray(series[watch.series], np.float64)
+        if len(every) > horizon:
+            raise UserError(f"{watch.series} has {len(every)} points, more than the horizon of {horizon}")
+        places = np.flatnonzero(np.isfinite(every))
+        points = every[places]
         if len(points) <= start:
             continue
         sums, bounds = _sums(points[None], watch, start)
@@ -119,6 +142,35 @@ def alarms(
             level, bound = float(points[since : first + 1].mean()), float(bounds[0, first])
             raised.append(Alarm(watch, int(places[first]), level, bound))
     return tuple(sorted(raised, key=lambda alarm: alarm.point))
+
+
+# ---- series
+
+
+def of_texts(texts: Sequence[str]) -> dict[str, float]:
+    """The series of how some answers read: mean repetition of 4-grams, share of refusals, distinct-2. NaN where none
+    can be told."""
+    repeated = [value for text in texts if not math.isnan(value := repetition(text))]
+    refused = [label(text) == "refusal" for text in texts if not unreadable(text)]
+    every = np.arange(len(texts))
+    return {
+        "repetition": float(np.mean(repeated)) if repeated else math.nan,
+        "refusal": float(np.mean(refused)) if refused else math.nan,
+        "distinct": distinct(texts, every, 2)(every) if len(texts) else math.nan,
+    }
+
+
+# ---- alarms
+
+
+def _scaled(watch: Watch, series: Mapping[str, np.ndarray], start: int) -> Watch:
+    """The watch with the slack that the series `of` give, where all are there."""
+    found = [np.asarray(series[name], np.float64) for name in watch.of if name in series]
+    if not watch.of or len(found) < len(watch.of):
+        return watch
+    product = np.prod(np.stack(found), axis=0)
+    known = product[np.isfinite(product)][:start]
+    return replace(watch, slack=watch.share * float(np.median(known))) if len(known) == start else watch
 
 
 def _sums(points: np.ndarray, watch: Watch, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,27 +184,33 @@ def _sums(points: np.ndarray, watch: Watch, start: int) -> tuple[np.ndarray, np.
     # A start without noise (no repetition at all) would make the first change infinitely surprising.
     noise = np.maximum(noise, np.maximum(slack / 10, 1e-3 * np.abs(centre) + 1e-12))
     allowance = OF_BEST if watch.best else ALLOWANCE
-    level = _lowest(turned) if watch.best else np.broadcast_to(centre[:, None], turned.shape)
+    level = _lowest(turned, min(WINDOW, start)) if watch.best else np.broadcast_to(centre[:, None], turned.shape)
     beyond = (turned - level - slack[:, None]) / noise[:, None]
+    added = np.cumsum(np.minimum(beyond[:, start:], CLIP) - allowance, axis=1)
     sums = np.zeros_like(turned)
-    for n in range(start, turned.shape[1]):
-        sums[:, n] = np.maximum(0.0, sums[:, n - 1] + np.minimum(beyond[:, n], CLIP) - allowance)
+    sums[:, start:] = added - np.minimum.accumulate(np.minimum(added, 0.0), axis=1)
     return sums, sign * (level + slack[:, None])
 
 
-def _lowest(turned: np.ndarray) -> np.ndarray:
-    """The best level before each point, [R, n]: the lowest median of `WINDOW` neighbours among the points before it."""
-    windows = np.lib.stride_tricks.sliding_window_view(turned, WINDOW, axis=1)
+def _lowest(turned: np.ndarray, window: int) -> np.ndarray:
+    """The best level before each point, [R, n]: the lowest median of `window` neighbours among the points before it."""
+    windows = np.lib.stride_tricks.sliding_window_view(turned, window, axis=1)
     lowest = np.minimum.accumulate(np.median(windows, axis=2), axis=1)
     level = np.empty_like(turned)
-    level[:, :WINDOW] = lowest[:, :1]
-    level[:, WINDOW:] = lowest[:, : turned.shape[1] - WINDOW]
+    level[:, :window] = lowest[:, :1]
+    level[:, window:] = lowest[:, : turned.shape[1] - window]
     return level
 
 
 @lru_cache(maxsize=64)
 def _threshold(start: int, horizon: int, rate: float, best: bool) -> float:
     """What the sum of a healthy series passes in `rate` of the runs."""
-    points = np.random.default_rng(0).normal(size=(SIMULATIONS, horizon))
-    sums, _ = _sums(points, Watch("", "up", 0.0, best=best), start)
-    return float(np.quantile(sums.max(axis=1), 1 - rate))
+    rng, watch, highest = np.random.default_rng(0), Watch("", "up", 0.0, best=best), []
+    for runs in _portions(SIMULATIONS, max(1, CHUNK // horizon)):
+        sums, _ = _sums(rng.normal(size=(runs, horizon)), watch, start)
+        highest.append(sums.max(axis=1))
+    return float(np.quantile(np.concatenate(highest), 1 - rate))
+
+
+def _portions(total: int, size: int) -> list[int]:
+    return [min(size, total - begun) for begun in range(0, total, size)]

@@ -121,7 +121,7 @@ def rewards_of(config: SourceConfig) -> RewardsConfig:
     """What the words of `config.source` stand for. Raises ConfigError."""
     found: dict[str, list[str]] = {}
     for word in config.source:
-        kind, value = _sorted_out(word)
+        kind, value = sorted_out(word)
         if value in found.setdefault(kind, []):
             raise ConfigError(f"SOURCE {word.partition('=')[0]} is named twice.")
         found[kind].append(value)
@@ -174,19 +174,20 @@ def _weighted(rewards: RewardsConfig, config: SourceConfig) -> RewardsConfig:
     return replace(rewards, weights=of_sources, output_weights=others)
 
 
-def _sorted_out(word: str) -> tuple[str, str]:
-    """The option of `RewardsConfig` that a word belongs to, and its value there."""
+def sorted_out(word: str, flag: str = "SOURCE") -> tuple[str, str]:
+    """The option of `RewardsConfig` that a word belongs to, and its value there. Raises ConfigError, which calls it
+    `flag`."""
     name, given, value = word.partition("=")
     if os.path.exists(os.path.expanduser(word)):
         return "model", word
     if name in KINDS and (given or name in RULES):
         if given and not value:
-            raise ConfigError(f"SOURCE {name}= says nothing. {_what_there_is()}")
+            raise ConfigError(f"{flag} {name}= says nothing. {_what_there_is()}")
         if name in JUDGES:
             return "judges", f"{JUDGES[name]}={value}"
         return KINDS[name], word if KINDS[name] in WHOLE else value
     if given and "/" not in name:
-        raise ConfigError(f"SOURCE {name}=...: there is no '{name}'.{suggestion(name, KINDS)} {_what_there_is()}")
+        raise ConfigError(f"{flag} {name}=...: there is no '{name}'.{suggestion(name, KINDS)} {_what_there_is()}")
     if ":" in word:
         return "functions", word
     return "model", word

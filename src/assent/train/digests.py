@@ -22,8 +22,10 @@ from assent.data.readers import read_rows
 from assent.data.records import Example, Problem
 from assent.data.tree import TokenTree
 from assent.models.digests import file_digest, model_digests, tokenizer_digest
+from assent.rewards.held_out import FLAG
 from assent.rewards.implicit import implicit_of
 from assent.rewards.judge.prompt import prompt_file
+from assent.rewards.outside import sorted_out
 
 Parts = dict[str, str]
 """Part of an input -> its digest."""
@@ -104,11 +106,24 @@ def _prompt(name: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     return {"text": file_digest(prompt_file(name))} if asked else {}
 
 
+def _source(word: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
+    """Of a source of rewards: those of its kind."""
+    kind, value = sorted_out(word, FLAG)
+    return SOURCES[kind](value, config, chat, data) if kind in SOURCES else {}
+
+
 def _later(path: str, config: RunConfig, chat: Chat, data: Prepared) -> Parts:
     """Of what is used of rows, and computed log-probs."""
     return {}
 
 
+SOURCES: Mapping[str, Callable[[str, RunConfig, Chat, Prepared], Parts]] = {
+    "model": _model,
+    "implicit": _model,
+    "functions": _code,
+    "servers": _server,
+    "judges": _judge,
+}
 READERS: Mapping[Kind, Callable[[str, RunConfig, Chat, Prepared], Parts]] = {
     "model": _model,
     "aligned": _aligned,
@@ -121,6 +136,7 @@ READERS: Mapping[Kind, Callable[[str, RunConfig, Chat, Prepared], Parts]] = {
     "judge": _judge,
     "prompt": _prompt,
     "log-probs": _later,
+    "source": _source,
 }
 """How each kind of input is read."""
 

@@ -43,6 +43,8 @@ MAY_CHANGE = frozenset(
         "train.log_every",
         "train.threads",
         "judge.cache",
+        "alarm.rate",
+        "alarm.stop",
     }
 )
 """Options that a resumed run may change: how long, how often, how fast. Of those in `INPUTS` the content counts.

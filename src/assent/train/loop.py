@@ -23,6 +23,7 @@ from assent.distributed import World, all_sum_dict, clip_grad_norm
 from assent.interrupt import interruptible
 from assent.models.policy import Backbone
 from assent.train import completions
+from assent.train.alarm import DriftAlarm
 from assent.train.beforehand import try_outputs
 from assent.train.closing import Appraisal
 from assent.train.facts import Line, layout
@@ -110,24 +111,28 @@ def run(
     averages: Sequence[torch.nn.Module] = (),
     learning_rates: Mapping[str, float] | None = None,
     appraise: Callable[[], Appraisal | None] = lambda: None,
+    alarm: DriftAlarm | None = None,
 ) -> RunResult:
     """Trains to step `total`, evaluating, logging and saving as `train` says. `final` maps folder names to the models
     to write at the end ("model" is the result); `about` is what the algorithm says of itself before the first step;
     `averages` are models that follow those that are trained, and are saved with them. `appraise` is asked at the end,
-    with the final weights, how far they can be trusted.
+    with the final weights, how far they can be trusted. `alarm` watches where the policy goes.
 
     Whatever ends it early, `guard` saves the last good state and says what there is. Raises ShutdownRequested after
-    SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update.
+    SIGINT, SIGTERM or SIGHUP; NonFiniteError before a bad update; DriftStop where the alarm stops it.
     """
     modules = (*algorithm.modules.values(), *averages)
     try_outputs(session, modules, final, total=total, keeps_best=evaluate is not None)
     if _REHEARSED.get():
         session.folder.close()
         return RunResult(session.folder.path, session.folder.model, 0, {}, 0)
-    state = TrainingRun(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
+    state = TrainingRun(
+        session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {}, alarm=alarm
+    )
     label, main = Path(session.config.out).name, session.world.is_main
     if main:
         start = state.step
+        about = [*about, *(alarm.about() if alarm is not None else ())]
         facts = opening(session, state.command, algorithm.modules, state.optimizer, about, step=start, total=total)
         log.info(layout(facts, messages.width()))
         write_opening(facts, session.folder.path, step=start, total=total)

@@ -18,11 +18,12 @@ from torch import Tensor
 from assent import distributed, interrupt, messages
 from assent.config import settings
 from assent.deferred import resolved
-from assent.errors import CheckpointError, Interrupted, RunFolderError
+from assent.errors import CheckpointError, DriftStop, Interrupted, RunFolderError
 from assent.models.policy import Backbone
 from assent.models.readback import own_numbers
 from assent.outputs import write_text
 from assent.train import checkpoint
+from assent.train.alarm import DriftAlarm
 from assent.train.card import model_card
 from assent.train.closing import TRUST, Appraisal, Pace, Summary, closing, write_summary
 from assent.train.commands import Live, command_of
@@ -66,12 +67,14 @@ MEASURED = ("start", "best", "last")
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is left to do of the step that was taken last: rows for the logs, an evaluation, a checkpoint."""
+    """What is left to do of the step that was taken last: rows for the logs, an evaluation, alarms to tell of (so many,
+    the newest), a checkpoint."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[dict[str, object], ...] = ()
     measure: bool = False
     save: bool = False
+    alarms: int = 0
 
 
 class TrainingRun:
@@ -86,9 +89,10 @@ class TrainingRun:
         total: int,
         evaluate: Callable[[], Evaluation] | None,
         learning_rates: Mapping[str, float],
+        alarm: DriftAlarm | None = None,
     ) -> None:
         self.session, self.algorithm, self.total, self.evaluate = session, algorithm, total, evaluate
-        self.config, self.command = session.config, command_of(session.config)
+        self.config, self.command, self.alarm = session.config, command_of(session.config), alarm
         rates = [(module, learning_rates.get(name, self.config.optim.lr)) for name, module in algorithm.modules.items()]
         self.optimizer = build_optimizer(rates, self.config.optim)
         self.optimizer.register_step_pre_hook(lambda *_: self._begin_update())
@@ -103,6 +107,7 @@ class TrainingRun:
         positions = self._restore() if resumed else {}
         self.pace = Pace(self.step)
         self.logs = self._open_logs(positions) if session.world.is_main else {}
+        self._write_alarms()
         self.keep()
         self.began = self.kept
         self.written = self.kept if resumed else None
@@ -121,6 +126,8 @@ class TrainingRun:
         if self.last is not None:
             self.live.measure(self.last)
         self.due = Due(**state["run"].get("due", {}))
+        if self.alarm is not None and (known := state["run"].get("alarm")) is not None:
+            self.alarm.load_state_dict(known)
         if self.step > self.total:
             raise RunFolderError(f"--resume: that checkpoint is of step {self.step}, the run has only {self.total}.")
         return state["run"]["positions"]
@@ -134,6 +141,7 @@ class TrainingRun:
             "rng": torch.get_rng_state(),
             "positions": {name: log.position() for name, log in self.logs.items()},
             "due": asdict(self.due),
+            "alarm": None if self.alarm is None else self.alarm.state_dict(),
         }
         self.kept: dict[str, Any] = {"algorithm": self.algorithm.state_dict(), "run": run}
         self._before: list[int] | None = None
@@ -209,6 +217,9 @@ class TrainingRun:
         self.metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
         self.live.take(result.metrics)
         self.pace = self.pace.after(result.metrics)
+        raised = 0
+        if self.alarm is not None and self.alarm.points == "rollout" and "rollout" in result.window.metrics:
+            raised = len(self.alarm.take(self.step, result.metrics))
         last = self.step == self.total
         logged = self.step % train.log_every == 0 or last or result.window.metrics
         self.due = Due(
@@ -216,11 +227,13 @@ class TrainingRun:
             result.window.samples,
             measure=self.evaluate is not None and (last or _every(train.eval_every, self.step)),
             save=last or _every(train.save_every, self.step),
+            alarms=raised,
         )
         self.keep()
 
     def conclude(self) -> None:
-        """Logs, evaluates and saves, as far as it is due. Raises Interrupted where the run was asked to stop."""
+        """Logs, evaluates, tells of alarms and saves, as far as it is due. Raises Interrupted where the run was asked
+        to stop, DriftStop where an alarm stops it."""
         if self.due.metrics or self.due.samples:
             self.log(self.due.metrics, self.due.samples)
             self.due = replace(self.due, metrics={}, samples=())
@@ -228,14 +241,32 @@ class TrainingRun:
         if self.due.measure and self.evaluate is not None:
             improved = self.measure()
             wanted = self.step > 0 or self.config.train.final == "best"  # nothing may turn out better than the start
-            self.due = Due(save=self.due.save or (improved and wanted))
+            self.due = Due(save=self.due.save or (improved and wanted), alarms=self.due.alarms)
             self.keep()
+        stopping = self._tell_alarms()
         if self.due.save:
             self.due = Due()
             self.keep()
             self.save()
         if distributed.any_true(interrupt.requested() > 0) and self.step < self.total:
             raise Interrupted(interrupt.requested() or signal.SIGTERM)
+        if stopping and self.step < self.total:
+            raise DriftStop(f"Stopped at step {self.step:,} by the drift alarm (--alarm.stop).")
+
+    def _tell_alarms(self) -> bool:
+        """Says and writes what was raised; whether that stops the run."""
+        if self.alarm is None or not self.due.alarms:
+            return False
+        for row in self.alarm.raised[-self.due.alarms :]:
+            log.warning(f"Drift alarm, {row.says}")
+        self._write_alarms()
+        self.due = replace(self.due, alarms=0)
+        self.keep()
+        return self.alarm.config.stop
+
+    def _write_alarms(self) -> None:
+        if self.alarm is not None and self.session.world.is_main:
+            self.alarm.write(self.session.folder.path)
 
     def measure(self) -> bool:
         """Evaluates; says whether this is the best so far."""
@@ -245,6 +276,9 @@ class TrainingRun:
         require_evaluated(self.step, evaluation.metrics)
         self.metrics |= evaluation.metrics
         self.log(evaluation.metrics, [{**sample, "held_out": True} for sample in evaluation.samples])
+        if self.alarm is not None and self.alarm.points == "evaluation":
+            raised = len(self.alarm.take(self.step, evaluation.metrics))
+            self.due = replace(self.due, alarms=self.due.alarms + raised)
         self.last = Measured(self.step, evaluation.metrics, evaluation.each)
         self.start = self.start or self.last
         self.live.measure(self.last)

@@ -6,6 +6,7 @@ data.json           what was read, used and left out; `inputs`: digests of all t
 opening.json        what the run said before its first step, and its last step
 metrics.jsonl       one row per logged step
 samples.jsonl       answers during training
+alarms.jsonl        what its drift alarm has raised, where that is anything
 checkpoints/        step-<number> folders
 model/              the final model, a plain Hugging Face folder
 run.lock            while it runs: whose it is (assent.lock)
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 
 PREPARED = {"resolved.yaml", "environment.json", "data.json"}
 """Files that are there before the first step."""
-LOGS = ("metrics.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")
 RESTORE = "Restore it; if that cannot be, remove it, and it is written anew."
 
 

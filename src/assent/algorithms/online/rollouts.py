@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from assent.algorithms.drift import DriftSeries
 from assent.algorithms.online import demonstrations
 from assent.algorithms.online.method import OnlineMethod
 from assent.algorithms.online.models import ForwardCache, Models, keeps
@@ -68,7 +69,7 @@ class Made:
 
 class Rollouts:
     """The state between rollouts: the queue of prompts, the moments of rewards, and what was sampled but not used yet.
-    `step`, the number of optimiser steps taken, is kept by whoever trains."""
+    `step`, the number of optimiser steps taken, is kept by whoever trains; `drift` measures what the alarm is told."""
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class Rollouts:
         self.step = 0
         self.pending: Pending | None = None
         self.stuck = 0
+        self.drift: DriftSeries | None = None
 
     def _row_answers(self) -> dict[int, np.ndarray]:
         """The data's own answers, by row, where something asks for them."""
@@ -173,6 +175,8 @@ class Rollouts:
         before = self.prompts.state_dict()
         try:
             seen, rollout, metrics = self._scored(pending)
+            if self.drift is not None:
+                metrics |= self.drift(rollout, [self.examples[row] for row in rollout.rows], self.progress)
             demonstrated = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
             baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:

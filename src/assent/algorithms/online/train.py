@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from assent import distributed
+from assent.algorithms.drift import drift_series, rollouts_of
 from assent.algorithms.measured import Measures, wanted
 from assent.algorithms.online.about import about_online
 from assent.algorithms.online.coefficients import Coefficients
@@ -48,6 +49,7 @@ from assent.rollout.build import engine_of
 from assent.rollout.check import check_sampling
 from assent.rollout.rollout import Rollout, pack
 from assent.rollout.sampler import Sampler
+from assent.train.alarm import alarm_of
 from assent.train.beforehand import try_rewards
 from assent.train.loop import Loss, run
 from assent.train.references import frozen_reference
@@ -278,8 +280,12 @@ def train_online(config: OnlineConfig) -> RunResult:
     policy, critic = algorithm.models.policy, algorithm.models.critic
     per_epoch = -(-len(data.train_examples) // config.train.batch_size)
     total = session.total_steps(per_epoch * algorithm.steps_per_rollout)
+    alarm = alarm_of(config, "rollout", rollouts_of(config, total, algorithm.steps_per_rollout))
+    rollouts.drift = drift_series(session, config, alarm, data.train_examples)
+    sources = [rollouts.source, *([rollouts.drift.source] if rollouts.drift and rollouts.drift.source else [])]
     try:
-        try_rewards(session, rollouts.source, data.train_examples, rollouts.progress, config.rollout.responses)
+        for source in sources:
+            try_rewards(session, source, data.train_examples, rollouts.progress, config.rollout.responses)
         return run(
             session,
             algorithm,
@@ -289,6 +295,7 @@ def train_online(config: OnlineConfig) -> RunResult:
             final={"model": policy} if critic is None else {"model": policy, "critic": critic},
             averages=[algorithm.ewma.model] if algorithm.ewma is not None else [],
             learning_rates={"policy": method.learning_rate, "critic": own or method.learning_rate},
+            alarm=alarm,
         )
     finally:
         end_workers()

@@ -13,7 +13,7 @@ from assent.algorithms.preference.about import about
 from assent.algorithms.preference.feedback import balanced, read_feedback
 from assent.algorithms.preference.objective import objective_with
 from assent.algorithms.preference.step_loss import MEANS, Inputs, Requirement, Term, needs_of, step_loss
-from assent.algorithms.probe import Probe
+from assent.algorithms.probe import Probe, probe_alarm
 from assent.config import Objective, PreferenceConfig, reference_of
 from assent.data.packing import Counts, EpochStream, Window
 from assent.data.records import Example
@@ -35,7 +35,9 @@ def train_preference(config: PreferenceConfig) -> RunResult:
     session = open_session(config)
     setup = set_up(session, config)
     algorithm, stream, live = setup.algorithm, setup.algorithm.stream, setup.live
-    probe = Probe(session, algorithm.policy, live, setup.examples, config.probe, rows)
+    total = session.total_steps(stream.steps_per_epoch)
+    alarm = probe_alarm(config, total, setup.examples)
+    probe = Probe(session, algorithm.policy, live, setup.examples, config.probe, rows, alarm)
 
     def evaluate() -> Evaluation:
         found = held_out(
@@ -45,7 +47,6 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         answers = probe()
         return Evaluation({**found.metrics, **answers.metrics}, answers.samples, found.each)
 
-    total = session.total_steps(stream.steps_per_epoch)
     return run(
         session,
         algorithm,
@@ -54,6 +55,7 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         final={"model": algorithm.policy},
         averages=[live.model] if isinstance(live, FollowingReference) and live.model else [],
         about=about(algorithm, reference_of(config), total),
+        alarm=alarm,
     )
 
 
