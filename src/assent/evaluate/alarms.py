@@ -15,11 +15,6 @@ def alarms_of(run: Run) -> tuple[str, ...]:
     return tuple(filter(None, (alarm(run), *_raised(run))))
 
 
-def alarms_of(run: Run) -> tuple[str, ...]:
-    """What is to be said of a run, a sentence or two each."""
-    return tuple(filter(None, (alarm(run),)))
-
-
 def alarm(run: Run) -> str:
     """What to say where the last evaluation has set off the alarm of `algorithms.preference.diagnostics`, else ""."""
     raised = run.metrics.get("eval/alarm/both_fall")
