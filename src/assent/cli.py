@@ -119,7 +119,8 @@ COMMON = """--config FILE reads options from YAML; the command line wins over it
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite;
+    """Runs one command and gives its exit code: 0; 2 for a mistake of the user's; 3 for a number that is not finite; 4
+    where all was done and written but for what a server did not answer;
     130 when interrupted; 141 when whoever reads standard output has left. Exceptions that assent does not raise on
     purpose keep their traceback."""
     closed = streams.prepare()

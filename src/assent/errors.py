@@ -46,6 +46,12 @@ class NonFiniteError(AssentError, ArithmeticError):
     exit_code = 3
 
 
+class Incomplete(AssentError):
+    """Work that was done and written, but for what a server did not answer. What is missing can be asked for again."""
+
+    exit_code = 4
+
+
 class ShutdownRequested(AssentError):
     """The run was asked to stop by a signal, and has saved: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after
     SIGHUP."""

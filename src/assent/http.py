@@ -38,11 +38,19 @@ LIMITS = httpx2.Limits(keepalive_expiry=2.0)  # seconds; uvicorn closes after 5 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 
 
-class ServerUnavailable(UserError):
+class ServerError(UserError):
+    """A server that did not give what it was asked for. `why` says it in a few words, the same each time."""
+
+    def __init__(self, message: str, why: str = "answered something else") -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class ServerUnavailable(ServerError):
     """The server could not be reached, or was overloaded or broken, until the budget was spent."""
 
 
-class ServerAnswerError(UserError):
+class ServerAnswerError(ServerError):
     """The server refused the request, or answered something else than what it was asked for."""
 
 
@@ -174,7 +182,8 @@ class Client:
         reasons = ", ".join(f"{reason} ({count}x)" for reason, count in tried.items()) or "no time was left to ask"
         raise ServerUnavailable(
             f"{self.who}{path} {failed} in {tried.total()} attempts and {time.monotonic() - begun:.1f} s: {reasons}."
-            f"{said and f' It said {said}.'}{advice and f' {advice}'}"
+            f"{said and f' It said {said}.'}{advice and f' {advice}'}",
+            " and ".join(sorted({reason.partition(" after ")[0] for reason in tried})) or "was not asked in time",
         )
 
     def _read(self, path: str, text: bytearray, read: Callable[[Any], T], expected: str) -> T:
@@ -208,7 +217,8 @@ class Client:
             raise Failure(f"answered {code}", retry_after(header("Retry-After", "")), said if text else "")
         to = brief(header("Location", ""))
         status = f"{code} {brief(answer.reason_phrase)}{to and f', to {to} (redirects are not followed)'}"
-        raise ServerAnswerError(f"{self.who}{path} answered {status}: {said}; expected {expected}.")
+        message = f"{self.who}{path} answered {status}: {said}; expected {expected}."
+        raise ServerAnswerError(message, f"answered {code}")
 
     def _trouble(self, error: Exception, answered: bool) -> Exception:
         """What it was, in people's words; `answered` says that an answer had begun."""

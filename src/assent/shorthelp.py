@@ -28,8 +28,8 @@ BASIC: dict[str, str] = {
     "gate.ratings gate.decorrelate gate.verbosity report_to",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
-    "labels": "policies prompts out baseline reference rewards scorer labels measures checkpoints answers limit seed "
-    "resume sampling.max_new_tokens sampling.temperature judge.prompt",
+    "labels": "policies prompts out baseline reference rewards scorer labels toxicity consistency measures checkpoints "
+    "answers resume sampling.max_new_tokens sampling.temperature judge.prompt",
     "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
     "drain",
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
@@ -44,7 +44,8 @@ HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
     "Objective": "methods objective options loss threshold plus reward attributes gate kl",
-    "Sampled answers and their rewards": "rewards rollout answers scorer labels measures judge reward_model weights "
+    "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures judge "
+    "reward_model weights "
     "ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",

@@ -20,8 +20,8 @@ from assent.cli import main
 from assent.config import (
     DataConfig,
     EvalConfig,
+    EvalJudgeConfig,
     InitConfig,
-    JudgeConfig,
     ModelConfig,
     OptimConfig,
     SamplingConfig,
@@ -329,7 +329,7 @@ def judged(config: EvalConfig, tmp_path: Path, monkeypatch) -> Callable[..., Pol
         monkeypatch.setattr(Fake, "say", staticmethod(say))
         place = tmp_path / f"place-{len(list(tmp_path.iterdir()))}"
         measures = ("reward", "win-rate") if judge.get("prompt") == "rating" else ("win-rate",)
-        settings = JudgeConfig(**{"cache": str(place / "verdicts"), "model": "m"} | judge)
+        settings = EvalJudgeConfig(**{"cache": str(place / "verdicts"), "model": "m"} | judge)
         asked = replace(config, policies=tuple(files), scorer=None, rewards=("openai=http://localhost:1",))
         return evaluate(replace(asked, out=str(place / "out"), judge=settings, measures=measures))
 
@@ -342,12 +342,12 @@ def longer(texts: list[str]) -> str:
 
 
 def test_a_judge_that_always_says_first_is_exposed(judged):
-    table = judged(lambda texts: "[[A]]")
+    table = judged(lambda texts: "[[A]]", contradiction="leave_out")
     found = table.policies[1].numbers["win-rate/judge"]
     assert found.number.value is None and found.failures == {"the judge contradicts itself when the order changes": 6}
     assert table.probes["judge/consistency"].number.value == 0
     assert table.probes["judge/first-shown-wins"].number.value == 1 and table.verdict(table.policies[1]) == ""
-    tied = judged(lambda texts: "[[A]]", contradiction="tie")
+    tied = judged(lambda texts: "[[A]]")
     found = tied.policies[1]
     assert found.numbers["win-rate/judge"].number.value == 0.5 and found.outcomes["judge"].ties == 6
     assert tied.probes["judge/consistency"].number.value == 0
@@ -442,9 +442,9 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         ({"rewards": ("exact=reference", "exact=reference")}, ConfigError, "two sources are called 'exact'"),
         ({"rewards": ("exact=nothing",)}, DataError, "there is no such column"),
         ({"rewards": ("TMP/gold.py:nothing",)}, ConfigError, "has no function 'nothing'"),
-        ({"rewards": ("openai=http://localhost:1",), "judge": JudgeConfig("four-way", "m")}, ConfigError, "more than"),
+        ({"rewards": ("openai=http://localhost:1",), "judge": {"prompt": "four-way"}}, ConfigError, "more than"),
         (
-            {"rewards": ("openai=http://localhost:1",), "judge": JudgeConfig(model="m", rule="bradley_terry")},
+            {"rewards": ("openai=http://localhost:1",), "judge": EvalJudgeConfig(model="m", rule="bradley_terry")},
             ConfigError,
             "--judge.rule bradley_terry is about groups",
         ),

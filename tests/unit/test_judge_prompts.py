@@ -95,7 +95,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({**RATING, "user": USER.replace("{{ answer }}", "{{ answer | upper }}")}, 3, "without a filter"),
         ({**RATING, "user": USER.replace("<a", "{{ row.x }}<a")}, 3, "{{ answer }} must stand on a line of its own"),
         ({**RATING, "system": "{{ prompt }}"}, 12, "unknown placeholder 'prompt'"),
-        ({**RATING, "mode": "rate"}, 1, "mode must be rating, criteria, pairwise, choice; got 'rate' (text)"),
+        ({**RATING, "mode": "rate"}, 1, "mode must be rating, criteria, pairwise, choice, claims; got 'rate' (text)"),
         ({**RATING, "mode": None}, 1, "the field 'mode' is missing"),
         ({**RATING, "user": None}, 1, "the field 'user' is missing"),
         ({**RATING, "form": None}, 1, "mode rating needs the field 'form'"),

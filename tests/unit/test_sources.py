@@ -93,7 +93,7 @@ def test_the_hub_is_asked_once_and_its_answer_is_short(monkeypatch) -> None:
             load(ModelConfig("owner/name"))
         assert str(error.value) == (
             "owner/name: there is no such folder here, and the hub did not give it ([Errno -2] Name or service not "
-            "known)."
+            "known). The command that fetches it: hf download owner/name"
         )
     monkeypatch.setattr("assent.models.sources.is_offline_mode", lambda: True)
     with pytest.raises(ModelError, match="the hub is not asked"):

@@ -72,13 +72,17 @@ def references_of(rows: Sequence[Example]) -> tuple[str, ...]:
     for example in rows:
         name = next((name for name in REFERENCES if example.meta.get(name) is not None), None)
         if name is not None:
-            found += _texts(example.meta[name], f"{example.origin}: column '{name}'")
+            found += texts_of(example.meta[name], f"{example.origin}: column '{name}'")
         elif not example.feedback:
             found += [response.text for response in example.responses]
     return tuple(dict.fromkeys(text for text in found if text))
 
 
-def _texts(value: object, where: str) -> list[str]:
+def texts_of(value: object, where: str) -> list[str]:
+    """The texts of a cell: one or a list of them, numbers as they are written, none where it is None. Raises DataError,
+    which begins with `where`, for anything else."""
+    if value is None:
+        return []
     values = value if isinstance(value, list | tuple) else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, str | int | float):

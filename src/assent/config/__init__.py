@@ -13,7 +13,7 @@ from assent.config.base import (
     DataConfig, LoraConfig, LossConfig, MeasuresConfig, ModelConfig, OptimConfig, PolicyRunConfig, ProbeConfig,
     RunConfig, SFTConfig, TrainConfig,
 )
-from assent.config.evaluation import EvalConfig
+from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, Method, method_of, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
@@ -65,7 +65,8 @@ __all__ = [
     "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig", "CurriculumConfig", "CustomConfig",
     "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig",
     "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig",
-    "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "ExportConfig", "FDPOConfig", "FDPOLoss",
+    "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig",
+    "FDPOConfig", "FDPOLoss",
     "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GateSection", "GenerateConfig",
     "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
     "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig",

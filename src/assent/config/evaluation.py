@@ -7,10 +7,20 @@ from typing import Literal
 
 from assent.config.judge import JudgeConfig
 from assent.config.online import RemoteConfig
-from assent.config.ranges import Count, Length, Named, Names, Seed
+from assent.config.ranges import Count, Length, Named, Names, Positive, Seed
 from assent.config.sampling import SamplingConfig
 from assent.config.scoring import SourceConfig
 from assent.config.sections import Sections
+
+
+@dataclass(frozen=True)
+class EvalJudgeConfig(JudgeConfig):
+    """What judges are asked. A comparison that a judge decides otherwise in the other order is a tie here, as in
+    MT-Bench; how often it agrees with itself stands beside its verdicts."""
+
+    contradiction: Literal["leave_out", "tie", "mean"] = "tie"
+    """What a comparison is worth that the judge decides otherwise when the answers are shown in another order: a tie,
+    nothing (it is left out and counted), or the mean over the orders."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,32 @@ class EvalConfig(Sections):
     results: tuple[str, ...] = ()
     """Results that other tools have written, NAME=FILE: of lm-evaluation-harness (a file or its folder) about a policy;
     of RewardBench, as assent trust writes them too, about a policy or one of `rewards`."""
+    toxicity: Named | None = None
+    """Model (folder or hub id) of text classification: the probability that an answer, read alone, is toxic."""
+    toxicity_label: Named | None = None
+    """toxicity: its label that means toxic; default: the one called toxic or toxicity, or else hate, hateful,
+    hate_speech or offensive."""
+    consistency: Named | None = None
+    """What checks the claims of answers against the prompt's context: a model (folder or hub id) of natural language
+    inference, which reads each sentence; or openai=URL or judge=FOLDER, which names the claims itself."""
+    context: Named | None = None
+    """consistency: column of the prompts that claims are checked against; default: context, contexts, documents or
+    document, and without them the right answers."""
     measures: tuple[str, ...] = ()
     """Measures of the table, by name (docs/evaluation.md); default: all whose needs are met."""
+    form: tuple[str, ...] = ()
+    """Forms that answers should have, NAME=REGEX: the share in which the pattern of Python's re is found, as the
+    measure NAME."""
+    json_keys: tuple[str, ...] = ()
+    """Keys of the JSON object that answers should be: the measure json asks for them."""
+    within: Positive | None = None
+    """How narrow intervals are wished, as ± WITHIN: the results say how many prompts that needs; default: half of what
+    they are."""
     checkpoints: bool = False
-    """Also every checkpoint of the policies that are runs."""
+    """Also every checkpoint of the policies that are runs: with --reference, and the reference among the policies, laws
+    of gain by KL (docs/evaluation.md)."""
     answers: Count = 1
-    """Answers to each prompt."""
+    """Answers to each prompt; several give, with a gold source, the best-of-n curve of every other source."""
     format: str = "auto"
     """Shape of the rows; auto detects it."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -74,11 +104,12 @@ class EvalConfig(Sections):
     trust_remote_code: bool = False
     """Run Python code that comes with a model."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    judge: EvalJudgeConfig = field(default_factory=EvalJudgeConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
 
     def source(self, word: str, tokenizer: str | None) -> SourceConfig:
-        """The options of one of `rewards`, for answers that the tokenizer of a folder wrote."""
+        """The options of one of `rewards`, for answers that the tokenizer of a folder wrote. Those of judges are only
+        for judges."""
         return SourceConfig(
             (word,),
             tokenizer=tokenizer,
@@ -87,5 +118,22 @@ class EvalConfig(Sections):
             micro_tokens=self.micro_tokens,
             trust_remote_code=self.trust_remote_code,
             remote=self.remote,
-            judge=self.judge,
+            judge=JudgeConfig(**vars(self.judge)) if kind_of(word) in JUDGES else JudgeConfig(),
         )
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The words that name judges, openai=URL or judge=FOLDER, without the names given to them."""
+        words = (*self.rewards, *filter(None, [self.consistency]))
+        parts = [word if kind_of(word) in JUDGES else word.partition("=")[2] for word in words]
+        return tuple(part for part in parts if kind_of(part) in JUDGES)
+
+
+JUDGES = ("openai", "judge")
+"""What stands before "=" in a judge's word."""
+
+
+def kind_of(word: str) -> str:
+    """What stands before "=" in a word; "" where there is no "="."""
+    kind, given, _ = word.partition("=")
+    return kind if given else ""

@@ -107,7 +107,7 @@ def judge_is_asked(config: Any) -> str | None:
             "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
             "Got --judge.pairs baseline."
         )
-    if judge.soft and judge.contradiction != "leave_out":
+    if judge.soft and judge.contradiction != type(judge)().contradiction:
         return (
             f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
             "averaged over the orders. Leave one of them out."

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
+from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
-from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights
+from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights, unread
 from assent.config.pairs import EXOConfig, SimPOConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
@@ -248,6 +249,17 @@ def _frozen_heads(config: EnsembleConfig) -> str | None:
     return None
 
 
+def _others_are_asked(config: EvalConfig) -> str | None:
+    if config.toxicity_label is not None and config.toxicity is None:
+        return f"--toxicity_label {config.toxicity_label} is a label of the model of --toxicity. None is given."
+    if config.context is not None and config.consistency is None:
+        return f"--context {config.context} is what --consistency checks claims against. None is given."
+    judges = [word.replace("judge=", "model=", 1) for word in config.judges]
+    return unread(
+        config.judge, judges, "openai=URL (--rewards, --consistency)", "judge=FOLDER (--rewards, --consistency)"
+    )
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -261,6 +273,8 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     *REWARD,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
+    (EvalConfig, judge_is_asked),
+    (EvalConfig, _others_are_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),

@@ -5,6 +5,16 @@ from __future__ import annotations
 from assent.evaluate.runs import Run
 
 
+def alarms_of(run: Run) -> tuple[str, ...]:
+    """What is to be said of a run, a sentence or two each."""
+    return tuple(filter(None, (alarm(run),)))
+
+
+def is_watched(run: Run) -> bool:
+    """Whether anything in the run would have raised an alarm."""
+    return any("/alarm/" in key for key in run.metrics)
+
+
 def alarm(run: Run) -> str:
     """What to say where the last evaluation has set off the alarm of `algorithms.preference.diagnostics`, else ""."""
     raised = run.metrics.get("eval/alarm/both_fall")

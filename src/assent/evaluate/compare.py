@@ -21,11 +21,12 @@ from assent import distributed, lock
 from assent.config import TRAINERS, CompareConfig, EvalConfig, PolicyRunConfig, ReportConfig, named_methods, settings
 from assent.config.inputs import is_input
 from assent.config.training import START
+from assent.config.words import command_of
 from assent.distributed import World
 from assent.errors import ConfigError, RunFolderError
 from assent.evaluate.budget import budgets
 from assent.evaluate.cache import CACHE
-from assent.evaluate.evaluation import answers_of, check_prompts, evaluated, prompts_of, try_places
+from assent.evaluate.evaluation import PLACES, answers_of, check_prompts, evaluated, prompts_of, try_places
 from assent.evaluate.pages import check_page
 from assent.evaluate.prompts import PromptSet
 from assent.evaluate.report import write_report
@@ -85,7 +86,8 @@ def _compare(config: CompareConfig, world: World, out: Path) -> Path:
         gc.collect()  # models and engines, before the next ones are loaded
     log.info(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
     took = distributed.on_main(partial(budgets, runs))
-    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts, beside=took)
+    command = command_of("compare", config, leave=PLACES)
+    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts, beside=took, command=command)
 
     def report() -> Path:
         render(table, Console(width=None if sys.stdout.isatty() else 120))

@@ -14,33 +14,41 @@ from rich.console import Console
 
 from assent import distributed, lock
 from assent.config import EvalConfig
+from assent.config.evaluation import JUDGES, kind_of
+from assent.config.words import command_of
 from assent.data.formats import message_row
 from assent.data.jsonl import json_line
 from assent.distributed import World
-from assent.errors import ConfigError, RunFolderError
+from assent.errors import ConfigError, Incomplete, RunFolderError
 from assent.evaluate.alpaca_eval import with_gamed, write_annotations, write_model_outputs
 from assent.evaluate.answer_files import read_answers
 from assent.evaluate.answers import NO_REFERENCE, Asking, Sampled
 from assent.evaluate.cache import CACHE, Cache
 from assent.evaluate.duels import LABELS, consistency, judged, probes, read_labels
 from assent.evaluate.elsewhere import NOTHING, Elsewhere, read_results
+from assent.evaluate.frontier import with_frontier
 from assent.evaluate.measured import Evaluated, evaluate_policies
+from assent.evaluate.others import CONSISTENCY, TOXICITY, Others
 from assent.evaluate.policies import PolicySource, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
-from assent.evaluate.results import EVALUATION, PolicyTable, plain
+from assent.evaluate.results import ANSWERS, EVALUATION, PolicyTable, plain
 from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
+from assent.foreign import without_keys
 from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
-from assent.measures.table import required
+from assent.measures.table import own_rows, required
 from assent.models.loading import quiet_transformers
+from assent.models.sources import check_there
 from assent.outputs import try_file, write_text
 from assent.rewards.pool import end_workers
 from assent.train.runfolder import owned
 
 log = logging.getLogger(__name__)
 
-CSV, ANSWERS = "evaluation.csv", "answers.jsonl"
+CSV = "evaluation.csv"
+PLACES = ("out", "resume", "resume_changed")
+"""Options that say where results go, and not what they are."""
 
 
 def evaluate(config: EvalConfig) -> PolicyTable:
@@ -50,7 +58,8 @@ def evaluate(config: EvalConfig) -> PolicyTable:
     work.
 
     Raises ConfigError and DataError before work is spent for what cannot be done, ModelError for a policy that is none,
-    RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written."""
+    RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written; and,
+    when all is written, Incomplete where a judge's server left questions without an answer."""
     quiet_transformers()
     world, out = distributed.init(), Path(config.out)
     with owned(out):
@@ -60,13 +69,20 @@ def evaluate(config: EvalConfig) -> PolicyTable:
         table = evaluated(config, world, prompts)
         if world.is_main:
             render(table, Console(width=None if sys.stdout.isatty() else 120))
+    if table.unanswered:
+        counts = ", ".join(f"{name} {count}" for name, count in table.unanswered.items())
+        raise Incomplete(
+            f"--out {out}: written, but judges' servers left questions without an answer ({counts}), failures in "
+            "the table. The same command with --resume asks them alone."
+        )
     return table
 
 
 def prompts_of(config: EvalConfig) -> PromptSet:
     """The prompts that the options name."""
     shape: dict[str, Any] = {name: getattr(config, name) for name in ("format", "columns", "split", "limit", "kind")}
-    prompts = read_prompts(config.prompts, **shape)
+    context = None if config.consistency is None else config.context or ""
+    prompts = read_prompts(config.prompts, **shape, context=context)
     return prompts if config.gamed is None else with_gamed(prompts, config.gamed, config.limit)
 
 
@@ -88,11 +104,14 @@ def evaluated(
     prompts: PromptSet,
     functions: Mapping[str, Scorer] | None = None,
     beside: Elsewhere = NOTHING,
+    command: str | None = None,
 ) -> PolicyTable:
-    """The same in a folder that the caller owns; `functions` score answers beside what the options name, and the
-    numbers `beside` stand in the table, too. Every rank must call it; each gets the table, rank 0 writes the files."""
+    """The same in a folder that the caller owns; `functions` score answers beside what the options name, the numbers
+    `beside` stand in the table, too, and `command` is what gives it again where `assent eval` alone would not. Every
+    rank must call it; each gets the table, and rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
+    own_rows(config.form, config.json_keys)  # what is wrong with them is said at once
     try_places(out)
     sources = Sources(config, prompts, world, functions)
     rewards = (*sources.names, *sources.judges)
@@ -101,16 +120,33 @@ def evaluated(
         if policy.is_file:
             distributed.on_main(partial(read_answers, policy, prompts))  # what is wrong with it is said at once
     _check_measures(config, prompts, policies, sources)
+    _check_models(config)
     try:
+        others = Others(config, prompts, world)
         sources.check(policies)
         sampled = _all(config, world, prompts, policies)
         scored = [
-            replace(each, answers=sources.scored(policy, each)) for policy, each in zip(policies, sampled, strict=True)
+            replace(each, answers=others.added(sources.scored(policy, each)))
+            for policy, each in zip(policies, sampled, strict=True)
         ]
         verdicts = _verdicts(config, policies, scored, sources, prompts)
+        lost = sources.unanswered | others.unanswered
     finally:
         end_workers()
-    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, elsewhere))
+    told = command_of("eval", config, ("policies",), PLACES) if command is None else command
+    known = Known(elsewhere, others.notes, {name: counted.total() for name, counted in lost.items()}, told)
+    return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, known))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What else is known: numbers from elsewhere, how other models were asked, judge -> how many questions its server
+    did not answer, and the command that gives all of it again."""
+
+    elsewhere: Elsewhere
+    notes: tuple[str, ...]
+    unanswered: Mapping[str, int]
+    command: str
 
 
 def answers_of(
@@ -177,6 +213,8 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
         "scores": bool(sources.names),
         "baseline": len(policies) > 1 and verdicts,
         "gamed": config.gamed is not None,
+        "toxicity": config.toxicity is not None,
+        "claims": config.consistency is not None,
     }
     for name in config.measures:
         row = required(name, "--measures")
@@ -184,6 +222,14 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
             raise ConfigError(f"--measures {name} needs {NEEDS[lack]}. {config.prompts} and the options give none.")
     if config.reference is not None and not asked:
         raise ConfigError("--reference is what sampled answers are compared with. All policies are files of answers.")
+
+
+def _check_models(config: EvalConfig) -> None:
+    """Raises ModelError, with the option, for a model that is named and not there."""
+    consistency = config.consistency if config.consistency and kind_of(config.consistency) not in JUDGES else None
+    for flag, path in {"--reference": config.reference, TOXICITY: config.toxicity, CONSISTENCY: consistency}.items():
+        if path is not None:
+            check_there(flag, path)
 
 
 def _sampled(policy: PolicySource, number: int, count: int, asking: Asking, cache: Cache) -> Sampled:
@@ -250,7 +296,7 @@ def _finish(
     scored: Sequence[Sampled],
     verdicts: Verdicts,
     prompts: PromptSet,
-    elsewhere: Elsewhere,
+    known: Known,
 ) -> PolicyTable:
     """Measures, and writes the files."""
     everyone = [
@@ -261,7 +307,9 @@ def _finish(
             policy.path,
             _notes(policy, prompts, each.answers),
             {"reference": NO_REFERENCE} | dict(each.without) if config.reference else {},
-            elsewhere.policies.get(policy.name, {}),
+            known.elsewhere.policies.get(policy.name, {}),
+            policy.series,
+            policy.step,
         )
         for policy, each in zip(policies, scored, strict=True)
     ]
@@ -270,16 +318,22 @@ def _finish(
         prompts.messages,
         _baseline(config, policies),
         measures=config.measures,
+        own=own_rows(config.form, config.json_keys),
+        within=config.within,
         file=prompts.file,
         seed=config.seed,
     )
+    elsewhere = known.elsewhere
     table = replace(
         found.table,
         probes={**verdicts.probes, **elsewhere.sources},
         measures={**found.table.measures, **elsewhere.described()},
         digest=prompts.digest,
-        notes=(*elsewhere.notes, *verdicts.notes),
+        notes=(*elsewhere.notes, *verdicts.notes, *known.notes),
+        unanswered=known.unanswered,
+        command=without_keys(known.command),
     )
+    table = with_frontier(table, everyone)
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:
@@ -313,6 +367,7 @@ def answer_rows(
                 "prompt": [message_row(message) for message in prompts.examples[place].prompt],
                 "response": text,
             }
+            row |= {"kind": kind} if (kind := answers.kind(index)) else {}
             row |= {name: values[index] for name, values in columns.items()}
             row["measures"] = {name: column.values[index] for name, column in measured[policy.name].items()}
             row["scores"] = {name: float(values[index]) for name, values in answers.scores.items()}
@@ -322,5 +377,7 @@ def answer_rows(
                 name: duels.outcome[duels.pairs[:, 0] == index].tolist() for name, duels in policy.duels.items()
             }
             row |= {"wins": verdicts} if verdicts else {}
+            if answers.claims is not None:
+                row["claims"] = [claim._asdict() for claim in answers.claims.found[index]]
             rows.append(plain(row))
     return rows  # type: ignore[return-value]

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from assent.algorithms.answers import prompt_columns
+from assent.algorithms.answers import prompt_columns, texts_of
+from assent.data.columns import column
 from assent.data.dataset import count_reasons, prompt_id
 from assent.data.formats import load_examples, message_row
 from assent.data.formats.message import messages
 from assent.data.formats.values import Row
 from assent.data.records import Binary, Example, Message, Pair, Ranking, Rating, Response, RowError
 from assent.data.views import pair_view
-from assent.errors import DataError
+from assent.errors import ConfigError, DataError
 from assent.measures.answers import Prompts
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class GivenRow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class PromptSet:
     """P prompts of `file`. `examples` are the prompts with their columns and without answers, `columns` what is known
-    of each, `given` the file's own answers, `left_out` rows that cannot be used, by reason."""
+    of each, `given` the file's own answers, `left_out` rows that cannot be used, by reason. `contexts` are P tuples of
+    texts that claims are checked against, of the column `context_of`; empty where nobody asked for them."""
 
     file: str
     examples: tuple[Example, ...]
@@ -57,6 +59,8 @@ class PromptSet:
     left_out: Mapping[str, int]
     limited: bool = False
     """Whether the file has more, which other files may be about."""
+    contexts: tuple[tuple[str, ...], ...] = ()
+    context_of: str = ""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,9 +93,11 @@ def read_prompts(
     split: str = "train",
     limit: int | None = None,
     kind: str | None = None,
+    context: str | None = None,
 ) -> PromptSet:
-    """The prompts of a file in any known shape. Raises DataError where there are none, ConfigError where no row has
-    the column `kind`."""
+    """The prompts of a file in any known shape. `context` is the column that claims are checked against, "" for the
+    usual one, None where none is needed. Raises DataError where there are no prompts, ConfigError where no row has the
+    column `kind` or `context`."""
     loaded = load_examples(file, format=format, columns=columns, split=split, limit=limit)
     asked = [example for example in loaded.examples if example.prompt]
     for problem in loaded.problems[:_LISTED]:
@@ -108,7 +114,10 @@ def read_prompts(
     first = tuple(replace(same[0], responses=(), feedback=()) for same in rows)
     prompts = prompt_columns(rows, file, kind)
     given = [row for place, same in enumerate(rows) for row in _given(same, place)]
-    return PromptSet(file, first, prompts, tuple(given), count_reasons(loaded.problems), limit is not None)
+    contexts, of = ((), "") if context is None else _contexts(rows, prompts, file, context)
+    return PromptSet(
+        file, first, prompts, tuple(given), count_reasons(loaded.problems), limit is not None, contexts, of
+    )
 
 
 _LISTED = 10
@@ -116,6 +125,36 @@ _LISTED = 10
 
 def _asks(example: Example) -> tuple[Any, ...]:
     return example.prompt, example.tools, json.dumps(dict(example.template_kwargs), sort_keys=True, default=str)
+
+
+CONTEXTS = ("context", "contexts", "documents", "document")
+"""Columns with the texts that claims are checked against; the first that any row has counts."""
+
+
+def _contexts(
+    rows: Sequence[Sequence[Example]], prompts: Prompts, file: str, asked: str
+) -> tuple[tuple[tuple[str, ...], ...], str]:
+    """The texts of each prompt, all of its rows together, and of which column: the right answers where there is none of
+    the usual names."""
+    every = [example for same in rows for example in same]
+    names = (asked,) if asked else CONTEXTS
+    name = next((name for name in names if any(column(e.meta, name) is not None for e in every)), None)
+    if name is not None:
+        found = [
+            [text for e in same for text in texts_of(column(e.meta, name), f"{e.origin}: column '{name}'")]
+            for same in rows
+        ]
+        return tuple(tuple(dict.fromkeys(text for text in texts if text.strip())) for texts in found), name
+    if asked or not any(prompts.references):
+        there = ", ".join(dict.fromkeys(key for example in every for key in example.meta)) or "none"
+        what = f"--context {asked}: no row of {file} has that column."
+        if not asked:
+            usual = ", ".join(CONTEXTS)
+            what = (
+                f"--consistency needs a text to check claims against: {file} has no column {usual}, nor right answers."
+            )
+        raise ConfigError(f"{what} Other columns: {there}. Name one with --context.")
+    return prompts.references, "right answers"
 
 
 # ---- the file's own answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,10 @@ from pathlib import PurePath
 import numpy as np
 
 from assent import distributed
-from assent.config import EvalConfig
+from assent.config import EvalConfig, EvalJudgeConfig, JudgeConfig, SourceConfig
 from assent.data.records import Example, Message, Response
-from assent.distributed import World
-from assent.errors import ConfigError
+from assent.distributed import World, gathered
+from assent.errors import ConfigError, ModelError
 from assent.evaluate.answers import Sampled
 from assent.evaluate.measured import GOLD
 from assent.evaluate.policies import PolicySource, split_name
@@ -25,6 +26,7 @@ from assent.measures.answers import Answers
 from assent.models.digests import tokenizer_digest
 from assent.rewards.build import source_names
 from assent.rewards.group import Group, RewardError, checked, in_order, reward
+from assent.rewards.judge.openai import OpenAIJudge, tried
 from assent.rewards.judge.prompt import read_prompt
 from assent.rewards.judge.source import JudgeReward
 from assent.rewards.outside import KINDS, Outside, open_source, rewards_of
@@ -87,7 +89,7 @@ class Sources:
         """Before any work: every source is opened and asked whether it can score answers to these prompts."""
         example = self.prompts.examples[0]
         for name in self.functions:
-            distributed.on_main(partial(self._ask, name, example, TRIED))
+            distributed.on_main(partial(self._ask, name, example, TRIED[0]))
         for policy in policies:
             for name in self.words:
                 outside = self.opened(name, policy)
@@ -95,6 +97,7 @@ class Sources:
                     self.judge(name, policy).check(self.prompts.examples)
                 else:
                     outside.check(self.prompts.examples)
+        self._try_judges()
 
     def opened(self, name: str, policy: PolicySource) -> Outside:
         """A source for the answers of a policy; a judge that compares reads text alone, whoever wrote it."""
@@ -102,10 +105,41 @@ class Sources:
         key = name, "" if spoken is None else repr(sorted(tokenizer_digest(spoken).items()))
         if key not in self._open:
             try:
-                self._open[key] = open_source(self.config.source(self.words[name], spoken), self.world)
-            except ConfigError as error:
-                raise ConfigError(str(error).replace("SOURCE ", "--rewards ", 1)) from None
+                self._open[key] = open_source(self._source(name, spoken), self.world, forgiving=True)
+            except (ConfigError, ModelError) as error:
+                said = str(error).replace("SOURCE ", "--rewards ", 1)
+                raise type(error)(said if said.startswith("--") else f"--rewards {self.words[name]}: {said}") from None
         return self._open[key]
+
+    def _source(self, name: str, spoken: str | None) -> SourceConfig:
+        """The options of a source. What a contradiction is worth is about comparisons alone."""
+        config = self.config.source(self.words[name], spoken)
+        if name in self.judges or config.judge.contradiction != EvalJudgeConfig().contradiction:
+            return config
+        return replace(config, judge=replace(config.judge, contradiction=JudgeConfig().contradiction))
+
+    def _served(self) -> Iterator[tuple[str, JudgeReward, OpenAIJudge]]:
+        """Every judge on a server that is open, with its name."""
+        for (name, _), outside in self._open.items():
+            for part in outside.source.sources:
+                if isinstance(part, Shared) and isinstance(part.source, JudgeReward):
+                    if isinstance(part.source.judge, OpenAIJudge):
+                        yield name, part.source, part.source.judge
+
+    @property
+    def unanswered(self) -> dict[str, Counter[str]]:
+        """Judge -> the questions that its server did not answer, by why, of all ranks. Every rank must call it."""
+        found: dict[str, Counter[str]] = {}
+        for name, _, served in self._served():
+            for counted in gathered(partial(Counter, served.unanswered)):
+                found[name] = found.get(name, Counter()) + counted
+        return {name: counted for name, counted in found.items() if counted}
+
+    def _try_judges(self) -> None:
+        """Raises RewardError for a judge's server that does not answer: it is asked about made-up answers."""
+        made_up = Group(self.prompts.examples[0], TRIED, (True, True), (0, 0))
+        for name, judge, served in self._served():
+            distributed.on_main(partial(tried, f"--rewards {name}", served, partial(judge.score, [made_up])))
 
     def judge(self, name: str, policy: PolicySource) -> Shared:
         """A judge that compares, as a source whose work all ranks share."""
@@ -168,8 +202,8 @@ class Sources:
             )
 
 
-TRIED = "I do not know."
-"""The answer that functions are tried on before work is spent."""
+TRIED = ("I do not know.", "I cannot tell.")
+"""The answers that functions, and judges on servers, are tried on before work is spent."""
 
 
 def gold(spec: str, prompts: Sequence[Example]) -> Scorer:

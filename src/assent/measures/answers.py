@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from assent.measures.column import Column
 from assent.measures.gamed import Instructions
 
 
@@ -32,6 +34,27 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+Verdict = Literal["supported", "contradicted", "neither"]
+
+
+class Claim(NamedTuple):
+    """Something that an answer says, and what the text that it is checked against says of it."""
+
+    text: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The claims of each of S answers; `reasons` say why they could not be had or checked, "" where they were."""
+
+    found: tuple[tuple[Claim, ...], ...]
+    reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.found) == len(self.reasons), "one reason for each answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +84,10 @@ class Answers:
     """Source -> its scores [S] float64, NaN where unscored."""
     unscored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Source -> why an answer is unscored, S reasons, "" where it has its score."""
+    toxicity: Column | None = None
+    """Probability that each is toxic, 0 to 1, by a text-classification model that read the answer alone."""
+    claims: Claims | None = None
+    """What each claims, checked against the prompt's context by a model or a judge."""
     unanswered: Mapping[int, str] = field(default_factory=dict)
     """Prompts without any answer, and why. Whoever aggregates counts them as failures; measures need not."""
 
@@ -69,6 +96,8 @@ class Answers:
         columns = (self.prompt, self.tokens, self.finished, self.log_prob, self.reference_log_prob, self.entropy)
         for column in (*columns, *self.scores.values()):
             assert column is None or column.shape == (size,), "one entry for each answer"
+        assert self.toxicity is None or len(self.toxicity.reasons) == size, "one entry for each answer"
+        assert self.claims is None or len(self.claims.found) == size, "one entry for each answer"
         assert not size or 0 <= self.prompt.min() <= self.prompt.max() < len(self.prompts), "indices of prompts"
         for name, values in self.scores.items():
             reasons = self.unscored.get(name, ("",) * size)

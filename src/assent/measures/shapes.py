@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from assent.measures.answers import Answers, Given
+from assent.measures.column import Column as Column
 from assent.measures.estimates import Estimate
 
 Need = Literal[
@@ -30,6 +31,8 @@ Need = Literal[
     "scores",
     "baseline",
     "gamed",
+    "toxicity",
+    "claims",
 ]
 NEEDS: dict[Need, str] = {
     "references": "right answers in the prompt file (a column reference, references, answer or solution)",
@@ -46,36 +49,14 @@ NEEDS: dict[Need, str] = {
     "scores": "something that scores answers (--rewards, --scorer)",
     "baseline": "a second policy, and verdicts: a score, a judge in --rewards, or --labels",
     "gamed": "AlpacaEval's own rows on its prompts (--gamed df_gamed.csv)",
+    "toxicity": "a text-classification model that finds toxicity (--toxicity)",
+    "claims": "a model or a judge that checks claims (--consistency)",
 }
 """What a measure may need -> the same in words, and where it comes from."""
 Unit = Literal["", "share", "tokens", "characters", "words", "nats", "points"]
 """What a number is counted in: "" for pure numbers and rewards, "share" for 0 to 1."""
 Better = Literal["higher", "lower"] | None
 """The direction that is better; None where neither is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A number of each answer. `values` [S] float64; `reasons` S strings: why there is none, "" where there is one."""
-
-    values: np.ndarray
-    reasons: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        assert self.values.shape == (len(self.reasons),), "one reason for each answer"
-        for value, reason in zip(self.values, self.reasons, strict=True):
-            assert math.isnan(value) == bool(reason) and not math.isinf(value), f"{value} with the reason {reason!r}"
-
-    @classmethod
-    def of(cls, values: Sequence[float | None] | np.ndarray, reason: str = "") -> Column:
-        """With one reason for all that are NaN or None."""
-        numbers = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-        return cls(numbers, tuple(reason if math.isnan(number) else "" for number in numbers))
-
-    @property
-    def failures(self) -> Counter[str]:
-        """Reasons, and how often each."""
-        return Counter(reason for reason in self.reasons if reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +179,8 @@ class Likelihood(Measure):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What one measure says of one policy. `failures` are counted by reason and left out of `number`: never good,
-    never neutral."""
+    never neutral. `prompts` are those that it is of, drawn anew for its interval; 0 unknown."""
 
     number: Estimate
     failures: Mapping[str, int] = field(default_factory=dict)
+    prompts: int = 0

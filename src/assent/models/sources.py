@@ -231,19 +231,46 @@ def ask_hub(source: Source) -> None:
     if Path(path).is_dir() or _cached(path, "config.json", source.revision):
         return
     if is_offline_mode():
-        raise ModelError(f"{path}: there is no such folder here, and the hub is not asked (HF_HUB_OFFLINE is set).")
+        raise ModelError(
+            f"{path}: there is no such folder here, and the hub is not asked (HF_HUB_OFFLINE is set). Fetch it where "
+            f"there is a network: HF_HUB_OFFLINE=0 {_command(source)}"
+        )
     try:
         info = hf_api().repo_info(path, revision=source.revision, timeout=10)
     except Exception as error:  # the hub's client raises errors of several libraries
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"{path}: there is no such folder here, and the hub did not give it ({brief(first)})."
+            f"{path}: there is no such folder here, and the hub did not give it ({brief(first)}). The command that "
+            f"fetches it: {_command(source)}"
         ) from None
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if ADAPTER in files and "config.json" not in files:
         raise ModelError(
             f"{path} holds adapters. Fetch them (hf download {path} --local-dir FOLDER) and give that folder."
         )
+
+
+def check_there(flag: str, path: str) -> None:
+    """Raises ModelError, which begins with `flag`, where the model of that path is not there and cannot be fetched:
+    before any work is spent. Without the hub its weights must be in the cache too."""
+    try:
+        source = resolve(path)
+        ask_hub(source)
+    except ModelError as error:
+        raise ModelError(f"{flag} {error}") from None
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    if Path(source.base).is_dir() or not is_offline_mode():
+        return
+    if not any(_cached(source.base, name, source.revision) for name in weights):
+        raise ModelError(
+            f"{flag} {path}: its safetensors are not in the cache, and the hub is not asked (HF_HUB_OFFLINE is set). "
+            f"Fetch them where there is a network: HF_HUB_OFFLINE=0 {_command(source)}"
+        )
+
+
+def _command(source: Source) -> str:
+    """What fetches a model of the hub into the cache."""
+    return f"hf download {source.base}" + (f" --revision {source.revision}" if source.revision else "")
 
 
 def _cached(path: str, name: str, revision: str | None) -> bool:

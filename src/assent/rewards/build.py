@@ -76,6 +76,8 @@ class Asking:
     weights_flag: str = "--rewards.weights"
     output_flag: str = "--rewards.output_weights"
     implicit_flags: tuple[str, str] = ("--rewards.implicit_reference", "--rewards.implicit_beta")
+    forgiving: bool = False
+    """Judges on servers: what they do not answer is counted and ends nothing."""
 
 
 def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
@@ -229,7 +231,8 @@ def _judge(spec: str, session: RewardSession, asking: Asking, name: str) -> Grou
         micro_tokens=asking.micro_tokens,
         memory=asking.memory,
     )
-    return Shared(judge_reward(spec, name, judge, asking.remote, place, flag), session.world)
+    made = judge_reward(spec, name, judge, asking.remote, place, flag, asking.forgiving)
+    return Shared(made, session.world)
 
 
 def _check_judges(config: OnlineConfig) -> None:

@@ -85,9 +85,10 @@ def _check(source: GroupReward, examples: Sequence[Example]) -> None:
             source.check([replace(example, responses=(), feedback=()) for example in examples])
 
 
-def open_source(config: SourceConfig, world: World) -> Outside:
-    """What `config.source` names. Raises ConfigError, with the word, for one that names nothing and for options that
-    do not fit it, ModelError for a folder that is no reward model."""
+def open_source(config: SourceConfig, world: World, *, forgiving: bool = False) -> Outside:
+    """What `config.source` names; where `forgiving`, judges on servers count what these do not answer. Raises
+    ConfigError, with the word, for one that names nothing and for options that do not fit it, ModelError for a folder
+    that is no reward model."""
     rewards = rewards_of(config)
     models = _models(rewards, config)
     limit = _limit(models, config)
@@ -110,6 +111,7 @@ def open_source(config: SourceConfig, world: World) -> Outside:
         judge=config.judge,
         precision=config.precision,
         implicit_flags=FLAGS,
+        forgiving=forgiving,
     )
     source = sum_of(asker, asking)
     return Outside(source, asker.chat if spoken else None, limit, world)

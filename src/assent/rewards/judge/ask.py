@@ -30,6 +30,10 @@ class Answer:
     chances: Mapping[str, float] | None = None
 
 
+class Unanswered(str):
+    """Why a server gave no answer: it may give one another time."""
+
+
 Keep = Callable[[int, Answer], None]
 
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from assent.http import Client, Patience, run, together
-from assent.rewards.judge.ask import Answer, Keep, Question, known
+from assent.errors import UserError
+from assent.http import Client, Patience, ServerError, run, together
+from assent.rewards.judge.ask import Answer, Keep, Question, Unanswered, known
 from assent.rewards.judge.prompt import Form
 
 PATH = "/v1/chat/completions"
+GIVEN_UP = 8
+"""Questions in a row without an answer after which a server is asked no more."""
 LISTED = 20
 """Alternatives of a token that are asked for: the most that servers give."""
 
 
 class OpenAIJudge:
-    """A server. `letters` are those whose probabilities are wanted; none: what is written counts."""
+    """A server. `letters` are those whose probabilities are wanted; none: what is written counts.
+
+    Where `forgiving`, a question that it does not answer is `Unanswered`, counted in `unanswered`, and nothing is
+    raised; `said` is the last error in full. Each question then has the whole budget, and after `GIVEN_UP` of them in a
+    row the server is asked no more."""
 
     def __init__(
         self,
@@ -36,6 +45,7 @@ class OpenAIJudge:
         form: Form | None = None,
         letters: Sequence[str] = (),
         tie: str | None = None,
+        forgiving: bool = False,
     ) -> None:
         """Raises ConfigError for what is no URL of a server."""
         self._client = Client(f"{name}: the judge", url, key)
@@ -50,6 +60,8 @@ class OpenAIJudge:
         self._draws = temperature > 0
         self._timeout, self._retries, self._pause, self._concurrency = timeout, retries, pause, concurrency
         self._form, self._letters, self._tie = form or Form(), tuple(letters), tie
+        self.forgiving, self.unanswered, self.said = forgiving, Counter[str](), ""
+        self._in_a_row = 0
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -58,11 +70,33 @@ class OpenAIJudge:
     def ask(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
         """As `Judge.ask`. Raises ServerUnavailable when the deadline or the retries are spent, ServerAnswerError for an
         answer that is no chat completion."""
+        if self.forgiving:
+            budget = deadline - time.monotonic()
+            kinds = [
+                partial(self._forgiven, number, question, keep, budget) for number, question in enumerate(questions)
+            ]
+            return run(together(kinds, self._concurrency))
         patience = Patience(self._timeout, deadline, self._retries, self._pause)
         asks = [partial(self._ask, number, question, keep, patience) for number, question in enumerate(questions)]
         return run(together(asks, self._concurrency))
 
-    async def _ask(self, number: int, question: Question, keep: Keep, patience: Patience) -> Answer | str:
+    async def _forgiven(self, number: int, question: Question, keep: Keep, budget: float) -> Answer | str:
+        if self._in_a_row >= GIVEN_UP:
+            return self._lost(f"not asked: {GIVEN_UP} questions in a row had no answer")
+        patience = Patience(self._timeout, time.monotonic() + budget, self._retries, self._pause)
+        try:
+            answer = await self._ask(number, question, keep, patience)
+        except ServerError as error:
+            self.said, self._in_a_row = str(error), self._in_a_row + 1
+            return self._lost(f"the server {error.why}")
+        self._in_a_row = 0
+        return answer
+
+    def _lost(self, why: str) -> Unanswered:
+        self.unanswered[why] += 1
+        return Unanswered(why)
+
+    async def _ask(self, number: int, question: Question, keep: Keep, patience: Patience) -> Answer:
         messages = [{"role": message.role, "content": message.content} for message in question.messages]
         body: dict[str, object] = {**self._options, "messages": messages}
         if self._draws:
@@ -89,6 +123,14 @@ class OpenAIJudge:
             tokens = (choice.get("logprobs") or {}).get("content") or []
             chances = letter_chances(tokens, text or "", self._form, self._letters, self._tie)
         return Answer(text or "", ended, chances)
+
+
+def tried(flag: str, judge: OpenAIJudge, ask: Callable[[], object]) -> None:
+    """Asks a forgiving judge something, before work is spent on what it will be asked. Raises UserError, which begins
+    with `flag`, where its server gives no answer."""
+    ask()
+    if judge.said:
+        raise UserError(f"{flag}: {judge.said}")
 
 
 def letter_chances(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from assent.measures.answers import Claim
 from assent.rewards.judge.prompt import REASONING, Form
 
 LONGEST = 40
@@ -29,6 +30,9 @@ FRACTION = "a number that is not whole"
 NO_JSON = "no JSON of the criteria"
 CRITERIA = "not exactly the criteria"
 NO_NUMBER = "a criterion without a number"
+NO_CLAIMS = "no JSON of claims"
+NOT_CLAIMS = "not exactly claims with a verdict each"
+VERDICTS = ("supported", "contradicted", "neither")
 
 
 class Unreadable(Exception):
@@ -68,6 +72,28 @@ def criteria(text: str, names: Sequence[str], scale: tuple[float, float], whole:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise Unreadable(NO_NUMBER)
     return [_within(value, scale, whole) for value in values]
+
+
+def claims(text: str) -> tuple[Claim, ...]:
+    """The claims of a JSON object {"claims": [{"claim": text, "verdict": one of VERDICTS}, ...]}, without other fields
+    but "reasoning"; none at all are claims too. Raises Unreadable."""
+    objects = [found for found in _objects(_said(text)) if "claims" in found]
+    if not objects:
+        raise Unreadable(NO_CLAIMS)
+    one = _one(objects)
+    listed = one["claims"]
+    if one.keys() - {REASONING} != {"claims"} or not isinstance(listed, list):
+        raise Unreadable(NOT_CLAIMS)
+    return tuple(map(_claim, listed))
+
+
+def _claim(raw: Any) -> Claim:
+    if not isinstance(raw, dict) or raw.keys() != {"claim", "verdict"}:
+        raise Unreadable(NOT_CLAIMS)
+    text, verdict = raw["claim"], raw["verdict"]
+    if not isinstance(text, str) or not text.strip() or verdict not in VERDICTS:
+        raise Unreadable(NOT_CLAIMS)
+    return Claim(text.strip(), verdict)
 
 
 def _said(text: str) -> str:

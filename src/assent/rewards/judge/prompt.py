@@ -21,6 +21,8 @@ from assent.rewards.judge.template import CRITERIA, FENCE, PromptTemplate, check
 
 FOLDER = Path(__file__).parent / "prompts"
 BUILT_IN = tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+CLAIMS = str(Path(__file__).parent / "claims.yaml")
+"""What judges of consistency are asked; it is no reward, so it is none of `BUILT_IN`. `reference` is the context."""
 VERDICT = "{verdict}"
 SINGLE, PAIR, CHOICE = ("answer",), ("answer_a", "answer_b"), tuple(f"answer_{x.lower()}" for x in ascii_uppercase)
 OTHERS = ("prompt", "reference")
@@ -40,9 +42,10 @@ MODES: Mapping[str, Mode] = {
     "criteria": Mode(SINGLE, frozenset(("criteria", "scale")), frozenset(("whole",))),
     "pairwise": Mode(PAIR, frozenset(("form",)), WRITTEN | {"tie"}),
     "choice": Mode(CHOICE, frozenset(("form",)), WRITTEN),
+    "claims": Mode(SINGLE, frozenset(), frozenset()),
 }
 FIELDS: Mapping[str, Any] = {
-    "mode": Literal["rating", "criteria", "pairwise", "choice"],
+    "mode": Literal["rating", "criteria", "pairwise", "choice", "claims"],
     "system": str,
     "user": str,
     "form": str,

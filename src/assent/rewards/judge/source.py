@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -17,11 +16,12 @@ from assent.config import JudgeConfig
 from assent.data.columns import column, has_column
 from assent.data.records import Example, Message
 from assent.errors import ConfigError, DataError
-from assent.foreign import brief
 from assent.rewards.group import Group, Scores, checked
 from assent.rewards.judge import parse
-from assent.rewards.judge.ask import CUT, STOPPED, Answer, Judge, Question
-from assent.rewards.judge.cache import Cache, key_of
+from assent.rewards.judge.ask import Answer, Judge
+from assent.rewards.judge.asking import Asker
+from assent.rewards.judge.ledger import CACHED as CACHED
+from assent.rewards.judge.ledger import Ledger
 from assent.rewards.judge.parse import Unreadable
 from assent.rewards.judge.prompt import Prompt
 from assent.rewards.judge.template import Forged
@@ -32,8 +32,6 @@ CONTRADICTION = "the judge contradicts itself when the order changes"
 ALONE = "there is nothing to compare it with"
 NO_CHANCES = "no probabilities of the letters"
 NOT_SO_MANY = "the judge's prompt shows another number of answers"
-CACHED = "time/cached"
-"""Share of the answers that were there already: of no two runs the same, as times are."""
 BASELINE = -1
 """The number of the row's answer among those of a group."""
 
@@ -47,17 +45,6 @@ class Showing(NamedTuple):
 
     group: int
     shown: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What is counted while the answers of some groups are judged."""
-
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, **values: float | bool) -> None:
-        for name, value in values.items():
-            self.metrics.setdefault(name, []).append(float(value))
 
 
 class JudgeReward:
@@ -77,14 +64,13 @@ class JudgeReward:
         self.prompt = prompt
         self.judge = judge
         self.config = config
-        self.budget = budget
-        self.cache = Cache(config.cache)
+        self.asker = Asker(judge, prompt, config, budget)
         self.against_row = prompt.mode == "pairwise" and config.pairs == "baseline"
         check_options(prompt, config)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises DataError for rows that lack what the prompt shows, OutputError where the cache cannot be written."""
-        self.cache.check()
+        self.asker.check()
         needed = "shows the row's answer" if self.prompt.needs_reference else ""
         needed = "compares with the row's answer (--judge.pairs baseline)" if self.against_row else needed
         for example in examples:
@@ -133,60 +119,14 @@ class JudgeReward:
     # ---- what is asked
 
     def _readings(self, groups: Sequence[Group], showings: Sequence[Showing], ledger: Ledger) -> list[Reading]:
-        readings: list[Reading] = [FORGED] * len(showings)
         asked: dict[int, tuple[Message, ...]] = {}
         for number, (group, shown) in enumerate(showings):
             try:
                 asked[number] = self._messages(groups[group], shown)
             except Forged:
                 ledger.note(unreadable=True)
-        left, deadline, tries = list(asked), time.monotonic() + self.budget, Counter[int]()
-        for attempt in range(self.config.attempts):
-            questions = [Question(asked[number], self.config.seed + attempt) for number in left]
-            for number, answer in zip(left, self._answers(questions, deadline, ledger), strict=True):
-                readings[number] = self._read(answer)
-            tries.update(left)
-            left = [number for number in left if isinstance(readings[number], str)]
-        for number in asked:
-            ledger.note(unreadable=isinstance(readings[number], str))
-            if self.config.attempts > 1:
-                ledger.note(asked_again=tries[number] - 1)
-        return readings
-
-    def _answers(self, questions: Sequence[Question], deadline: float, ledger: Ledger) -> list[Answer | str]:
-        """From the cache, or from the judge; what is asked twice is asked once."""
-        identity = {"format": 1, "judge": self.judge.identity, "prompt": self.prompt.digest, "soft": self.config.soft}
-        keys = [
-            key_of(
-                {
-                    **identity,
-                    "messages": [[message.role, message.content] for message in question.messages],
-                    "seed": question.seed if self.config.temperature > 0 else 0,
-                }
-            )
-            for question in questions
-        ]
-        found: dict[str, Answer | str | None] = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
-        for key in keys:
-            ledger.note(**{CACHED: found[key] is not None})
-        new = {key: question for key, question in zip(keys, questions, strict=True) if found[key] is None}
-        names = list(new)
-        if new:
-            answers = self.judge.ask(
-                [*new.values()], lambda number, answer: self.cache.put(names[number], answer), deadline
-            )
-            found |= dict(zip(names, answers, strict=True))
-        return [answer for key in keys if (answer := found[key]) is not None]
-
-    def _read(self, answer: Answer | str) -> Reading:
-        if isinstance(answer, str):
-            return answer
-        if answer.ended != STOPPED:
-            return "its verdict was cut off" if answer.ended == CUT else f"it ended with {brief(answer.ended, 40)!r}"
-        try:
-            return self._understood(answer)
-        except Unreadable as error:
-            return error.reason
+        found = self.asker.readings(asked, self._understood, ledger)
+        return [found.get(number, FORGED) for number in range(len(showings))]
 
     def _understood(self, answer: Answer) -> np.ndarray:
         prompt = self.prompt
@@ -302,6 +242,8 @@ class JudgeReward:
 
 def check_options(prompt: Prompt, config: JudgeConfig) -> None:
     """Raises ConfigError where options are about another kind of prompt."""
+    if prompt.mode == "claims":
+        raise ConfigError(f"{prompt.source} asks for claims, which are no reward. It is for assent eval --consistency.")
     usual = replace(JudgeConfig(), prompt=config.prompt)
     for name, modes in {
         "pairs": ("pairwise",),
