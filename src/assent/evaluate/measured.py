@@ -126,34 +126,34 @@ def evaluate_policies(
     if not measures:
         results = [_without_empty(result, rows) for result in results]
     results = [replace(r, notes=(*r.notes, *sameness(p.answers))) for r, p in zip(results, policies, strict=True)]
-    everyone = _all_duels(policies, [policy.name for policy in policies].index(baseline))
+    names = [policy.name for policy in policies]
+    everyone = _all_duels(policies, names.index(baseline))
     results = _with_rankings(results, policies, everyone, rows)
     compared = _compared(results, policies, first, rows, columns, duels)
     left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
-    results = [
-        replace(
-            result,
-            absent={name: why for name, why in result.absent.items() if name not in left_out},
-            needed=_needed(result, within),
-        )
-        for result in compared
-    ]
-    used = {key.partition("/")[0] for result in results for key in result.numbers}
+    kept = [{name: why for name, why in r.absent.items() if name not in left_out} for r in compared]
+    results = [replace(r, absent=own, needed=_needed(r, within)) for r, own in zip(compared, kept, strict=True)]
     table = PolicyTable(
         baseline=baseline,
         by=by,
         policies=tuple(results),
         prompts=len(prompts),
         file=file,
-        measures={row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used},
+        measures=_described(results, rows),
         left_out=left_out,
         comparisons=_comparisons(policies, prompts, show, seed),
-        matches=tuple(matches_of([policy.name for policy in policies], everyone)),
+        matches=tuple(matches_of(names, everyone)),
         margins=tuple(margins_of({policy.name: policy.given for policy in policies})),
         within=within,
     )
     each = {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()}
     return Found(table, each, duels)
+
+
+def _described(results: Sequence[PolicyResult], rows: Sequence[Measure]) -> dict[str, Described]:
+    """What each measure is that any policy has a number of."""
+    used = {key.partition("/")[0] for result in results for key in result.numbers}
+    return {row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used}
 
 
 def _first(policies: Sequence[Evaluated], baseline: str) -> Evaluated:
