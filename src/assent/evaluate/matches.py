@@ -3,12 +3,21 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from assent.measures.aggregate import of_duels
+from assent.measures.answers import Given
 from assent.measures.estimates import Estimate
-from assent.measures.shapes import Measured
+from assent.measures.margins import histograms, pair_margins
+from assent.measures.shapes import Duels, Measured
+from assent.measures.wins import WINS
+
+AllDuels = Mapping[str, Mapping[tuple[int, int], Duels]]
+"""Source -> pair of policies (the first before the second) -> their comparisons."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,37 @@ class Margins:
     edges: tuple[float, ...]
     counts: Mapping[str, tuple[int, ...]]
     unread: Mapping[str, int]
+
+
+def outcomes_of(duels: Duels) -> Outcomes:
+    """Wins, ties and losses of the comparisons that have a verdict."""
+    known = duels.outcome[~np.isnan(duels.outcome)]
+    return Outcomes(int((known > 0.5).sum()), int((known == 0.5).sum()), int((known < 0.5).sum()))
+
+
+def matches_of(names: Sequence[str], everyone: AllDuels) -> list[Match]:
+    """Every two policies, by each source."""
+    return [
+        Match(names[i], names[j], source, of_duels(WINS, duels), outcomes_of(duels))
+        for source, pairs in everyone.items()
+        for (i, j), duels in pairs.items()
+    ]
+
+
+def margins_of(given: Mapping[str, Given | None]) -> list[Margins]:
+    """Of the pairs that the prompt file gives, by each policy that can be asked."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, own in given.items():
+        if own is not None and len(own.pairs):
+            for kind, values in pair_margins(own).items():
+                found.setdefault(kind, {})[name] = values
+    made = []
+    for kind, columns in found.items():
+        edges, counts = histograms(columns)
+        shown = {name: tuple(each.tolist()) for name, each in counts.items()}
+        unread = {name: int(np.isnan(values).sum()) for name, values in columns.items()}
+        made.append(Margins(kind, tuple(edges.tolist()), shown, unread))
+    return made
 
 
 def load_measured(raw: Mapping[str, Any]) -> Measured:

@@ -12,7 +12,7 @@ import numpy as np
 
 from assent.data.records import Message
 from assent.errors import UserError
-from assent.evaluate.matches import Margins, Match, Outcomes
+from assent.evaluate.matches import AllDuels, margins_of, matches_of, outcomes_of
 from assent.evaluate.results import Answer, Comparison, Described, Needed, PolicyResult, PolicyTable, needed
 from assent.measures import aggregate
 from assent.measures.aggregate import (
@@ -28,7 +28,6 @@ from assent.measures.aggregate import (
 from assent.measures.answers import Answers, Given
 from assent.measures.diversity import self_bleu_across
 from assent.measures.extras import missing
-from assent.measures.margins import histograms, pair_margins
 from assent.measures.shapes import (
     NEEDS,
     Among,
@@ -43,7 +42,7 @@ from assent.measures.shapes import (
     Whole,
 )
 from assent.measures.table import by_default, measure
-from assent.measures.wins import WINS, duels_by_score, reversed_duels
+from assent.measures.wins import duels_by_score, reversed_duels
 
 PROBED = 50
 """Prompts on which answers are compared with those to others, for notes."""
@@ -127,34 +126,34 @@ def evaluate_policies(
     if not measures:
         results = [_without_empty(result, rows) for result in results]
     results = [replace(r, notes=(*r.notes, *sameness(p.answers))) for r, p in zip(results, policies, strict=True)]
-    everyone = _all_duels(policies, [policy.name for policy in policies].index(baseline))
+    names = [policy.name for policy in policies]
+    everyone = _all_duels(policies, names.index(baseline))
     results = _with_rankings(results, policies, everyone, rows)
     compared = _compared(results, policies, first, rows, columns, duels)
     left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
-    results = [
-        replace(
-            result,
-            absent={name: why for name, why in result.absent.items() if name not in left_out},
-            needed=_needed(result, within),
-        )
-        for result in compared
-    ]
-    used = {key.partition("/")[0] for result in results for key in result.numbers}
+    kept = [{name: why for name, why in r.absent.items() if name not in left_out} for r in compared]
+    results = [replace(r, absent=own, needed=_needed(r, within)) for r, own in zip(compared, kept, strict=True)]
     table = PolicyTable(
         baseline=baseline,
         by=by,
         policies=tuple(results),
         prompts=len(prompts),
         file=file,
-        measures={row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used},
+        measures=_described(results, rows),
         left_out=left_out,
         comparisons=_comparisons(policies, prompts, show, seed),
-        matches=tuple(_matches([policy.name for policy in policies], everyone)),
-        margins=tuple(_margins(policies)),
+        matches=tuple(matches_of(names, everyone)),
+        margins=tuple(margins_of({policy.name: policy.given for policy in policies})),
         within=within,
     )
     each = {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()}
     return Found(table, each, duels)
+
+
+def _described(results: Sequence[PolicyResult], rows: Sequence[Measure]) -> dict[str, Described]:
+    """What each measure is that any policy has a number of."""
+    used = {key.partition("/")[0] for result in results for key in result.numbers}
+    return {row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used}
 
 
 def _first(policies: Sequence[Evaluated], baseline: str) -> Evaluated:
@@ -221,7 +220,7 @@ def _result(
         elif isinstance(row, Likelihood):
             assert policy.given is not None
             numbers[row.name] = aggregate.of_statistic(row, row.prepare(policy.given), None)
-    outcomes = {name: _outcomes(found) for name, found in duels.items()}
+    outcomes = {name: outcomes_of(found) for name, found in duels.items()}
     return PolicyResult(
         policy.name, policy.path, numbers | dict(policy.numbers), {}, outcomes, absent, tuple(policy.notes)
     )
@@ -274,11 +273,6 @@ def sameness(answers: Answers) -> list[str]:
     return []
 
 
-def _outcomes(duels: Duels) -> Outcomes:
-    known = duels.outcome[~np.isnan(duels.outcome)]
-    return Outcomes(int((known > 0.5).sum()), int((known == 0.5).sum()), int((known < 0.5).sum()))
-
-
 def _with_rankings(
     results: Sequence[PolicyResult], policies: Sequence[Evaluated], everyone: AllDuels, rows: Sequence[Measure]
 ) -> list[PolicyResult]:
@@ -296,34 +290,6 @@ def _with_rankings(
                     failures += one.failures if place in pair else Counter()
                 found[place][f"{row.name}/{source}"] = Measured(estimate, dict(failures))
     return [replace(r, numbers={**r.numbers, **more}) for r, more in zip(results, found, strict=True)]
-
-
-def _matches(names: Sequence[str], everyone: AllDuels) -> list[Match]:
-    return [
-        Match(names[i], names[j], source, aggregate.of_duels(WINS, duels), _outcomes(duels))
-        for source, pairs in everyone.items()
-        for (i, j), duels in pairs.items()
-    ]
-
-
-def _margins(policies: Sequence[Evaluated]) -> list[Margins]:
-    """Of the pairs that the prompt file gives, by each policy that can be asked."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for policy in policies:
-        if policy.given is not None and len(policy.given.pairs):
-            for kind, values in pair_margins(policy.given).items():
-                found.setdefault(kind, {})[policy.name] = values
-    made = []
-    for kind, columns in found.items():
-        edges, counts = histograms(columns)
-        shown = {name: tuple(own.tolist()) for name, own in counts.items()}
-        unread = {name: int(np.isnan(values).sum()) for name, values in columns.items()}
-        made.append(Margins(kind, tuple(edges.tolist()), shown, unread))
-    return made
-
-
-AllDuels = Mapping[str, Mapping[tuple[int, int], Duels]]
-"""Source -> pair of policies (the first before the second) -> their comparisons."""
 
 
 def _all_duels(policies: Sequence[Evaluated], baseline: int) -> AllDuels:
