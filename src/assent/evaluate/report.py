@@ -206,7 +206,7 @@ def _commands(report: Report) -> list[str]:
 
 def _is_watched(run: Run) -> bool:
     """Whether anything in the run would have raised an alarm."""
-    return any("/alarm/" in key for key in run.metrics)
+    return any(key.startswith("alarm/") or "/alarm/" in key for key in run.metrics)
 
 
 def _trained(runs: Sequence[Run], colors: Mapping[str, str]) -> list[tuple[Run, list[Chart], list]]:
