@@ -69,8 +69,8 @@ WATCHES: tuple[Watch, ...] = (
     Watch("held_out", "down", 0.0, best=True),
 )
 """What a healthy run keeps to, by default: answers up to twice and down to half as long as in the beginning, a tenth
-more repeated 4-grams and refusals, half the entropy, half the distinct n-grams, a KL of an eighth of the entropy that an
-answer had (20 nats where that is not known), and a held-out reward that does not fall from its best."""
+more repeated 4-grams and refusals, half the entropy, half the distinct n-grams, a KL of an eighth of the entropy that
+an answer had (20 nats where that is not known), and a held-out reward that does not fall from its best."""
 
 MEANING: Mapping[str, str] = {
     "length": "Answers are no longer as long as they were.",
