@@ -195,8 +195,8 @@ class Course:
 
 
 def course(gold: Sequence[float]) -> Course:
-    """Of gold at each rollout: that of the curve nearest to it (least squares) which rises to a peak and then falls.
-    Its start, peak and end are means over `SMOOTH` rollouts, so that no single one decides."""
+    """Of gold at each rollout: when it is lost, by the curve nearest to it (least squares) which rises to a peak and
+    then falls; start, peak and end are means over about `SMOOTH` rollouts, so that no single one decides."""
     points = np.asarray(gold, float)
     curve = min((_rising_to(points, top) for top in range(len(points))), key=lambda c: float(((c - points) ** 2).sum()))
     top = int(curve.argmax())
