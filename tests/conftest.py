@@ -25,6 +25,7 @@ from assent import messages
 from assent.config import InitConfig
 
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # nobody cuts the power here: what a killed process has written is there without it
 # As `messages.show` does in a process of assent's own; pytest's handlers (caplog) get messages too.
 logging.getLogger("assent").addHandler(messages.Handler())
 logging.getLogger("assent").setLevel(logging.INFO)

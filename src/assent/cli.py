@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 from assent import __version__, arguments, config, messages, process, shorthelp, streams
-from assent.config import METHODS, OBJECTIVES, REWARD_MODELS, Method, Objective, nodes, settings
+from assent.config import METHODS, OBJECTIVES, REWARD_MODELS, TRAINERS, Method, Objective, nodes, settings
 from assent.config.relations import WORDS
 from assent.errors import AssentError, ConfigError
 from assent.foreign import print_traceback
@@ -36,10 +36,10 @@ class Command:
     about: str | None = None
 
 
-def _learning(row: Objective | Method, target: str) -> Command:
+def _learning(name: str, row: Objective | Method) -> Command:
     """The command of a row."""
     about = f"{row.name}: {row.summary.rstrip('.')} (arXiv {row.paper})."
-    return Command(row.config, f"{row.name}: {row.summary}", target, about=about)
+    return Command(row.config, f"{row.name}: {row.summary}", TRAINERS[name].target, about=about)
 
 
 def _reward_model(name: str) -> Command:
@@ -55,9 +55,9 @@ COMMANDS: dict[str, Command] = {
     "data": Command(
         config.InspectConfig, "Show what a data file holds.", "assent.data.inspect:inspect_file", ("file",)
     ),
-    "sft": Command(config.SFTConfig, "Supervised fine-tuning.", "assent.algorithms.sft:train_sft"),
+    "sft": Command(config.SFTConfig, "Supervised fine-tuning.", TRAINERS["sft"].target),
     **{name: _reward_model(name) for name in REWARD_MODELS},
-    **{name: _learning(row, "assent.algorithms.preference.train:train_preference") for name, row in OBJECTIVES.items()},
+    **{name: _learning(name, row) for name, row in OBJECTIVES.items()},
     "eval": Command(
         config.EvalConfig,
         "Policies on the same prompts: every number.",
@@ -71,13 +71,11 @@ COMMANDS: dict[str, Command] = {
         ("source", "file"),
     ),
     "compare": Command(
-        config.CompareConfig, "Several objectives on the same data, one report.", "assent.evaluate.compare:compare"
+        config.CompareConfig, "Several methods on the same data, one report.", "assent.evaluate.compare:compare"
     ),
-    **{name: _learning(row, "assent.algorithms.online.train:train_online") for name, row in METHODS.items()},
+    **{name: _learning(name, row) for name, row in METHODS.items()},
     "custom": Command(
-        config.CustomConfig,
-        "An objective of your own, directly from feedback.",
-        "assent.algorithms.preference.train:train_preference",
+        config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
     "check": Command(
         config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)

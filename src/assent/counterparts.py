@@ -97,6 +97,9 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("apply_chat_template data.apply_chat_template", "", "it always is; --data.rendered reads text as it stands"),
     Row("preprocessing_num_workers dataset_num_proc dataloader_num_workers overwrite_cache", "", "none is needed"),
+    # what earlier versions called otherwise
+    Row("harness", "results", "it reads RewardBench's, too"),
+    Row("objectives", "methods", "NAME=METHOD, or a method: of any command that trains a policy"),
     # the optimiser
     Row(
         "learning_rate actor_learning_rate actor.adam.lr adam.lr actor_rollout_ref.actor.optim.lr",

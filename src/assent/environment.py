@@ -8,6 +8,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -142,8 +143,11 @@ def _memory() -> int:
 
 
 def _installed(name: str) -> str | None:
-    if name == "torch":
-        return torch.__version__  # with the build, as in 2.13.0+cpu
+    return torch.__version__ if name == "torch" else _recorded(name)  # with the build, as in 2.13.0+cpu
+
+
+@cache  # each reads a file, and a run asks for all of them several times
+def _recorded(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -286,30 +286,19 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in adjusted)
 
 
-def prompts_needed(
-    values: Values, half_width: float, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
-) -> int | None:
-    """How many prompts (clusters) would make the interval of the mean of such values ± half_width:
+def prompts_needed(half_width: float, prompts: int, within: float) -> int | None:
+    """How many prompts would make an interval that is ± half_width with `prompts` of them ± within:
 
-        n = ceil((z sd / half_width)²),   sd² = sum_c (sums_c - mean counts_c)² / ((C - 1) mean(counts)²)
+        n = ceil(prompts (half_width / within)²)
 
-    z the normal quantile, the spread as between these clusters, with as many values each. None with fewer than two
-    clusters, where nothing is known of the spread, or where all are equal, since rare exceptions may exist. Raises
-    `UserError` unless half_width > 0."""
-    if not half_width > 0:
-        raise UserError(f"prompts_needed needs a half width > 0. Got {half_width:g}")
-    numbers = _floats(values)
-    present = ~np.isnan(numbers)
-    labels = range(len(numbers)) if clusters is None else clusters
-    sums, counts = _by_cluster(numbers[present], [label for label, keep in zip(labels, present, strict=True) if keep])
-    if len(sums) < 2:
+    since intervals of means, shares and other statistics narrow with the root of the number of prompts. None where
+    nothing is known of the spread: without bounds, with fewer than two prompts, or where all are equal, since rare
+    exceptions may exist. Raises `UserError` unless within > 0."""
+    if not within > 0:
+        raise UserError(f"prompts_needed needs a half width > 0. Got {within:g}")
+    if prompts < 2 or not half_width > 0:
         return None
-    mean = sums.sum() / counts.sum()
-    variance = float(((sums - mean * counts) ** 2).sum()) / (len(sums) - 1) / float(counts.mean()) ** 2
-    if variance <= 1e-24 * max(1.0, mean * mean):
-        return None
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    return max(2, math.ceil(z * z * variance / half_width**2))
+    return max(2, math.ceil(prompts * (half_width / within) ** 2 * (1 - 1e-12)))
 
 
 def _floats(values: Values) -> np.ndarray:

@@ -38,7 +38,7 @@ SCORER = "def score(prompt, answer):\n    return float(len(answer))\n"
 
 @pytest.fixture(scope="module")
 def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
-    """Two objectives for two steps, three held-out prompts and a reward model; for one rank and for two."""
+    """DPO and PPO for two steps, three held-out prompts and a reward model; for one rank and for two."""
     folder = tmp_path_factory.mktemp("compare")
     rows = [{"prompt": f"Egg {i}?", "chosen": "Yes, boil it.", "rejected": f"No {i}."} for i in range(9)]
     for name, part in {"train": rows[:6], "held": rows[6:]}.items():
@@ -54,7 +54,7 @@ def configs(tiny_model_dir: Path, tmp_path_factory) -> dict[str, CompareConfig]:
         str(folder / "one"),
         optim,
         train,
-        objectives=("dpo", "kto"),
+        methods=("dpo", "ppo"),
         scorer=f"{folder / 'gold.py'}:score",
         reward_model=str(folder / "reward"),
         sampling=SamplingConfig(max_new_tokens=6),
@@ -84,6 +84,8 @@ def test_two_ranks_compare_as_one(program_ranks, configs: dict[str, CompareConfi
         for key, found in a.numbers.items():
             other = b.numbers[key]
             assert other.failures == found.failures and other.number.n == found.number.n
+            if key == "budget/seconds":
+                continue
             assert other.number.value == pytest.approx(found.number.value, abs=1e-4), key
     for a, b in zip(one.comparisons, two.comparisons, strict=True):
         assert {n: x.text for n, x in a.answers.items()} == {n: x.text for n, x in b.answers.items()}

@@ -137,7 +137,7 @@ def configurations(
         ),
         "reward-gate": RewardGateConfig(
             **shared("reward-gate") | {part: vars(shared("reward-gate")[part]) for part in ("optim", "train")},
-            gate=GateSection(ratings=str(varied), width=16, layers=1, dropout=0.0),  # drawn by each rank for itself
+            gate=GateSection(ratings=str(varied), width=16, layers=2, dropout=0.3),
         ),
         **{name: preference(name) for name in OBJECTIVES},
         "dpo lora": preference("dpo lora"),

@@ -104,6 +104,32 @@ def test_a_head_of_several_numbers_is_none(vllm: Vllm, chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("shape", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [["good"], ["bad"]],
+        [[None], [None]],
+        [[True], [False]],
+        [[0.5]],
+        [[0.5]] * 3,
+        [[0.5], [0.5, 1.0]],
+        [0.5, 1.0],
+        [],
+    ],
+)
+def test_what_is_no_list_of_numbers_is_refused(vllm: Vllm, chat: Chat, shape: str, outputs: list[Any]) -> None:
+    vllm.outputs = vllm.activated = outputs
+    with pytest.raises(ServerAnswerError, match=r"answered .*; expected .* \(a sequence classifier\) must be served"):
+        served(vllm, chat, shape=shape).check(EXAMPLES)
+
+
+def test_a_length_that_is_no_number_is_refused(vllm: Vllm, chat: Chat) -> None:
+    vllm.longest = "512"  # type: ignore[assignment]
+    with pytest.raises(ServerAnswerError, match="/v1/models answered"):
+        served(vllm, chat).check(EXAMPLES)
+
+
+@pytest.mark.parametrize("shape", ["vllm", "sglang"])
 def test_a_head_of_several_numbers_needs_a_weight_for_each(vllm: Vllm, chat: Chat, shape: str) -> None:
     vllm.outputs = vllm.activated = [[0.1, 0.2, 0.7]] * 2
     served(vllm, chat, shape=shape, weights=(1.0, 0.5, -1.0)).check(EXAMPLES)

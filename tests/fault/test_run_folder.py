@@ -349,7 +349,7 @@ NAMES_NOTHING = set(
     "data.columns rewards.rules rewards.weights rewards.output_weights remote.model remote.label remote.key_env "
     "judge.model judge.key_env "
     "judge.cache curriculum.column given.hint reward.output attributes.outputs attributes.weights gate.verbosity "
-    "engine.weights plus objectives options loss.options scorer reward_model prompts eval.measures eval.best".split()
+    "engine.weights plus methods options loss.options scorer reward_model prompts eval.measures eval.best".split()
 )
 
 

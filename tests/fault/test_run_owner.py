@@ -74,7 +74,7 @@ def test_the_second_is_refused_and_told_who_is_there(owner, tmp_path: Path, tiny
     before = (run / lock.NAME).read_bytes()
     sft = SFTConfig(ModelConfig(str(tiny_model_dir)), DataConfig(str(rows)), str(run))
     inside = run / "inside"
-    sample = CompareConfig(sft.model, sft.data, str(run), objectives=("dpo",), reward_model="m", prompts=str(rows))
+    sample = CompareConfig(sft.model, sft.data, str(run), methods=("dpo",), reward_model="m", prompts=str(rows))
     attempts: list[tuple[str, Any]] = [
         ("sft", sft),
         ("sft", replace(sft, resume="auto")),

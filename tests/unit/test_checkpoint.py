@@ -158,7 +158,7 @@ def test_manifest_records_what_the_run_was_made_of(tmp_path):
 def test_torch_is_recorded_with_its_build(tmp_path, monkeypatch, build, metadata):
     """PyPI's build for CUDA says it only in torch.__version__; a run that goes on with another build is told."""
     monkeypatch.setattr(torch, "__version__", build)
-    monkeypatch.setattr(environment.importlib.metadata, "version", lambda package: metadata)
+    monkeypatch.setattr(environment, "_recorded", lambda package: metadata)
     found = checkpoint.read_manifest(checkpoint.save(tmp_path, 1, {"a": 1}))["versions"]
     assert found["torch"] == build and found["numpy"] == metadata
 

@@ -21,10 +21,11 @@ from assent.config import (
     RewardConfig,
     SamplingConfig,
     TrainConfig,
+    settings,
 )
 from assent.errors import ConfigError, DataError, OutputError, RunFolderError, ShutdownRequested, UserError
 from assent.evaluate import compare as module
-from assent.evaluate.compare import compare, objective_config
+from assent.evaluate.compare import compare, method_config
 from assent.evaluate.results import PolicyTable
 from assent.interrupt import Interrupt
 from assent.train.log import read_metrics
@@ -51,7 +52,7 @@ def config(tmp_path: Path, tiny_model_dir: Path) -> CompareConfig:
         str(tmp_path / "out"),
         OptimConfig(lr=1e-2),
         TrainConfig(batch_size=3, max_steps=2),
-        objectives=("dpo", "kto"),
+        methods=("dpo", "kto"),
         scorer=f"{tmp_path / 'gold.py'}:score",
         options={"kto.loss.beta": "0.5", "dpo.probe.prompts": "1"},
         sampling=SamplingConfig(max_new_tokens=6),
@@ -63,13 +64,19 @@ def config(tmp_path: Path, tiny_model_dir: Path) -> CompareConfig:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the runs that were trained."""
     names: list[str] = []
-    original = module.train_preference
+    found = module._function
 
-    def train(run):
-        names.append(Path(run.out).name)
-        return original(run)
+    def function(target):
+        train = found(target)
 
-    monkeypatch.setattr(module, "train_preference", train)
+        def trained(run):
+            if Path(run.out).parent.name != module.REHEARSAL:
+                names.append(Path(run.out).name)
+            return train(run)
+
+        return trained
+
+    monkeypatch.setattr(module, "_function", function)
     return names
 
 
@@ -95,7 +102,7 @@ def test_every_objective_is_trained_answered_scored_and_reported(config: Compare
     answers = [answer for comparison in table.comparisons for answer in comparison.answers.values()]
     assert answers and all(answer.scores["gold"] == len(answer.text) for answer in answers)
     text = report.read_text()
-    assert "2 objectives on" in text and ">DPO</span>" in text and ">KTO</span>" in text
+    assert "2 methods on" in text and ">DPO</span>" in text and ">KTO</span>" in text
     printed = capsys.readouterr()
     assert "dpo" in printed.out and "[3/3] answers of 3 policies to 2 prompts" in printed.err
     beta = {name: yaml.safe_load((out / name / "resolved.yaml").read_text())["loss"]["beta"] for name in trained}
@@ -105,7 +112,7 @@ def test_every_objective_is_trained_answered_scored_and_reported(config: Compare
 def test_a_reward_model_scores_beside_or_instead(config: CompareConfig, tmp_path: Path):
     reward = RewardConfig(config.model, replace(config.data, eval=None), str(tmp_path / "reward"), train=config.train)
     train_reward(reward)
-    both = replace(config, objectives=("simpo",), options={}, reward_model=reward.out)
+    both = replace(config, methods=("simpo",), options={}, reward_model=reward.out)
     compare(both)
     table = PolicyTable.load(Path(config.out) / "evaluation.json")
     assert table.by == "gold" and set(table.scorers) == {"gold", "proxy"}
@@ -152,7 +159,111 @@ def test_a_finished_run_of_other_data_is_not_compared(config: CompareConfig, tra
     compare(replace(again, resume_changed=("data.train",)))
 
 
-# ---- options of single objectives
+# ---- methods of every kind
+
+
+@pytest.fixture
+def several(config: CompareConfig, scorer_dir: Path) -> CompareConfig:
+    """SFT, PPO and DPO twice."""
+    options = {"ppo.kl.coef": "0.1", "ppo.rollout.minibatches": "2", "dpo-small.loss.beta": "0.5"}
+    return replace(
+        config, methods=("sft", "dpo", "dpo-small=dpo", "ppo"), reward_model=str(scorer_dir), options=options
+    )
+
+
+def test_sft_ppo_and_dpo_twice_beside_one_another(several: CompareConfig, trained, monkeypatch, capsys):
+    """Interrupted in its last method and gone on with, it has the bytes of one that was left alone."""
+    left = Path(several.out) / "rehearsal" / "sft"
+    left.mkdir(parents=True)
+    (left / "resolved.yaml").write_text("of a comparison that was killed")
+    enter = Interrupt.__enter__
+
+    def stopped(interrupt):
+        if len(trained) == 4:
+            interrupt.requested = True
+        return enter(interrupt)
+
+    with monkeypatch.context() as inner, pytest.raises(ShutdownRequested):
+        inner.setattr(Interrupt, "__enter__", stopped)
+        compare(several)
+    out = Path(several.out)
+    assert trained == ["sft", "dpo", "dpo-small", "ppo"] and not (out / "rehearsal").exists()
+    assert main(["compare", "--config", written(several, out.parent / "c.yaml"), "--resume", "auto"]) == 0
+    printed = capsys.readouterr().out
+    table = PolicyTable.load(out / "evaluation.json")
+    assert [policy.name for policy in table.policies] == ["start", "sft", "dpo", "dpo-small", "ppo"]
+    start, *others = table.policies
+    assert not any(key.startswith("budget/") for key in start.numbers)
+    steps = [policy.numbers["budget/steps"].number.value for policy in others]
+    assert steps == [2] * 4
+    tokens = {policy.name: policy.numbers["budget/trained-tokens"].number.value for policy in others}
+    sampled = table.policies[-1].numbers["budget/sampled-tokens"].number.value
+    assert 0 < tokens["sft"] < tokens["dpo"] == tokens["dpo-small"] and 3 <= sampled <= 3 * 6
+    (note,) = table.notes
+    assert (
+        note in " ".join(printed.split())
+        and note.startswith("Equal for all methods: start (")
+        and "optimiser steps (2)" in note
+    )
+    assert "prompts for one step: sft 3, dpo 3, dpo-small 3, ppo 0.75; tokens and seconds are not" in note
+    resolved = {name: yaml.safe_load((out / name / "resolved.yaml").read_text()) for name in trained}
+    assert resolved["ppo"]["rewards"]["model"] == [several.reward_model] and resolved["ppo"]["kl"]["coef"] == 0.1
+    assert [resolved[name]["loss"]["beta"] for name in ("dpo", "dpo-small")] == [0.1, 0.5]
+    straight = replace(several, out=str(out.parent / "straight"))
+    compare(straight)
+    for name in ("ppo", "dpo-small"):
+        ours, theirs = (Path(each.out) / name / "model" / "model.safetensors" for each in (several, straight))
+        assert ours.read_bytes() == theirs.read_bytes()
+    answers = [(Path(each.out) / "answers.jsonl").read_bytes() for each in (several, straight)]
+    assert answers[0] == answers[1]
+
+
+def written(config: CompareConfig, file: Path) -> str:
+    file.write_text(settings.dump(config))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "message"),
+    [
+        ("dpo odpo", {}, "all.jsonl: 6 of 6 pairs have no strength"),
+        ("dpo custom", {"custom.objective": "GOLD:score"}, "GOLD:score"),
+        ("dpo ppo", {"ppo.rewards.rules": "exact=answer"}, "answer"),
+        ("dpo grpo", {"grpo.rollout.responses": "2", "grpo.kl.reference": "nowhere/at-all"}, "nowhere/at-all"),
+        ("dpo rloo", {"rloo.rewards.functions": "GOLD:number"}, "has no function 'number'"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_do_is_known_before_any_is_trained(
+    config: CompareConfig, scorer_dir: Path, trained, tmp_path: Path, methods: str, options: dict, message: str
+):
+    """Of its data, its models, its rewards: things that only it looks at."""
+    gold = str(tmp_path / "gold.py")
+    options = {key: value.replace("GOLD", gold) for key, value in options.items()}
+    asked = replace(config, methods=tuple(methods.split()), options=options, reward_model=str(scorer_dir))
+    said = refused(asked, UserError)
+    assert message.replace("GOLD", gold).replace("all.jsonl", config.data.train) in said
+    assert trained == [] and not Path(config.out).exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "sampling", "message"),
+    [
+        ("grpo", {}, {"temperature": 0.0}, "grpo: --sampling.temperature must be > 0 to train"),
+        ("p=ppo", {"p.rewards.functions": "a.py:f", "p.rewards.model": "[]"}, {}, "p: --critic.start reward copies"),
+        ("p=ppo", {"p.reference.mode": "cached"}, {}, "--options p.reference.mode: p has no option 'reference.mode'."),
+        ("custom", {}, {}, "'objective' is missing"),
+        ("grpo", {"grpo.rollout.responses": "1"}, {}, "grpo: --rollout.responses must be at least 2 for grpo"),
+    ],
+)  # fmt: skip
+def test_options_that_a_method_cannot_take(
+    config: CompareConfig, scorer_dir: Path, trained, methods: str, options: dict, sampling: dict, message: str
+):
+    asked = replace(config, methods=(methods,), options=options, reward_model=str(scorer_dir))
+    assert message in refused(replace(asked, sampling=replace(config.sampling, **sampling)))
+    assert trained == [] and not Path(config.out).exists()
+
+
+# ---- options of single methods
 
 
 def test_options_reach_their_objective_with_their_type(config: CompareConfig):
@@ -163,13 +274,13 @@ def test_options_reach_their_objective_with_their_type(config: CompareConfig):
         "simpo.plus": "{sft: 0.2}",
         "tr-dpo.reference.every": "7",
     }
-    both = replace(config, objectives=("simpo", "tr-dpo"), options=options)
-    simpo, moving = (objective_config(both, name) for name in both.objectives)
+    both = replace(config, methods=("simpo", "tr-dpo"), options=options)
+    simpo, moving = (method_config(both, name) for name in both.methods)
     assert (simpo.loss.gamma, simpo.loss.length_normalised, simpo.optim.lr) == (0.0, False, 1e-4)
     assert simpo.plus == {"sft": 0.2} and moving.plus == {} and moving.optim.lr == config.optim.lr
     assert (moving.reference.mode, moving.reference.every) == ("moving", 7)
     assert simpo.out == str(Path(config.out) / "simpo") and simpo.data == config.data and simpo.resume is None
-    assert objective_config(replace(both, resume="auto"), "simpo").resume == "auto"
+    assert method_config(replace(both, resume="auto"), "simpo").resume == "auto"
 
 
 @pytest.mark.parametrize(
@@ -177,10 +288,11 @@ def test_options_reach_their_objective_with_their_type(config: CompareConfig):
     [
         ({"dpo.loss.bta": "1"}, "dpo.loss.bta: dpo has no option 'loss.bta'. Perhaps you meant 'dpo.loss.beta'."),
         ({"dpo.lr": "1"}, "--options dpo.lr: dpo has no option 'lr'. Perhaps you meant 'dpo.optim.lr'."),
-        ({"dpo": "1"}, "--options dpo: dpo has no option ''"),
+        ({"dpo": "1"}, "--options dpo.OPTION: dpo has no option ''"),
         ({"kto.plus": "{sft: 1}"}, "--options kto.plus: kto has no option 'plus'"),
         ({"dpo.loss.beta": "big"}, "--options of dpo:"),
-        ({"dpo.loss.beta": "-1"}, "--loss.beta must be > 0. Got -1.0."),
+        ({"dpo.loss.beta": "-1"}, "dpo: --loss.beta must be > 0. Got -1.0. Options of dpo alone: --options dpo.OPTION"),
+        ({"dpo.out": "there"}, "--options dpo.out: dpo has no option 'out'."),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused_before_anything_is_trained(config: CompareConfig, trained, options, message):
@@ -233,7 +345,7 @@ def test_scorers_are_asked_before_anything_is_trained(config: CompareConfig, tra
 
 def test_a_scorer_may_have_no_opinion(config: CompareConfig, tmp_path):
     (tmp_path / "gold.py").write_text("def score(prompt, answer):\n    return None\n")
-    compare(replace(config, objectives=("dpo",), options={}))
+    compare(replace(config, methods=("dpo",), options={}))
     table = PolicyTable.load(Path(config.out) / "evaluation.json")
     assert [policy.scores["gold"].missing for policy in table.policies] == [4, 4]
 
@@ -278,9 +390,15 @@ def command(capsys) -> Args:
     ("options", "message"),
     [
         ([], "assent compare needs something that scores answers. Give --scorer FILE.py:function or --reward_model."),
-        (["--scorer", "a:b", "--objectives", "dpo", "dop"], "--objectives: no objective is called 'dop'. Known: dpo,"),
-        (["--scorer", "a:b", "--objectives", "dpo", "dpo"], "--objectives names one twice. Got dpo dpo."),
-        (["--scorer", "a:b", "--options", "exo.loss.beta:1"], "exo.loss.beta: begins with none of --objectives (dpo,"),
+        (["--scorer", "a:b", "--methods", "dpo", "dop"], "--methods: 'dop' trains no policy. Perhaps you meant 'dpo"),
+        (["--scorer", "a:b", "--methods", "dpo", "dpo"], "--methods: two have one name. Got dpo dpo. Give names: NAME"),
+        (["--scorer", "a:b", "--methods", "a=dpo", "a=kto"], "--methods: two have one name."),
+        (["--scorer", "a:b", "--methods", "start=dpo"], "--methods: 'start' is no name of a run: letters, digits, _"),
+        (["--scorer", "a:b", "--methods", "a/b=dpo"], "--methods: 'a/b' is no name of a run"),
+        (["--scorer", "a:b", "--methods", "reward"], "--methods reward trains a reward model, which gives no answers."),
+        (["--scorer", "a:b", "--options", "exo.loss.beta:1"], "exo.loss.beta: begins with none of --methods (dpo,"),
+        (["--scorer", "a:b", "--methods", "sft", "p=ppo"], "--methods p: it learns from rewards, and --scorer is what"),
+        (["--scorer", "a:b", "--objectives", "dpo"], "--objectives is --methods in assent: NAME=METHOD, or a method"),
         (["--scorer", "a:b", "--answers", "0"], "--answers must be at least 1."),
     ],
 )  # fmt: skip

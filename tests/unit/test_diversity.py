@@ -124,9 +124,10 @@ def test_loops_against_a_plain_search():
 
 def test_patterns_and_json():
     given = answers(["<a>1</a>", "nothing"], [0, 1])
-    assert form.matches(r"<a>\d</a>").of(given).values.tolist() == [1, 0]
-    with pytest.raises(ConfigError, match="no pattern"):
-        form.matches("(")
+    assert form.matches("tagged", r"<a>\d</a>").of(given).values.tolist() == [1, 0]
+    for wrong in ("(", "a{99999999999}", "[z-a]"):
+        with pytest.raises(ConfigError, match="tagged: .* no pattern"):
+            form.matches("tagged", wrong)
     assert form.is_json('{"a": [1, 2]}') and form.is_json('```json\n{"a": 1}\n```') and form.is_json(" 3 ")
     for wrong in ("", "Sure: {}", "{'a': 1}", '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1} trailing', "[" * 100_000):
         assert not form.is_json(wrong)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assent.algorithms.sft import train_sft
-from assent.cli import main
+from assent.cli import main, parse
 from assent.config import (
     DataConfig,
     EvalConfig,
@@ -101,7 +102,9 @@ def test_from_the_command_line_to_the_files(config: EvalConfig, tmp_path: Path, 
     assert "reward/gold" in printed.out and "theirs: 1 of 6 prompts have no answer" in printed.out
     table, rows = PolicyTable.load(Path(config.out) / "evaluation.json"), answers_of(config)
     assert [policy.name for policy in table.policies] == ["a", "b", "theirs"] and table.by == "gold"
-    assert len(rows) == 12 + 12 + 5
+    assert len(rows) == 12 + 12 + 5 and {row["kind"] for row in rows} == {"colours"}
+    again = parse("eval", [*shlex.split(table.command)[2:], "--out", config.out])[1]
+    assert again == parse("eval", [*words, "--out", config.out])[1] and "--out" not in table.command
     for policy in table.policies:
         own = [row for row in rows if row["policy"] == policy.name]
         gold = [row["scores"]["gold"] for row in own if row["scores"]["gold"] is not None]
@@ -459,7 +462,7 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         "n-samples": {"arc_easy": {"original": 100, "effective": 80}},
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    table = evaluate(replace(config, harness=(f"b={tmp_path / 'results.json'}",), policies=config.policies))
+    table = evaluate(replace(config, results=(f"b={tmp_path / 'results.json'}",), policies=config.policies))
     found = table.policies[1].numbers
     assert found["harness/arc_easy.acc"].number.value == 0.25 and found["harness/arc_easy.acc"].number.n == 80
     assert found["harness/arc_easy.acc"].number.low == pytest.approx(0.25 - 1.959964 * 0.05)
@@ -501,11 +504,11 @@ def test_results_of_lm_evaluation_harness_stand_in_the_table(config: EvalConfig,
         ({"labels": "TMP/other.jsonl"}, DataError, "none of its 1 verdicts is about an answer"),
         ({"labels": "TMP/prompts.jsonl"}, DataError, "expected the columns instruction, output_1, output_2"),
         ({"labels": "TMP/seven.jsonl"}, DataError, "preference is a number from 1 to 2, or 0 for a tie; got 7"),
-        ({"harness": ("c=TMP/prompts.jsonl",)}, ConfigError, "expected NAME=FILE with the name of a policy (a, b)"),
-        ({"harness": ("a=TMP/prompts.jsonl",)}, DataError, "not a result file of lm-evaluation-harness"),
+        ({"results": ("c=TMP/prompts.jsonl",)}, ConfigError, "the name of a policy or of rewards (a, b, gold)"),
+        ({"results": ("a=TMP/prompts.jsonl",)}, DataError, "cannot be read as JSON"),
         ({"policies": ("f=TMP/strange.jsonl",)}, DataError, "1 of its rows answer no prompt of"),
         ({"policies": ("f=TMP/prompts.jsonl",)}, DataError, "it has no answer. Expected one of the columns response"),
-        ({"policies": ("f=TMP/number.jsonl",)}, DataError, "column 'response': expected a text; got int"),
+        ({"policies": ("f=TMP/number.jsonl",)}, DataError, "number.jsonl:1: response: expected a text; got int"),
         ({"policies": ("f=TMP/null.jsonl", "g=TMP/good.jsonl")}, UserError, "Policy 'f' has no answers to evaluate"),
         ({"policies": ("f=TMP/good.jsonl",), "reference": "A", "measures": ()}, ConfigError, "are files of answers"),
         ({"reference": "nowhere/at/all"}, ModelError, "nowhere/at/all"),

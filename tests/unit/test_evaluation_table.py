@@ -16,12 +16,14 @@ from scipy import stats
 
 from assent.data.records import Message
 from assent.errors import DataError, UserError
+from assent.evaluate.headings import headed
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.results import PolicyResult, PolicyTable
 from assent.evaluate.terminal import render
 from assent.measures import aggregate
 from assent.measures.answers import Answers, Given, Prompts
 from assent.measures.likelihood import ROWS as LIKELIHOOD
+from assent.measures.margins import histograms
 from assent.measures.shapes import Column, Duels
 from assent.measures.wins import duels_by_score, reversed_duels
 from assent.statistics import holm, mean_interval, proportion_interval, share_interval
@@ -338,3 +340,82 @@ def test_a_sure_difference_is_marked_with_enough_prompts():
     assert "ppo is better than sft by gold." in shown(table) and "*" in shown(table).replace("* (p", "")
     turned = evaluate_policies(policies, prompts, "ppo", measures=("reward",)).table
     assert "sft is worse than ppo by gold." in shown(turned)
+
+
+def test_a_long_table_begins_with_what_most_people_look_at_and_says_how_much_more_there_is(table: PolicyTable):
+    ppo = table.policies[1]
+    many = {f"distinct-{i}": ppo.numbers["length"] for i in range(30)}
+    long = replace(table, policies=tuple(replace(p, numbers={**many, **p.numbers}) for p in table.policies))
+    text, hidden = shown(long), len(long.keys) - 16
+    assert [key in text for key in ("reward/gold", "win-rate/proxy", "unfinished", "kl (nats)")] == [True] * 4
+    assert f"{hidden} more numbers are in evaluation.json; assent report shows them all." in text
+    assert sum(f"distinct-{i} " in text for i in range(30)) == 30 - hidden
+    assert text.index("Rewards and wins") < text.index("reward/gold") < text.index("Answers") < text.index("kl (nats)")
+    assert "more numbers" not in shown(table), "a short table has all"
+    assert set(headed(long)) == {"Rewards and wins", "Answers", "Variety", "Measured elsewhere"}
+    assert sorted(key for keys in headed(long).values() for key in keys) == sorted(long.keys)
+
+
+def test_every_two_policies_are_matched_by_each_source(tmp_path: Path):
+    c = made("dpo", ["aaaa", "?", "cccc"])
+    found = table_of(made("sft", ["aa", "bb", "cc"]), made("ppo", ["a", "bb", "ccc"]), c)
+    matches = {(m.source, m.ours, m.theirs): m for m in found.matches}
+    assert set(matches) == {
+        (source, *pair) for source in ("gold", "proxy") for pair in (("sft", "ppo"), ("sft", "dpo"), ("ppo", "dpo"))
+    }
+    between = matches["gold", "sft", "ppo"]
+    assert (between.outcomes.wins, between.outcomes.ties, between.outcomes.losses) == (1, 1, 1)
+    expected = share_interval([1.0, 0.5, 0.0], [0, 1, 2])
+    assert (between.rate.number.value, between.rate.number.low) == (0.5, expected.low) and between.rate.number.n == 3
+    lost = matches["gold", "ppo", "dpo"]
+    assert lost.rate.failures == {"no opinion": 1} and lost.outcomes.losses == 2 and lost.rate.number.value == 0
+    back = lost.turned()
+    assert (back.ours, back.theirs, back.outcomes.wins, back.rate.number.value) == ("dpo", "ppo", 2, 1)
+    assert (back.rate.number.low, back.rate.number.high) == (1 - lost.rate.number.high, 1 - lost.rate.number.low)
+    assert back.rate.failures == lost.rate.failures and back.turned() == lost
+    found.save(tmp_path / "evaluation.json")
+    assert PolicyTable.load(tmp_path / "evaluation.json").matches == found.matches
+
+
+def test_margins_of_given_pairs_are_counted_between_common_edges(tmp_path: Path):
+    own = np.array([-1.0, -3.0, -2.0, -2.5, -9.0, math.nan])
+    given = Given(
+        "sft", np.array([0, 0, 1, 1, 2, 2]), np.full(6, 2), own, ("", "", "", "", "", "too long"), own * 0 - 1.0,
+        pairs=np.array([[0, 1], [2, 3], [4, 5]]),
+    )  # fmt: skip
+    better = replace(given, policy="ppo", log_prob=own * 2)
+    policies = [Evaluated(made(name, SFT), one) for name, one in (("sft", given), ("ppo", better))]
+    found = evaluate_policies(policies, PROMPTS, "sft", measures=("reward",)).table
+    assert [one.of for one in found.margins] == ["likelihood", "implicit reward"]
+    for one in found.margins:
+        assert one.unread == {"sft": 1, "ppo": 1} and {name: sum(own) for name, own in one.counts.items()} == {
+            "sft": 2,
+            "ppo": 2,
+        }
+        for name, scale in (("sft", 1), ("ppo", 2)):
+            inside = np.clip(np.array([2.0, 0.5]) * scale, one.edges[0], one.edges[-1])
+            assert list(one.counts[name]) == np.histogram(inside, np.array(one.edges))[0].tolist()
+    found.save(tmp_path / "evaluation.json")
+    assert PolicyTable.load(tmp_path / "evaluation.json").margins == found.margins
+
+
+def test_histograms_keep_what_lies_beyond_and_have_an_edge_at_zero():
+    values = np.concatenate([np.linspace(-1, 2, 1000), [-50.0, 90.0, math.nan]])
+    edges, counts = histograms({"a": values, "b": np.zeros(3)})
+    assert counts["a"].sum() == 1002 and counts["b"].sum() == 3 and np.abs(edges).min() < 1e-12
+    assert edges[0] > -1.5 and edges[-1] < 2.5
+    assert counts["a"][edges[:-1] >= -1e-12].sum() == (values >= 0).sum()
+    edges, counts = histograms({"a": np.full(4, 3.0)})
+    assert counts["a"].sum() == 4 and edges[0] < 3 < edges[-1]
+    assert len(histograms({"a": np.array([math.nan])})[0]) == 0
+
+
+def test_a_table_of_an_earlier_version_has_no_more_than_it_had(table: PolicyTable, tmp_path: Path):
+    path = tmp_path / "evaluation.json"
+    table.save(path)
+    raw = json.loads(path.read_text())
+    for name in ("command", "matches", "margins", "comparisons", "tracks", "probes"):
+        del raw[name]
+    path.write_text(json.dumps(raw))
+    again = PolicyTable.load(path)
+    assert (again.command, again.matches, again.margins) == ("", (), ()) and again.keys == table.keys

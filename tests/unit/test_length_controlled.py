@@ -16,22 +16,25 @@ from assent.errors import DataError
 from assent.measures import length_controlled as lc
 from assent.measures import logistic
 from assent.measures.answers import Answers, Prompts
+from assent.measures.gamed import Gamed, Instructions
+from assent.measures.gamed import gamed_rows as read_gamed
 from assent.measures.shapes import Duels
+from assent.measures.table import required
 
 INSTRUCTIONS = 150
 
 
-def gamed_rows(seed: int = 0) -> lc.Gamed:
+def gamed_rows(seed: int = 0) -> Gamed:
     """The baseline against a concise and a verbose variant of its own answers."""
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(size=INSTRUCTIONS)
     index = np.concatenate([np.arange(INSTRUCTIONS)] * 2)
     length = np.concatenate([rng.normal(1.2, 0.4, INSTRUCTIONS), rng.normal(-1.2, 0.4, INSTRUCTIONS)])
     logit = -2.0 * np.tanh(length) + 0.4 * difficulty[index] + rng.normal(0, 0.5, len(index))
-    return lc.Gamed(expit(logit), length, difficulty[index], index)
+    return Gamed(expit(logit), length, difficulty[index], index)
 
 
-def annotations(gamed: lc.Gamed, skill: float, longer: float, seed: int = 0) -> tuple[np.ndarray, ...]:
+def annotations(gamed: Gamed, skill: float, longer: float, seed: int = 0) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng([seed, 1])
     index = np.arange(INSTRUCTIONS)
     theirs = rng.integers(500, 2500, INSTRUCTIONS).astype(float)
@@ -41,7 +44,7 @@ def annotations(gamed: lc.Gamed, skill: float, longer: float, seed: int = 0) -> 
     return outcome, ours, theirs, index
 
 
-def reference(outcome: np.ndarray, ours: np.ndarray, theirs: np.ndarray, index: np.ndarray, gamed: lc.Gamed) -> float:
+def reference(outcome: np.ndarray, ours: np.ndarray, theirs: np.ndarray, index: np.ndarray, gamed: Gamed) -> float:
     """The GLM with scikit-learn: each row twice, as a win and as a loss, weighted by its chance."""
     delta = theirs - ours
     own = np.column_stack([np.tanh(delta / delta.std(ddof=1)), gamed.difficulties(index), np.ones(len(index))])
@@ -188,26 +191,27 @@ def test_the_users_file_makes_the_measure_of_alpacaevals_name():
         {"preference": str(p), "std_delta_len": str(d), "instruction_difficulty": str(h), "index": str(i), "model": "x"}
         for p, d, h, i in zip(gamed.preference, gamed.length, gamed.difficulty, gamed.index, strict=True)
     ]
-    read = lc.gamed_rows([*rows, rows[0] | {"preference": ""}])
+    read = read_gamed([*rows, rows[0] | {"preference": ""}])
     assert np.array_equal(read.index[:-1], gamed.index) and math.isnan(read.preference[-1])
     blank = ("",) * INSTRUCTIONS
-    prompts = Prompts(blank, blank, ((),) * INSTRUCTIONS, blank)
+    turned = np.arange(INSTRUCTIONS)[::-1]  # the prompts stand in another order than AlpacaEval's instructions
+    prompts = Prompts(blank, blank, ((),) * INSTRUCTIONS, blank, Instructions(read, turned))
     answers = [
         Answers(name, prompts, np.arange(INSTRUCTIONS), tuple("x" * int(size) for size in sizes))
         for name, sizes in (("ours", ours), ("theirs", theirs))
     ]
     pairs = np.repeat(np.arange(INSTRUCTIONS)[:, None], 2, 1)
-    turned = np.arange(INSTRUCTIONS)[::-1]  # the prompts stand in another order than AlpacaEval's instructions
-    row = lc.alpaca_eval(read, turned)
+    row = required("length-controlled-win-rate", "--measures")
     found = row.of(Duels("judge", *answers, pairs, outcome, blank))
-    assert row.name == "length-controlled-win-rate"
     assert found.value == lc.length_controlled(outcome, ours, theirs, turned, gamed, resamples=0).rate.value
     with pytest.raises(DataError, match="needs a column 'std_delta_len'. Row 1 has: preference, index"):
-        lc.gamed_rows([{"preference": 1, "index": 0}])
+        read_gamed([{"preference": 1, "index": 0}])
     with pytest.raises(DataError, match="row 1, column 'preference': expected a number. Got 'A'"):
-        lc.gamed_rows([rows[0] | {"preference": "A"}])
+        read_gamed([rows[0] | {"preference": "A"}])
+    with pytest.raises(DataError, match="row 1, column 'preference': from 0 to 1. Got 2"):
+        read_gamed([rows[0] | {"preference": "2"}])
     with pytest.raises(DataError, match="no rows"):
-        lc.gamed_rows([])
+        read_gamed([])
 
 
 def test_the_solver_is_scikit_learns():

@@ -49,7 +49,7 @@ def test_intervals_cover(name, alpha: float, beta: float):
 
 def test_no_peak_is_said():
     rising = fit("best-of-n", D, 0.5 * D + 0.01 * D**2)
-    assert rising.peak.value is None and "still rises" in rising.peak.problem and rising.best.value is None
+    assert rising.peak.value is None and "rises all the way" in rising.peak.problem and rising.best.value is None
     falling = fit("best-of-n", D, -0.5 * D - 0.01 * D**2)
     assert falling.peak.value is None and "falls from the start" in falling.peak.problem
     rng = np.random.default_rng(0)

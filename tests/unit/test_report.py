@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -14,16 +16,19 @@ import pytest
 from assent.config import ReportConfig
 from assent.data.records import Message
 from assent.errors import RunFolderError
-from assent.evaluate import plots
+from assent.evaluate import plots, report
 from assent.evaluate.alarms import alarm
 from assent.evaluate.measured import Evaluated, evaluate_policies
-from assent.evaluate.pages import number
+from assent.evaluate.pages import number, template_source
 from assent.evaluate.panels import PANELS, lengths
 from assent.evaluate.plots import Curve, curves_svg, ema, palette, thin, track_svg
 from assent.evaluate.report import Report, build_report, facts, write_report
+from assent.evaluate.report_numbers import matrices
+from assent.evaluate.report_samples import LONGEST
 from assent.evaluate.results import PolicyTable, Track, TrackPoint
 from assent.evaluate.runs import Series, read_run, track_of
 from assent.foreign import printable
+from assent.measures.aggregate import Difference
 from assent.measures.answers import Answers, Prompts
 from assent.statistics import Interval
 
@@ -40,6 +45,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str | None]] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.cells: list[list[str]] = []
         self._open: list[str] = []
         self.feed(html)
@@ -67,6 +73,9 @@ class Page(HTMLParser):
         if "style" in self._open:
             assert "http" not in data and "@import" not in data
             return
+        if "script" in self._open:
+            self.scripts.append(data)
+            return
         self.text += data
         if "td" in self._open or "th" in self._open:
             self.cells[-1][-1] += data
@@ -90,7 +99,7 @@ def steps(count: int) -> list[dict]:
     return [{"step": i, "loss": 1 / i, "kl": 0.1 * i, "reward": float(i), "lr": 1e-5} for i in range(1, count + 1)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def table() -> PolicyTable:
     rng = np.random.default_rng(0)
     prompts = [(Message("user", f"question {i} {NASTY}"),) for i in range(40)]
@@ -131,7 +140,13 @@ def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, ta
     html = build_report(Report(NASTY, NASTY, table, (), (read_run(run),)))
     html.encode("utf-8")
     page = Page(html)
-    assert not {"script", "img", "link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert not {"img", "link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    own = template_source("report.js")
+    data, script = page.scripts
+    assert script == own and "http" not in own and not {"<", "&"} & set(data) and json.loads(data)["sets"]
+    (allowed,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;" in allowed and allowed.startswith("default-src &#39;none&#39;")
     for _, name, value in page.attributes:
         assert not name.startswith("on") and name not in ("src", "srcset", "action", "xmlns", "xlink:href")
         if name == "href":
@@ -147,33 +162,97 @@ def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path: Path, ta
     assert not re.search("[\x00\ud800\u202e]", html)
 
 
-def test_table_shows_the_computed_numbers(table: PolicyTable):
-    page = Page(build_report(Report("t", policies=table)))
-    cells = {row[0].split("40 answers")[0]: row for row in page.cells if row and "answers" in row[0]}
-    for policy in table.policies:
-        row = cells[policy.name]
-        gold, proxy = policy.scores["gold"], policy.scores["proxy"]
-        for cell, value in ((row[1], gold), (row[2], proxy), (row[4], policy.kl)):
-            shown = [float(n.replace("\N{MINUS SIGN}", "-")) for n in re.findall(r"[\d\N{MINUS SIGN}.]+", cell)[:4]]
-            expected = [value.mean, value.half_width, value.low, value.high]
-            assert shown == [pytest.approx(round(number, 2), abs=0.0051) for number in expected]
-        assert "1 left out" in row[1] and "left out" not in row[2]
-        assert f"{policy.length.mean:.1f}" in row[5] and "20 %" in row[6]
+def numbers_of(html: str) -> dict[str, list[str]]:
+    """Rows of the table of all numbers by their key."""
+    (table,) = re.findall(r'<table class="numbers" id="policy-table">.*?</table>', html, flags=re.S)
+    return {row[0].strip(): [" ".join(cell.split()) for cell in row[1:]] for row in Page(table).cells if len(row) > 1}
+
+
+def read(cell: str) -> list[float]:
+    return [float(n.replace("\N{MINUS SIGN}", "-")) for n in re.findall(r"\N{MINUS SIGN}?[\d.]+", cell)]
+
+
+def test_every_number_of_the_table_is_on_the_page_under_its_heading(table: PolicyTable):
+    html = build_report(Report("t", policies=table))
+    page, shown = Page(html), numbers_of(html)
+    for key in table.keys:
+        unit = table.measures[key.partition("/")[0]].unit
+        cells = shown[key + (unit if unit not in ("", "share", key) else "")]
+        for policy, cell in zip(table.policies, cells, strict=True):
+            if key not in policy.numbers:
+                assert cell == "baseline"
+                continue
+            value, scale = policy.interval(key), 100 if unit == "share" else 1
+            expected = [scale * n for n in (value.mean, value.half_width, value.low, value.high)]
+            expected = [n for n in expected if not math.isnan(n)]
+            assert read(cell.replace("*", ""))[: len(expected)] == pytest.approx(expected, rel=0.01, abs=0.06)
+    assert shown["reward/gold"][1].endswith("1 left out") and "left out" not in shown["reward/proxy"][1]
+    text = " ".join(page.text.split())
+    assert "PPO <b>: 1 × no opinion (reward/gold, win-rate/gold" in text
+    assert (
+        text.index("Rewards and wins")
+        < text.index("reward/gold")
+        < text.index("Answers length")
+        < text.index("Variety")
+    )
+    assert "mc1" in text and "choices in the prompt file" in text, "what is left out is said"
+
+
+def test_verdicts_are_sentences_with_intervals_wins_and_failures(table: PolicyTable):
+    text = " ".join(Page(build_report(Report("t", policies=table))).text.split())
     ppo = table.policies[1]
     wins, gain = table.wins(ppo), table.gain(ppo)
     assert wins is not None and gain is not None and gain.difference.n == 39
-    assert f"{100 * wins.rate.mean:.0f} %" in cells["PPO <b>"][3] and "baseline" in cells["SFT"][3]
-    assert f"+{gain.difference.value:.2f}" in page.text and "better than SFT" in page.text
-    assert "true reward" not in page.text
+    low, high = gain.difference.low, gain.difference.high
+    assert (
+        f"PPO <b> is better than SFT by gold: +{gain.difference.value:.2f} in mean gold (95 % interval +{low:.2f} to "
+        f"+{high:.2f}). Better on {wins.wins} of 39 comparisons, worse on {wins.losses}, equal on {wins.ties}. "
+        "Left out: 1 × no opinion." in text
+    )
+    assert "Does PPO <b> answer 40 prompts better than SFT, by gold?" in text
 
 
-def test_best_gold_is_highlighted_and_more_proxy_is_not(table: PolicyTable):
+def test_sure_differences_are_starred_and_the_best_score_is_marked(table: PolicyTable):
     html = build_report(Report("t", policies=table))
-    best = re.findall(r'<td class="n best">\s*<span class="mean">([^<]*)<', html)
     ppo = table.policies[1]
-    wins = table.wins(ppo)
-    assert wins is not None
-    assert best == [f"{ppo.scores['gold'].mean:.2f}", f"{100 * wins.rate.mean:.0f} %"]
+    starred = {key for key, cells in numbers_of(html).items() if any("*" in cell for cell in cells)}
+    assert starred == {key for key, one in ppo.differences.items() if one.p_holm < 0.05}
+    best = re.findall(r'<td class="n better best"[^>]*>\s*<span class="mean">([^<]*)<', html)
+    assert best == [f"{ppo.scores['gold'].mean:.2f}"], "more proxy is not best"
+    worse = evaluate_worse(table)
+    (own,) = re.findall(r'<table class="numbers" id="policy-table">.*?</table>', worse, flags=re.S)
+    assert 'class="n worse"' in own and 'class="n better' not in own
+
+
+def evaluate_worse(table: PolicyTable) -> str:
+    """The page with every difference turned round."""
+
+    def turned(one: Difference) -> Difference:
+        d = one.difference
+        assert d.value is not None and d.low is not None and d.high is not None
+        return replace(one, difference=replace(d, value=-d.value, low=-d.high, high=-d.low))
+
+    ppo = table.policies[1]
+    lost = replace(ppo, differences={key: turned(one) for key, one in ppo.differences.items()})
+    return build_report(Report("t", policies=replace(table, policies=(table.policies[0], lost))))
+
+
+def test_the_matrix_has_every_policy_against_every_policy_by_each_source(table: PolicyTable):
+    (gold, proxy) = matrices(table)
+    assert (gold.source, proxy.source) == ("gold", "proxy") and gold.names == ("SFT", "PPO <b>")
+    wins = table.wins(table.policies[1])
+    assert wins is not None and gold.fields[0][0] is None
+    ours, theirs = gold.fields[1][0], gold.fields[0][1]
+    assert ours is not None and theirs is not None
+    assert (
+        ours.middle == f"{100 * wins.rate.mean:.1f} %" and ours.counted == f"{wins.wins} / {wins.ties} / {wins.losses}"
+    )
+    assert read(theirs.middle)[0] == pytest.approx(100 - read(ours.middle)[0], abs=0.11)
+    assert read(theirs.bounds) == pytest.approx([100 - n for n in reversed(read(ours.bounds))], abs=0.11)
+    assert theirs.counted == f"{wins.losses} / {wins.ties} / {wins.wins}"
+    assert (ours.failures, ours.tone, theirs.tone) == ("1 left out", "good", "bad")
+    few = replace(table, prompts=29)
+    assert {field.tone for row in matrices(few)[0].fields for field in row if field} == {""}
 
 
 @pytest.mark.parametrize(
@@ -193,8 +272,8 @@ def test_findings_say_no_more_than_the_interval(count: int, shift: float, words:
         for name, values in (("SFT", noise[0]), ("PPO", noise[1] + shift))
     ]
     page = Page(html := build_report(Report("t", policies=evaluate_policies(policies, prompts, "SFT").table)))
-    assert words in page.text and "better than SFT" not in page.text
-    assert "n best" in html or count < 30
+    assert words in page.text and "is better than SFT" not in page.text
+    assert ("best" in "".join(re.findall('<td class="([^"]*)', html))) == (count >= 30)
     assert "gold" not in page.text.lower(), "nothing is called gold without gold"
 
 
@@ -210,7 +289,7 @@ def test_write_report_from_a_folder_of_runs(tmp_path: Path, table: PolicyTable, 
     assert page.text.count("My run") == 2  # title and heading
     assert page.text.index("sft\nSFT") < page.text.index("ppo\nPPO")  # the pipeline's order
     for words in (
-        "What was gained",
+        "Verdict",
         "1,234",
         "9 × prompt: too long",
         "5,000",
@@ -269,7 +348,7 @@ def test_a_broken_evaluation_is_left_out_and_named(tmp_path: Path):
     (run / "evaluation.json").write_text("{")
     write_report(ReportConfig(runs=(str(run),), out=str(tmp_path / "r.html")))
     text = Page((tmp_path / "r.html").read_text()).text
-    assert "evaluation.json is not an evaluation table" in text and "What was gained" not in text
+    assert "evaluation.json is not an evaluation table" in text and "Verdict" not in text
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path: Path):
@@ -309,10 +388,8 @@ def test_gold_against_proxy_comes_from_the_metrics(tmp_path: Path):
         (20, 40.0, 1.5, 20.0),
     ]
     text = Page(build_report(Report("t", tracks=(track,)))).text
-    assert "Over-optimised: gold peaked at 3.00 (step 10) and ended at 1.50" in text
-    rising = Track("ppo", track.points[:2])
-    text = Page(build_report(Report("t", tracks=(rising,)))).text
-    assert "Over-optimised" not in text and "gold +2.00, proxy +10.00" in text
+    assert "Over-optimised" not in text, "of how many prompts it is nobody knows"
+    assert "gold +0.50, proxy +20.00. No verdict from an unknown number of prompts; it takes 30." in text
     assert track_of(read_run(write_run(tmp_path / "sft", steps(3)))) is None
 
 
@@ -320,16 +397,17 @@ def test_before_and_after_from_samples(tmp_path: Path):
     prompt = [{"role": "user", "content": "Who?"}]
     samples = [{"step": s, "prompt": prompt, "response": f"answer at {s}", "reward": s / 7} for s in (0, 50, 100)]
     run = read_run(write_run(tmp_path / "ppo", steps(3), samples=samples))
-    text = Page(build_report(Report("t", runs=(run,)))).text
-    assert "answer at 0" in text and "answer at 100" in text and "answer at 50" not in text
-    assert "ppo, step 100" in text and "14.29" in text
+    html = build_report(Report("t", runs=(run,)))
+    assert "answer at<del> 0</del> <ins>100</ins>" in html and "step 100" in html and "14.29" in html
+    assert "answer at 0</div>" in html and "answer at 50</div>" not in html, "50 is in the data, for the script"
+    assert "answer at 50" in json.loads(Page(html).scripts[0])["sets"][0]["rows"][0][3][1][0]
 
 
 def test_long_answers_are_cut_and_say_so(table: PolicyTable):
-    answers = {"SFT": replace(table.comparisons[0].answers["SFT"], text="a" * 5000)}
+    answers = {"SFT": replace(table.comparisons[0].answers["SFT"], text="a" * (LONGEST + 3800))}
     long = replace(table, comparisons=(replace(table.comparisons[0], answers=answers),))
     html = build_report(Report("t", policies=long))
-    assert "(3800 more characters)" in html and "a" * 1201 not in html
+    assert "(3,800 more characters)" in html and "a" * (LONGEST + 1) not in html
 
 
 def test_every_logged_metric_of_the_algorithms_finds_its_panel():
@@ -392,7 +470,7 @@ def test_the_alarm_is_a_box_in_its_own_run_and_only_while_it_holds(tmp_path: Pat
     shown = text.index(
         "Both kinds of answers are less likely than at the start (chosen −1.00 → −1.50, rejected −2.00 →"
     )
-    assert text.index("fell DPO") < shown < text.index("fine DPO")
+    assert text[shown - 6 : shown] == "fell: " and "No alarm in fine, recovered." in text
     assert "--plus sft:0.2" in alarm(runs["fell"])
 
 
@@ -414,10 +492,12 @@ def test_margins_are_drawn_with_their_middle_half_and_without_its_edges(tmp_path
     rows = [{"step": s, "eval/margin": 1.0 + s, **{n: i - 2.0 + s for i, n in enumerate(names)}} for s in range(3)]
     html = build_report(Report("t", runs=(read_run(write_run(tmp_path / "run", rows)),)))
     figures = re.findall(r"<figure>.*?</figure>", html, flags=re.S)
-    plain, spread = (Page(next(f for f in figures if f"<h4>{t}</h4>" in f)) for t in ("Margin", "Margins of all pairs"))
+    plain, spread = (
+        Page(next(f for f in figures if f'<h4 class="title">{t}</h4>' in f)) for t in ("Margin", "Margins of all pairs")
+    )
     assert "eval/margin" in plain.text and "eval/margin_p" not in plain.text
     assert [name in spread.text for name in names] == [True, False, True, False, True]
-    band = next(f for f in figures if "<h4>Margins of all pairs</h4>" in f)
+    band = next(f for f in figures if "Margins of all pairs</h4>" in f)
     assert band.count("opacity: 0.13") == 1
 
 
@@ -529,3 +609,63 @@ def test_small_helpers():
         ("gpus", "–"),
     ]
     assert printable("a\nb\tü\x1b") == "a\nb\tü\\x1b"
+
+
+def test_what_does_not_fit_into_the_page_is_said(table: PolicyTable, monkeypatch):
+    monkeypatch.setattr(report, "LIMIT", 9_000)
+    long = replace(table, comparisons=table.comparisons * 5)
+    html = build_report(Report("t", policies=long))
+    (kept,) = re.findall(
+        r"Of evaluation (\d+) of 40 rows are in this\s+page, drawn by chance; (\d+) are left out", html
+    )
+    rows = json.loads(Page(html).scripts[0])["sets"][0]["rows"]
+    assert (len(rows), 40 - len(rows)) == (int(kept[0]), int(kept[1])) and 0 < len(rows) < 40
+
+
+def test_commands_of_evaluation_and_runs_each_once(table: PolicyTable, tmp_path: Path):
+    runs = []
+    for name, line in (("a", "assent ppo --x"), ("b", "assent ppo --x"), ("c", "assent demo"), ("d", 3)):
+        run = read_run(write_run(tmp_path / name, steps(3)))
+        runs.append(replace(run, environment={"command_line": line}))
+    told = replace(table, command="assent demo")
+    html = build_report(Report("t", policies=told, runs=tuple(runs), folder=Path("evals/my first")))
+    commands = re.findall(r"<pre tabindex=\"0\"><code>(.*?)</code>", html)
+    assert commands == ["assent demo --out &#39;evals/my first-again&#39;", "assent ppo --x"]
+
+
+def test_a_gain_that_does_not_outlive_holms_correction_says_so(table: PolicyTable):
+    ppo = table.policies[1]
+    unsure = {key: replace(one, p_holm=0.08) for key, one in ppo.differences.items()}
+    page = Page(
+        build_report(
+            Report("t", policies=replace(table, policies=(table.policies[0], replace(ppo, differences=unsure))))
+        )
+    )
+    assert "Corrected for all tests of the table (Holm) it is not beyond chance: p = 0.08." in " ".join(
+        page.text.split()
+    )
+
+
+def test_of_several_evaluations_the_first_is_shown_and_the_others_are_counted(table: PolicyTable, tmp_path: Path):
+    for name in ("one", "two"):
+        table.save(tmp_path / name / "evaluation.json")
+    out = tmp_path / "r.html"
+    write_report(ReportConfig((str(tmp_path / "one"), str(tmp_path / "two")), str(out)))
+    assert f"Of 2 evaluations that of {tmp_path / 'one'} is shown." in Page(out.read_text()).text
+
+
+def test_without_verdicts_or_others_there_is_no_verdict():
+    prompts = [(Message("user", "?"),)] * 3
+    alone = Evaluated(Answers("sft", known(prompts), np.arange(3), ("a", "b", "c")))
+    text = " ".join(
+        Page(build_report(Report("t", policies=evaluate_policies([alone], prompts, "sft").table))).text.split()
+    )
+    assert (
+        "One policy alone: there is nothing to compare it with." in text
+        and "How well does sft answer 3 prompts?" in text
+    )
+    both = [alone, replace(alone, answers=replace(alone.answers, policy="ppo"))]
+    text = " ".join(
+        Page(build_report(Report("t", policies=evaluate_policies(both, prompts, "sft").table))).text.split()
+    )
+    assert "Nothing says which answers are better" in text and "3 prompts are too few: below 30" in text

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
+from assent.algorithms.reward.gate import dropped
 from assent.data.tree import Branch, TokenTree, collate
 from assent.errors import ModelError
 from assent.losses import bradley_terry
@@ -256,11 +257,27 @@ def test_the_gate_forward_and_one_gradient_step_as_in_numpy() -> None:
     np.testing.assert_allclose(moved, -0.1 * layers[0][0], rtol=1e-3, atol=1e-6)
 
 
-def test_dropout_is_there_in_training_alone() -> None:
-    gate = Gate(6, 4, (64, 64), dropout=0.5)
-    x = torch.randn(3, 6)
-    assert not torch.equal(gate.train()(x), gate(x))
-    assert torch.equal(gate.eval()(x), gate(x))
+def test_dropout_multiplies_the_hidden_units() -> None:
+    gate, rng = small_gate(), RNG(11)
+    x, factors = rng.normal(size=(20, 6)), dropped(20, 8 + 5, 0.25, seed=1, step=2)
+    layers = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in gate.layers]
+    first = np.maximum(x @ layers[0][0].T + layers[0][1], 0) * factors[:, :8]
+    second = np.maximum(first @ layers[1][0].T + layers[1][1], 0) * factors[:, 8:]
+    logits = (second @ layers[2][0].T + layers[2][1]) / 2.0
+    want = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) * 1.5
+    single = gate.float()
+    got = single(torch.tensor(x), torch.from_numpy(factors)).detach().numpy()
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+    assert np.abs(got - single(torch.tensor(x)).detach().numpy()).max() > 1e-3
+
+
+def test_dropout_is_a_function_of_seed_and_step() -> None:
+    many = dropped(4000, 50, 0.2, seed=1, step=2)
+    assert set(np.unique(many)) == {np.float32(0), np.float32(1.25)}
+    assert (many == 0).mean() == pytest.approx(0.2, abs=0.005) and many.mean() == pytest.approx(1, abs=0.005)
+    assert np.array_equal(many, dropped(4000, 50, 0.2, seed=1, step=2))
+    for other in (dropped(4000, 50, 0.2, seed=2, step=2), dropped(4000, 50, 0.2, seed=1, step=3)):
+        assert (many == other).mean() == pytest.approx(0.8**2 + 0.2**2, abs=0.01), "independent draws"
 
 
 def test_shares_add_up_to_the_gated_score() -> None:

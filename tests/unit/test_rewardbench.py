@@ -242,7 +242,7 @@ def test_a_copy_of_rewardbench_and_its_result_files(tmp_path):
     }
     assert result.subsets["math-prm"].missing == 1 and result.ties == 1
     assert result.overall.score is None and "math-prm" in result.overall.missing
-    assert any("subsets are missing" in note for note in result.notes)
+    assert any("subsets have no score" in note for note in result.notes)
     assert any("hep-go 2 of 164" in note for note in result.notes)
 
     paths = write_results(tmp_path / "out", benchmark, result, scores, "org/model")
@@ -277,6 +277,25 @@ def test_a_copy_of_rewardbench_2(tmp_path):
     columns = json.loads(paths[1].read_text())
     assert columns["results"] == [1.0, 0.5, None, None, None] and columns["num_correct"] == [1, 1, 1, 2, 1]
     assert columns["scores"][2] == [0.0, 1.0, None, 0.0] and json.loads(paths[0].read_text())["Math"] == 0.75
+
+
+def test_a_subset_that_is_there_without_a_score_is_told_from_one_that_is_not(tmp_path):
+    """A tied prompt whose other form the file lacks, and rows that nobody scored."""
+    rows = [row for row in second_rows() if row["id"] != "ref:0"]
+    benchmark = read_benchmark(write(tmp_path / "rb2.jsonl", rows), "rewardbench-2", "train")
+    assert [item.id for item in benchmark.items if item.subset == "Ties"] == ["tied:0"]
+    values = np.concatenate([np.full(len(item.example.responses), 1.0) for item in benchmark.items])
+    result = evaluate(benchmark, Scores(values))
+    assert any(note.startswith("subsets that are there, of which no row has a score: Ties;") for note in result.notes)
+    (note,) = (note for note in evaluate(benchmark, Scores(values * NAN)).notes if "no row has a score" in note)
+    assert "Math, Ties" in note
+
+
+def test_scores_that_are_all_alike_have_an_interval(tmp_path):
+    benchmark = read_benchmark(write(tmp_path / "rb2.jsonl", second_rows()), "rewardbench-2", "train")
+    values = [1.0 if place else 0.0 for item in benchmark.items for place in range(len(item.example.responses))]
+    math_ = evaluate(benchmark, Scores(np.array(values))).subsets["Math"]
+    assert (math_.mean, math_.low) == (0.0, 0.0) and math_.high == pytest.approx(0.5615, abs=1e-4)  # Wilson, 0 of 3
 
 
 def test_a_file_that_lacks_a_column_is_refused(tmp_path):

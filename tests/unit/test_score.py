@@ -123,6 +123,20 @@ def test_a_table_of_answers_that_nobody_scored(models, tmp_path, capsys) -> None
     assert "0 pairs" in said and "nan" not in said and "constant" not in said
 
 
+def test_ties_of_the_labels_are_counted(models, tmp_path, capsys) -> None:
+    rows = [
+        {
+            "context": [{"role": "user", "content": f"{n}?"}],
+            "response1": "A b.",
+            "response2": "C.",
+            "overall_preference": 0,
+        }
+        for n in range(3)
+    ]
+    code, _, said = run(capsys, models["one"], file_of(tmp_path, rows))
+    assert code == 0 and "3: two answers that the labels call equal" in said and "accuracy" not in said
+
+
 def test_an_empty_answer_is_named_and_counted(models, tmp_path, capsys) -> None:
     rows = [{"prompt": "Hi", "chosen": "Hello", "rejected": ""}, PAIRS[0]]
     code, found, said = run(capsys, models["one"], file_of(tmp_path, rows))
@@ -342,6 +356,14 @@ def test_attributes_their_shares_and_other_weights(tiny_model_dir, tokenizer, tm
         shares = logits[:, k] * rule.weights[k]
         np.testing.assert_allclose([row["shares"][f"model/{name}"] for row in rows], shares, atol=2e-5)
     told = json.loads(summary.read_text())
+    both = np.cov(logits.T, bias=True)  # of the outputs; of the reward with each share
+    of_all = {"helpfulness": both[0, 0] - 0.5 * both[0, 1], "verbosity": 0.25 * both[1, 1] - 0.5 * both[0, 1]}
+    for name, part in of_all.items():
+        share = told["shares"][f"model/{name}"]
+        assert share["variance"] == pytest.approx(part / (logits @ [1, -0.5]).var(), abs=1e-3)
+    assert sum(share["variance"] for share in told["shares"].values()) == pytest.approx(1)
+    assert told["shares"]["model/verbosity"]["mean"] == pytest.approx(-0.5 * logits[:, 1].mean(), abs=2e-5)
+    assert "adds on average" in said and f"{100 * told['shares']['model/verbosity']['variance']:.0f} %" in said
     want = stats.spearmanr(logits[:, 1], [0, 2, 1]).statistic
     assert told["ratings"]["verbosity"]["rho"] == pytest.approx(want), "the output of that name is compared"
     assert told["parts"]["model/verbosity"]["mean"]["mean"] == pytest.approx(logits[:, 1].mean(), abs=2e-5)

@@ -230,16 +230,16 @@ def test_holm_is_the_step_down_of_bonferroni():
 
 def test_prompts_needed_gives_the_width_that_was_asked_for():
     rng = np.random.default_rng(5)
-    needed = prompts_needed(rng.random(500) < 0.5, 0.05)
+    now = mean_interval((rng.random(500) < 0.5).astype(float)).half_width
+    needed = prompts_needed(now, 500, 0.05)
     assert needed == pytest.approx(384, rel=0.02)  # 1.96² 0.25 / 0.05²
+    assert needed is not None
     assert mean_interval((rng.random(needed) < 0.5).astype(float)).half_width == pytest.approx(0.05, rel=0.05)
-    # Four answers to a prompt that say the same are one.
-    values = rng.normal(size=200)
-    clusters = list(np.repeat(np.arange(200), 4))
-    assert prompts_needed(np.repeat(values, 4), 0.1, clusters) == prompts_needed(values, 0.1)
-    assert prompts_needed([1.0, None], 0.1) is None and prompts_needed([1.0] * 9, 0.1) is None
+    assert prompts_needed(0.2, 65, 0.1) == 260 and prompts_needed(0.2, 65, 0.4) == 17  # a wider one needs fewer
+    assert prompts_needed(math.nan, 9, 0.1) is None and prompts_needed(0.0, 9, 0.1) is None
+    assert prompts_needed(0.2, 1, 0.1) is None
     with pytest.raises(UserError, match="half width"):
-        prompts_needed([1.0, 2.0], 0)
+        prompts_needed(0.2, 9, 0)
 
 
 def test_coverage_of_shares_and_win_rates():

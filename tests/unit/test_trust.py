@@ -132,7 +132,7 @@ def test_a_benchmark_in_the_same_report(place, tmp_path):
     result = report.files[0].result
     assert result.name == "rewardbench" and result.subsets["hep-go"].mean == 0.5 and result.overall.score is None
     page = (tmp_path / "out" / "trust.html").read_text()
-    assert "21 subsets are missing, so there is none" in page and "hep-cpp" in page
+    assert "21 subsets have no score, so there is none" in page and "hep-cpp" in page
     assert json.loads((tmp_path / "out" / "eval-set" / "org" / "len.json").read_text())["hep-go"] == 0.5
     plain = trust(TrustConfig((source,), file=file, benchmark="none", probes=0))
     assert plain.files[0].result is None and plain.files[0].trust.parts["subset"]["hep-go"].right.mean == 0.5
@@ -184,6 +184,8 @@ def test_poor_files_are_reported_without_nan(place, tmp_path, rows, capsys):
         assert "no pair scored" in said and "No pair is scored: 1 left out." in page
         assert summary(report.files[0].trust)[0] == "accuracy unknown: no pair is scored, 1 left out"
     assert report.files[0].trust.notes or len(rows) == 1
+    if rows[0].get("overall_preference") == 0:
+        assert "all 3 comparisons are ties: accuracy" in " ".join(said.split()) and "are ties: accuracy" in page
     assert json.loads((tmp_path / "out" / "trust.json").read_text())["files"][0]["counts"]["answers"]
 
 

@@ -115,6 +115,17 @@ def test_pair_view(item, kept, expected):
     assert problems == []
 
 
+@pytest.mark.parametrize("view", [pair_view, ranking_view, rating_view])
+def test_where_all_are_ties_it_says_so(view):
+    ties = [example("ab", Ranking(((0, 1),))), example("cd", helpful(0, 2), helpful(1, 2), row=2)]
+    with pytest.raises(
+        DataError, match="rows.jsonl: all 2 comparisons are ties, so nothing says which answers are better"
+    ):
+        view(ties)
+    with pytest.raises(DataError, match="This file has .*The first row: "):  # of two kinds, the general sentence
+        view([*ties, example("a")])
+
+
 def test_pair_view_keeps_the_annotator():
     (kept,), _ = pair_view([example("ab", Ranking(((1,), (0,)), annotator="x"), Pair(0, 1, annotator="y"))])
     assert [pair.annotator for pair in kept.feedback] == ["y", "x"]

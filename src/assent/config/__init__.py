@@ -55,6 +55,7 @@ from assent.config.tools import (
     ReportConfig,
     WatchConfig,
 )
+from assent.config.training import TRAINERS, Trainer, named_methods
 from assent.config.trust import TrustConfig
 
 __all__ = [
@@ -81,7 +82,8 @@ __all__ = [
     "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig",
     "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
     "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
-    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRDPOConfig", "TrainConfig", "TrustConfig", "WPOConfig", "WPOLoss",
-    "WatchConfig", "critic_of", "keywords", "loss_of", "method_of", "objective_of", "online_config",
+    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig",
+    "WPOConfig", "WPOLoss",
+    "WatchConfig", "critic_of", "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config",
     "preference_config", "reference_of", "reward_model_of",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from assent.config.judge import JudgeConfig
 from assent.config.online import RemoteConfig
-from assent.config.ranges import Count, Length, Named, Names, Seed
+from assent.config.ranges import Count, Length, Named, Names, Positive, Seed
 from assent.config.sampling import SamplingConfig
 from assent.config.scoring import SourceConfig
 from assent.config.sections import Sections
@@ -47,8 +47,12 @@ class EvalConfig(Sections):
     labels: Named | None = None
     """File of verdicts on pairs of these answers, in alpaca_eval's shape {instruction, output_1, output_2,
     preference}: 1, 2, or between them."""
-    harness: tuple[str, ...] = ()
-    """Result files of lm-evaluation-harness, NAME=FILE: their numbers stand in the row of the policy NAME."""
+    gamed: Named | None = None
+    """AlpacaEval's df_gamed.csv, with its prompts: verdicts then have its length-controlled win rate beside the
+    length-adjusted one."""
+    results: tuple[str, ...] = ()
+    """Results that other tools have written, NAME=FILE: of lm-evaluation-harness (a file or its folder) about a policy;
+    of RewardBench, as assent trust writes them too, about a policy or one of `rewards`."""
     toxicity: Named | None = None
     """Model (folder or hub id) of text classification: the probability that an answer, read alone, is toxic."""
     toxicity_label: Named | None = None
@@ -62,10 +66,19 @@ class EvalConfig(Sections):
     document, and without them the right answers."""
     measures: tuple[str, ...] = ()
     """Measures of the table, by name (docs/evaluation.md); default: all whose needs are met."""
+    form: tuple[str, ...] = ()
+    """Forms that answers should have, NAME=REGEX: the share in which the pattern of Python's re is found, as the
+    measure NAME."""
+    json_keys: tuple[str, ...] = ()
+    """Keys of the JSON object that answers should be: the measure json asks for them."""
+    within: Positive | None = None
+    """How narrow intervals are wished, as ± WITHIN: the results say how many prompts that needs; default: half of what
+    they are."""
     checkpoints: bool = False
-    """Also every checkpoint of the policies that are runs."""
+    """Also every checkpoint of the policies that are runs: with --reference, and the reference among the policies, laws
+    of gain by KL (docs/evaluation.md)."""
     answers: Count = 1
-    """Answers to each prompt."""
+    """Answers to each prompt; several give, with a gold source, the best-of-n curve of every other source."""
     format: str = "auto"
     """Shape of the rows; auto detects it."""
     columns: dict[str, str] = field(default_factory=dict)

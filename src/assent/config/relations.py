@@ -20,6 +20,7 @@ from assent.config.reward_relations import REWARD
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
+from assent.config.training import TRAINERS, compared, named_methods
 from assent.names import suggestion
 
 
@@ -87,8 +88,8 @@ def _changed_inputs(config: RunConfig) -> str | None:
         return None
     if config.resume is None:
         return "--resume_changed is about a run that goes on. Give --resume auto with it."
-    compared = config.objectives if isinstance(config, CompareConfig) else ()
-    kinds = [type(config), *(OBJECTIVES[name].config for name in compared if name in OBJECTIVES)]
+    runs = named_methods(config) if isinstance(config, CompareConfig) else {}
+    kinds = [type(config), *(TRAINERS[method].config for method in runs.values() if method in TRAINERS)]
     known = [name for name in INPUTS if any(is_input(kind, name) for kind in kinds)]
     for name in config.resume_changed:
         if name not in known:
@@ -181,20 +182,6 @@ def _own_options(config: CustomConfig | CheckConfig) -> str | None:
     for name, value in config.options.items():
         if not in_float32(value):
             return f"--options {name}:{value:g}: must be a finite number that float32 holds."
-    return None
-
-
-def _compared(config: CompareConfig) -> str | None:
-    unknown = [name for name in config.objectives if name not in OBJECTIVES]
-    if unknown:
-        return f"--objectives: no objective is called '{unknown[0]}'. Known: {', '.join(OBJECTIVES)}."
-    if len(set(config.objectives)) < len(config.objectives):
-        return f"--objectives names one twice. Got {' '.join(config.objectives)}."
-    if config.scorer is None and config.reward_model is None:
-        return "assent compare needs something that scores answers. Give --scorer FILE.py:function or --reward_model."
-    for name in config.options:
-        if name.partition(".")[0] not in config.objectives:
-            return f"--options {name}: begins with none of --objectives ({', '.join(config.objectives)})."
     return None
 
 
@@ -298,7 +285,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (PairConfig, _added_objectives),
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
-    (CompareConfig, _compared),
+    (CompareConfig, compared),
     (ServeConfig, _reached_without_key),
     (SourceConfig, remote_weights),
     (AttributesConfig, _attributes),

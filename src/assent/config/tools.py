@@ -142,16 +142,19 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
-    """Several objectives on the same data under the same budget, and one report."""
+    """Several methods on the same data, from the same start, under the same budget, and one report."""
 
-    objectives: Names = ("dpo", "ipo", "kto", "simpo", "orpo", "cpo")
-    """Objectives to train, each in a run folder of its name."""
+    methods: Names = ("dpo", "ipo", "kto", "simpo", "orpo", "cpo")
+    """Commands that train a policy (sft, dpo, kto, ppo, grpo, ...), each in a run folder of its name; NAME=METHOD names
+    one, so that a method can run twice with different options. Those that sample take the prompts of the data."""
     options: dict[str, str] = field(default_factory=dict)
-    """Options of single objectives, for example simpo.loss.beta:2.5 simpo.optim.lr:1e-4."""
+    """Options of single methods, by name, for example simpo.loss.beta:2.5 ppo.optim.lr:1e-6 ppo.kl.coef:0.1."""
     scorer: Named | None = None
-    """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward."""
+    """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward, which
+    no method sees."""
     reward_model: Named | None = None
-    """Reward model folder or hub id that scores the answers as well."""
+    """Reward model folder or hub id that scores the answers as well, and that methods which learn from rewards learn
+    from."""
     prompts: Named | None = None
     """File of prompts to answer; default: the prompts of the held-out data."""
     answers: Count = 1

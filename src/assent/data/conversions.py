@@ -52,6 +52,10 @@ AS_RATINGS: tuple[Kinds, ...] = (
 )
 
 
+TIE = "tie"
+"""Why an example is of no use where answers are compared and all of its comparisons are ties."""
+
+
 class Unused(RowError):
     """The example is sound, but the task has no use for it."""
 
@@ -107,7 +111,7 @@ def with_pairs(example: Example, *, votes: bool = False, ties: bool = False) -> 
     if votes:
         pairs = _counted(pairs)
     if not pairs:
-        raise Unused("feedback", "tie")
+        raise Unused("feedback", TIE)
     for pair in pairs:
         if pair.tie < 1 and same_answer(example.responses[pair.chosen], example.responses[pair.rejected]):
             raise RowError("responses", "equal answers in a pair")
@@ -189,7 +193,7 @@ def with_ratings(example: Example) -> list[Example]:
     kept = []
     for each in found:
         if len(set(each.values())) < 2:
-            raise Unused("feedback", "tie")
+            raise Unused("feedback", TIE)
         responses, values = _reduced(example, each)
         feedback = tuple(Rating(index, {"rating": value}) for index, value in enumerate(values))
         kept.append(replace(example, responses=responses, feedback=feedback))
@@ -227,7 +231,7 @@ def _winners(example: Example) -> dict[int, bool]:
     """What only wins its pairs is desirable, what only loses them is not."""
     pairs = _stated_pairs(example)
     if not pairs:
-        raise Unused("feedback", "tie")
+        raise Unused("feedback", TIE)
     won, lost = {pair.chosen for pair in pairs}, {pair.rejected for pair in pairs}
     if not won ^ lost:
         raise Unused("feedback", "every answer both wins and loses")
@@ -264,7 +268,7 @@ def _untied(rankings: list[Ranking]) -> list[Ranking]:
     """The rankings that order anything."""
     ordered = [ranking for ranking in rankings if len(ranking.levels) > 1]
     if not ordered:
-        raise Unused("feedback", "tie")
+        raise Unused("feedback", TIE)
     return ordered
 
 

@@ -16,6 +16,7 @@ from assent.data.conversions import (
     AS_PAIRS,
     AS_RANKINGS,
     AS_RATINGS,
+    TIE,
     Kinds,
     Unused,
     best_answers,
@@ -146,6 +147,11 @@ def _project(
         else:
             read = {**read, **kinds_read(example, groups)}
     if examples and not kept:
+        if {problem.reason for problem in problems} == {TIE}:
+            raise DataError(
+                f"{examples[0].origin.file}: all {len(problems):,} comparisons are ties, so nothing says which answers "
+                "are better."
+            )
         raise DataError(
             f"{examples[0].origin.file}: {needs}. This file has {_kinds(examples)}, which fit: {_uses(examples)}. "
             f"The first row: {problems[0].reason}"

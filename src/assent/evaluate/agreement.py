@@ -17,6 +17,7 @@ from assent.statistics import Interval, mean_interval, win_rate
 QUANTILES = (5, 25, 50, 75, 95)
 OVERALL = "overall"
 """What the one number that stands for all ratings of an answer is called."""
+TIED = "two answers that the labels call equal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +53,30 @@ class Correlation:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a source or output adds to the reward: `mean`, and the part of the rewards' variance that it explains,
+    `cov(share, reward) / var(reward)`, which sums to 1 over all of them. NaN where rewards are constant."""
+
+    mean: float
+    variance: float
+
+
 @dataclass(slots=True)
 class Collected:
     """The numbers of the answers so far, and what feedback says of them: lists of plain numbers, no texts.
 
     gaps     reward(better) - reward(worse), NaN where one is unscored; the difference in length, likewise; the prompt
+    shares   what sources and outputs add to the rewards, by name
     rated    by attribute, and `OVERALL`: (reward, rating)
-    unread   feedback that could not be compared, by reason; noted: what sources say about the whole
+    unread   feedback that says of no two answers which is better, by reason; noted: what sources say about the whole
     """
 
     rewards: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
     prompts: list[Hashable] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
     gaps: list[tuple[float, float, Hashable]] = field(default_factory=list)
     taus: list[float] = field(default_factory=list)
     rated: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -79,12 +91,14 @@ class Collected:
         rewards: Sequence[float],
         lengths: Sequence[float],
         parts: Mapping[str, Sequence[float]],
+        shares: Mapping[str, Sequence[float]] = {},
     ) -> None:
-        """All answers of an example; `parts` are what the rewards were made from, by name. NaN: unscored, or of unknown
-        length."""
+        """All answers of an example; `parts` are what the rewards were made from, `shares` what each adds to them, by
+        name. NaN: unscored, or of unknown length."""
         nothing = [math.nan] * len(rewards)
-        for name in {**self.parts, **parts}:
-            self.parts.setdefault(name, [math.nan] * len(self.rewards)).extend(parts.get(name, nothing))
+        for table, new in ((self.parts, parts), (self.shares, shares)):
+            for name in {**table, **new}:
+                table.setdefault(name, [math.nan] * len(self.rewards)).extend(new.get(name, nothing))
         self.rewards += rewards
         self.lengths += lengths
         self.prompts += [prompt] * len(rewards)
@@ -110,10 +124,12 @@ class Collected:
         self, example: Example, prompt: Hashable, rewards: Sequence[float], lengths: Sequence[float]
     ) -> None:
         try:
-            pairs, _ = comparisons(example)
+            pairs, ties = comparisons(example)
         except RowError as error:
             self.unread[error.reason] = self.unread.get(error.reason, 0) + 1
-            pairs = []
+            return
+        if ties:
+            self.unread[TIED] = self.unread.get(TIED, 0) + len(ties)
         for pair in pairs:
             better, worse = pair.chosen, pair.rejected
             self.gaps.append((rewards[better] - rewards[worse], lengths[better] - lengths[worse], prompt))
@@ -152,6 +168,23 @@ def spread(values: Sequence[float], clusters: Sequence[Hashable]) -> Spread:
         float(known.std(ddof=1)) if len(known) > 1 else math.nan,
         dict(zip(QUANTILES, map(float, quantiles), strict=True)),
     )
+
+
+def explained(shares: Mapping[str, Sequence[float]], rewards: Sequence[float]) -> dict[str, Share]:
+    """Of what each source or output adds to the same answers' rewards; unscored answers are left out."""
+    values = np.asarray(rewards, np.float64)
+    known = ~np.isnan(values)
+    values = values[known]
+    if not len(values):
+        return {}
+    spread = float(np.ptp(values) and values.var()) or math.nan
+    found = {}
+    for name, own in shares.items():
+        share = np.asarray(own, np.float64)[known]
+        found[name] = Share(
+            float(share.mean()), float(np.mean((share - share.mean()) * (values - values.mean()))) / spread
+        )
+    return found
 
 
 def choices(gaps: Iterable[tuple[float, Hashable]]) -> Choices | None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from assent.evaluate.runs import Run
 
 
+def alarms_of(run: Run) -> tuple[str, ...]:
+    """What is to be said of a run, a sentence or two each."""
+    return tuple(filter(None, (alarm(run),)))
+
+
 def alarm(run: Run) -> str:
     """What to say where the last evaluation has set off the alarm of `algorithms.preference.diagnostics`, else ""."""
     raised = run.metrics.get("eval/alarm/both_fall")

@@ -1,102 +1,119 @@
-"""Answers that were made elsewhere, read and written: {prompt, response}, alpaca_eval's model outputs {instruction,
-output, generator}, and what `assent generate` writes."""
+"""Answers that were made elsewhere: {prompt, response}, alpaca_eval's model outputs {instruction, output, generator},
+conversations that end with the answer, and what `assent generate` writes; as JSON lines, JSON, CSV, TSV or parquet."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from assent.data.formats.message import messages
 from assent.data.readers import read_rows
-from assent.data.records import Problem
+from assent.data.records import Problem, RowError
 from assent.errors import DataError
 from assent.evaluate.policies import PolicySource
-from assent.evaluate.prompts import PromptSet, by_key, keys_of
+from assent.evaluate.prompts import PROMPTS, PromptSet, by_key, key_of, keys_of
 from assent.measures.answers import Answers
-from assent.outputs import write_text
+
+log = logging.getLogger(__name__)
 
 TEXTS = ("response", "output", "completion", "answer")
 """Columns that are the answer; the first that a row has counts."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that are prompt and answer in one, for rows without any of the others."""
 UNANSWERED = "no answer in its file"
+
+
+class Row(NamedTuple):
+    """A row: what it may call its prompt, the answer (None: it has none), and what it says of that."""
+
+    keys: list[str]
+    text: str | None
+    tokens: int | None
+    finished: bool | None
 
 
 def read_answers(policy: PolicySource, prompts: PromptSet) -> Answers:
     """The answers of a file to these prompts, in their order. A prompt without any is unanswered. Raises DataError for
-    a row without an answer column, and for a file that answers other prompts."""
-    places, found, strange = by_key(prompts), _Found(), 0
+    a row without an answer column, and for a file that answers other prompts; where the prompts are the first of a
+    file, answers to its others are not counted."""
+    places, found, strange = by_key(prompts), list[tuple[int, Row]](), 0
     first = ""
-    for origin, row in read_rows(policy.path):
-        if isinstance(row, Problem):
-            raise DataError(f"POLICY {policy.path}: {row}")
-        place = next((places[key] for key in keys_of(row) if key in places), None)
+    for origin, raw in read_rows(policy.path):
+        if isinstance(raw, Problem):
+            raise DataError(f"POLICY {policy.path}: {raw}")
+        try:
+            row = _read(raw)
+        except RowError as error:
+            raise DataError(f"POLICY {error.at(origin)}") from None
+        place = next((places[key] for key in row.keys if key in places), None)
         if place is None:
             strange += 1
-            first = first or f"{origin} ({_said(row)})"
-        else:
-            found.take(place, row, str(origin))
-    if strange:
+            first = first or f"{origin} ({_said(raw)})"
+        elif row.text is not None:  # else the prompt stays unanswered
+            found.append((place, row))
+    if strange and not (prompts.limited and found):
         raise DataError(
             f"POLICY {policy.path}: {strange} of its rows answer no prompt of {prompts.file}, the first is {first}. "
             "Give answers to the same prompts."
         )
-    return found.answers(policy.name, prompts)
+    if strange:
+        log.info(f"POLICY {policy.path}: {strange} of its rows answer prompts beyond --limit, and are not counted.")
+    return _columns(policy.name, sorted(found, key=lambda each: each[0]), prompts)
 
 
-class _Found:
-    """Answers of rows, as they are read."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, str, Any, Any]] = []
-
-    def take(self, place: int, row: Mapping[str, Any], origin: str) -> None:
-        name = next((name for name in TEXTS if name in row), None)
-        if name is None:
-            raise DataError(f"{origin}: it has no answer. Expected one of the columns {', '.join(TEXTS)}.")
-        value = row[name]
-        if isinstance(value, list) and value and isinstance(value[-1], Mapping):
-            value = value[-1].get("content")
-        if value is None:
-            return  # no answer: the prompt stays unanswered
-        if not isinstance(value, str):
-            raise DataError(f"{origin}: column '{name}': expected a text; got {type(value).__name__}.")
-        self.rows.append((place, value, row.get("tokens"), row.get("finished")))
-
-    def answers(self, name: str, prompts: PromptSet) -> Answers:
-        rows = sorted(self.rows, key=lambda row: row[0])
-        prompt = np.array([place for place, *_ in rows], np.int64)
-        counted = bool(rows) and all(type(tokens) is int and tokens >= 0 for *_, tokens, _ in rows)
-        ended = bool(rows) and all(isinstance(finished, bool) for *_, finished in rows)
-        return Answers(
-            name,
-            prompts.columns,
-            prompt,
-            tuple(text for _, text, *_ in rows),
-            tokens=np.array([tokens for *_, tokens, _ in rows], np.int64) if counted else None,
-            finished=np.array([finished for *_, finished in rows], bool) if ended else None,
-            unanswered=dict.fromkeys(sorted(set(range(len(prompts))) - set(prompt.tolist())), UNANSWERED),
-        )
+def _read(raw: Mapping[str, Any]) -> Row:
+    """Raises RowError for a row without an answer column, and for a value of another kind."""
+    name = next((name for name in TEXTS if name in raw), None)
+    tokens, finished = _count(raw.get("tokens")), _truth(raw.get("finished"))
+    if name is None:
+        column = next((name for name in CONVERSATIONS if raw.get(name) is not None), None)
+        if column is None or any(raw.get(name) is not None for name in PROMPTS):
+            known = ", ".join((*TEXTS, *CONVERSATIONS))
+            raise RowError(None, f"it has no answer. Expected one of the columns {known}")
+        turns = messages(raw[column], column)
+        if len(turns) < 2 or turns[-1].role != "assistant":
+            raise RowError(column, "expected a conversation that ends with the answer")
+        return Row([key_of(turns[:-1])], turns[-1].content, tokens, finished)
+    value = raw[name]
+    if isinstance(value, list) and value:
+        value = messages(value, name)[-1].content
+    if value is not None and not isinstance(value, str):
+        raise RowError(name, f"expected a text; got {type(value).__name__}")
+    return Row(keys_of(raw), value, tokens, finished)
 
 
-def _said(row: Mapping[str, Any]) -> str:
-    text = json.dumps(row.get("prompt", row.get("instruction")), ensure_ascii=False, default=str)
+def _count(value: object) -> int | None:
+    """A number of tokens, also as the text of a CSV file."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    return value if type(value) is int and value >= 0 else None
+
+
+def _truth(value: object) -> bool | None:
+    return {"true": True, "false": False}.get(str(value).lower())
+
+
+def _columns(name: str, rows: list[tuple[int, Row]], prompts: PromptSet) -> Answers:
+    """A column that some row lacks is known of none."""
+    prompt = np.array([place for place, _ in rows], np.int64)
+    counted = bool(rows) and all(row.tokens is not None for _, row in rows)
+    ended = bool(rows) and all(row.finished is not None for _, row in rows)
+    return Answers(
+        name,
+        prompts.columns,
+        prompt,
+        tuple(str(row.text) for _, row in rows),
+        tokens=np.array([row.tokens for _, row in rows], np.int64) if counted else None,
+        finished=np.array([row.finished for _, row in rows], bool) if ended else None,
+        unanswered=dict.fromkeys(sorted(set(range(len(prompts))) - set(prompt.tolist())), UNANSWERED),
+    )
+
+
+def _said(raw: Mapping[str, Any]) -> str:
+    prompt = next((raw[name] for name in (*PROMPTS, *CONVERSATIONS) if raw.get(name) is not None), None)
+    text = json.dumps(prompt, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def write_model_outputs(answers: Answers, path: Path) -> None:
-    """alpaca_eval's model outputs: each prompt's first answer, with its last user turn as instruction."""
-    seen: set[int] = set()
-    rows = []
-    for place, text in zip(answers.prompt.tolist(), answers.texts, strict=True):
-        if place not in seen:
-            seen.add(place)
-            rows.append({"instruction": answers.prompts.texts[place], "output": text, "generator": answers.policy})
-    write_text(path, json.dumps(rows, indent=1) + "\n")
-
-
-def repeated(answers: Answers) -> int:
-    """The most answers that one prompt has."""
-    return max(Counter(answers.prompt.tolist()).values(), default=0)

@@ -23,7 +23,7 @@ from assent.measures.estimates import estimate
 from assent.measures.rewardbench import ROWS, ROWS_2, TIES, Overall, Section, TieScore, best_of_four, tie_id, ties
 from assent.outputs import write_text
 from assent.rewards.group import Scores
-from assent.statistics import Interval, mean_interval, proportion_interval
+from assent.statistics import Interval, proportion_interval, share_interval
 
 Name = Literal["rewardbench", "rewardbench-2"]
 HUB: dict[str, Name] = {"allenai/reward-bench": "rewardbench", "allenai/reward-bench-2": "rewardbench-2"}
@@ -169,7 +169,7 @@ def _second(benchmark: Benchmark, rewards: Sequence[np.ndarray], rows: Mapping[s
             continue
         found = np.array([best_of_four(rewards[index]) for index in places])
         tied += int(((found > 0) & (found < 1)).sum())
-        subsets[name] = mean_interval(found)
+        subsets[name] = share_interval(found)
     overall = rewardbench.rewardbench_2(subsets)
     return Result(benchmark.name, subsets, tied, overall, {}, tied_answers, _notes(benchmark, subsets, overall))
 
@@ -208,9 +208,12 @@ def _notes(benchmark: Benchmark, subsets: Mapping[str, Interval], overall: Overa
     expected, notes = ROWS_OF[benchmark.name], []
     if overall.missing:
         notes.append(
-            f"{len(overall.missing)} of {len(expected)} subsets are missing, so there is no overall number: "
+            f"{len(overall.missing)} of {len(expected)} subsets have no score, so there is no overall number: "
             f"{', '.join(overall.missing)}"
         )
+    if there := [name for name in overall.missing if name in subsets]:
+        forms = "; a prompt of Ties needs both its forms, ref and tied" if TIES in there else ""
+        notes.append(f"subsets that are there, of which no row has a score: {', '.join(there)}{forms}")
     short = [
         f"{name} {value.n} of {expected[name]}"
         for name, value in subsets.items()

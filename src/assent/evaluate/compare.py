@@ -1,26 +1,32 @@
-"""Several objectives on the same data, from the same start, under the same budget: one table and one report."""
+"""Several methods on the same data, from the same start, under the same budget: one table and one report."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from rich.console import Console
 
 from assent import distributed, lock
-from assent.algorithms.preference.train import train_preference
-from assent.config import OBJECTIVES, CompareConfig, EvalConfig, PreferenceConfig, ReportConfig, settings
+from assent.config import TRAINERS, CompareConfig, EvalConfig, PolicyRunConfig, ReportConfig, named_methods, settings
 from assent.config.inputs import is_input
+from assent.config.training import START
+from assent.config.words import command_of
 from assent.distributed import World
 from assent.errors import ConfigError, RunFolderError
+from assent.evaluate.budget import budgets
 from assent.evaluate.cache import CACHE
-from assent.evaluate.evaluation import answers_of, evaluated, prompts_of, try_places
+from assent.evaluate.evaluation import PLACES, answers_of, check_prompts, evaluated, prompts_of, try_places
 from assent.evaluate.pages import check_page
 from assent.evaluate.prompts import PromptSet
 from assent.evaluate.report import write_report
@@ -29,26 +35,31 @@ from assent.evaluate.terminal import render
 from assent.models.loading import quiet_transformers
 from assent.names import suggestion
 from assent.outputs import try_file
+from assent.train.loop import rehearsal
 from assent.train.runfolder import owned
 
 log = logging.getLogger(__name__)
 
-REPORT = "report.html"
-START = "start"
-"""The name of the policy that every objective began with."""
+REPORT, REHEARSAL = "report.html", "rehearsal"
 SHARED = ("model", "data", "optim", "train", "report_to")
+"""The sections that every method is given alike; those that sample are given `sampling`, too."""
+OURS = ("out", "resume", "resume_changed")
+"""Options of a run that follow from the comparison's."""
 
 
 def compare(config: CompareConfig) -> Path:
-    """Trains every objective into `config.out`/NAME, samples answers of each and of the start, scores them, and writes
+    """Trains every method into `config.out`/NAME, samples answers of each and of the start, scores them, and writes
     `config.out`/report.html, which it returns. Ranks share the work, on the devices that they train on. With `resume`
     interrupted runs go on; of finished ones it is made sure that nothing they were made from has changed.
 
-    The start answers, and is scored, before anything is trained: what could fail at the end fails then.
+    Before anything is trained every method reads its data, loads its models and tries its rewards, and the start
+    answers and is scored: what could fail later fails then.
 
-    Raises ConfigError for options that an objective does not have, RunFolderError where `config.out` holds something
-    and `resume` is off, OutputError where it cannot be written, RewardError for a scorer that gives no number."""
+    Raises ConfigError for options that a method does not have or cannot take, RunFolderError where `config.out` holds
+    something and `resume` is off, OutputError where it cannot be written, RewardError for a scorer that gives no
+    number, and what the methods raise before their first step."""
     quiet_transformers()
+    settings.validate(config)
     world, out = distributed.init(config.train.threads), Path(config.out)
     with owned(out):
         return _compare(config, world, out)
@@ -56,24 +67,64 @@ def compare(config: CompareConfig) -> Path:
 
 def _compare(config: CompareConfig, world: World, out: Path) -> Path:
     distributed.on_main(lambda: _check_free(out, config))
-    runs = {name: objective_config(config, name) for name in config.objectives}
+    runs = {name: method_config(config, name) for name in named_methods(config)}
+    train = {name: _function(TRAINERS[method].target) for name, method in named_methods(config).items()}
     prompts = distributed.on_main(partial(_prompts, config))
+    distributed.on_main(partial(check_prompts, out, prompts))
     distributed.on_main(lambda: try_file(out / REPORT, f"--out {out}: {REPORT}"))
     try_places(out)
+    for name, run in runs.items():
+        if not distributed.on_main(Path(run.out).exists):
+            log.info(f"[0/{len(runs) + 1}] {name}: everything before its first step, to see whether it can be trained")
+            with _rehearsed(out, run, world) as tried, _about(name):
+                train[name](tried)
     log.info(f"answers of {START} to {len(prompts)} prompts, before anything is trained")
     answers_of(evaluation_config(config, ()), world, prompts)
     for number, (name, run) in enumerate(runs.items(), 1):
         log.info(f"[{number}/{len(runs) + 1}] {name}")
-        train_preference(run)
+        train[name](run)
+        gc.collect()  # models and engines, before the next ones are loaded
     log.info(f"[{len(runs) + 1}/{len(runs) + 1}] answers of {len(runs) + 1} policies to {len(prompts)} prompts")
-    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts)
+    took = distributed.on_main(partial(budgets, runs))
+    command = command_of("compare", config, leave=PLACES)
+    table = evaluated(evaluation_config(config, tuple(runs)), world, prompts, beside=took, command=command)
 
     def report() -> Path:
         render(table, Console(width=None if sys.stdout.isatty() else 120))
-        title = f"{len(runs)} objectives on {config.data.train}"
+        title = f"{len(runs)} methods on {config.data.train}"
         return write_report(ReportConfig((str(out),), str(out / REPORT), title))
 
     return distributed.on_main(report)
+
+
+def _function(target: str) -> Callable[[Any], Any]:
+    module, _, function = target.partition(":")
+    found: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+@contextmanager
+def _rehearsed(out: Path, run: PolicyRunConfig, world: World) -> Iterator[PolicyRunConfig]:
+    """The run as one that ends before its first step and leaves nothing. Every rank must enter it."""
+    place = out / REHEARSAL / Path(run.out).name
+    distributed.on_main(lambda: shutil.rmtree(place.parent, ignore_errors=True))  # of one that was killed
+    try:
+        with rehearsal():
+            yield replace(run, out=str(place), resume=None, resume_changed=())
+    finally:
+        gc.collect()
+        if world.is_main:
+            lock.release(place)
+            shutil.rmtree(place.parent, ignore_errors=True)
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Names the method in whatever the options cannot do."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error} Options of {name} alone: --options {name}.OPTION:VALUE.") from error
 
 
 def evaluation_config(config: CompareConfig, runs: Sequence[str]) -> EvalConfig:
@@ -108,11 +159,11 @@ def _prompts(config: CompareConfig) -> PromptSet:
 
 def _check_free(out: Path, config: CompareConfig) -> None:
     """Raises RunFolderError where something else than an earlier comparison is in the folder, or that is not to go
-    on."""
-    names = lock.content(out)
+    on. What a rehearsal left that was killed does not count."""
+    names = lock.content(out) - {REHEARSAL}
     if names and config.resume is None:
         raise RunFolderError(f"--out {out}: not empty. Continue it with --resume auto, or choose another --out.")
-    if names and not names & {*OBJECTIVES, CACHE}:
+    if names and not names & {*named_methods(config), CACHE}:
         raise RunFolderError(f"--resume {config.resume}: no earlier comparison is in {out}. Choose another --out.")
     if (out / REPORT).is_file():
         check_page(out / REPORT)
@@ -120,27 +171,46 @@ def _check_free(out: Path, config: CompareConfig) -> None:
         PolicyTable.load(out / EVALUATION)
 
 
-def objective_config(config: CompareConfig, name: str) -> PreferenceConfig:
-    """The configuration of one run: what all share, and the `options` that begin with its name."""
-    cls = OBJECTIVES[name].config
-    resume = "auto" if config.resume is not None else None
-    run = {field: getattr(config, field) for field in SHARED} | {"out": str(Path(config.out) / name), "resume": resume}
-    run["resume_changed"] = tuple(name for name in config.resume_changed if is_input(cls, name))
-    plain = yaml.safe_load(settings.dump(cls(**run)))
-    for option, value in config.options.items():
-        objective, _, key = option.partition(".")
-        if objective == name:
-            known = [known.name for known in settings.options(cls)]
-            if key not in known:
-                hint = suggestion(key, known, f"{name}.")
-                raise ConfigError(f"--options {option}: {name} has no option '{key}'.{hint}")
-            _set(plain, key.split("."), yaml.safe_load(value))
-    loaded = settings.load(cls, yaml.safe_dump(plain), f"--options of {name}")
-    settings.validate(loaded)
+# ---- the configuration of a method
+
+
+def method_config(config: CompareConfig, name: str) -> PolicyRunConfig:
+    """The configuration of one run: what all share, the reward model where it learns from rewards, and the `options`
+    that begin with its name. Raises ConfigError for what its method does not have or cannot take."""
+    trainer = TRAINERS[named_methods(config)[name]]
+    shared = settings.plain(config)
+    tree: dict[str, Any] = {section: shared[section] for section in SHARED}
+    tree |= {"out": str(Path(config.out) / name), "resume": None if config.resume is None else "auto"}
+    tree["resume_changed"] = [option for option in config.resume_changed if is_input(trainer.config, option)]
+    own = {
+        key: value for option, value in config.options.items() for run, _, key in [option.partition(".")] if run == name
+    }
+    if trainer.is_online:
+        tree["sampling"] = shared["sampling"]
+        if config.reward_model and "rewards.model" not in own:
+            tree["rewards"] = {"model": [config.reward_model]}
+    _set(tree, own, trainer.config, name)
+    loaded = settings.load(trainer.config, yaml.safe_dump(tree), f"--options of {name}")
+    with _about(name):
+        settings.validate(loaded)
     return loaded
 
 
-def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
-    for part in path[:-1]:
-        tree = tree[part]
-    tree[path[-1]] = value
+def _set(tree: dict[str, Any], given: Mapping[str, str], kind: type, name: str) -> None:
+    """Puts the options of one method into its tree; a word stands for a list of one."""
+    known = {option.name: option for option in settings.options(kind) if option.name not in OURS}
+    for key, text in given.items():
+        if key not in known:
+            hint = suggestion(key, known, f"{name}.")
+            raise ConfigError(f"--options {name}.{key or 'OPTION'}: {name} has no option '{key}'.{hint}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if get_origin(known[key].kind) is tuple and not isinstance(value, list):
+            value = [value]
+        *sections, last = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value

@@ -3,7 +3,8 @@ itself; and verdicts in a file of alpaca_eval's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,43 +92,61 @@ def consistency(name: str, metrics: Mapping[str, Sequence[float]]) -> dict[str, 
 # ---- verdicts of people, or of any annotator, in a file
 
 
-def read_labels(file: str, prompts: PromptSet, policies: Sequence[Answers], baseline: Answers) -> dict[str, Duels]:
+class Verdict(NamedTuple):
+    """A row of labels: what it may call its prompt, both outputs, and the preference from 1 (the first) to 2; NaN
+    without one."""
+
+    keys: list[str]
+    first: str
+    second: str
+    preference: float
+
+
+def read_labels(
+    file: str, prompts: PromptSet, policies: Sequence[Answers], baseline: Answers
+) -> tuple[dict[str, Duels], tuple[str, ...]]:
     """Policy -> its comparisons with the baseline as the file has them: every verdict is one, and answers that nobody
-    compared are failures. Raises DataError for rows of another shape, and where no row is about these answers."""
+    compared are failures; and, in sentences, what in the file is about other prompts. Raises DataError for rows of
+    another shape, and where no row is about these prompts, or these answers."""
     places, rows = by_key(prompts), list(_verdicts(file))
     verdicts: dict[tuple[int, str, str], list[float]] = {}
-    for keys, first, second, preference in rows:
-        place = next((places[key] for key in keys if key in places), None)
-        if place is not None:
-            verdicts.setdefault((place, first, second), []).append(preference)
-    found = {}
-    for answers in policies:
-        if answers is not baseline:
-            found[answers.policy] = _labelled(answers, baseline, verdicts)
+    other = 0
+    for row in rows:
+        place = next((places[key] for key in row.keys if key in places), None)
+        if place is None:
+            other += 1
+        else:
+            verdicts.setdefault((place, row.first, row.second), []).append(row.preference)
+    if other == len(rows):
+        raise DataError(
+            f"--labels {file}: all of its {len(rows)} verdicts are about other prompts than {prompts.file}'s."
+        )
+    found = {each.policy: _labelled(each, baseline, verdicts) for each in policies if each is not baseline}
     if not any((~np.isnan(duels.outcome)).any() for duels in found.values()):
         raise DataError(
             f"--labels {file}: none of its {len(rows)} verdicts is about an answer of a policy and one of "
             f"{baseline.policy} to the same prompt of {prompts.file}."
         )
-    return found
+    told = f"{other} of the {len(rows)} verdicts of {file} are about other prompts, and not counted"
+    return found, (told,) if other else ()
 
 
-def _verdicts(file: str) -> list[tuple[list[str], str, str, float]]:
-    """(keys of the prompt, both outputs, preference from 1 to 2) of each row; NaN without a verdict."""
-    found = []
+def _verdicts(file: str) -> Iterator[Verdict]:
     for origin, row in read_rows(file):
         if isinstance(row, Problem):
             raise DataError(f"--labels {file}: {row}")
-        first, second, preference = (row.get(name) for name in ("output_1", "output_2", "preference"))
+        first, second = row.get("output_1"), row.get("output_2")
         keys = keys_of(row)
         if not keys or not isinstance(first, str) or not isinstance(second, str) or "preference" not in row:
             raise DataError(f"--labels {origin}: expected the columns instruction, output_1, output_2, preference.")
-        number = np.nan if preference is None else preference
-        known = isinstance(number, int | float) and not isinstance(number, bool)
-        if not known or not (np.isnan(number) or number == 0 or 1 <= number <= 2):
-            raise DataError(f"--labels {origin}: preference is a number from 1 to 2, or 0 for a tie; got {preference}.")
-        found.append((keys, first, second, 1.5 if number == 0 else float(number)))
-    return found
+        try:
+            value = row["preference"]
+            number = np.nan if value in (None, "") else float(value)
+        except (TypeError, ValueError):
+            number = np.inf
+        if isinstance(value, bool) or not (np.isnan(number) or number == 0 or 1 <= number <= 2):
+            raise DataError(f"--labels {origin}: preference is a number from 1 to 2, or 0 for a tie; got {value}.")
+        yield Verdict(keys, first, second, 1.5 if number == 0 else number)
 
 
 def _labelled(ours: Answers, theirs: Answers, verdicts: Mapping[tuple[int, str, str], Sequence[float]]) -> Duels:

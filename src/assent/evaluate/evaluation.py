@@ -15,25 +15,29 @@ from rich.console import Console
 from assent import distributed, lock
 from assent.config import EvalConfig
 from assent.config.evaluation import JUDGES, kind_of
+from assent.config.words import command_of
 from assent.data.formats import message_row
 from assent.data.jsonl import json_line
 from assent.distributed import World
 from assent.errors import ConfigError, Incomplete, RunFolderError
-from assent.evaluate.answer_files import read_answers, write_model_outputs
+from assent.evaluate.alpaca_eval import with_gamed, write_annotations, write_model_outputs
+from assent.evaluate.answer_files import read_answers
 from assent.evaluate.answers import NO_REFERENCE, Asking, Sampled
 from assent.evaluate.cache import CACHE, Cache
 from assent.evaluate.duels import LABELS, consistency, judged, probes, read_labels
-from assent.evaluate.harness import read_harness
+from assent.evaluate.elsewhere import NOTHING, Elsewhere, read_results
+from assent.evaluate.frontier import with_frontier
 from assent.evaluate.measured import Evaluated, evaluate_policies
 from assent.evaluate.others import CONSISTENCY, TOXICITY, Others
-from assent.evaluate.policies import PolicySource, check_names, policies_of
+from assent.evaluate.policies import PolicySource, policies_of
 from assent.evaluate.prompts import PromptSet, overlap, read_prompts
-from assent.evaluate.results import EVALUATION, PolicyTable, plain
+from assent.evaluate.results import ANSWERS, EVALUATION, PolicyTable, plain
 from assent.evaluate.scores import Scorer, Sources
 from assent.evaluate.terminal import render
+from assent.foreign import without_keys
 from assent.measures.answers import Answers
 from assent.measures.shapes import NEEDS, Column, Duels, Measured, Need
-from assent.measures.table import required
+from assent.measures.table import own_rows, required
 from assent.models.loading import quiet_transformers
 from assent.models.sources import check_there
 from assent.outputs import try_file, write_text
@@ -42,13 +46,16 @@ from assent.train.runfolder import owned
 
 log = logging.getLogger(__name__)
 
-CSV, ANSWERS, OUTPUTS = "evaluation.csv", "answers.jsonl", "model_outputs"
+CSV = "evaluation.csv"
+PLACES = ("out", "resume", "resume_changed")
+"""Options that say where results go, and not what they are."""
 
 
 def evaluate(config: EvalConfig) -> PolicyTable:
     """Answers of every policy to every prompt, scored, compared and measured: `config.out`/evaluation.json has every
     number with its interval and failures, evaluation.csv the same as rows, answers.jsonl every answer, model_outputs/
-    the same for alpaca_eval; the table goes to standard output. Ranks share the work.
+    and annotations/ the answers and the comparisons for alpaca_eval; the table goes to standard output. Ranks share the
+    work.
 
     Raises ConfigError and DataError before work is spent for what cannot be done, ModelError for a policy that is none,
     RunFolderError where `config.out` holds something and `resume` is off, OutputError where it cannot be written; and,
@@ -58,6 +65,7 @@ def evaluate(config: EvalConfig) -> PolicyTable:
     with owned(out):
         distributed.on_main(partial(_check_free, out, config.resume))
         prompts = distributed.on_main(partial(prompts_of, config))
+        distributed.on_main(partial(check_prompts, out, prompts))
         table = evaluated(config, world, prompts)
         if world.is_main:
             render(table, Console(width=None if sys.stdout.isatty() else 120))
@@ -74,19 +82,40 @@ def prompts_of(config: EvalConfig) -> PromptSet:
     """The prompts that the options name."""
     shape: dict[str, Any] = {name: getattr(config, name) for name in ("format", "columns", "split", "limit", "kind")}
     context = None if config.consistency is None else config.context or ""
-    return read_prompts(config.prompts, **shape, context=context)
+    prompts = read_prompts(config.prompts, **shape, context=context)
+    return prompts if config.gamed is None else with_gamed(prompts, config.gamed, config.limit)
+
+
+def check_prompts(out: Path, prompts: PromptSet) -> None:
+    """Raises RunFolderError where the evaluation in a folder is of other prompts."""
+    if not (out / EVALUATION).is_file():
+        return
+    there = PolicyTable.load(out / EVALUATION)
+    if there.digest and there.digest != prompts.digest:
+        raise RunFolderError(
+            f"--resume: the evaluation in {out} is of other prompts ({there.prompts} of {there.file}) than the "
+            f"{len(prompts)} of {prompts.file}. Give the same, or choose another --out."
+        )
 
 
 def evaluated(
-    config: EvalConfig, world: World, prompts: PromptSet, functions: Mapping[str, Scorer] | None = None
+    config: EvalConfig,
+    world: World,
+    prompts: PromptSet,
+    functions: Mapping[str, Scorer] | None = None,
+    beside: Elsewhere = NOTHING,
+    command: str | None = None,
 ) -> PolicyTable:
-    """The same in a folder that the caller owns; `functions` score answers beside what the options name. Every rank
-    must call it; each gets the table, and rank 0 writes the files."""
+    """The same in a folder that the caller owns; `functions` score answers beside what the options name, the numbers
+    `beside` stand in the table, too, and `command` is what gives it again where `assent eval` alone would not. Every
+    rank must call it; each gets the table, and rank 0 writes the files."""
     out = Path(config.out)
     policies = policies_of(config)
-    harness = distributed.on_main(partial(_harness, config, policies))
+    own_rows(config.form, config.json_keys)  # what is wrong with them is said at once
     try_places(out)
     sources = Sources(config, prompts, world, functions)
+    rewards = (*sources.names, *sources.judges)
+    elsewhere = distributed.on_main(partial(read_results, config.results, policies, rewards)).plus(beside)
     for policy in policies:
         if policy.is_file:
             distributed.on_main(partial(read_answers, policy, prompts))  # what is wrong with it is said at once
@@ -104,18 +133,20 @@ def evaluated(
         lost = sources.unanswered | others.unanswered
     finally:
         end_workers()
-    known = Known(harness, others.notes, {name: counted.total() for name, counted in lost.items()})
+    told = command_of("eval", config, ("policies",), PLACES) if command is None else command
+    known = Known(elsewhere, others.notes, {name: counted.total() for name, counted in lost.items()}, told)
     return distributed.on_main(partial(_finish, config, policies, scored, verdicts, prompts, known))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What else is known: numbers from elsewhere by policy and name, how other models were asked, and judge -> how many
-    questions its server did not answer."""
+    """What else is known: numbers from elsewhere, how other models were asked, judge -> how many questions its server
+    did not answer, and the command that gives all of it again."""
 
-    harness: Mapping[str, Mapping[str, Measured]]
+    elsewhere: Elsewhere
     notes: tuple[str, ...]
     unanswered: Mapping[str, int]
+    command: str
 
 
 def answers_of(
@@ -164,10 +195,6 @@ def _check_free(out: Path, resume: bool) -> None:
         PolicyTable.load(out / EVALUATION)
 
 
-def _harness(config: EvalConfig, policies: Sequence[PolicySource]) -> dict[str, dict[str, Measured]]:
-    return {name: read_harness(file) for name, file in check_names("--harness", config.harness, policies).items()}
-
-
 def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[PolicySource], sources: Sources) -> None:
     """Raises ConfigError for a measure that is none, or that this evaluation cannot have."""
     asked = any(not policy.is_file for policy in policies)
@@ -185,6 +212,7 @@ def _check_measures(config: EvalConfig, prompts: PromptSet, policies: Sequence[P
         "labels": asked and any(row.one or row.some for row in given),
         "scores": bool(sources.names),
         "baseline": len(policies) > 1 and verdicts,
+        "gamed": config.gamed is not None,
         "toxicity": config.toxicity is not None,
         "claims": config.consistency is not None,
     }
@@ -219,10 +247,11 @@ def _sampled(policy: PolicySource, number: int, count: int, asking: Asking, cach
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Policy -> source -> its comparisons with the baseline, and what is known of the judges."""
+    """Policy -> source -> its comparisons with the baseline, what is known of the judges, and sentences."""
 
     duels: Mapping[str, Mapping[str, Duels]]
     probes: Mapping[str, Measured]
+    notes: tuple[str, ...]
 
 
 def _baseline(config: EvalConfig, policies: Sequence[PolicySource]) -> str:
@@ -241,6 +270,7 @@ def _verdicts(
     baseline = scored[place].answers
     duels: dict[str, dict[str, Duels]] = {policy.name: {} for policy in policies}
     found: dict[str, Measured] = {}
+    notes: tuple[str, ...] = ()
     for name in sources.judges:
         noted: dict[str, list[float]] = {}
         for policy, each in zip(policies, scored, strict=True):
@@ -254,10 +284,10 @@ def _verdicts(
             found |= consistency(name, noted) | probes(name, sources.judge(name, policies[place]), prompts, baseline)
     if config.labels is not None:
         everyone = [each.answers for each in scored]
-        labelled = distributed.on_main(partial(read_labels, config.labels, prompts, everyone, baseline))
+        labelled, notes = distributed.on_main(partial(read_labels, config.labels, prompts, everyone, baseline))
         for labelled_name, verdicts in labelled.items():
             duels[labelled_name][LABELS] = verdicts
-    return Verdicts(duels, found)
+    return Verdicts(duels, found, notes)
 
 
 def _finish(
@@ -277,7 +307,9 @@ def _finish(
             policy.path,
             _notes(policy, prompts, each.answers),
             {"reference": NO_REFERENCE} | dict(each.without) if config.reference else {},
-            known.harness.get(policy.name, {}),
+            known.elsewhere.policies.get(policy.name, {}),
+            policy.series,
+            policy.step,
         )
         for policy, each in zip(policies, scored, strict=True)
     ]
@@ -286,15 +318,27 @@ def _finish(
         prompts.messages,
         _baseline(config, policies),
         measures=config.measures,
+        own=own_rows(config.form, config.json_keys),
+        within=config.within,
         file=prompts.file,
         seed=config.seed,
     )
-    table = replace(found.table, probes=verdicts.probes, notes=known.notes, unanswered=known.unanswered)
+    elsewhere = known.elsewhere
+    table = replace(
+        found.table,
+        probes={**verdicts.probes, **elsewhere.sources},
+        measures={**found.table.measures, **elsewhere.described()},
+        digest=prompts.digest,
+        notes=(*elsewhere.notes, *verdicts.notes, *known.notes),
+        unanswered=known.unanswered,
+        command=without_keys(known.command),
+    )
+    table = with_frontier(table, everyone)
     out = Path(config.out)
     write_text(out / ANSWERS, "".join(map(json_line, answer_rows(everyone, prompts, found.columns))))
     for policy in everyone:
-        file = out / OUTPUTS / f"{policy.name.replace('/', '_')}.json"
-        write_model_outputs(policy.answers, file)
+        write_model_outputs(policy.answers, prompts, out)
+        write_annotations(found.duels.get(policy.name, {}), prompts, out)
     write_text(out / CSV, table.csv())
     table.save(out / EVALUATION)
     return table
@@ -323,6 +367,7 @@ def answer_rows(
                 "prompt": [message_row(message) for message in prompts.examples[place].prompt],
                 "response": text,
             }
+            row |= {"kind": kind} if (kind := answers.kind(index)) else {}
             row |= {name: values[index] for name, values in columns.items()}
             row["measures"] = {name: column.values[index] for name, column in measured[policy.name].items()}
             row["scores"] = {name: float(values[index]) for name, values in answers.scores.items()}

@@ -12,12 +12,23 @@ import numpy as np
 
 from assent.data.records import Message
 from assent.errors import UserError
-from assent.evaluate.results import Answer, Comparison, Described, Outcomes, PolicyResult, PolicyTable
+from assent.evaluate.matches import Margins, Match, Outcomes
+from assent.evaluate.results import Answer, Comparison, Described, Needed, PolicyResult, PolicyTable, needed
 from assent.measures import aggregate
-from assent.measures.aggregate import Difference, column_difference, duels_difference, facts, lacking, with_holm
+from assent.measures.aggregate import (
+    Difference,
+    apart_difference,
+    column_difference,
+    duels_difference,
+    facts,
+    lacking,
+    statistic_difference,
+    with_holm,
+)
 from assent.measures.answers import Answers, Given
 from assent.measures.diversity import self_bleu_across
 from assent.measures.extras import missing
+from assent.measures.margins import histograms, pair_margins
 from assent.measures.shapes import (
     NEEDS,
     Among,
@@ -32,7 +43,7 @@ from assent.measures.shapes import (
     Whole,
 )
 from assent.measures.table import by_default, measure
-from assent.measures.wins import duels_by_score, reversed_duels
+from assent.measures.wins import WINS, duels_by_score, reversed_duels
 
 PROBED = 50
 """Prompts on which answers are compared with those to others, for notes."""
@@ -54,18 +65,29 @@ class Evaluated:
     """Need -> why this policy does not meet it, where that is known better than the table knows it."""
     numbers: Mapping[str, Measured] = field(default_factory=dict)
     """Numbers that were measured elsewhere."""
+    run: str = ""
+    """What run it is a state of; "" none."""
+    step: int | None = None
+    """Which step of the run."""
 
     @property
     def name(self) -> str:
         return self.answers.policy
 
+    @property
+    def of(self) -> str:
+        """The run that it is a state of, or its own name."""
+        return self.run or self.name
+
 
 @dataclass(frozen=True)
 class Found:
-    """The table, and by policy and measure the numbers of single answers that means in it are of."""
+    """The table; by policy and measure the numbers of single answers that means in it are of; and by policy and source
+    the comparisons with the baseline."""
 
     table: PolicyTable
     columns: Mapping[str, Mapping[str, Column]]
+    duels: Mapping[str, Mapping[str, Duels]]
 
 
 def evaluate_policies(
@@ -74,6 +96,8 @@ def evaluate_policies(
     baseline: str,
     *,
     measures: Sequence[str] = (),
+    own: Sequence[Measure] = (),
+    within: float | None = None,
     by: str = "",
     file: str = "",
     show: int = 8,
@@ -81,8 +105,9 @@ def evaluate_policies(
 ) -> Found:
     """The table of `policies` compared with the one called `baseline`.
 
-    `measures` are names of the table; default: all whose needs any policy meets. `by` is the source that decides:
-    default gold, else the first source of verdicts. Intervals draw prompts anew, not answers. `show` prompts, drawn by
+    `measures` are names of the table; default: all whose needs any policy meets. `own` are measured besides, in place
+    of rows of the same name. `within` is how narrow intervals should be. `by` is the source that decides: default gold,
+    else the first source of verdicts. Intervals draw prompts anew, not answers. `show` prompts, drawn by
     chance and not by result, go into `comparisons`. Raises `UserError` for a baseline or a source that is not there and
     for a policy without answers."""
     first = _first(policies, baseline)
@@ -90,7 +115,8 @@ def evaluate_policies(
     by = by or (GOLD if GOLD in sources else next(iter(sources), ""))
     if by and by not in sources:
         raise UserError(f"No source of verdicts is called {by!r}: there are {', '.join(sources) or 'none'}")
-    rows = [row for row in map(measure, measures) if row is not None] or by_default()
+    chosen = [row for row in map(measure, measures) if row is not None] or by_default()
+    rows = [*(row for row in chosen if row.name not in {each.name for each in own}), *own]
     duels = {policy.name: _duels(policy, first) for policy in policies if policy is not first}
     absent = {policy.name: _absent(policy, rows, len(policies), bool(sources)) for policy in policies}
     columns = {policy.name: _columns(policy, rows, absent[policy.name]) for policy in policies}
@@ -101,11 +127,16 @@ def evaluate_policies(
     if not measures:
         results = [_without_empty(result, rows) for result in results]
     results = [replace(r, notes=(*r.notes, *sameness(p.answers))) for r, p in zip(results, policies, strict=True)]
-    results = _with_rankings(results, policies, first, rows)
-    compared = _compared(results, policies, first, columns, duels)
+    everyone = _all_duels(policies, [policy.name for policy in policies].index(baseline))
+    results = _with_rankings(results, policies, everyone, rows)
+    compared = _compared(results, policies, first, rows, columns, duels)
     left_out = {row.name: results[0].absent[row.name] for row in rows if all(row.name in r.absent for r in results)}
     results = [
-        replace(result, absent={name: why for name, why in result.absent.items() if name not in left_out})
+        replace(
+            result,
+            absent={name: why for name, why in result.absent.items() if name not in left_out},
+            needed=_needed(result, within),
+        )
         for result in compared
     ]
     used = {key.partition("/")[0] for result in results for key in result.numbers}
@@ -118,8 +149,12 @@ def evaluate_policies(
         measures={row.name: Described(row.about, row.unit, row.better) for row in rows if row.name in used},
         left_out=left_out,
         comparisons=_comparisons(policies, prompts, show, seed),
+        matches=tuple(_matches([policy.name for policy in policies], everyone)),
+        margins=tuple(_margins(policies)),
+        within=within,
     )
-    return Found(table, {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()})
+    each = {name: {key: column for key, (column, _) in own.items()} for name, own in columns.items()}
+    return Found(table, each, duels)
 
 
 def _first(policies: Sequence[Evaluated], baseline: str) -> Evaluated:
@@ -206,6 +241,12 @@ def _without_empty(result: PolicyResult, rows: Sequence[Measure]) -> PolicyResul
     return replace(result, numbers=numbers, absent={**result.absent, **told})
 
 
+def _needed(result: PolicyResult, within: float | None) -> dict[str, Needed]:
+    """Measure -> how many prompts would make its interval how narrow."""
+    found = {key: needed(number.number, number.prompts, within) for key, number in result.numbers.items()}
+    return {key: each for key, each in found.items() if each is not None}
+
+
 SAME, FEW_PROMPTS = 0.5, 5
 """Share of prompts with one and the same answer from which on that is said, and below how many prompts it is not."""
 ALIKE = 0.8
@@ -239,7 +280,7 @@ def _outcomes(duels: Duels) -> Outcomes:
 
 
 def _with_rankings(
-    results: Sequence[PolicyResult], policies: Sequence[Evaluated], baseline: Evaluated, rows: Sequence[Measure]
+    results: Sequence[PolicyResult], policies: Sequence[Evaluated], everyone: AllDuels, rows: Sequence[Measure]
 ) -> list[PolicyResult]:
     """With numbers that are of all policies together, by each source: every two policies where scores compare them,
     each with the baseline where a judge or people did."""
@@ -248,7 +289,7 @@ def _with_rankings(
     for row in rows:
         if not isinstance(row, Among) or all(row.name in result.absent for result in results):
             continue
-        for source, duels in _all_duels(policies, names.index(baseline.name)).items():
+        for source, duels in everyone.items():
             for place, estimate in enumerate(row.of(names, duels)):
                 failures = Counter[str]()
                 for pair, one in duels.items():
@@ -257,8 +298,35 @@ def _with_rankings(
     return [replace(r, numbers={**r.numbers, **more}) for r, more in zip(results, found, strict=True)]
 
 
-def _all_duels(policies: Sequence[Evaluated], baseline: int) -> dict[str, dict[tuple[int, int], Duels]]:
-    """Source -> pair of policies (the first before the second) -> their comparisons."""
+def _matches(names: Sequence[str], everyone: AllDuels) -> list[Match]:
+    return [
+        Match(names[i], names[j], source, aggregate.of_duels(WINS, duels), _outcomes(duels))
+        for source, pairs in everyone.items()
+        for (i, j), duels in pairs.items()
+    ]
+
+
+def _margins(policies: Sequence[Evaluated]) -> list[Margins]:
+    """Of the pairs that the prompt file gives, by each policy that can be asked."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for policy in policies:
+        if policy.given is not None and len(policy.given.pairs):
+            for kind, values in pair_margins(policy.given).items():
+                found.setdefault(kind, {})[policy.name] = values
+    made = []
+    for kind, columns in found.items():
+        edges, counts = histograms(columns)
+        shown = {name: tuple(own.tolist()) for name, own in counts.items()}
+        unread = {name: int(np.isnan(values).sum()) for name, values in columns.items()}
+        made.append(Margins(kind, tuple(edges.tolist()), shown, unread))
+    return made
+
+
+AllDuels = Mapping[str, Mapping[tuple[int, int], Duels]]
+"""Source -> pair of policies (the first before the second) -> their comparisons."""
+
+
+def _all_duels(policies: Sequence[Evaluated], baseline: int) -> AllDuels:
     found: dict[str, dict[tuple[int, int], Duels]] = {}
     for i, ours in enumerate(policies):
         for j, theirs in enumerate(policies[i + 1 :], i + 1):
@@ -277,6 +345,7 @@ def _compared(
     results: Sequence[PolicyResult],
     policies: Sequence[Evaluated],
     baseline: Evaluated,
+    rows: Sequence[Measure],
     columns: Mapping[str, Columns],
     duels: Mapping[str, Mapping[str, Duels]],
 ) -> list[PolicyResult]:
@@ -286,7 +355,12 @@ def _compared(
         if policy is not baseline:
             wins = {f"win-rate/{name}": duels_difference(one) for name, one in duels[policy.name].items()}
             both = (columns[policy.name], policy.answers), (columns[baseline.name], baseline.answers)
-            differences = _differences(*both) | wins
+            differences = _differences(*both) | wins | _likelihood_differences(policy, baseline, rows)
+            differences |= {
+                key: apart_difference(found.number, baseline.numbers[key].number)
+                for key, found in policy.numbers.items()
+                if key in baseline.numbers
+            }
             found += [(place, key, one) for key, one in differences.items() if key in result.numbers]
     corrected = with_holm([one for *_, one in found])
     made: list[dict[str, Difference]] = [{} for _ in results]
@@ -302,6 +376,20 @@ def _differences(ours: tuple[Columns, Answers], theirs: tuple[Columns, Answers])
         key: column_difference((column, my_answers), (its[key][0], its_answers))
         for key, (column, row) in mine.items()
         if row.better is not None and key in its
+    }
+
+
+def _likelihood_differences(policy: Evaluated, baseline: Evaluated, rows: Sequence[Measure]) -> dict[str, Difference]:
+    """Of what the prompt file gives. Perplexity is per token: it is compared between policies of the same tokens."""
+    ours, theirs = policy.given, baseline.given
+    if ours is None or theirs is None:
+        return {}
+    same = np.array_equal(ours.tokens, theirs.tokens)
+    return {
+        row.name: statistic_difference(row.prepare(ours), row.prepare(theirs))
+        for row in rows
+        if isinstance(row, Likelihood) and (same or row.unit == "share")
+        if all(lacking(row, facts(each.answers, each.given, 2, True)) is None for each in (policy, baseline))
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,6 +30,11 @@ def page_environment() -> Environment:
     )
     environment.filters["number"] = number
     return environment
+
+
+def template_source(name: str) -> str:
+    """A file beside the templates, as it is."""
+    return resources.files("assent.evaluate").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def number(value: float | None, digits: int | None = None, sign: str = "") -> str:

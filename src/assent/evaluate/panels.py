@@ -22,57 +22,115 @@ class Panel:
     title: str
     pattern: str
     caption: str
+    unit: str = ""
+    """Of the vertical axis; "" where it has none."""
 
 
 PANELS = (
-    Panel("Loss", r"^(loss|nll|objective)$", "What is minimised. An evaluated curve that turns up means overfitting."),
+    Panel(
+        "Loss",
+        r"^(loss|nll|objective)$",
+        "What is minimised. An evaluated curve that turns up means overfitting.",
+        "loss",
+    ),
     Panel(
         "Accuracy",
         r"accuracy",
         "Share of pairs whose chosen answer scores higher (0.5 is guessing); of yes/no labels, share judged rightly.",
+        "share",
     ),
-    Panel("Margin", r"margin$", "Score of the chosen answer minus the rejected one: growing means telling them apart."),
+    Panel(
+        "Margin",
+        r"margin$",
+        "Score of the chosen answer minus the rejected one: growing means telling them apart.",
+        "difference of scores",
+    ),
     Panel(
         "Margins of all pairs",
         r"margin_p\d+$",
         "Median with the middle half, and where the lowest and the highest 5 % begin. A 5 % line that falls while the "
         "median rises: some pairs are given up.",
+        "difference of scores",
     ),
     Panel(
         "Told apart",
         r"^auc$",
         "Chance that a desirable answer has more implicit reward than an undesirable one. 0.5 is guessing.",
+        "AUC",
     ),
-    Panel("Implicit reward", r"^reward/", "Both may fall; what matters is that they part."),
-    Panel("Log-probability", r"^logprob/", "Nats per token. Both falling: the policy moves off all the data."),
+    Panel("Implicit reward", r"^reward/", "Both may fall; what matters is that they part.", "reward"),
+    Panel(
+        "Log-probability",
+        r"^logprob/",
+        "Nats per token. Both falling: the policy moves off all the data.",
+        "nats per token",
+    ),
     Panel(
         "Agreement",
         r"^agreement$",
         "Share of pairs that implicit reward and likelihood per token order alike. Low: sampling does not follow what "
         "was learnt.",
+        "share",
     ),
     Panel(
         "Correlation with length",
         r"^spearman/length_",
         "Of the held-out answers' reward and likelihood per token (Spearman). Far from 0: length is being learnt.",
+        "Spearman's ρ",
     ),
     Panel(
-        "Reference point", r"^reference_point$", "KTO: drift of answers to other prompts from the reference, in nats."
+        "Reference point",
+        r"^reference_point$",
+        "KTO: drift of answers to other prompts from the reference, in nats.nats",
     ),
-    Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free."),
-    Panel("Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold."),
-    Panel("KL from the reference", r"(^|/)kl$", "How far the policy has moved from its start, in nats per answer."),
-    Panel("Entropy", r"entropy", "Variety, in nats per token. A fall to 0: all answers have become the same."),
-    Panel("Answer length", r"^length$", "In tokens. Growing with the proxy but not with gold: a length bias."),
-    Panel("Unfinished answers", r"unfinished", "Share of answers cut off at the length limit."),
-    Panel("Clip fraction", r"clip_fraction", "Share of tokens whose update was cut off. Above 0.3: steps too large."),
-    Panel("KL of one update", r"approx_kl", "How far one update moved the policy. Should stay small and flat."),
-    Panel("Explained variance", r"explained_variance", "How well the critic foresees rewards: 1 perfectly, 0 not."),
-    Panel("Value loss", r"value_loss", "Error of the critic's forecast of the reward."),
-    Panel("Policy loss", r"policy_loss", "The clipped objective. Its level says little; steady drift is suspicious."),
-    Panel("Gradient norm", r"grad_norm", "Before clipping. Spikes are steps on unusual batches."),
-    Panel("Learning rate", r"(^|/)lr$", "The schedule."),
-    Panel("Speed", r"per_second", "Tokens per second."),
+    Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free.", "score"),
+    Panel(
+        "Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold.", "reward"
+    ),
+    Panel(
+        "KL from the reference",
+        r"(^|/)kl$",
+        "How far the policy has moved from its start, in nats per answer.",
+        "nats per answer",
+    ),
+    Panel(
+        "Entropy",
+        r"entropy",
+        "Variety, in nats per token. A fall to 0: all answers have become the same.",
+        "nats per token",
+    ),
+    Panel(
+        "Answer length", r"^length$", "In tokens. Growing with the proxy but not with gold: a length bias.", "tokens"
+    ),
+    Panel("Unfinished answers", r"unfinished", "Share of answers cut off at the length limit.", "share"),
+    Panel(
+        "Clip fraction",
+        r"clip_fraction",
+        "Share of tokens whose update was cut off. Above 0.3: steps too large.",
+        "share",
+    ),
+    Panel(
+        "KL of one update",
+        r"approx_kl",
+        "How far one update moved the policy. Should stay small and flat.",
+        "nats per token",
+    ),
+    Panel(
+        "Explained variance",
+        r"explained_variance",
+        "How well the critic foresees rewards: 1 perfectly, 0 not.",
+        "share",
+    ),
+    Panel("Value loss", r"value_loss", "Error of the critic's forecast of the reward.", "loss"),
+    Panel(
+        "Policy loss",
+        r"policy_loss",
+        "The clipped objective. Its level says little; steady drift is suspicious.",
+        "loss",
+    ),
+    Panel("Gradient norm", r"grad_norm", "Before clipping. Spikes are steps on unusual batches.", "norm"),
+    Panel("Learning rate", r"(^|/)lr$", "The schedule.", "learning rate"),
+    Panel("Speed", r"per_second", "Tokens per second.", "tokens per second"),
 )
 
 
@@ -98,7 +156,7 @@ def run_charts(run: Run, color: str, limit: int) -> list[Chart]:
             Key(curve.label, curve.color.replace(plots.INK, "currentColor"), "dashed" if curve.evaluated else "line")
             for curve in curves
         )
-        charts.append(Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit), keys))
+        charts.append(Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit, panel.unit), keys))
     return charts
 
 

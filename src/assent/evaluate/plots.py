@@ -134,17 +134,15 @@ def ema(values: np.ndarray, span: float) -> np.ndarray:
     return smooth
 
 
-def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400) -> str:
+def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400, unit: str = "") -> str:
     """Curves over training steps. Long ones: the raw values thin and pale, their moving average over them."""
 
     def draw(axes: Axes) -> None:
         for curve in curves:
             _draw_curve(axes, curve, limit)
-        axes.set_xlabel("step")
+        label(axes, "step", unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.02, y=0.08)
-        plain_ticks(axes)
 
     return drawn(draw, (3.5, 2.15), f"{title} over training steps")
 
@@ -182,67 +180,23 @@ def intervals_svg(rows: Sequence[tuple[str, Interval, str]], label: str, referen
                 axes.plot([value.low, value.high], [position] * 2, color=color, linewidth=2.6, alpha=0.55)
             axes.plot(value.mean, position, "o", color=color, markersize=6)
             axes.annotate(
-                f"{value.mean:.2f}", (value.mean, position), (0, 7), textcoords="offset points", ha="center", fontsize=8
+                _two_digits(value.mean),
+                (value.mean, position),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
             )
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.set_yticks(range(len(shown)), [_short(name) for name, _, _ in shown])
+        names(axes, range(len(shown)), [name for name, _, _ in shown])
         axes.set_ylim(len(shown) - 0.4, -0.75)
-        axes.set_xlabel(_short(label, 40))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(short(label, 40))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         axes.margins(x=0.1)
         plain_ticks(axes, "x")
 
     return drawn(draw, (3.5, max(1.5, 0.42 * len(rows) + 0.75)), f"{label} of each policy with 95 % intervals")
-
-
-CROWD = 6
-"""Most names that fit beside their crosses."""
-
-
-def frontier_svg(rows: Sequence[tuple[str, Interval, Interval, str]], gold: str) -> str:
-    """Gold reward against KL from the reference: (name, KL, gold, colour), a cross of intervals each. Many names stand
-    beside the picture, in the order of their gold rewards, with a line to their cross."""
-    shown = [row for row in rows if not (math.isnan(row[1].mean) or math.isnan(row[2].mean))]
-    crowded = len(shown) > CROWD
-
-    def draw(axes: Axes) -> None:
-        for name, kl, value, color in shown:
-            if not math.isnan(kl.low):
-                axes.plot([kl.low, kl.high], [value.mean] * 2, color=color, linewidth=2, alpha=0.55)
-            if not math.isnan(value.low):
-                axes.plot([kl.mean] * 2, [value.low, value.high], color=color, linewidth=2, alpha=0.55)
-            axes.plot(kl.mean, value.mean, "o", color=color, markersize=6)
-            if not crowded:
-                axes.annotate(_short(name), (kl.mean, value.mean), (6, 5), textcoords="offset points", fontsize=8)
-        if crowded:
-            _names_beside(axes, shown)
-        axes.set_xlabel("KL from the reference (nats per answer)")
-        axes.set_ylabel(_short(gold, 30))
-        axes.margins(x=0.05 if crowded else 0.2, y=0.18)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        plain_ticks(axes)
-
-    height = 2.3 + 0.16 * max(0, len(shown) - CROWD)
-    return drawn(draw, (3.5, height), f"{gold} against KL from the reference")
-
-
-def _names_beside(axes: Axes, rows: Sequence[tuple[str, Interval, Interval, str]]) -> None:
-    ordered = sorted(rows, key=lambda row: row[2].mean)
-    for place, (name, kl, value, color) in enumerate(ordered):
-        axes.annotate(
-            _short(name),
-            (kl.mean, value.mean),
-            (1.04, (place + 0.5) / len(ordered)),
-            textcoords="axes fraction",
-            fontsize=8,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "alpha": 0.7},
-        )
 
 
 def track_svg(track: Track) -> str:
@@ -296,9 +250,30 @@ def _gain_extent(values: Sequence[Interval]) -> tuple[float, float]:
     return min((0.0, *finite)), max((0.0, *finite))
 
 
-def _short(name: str, limit: int = 22) -> str:
+def short(name: str, limit: int = 22) -> str:
+    """At most so many characters, all of them printable."""
     name = printable(name)
     return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def label(axes: Axes, x: str, y: str) -> None:
+    """Names of both axes, and few round ticks."""
+    axes.set_xlabel(short(x, 40))
+    axes.set_ylabel(short(y, 30))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    plain_ticks(axes)
+
+
+def names(axes: Axes, places: Sequence[int], texts: Sequence[str]) -> None:
+    """Names at the left instead of an axis."""
+    axes.set_yticks(places, [short(text) for text in texts])
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plain_ticks(axes: Axes, which: str = "both") -> None:

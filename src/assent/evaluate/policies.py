@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +15,21 @@ from assent.models.loading import stored_config
 from assent.models.sources import Source, resolve
 from assent.names import suggestion
 
+STEP = re.compile(r"step-(\d+)")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySource:
     """One policy: `path` is a model (folder, run, checkpoint, hub id) or a file of answers; `run` the run folder that
-    it is of."""
+    it is of, `series` what that run is called here, and `step` which step of it it is, where that is known."""
 
     name: str
     path: str
     is_file: bool = False
     run: Path | None = None
+    series: str = ""
+    step: int | None = None
 
 
 def policies_of(config: EvalConfig) -> list[PolicySource]:
@@ -60,11 +64,27 @@ def _named(word: str, checkpoints: bool, trust_remote_code: bool) -> list[Policy
         raise ModelError(f"POLICY {path} is a reward model. It scores answers: --rewards {path}.")
     run = run_folder(target)
     name = name or _name(target, run)
-    found = [] if source is None else [PolicySource(name, path, run=run)]
+    series = "" if run is None else name if target in (run, run / "model") else run.resolve().name
+    found = [] if source is None else [PolicySource(name, path, run=run, series=series, step=_step(target, run))]
     if checkpoints and target == run:
-        steps = sorted((target / "checkpoints").glob("step-*[0-9]"))
-        found += [PolicySource(f"{name}@{step.name}", str(step), run=run) for step in steps]
+        found += [
+            PolicySource(f"{name}@{each.name}", str(each), run=run, series=name, step=_step(each, run))
+            for each in sorted((target / "checkpoints").glob("step-*[0-9]"))
+        ]
     return found
+
+
+def _step(path: Path, run: Path | None) -> int | None:
+    """The step of a checkpoint by its name; that of a finished run as its summary has it."""
+    if run is None:
+        return None
+    if (named := STEP.fullmatch(path.name)) is not None:
+        return int(named[1])
+    try:
+        step = json.loads((run / "summary.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _scores(source: Source, path: str, trust_remote_code: bool) -> bool:
@@ -94,15 +114,3 @@ def _name(path: Path, run: Path | None) -> str:
         return path.resolve().name if path.exists() else path.name
     own = run.resolve().name
     return own if path.name == "model" else f"{own}@{path.name}"
-
-
-def check_names(flag: str, words: Sequence[str], policies: Sequence[PolicySource]) -> Mapping[str, str]:
-    """NAME=FILE words by name. Raises ConfigError for a name that no policy has."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, file = split_name(word)
-        if name not in {policy.name for policy in policies}:
-            there = ", ".join(policy.name for policy in policies)
-            raise ConfigError(f"{flag} {word}: expected NAME=FILE with the name of a policy ({there}).")
-        found[name] = file
-    return found

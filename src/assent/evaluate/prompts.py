@@ -18,8 +18,9 @@ from assent.algorithms.answers import prompt_columns, texts_of
 from assent.data.columns import column
 from assent.data.dataset import count_reasons, prompt_id
 from assent.data.formats import load_examples, message_row
+from assent.data.formats.message import messages
 from assent.data.formats.values import Row
-from assent.data.records import Binary, Example, Message, Pair, Ranking, Rating, Response
+from assent.data.records import Binary, Example, Message, Pair, Ranking, Rating, Response, RowError
 from assent.data.views import pair_view
 from assent.errors import ConfigError, DataError
 from assent.measures.answers import Prompts
@@ -56,6 +57,8 @@ class PromptSet:
     columns: Prompts
     given: tuple[GivenRow, ...]
     left_out: Mapping[str, int]
+    limited: bool = False
+    """Whether the file has more, which other files may be about."""
     contexts: tuple[tuple[str, ...], ...] = ()
     context_of: str = ""
 
@@ -112,7 +115,9 @@ def read_prompts(
     prompts = prompt_columns(rows, file, kind)
     given = [row for place, same in enumerate(rows) for row in _given(same, place)]
     contexts, of = ((), "") if context is None else _contexts(rows, prompts, file, context)
-    return PromptSet(file, first, prompts, tuple(given), count_reasons(loaded.problems), contexts, of)
+    return PromptSet(
+        file, first, prompts, tuple(given), count_reasons(loaded.problems), limit is not None, contexts, of
+    )
 
 
 _LISTED = 10
@@ -199,15 +204,23 @@ def _choices(example: Example, place: int, targets: Mapping[str, Any], name: str
 # ---- matching rows of other files
 
 
+PROMPTS = ("prompt", "instruction", "question", "query")
+"""Columns that other files call a prompt; the first that a row has counts."""
+
+
 def keys_of(row: Row) -> list[str]:
-    """What a row of another file may call its prompt: messages, or a text."""
-    prompt = row.get("prompt", row.get("instruction"))
-    if isinstance(prompt, list) and all(isinstance(turn, Mapping) for turn in prompt):
-        return [_key([(turn.get("role"), turn.get("content")) for turn in prompt])]
-    if isinstance(prompt, str):
-        extra = row.get("input")
-        return [prompt] + ([f"{prompt}\n\n{extra}"] if isinstance(extra, str) and extra else [])
-    return []
+    """What a row of another file may call its prompt: messages (also as JSON in a cell), or a text, with an `input`
+    behind it where it has one."""
+    value = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+    if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[{")):
+        try:
+            return [key_of(messages(value, "prompt"))]
+        except RowError:
+            return [value] if isinstance(value, str) else []
+    if not isinstance(value, str):
+        return []
+    extra = row.get("input")
+    return [f"{value}{gap}{extra}" for gap in ("\n", "\n\n")] if isinstance(extra, str) and extra else [value]
 
 
 def by_key(prompts: PromptSet) -> dict[str, int]:
@@ -216,14 +229,15 @@ def by_key(prompts: PromptSet) -> dict[str, int]:
     shared: set[str] = set()
     for place, example in enumerate(prompts.examples):
         texts = [example.prompt[-1].content, prompts.columns.whole[place], example.prompt_text or ""]
-        for key in dict.fromkeys([_key([(m.role, m.content) for m in example.prompt]), *filter(None, texts)]):
+        for key in dict.fromkeys([key_of(example.prompt), *filter(None, texts)]):
             if found.setdefault(key, place) != place:
                 shared.add(key)
     return {key: place for key, place in found.items() if key not in shared}
 
 
-def _key(turns: Iterable[tuple[object, object]]) -> str:
-    return json.dumps(list(turns))
+def key_of(turns: Iterable[Message]) -> str:
+    """A conversation as a key of `by_key`."""
+    return json.dumps([(turn.role, turn.content) for turn in turns])
 
 
 # ---- what a run was trained on

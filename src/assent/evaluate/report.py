@@ -1,11 +1,14 @@
-"""One self-contained HTML page from run folders and an evaluation: policies with intervals, gold against proxy,
-training curves, answers side by side, data, configuration. No script, no request to anywhere.
+"""One self-contained HTML page from run folders and an evaluation: what was asked, verdicts, every number, wins,
+figures, alarms, answers side by side, training curves, data, configuration. No request to anywhere; one script of its
+own, without which all but search is there.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,22 +18,21 @@ from markupsafe import Markup
 from assent import __version__
 from assent.config import OBJECTIVES, ReportConfig
 from assent.config.objectives import CUSTOM
-from assent.data.records import Message
 from assent.errors import DataError, RunFolderError
-from assent.evaluate import plots
-from assent.evaluate.alarms import alarm
-from assent.evaluate.pages import SIGNATURE, check_page, number, page_environment
+from assent.evaluate import plots, report_numbers
+from assent.evaluate.alarms import alarms_of
+from assent.evaluate.frontier import over_optimised
+from assent.evaluate.pages import SIGNATURE, check_page, page_environment, template_source
 from assent.evaluate.panels import lengths, metric_ends, run_charts
 from assent.evaluate.plots import Chart, Key
-from assent.evaluate.results import EVALUATION, FEWEST, Answer, Comparison, PolicyTable, Track, TrackPoint, as_interval
+from assent.evaluate.policy_charts import ANSWER_CHARTS, CHARTS
+from assent.evaluate.report_samples import LIMIT, first_page, fitting, page_data
+from assent.evaluate.results import ANSWERS, EVALUATION, FEWEST, PolicyTable, Track, TrackPoint
 from assent.evaluate.runs import NAMES, Run, find_runs, read_run, track_of
+from assent.evaluate.samples import SampleSet, evaluation_samples, run_samples
 from assent.foreign import printable
-from assent.measures.shapes import Measured
 from assent.outputs import write_text
-from assent.statistics import Interval
 
-_SHOWN_PROMPTS = 8
-_SHOWN_CHARACTERS = 1200
 _POINTS = 30_000  # drawn in the whole page, so that many runs keep it small
 
 
@@ -45,6 +47,8 @@ class Report:
     runs: tuple[Run, ...] = ()
     created: datetime | None = None
     """Default: now."""
+    folder: Path | None = None
+    """Where the evaluation lies, with its answers.jsonl."""
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -67,10 +71,14 @@ def write_report(config: ReportConfig) -> Path:
             policies = PolicyTable.load(tables[0])
         except DataError as error:
             subtitle = f"{error} It is left out."
+    if len(tables) > 1:
+        subtitle += f" Of {len(tables)} evaluations that of {tables[0].parent} is shown."
     tracks: dict[str, Track] = {}
     for track in (*(policies.tracks if policies else ()), *filter(None, map(track_of, runs))):
         tracks.setdefault(track.name.casefold(), track)
-    path = save_report(Report(config.title, subtitle, policies, tuple(tracks.values()), runs), config.out)
+    folder = tables[0].parent if policies is not None else None
+    report = Report(config.title, subtitle.strip(), policies, tuple(tracks.values()), runs, folder=folder)
+    path = save_report(report, config.out)
     print(f"Report of {len(runs)} runs: {path}")
     return path
 
@@ -100,82 +108,111 @@ def save_report(report: Report, path: str | Path) -> Path:
 
 def build_report(report: Report) -> str:
     """The page as a string."""
-    environment = page_environment()
     table = report.policies
+    samples = fitting(_samples(report), LIMIT)
     names = [policy.name for policy in table.policies] if table else []
     names += [track.name for track in report.tracks] + [run.name for run in report.runs]
     colors = plots.palette(names, table.baseline if table else None)
-    curves = max(1, sum(len(run.metrics) for run in report.runs))
-    limit = min(400, max(40, _POINTS // curves))
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        created=(report.created or datetime.now()).strftime("%d %B %Y, %H:%M").lstrip("0"),
-        version=__version__,
-        signature=SIGNATURE,
-        table=table,
-        findings=_findings(table) if table else [],
-        best=_best(table) if table else {},
-        policy_charts=_policy_charts(table, colors) if table else [],
-        tracks=[(track, _track_chart(track), _over_optimised(track)) for track in report.tracks],
-        runs=[(run, run_charts(run, colors[run.name], limit), metric_ends(run)) for run in report.runs],
-        alarm=alarm,
-        lengths=lengths,
-        points_shown=_points_shown,
-        comparisons=_comparisons(report),
-        data_rows=[(run, row) for run in report.runs for row in _data_rows(run)],
-        colors=colors,
-        answer_text=_cut,
-        facts=facts,
-        isnan=math.isnan,
-        svg=Markup,
+    script = template_source("report.js")
+    alarms = [(run, said) for run in report.runs for said in alarms_of(run)]
+    raised = {run.name for run, _ in alarms}
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            created=(report.created or datetime.now()).strftime("%d %B %Y, %H:%M").lstrip("0"),
+            version=__version__,
+            signature=SIGNATURE,
+            policy=_allowed(script),
+            script=Markup(script),
+            table=table,
+            **(_evaluated(table, report) if table else {}),
+            policy_charts=_charts(table, samples),
+            tracks=[(track, _track_chart(track), over_optimised(track)) for track in report.tracks],
+            runs=report.runs,
+            commands=_commands(report),
+            trained=_trained(report.runs, colors),
+            alarms=alarms,
+            watched=[run.name for run in report.runs if run.name not in raised and _is_watched(run)],
+            samples=samples,
+            limit=LIMIT,
+            data=Markup(page_data(samples, colors)),
+            cards=first_page(samples[0], colors) if samples else [],
+            lengths=lengths,
+            points_shown=_points_shown,
+            data_rows=[(run, row) for run in report.runs for row in _data_rows(run)],
+            colors=colors,
+            facts=facts,
+            isnan=math.isnan,
+            svg=Markup,
+        )
     )
 
 
-def _findings(table: PolicyTable) -> list[dict[str, object]]:
-    """What each policy gained over the baseline, in words."""
-    findings = []
-    for policy in table.policies:
-        wins, gain, verdict = table.wins(policy), table.gain(policy), table.verdict(policy)
-        if wins is None or gain is None or not verdict:
-            continue
-        tone = {"better than": "good", "worse than": "bad"}.get(verdict, "unclear")
-        found = as_interval(Measured(gain.difference))
-        findings.append({"policy": policy, "gain": found, "wins": wins, "verdict": verdict, "tone": tone})
-    return findings
+def _allowed(script: str) -> str:
+    """The page's Content-Security-Policy: its own script and styles, and nothing from anywhere."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'"
+    )
 
 
-def _best(table: PolicyTable) -> dict[str, str]:
-    """Policies to highlight by column: the score that decides, and win rate. More of another score, KL or length is not
-    better. On too few prompts none is."""
-    best: dict[str, str] = {}
-    if (name := table.best(table.by)) is not None:
-        best[table.by] = name
-    rated = {p.name: wins.rate.mean for p in table.policies if (wins := table.wins(p)) is not None}
-    known = {name: rate for name, rate in rated.items() if not math.isnan(rate)}
-    if known and not 0 < table.prompts < FEWEST:
-        best["win_rate"] = max(known, key=lambda name: known[name])
-    return best
+def _evaluated(table: PolicyTable, report: Report) -> dict[str, object]:
+    """What the sections on an evaluation show."""
+    rows = report_numbers.rows(table)
+    abouts = {row.key.partition("/")[0]: row.about for _, own in rows for row in own if row.about}
+    return {
+        "question": report_numbers.question(table),
+        "again": report_numbers.again(table.command, str(report.folder or "evaluation")),
+        "sources": list(dict.fromkeys([table.by, *table.scorers, *(match.source for match in table.matches)]))
+        if table.by
+        else list(table.scorers),
+        "verdicts": report_numbers.verdicts(table),
+        "fewest": FEWEST,
+        "numbers": rows,
+        "abouts": list(abouts.items()),
+        "without": report_numbers.left_out(table),
+        "failed": report_numbers.failures(table),
+        "probes": report_numbers.probes(table),
+        "notes": [(policy.name, note) for policy in table.policies for note in policy.notes],
+        "matrices": report_numbers.matrices(table),
+    }
 
 
-def _policy_charts(table: PolicyTable, colors: Mapping[str, str]) -> list[Chart]:
-    def rows(values: Mapping[str, Interval]) -> list[tuple[str, Interval, str]]:
-        return [(name, value, colors[name]) for name, value in values.items()]
+def _samples(report: Report) -> list[SampleSet]:
+    """Answers of the evaluation, then of each run."""
+    found: list[SampleSet | None] = []
+    if report.policies is not None:
+        file = None if report.folder is None else report.folder / ANSWERS
+        found.append(evaluation_samples(report.policies, file))
+    return [each for each in (*found, *map(run_samples, report.runs)) if each is not None]
 
-    score = {policy.name: table.score(policy) for policy in table.policies}
-    wins = {policy.name: found.rate for policy in table.policies if (found := table.wins(policy)) is not None}
-    label = f"{table.by} reward"
-    charts = []
-    if table.by in table.scorers:
-        caption = "The dot is the mean, the bar its 95 % interval. Bars that do not overlap are a real difference."
-        charts.append(Chart(f"Mean {label}", caption, plots.intervals_svg(rows(score), label)))
-    if wins:
-        caption = f"Share of prompts answered better than by {table.baseline}, a tie counting half. Dashed: no better."
-        charts.append(Chart("Win rate", caption, plots.intervals_svg(rows(wins), "win rate", reference=0.5)))
-    if table.by in table.scorers and any(not math.isnan(policy.kl.mean) for policy in table.policies):
-        points = [(p.name, p.kl, table.score(p), colors[p.name]) for p in table.policies]
-        caption = "What was gained, and how far the policy had to move for it. Higher and further left is better."
-        charts.append(Chart("Gain for distance", caption, plots.frontier_svg(points, label)))
-    return charts
+
+def _charts(table: PolicyTable | None, samples: Sequence[SampleSet]) -> list[Chart]:
+    if table is None:
+        return []
+    charts = [chart for make in CHARTS for chart in make(table)]
+    own = next((each for each in samples if each.baseline is not None), None)
+    return charts if own is None else charts + [chart for make in ANSWER_CHARTS for chart in make(table, own)]
+
+
+def _commands(report: Report) -> list[str]:
+    """What started the runs, each once, but for what repeats the evaluation anyway."""
+    known = report.policies.command if report.policies else ""
+    return [line for line in dict.fromkeys(run.command_line for run in report.runs) if line not in ("", known)]
+
+
+def _is_watched(run: Run) -> bool:
+    """Whether anything in the run would have raised an alarm."""
+    return any("/alarm/" in key for key in run.metrics)
+
+
+def _trained(runs: Sequence[Run], colors: Mapping[str, str]) -> list[tuple[Run, list[Chart], list]]:
+    curves = max(1, sum(len(run.metrics) for run in runs))
+    limit = min(400, max(40, _POINTS // curves))
+    return [(run, run_charts(run, colors[run.name], limit), metric_ends(run)) for run in runs]
 
 
 def _track_chart(track: Track) -> Chart:
@@ -191,61 +228,6 @@ def _points_shown(track: Track, limit: int = 11) -> list[TrackPoint]:
     """Evenly spaced points, first and last among them."""
     count = min(limit, len(track.points))
     return [track.points[round(i * (len(track.points) - 1) / max(1, count - 1))] for i in range(count)]
-
-
-def _over_optimised(track: Track) -> str:
-    """One sentence on whether gold fell from its peak while proxy rose, judged by the intervals where there are any."""
-    points = [point for point in track.points if not math.isnan(point.gold.mean)]
-    if len(points) < 2:
-        return ""
-    peak, last = max(points, key=lambda point: point.gold.mean), points[-1]
-    fell = last.gold.mean < peak.gold.mean and not (last.gold.high >= peak.gold.low)
-    if fell and last.proxy.mean > peak.proxy.mean and not math.isnan(last.gold.high):
-        return (
-            f"Over-optimised: gold peaked at {number(peak.gold.mean, 2)} (step {peak.step}) and ended at "
-            f"{number(last.gold.mean, 2)} while proxy rose on."
-        )
-    start = points[0]
-    return (
-        f"From step {start.step} to {last.step}: gold {number(last.gold.mean - start.gold.mean, 2, '+')}, "
-        f"proxy {number(last.proxy.mean - start.proxy.mean, 2, '+')}."
-    )
-
-
-def _comparisons(report: Report) -> list[Comparison]:
-    """Answers to the same prompts: of the evaluated policies, else of each run's samples, first against last."""
-    if report.policies is not None and report.policies.comparisons:
-        return list(report.policies.comparisons[:_SHOWN_PROMPTS])
-    shown: list[Comparison] = []
-    for run in report.runs:
-        by_prompt: dict[tuple[Message, ...], list[dict]] = {}
-        for sample in run.samples:
-            by_prompt.setdefault(_messages(sample.get("prompt")), []).append(sample)
-        repeated = [(p, rows) for p, rows in by_prompt.items() if rows[0]["step"] != rows[-1]["step"]]
-        chosen = (repeated or list(by_prompt.items()))[-max(2, _SHOWN_PROMPTS // len(report.runs)) :]
-        for prompt, rows in chosen:
-            ends = {f"{run.name}, step {row['step']}": _sample_answer(row) for row in (rows[0], rows[-1])}
-            shown.append(Comparison(prompt, ends))
-    return shown
-
-
-def _messages(prompt: object) -> tuple[Message, ...]:
-    if isinstance(prompt, list):
-        turns = [turn for turn in prompt if isinstance(turn, dict)]
-        return tuple(Message(str(turn.get("role", "user")), str(turn.get("content", ""))) for turn in turns)
-    return (Message("user", "" if prompt is None else str(prompt)),)
-
-
-def _sample_answer(row: dict) -> Answer:
-    scores = {key: float(value) for key, value in row.items() if key != "step" and type(value) in (int, float)}
-    tokens = scores.pop("length", math.nan)
-    finished = row.get("finished", True) is not False
-    return Answer(str(row.get("response", "")), None if math.isnan(tokens) else int(tokens), finished, scores)
-
-
-def _cut(text: str) -> tuple[str, int]:
-    """The text as far as it is shown, and how many characters are not."""
-    return text[:_SHOWN_CHARACTERS], max(0, len(text) - _SHOWN_CHARACTERS)
 
 
 def _data_rows(run: Run) -> list[dict[str, object]]:

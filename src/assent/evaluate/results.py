@@ -14,15 +14,19 @@ from typing import Any
 
 from assent.data.records import Message, ToolCall
 from assent.errors import DataError
+from assent.evaluate.laws import FrontierPoint, LawFit, load_law, load_point
+from assent.evaluate.matches import Margins, Match, Outcomes, load_margins, load_match, load_measured
 from assent.foreign import named
-from assent.measures.aggregate import Difference
+from assent.measures.aggregate import Difference, half_width
 from assent.measures.estimates import Estimate
 from assent.measures.shapes import Measured
 from assent.outputs import write_text
-from assent.statistics import Interval, WinRate
+from assent.statistics import Interval, WinRate, prompts_needed
 
 EVALUATION = "evaluation.json"
 """A `PolicyTable`, in the folder of an evaluation, in a run folder, or in the folder above several."""
+ANSWERS = "answers.jsonl"
+"""Beside it, a row for each answer with its scores."""
 FEWEST = 30
 """Prompts below which nothing is called better or worse."""
 NO_NUMBER = Interval(math.nan, math.nan, math.nan, 0)
@@ -50,12 +54,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TrackPoint:
-    """One evaluation of a policy during training. `kl` is from the reference, nats per answer."""
+    """One evaluation of a policy during training. `kl` is from the reference, nats per answer. `gold_after` and
+    `proxy_after` are what the last point of the track has over this one on the same prompts, where that is known."""
 
     step: int
     kl: float | None
     gold: Interval
     proxy: Interval
+    gold_after: Difference | None = None
+    proxy_after: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,22 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """How the comparisons with the baseline went."""
+class Needed:
+    """About how many prompts would make an interval ± `within`."""
 
-    wins: int
-    ties: int
-    losses: int
+    within: float
+    prompts: int
+
+
+def needed(found: Estimate, prompts: int, within: float | None = None) -> Needed | None:
+    """For an interval from so many prompts; `within` is by default half of what it is now, to one digit. None where
+    nothing is known of it."""
+    half = half_width(found)
+    if not half > 0:
+        return None
+    within = float(f"{half / 2:.1g}") if within is None else within
+    count = prompts_needed(half, prompts, within)
+    return None if count is None else Needed(within, count)
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class PolicyResult:
     outcomes     source of verdicts -> how the comparisons with the baseline went
     absent       measure -> why this policy has no such number
     notes        what else is to be known of it, in sentences
+    needed       measure -> how many prompts would make its interval how narrow
     """
 
     name: str
@@ -92,6 +110,7 @@ class PolicyResult:
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    needed: Mapping[str, Needed] = field(default_factory=dict)
 
     def interval(self, key: str) -> Interval:
         """A number with NaN for what is not known; `missing` counts its failures."""
@@ -131,11 +150,17 @@ class PolicyTable:
     """Every policy's numbers, a few prompts with all their answers, and gold against proxy over training.
 
     by        the source that policies are compared by: gold where there is one, else the first; "" without any
-    prompts   how many were asked, of `file`
+    prompts   how many were asked, of `file`; `digest` is of all that was asked
     measures  measure -> what it is
     left_out  measure -> why no policy has it
     probes    judge/probe -> what is known of the judge itself
     notes     what else is to be known of all of it, in sentences
+    command   what gives it again, but for --out; "" where nobody said
+    matches   every two policies by each source of verdicts, as far as it compares them
+    margins   of the prompt file's own pairs
+    within    the half width that was asked for of intervals (`PolicyResult.needed`)
+    frontier  every policy whose KL and score are known
+    laws      gain by distance along runs and along best-of-n
     unanswered  judge -> how many questions its server did not answer: the evaluation is not whole
     """
 
@@ -149,7 +174,14 @@ class PolicyTable:
     probes: Mapping[str, Measured] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     tracks: tuple[Track, ...] = ()
+    digest: str = ""
     notes: tuple[str, ...] = ()
+    command: str = ""
+    matches: tuple[Match, ...] = ()
+    margins: tuple[Margins, ...] = ()
+    within: float | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
+    laws: tuple[LawFit, ...] = ()
     unanswered: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -178,6 +210,11 @@ class PolicyTable:
         keys = (f"{REWARD}{self.by}", f"{WINS}{self.by}")
         return next((policy.differences[key] for key in keys if key in policy.differences), None)
 
+    def gain_needed(self, policy: PolicyResult) -> Needed | None:
+        """How many prompts would make the interval of its `gain` how narrow."""
+        gain = self.gain(policy)
+        return None if gain is None else needed(gain.difference, gain.difference.n, self.within)
+
     def verdict(self, policy: PolicyResult) -> str:
         """ "better than", "worse than", "not clearly different from", or, below `FEWEST` prompts, "too few prompts to
         tell from" the baseline; "" where nothing decides."""
@@ -197,8 +234,10 @@ class PolicyTable:
         return max(scored, key=lambda policy: policy.interval(f"{REWARD}{scorer}").mean).name
 
     def rows(self) -> list[dict[str, object]]:
-        """One flat dict for each policy and number: value, bounds, n, failures, and the test against the baseline."""
+        """One flat dict for each policy and number: value, bounds, n, failures, the test against the baseline, prompts
+        needed, and whether the policy is on the front of KL and score."""
         rows: list[dict[str, object]] = []
+        on_front = {point.name: point.on_front for point in self.frontier}
         for policy in self.policies:
             for key, found in policy.numbers.items():
                 measure, _, source = key.partition("/")
@@ -209,6 +248,9 @@ class PolicyTable:
                 if (against := policy.differences.get(key)) is not None:
                     row |= {"difference": against.difference.value, "p": _number(against.p)}
                     row["p_holm"] = _number(against.p_holm)
+                more = policy.needed.get(key)
+                row |= {"prompts": found.prompts or None, "within": more and more.within}
+                row |= {"prompts_needed": more and more.prompts, "on_front": on_front.get(policy.name)}
                 rows.append(row)
         return rows
 
@@ -241,8 +283,12 @@ class PolicyTable:
                 measures={name: Described(**known) for name, known in raw.pop("measures", {}).items()},
                 probes=_load_numbers(raw.pop("probes", {})),
                 comparisons=comparisons,
-                tracks=tuple(_load_track(track) for track in raw.pop("tracks", ())),
                 notes=tuple(raw.pop("notes", ())),
+                tracks=tuple(_load_track(track) for track in raw.pop("tracks", ())),
+                matches=tuple(load_match(match) for match in raw.pop("matches", ())),
+                margins=tuple(load_margins(one) for one in raw.pop("margins", ())),
+                frontier=tuple(load_point(point) for point in raw.pop("frontier", ())),
+                laws=tuple(load_law(law) for law in raw.pop("laws", ())),
                 **raw,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -283,7 +329,7 @@ def _load_message(raw: Mapping[str, Any]) -> Message:
 
 
 def _load_numbers(raw: Mapping[str, Any]) -> dict[str, Measured]:
-    return {key: Measured(Estimate(**found["number"]), dict(found["failures"])) for key, found in raw.items()}
+    return {key: load_measured(found) for key, found in raw.items()}
 
 
 def _load_policy(raw: Mapping[str, Any]) -> PolicyResult:
@@ -291,21 +337,26 @@ def _load_policy(raw: Mapping[str, Any]) -> PolicyResult:
         name=raw["name"],
         path=raw["path"],
         numbers=_load_numbers(raw["numbers"]),
-        differences={
-            key: Difference(
-                Estimate(**found["difference"]), _nan(found["p"]), _nan(found["p_sign"]), _nan(found["p_holm"])
-            )
-            for key, found in raw["differences"].items()
-        },
+        differences={key: _load_difference(found) for key, found in raw["differences"].items()},
         outcomes={name: Outcomes(**counts) for name, counts in raw["outcomes"].items()},
         absent=dict(raw["absent"]),
         notes=tuple(raw["notes"]),
+        needed={key: Needed(**found) for key, found in raw.get("needed", {}).items()},
     )
+
+
+def _load_difference(raw: Mapping[str, Any]) -> Difference:
+    return Difference(Estimate(**raw["difference"]), _nan(raw["p"]), _nan(raw["p_sign"]), _nan(raw["p_holm"]))
 
 
 def _load_track(raw: Mapping[str, Any]) -> Track:
     points = (
-        TrackPoint(point["step"], point["kl"], _load_interval(point["gold"]), _load_interval(point["proxy"]))
+        TrackPoint(
+            point["step"],
+            point["kl"],
+            *(_load_interval(point[key]) for key in ("gold", "proxy")),
+            *(found and _load_difference(found) for found in map(point.get, ("gold_after", "proxy_after"))),
+        )
         for point in raw["points"]
     )
     return Track(raw["name"], tuple(points))

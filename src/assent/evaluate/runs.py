@@ -14,7 +14,7 @@ from assent.config import METHODS, OBJECTIVES, REWARD_MODELS
 from assent.config.objectives import CUSTOM
 from assent.errors import RunFolderError
 from assent.evaluate.results import EVALUATION, Track, TrackPoint
-from assent.foreign import printable
+from assent.foreign import printable, without_keys
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
@@ -90,6 +90,12 @@ class Run:
             return earlier.removesuffix("Config")
         key = found.get("command")
         return NAMES.get(key, key) if isinstance(key, str) else ""
+
+    @property
+    def command_line(self) -> str:
+        """What started the run, without keys; "" where nobody wrote it down."""
+        found = self.environment.get("command_line") if isinstance(self.environment, dict) else None
+        return without_keys(printable(found)) if isinstance(found, str) else ""
 
     @property
     def last_step(self) -> int | None:

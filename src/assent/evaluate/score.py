@@ -24,7 +24,19 @@ from assent.data.formats import load_examples
 from assent.data.jsonl import check_new_file, json_line, write_rows
 from assent.data.records import Example
 from assent.data.views import answers_view
-from assent.evaluate.agreement import OVERALL, Choices, Collected, Correlation, Spread, auc, choices, spearman, spread
+from assent.evaluate.agreement import (
+    OVERALL,
+    Choices,
+    Collected,
+    Correlation,
+    Share,
+    Spread,
+    auc,
+    choices,
+    explained,
+    spearman,
+    spread,
+)
 from assent.models.loading import quiet_transformers
 from assent.outputs import try_file, write_text
 from assent.rewards.group import Scores
@@ -50,7 +62,8 @@ class Summary:
                    name where it has one, else of the reward
     auc            of yes/no labels
     length         rank correlation of reward and length
-    unread         rows whose feedback cannot be compared, by reason
+    unread         feedback that says of no two answers which is better, by reason: rows of it, or pairs of answers
+    shares         with --explain: what each source or output adds to the rewards
     metrics        means of the numbers that sources give about the whole: how much an ensemble disagrees, for example
     """
 
@@ -71,6 +84,7 @@ class Summary:
     ratings: Mapping[str, Correlation] = field(default_factory=dict)
     auc: float | None = None
     unread: Mapping[str, int] = field(default_factory=dict)
+    shares: Mapping[str, Share] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -170,6 +184,7 @@ def scored_rows(
                     scores.values[start:end].tolist(),
                     [float(size) if isinstance(size, int) else math.nan for size in scores.columns[unit][start:end]],
                     {name: own[start:end].tolist() for name, own in scores.parts.items()},
+                    {name: own[start:end].tolist() for name, own in scores.shares.items()} if config.explain else {},
                 )
                 for index in range(start, end):
                     at = {"prompt": prompt, "response": index - start, unit: scores.columns[unit][index]}
@@ -230,6 +245,7 @@ def summarised(
         ratings={name: spearman(both) for name, both in collected.rated.items()},
         auc=auc(collected.labels),
         unread=dict(collected.unread),
+        shares=explained(collected.shares, collected.rewards),
         metrics={name: float(np.mean(values)) for name, values in collected.noted.items() if values},
     )
 
@@ -267,6 +283,8 @@ def render(summary: Summary, console: Console) -> None:
         head.add_row(Text(name), f"{_short(mean)} on average")
     console.print(head)
     console.print(_spreads(summary))
+    if summary.shares:
+        console.print(_shares(summary))
     if (table := _agreements(summary)).row_count:
         console.print(table)
 
@@ -283,6 +301,17 @@ def _spreads(summary: Summary) -> Table:
         table.add_row(
             Text(name), _short(own.mean.mean), bounds, _short(own.std), *(_short(x) for x in own.quantiles.values())
         )
+    return table
+
+
+def _shares(summary: Summary) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("")
+    for name in ("adds on average", "of the differences in reward"):
+        table.add_column(name, justify="right")
+    for name, own in summary.shares.items():
+        part = _NONE if math.isnan(own.variance) else f"{100 * own.variance:.0f} %"
+        table.add_row(Text(name), _short(own.mean), part)
     return table
 
 

@@ -11,13 +11,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from assent.evaluate.results import FEWEST, PolicyResult, PolicyTable, as_interval
+from assent.evaluate.frontier import front_sentence, law_sentences, track_sentences
+from assent.evaluate.headings import first, headed
+from assent.evaluate.results import EVALUATION, FEWEST, PolicyResult, PolicyTable, as_interval
+from assent.measures.aggregate import half_width
 from assent.measures.shapes import Measured
 from assent.statistics import Interval
 
 SURE = 0.05
 """Holm-corrected p-value below which a number is marked."""
-_LISTED = 12
+_LISTED = 6
+_ROWS = 16
+"""Most numbers in the table."""
+_PLAIN = 8
+"""Numbers that need no headings."""
+FRONT = "on the front of KL and score"
 CONSISTENCY = "consistency"
 PROBES = {
     CONSISTENCY: "verdicts that agree in both orders",
@@ -45,7 +53,9 @@ def percent(value: Interval) -> str:
 
 def render(table: PolicyTable, console: Console) -> None:
     """Print the table: mean ± half the 95 % interval, and a star where the difference from the baseline is beyond
-    chance. Where it is wider than the terminal its lines wrap; no number is cut."""
+    chance. Of more than `_ROWS` numbers those that most people look at first, and how many more there are. Where it is
+    wider than the terminal its lines wrap; no number is cut."""
+    keys = first(table, _ROWS)
     shown = Table(
         title=f"{len(table.policies)} policies on {table.prompts} prompts" if table.prompts else "Policies",
         caption=f"± is half the 95 % interval; differences, wins and * (p < {SURE} after Holm) are against "
@@ -55,11 +65,21 @@ def render(table: PolicyTable, console: Console) -> None:
     shown.add_column("measure", no_wrap=True)
     for policy in table.policies:
         shown.add_column(Text(policy.name), justify="right", no_wrap=True)
-    for key in table.keys:
-        shown.add_row(Text(_label(table, key)), *(_cell(table, policy, key) for policy in table.policies))
+    for heading, own in headed(table).items():
+        if not (chosen := [key for key in own if key in keys]):
+            continue
+        shown.add_section()
+        if len(keys) > _PLAIN:
+            shown.add_row(Text(heading, style="bold"))
+        for key in chosen:
+            shown.add_row(Text(_label(table, key)), *(_cell(table, policy, key) for policy in table.policies))
+    if len(on_front := {point.name: point.on_front for point in table.frontier}) > 1:
+        shown.add_row(FRONT, *("yes" if on_front.get(policy.name) else "" for policy in table.policies))
     whole = console.measure(shown, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, whole)
     console.print(shown)
+    if more := len(table.keys) - len(keys):
+        console.print(Text(f"{more} more numbers are in {EVALUATION}; assent report shows them all."))
     for line in _lines(table):
         console.print(Text(line))
 
@@ -72,15 +92,19 @@ def inconsistent(found: Measured) -> str:
 
 def _label(table: PolicyTable, key: str) -> str:
     unit = table.measures[key.partition("/")[0]].unit if key.partition("/")[0] in table.measures else ""
-    return f"{key} ({unit})" if unit not in ("", "share") else key
+    return key if unit in ("", "share", key) else f"{key} ({unit})"
 
 
 def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
     measure, _, source = key.partition("/")
     value = policy.interval(key)
     known = table.measures.get(measure)
-    text = Text(percent(value) if known is not None and known.unit == "share" else plus_minus(value, 2))
-    if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n:
+    text = Text(
+        percent(value)
+        if known is not None and known.unit == "share"
+        else plus_minus(value, 0 if abs(value.mean) >= 1000 else 2)
+    )
+    if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n and counts.ties:
         text.append(f" ({counts.ties / value.n:.0%} ties)")
     if (
         policy.name == table.baseline
@@ -103,14 +127,15 @@ def _lines(table: PolicyTable) -> list[str]:
             few = verdict.startswith("too few")
             words = f"{policy.name}: {verdict}" if few else f"{policy.name} is {verdict}"
             beside = "" if agrees is None else f" ({inconsistent(agrees)})"
-            lines.append(f"{words} {table.baseline} by {table.by}{beside}.")
+            lines.append(f"{words} {table.baseline} by {table.by}{beside}.{_precision(table, policy)}")
+    lines += [each for each in (front_sentence(table), *law_sentences(table), *track_sentences(table)) if each]
     for key, found in table.probes.items():
         judge, _, probe = key.partition("/")
         beside = f", so {inconsistent(found)}" if probe == CONSISTENCY and found.number.value is not None else ""
         lines.append(f"{judge}, {PROBES.get(probe, probe)}: {percent(as_interval(found))} of {found.number.n}{beside}")
     for judge, count in table.unanswered.items():
         lines.append(f"{judge}: its server did not answer {count} questions. --resume asks them again.")
-    lines += table.notes
+    lines += [f"{note}." for note in table.notes]
     lines += [f"{policy.name}: {note}" for policy in table.policies for note in policy.notes]
     failed: dict[tuple[str, str, int], list[str]] = {}
     for policy in table.policies:
@@ -120,7 +145,7 @@ def _lines(table: PolicyTable) -> list[str]:
     shown = list(failed.items())[:_LISTED]
     lines += [f"{name}: {count} left out of {_some(keys)}: {reason}" for (name, reason, count), keys in shown]
     if len(failed) > _LISTED:
-        lines.append(f"{len(failed) - _LISTED} more kinds of failures are in evaluation.json.")
+        lines.append(f"{len(failed) - _LISTED} more kinds of failures are in {EVALUATION}.")
     without: dict[str, list[str]] = {}
     for measure, reason in table.left_out.items():
         without.setdefault(reason, []).append(measure)
@@ -131,6 +156,16 @@ def _lines(table: PolicyTable) -> list[str]:
             absent.setdefault((policy.name, reason), []).append(measure)
     lines += [f"{name}: without {', '.join(names)}; needs {reason}." for (name, reason), names in absent.items()]
     return lines
+
+
+def _precision(table: PolicyTable, policy: PolicyResult) -> str:
+    """How narrow the interval of what decides is, and what a narrower one would take."""
+    gain, more = table.gain(policy), table.gain_needed(policy)
+    if gain is None or more is None:
+        return ""
+    half = half_width(gain.difference)
+    need = f"; ±{more.within:g} needs about {more.prompts:,} prompts" if half > more.within else ""
+    return f" The difference is known to ±{half:.2g} now{need}."
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -87,12 +87,13 @@ def _benchmark(result: Result | None) -> Iterator[Row]:
     for name, section in result.overall.sections.items():
         missing = f"without {', '.join(section.missing)}" if section.missing else ""
         if section.score is None:
-            yield f"{result.name}: {name}", "–", "0", "not in this file"
+            there = any(subset in result.subsets for subset in section.missing)
+            yield f"{result.name}: {name}", "–", "0", "no row of it has a score" if there else "not in this file"
         else:
             yield f"{result.name}: {name}", share(section.score), f"{section.score.n:,}", missing
     overall = result.overall
     if overall.score is None:
-        said = f"none: {len(overall.missing)} subsets are missing"
+        said = f"none: {len(overall.missing)} subsets have no score"
         yield f"{result.name}: overall", "–", "", said
     else:
         yield f"{result.name}: overall", share(overall.score), f"{overall.score.n:,}", ""

@@ -37,10 +37,11 @@ from assent.config import (
     online_config,
     preference_config,
 )
+from assent.config.words import command_of
 from assent.data.records import Message
 from assent.distributed import World
 from assent.errors import RunFolderError
-from assent.evaluate.evaluation import evaluated, prompts_of
+from assent.evaluate.evaluation import PLACES, evaluated, prompts_of
 from assent.evaluate.pages import check_page
 from assent.evaluate.report import write_report
 from assent.evaluate.results import EVALUATION, PolicyTable, Track, TrackPoint
@@ -84,7 +85,7 @@ def _run(config: DemoConfig, world: World, out: Path) -> Path:
         stage(number, name)
         train(run)
     stage(len(runs) + 1, "evaluation: gold reward, which no training step has seen")
-    table = evaluate(out, paths, config.seed, world)
+    table = evaluate(out, paths, config.seed, world, command_of("demo", config, leave=PLACES))
 
     def report() -> Path:
         table.save(out / EVALUATION)
@@ -190,7 +191,7 @@ def stages(out: Path, paths: WorldPaths, config: DemoConfig) -> list[tuple[str, 
     ]
 
 
-def evaluate(out: Path, paths: WorldPaths, seed: int, ranks: World) -> PolicyTable:
+def evaluate(out: Path, paths: WorldPaths, seed: int, ranks: World, command: str) -> PolicyTable:
     """SFT, PPO and DPO on the held-out prompts, graded by the rubric, and gold against proxy over PPO's training. Every
     rank must call it."""
     world = load_world(paths.world)
@@ -208,7 +209,7 @@ def evaluate(out: Path, paths: WorldPaths, seed: int, ranks: World) -> PolicyTab
     )
     prompts = distributed.on_main(lambda: prompts_of(config))
     graded = {"gold": lambda prompt, text: world.gold(prompt, text).reward}
-    return replace(evaluated(config, ranks, prompts, graded), tracks=(_track(out / "ppo", world),))
+    return replace(evaluated(config, ranks, prompts, graded, command=command), tracks=(_track(out / "ppo", world),))
 
 
 def _track(run: Path, world: AssistantWorld) -> Track:

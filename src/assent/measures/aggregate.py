@@ -43,6 +43,7 @@ def facts(answers: Answers, given: Given | None, num_policies: int, verdicts: bo
         "labels": given is not None and given.right is not None,
         "scores": bool(answers.scores),
         "baseline": num_policies > 1 and verdicts,
+        "gamed": answers.prompts.alpaca_eval is not None,
         "toxicity": answers.toxicity is not None,
         "claims": answers.claims is not None,
     }
@@ -59,13 +60,14 @@ def of_duels(row: Versus, duels: Duels) -> Measured:
     lost = _unanswered(duels.ours) + Counter(
         {f"{reason} (baseline)": count for reason, count in _unanswered(duels.theirs).items()}
     )
-    return Measured(row.of(duels), dict(duels.failures + lost))
+    return Measured(row.of(duels), dict(duels.failures + lost), _prompts(duels.prompt[~np.isnan(duels.outcome)]))
 
 
 def of_column(row: Measure, column: Column, answers: Answers) -> Measured:
     """The mean of a column; several answers to one prompt are one cluster."""
     failures = column.failures + _unanswered(answers)
-    return Measured(_mean(row, column.values, answers.prompt), dict(failures))
+    known = answers.prompt[~np.isnan(column.values)]
+    return Measured(_mean(row, column.values, answers.prompt), dict(failures), _prompts(known))
 
 
 def of_statistic(row: Measure, statistic: Statistic, answers: Answers | None) -> Measured:
@@ -78,7 +80,11 @@ def of_statistic(row: Measure, statistic: Statistic, answers: Answers | None) ->
         number = _mean(row, statistic.values[kept], prompt)
     else:
         number = estimate(lambda rows: statistic.of(kept[rows]), prompt, problem=NOTHING)
-    return Measured(number, dict(failures))
+    return Measured(number, dict(failures), _prompts(prompt))
+
+
+def _prompts(prompt: np.ndarray) -> int:
+    return len(np.unique(prompt))
 
 
 def _mean(row: Measure, values: np.ndarray, prompt: np.ndarray) -> Estimate:
@@ -116,15 +122,46 @@ class Difference:
 
 def column_difference(ours: tuple[Column, Answers], theirs: tuple[Column, Answers]) -> Difference:
     """Of a measure that is a number of each answer: the means of each prompt are paired."""
-    mine, its = (_by_prompt(column.values, answers.prompt) for column, answers in (ours, theirs))
+    mine, its = (by_prompt(column.values, answers.prompt) for column, answers in (ours, theirs))
     shared = [prompt for prompt in mine if prompt in its]
     return _difference(paired_difference([mine[p] for p in shared], [its[p] for p in shared]))
 
 
 def duels_difference(duels: Duels) -> Difference:
     """Of a win rate from one half: the mean outcome of each prompt against a tie."""
-    outcomes = list(_by_prompt(duels.outcome, duels.prompt).values())
+    outcomes = list(by_prompt(duels.outcome, duels.prompt).values())
     return _difference(paired_difference(outcomes, [0.5] * len(outcomes)))
+
+
+def statistic_difference(ours: Statistic, theirs: Statistic) -> Difference:
+    """Of a statistic of what the prompt file gives: the same rows of both. Where it is a mean it is paired by prompt as
+    any other; else the interval draws prompts anew, each for both, and there is no test."""
+    known = [not a and not b for a, b in zip(ours.reasons, theirs.reasons, strict=True)]
+    kept = np.flatnonzero(known)
+    if ours.values is not None and theirs.values is not None:
+        mine, its = (
+            list(by_prompt(values[kept], ours.prompt[kept]).values()) for values in (ours.values, theirs.values)
+        )
+        return _difference(paired_difference(mine, its))
+    found = estimate(lambda rows: ours.of(kept[rows]) - theirs.of(kept[rows]), ours.prompt[kept], problem=NOTHING)
+    return Difference(found, math.nan, math.nan)
+
+
+def apart_difference(ours: Estimate, theirs: Estimate) -> Difference:
+    """Of two numbers of which only the intervals are known, as of samples that have nothing to do with each other:
+    ours - theirs, half its interval sqrt(h_1² + h_2²). On the same tasks the true one is rather narrower. No test."""
+    if ours.value is None or theirs.value is None:
+        return Difference(undefined(NOTHING), math.nan, math.nan)
+    value, halves = ours.value - theirs.value, [half_width(each) for each in (ours, theirs)]
+    if any(math.isnan(half) for half in halves):
+        return Difference(Estimate(value, n=min(ours.n, theirs.n)), math.nan, math.nan)
+    half = math.hypot(*halves)
+    return Difference(Estimate(value, value - half, value + half, min(ours.n, theirs.n)), math.nan, math.nan)
+
+
+def half_width(found: Estimate) -> float:
+    """Half the distance between the bounds; NaN without them."""
+    return math.nan if found.low is None or found.high is None else (found.high - found.low) / 2
 
 
 def with_holm(found: Sequence[Difference]) -> list[Difference]:
@@ -137,7 +174,7 @@ def _difference(found: PairedDifference) -> Difference:
     return Difference(of_interval(found.difference), found.p_permutation, found.p_sign)
 
 
-def _by_prompt(values: np.ndarray, prompt: np.ndarray) -> dict[int, float]:
+def by_prompt(values: np.ndarray, prompt: np.ndarray) -> dict[int, float]:
     """The mean of each prompt that has a value."""
     known = ~np.isnan(values)
     prompts, place = np.unique(prompt[known], return_inverse=True)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from assent.measures.column import Column
+from assent.measures.gamed import Instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Prompts:
     """P tuples of right answers; () where a prompt has none."""
     kinds: tuple[str, ...]
     """P kinds, for example "harmful", "harmless", or a topic; "" where nobody said."""
+    alpaca_eval: Instructions | None = None
+    """Which of AlpacaEval's instructions they are, with its rows of them, for a user who has these."""
 
     def __post_init__(self) -> None:
         size = len(self.texts)

@@ -20,17 +20,18 @@ _FENCED = re.compile(r"\s*```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```\s*", re.DOTA
 FEW = "fewer than {k} of the prompt's answers could be judged"
 
 
-def matches(pattern: str) -> Each:
-    """Share of answers in which a pattern of Python's `re` is found. Raises ConfigError for a pattern that is none.
+def matches(name: str, pattern: str) -> Each:
+    """Share of answers in which a pattern of Python's `re` is found, as the measure `name`. Raises ConfigError for a
+    pattern that is none.
 
     With the extra `re2` time grows with the answers alone; without it, or for patterns that look around, some patterns
     take very long on some answers."""
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{pattern!r} is no pattern of Python's re: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{name}: {pattern!r} is no pattern of Python's re: {error}.") from None
     return Each(
-        name="matches",
+        name=name,
         about=f"share of answers in which the pattern {pattern} is found",
         unit="share",
         better="higher",

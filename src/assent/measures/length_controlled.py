@@ -4,7 +4,7 @@ are at hand, and else the length-adjusted one, which is not AlpacaEval's and doe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from assent.errors import DataError
 from assent.measures import logistic
 from assent.measures.estimates import RESAMPLES, Estimate, estimate, undefined
 from assent.measures.extras import extra
+from assent.measures.gamed import Gamed
 from assent.measures.shapes import Duels, Measure, Versus
 
 CS = np.logspace(-4, 4, 10)
@@ -28,71 +29,6 @@ FEW = 10
 LEAST = 1e-15
 SEED = 123
 """AlpacaEval's, of the order in which liblinear takes the coefficients."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gamed:
-    """AlpacaEval's rows of the baseline against its own concise and verbose variants (df_gamed.csv of the data set
-    tatsu-lab/alpaca_eval), [G] each, and through them the difficulty of each instruction."""
-
-    preference: np.ndarray
-    """0 to 1: the chance that the variant is preferred to the baseline."""
-    length: np.ndarray
-    """Baseline's length minus the variant's, in standard deviations (`std_delta_len`)."""
-    difficulty: np.ndarray
-    """`instruction_difficulty`."""
-    index: np.ndarray
-    """int: which instruction."""
-
-    def difficulties(self, index: np.ndarray) -> np.ndarray:
-        """[M]: of instructions; the first row of each says it. Raises DataError for one that has no row."""
-        known, first = np.unique(self.index, return_index=True)
-        place = np.clip(np.searchsorted(known, index), 0, len(known) - 1)
-        if len(missing := np.flatnonzero(known[place] != index)):
-            raise DataError(
-                f"AlpacaEval's file of gamed rows has instructions {known[0]} to {known[-1]}. "
-                f"Got instruction {index[missing[0]]}"
-            )
-        return self.difficulty[first[place]]
-
-
-def gamed_rows(rows: Sequence[Mapping[str, object]]) -> Gamed:
-    """From the rows of df_gamed.csv as a reader of tables gives them. Raises DataError for a file without its columns,
-    and for a cell that is no number."""
-    columns = []
-    for name in ("preference", "std_delta_len", "instruction_difficulty", "index"):
-        values = []
-        for number, row in enumerate(rows, 1):
-            if name not in row:
-                known = ", ".join(map(str, row))
-                raise DataError(f"AlpacaEval's file of gamed rows needs a column '{name}'. Row {number} has: {known}")
-            cell = row[name]
-            try:
-                values.append(math.nan if cell in (None, "") else float(str(cell)))
-            except ValueError:
-                raise DataError(f"row {number}, column '{name}': expected a number. Got {str(cell)[:40]!r}") from None
-        columns.append(np.array(values, np.float64))
-    preference, length, difficulty, index = columns
-    if not len(index) or np.isnan(np.concatenate([length, difficulty, index])).any():
-        raise DataError("AlpacaEval's file of gamed rows has no rows, or rows without length, difficulty or index")
-    return Gamed(preference, length, difficulty, index.astype(np.int64))
-
-
-def alpaca_eval(gamed: Gamed, instruction: np.ndarray) -> Versus:
-    """The measure of AlpacaEval's name, for the user who has its rows: `instruction` [P] is AlpacaEval's index of each
-    prompt."""
-
-    def of(duels: Duels) -> Estimate:
-        ours, theirs = _lengths(duels)
-        return length_controlled(duels.outcome, ours, theirs, instruction[duels.prompt], gamed).rate
-
-    return Versus(
-        name="length-controlled-win-rate",
-        about="AlpacaEval 2's length-controlled win rate (2404.04475), with its gamed rows and difficulties",
-        unit="share",
-        better="higher",
-        of=of,
-    )
 
 
 def preferences(values: Sequence[float | None]) -> np.ndarray:
@@ -245,6 +181,13 @@ def _adjusted(duels: Duels) -> Estimate:
     return length_adjusted(duels.outcome, *_lengths(duels), duels.prompt)
 
 
+def _controlled(duels: Duels) -> Estimate:
+    known = duels.ours.prompts.alpaca_eval
+    assert known is not None, "a need of the row"
+    ours, theirs = _lengths(duels)
+    return length_controlled(duels.outcome, ours, theirs, known.index[duels.prompt], known.gamed).rate
+
+
 ROWS: tuple[Measure, ...] = (
     Versus(
         name="length-adjusted-win-rate",
@@ -253,5 +196,15 @@ ROWS: tuple[Measure, ...] = (
         unit="share",
         better="higher",
         of=_adjusted,
+    ),
+    Versus(
+        name="length-controlled-win-rate",
+        about="AlpacaEval 2's length-controlled win rate (2404.04475), by its regression with its own gamed rows and "
+        "difficulties, which are of its baseline gpt4_1106_preview",
+        unit="share",
+        better="higher",
+        needs=("baseline", "gamed"),
+        package="sklearn",
+        of=_controlled,
     ),
 )

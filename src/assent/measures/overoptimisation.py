@@ -59,32 +59,52 @@ class Fit:
 
 
 def fit(law: Law, distance: np.ndarray, gain: np.ndarray, *, confidence: float = 0.95) -> Fit:
-    """By least squares from the distances sqrt(KL) [n] and the gold gained over the start [n]; points with NaN are left
-    out. Intervals are Student's with n - 2 degrees of freedom and take the points for independent: those of one run are
-    not quite, so give the means of several seeds where there are some. Raises `UserError` for negative distances."""
-    d, y = np.asarray(distance, np.float64), np.asarray(gain, np.float64)
-    there = ~(np.isnan(d) | np.isnan(y))
-    d, y = d[there], y[there]
+    """By least squares from the distances sqrt(KL) [n], taken for exact, and the gold gained over the start: the means
+    [n], or the gains of P prompts [P, n]. Points whose distance or mean is NaN are left out, and so are prompts that
+    lack a point. The start itself, where both are 0 by definition, is no point.
+
+    Intervals are Student's: of means with n - 2 degrees of freedom from their scatter about the law, which takes points
+    for independent (means of several seeds are); of prompts with P - 1 from the spread of the prompts' own
+    coefficients, as points that share prompts need it: how far other prompts would move the law, not another run.
+    Raises `UserError` for negative distances."""
+    d, rows = np.asarray(distance, np.float64), np.atleast_2d(np.asarray(gain, np.float64))
+    there = ~(np.isnan(d) | np.isnan(rows).all(axis=0))
+    d, rows = d[there], rows[:, there]
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    by_prompt = np.ndim(gain) == 2
     if (d < 0).any():
         raise UserError(f"a distance sqrt(KL) is at least 0. Got {d.min():g}")
-    x = TERMS[law](d)
-    n = len(d)
-    if n < FEW or np.linalg.matrix_rank(x) < 2:
-        nothing = undefined(f"a law needs {FEW} points at two or more distances above 0", n)
-        return Fit(law, nothing, nothing, nothing, nothing, math.nan, float(d.max(initial=0.0)))
+    x, (prompts, n) = TERMS[law](d), rows.shape
+    size = prompts if by_prompt else n
+    if problem := _too_little(x, prompts, by_prompt):
+        return unfitted(law, problem, size, float(d.max(initial=0.0)))
     inverse = np.linalg.inv(x.T @ x)
-    theta = inverse @ x.T @ y
-    rest = y - x @ theta
+    each = rows @ x @ inverse  # [P, 2], or [1, 2] of the means
+    theta = each.mean(axis=0)
+    rest = rows.mean(axis=0) - x @ theta
     spread = math.sqrt(float(rest @ rest) / (n - 2))
-    covariance = spread**2 * inverse
-    t = float(stats.t.ppf(0.5 + confidence / 2, n - 2))
+    covariance = np.cov(each.T) / prompts if by_prompt else spread**2 * inverse
+    t = float(stats.t.ppf(0.5 + confidence / 2, prompts - 1 if by_prompt else n - 2))
     alpha, beta = (
-        Estimate(float(value), float(value - t * size), float(value + t * size), n)
-        for value, size in zip(theta, np.sqrt(np.diag(covariance)), strict=True)
+        Estimate(float(value), float(value - t * error), float(value + t * error), size)
+        for value, error in zip(theta, np.sqrt(np.diag(covariance)), strict=True)
     )
-    peak = _peak(law, theta, covariance, t, n)
-    best = undefined(peak.problem, n) if peak.value is None else _best(law, theta, covariance, t, peak.value, n)
+    peak = _peak(law, theta, covariance, t, size)
+    best = undefined(peak.problem, size) if peak.value is None else _best(law, theta, covariance, t, peak.value, size)
     return Fit(law, alpha, beta, peak, best, spread, float(d.max()))
+
+
+def unfitted(law: Law, problem: str, n: int = 0, furthest: float = 0.0) -> Fit:
+    """No law, and why."""
+    nothing = undefined(problem, n)
+    return Fit(law, nothing, nothing, nothing, nothing, math.nan, furthest)
+
+
+def _too_little(x: np.ndarray, prompts: int, by_prompt: bool) -> str:
+    """Why no law can be fitted to points whose terms are `x` [n, 2]; "" where one can."""
+    if len(x) < FEW or np.linalg.matrix_rank(x) < 2:
+        return f"a law needs {FEW} points at two or more distances above 0"
+    return "fewer than two prompts have all points" if by_prompt and prompts < 2 else ""
 
 
 def _peak(law: Law, theta: np.ndarray, covariance: np.ndarray, t: float, n: int) -> Estimate:
@@ -92,9 +112,7 @@ def _peak(law: Law, theta: np.ndarray, covariance: np.ndarray, t: float, n: int)
     α - r β is not told apart from 0."""
     alpha, beta = map(float, theta)
     if beta <= 0 or (law == "best-of-n" and alpha <= 0):
-        return undefined(
-            "the fitted law has no peak: gold still rises" if beta <= 0 else "gold falls from the start", n
-        )
+        return undefined("it rises all the way" if beta <= 0 else "it falls from the start", n)
     a = beta * beta - t * t * covariance[1, 1]
     b = alpha * beta - t * t * covariance[0, 1]
     c = alpha * alpha - t * t * covariance[0, 0]

@@ -30,6 +30,7 @@ Need = Literal[
     "labels",
     "scores",
     "baseline",
+    "gamed",
     "toxicity",
     "claims",
 ]
@@ -47,6 +48,7 @@ NEEDS: dict[Need, str] = {
     "labels": "choices in the prompt file, right ones and wrong ones (mc1_targets, mc2_targets, or choices and labels)",
     "scores": "something that scores answers (--rewards, --scorer)",
     "baseline": "a second policy, and verdicts: a score, a judge in --rewards, or --labels",
+    "gamed": "AlpacaEval's own rows on its prompts (--gamed df_gamed.csv)",
     "toxicity": "a text-classification model that finds toxicity (--toxicity)",
     "claims": "a model or a judge that checks claims (--consistency)",
 }
@@ -177,7 +179,8 @@ class Likelihood(Measure):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What one measure says of one policy. `failures` are counted by reason and left out of `number`: never good,
-    never neutral."""
+    never neutral. `prompts` are those that it is of, drawn anew for its interval; 0 unknown."""
 
     number: Estimate
     failures: Mapping[str, int] = field(default_factory=dict)
+    prompts: int = 0

@@ -5,6 +5,7 @@ A new measure is a function and a row in the tuple `ROWS` of its module, and the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from assent.errors import ConfigError
 from assent.measures import (
@@ -42,6 +43,10 @@ PASS = re.compile(r"pass@([1-9]\d{0,5})")
 """A family of measures: pass@K for any K."""
 
 
+OWN = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+"""Names of measures that options make."""
+
+
 def measure(name: str) -> Measure | None:
     """The measure of that name; None where there is none."""
     if found := PASS.fullmatch(name):
@@ -58,6 +63,30 @@ def required(name: str, flag: str) -> Measure:
     if row.package:
         extra(row.package, f"{flag} {name}")
     return row
+
+
+def own_rows(forms: Sequence[str], json_keys: Sequence[str]) -> list[Measure]:
+    """The measures that --form NAME=REGEX and --json_keys ask for. Raises ConfigError for a word of another shape, a
+    name that is taken, a pattern that is none, and an empty key."""
+    rows: list[Measure] = []
+    for word in forms:
+        name, given, pattern = word.partition("=")
+        if not given or not OWN.fullmatch(name) or not pattern:
+            raise ConfigError(
+                f"--form {word}: expected NAME=REGEX, the name of lower-case letters, digits and hyphens, as in "
+                r"--form 'boxed=\\boxed\{.+\}'."
+            )
+        if measure(name) is not None or name in {row.name for row in rows}:
+            raise ConfigError(f"--form {word}: there is already a measure '{name}'. Choose another name.")
+        try:
+            rows.append(form.matches(name, pattern))
+        except ConfigError as error:
+            raise ConfigError(f"--form {error}") from None
+    if json_keys:
+        if not all(json_keys) or len(set(json_keys)) < len(json_keys):
+            raise ConfigError(f"--json_keys: expected keys, each once; got {', '.join(map(repr, json_keys))}.")
+        rows.append(form.json_with(json_keys))
+    return rows
 
 
 def by_default() -> list[Measure]:

@@ -126,7 +126,8 @@ def _notes(judged: Judged, counts: Counts) -> list[str]:
     notes = []
     known = judged.rewards[~np.isnan(judged.rewards)]
     if not counts.pairs:
-        notes.append("no pair is labelled: accuracy, calibration and what depends on labels are not measured")
+        why = f"all {counts.label_ties:,} comparisons are ties" if counts.label_ties else "no pair is labelled"
+        notes.append(f"{why}: accuracy, calibration and what depends on labels are not measured")
     if counts.pairs and not counts.pairs_scored:
         notes.append("no pair has two scored answers")
     if len(known) > 1 and not np.ptp(known):

@@ -53,8 +53,12 @@ def win_rate(duels: Duels) -> Estimate:
     return Estimate(rate.mean, rate.low, rate.high, rate.n)
 
 
-ROWS: tuple[Measure, ...] = (
-    Versus(name="win-rate", about="Share of comparisons with the baseline's answers to the same prompts that are won, "
-           "a tie counting half: by each score, by a judge asked in both orders, or by people.", unit="share",
-           better="higher", of=win_rate),
-)  # fmt: skip
+WINS = Versus(
+    name="win-rate",
+    about="Share of comparisons with the baseline's answers to the same prompts that are won, a tie counting half: by "
+    "each score, by a judge asked in both orders, or by people.",
+    unit="share",
+    better="higher",
+    of=win_rate,
+)
+ROWS: tuple[Measure, ...] = (WINS,)

@@ -12,6 +12,8 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 from assent import cpus
+from assent.errors import ModelError
+from assent.foreign import brief
 from assent.models.sources import ADAPTER, Checkpoint, resolve
 
 TOKENIZER = ("*token*.json", "chat_template*", "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model")
@@ -83,5 +85,8 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """The commit of a model of the hub that is in the cache."""
-    return Path(cached_file(name, "config.json", revision=revision) or "").parent.name
+    """The commit of a model of the hub that is in the cache. Raises ModelError where it cannot be had."""
+    try:
+        return Path(cached_file(name, "config.json", revision=revision) or "").parent.name
+    except OSError as error:
+        raise ModelError(f"{name} is no folder here, and cannot be had from the hub: {brief(error)}") from error

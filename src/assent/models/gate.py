@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class GateRule:
 
 
 class Gate(nn.Module):
-    """A perceptron with ReLU and dropout (in training) whose outputs become K weights by a softmax, times a scale that
-    is trained with it. Computed in fp32. `transform` is M, the identity until it is set."""
+    """A perceptron with ReLU whose outputs become K weights by a softmax, times a scale that is trained with it.
+    Computed in fp32. `transform` is M, the identity until it is set."""
 
     transform: Tensor
     precision = "fp32"
@@ -72,7 +73,6 @@ class Gate(nn.Module):
         *,
         temperature: float = 10.0,
         scale: float = 1.0,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = [width, *hidden, outputs]
@@ -80,14 +80,15 @@ class Gate(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), scale))
         self.register_buffer("transform", torch.eye(outputs), persistent=False)
         self.temperature = temperature
-        self.dropout = dropout
 
-    def forward(self, states: Tensor) -> Tensor:
-        """[n, h] -> [n, K], each row sums to the scale."""
+    def forward(self, states: Tensor, kept: Tensor | None = None) -> Tensor:
+        """[n, h] -> [n, K], each row sums to the scale. `kept` [n, units of all hidden layers] is what dropout
+        multiplies them by."""
         *hidden, last = self.layers
+        factors = repeat(1.0) if kept is None else kept.split([layer.out_features for layer in hidden], dim=1)
         x = states.float()
-        for layer in hidden:
-            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
+        for layer, factor in zip(hidden, factors, strict=False):
+            x = F.relu(layer(x)) * factor
         return torch.softmax(last(x) / self.temperature, dim=-1) * self.logit_scale
 
 
@@ -211,9 +212,9 @@ def load_gate(folder: Path, section: Mapping[str, Any], width: int, outputs: int
     return gate, rule
 
 
-def made(rule: GateRule, width: int, *, scale: float = 1.0, dropout: float = 0.0) -> Gate:
+def made(rule: GateRule, width: int, *, scale: float = 1.0) -> Gate:
     """A gate as the rule says, for states of size `width`, with random weights."""
-    gate = Gate(width, len(rule.transform), rule.hidden, temperature=rule.temperature, scale=scale, dropout=dropout)
+    gate = Gate(width, len(rule.transform), rule.hidden, temperature=rule.temperature, scale=scale)
     gate.transform.copy_(torch.tensor(rule.transform))
     return gate
 

@@ -113,11 +113,11 @@ class ServedModel:
             )
 
     def _check_head(self, sequences: Sequence[Sequence[int]]) -> None:
-        model, weights = self.remote.server.model, self.remote.server.weights
+        model, weights, texts = self.remote.server.model, self.remote.server.weights, len(sequences)
         if self.remote.server.shape == SGLANG:
-            raw = activated = self._outputs(embeddings(sequences, model))
+            raw = activated = self._outputs(embeddings(sequences, model), texts)
         else:
-            raw, activated = (self._outputs(classify(sequences, model, activation=on)) for on in (False, True))
+            raw, activated = (self._outputs(classify(sequences, model, activation=on), texts) for on in (False, True))
         expected = len(weights) or 1
         if sizes := {len(numbers) for numbers in raw} - {expected}:
             many = max(sizes)
@@ -132,11 +132,11 @@ class ServedModel:
         if expected == 1 and raw == activated and all(0 <= number <= 1 for (number,) in raw):
             self._doubt(" and ".join(f"{number:.4g}" for (number,) in raw))
 
-    def _outputs(self, body: dict[str, object]) -> Any:
-        """What the model gives for some texts."""
+    def _outputs(self, body: dict[str, object], texts: int) -> list[list[float]]:
+        """What the model gives for so many texts."""
         shape = self.remote.shape
         expected = f"{shape.expected}: a reward model (a sequence classifier) must be served"
-        return self.remote.question(shape.path, body, shape.read, expected)
+        return self.remote.question(shape.path, body, lambda reply: _numbers(shape.read(reply), texts), expected)
 
     def _doubt(self, numbers: str) -> None:
         """Says that these may be no rewards but probabilities."""
@@ -168,9 +168,17 @@ class _Model(NamedTuple):
 
 def _models(reply: Any) -> list[_Model]:
     found = [_Model(str(card["id"]), card.get("max_model_len")) for card in reply["data"]]
-    if not found:
+    if not found or not all(model.longest is None or type(model.longest) is int for model in found):
         raise ValueError("no model")
     return found
+
+
+def _numbers(outputs: Any, texts: int) -> list[list[float]]:
+    """Numbers for each of so many texts, as many for one as for another."""
+    rows = [[number for number in row if type(number) in (int, float)] for row in outputs]
+    if len(rows) != texts or [len(row) for row in rows] != [len(outputs[0])] * texts:
+        raise ValueError("no numbers")
+    return rows
 
 
 def _tokens(reply: Any) -> list[int]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
@@ -87,7 +87,7 @@ class Queue:
         self._values = values
         self._micro_tokens, self._wait = micro_tokens, wait
         self._most_requests, self._most_tokens = requests, tokens
-        self._jobs: deque[_Job] = deque()
+        self._jobs: OrderedDict[_Job, None] = OrderedDict()
         self._change = threading.Condition()
         self._closing = self._ended = False
         self._speed = FIRST_SPEED
@@ -132,7 +132,7 @@ class Queue:
                 )
             job = _Job(work, time.monotonic())
             self.tokens += size
-            self._jobs.append(job)
+            self._jobs[job] = None
             self._change.notify()
         try:
             return await asyncio.wrap_future(job.future)
@@ -140,8 +140,7 @@ class Queue:
             with self._change:
                 self.tokens -= size
                 job.left = True
-                with suppress(ValueError):  # it is in the model
-                    self._jobs.remove(job)
+                self._jobs.pop(job, None)  # it is not there while it is in the model
 
     def close(self) -> None:
         """Takes no more requests; those under way are answered."""
@@ -170,7 +169,7 @@ class Queue:
             if not first.small and not first.future.done():
                 with self._change:
                     if not first.left:
-                        self._jobs.append(first)
+                        self._jobs[first] = None
 
     def _next(self) -> list[_Job] | None:
         """The requests of the next forward pass: one that needs several, or as many small ones as fit. None at the
@@ -182,19 +181,19 @@ class Queue:
                         return None
                     self._change.wait()
                     continue
-                first = self._jobs[0]
+                first = next(iter(self._jobs))
                 left = first.arrived + self._wait - time.monotonic()
                 if left <= 0 or not first.small or self._closing or self._waiting() >= self._micro_tokens:
                     return self._taken()
                 self._change.wait(left)
 
     def _taken(self) -> list[_Job]:
-        taken = [self._jobs.popleft()]
+        taken = [self._jobs.popitem(last=False)[0]]
         room = self._micro_tokens - taken[0].work.size
         for job in [job for job in self._jobs if job.small] if taken[0].small else ():
             if job.work.size <= room:
                 room -= job.work.size
-                self._jobs.remove(job)
+                del self._jobs[job]
                 taken.append(job)
         return taken
 

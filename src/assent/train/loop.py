@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +85,19 @@ class Algorithm(Protocol):
 
 # ---- a run
 
+_REHEARSED: ContextVar[bool] = ContextVar("rehearsed", default=False)
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[None]:
+    """Runs that begin inside end before their first step, when everything is read, loaded and tried: for what must be
+    known of several runs before the first of them is trained."""
+    token = _REHEARSED.set(True)
+    try:
+        yield
+    finally:
+        _REHEARSED.reset(token)
+
 
 def run(
     session: Session,
@@ -107,6 +121,9 @@ def run(
     """
     modules = (*algorithm.modules.values(), *averages)
     try_outputs(session, modules, final, total=total, keeps_best=evaluate is not None)
+    if _REHEARSED.get():
+        session.folder.close()
+        return RunResult(session.folder.path, session.folder.model, 0, {}, 0)
     state = TrainingRun(session, algorithm, total=total, evaluate=evaluate, learning_rates=learning_rates or {})
     label, main = Path(session.config.out).name, session.world.is_main
     if main:

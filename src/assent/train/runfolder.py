@@ -363,12 +363,11 @@ def _cpu_name() -> str:
 
 def _commit() -> str | None:
     """Revision of the code in the current folder, with + if it was changed; None outside a repository."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=5, check=True)
-        return done.stdout.strip()
-
+    status = ("git", "status", "--porcelain=v2", "--branch", "-uno")  # the revision, then a line for each change
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        lines = subprocess.run(status, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
+    revision = next((line.rpartition(" ")[2] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    changed = any(not line.startswith("#") for line in lines)
+    return None if revision == "(initial)" else revision + "+" * changed

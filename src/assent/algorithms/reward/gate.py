@@ -37,22 +37,36 @@ from assent.train.session import open_session
 
 FEWEST = 10
 """Pairs that a gate is trained on at least."""
+STREAM = 3
+"""Tells the draws of dropout from other uses of a seed."""
 
 
 class GateTraining(EpochTraining):
     """The gate alone is trained: -log sigmoid of the gated rewards' gap, mean over all pairs of a step."""
 
-    def __init__(self, scorer: GatedScoreModel, stream: EpochStream, tables: Tables, fixed: np.ndarray) -> None:
+    def __init__(
+        self, scorer: GatedScoreModel, stream: EpochStream, tables: Tables, fixed: np.ndarray, dropout: float
+    ) -> None:
         """`fixed` [K] are the best weights of the outputs that do not depend on the prompt."""
         super().__init__(scorer, stream)
         self.gate, self.tables = scorer.gate, tables
         self.modules = {"gate": scorer.gate}
         self.fixed = torch.from_numpy(fixed).to(tables.outputs)
+        self.dropout, self.units = dropout, sum(scorer.gate_rule.hidden)
+
+    def kept(self, prompts: int) -> Tensor | None:
+        """What dropout multiplies the gate's hidden units by in this step, for the prompts of this rank out of so many;
+        None where it is off."""
+        if not (self.gate.training and self.dropout):
+            return None
+        stream = self.stream
+        of_all = dropped(prompts, self.units, self.dropout, seed=stream.seed, step=stream.given)
+        return torch.from_numpy(of_all[stream.rank :: stream.ranks]).to(self.fixed)
 
     def loss(self, batch: TreeBatch, counts: Counts) -> Loss:
         rows, prompts = batch.tokens[batch.last], batch.tokens[: len(batch.keys)]
         chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
-        outputs, weights = self.tables.outputs[rows], self.gate(self.tables.states[prompts])
+        outputs, weights = self.tables.outputs[rows], self.gate(self.tables.states[prompts], self.kept(counts.prompts))
         rewards = shares(outputs, weights[batch.prompt], self.gate.transform).sum(1)
         losses = bradley_terry(rewards[chosen], rewards[rejected])
         gap = (rewards[chosen] - rewards[rejected]).detach()
@@ -73,6 +87,13 @@ class GateTraining(EpochTraining):
             items={"reward": rewards.detach(), "length": self.tables.lengths[rows]},
             followed=batch.by_tree(right, chosen),
         )
+
+
+def dropped(rows: int, units: int, share: float, *, seed: int, step: int) -> np.ndarray:
+    """Dropout as factors [rows, units]: 0 with probability `share`, otherwise 1 / (1 - share). A function of its
+    arguments alone: all ranks draw the same for a whole step, and a resumed run draws what it would have drawn."""
+    draw = np.random.Generator(np.random.Philox(key=[seed, (STREAM << 48) + step]))
+    return np.where(draw.random((rows, units), np.float32) < share, 0, 1 / (1 - share)).astype(np.float32)
 
 
 def length_relation(items: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -111,7 +132,7 @@ def train_gate(config: RewardGateConfig) -> RunResult:
     )
     size = sum(weight.numel() for weight in scorer.gate.parameters())
     gate = Line("Gate", f"{rounded(size)} parameters, on the state at {LAST}; all else is frozen")
-    about, algorithm = [outputs, length, gate], GateTraining(scorer, stream, both, fixed)
+    about, algorithm = [outputs, length, gate], GateTraining(scorer, stream, both, fixed, config.gate.dropout)
     return train_on(session, algorithm, scorer, stream, data, summary=length_relation, about=about, held=held)
 
 
@@ -127,5 +148,5 @@ def _with_new_gate(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        gate = made(gate_rule, width, scale=section.scale, dropout=section.dropout)
+        gate = made(gate_rule, width, scale=section.scale)
     return GatedScoreModel(model, gate=gate, gate_rule=gate_rule, rule=rule, **options)
