@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from assent.config import OnlineConfig, PolicyRunConfig
+from assent.config import OnlineConfig, PolicyRunConfig, RunConfig
 from assent.data.chat import Chat
 from assent.data.records import Example
 from assent.measures import drift
@@ -61,12 +61,13 @@ class DriftSeries:
 
 
 def drift_series(
-    session: Session, config: PolicyRunConfig, alarm: DriftAlarm | None, examples: Sequence[Example]
+    session: Session, config: RunConfig, alarm: DriftAlarm | None, examples: Sequence[Example]
 ) -> DriftSeries | None:
     """What a run's alarm is told; None where it is off. Every rank must call it. Raises ConfigError or DataError where
     the held-out source cannot score answers to these prompts."""
     if alarm is None or not alarm.on:
         return None
+    assert isinstance(config, PolicyRunConfig), "only these have an alarm"
     source = held_out_source(session, config)
     if source is not None:
         source.check(examples)
