@@ -18,7 +18,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from assent.config import (
     online_config,
 )
 from assent.evaluate import plots
-from assent.measures.drift import START
+from assent.measures.drift import START, WATCHES, alarms
 from assent.models.init import random_model, write_new_model
 from assent.models.loading import quiet_transformers
 from assent.train.alarm import FILE
@@ -233,12 +233,12 @@ def report(results: Sequence[Mapping[str, Any]]) -> str:
     leads, first, tight = [], Counter[str](), []
     hacking = 0
     for (seed, kind), each in sorted(by.items()):
-        found, alarms = course(each["series"]["reward/gold"]), each["alarms"]
+        found, raised = course(each["series"]["reward/gold"]), each["alarms"]
         if kind == "tight":
-            tight.append((seed, alarms))
+            tight.append((seed, raised))
             continue
-        at = alarms[0][0] if alarms else None
-        by_what = "" if at is None else ", ".join(name for step, name in alarms if step == at)
+        at = raised[0][0] if raised else None
+        by_what = "" if at is None else ", ".join(name for step, name in raised if step == at)
         lead = None if at is None or found.lost is None else found.lost - at
         if found.hacked:
             hacking += 1
@@ -252,13 +252,35 @@ def report(results: Sequence[Mapping[str, Any]]) -> str:
     lines.append(f"\n{hacking} hacking seeds: alarm before 10 % of the gain was lost in {before}; ")
     if known:
         lines.append(f"lead: median {np.median(known):.0f} rollouts, {min(known)} to {max(known)}; by {dict(first)}")
-    raised = [(seed, alarms[0]) for seed, alarms in tight if alarms]
-    lines.append(f"{len(tight)} healthy runs: alarm in {len(raised)} {raised or ''}")
+    false = [(seed, rows[0]) for seed, rows in tight if rows]
+    lines.append(f"{len(tight)} healthy runs: alarm in {len(false)} {false or ''}")
     gains = [course(by[seed, "tight"]["series"]["reward/gold"]) for seed, _ in tight]
     if gains:
         start, end = (np.mean([getattr(each, name) for each in gains]) for name in ("start", "end"))
         lines.append(f"gold of healthy runs: start {start:.2f}, end {end:.2f}")
     lines.append(f"CPU s of a run: median {np.median([each['seconds'] for each in results]):.1f}")
+    return "\n".join(lines)
+
+
+def trade_off(results: Sequence[Mapping[str, Any]]) -> str:
+    """What other bounds of KL would have said of the same runs."""
+    lines = [
+        "| KL bound, of an answer's entropy | hacking runs in time | healthy runs with an alarm |",
+        "|---|---|---|",
+    ]
+    for part in (4, 6, 8, 10, 12, 16, 24):
+        watches = [replace(each, share=1 / part) if each.series == "kl" else each for each in WATCHES]
+        told: dict[str, list[bool]] = {kind: [] for kind in KL}
+        for each in results:
+            named = {name.rpartition("/")[2]: np.array(values) for name, values in each["series"].items()}
+            raised = alarms({watch.series: named[watch.series] for watch in watches}, horizon=ROLLOUTS, watches=watches)
+            found = course(each["series"]["reward/gold"])
+            if each["kind"] == "tight":
+                told["tight"].append(bool(raised))
+            elif found.hacked and found.lost is not None:
+                told["loose"].append(bool(raised) and raised[0].point + 1 < found.lost)
+        cells = (f"{sum(told[kind])} of {len(told[kind])}" for kind in ("loose", "tight"))
+        lines.append(f"| 1/{part} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -321,7 +343,7 @@ def main() -> None:
                     results.write(json.dumps(trained(given.out.resolve(), seed, kind)) + "\n")
     if given.what == "report":
         kept = [each for each in known if each["seed"] in given.seeds]
-        print(report(kept))
+        print(f"{report(kept)}\n\n{trade_off(kept)}")
         if given.figure is not None:
             figure(kept, given.figure)
 

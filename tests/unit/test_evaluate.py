@@ -353,6 +353,7 @@ def test_forms_by_option_are_measures_of_their_own(config: EvalConfig, tmp_path:
     shares = {"boxed": 1, "equation": 1, "json-like": 3, "json": 1}
     assert {name: found[name].number.value for name in shares} == pytest.approx({k: v / 6 for k, v in shares.items()})
     words = [*asked.policies, "--prompts", config.prompts, "--measures", "characters", "--out", str(tmp_path / "cli")]
+    words += ["--precision", "fp32", "--sampling.max_new_tokens", "6"]
     assert main(["eval", *words, "--form", *forms, "--json_keys", "a"]) == 0
     assert (tmp_path / "cli" / "evaluation.json").read_bytes() == (Path(config.out) / "evaluation.json").read_bytes()
 

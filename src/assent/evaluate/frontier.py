@@ -313,4 +313,4 @@ def front_sentence(table: PolicyTable) -> str:
 
 def track_sentences(table: PolicyTable) -> list[str]:
     """What the tracks say of over-optimisation."""
-    return [f"{track.name}: {said}" for track in table.tracks if (said := over_optimised(track))]
+    return [f"{track.name}: {said[:1].lower()}{said[1:]}" for track in table.tracks if (said := over_optimised(track))]

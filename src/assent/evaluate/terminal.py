@@ -102,7 +102,7 @@ def _cell(table: PolicyTable, policy: PolicyResult, key: str) -> Text:
     text = Text(
         percent(value)
         if known is not None and known.unit == "share"
-        else plus_minus(value, 0 if abs(value.mean) >= 1000 else 2)
+        else plus_minus(value, 0 if abs(value.mean) >= 100 else 2)
     )
     if (counts := policy.outcomes.get(source)) is not None and measure == "win-rate" and value.n and counts.ties:
         text.append(f" ({counts.ties / value.n:.0%} ties)")
@@ -146,10 +146,8 @@ def _lines(table: PolicyTable) -> list[str]:
     lines += [f"{name}: {count} left out of {_some(keys)}: {reason}" for (name, reason, count), keys in shown]
     if len(failed) > _LISTED:
         lines.append(f"{len(failed) - _LISTED} more kinds of failures are in {EVALUATION}.")
-    without: dict[str, list[str]] = {}
-    for measure, reason in table.left_out.items():
-        without.setdefault(reason, []).append(measure)
-    lines += [f"Left out: {', '.join(names)}; needs {reason}." for reason, names in without.items()]
+    if table.left_out:
+        lines.append(f"Left out for what they need (said in {EVALUATION}): {', '.join(table.left_out)}.")
     absent: dict[tuple[str, str], list[str]] = {}
     for policy in table.policies:
         for measure, reason in policy.absent.items():
