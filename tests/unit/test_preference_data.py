@@ -79,7 +79,7 @@ def trees(tmp_path: Path, rows: Sequence[dict], view, tokenizer) -> list[TokenTr
         ("dpo", LABELS, ["This file has yes/no labels, which fit: sft, kto, ppo", "yes/no labels compare nothing"]),
         ("pl-dpo", LABELS, ["rankings are needed", "which fit: sft, kto, ppo"]),
         ("nca", DEMONSTRATIONS, ["ratings of two answers to one prompt are needed", "which fit: sft, ppo"]),
-        ("simpo", ratings(2, 2), ["The first row: tie"]),
+        ("simpo", ratings(2, 2), ["comparisons are ties, so nothing says which answers are better"]),
         ("kto", [{**row, "prompt": "Egg?"} for row in LABELS], ["all 9 prompts of these data are the same", "use bco"]),
     ],
 )  # fmt: skip

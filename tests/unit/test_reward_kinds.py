@@ -416,10 +416,10 @@ def test_a_resumed_run_is_the_straight_one(files, tiny_model_dir, tmp_path):
         ("reward", "pairs.jsonl", "--reward.regulariser sft --reward.votes", "a pair need not have one"),
         ("reward", "pairs.jsonl", "--reward.label_smoothing 0.5", "at least 0 and below 0.5"),
         ("reward", "unstated.jsonl", "--reward.scaled", "12 of 12 pairs have no strength"),
-        ("reward", "ties.jsonl", "", "comparisons are needed"),
-        ("reward", "ties.jsonl", "--reward.votes", "comparisons are needed"),
+        ("reward", "ties.jsonl", "", "all 12 comparisons are ties"),
+        ("reward", "ties.jsonl", "--reward.votes", "all 12 comparisons are ties"),
         ("reward", "ties.jsonl", "--reward.ties rao-kupper", "all 12 pairs are ties"),
-        ("reward-ranking", "ties.jsonl", "", "rankings are needed"),
+        ("reward-ranking", "ties.jsonl", "", "all 12 comparisons are ties"),
         ("reward-odin", "same.jsonl", "", "no relation with length to take out"),
     ],
 )
