@@ -108,7 +108,7 @@ def test_examples_without_a_pair_are_problems_as_ever(options):
 
 
 def test_ties_alone_are_refused_where_they_are_not_asked_for():
-    with pytest.raises(DataError, match="comparisons are needed"):
+    with pytest.raises(DataError, match="all 1 comparisons are ties"):
         pair_view([example("ab", tie(0, 1))], votes=True)
 
 
