@@ -337,7 +337,7 @@ def test_nothing_in_any_field_runs(look, tmp_path: Path):
     for label, value in (("Answers of", "1"), ("Show", "all"), ("Answers of", "0"), ("Order", "up")):
         page.get_by_label(label).select_option(value)
     page.get_by_label("Search").fill("onerror")
-    page.wait_for_function("CSS.highlights.get('found') !== undefined")
+    page.wait_for_function("() => CSS.highlights.get('found') !== undefined")
     assert page.locator("#rows article").count() == 10
     assert page.evaluate("window.ran") is None and page.locator("img, iframe, object").count() == 0
     assert page.locator("script").count() == 2 and seen.console == [] and len(seen.requests) == 1

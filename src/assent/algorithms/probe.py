@@ -72,7 +72,11 @@ class Probe:
         self.examples = [example for example, _ in self.prompts]
         self.measures = Measures(rows, self.examples, reference=reference is not None)
         self.needs = {need for row in rows for need in row.needs}
-        self.drift = drift_series(session, session.config, alarm if self.prompts else None, self.examples)
+        self.alarm = alarm if self.prompts else None
+        """None where there are no answers for it to look at."""
+        if alarm is not None and self.alarm is None and (alarm.config.stop or alarm.config.held_out):
+            log.warning("--alarm: the drift alarm is off, since it looks at those answers.")
+        self.drift = drift_series(session, session.config, self.alarm, self.examples)
 
     def _samples(self, policy: Policy) -> bool:
         try:

@@ -72,5 +72,5 @@ def train_sft(config: SFTConfig) -> RunResult:
         evaluate=evaluate if data.eval else None,
         final={"model": policy},
         about=[about_stream(stream, total)],
-        alarm=alarm,
+        alarm=probe.alarm,
     )

@@ -27,7 +27,8 @@ Points = Literal["rollout", "evaluation"]
 READ = "Read the newest answers in samples.jsonl. Remedies: "
 ADVICE: Mapping[Points, str] = {
     "rollout": READ + "a larger --kl.coef, a smaller --optim.lr, an earlier checkpoint, a better reward.",
-    "evaluation": READ + "a larger --loss.beta, a smaller --optim.lr, fewer steps, an earlier checkpoint.",
+    "evaluation": READ
+    + "a smaller --optim.lr, fewer steps, an earlier checkpoint; of a preference objective a larger --loss.beta.",
 }
 
 

@@ -55,7 +55,7 @@ def train_preference(config: PreferenceConfig) -> RunResult:
         final={"model": algorithm.policy},
         averages=[live.model] if isinstance(live, FollowingReference) and live.model else [],
         about=about(algorithm, reference_of(config), total),
-        alarm=alarm,
+        alarm=probe.alarm,
     )
 
 
