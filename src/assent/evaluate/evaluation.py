@@ -299,6 +299,7 @@ def _finish(
     known: Known,
 ) -> PolicyTable:
     """Measures, and writes the files."""
+    log.info(f"measuring {sum(len(each.answers) for each in scored):,} answers of {len(scored)} policies")
     everyone = [
         Evaluated(
             each.answers,
