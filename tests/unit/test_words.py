@@ -34,7 +34,7 @@ CASES: list[tuple[str, Any]] = [
             model=ModelConfig("base"),
             data=DataConfig("pairs.jsonl", eval="held out.jsonl"),
             out="out",
-            objectives=("dpo", "kto"),
+            methods=("dpo", "kto"),
             scorer="gold.py:score",
             options={"dpo.loss.beta": "0.2"},
         ),
