@@ -267,7 +267,7 @@ def test_an_evaluation_of_checkpoints_says_it_of_its_runs(table: PolicyTable):
     assert found.points[2].gold_after is not None and found.points[-1].gold_after is None
     assert found.points[2].gold_after.difference.value == pytest.approx(gold_law(5.2) - gold_law(2.5))
     assert (
-        track_sentences(table)[0].startswith("ppo: Over-optimised: gold peaked at")
+        track_sentences(table)[0].startswith("ppo: over-optimised: gold peaked at")
         and "(step 30)" in track_sentences(table)[0]
     )
     rising = table_of(START, *RUN[:3])
