@@ -51,6 +51,7 @@ from assent.models.loading import quiet_transformers
 from assent.train.alarm import FILE
 from assent.train.log import read_jsonl, read_metrics
 from benchmarks.alarm_world import WORDS, WordWorld, fitted
+from benchmarks.reward_lab import write_rows
 
 TEMPLATE = (
     "{%- for message in messages -%}{{- message['content'] -}}"
@@ -115,8 +116,8 @@ def base(world: WordWorld, out: Path) -> Path:
     write_new_model(tokenizer, random_model(tokenizer, size), out / "base")
     rng, prompts = np.random.default_rng([world.seed, 1]), world.prompts()
     rows = [{"prompt": prompt, "completion": world.answer(prompt, rng)} for prompt in rng.choice(prompts, 3000)]
-    _write(out / "sft.jsonl", rows)
-    _write(out / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    write_rows(out / "sft.jsonl", rows)
+    write_rows(out / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
     train_sft(SFTConfig(**_common(out / "base", out / "sft.jsonl", out / "sft", 1e-2, world.seed, 60, epochs=4)))
     return out / "sft"
 
@@ -168,10 +169,6 @@ def _common(model: Path, data: Path, out: Path, lr: float, seed: int, size: int,
         "optim": OptimConfig(lr=lr),
         "train": TrainConfig(seed=seed, threads=1, batch_size=size, **train),
     }
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 # ---- what they say

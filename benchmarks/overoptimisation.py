@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from assent.algorithms.sft import train_sft
 from assent.config import (
     DataConfig,
     EvalConfig,
-    InitConfig,
     ModelConfig,
     OptimConfig,
     RewardConfig,
@@ -41,7 +39,6 @@ from assent.config import (
     TrainConfig,
     online_config,
 )
-from assent.data.formats import load_examples
 from assent.evaluate.evaluation import evaluate
 from assent.evaluate.frontier import coefficients, law_sentences, track_sentences
 from assent.evaluate.laws import LawFit
@@ -50,8 +47,8 @@ from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.lab.artifacts import WorldPaths, build_world
 from assent.measures.overoptimisation import Fit, fit
 from assent.measures.verdicts import plain
-from assent.models.init import random_model, train_tokenizer, write_new_model
 from assent.models.loading import quiet_transformers
+from benchmarks.reward_ensembles import once, write_base
 
 SAMPLING = SamplingConfig(max_new_tokens=48, max_batch=256)
 KL = {"loose": 0.01, "tight": 0.5}
@@ -73,15 +70,6 @@ def score(prompt, answer):
 '''
 
 
-def once(path: Path, make: Callable[[], Any]) -> Path:
-    """The file or folder, made where it is not there yet."""
-    if not path.exists():
-        begun = time.process_time()
-        make()
-        print(f"{path}: {time.process_time() - begun:.0f} CPU s", flush=True)
-    return path
-
-
 def common(model: Path, data: Path, out: Path, lr: float, seed: int, **train: Any) -> dict[str, Any]:
     """Options of every run."""
     return {
@@ -91,15 +79,6 @@ def common(model: Path, data: Path, out: Path, lr: float, seed: int, **train: An
         "optim": OptimConfig(lr=lr, schedule="constant"),
         "train": TrainConfig(seed=seed, threads=1, log_every=10, **train),
     }
-
-
-def write_base(world: WorldPaths, out: Path, seed: int) -> None:
-    """A random model whose tokenizer is made of the demonstrations."""
-    examples = load_examples(str(world.sft)).examples
-    texts = [m.content for e in examples for m in (*e.prompt, *e.responses[0].messages)]
-    size = InitConfig(data="", out="", vocab_size=768, hidden_size=64, layers=2, heads=4, kv_heads=2, seed=seed)
-    tokenizer = train_tokenizer([*texts, "user assistant system"], size.vocab_size)
-    write_new_model(tokenizer, random_model(tokenizer, size), out)
 
 
 def trained(root: Path, seed: int) -> WorldPaths:

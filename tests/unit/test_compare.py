@@ -122,19 +122,24 @@ def test_a_reward_model_scores_beside_or_instead(config: CompareConfig, tmp_path
     assert [p.scores["reward"].mean for p in alone.policies] == [p.scores["proxy"].mean for p in table.policies]
 
 
-def test_resume_keeps_what_is_finished_and_goes_on_with_the_rest(config: CompareConfig, trained, monkeypatch):
-    longer = replace(config, train=replace(config.train, max_steps=4))
-
+def stopped_in(monkeypatch, trained: list[str], number: int, config: CompareConfig) -> None:
+    """Compares, and asks the run of that number to stop when it begins."""
     enter = Interrupt.__enter__
 
     def stopped(interrupt):
-        if len(trained) == 2:
+        if len(trained) == number:
             interrupt.requested = True
         return enter(interrupt)
 
     with monkeypatch.context() as inner, pytest.raises(ShutdownRequested):
         inner.setattr(Interrupt, "__enter__", stopped)
-        compare(longer)
+        compare(config)
+
+
+def test_resume_keeps_what_is_finished_and_goes_on_with_the_rest(config: CompareConfig, trained, monkeypatch):
+    longer = replace(config, train=replace(config.train, max_steps=4))
+
+    stopped_in(monkeypatch, trained, 2, longer)
     assert trained == ["dpo", "kto"]
     out = Path(config.out)
     assert (out / "dpo" / "model" / "README.md").is_file() and not (out / "kto" / "model").exists()
@@ -176,16 +181,7 @@ def test_sft_ppo_and_dpo_twice_beside_one_another(several: CompareConfig, traine
     left = Path(several.out) / "rehearsal" / "sft"
     left.mkdir(parents=True)
     (left / "resolved.yaml").write_text("of a comparison that was killed")
-    enter = Interrupt.__enter__
-
-    def stopped(interrupt):
-        if len(trained) == 4:
-            interrupt.requested = True
-        return enter(interrupt)
-
-    with monkeypatch.context() as inner, pytest.raises(ShutdownRequested):
-        inner.setattr(Interrupt, "__enter__", stopped)
-        compare(several)
+    stopped_in(monkeypatch, trained, 4, several)
     out = Path(several.out)
     assert trained == ["sft", "dpo", "dpo-small", "ppo"] and not (out / "rehearsal").exists()
     assert main(["compare", "--config", written(several, out.parent / "c.yaml"), "--resume", "auto"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from assent.evaluate.pages import number
 from assent.evaluate.runs import Run
 from assent.foreign import printable
 from assent.train.alarm import FILE
@@ -22,7 +23,7 @@ def alarm(run: Run) -> str:
         return ""
     likelihood = "a likelihood term (--plus sft:0.2), dpop, " if "eval/logprob/chosen" in run.metrics else ""
     moves = [
-        f"{key.rpartition('/')[2]} {_number(series.values[0])} → {_number(series.values[-1])}"
+        f"{key.rpartition('/')[2]} {number(series.values[0], 2)} → {number(series.values[-1], 2)}"
         for key, series in run.metrics.items()
         if key.startswith("eval/logprob/")
     ]
@@ -47,7 +48,3 @@ def _raised(run: Run) -> list[str]:
         if isinstance(row, dict) and isinstance(says := row.get("says"), str):
             found.append(printable(says[:1].upper() + says[1:]))
     return found
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from assent.evaluate.laws import FrontierPoint, LawFit, LawPoint
 from assent.evaluate.measured import GOLD, Evaluated
+from assent.evaluate.pages import number
 from assent.evaluate.results import FEWEST, KL, REWARD, WINS, PolicyResult, PolicyTable, Track, TrackPoint
 from assent.measures import basic
 from assent.measures.aggregate import by_prompt, column_difference, of_interval, with_holm
@@ -217,8 +218,8 @@ def over_optimised(track: Track) -> str:
         return ""
     start, last = points[0], points[-1]
     seen = (
-        f"From step {start.step} to {last.step}: gold {_signed(last.gold.mean - start.gold.mean)}, "
-        f"proxy {_signed(last.proxy.mean - start.proxy.mean)}."
+        f"From step {start.step} to {last.step}: gold {number(last.gold.mean - start.gold.mean, 2, '+')}, "
+        f"proxy {number(last.proxy.mean - start.proxy.mean, 2, '+')}."
     )
     prompts = min(point.gold.n for point in points)
     if len(points) < FEWEST_POINTS:
@@ -231,8 +232,9 @@ def over_optimised(track: Track) -> str:
         return f"{seen} Gold has not clearly fallen while proxy rose."
     peak = max(peaks, key=lambda point: point.gold.mean)
     return (
-        f"Over-optimised: gold peaked at {_number(peak.gold.mean)} (step {peak.step}) and ended at "
-        f"{_number(last.gold.mean)} while proxy rose on, from {_number(peak.proxy.mean)} to {_number(last.proxy.mean)}."
+        f"Over-optimised: gold peaked at {number(peak.gold.mean, 2)} (step {peak.step}) and ended at "
+        f"{number(last.gold.mean, 2)} while proxy rose on, from {number(peak.proxy.mean, 2)} to "
+        f"{number(last.proxy.mean, 2)}."
     )
 
 
@@ -243,14 +245,6 @@ def _fell(point: TrackPoint, last: TrackPoint) -> bool:
         return last.gold.high < point.gold.low and last.proxy.low > point.proxy.high
     fallen = gold.difference.value is not None and gold.difference.value < 0 and gold.p_holm < LEVEL
     return fallen and gold.difference.n >= FEWEST and proxy.difference.low is not None and proxy.difference.low > 0
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 # ---- in words
@@ -299,8 +293,8 @@ def coefficients(found: Fit) -> str:
     return f"α {_plain(found.alpha)}, β {_plain(found.beta)}"
 
 
-def _plain(number: Estimate, sign: str = "") -> str:
-    return plain(number, 2, sign).replace("-", "\N{MINUS SIGN}")
+def _plain(found: Estimate, sign: str = "") -> str:
+    return plain(found, 2, sign).replace("-", "\N{MINUS SIGN}")
 
 
 def front_sentence(table: PolicyTable) -> str:
