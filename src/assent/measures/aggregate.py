@@ -22,7 +22,6 @@ from assent.measures.shapes import (
 )
 from assent.statistics import Interval, PairedDifference, holm, mean_interval, paired_difference, share_interval
 
-NO_ANSWER = "no answer"
 NOTHING = "nothing could be measured"
 
 
