@@ -608,7 +608,7 @@ def memory() -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1])
 
 
-ROOM = 8_000_000
+ROOM = 4_000_000
 """Bytes that a merge may ask for beyond what the process has."""
 
 
@@ -616,7 +616,7 @@ ROOM = 8_000_000
 def large(family, tmp_path_factory) -> list[str]:
     """A base and two models of 20 times ROOM, with a tensor of 5 times; most of it in holes of files."""
     config = AutoConfig.from_pretrained(family["base"])
-    config.vocab_size, config.intermediate_size = 1_000_000, 300_000
+    config.vocab_size, config.intermediate_size = 400_000, 150_000
     with torch.device("meta"):
         shapes = {name: tuple(x.shape) for name, x in AutoModelForCausalLM.from_config(config).state_dict().items()}
     del shapes["lm_head.weight"]  # tied

@@ -126,8 +126,11 @@ def _mean_direction(inner: Factors, shares: Factors) -> Factors | None:
 
 def inner_products(deltas: Sequence[Tensor]) -> Factors:
     """delta_i . delta_j of any part of the task vectors, which add up over parts. float64 [n] each -> [M, M]"""
-    rows = torch.stack(tuple(deltas))
-    return (rows @ rows.T).numpy()
+    found = np.empty((len(deltas),) * 2)
+    for i, one in enumerate(deltas):
+        for j in range(i + 1):
+            found[i, j] = found[j, i] = torch.dot(one, deltas[j]).item()
+    return found
 
 
 def threshold(parts: Callable[[], Iterable[Tensor]], count: int) -> float:
