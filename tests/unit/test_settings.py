@@ -224,7 +224,7 @@ def test_contradictions():
 def test_defaults_pass_every_check():
     for command in COMMANDS.values():
         given_values = {
-            option.name: ("x",) if "tuple" in str(option.kind) else "x"
+            option.name: ("x",) if "tuple" in str(option.kind) else "linear" if option.name == "method" else "x"
             for option in settings.options(command.config)
             if option.default is settings.REQUIRED or option.name in ("rewards.model", "scorer")
         }

@@ -128,7 +128,7 @@ def _write(
     with Reader() as reader, ProgressDisplay(total, f"merge ({config.method})") as progress:
         work = Merge(
             config, names, [part.tensors for part in models], None if base is None else base.tensors, dtypes,
-            first.copied, progress.update, reader,
+            first.copied, first.buffers, progress.update, reader,
         )  # fmt: skip
         sphere = work.write(folder)
     raw = read_object(first.folder / CONFIG)
