@@ -74,7 +74,7 @@ def test_adapters_on_turned_weights(three: list[str], tmp_path: Path) -> None:
     )
     for name, x in one.items():
         torch.testing.assert_close(whole[name], x, atol=1e-6, rtol=0, msg=name)
-        torch.testing.assert_close(kept[name], (x + 3 * two[name]) / 4, atol=1e-6, rtol=0, msg=name)
+        torch.testing.assert_close(kept[name], (x + 3 * two[name]) / 4, atol=1e-5, rtol=1e-5, msg=name)
     assert (
         one["transformer.h.0.attn.c_attn.weight"] - read(three[0])["transformer.h.0.attn.c_attn.weight"]
     ).abs().max() > 1e-3
