@@ -44,6 +44,7 @@ RANKS = (
     ("train",),
     ("algorithms",),
     ("evaluate",),
+    ("people",),
     ("lab",),
     ("serve",),
     ("cli",),
