@@ -45,6 +45,7 @@ RANKS = (
     ("algorithms",),
     ("evaluate",),
     ("people",),
+    ("loops",),
     ("lab",),
     ("serve",),
     ("cli",),
