@@ -1,12 +1,11 @@
 """A simulated judge of the assistant world behind a real address: what a language model would be asked over
 /v1/chat/completions, answered by the gold rubric with an annotator's faults.
 
-It reads the prompts that assent ships: two answers are compared, one is rated; asked for a critique of its last answer in a chat,
-and then for a revision (as `assent critique` asks), it says what the rubric finds wrong, and writes an answer of the
-style that it thinks best. Shown `first` and `second` it prefers
-the first with the probability of `assent.lab.annotators`, so a taste for what stands first (`position_bias`), length
-and carelessness can be dialled; a share `unreadable` of its replies is no verdict. What it draws depends on the seed,
-the texts and their order alone."""
+It reads the prompts that assent ships: two answers are compared, one is rated. Asked in a chat, as `assent critique`
+asks, for a critique of an answer it says what the rubric finds wrong; for a revision it writes the better one of the
+answer and one of each decent style. Shown `first` and `second` it prefers the first with the probability of
+`assent.lab.annotators`, so a taste for what stands first (`position_bias`), length and carelessness can be dialled; a
+share `unreadable` of its replies is no verdict. What it draws depends on the seed, the texts and their order alone."""
 
 from __future__ import annotations
 

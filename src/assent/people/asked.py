@@ -140,6 +140,8 @@ def named(words: Sequence[str], config: EndpointConfig, flag: str) -> dict[str, 
             name = (config.model or "judge") if kind == "openai" else folder or "judge"
         if name in found:
             raise ConfigError(f"{flag}: two are called '{name}'. Give each a name: NAME=openai=URL.")
+        if f"{KINDS[kind]}={where}" in found.values():  # the URL is not shown: it may hold a password
+            raise ConfigError(f"{flag}: '{name}' is the same model as another, whose verdicts would count twice.")
         found[name] = f"{KINDS[kind]}={where}"
     return found
 
