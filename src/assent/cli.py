@@ -106,6 +106,12 @@ COMMANDS: dict[str, Command] = {
         "assent.people.contrast:contrast",
         ("model",),
     ),
+    "constitution": Command(
+        config.ConstitutionConfig,
+        "Constitutional AI: revisions, choices, reward model, policy.",
+        "assent.loops.constitution:constitution",
+    ),
+    "rlcd": Command(config.RLCDConfig, "RLCD: contrasting prompts, reward model, policy.", "assent.loops.rlcd:rlcd"),
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", ("runs",)
     ),
@@ -125,7 +131,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     },
     "From rewards of sampled answers": tuple(METHODS),
     "By a function of your own": ("custom", "check"),
-    "AI feedback": ("judge", "critique", "contrast"),
+    "AI feedback": ("judge", "critique", "contrast", "constitution", "rlcd"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

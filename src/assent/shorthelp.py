@@ -18,7 +18,10 @@ TRAINED = (
     "model.path model.lora.rank data.train data.eval_fraction optim.lr train.batch_size train.epochs train.eval_every "
     "out resume"
 )
+LOOP = "model.path data.train optim.lr train.batch_size train.max_steps sampling.max_new_tokens out resume rounds "
 BASIC: dict[str, str] = {
+    "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
+    "contrasted": f"{LOOP} templates contrasted comparisons method options judge.model",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
@@ -47,10 +50,10 @@ BASIC: dict[str, str] = {
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model name policies baseline source critic reference beta tokenizer precision",
-    "Data": "data file also prompts principles few_shots templates revisions keep format "
-    "columns split chat_template max_length limit show problems system",
-    "Objective": "methods objective options loss threshold plus reward attributes gate kl",
+    "Models": "model name policies baseline source contrasted critic reference beta tokenizer precision",
+    "Data": "data file also prompts principles choices few_shots templates demonstrations comparisons revisions keep "
+    "format columns split chat_template max_length limit show problems system",
+    "Objective": "methods method rounds objective options loss threshold plus reward attributes gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
     "judge reward_model weights ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval alarm seed",

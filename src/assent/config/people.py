@@ -79,8 +79,7 @@ class ContrastSampling(SamplingConfig):
 
 @dataclass(frozen=True)
 class ContrastConfig(Sections):
-    """Pairs that need no judge: one answer sampled under a prompt that asks for good, one under a prompt that asks for
-    bad, labelled by their prompts (RLCD, arXiv 2307.12950)."""
+    """Pairs without a judge: an answer under a prompt for good, one under a prompt for bad (arXiv 2307.12950)."""
 
     model: Named
     """Model or run folder, or openai=URL."""
@@ -104,3 +103,8 @@ class ContrastConfig(Sections):
     engine: EngineConfig = field(default_factory=EngineConfig)
     judge: EndpointConfig = field(default_factory=EndpointConfig)
     remote: PatienceConfig = field(default_factory=PatienceConfig)
+
+
+def is_served(word: str) -> bool:
+    """Whether a word is [NAME=]openai=URL."""
+    return "openai" in word.split("=")[:2]

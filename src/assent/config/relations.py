@@ -21,11 +21,12 @@ from assent.config.online_relations import (
     writer_is_asked,
 )
 from assent.config.pairs import EXOConfig, SimPOConfig
-from assent.config.people import ContrastConfig, CritiqueConfig, JudgeFileConfig
+from assent.config.people import ContrastConfig, CritiqueConfig, JudgeFileConfig, is_served
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
 from assent.config.reward_relations import REWARD
+from assent.config.rlaif import ConstitutionConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
@@ -286,19 +287,20 @@ def _others_are_asked(config: EvalConfig) -> str | None:
     )
 
 
-def _contrast_is_asked(config: ContrastConfig) -> str | None:
-    served = config.model.startswith("openai=")
+def _contrast_is_asked(config: ContrastConfig | RLCDConfig) -> str | None:
+    by_loop = isinstance(config, RLCDConfig)
+    model = (config.contrasted or config.model.path) if isinstance(config, RLCDConfig) else config.model
+    served, word = is_served(model), "--contrasted" if by_loop else "MODEL"
     for option, given, server in (
-        ("sampling.top_k", config.sampling.top_k != 0, False),
-        ("sampling.top_p", config.sampling.top_p != 1.0, False),
-        ("engine.name", config.engine.name != "torch", False),
+        ("sampling.top_k", config.sampling.top_k != 0 and not by_loop, False),
+        ("sampling.top_p", config.sampling.top_p != 1.0 and not by_loop, False),
+        ("engine.name", config.engine.name != "torch" and not by_loop, False),
         ("judge.model", config.judge.model is not None, True),
         ("judge.key_env", config.judge.key_env is not None, True),
     ):
         if given and server != served:
-            return (
-                f"--{option} is read only where MODEL is {'openai=URL' if server else 'a folder'}. Got {config.model}."
-            )
+            where = "openai=URL" if server else "a folder"
+            return f"--{option} is read only where {word} is {where}. Got {model}."
     return None
 
 
@@ -319,6 +321,10 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),
     (JudgeFileConfig, verdicts_are_asked),
+    (ConstitutionConfig, verdicts_are_asked),
+    (ConstitutionConfig, engine_is_asked),
+    (RLCDConfig, engine_is_asked),
+    (RLCDConfig, _contrast_is_asked),
     (CritiqueConfig, writer_is_asked),
     (ContrastConfig, engine_is_asked),
     (ContrastConfig, _contrast_is_asked),

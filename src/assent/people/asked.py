@@ -95,7 +95,7 @@ def check_places(out: str, resume: bool, summary: str | None) -> None:
 
 def check_same(out: str, examples: Sequence[Example]) -> None:
     """Raises RunFolderError where `out`, which --resume would replace, has rows that are not of these prompts."""
-    if not os.path.exists(out):
+    if not os.path.exists(out) or os.path.getsize(out) == 0:  # nothing came of it before
         return
     known = {example.prompt for example in examples}
     try:
@@ -134,16 +134,19 @@ def named(words: Sequence[str], config: EndpointConfig, flag: str) -> dict[str, 
     found: dict[str, str] = {}
     for word in words:
         name, kind, where = _split(word, flag)
-        if not name:
-            stem = PurePath(where)
-            folder = stem.parent.name if stem.name == "model" and stem.parent.name else stem.name
-            name = (config.model or "judge") if kind == "openai" else folder or "judge"
+        name = name or ((config.model or "judge") if kind == "openai" else called(where))
         if name in found:
             raise ConfigError(f"{flag}: two are called '{name}'. Give each a name: NAME=openai=URL.")
         if f"{KINDS[kind]}={where}" in found.values():  # the URL is not shown: it may hold a password
             raise ConfigError(f"{flag}: '{name}' is the same model as another, whose verdicts would count twice.")
         found[name] = f"{KINDS[kind]}={where}"
     return found
+
+
+def called(folder: str) -> str:
+    """What a model from a folder is called as an annotator."""
+    path = PurePath(folder)
+    return (path.parent.name if path.name == "model" and path.parent.name else path.name) or "judge"
 
 
 def _split(word: str, flag: str) -> tuple[str, str, str]:

@@ -16,9 +16,10 @@ import yaml
 from rich.text import Text
 
 from assent import distributed
-from assent.config import ContrastConfig
+from assent.config import ContrastConfig, ModelConfig
 from assent.config.judge import WriterConfig
 from assent.config.nodes import composed, shown
+from assent.config.people import is_served
 from assent.data.records import Example, Message, Pair, Problem, Response
 from assent.data.views import prompt_view
 from assent.distributed import World
@@ -80,6 +81,7 @@ def contrast(config: ContrastConfig) -> ContrastSummary:
     talks = [under(example, text) for example, one in zip(examples, drawn) for text in (one.positive, one.negative)]
     log.info(f"contrast: {len(talks):,} answers to {len(examples):,} prompts")
     said = writer.write(dict(enumerate(talks)))
+    writer.close()
     rows: list[Example] = []
     failures = Counter[str]()
     for number, (example, template) in enumerate(zip(examples, drawn, strict=True)):
@@ -123,10 +125,7 @@ def _prompts(config: ContrastConfig) -> tuple[list[Example], Mapping[str, int]]:
 
 
 def _writer(config: ContrastConfig, world: World) -> AskedWriter | SampledWriter:
-    kind, given, _ = config.model.partition("=")
-    if given and kind in asked.KINDS:
-        if kind != "openai":
-            raise ConfigError(f"MODEL {config.model}: a folder is given as it is, without '{kind}='.")
+    if is_served(config.model):
         (name, spec), *_ = asked.named([config.model], config.judge, "MODEL").items()
         options = WriterConfig(
             **vars(config.judge),
@@ -135,9 +134,8 @@ def _writer(config: ContrastConfig, world: World) -> AskedWriter | SampledWriter
             seed=config.seed,
         )
         return AskedWriter(spec, name, options, config.remote, Place(world.device), "MODEL")
-    return SampledWriter(
-        SampledFrom(config.model, config.sampling, config.engine, config.precision, config.seed, config.judge.cache)
-    )
+    model = ModelConfig(config.model, precision=config.precision)
+    return SampledWriter(SampledFrom(model, config.sampling, config.engine, config.seed, config.judge.cache))
 
 
 # ---- what is asked, and what becomes of it: pure functions

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 PRINCIPLE = "principle"
 """The column in which a judge is shown the principle that was drawn for a row."""
 MADE_UP = ("Two and two are four.", "I do not know.")
+NO_VERDICT = "no judge gave a verdict"
 EVEN = 1e-9
 
 
@@ -78,7 +79,7 @@ def judge(config: JudgeFileConfig) -> JudgeSummary:
     """Asks every judge of `config.source` about the answers of each row, in every order, and writes the rows with its
     feedback beside what they had: of a pairwise prompt a `Pair` for each comparison (a tie is a `Ranking` of one level;
     with `judge.soft` its `share` is the probability, averaged over the orders), of a prompt that chooses among several
-    a `Ranking`, of one that rates `Rating`s.
+    a `Ranking`, of one that rates `Rating`s. Rows that got no verdict are left out.
 
     Raises ConfigError, DataError and ModelError before anything is asked; when all is written, Incomplete where a
     server left questions without an answer."""
@@ -86,7 +87,7 @@ def judge(config: JudgeFileConfig) -> JudgeSummary:
     world = distributed.init()
     sources = asked.named(config.source, config.judge, "--source")
     judged_by = JudgeConfig(**keywords(config.judge))
-    prompt = _checked(config, judged_by, sources)
+    prompt = check_judge(config)
     distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
     examples, left_out = distributed.on_main(partial(_rows, config, prompt, frozenset(sources)))
     distributed.on_main(partial(asked.check_same, config.out, examples) if config.resume else lambda: None)
@@ -95,18 +96,29 @@ def judge(config: JudgeFileConfig) -> JudgeSummary:
     for name, shared in judges.items():
         added, numbers[name] = _asked(name, shared, prompt, judged_by, examples)
         found = [replace(e, feedback=(*e.feedback, *own)) for e, own in zip(found, added, strict=True)]
-    summary = JudgeSummary(config.file, len(found), left_out, numbers)
+    judged = [row for row, before in zip(found, examples, strict=True) if row.feedback != before.feedback]
+    if silent := len(found) - len(judged):
+        left_out = {**left_out, NO_VERDICT: silent}
+    summary = JudgeSummary(config.file, len(judged), left_out, numbers)
     if world.is_main:
-        asked.write_examples(found, config.out)
+        asked.write_examples(judged, config.out)
         asked.write_summary(config.summary, summary)
         render(summary, config.out)
     asked.check_answered(config.out, {name: each.cost for name, each in numbers.items()})
+    if not judged:
+        why = sum((Counter(each.failures) for each in numbers.values()), Counter[str]())
+        raise DataError(f"--out {config.out}: no verdict on any of {len(found)} rows. {_mostly(why)}")
     return summary
 
 
-def _checked(config: JudgeFileConfig, judge: JudgeConfig, sources: Mapping[str, str]) -> Prompt:
-    """The prompt file. Raises ConfigError for options that do not fit."""
-    if problem := unread(judge, [*sources.values()], "--source openai=URL", "--source judge=FOLDER"):
+def _mostly(why: Counter[str]) -> str:
+    return f"Mostly: {why.most_common(1)[0][0]}." if why else ""
+
+
+def check_judge(config: JudgeFileConfig) -> Prompt:
+    """The prompt file. Raises ConfigError, before any work, for options that do not fit."""
+    sources = asked.named(config.source, config.judge, "--source")
+    if problem := unread(config.judge, [*sources.values()], "--source openai=URL", "--source judge=FOLDER"):
         raise ConfigError(problem)
     prompt = read_prompt(config.judge.prompt)
     check_no_reference(prompt, config.judge.prompt)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -18,23 +18,19 @@ from assent.config.judge import WriterConfig
 from assent.config.online import PatienceConfig
 from assent.data.chat import Chat
 from assent.data.records import Message, RowError
+from assent.distributed import World
 from assent.models.digests import model_digests
-from assent.models.folders import longest
-from assent.models.loading import load_policy, load_tokenizer, resolve_precision, stored_config
-from assent.models.saving import generation_config, stop_ids
-from assent.models.sources import model_folder
-from assent.models.vocabulary import check_vocabulary
-from assent.people.asked import Cost, cost_of
+from assent.models.loading import load_tokenizer
+from assent.people.asked import Cost, called, cost_of
 from assent.rewards.judge import parse
 from assent.rewards.judge.ask import STOPPED, Answer
 from assent.rewards.judge.asking import Asker
 from assent.rewards.judge.build import writer
 from assent.rewards.judge.cache import Cache, key_of
-from assent.rewards.judge.folder import REFUSED, TOO_LONG, UNLIMITED, Place
+from assent.rewards.judge.folder import REFUSED, TOO_LONG, Place
 from assent.rewards.judge.ledger import Ledger
 from assent.rewards.judge.openai import OpenAIJudge, tried
-from assent.rollout.build import engine_for, torch_engine
-from assent.rollout.check import check_sampling
+from assent.rollout.answering import close, opened, room_of
 from assent.rollout.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -79,6 +75,9 @@ class AskedWriter:
         """Every rank must call it."""
         return cost_of(self._judge, self._ledger.metrics)
 
+    def close(self) -> None:
+        """As `SampledWriter.close`."""
+
 
 def _written(answer: Answer) -> Written:
     return Written(parse.said(answer.text).strip())
@@ -88,10 +87,9 @@ def _written(answer: Answer) -> Written:
 class SampledFrom:
     """How a model folder is sampled from."""
 
-    path: str
+    model: ModelConfig
     sampling: SamplingConfig
     engine: EngineConfig
-    precision: str
     seed: int
     cache: str | None
 
@@ -102,35 +100,29 @@ class SampledWriter:
 
     def __init__(self, options: SampledFrom) -> None:
         """Raises ModelError, and OutputError where the cache cannot be written."""
-        self.name, self._options = options.path, options
-        model = ModelConfig(options.path, precision=options.precision, layout="flat")  # type: ignore[arg-type]
-        self._model, self._chat = model, Chat(load_tokenizer(model))
-        self._limit = longest(stored_config(model)) or UNLIMITED
+        self.name, self._options = called(options.model.path), options
+        self._chat = Chat(load_tokenizer(options.model), options.model.chat_template, options.model.template_kwargs)
+        self._room = room_of(options.model, options.sampling)
         self._cache = Cache(options.cache)
         self._cache.check()
         self._counts = Counter[str]()
         self._made: Engine | None = None
 
+    def _engine(self) -> Engine:
+        if self._made is None:  # not where all is in the cache
+            alone = World(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            _, self._made = opened(self._options.model, self._options.engine, self._options.sampling, alone)
+        return self._made
+
+    def close(self) -> None:
+        """Ends the engine, and gives its memory back."""
+        if self._made is not None:
+            close(self._made)
+        self._made = None
+
     @cached_property
     def _digests(self) -> Mapping[str, str]:
-        return model_digests(self._options.path)
-
-    @property
-    def _engine(self) -> Engine:
-        if self._made is None:
-            options, device = self._options, "cuda" if torch.cuda.is_available() else "cpu"
-            if options.engine.name == "vllm":
-                path = model_folder(options.path)
-                ends = stop_ids(self._chat, generation_config(path))
-                precision = resolve_precision(options.precision, device)  # type: ignore[arg-type]
-                self._made = engine_for(path, options.engine, ends, options.sampling, precision)
-            else:
-                size = options.sampling.max_new_tokens
-                policy = load_policy(self._model, max_length=size, device=device, trainable=False)
-                check_vocabulary(policy.plain, self._chat.tokenizer, options.path)
-                check_sampling(policy.model, size)
-                self._made = torch_engine(policy, self._chat, compiled=options.engine.compile)
-        return self._made
+        return model_digests(self._options.model.path, self._options.model.revision)
 
     def write(self, asked: Mapping[int, tuple[Message, ...]]) -> dict[int, Written | str]:
         """As `AskedWriter.write`."""
@@ -152,8 +144,7 @@ class SampledWriter:
                 "format": "part",
                 "model": self._digests,
                 "engine": options.engine.name,
-                "precision": options.precision,
-                "sampling": vars(options.sampling),
+                "options": [asdict(options.model), asdict(options.sampling)],
                 "seed": [options.seed, start],
                 "messages": [[[m.role, m.content] for m in messages] for messages in conversations],
             }
@@ -169,7 +160,6 @@ class SampledWriter:
 
     def _sampled(self, conversations: Sequence[tuple[Message, ...]], start: int) -> list[tuple[str, str | None]]:
         """Text of each answer, and why it is none."""
-        sampling, room = self._options.sampling, self._limit - self._options.sampling.max_new_tokens
         said: list[tuple[str, str | None]] = [("", REFUSED)] * len(conversations)
         prompts = {}
         for number, messages in enumerate(conversations):
@@ -178,10 +168,10 @@ class SampledWriter:
             except RowError:
                 continue
             said[number] = ("", TOO_LONG)
-            if len(ids) <= room:
+            if len(ids) <= self._room:
                 prompts[number] = ids
         if prompts:
-            made = self._engine.generate([*prompts.values()], 1, sampling, self._options.seed, start)
+            made = self._engine().generate([*prompts.values()], 1, self._options.sampling, self._options.seed, start)
             for (number, ids), (completion,) in zip(prompts.items(), made, strict=True):
                 text = self._chat.decode(completion.ids, ids, finished=completion.finished).strip()
                 why = CUT if not completion.finished else parse.EMPTY if not text else None
