@@ -28,14 +28,12 @@ from assent.outputs import try_file, write_text
 from assent.rewards.judge.ask import Judge, Spent
 from assent.rewards.judge.folder import Place
 from assent.rewards.judge.ledger import CACHED
-from assent.rewards.judge.openai import OpenAIJudge
+from assent.rewards.judge.openai import REFUSALS, OpenAIJudge
 
 log = logging.getLogger(__name__)
 
 KINDS = {"openai": "openai", "judge": "model"}
 """What stands before "=" in a word -> the same for `assent.rewards.judge.build`."""
-REFUSALS = ("the server answered 400", "the server answered 413", "the server answered 422")
-"""Why a server gives no answer that asking again would not change: it cannot read this question."""
 LISTED = 10
 
 
@@ -57,7 +55,7 @@ class Cost:
     @property
     def open(self) -> int:
         """Questions that may be answered another time."""
-        return sum(count for why, count in self.unanswered.items() if why not in REFUSALS)
+        return sum(count for why, count in self.unanswered.items() if not why.endswith(REFUSALS))
 
 
 def cost_of(judge: Judge, noted: Mapping[str, Sequence[float]]) -> Cost:

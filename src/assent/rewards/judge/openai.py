@@ -18,6 +18,8 @@ from assent.rewards.judge.prompt import Form
 PATH = "/v1/chat/completions"
 GIVEN_UP = 8
 """Questions in a row without an answer after which a server is asked no more."""
+REFUSALS = ("answered 400", "answered 413", "answered 422")
+"""What a server says that cannot read this question, such as one too long for it: it would say so again."""
 LISTED = 20
 """Alternatives of a token that are asked for: the most that servers give."""
 
@@ -95,7 +97,7 @@ class OpenAIJudge:
         try:
             answer = await self._ask(number, question, keep, patience)
         except ServerError as error:
-            self.said, self._in_a_row = str(error), self._in_a_row + 1
+            self.said, self._in_a_row = str(error), 0 if error.why in REFUSALS else self._in_a_row + 1
             return self._lost(f"the server {error.why}")
         self._in_a_row = 0
         return answer
