@@ -36,13 +36,15 @@ NO_VERDICT = "I would rather not say."
 
 
 class GoldJudge:
-    """An endpoint at `url`, up while it is entered. `asked` counts its replies."""
+    """An endpoint at `url`, up while it is entered, on `port` where one is given. `asked` counts its replies."""
 
-    def __init__(self, world: AssistantWorld, annotator: Annotator, *, unreadable: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, world: AssistantWorld, annotator: Annotator, *, unreadable: float = 0.0, seed: int = 0, port: int = 0
+    ) -> None:
         self.world, self.annotator, self.unreadable, self.seed = world, annotator, unreadable, seed
         self.asked = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -75,15 +77,15 @@ class GoldJudge:
         return _completion(f"[[{round(min(10.0, max(1.0, 1 + 9 * (gold + 1.3) / 7.9)))}]]")  # -1.3 to 6.6: 1 to 10
 
     def preference(self, prompt: tuple[Message, ...], shown: list[str]) -> float:
-        """The probability with which the first of two answers is preferred."""
+        """The probability with which the first of two answers is preferred where it is not careless."""
         golds = [self.world.gold(prompt, text) for text in shown]
-        share = 1 / (1 + math.exp(-preference_logit(self.annotator, shown, golds)))
-        return self.annotator.careless / 2 + (1 - self.annotator.careless) * share
+        return 1 / (1 + math.exp(-preference_logit(self.annotator, shown, golds)))
 
     def _comparison(
         self, prompt: tuple[Message, ...], shown: list[str], rng: np.random.Generator, *, alone: bool
     ) -> dict[str, Any]:
-        share = self.preference(prompt, shown)
+        careless = bool(rng.random() < self.annotator.careless)  # its probabilities are then anything, too
+        share = float(rng.random()) if careless else self.preference(prompt, shown)
         letter = "A" if rng.random() < share else "B"
         words = [letter] if alone else ["The better one is ", "[[", letter, "]]"]
         chances = {"A": share, "B": 1 - share}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from assent.config import CritiqueConfig, JudgeFileConfig
-from assent.config.judge import WriterConfig
+from assent.config.judge import VerdictConfig, WriterConfig
 from assent.config.rlaif import ConstitutionConfig
 from assent.config.sections import keywords
 from assent.loops.loop import Loop, opened, seed_of
@@ -87,7 +87,7 @@ def _critique(config: ConstitutionConfig, file: str, out: str, cache: str | None
         few_shots=config.few_shots,
         revisions=config.revisions,
         keep=config.keep,
-        judge=writer,
+        judge=WriterConfig(**writer),
         **_same(config),
         **more,
     )
@@ -100,7 +100,7 @@ def _choice(config: ConstitutionConfig, file: str, out: str, cache: str | None, 
         out,
         source=(config.source,),
         principles=config.choices or config.principles,
-        judge=vars(config.judge) | {"cache": cache},
+        judge=VerdictConfig(**keywords(config.judge) | {"cache": cache}),
         **_same(config),
         **more,
     )

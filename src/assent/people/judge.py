@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -307,7 +308,7 @@ def render(summary: JudgeSummary, out: str) -> None:
     console.print(Text(f"{summary.rows:,} rows of {summary.file} in {out}"))
     for line in asked.reason_lines("left out", summary.left_out):
         console.print(Text(line))
-    table = Table(box=asked.SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for name in ("verdicts", "ties", "without", "consistency", "first shown wins", "agreement with the file"):
         table.add_column(name, justify="right")

@@ -139,12 +139,12 @@ class OpenAIJudge:
     def _count(self, usage: Any) -> None:
         """Tokens, where the server says how many."""
         told = usage if isinstance(usage, dict) else {}
-        counts = [told.get("prompt_tokens"), told.get("completion_tokens")]
-        if not all(type(count) is int and count >= 0 for count in counts):
+        read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+        if isinstance(read, int) and isinstance(written, int):
+            self.spent.read += read
+            self.spent.written += written
+        else:
             self.spent.untold += 1
-            return
-        self.spent.read += counts[0]
-        self.spent.written += counts[1]
 
 
 def tried(flag: str, judge: OpenAIJudge, ask: Callable[[], object]) -> None:
