@@ -10,6 +10,7 @@ from typing import Any
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
+from assent.config.iterate import ITERATE
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
 from assent.config.online_relations import (
     ONLINE,
@@ -316,6 +317,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _changed_inputs),
     *ONLINE,
     *REWARD,
+    *ITERATE,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
