@@ -15,6 +15,7 @@ from assent.config.base import (
 )
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.judge import JudgeConfig
+from assent.config.merge import MERGES, MergeConfig, MergeMethod
 from assent.config.methods import METHODS, Method, method_of, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
 from assent.config.online import (
@@ -70,7 +71,8 @@ __all__ = [
     "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
     "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss",
     "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig",
-    "METHODS", "MeasuresConfig", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL",
+    "MERGES", "METHODS", "MeasuresConfig", "MergeConfig", "MergeMethod", "Method", "ModelConfig", "MovingReference",
+    "NCAConfig", "NCALoss", "NoKL",
     "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig",
     "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PolicyRunConfig",
     "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
