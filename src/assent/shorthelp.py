@@ -21,6 +21,8 @@ TRAINED = (
 BASIC: dict[str, str] = {
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
+    "eta": "model.path data.train optim.lr train.batch_size policy rounds runs steps eta front prompts answers scorer "
+    "rewards.model rewards.functions options parallel out resume",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
@@ -43,6 +45,7 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
+    "Rounds": "policy rounds runs steps merge weight eta front parallel",
     "Objective": "methods objective options loss threshold plus reward attributes gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
     "judge reward_model weights ensemble explain sampling engine by probes benchmark",

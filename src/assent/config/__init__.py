@@ -58,6 +58,7 @@ from assent.config.tools import (
 )
 from assent.config.training import TRAINERS, Trainer, named_methods
 from assent.config.trust import TrustConfig
+from assent.config.warp import WarpConfig
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
@@ -84,7 +85,7 @@ __all__ = [
     "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig",
     "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig",
     "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS",
-    "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig", "WPOConfig", "WPOLoss", "WatchConfig", "critic_of",
-    "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig",
+    "critic_of", "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config",
+    "preference_config", "reference_of", "reward_model_of",
 ]

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from assent.config import settings
 from assent.config.evaluation import EvalConfig
 from assent.config.judge import JudgeConfig
 from assent.config.loops import LoopConfig
@@ -26,12 +25,10 @@ TAKEN = ("model.path", "model.save_dtype", "train.seed")
 
 @dataclass(frozen=True)
 class WarpConfig(LoopConfig):
-    """WARP (arXiv 2406.16768): in each round several runs of reinforcement learning from one start, held to a moving
-    average of themselves; their task vectors merged on the sphere; the next start, a part of the way from the last one
-    to the merged model. At the end the models between the first start and the merged one, by KL and reward."""
+    """WARP: rounds of several runs of reinforcement learning from one start, merged; the front of KL and reward."""
 
     policy: Named = "grpo"
-    """Command of the runs: a method that learns from rewards of sampled answers (ppo, grpo, rloo, ...), with its KL from
+    """Command of the runs: a method that learns from rewards of sampled answers (ppo, grpo, rloo, ...). Its KL is from
     a moving average of the policy (--kl.anchor ema) unless `options` say otherwise."""
     runs: Annotated[int, Ge(2)] = 2
     """Runs of a round; they differ in their seed alone, by which prompts are ordered and answers sampled."""
@@ -73,6 +70,7 @@ class WarpConfig(LoopConfig):
 
 def run_of(config: WarpConfig, start: str, out: str, number: int, seed: int) -> OnlineConfig:
     """The options of a run of round `number` that begins with the model `start`. Raises ConfigError."""
+    from assent.config import settings  # which reads the table of relations, and that this module
     from assent.config.composed import composed
 
     shared = settings.plain(config)
@@ -141,7 +139,10 @@ def warped(config: WarpConfig) -> str | None:
             f"{config.rounds} rounds (--rounds)."
         )
     if config.weight != 0.5 and (config.runs > 2 or config.merge != "slerp"):
-        return f"--weight {config.weight:g} is λ of slerp between two runs. Got --merge {config.merge}, --runs {config.runs}."
+        return (
+            f"--weight {config.weight:g} is λ of slerp between two runs. Got --merge {config.merge}, --runs "
+            f"{config.runs}."
+        )
     if any(not 0 <= eta <= 1 for eta in config.front) or len(set(config.front)) < len(config.front):
         return f"--front {' '.join(f'{eta:g}' for eta in config.front)}: expected different numbers from 0 to 1."
     if config.front and config.held_out is None:
@@ -151,6 +152,8 @@ def warped(config: WarpConfig) -> str | None:
         )
     run_of(config, config.model.path, str(Path(config.out)), 1, config.train.seed)
     if config.front:
+        from assent.config import settings
+
         settings.validate(evaluation_of(config, {START: config.model.path}, config.out))
     return None
 

@@ -43,7 +43,9 @@ from assent.train.runfolder import owned
 log = logging.getLogger(__name__)
 
 OPTIONS, STATE, TIMES = "loop.yaml", "loop.jsonl", "times.jsonl"
-MAY_CHANGE = frozenset({"out", "resume", "report_to", "rounds", "train.threads", "train.save_every", "train.keep", "parallel"})
+MAY_CHANGE = frozenset(
+    {"out", "resume", "report_to", "rounds", "train.threads", "train.save_every", "train.keep", "parallel"}
+)
 """Options that a loop may be continued with other values of."""
 
 Numbers = Mapping[str, float | None]

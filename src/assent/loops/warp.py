@@ -66,8 +66,8 @@ def _at_once(config: WarpConfig, loop: Loop) -> int:
     """Processes for the runs of a round; 0: none but this one."""
     if config.parallel and loop.world.size > 1:
         raise ConfigError(
-            f"--parallel {config.parallel} is for one process: here {loop.world.size} ranks share the work of each run, "
-            "one run after the other. Leave it away."
+            f"--parallel {config.parallel} is for one process: here {loop.world.size} ranks share the work of one run "
+            "after the other. Leave it away."
         )
     there = devices()
     if there and config.parallel > len(there):
