@@ -138,12 +138,15 @@ def release(folder: Path) -> None:
 
 
 def check_free(path: Path) -> None:
-    """Raises RunFolderError where `path` is, or lies in, a folder that another process owns."""
+    """Raises RunFolderError where `path` is, or lies in, a folder that another process owns; not the one that started
+    this process, which is then at work for it."""
     place = Path(os.path.abspath(path))
     for folder in (place, *place.parents):
         file = folder / NAME
         if folder.resolve() not in _held and _is_held(file):
-            raise _refusal(folder, _read(file))
+            owner = _read(file)
+            if owner is None or not owner.is_here or owner.pid != os.getppid():
+                raise _refusal(folder, owner)
 
 
 def holder(folder: Path) -> Owner | None:

@@ -1,5 +1,5 @@
-"""WARP killed and continued: in a run, between runs, in a merge, in the evaluation, while the state is written; the same
-bytes in the end. And runs that do not come to their end."""
+"""WARP killed and continued: in a run, between runs, in a merge, in the evaluation, while the state is written: the
+same bytes in the end. And runs that do not come to their end."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import assent.train.run as run_module
 from assent import cli
 from assent.config import WarpConfig
 from assent.config.words import command_of
+from assent.errors import DriftStop
+from assent.loops.children import RunFailed
 from assent.loops.loop import STATE, Loop
 from assent.loops.warp import warp
 from assent.models.merged import Merge
@@ -62,7 +64,11 @@ def files(folder: Path) -> dict[str, str]:
     kinds = (".safetensors", "loop.jsonl", "evaluation.json", "answers.jsonl", "metrics.jsonl", ".csv", ".svg")
     found = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and (file.name.endswith(kinds) or file.name == "front.json"):
+        if (
+            file.is_file()
+            and "checkpoints" not in file.parts
+            and (file.name.endswith(kinds) or file.name == "front.json")
+        ):
             data = file.read_bytes()
             if file.name == "metrics.jsonl":  # seconds are the machine's
                 rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_jsonl(file)]
@@ -116,7 +122,6 @@ def test_killed_anywhere_and_continued(config: WarpConfig, whole: dict[str, str]
     named = lambda name: lambda loop, row, *_: row["stage"] == name  # noqa: E731
     places = [
         ("loop", "_add", named("round-1/run-1"), False),  # a run is finished, and nobody has noted it down
-        ("run", "finish", lambda *_: True, False),  # its model is not written
         ("merge", "write", lambda *_: True, True),  # in a merge
         ("loop", "_add", named("round-1/merged"), False),  # after one
         ("evaluation", "_finish", lambda *_: True, False),  # the answers are in its cache
@@ -151,19 +156,32 @@ def test_side_by_side_as_in_sequence(config: WarpConfig, whole: dict[str, str], 
     assert "round-1/run-1: Finished" in said and "round-1/run-2: run-2 2/2" in said
 
 
-@pytest.mark.parametrize("parallel", [0, 1])
-def test_a_run_that_breaks_ends_the_loop_with_its_exit_code(
-    config: WarpConfig, tmp_path: Path, capsys, parallel: int
-) -> None:
-    broken = replace(
-        config, out=str(tmp_path / "loop"), optim=replace(config.optim, lr=1e38), front=(), parallel=parallel
-    )
+STOPPED = "round-1/run-1 did not come to its end, and the loop stops with it. All that was made is kept in"
+
+
+def test_a_run_that_breaks_ends_the_loop_with_its_exit_code(config: WarpConfig, tmp_path: Path, capsys) -> None:
+    broken = replace(config, out=str(tmp_path / "loop"), optim=replace(config.optim, lr=1e38), front=())
     assert cli.main(shlex.split(command_of("warp", broken))[1:]) == 3
     said = capsys.readouterr().err
-    assert said.count("is not finite") == 1 or said.count("not a finite") == 1, said
-    assert "round-1/run-1 did not come to its end, and the loop stops with it. All that was made is kept in" in said
+    assert said.count("the update was too large") == 1
+    assert STOPPED in said
     assert (tmp_path / "loop" / "round-1" / "run-1" / "resolved.yaml").is_file()
     assert (tmp_path / "loop" / STATE).read_text() == ""
+
+
+@pytest.mark.parametrize("error", [DriftStop("Stopped at step 7 by the drift alarm (--alarm.stop)."), ""], ids=str)
+def test_so_does_an_alarm_and_a_process_of_its_own(
+    config: WarpConfig, tmp_path: Path, monkeypatch, capsys, error: Exception | str
+) -> None:
+    def raises(*_):
+        raise error or RunFailed("round-1/run-1", 5)
+
+    monkeypatch.setattr("assent.algorithms.online.train.train_online", raises)
+    monkeypatch.setattr("assent.loops.warp.together", raises)
+    broken = replace(config, out=str(tmp_path / "loop"), front=(), parallel=0 if error else 2)
+    assert cli.main(shlex.split(command_of("warp", broken))[1:]) == 5
+    said = capsys.readouterr().err
+    assert STOPPED in said and (str(error) or "round-1/run-1 ended with exit code 5 (its message is above).") in said
 
 
 def test_models_that_do_not_merge_are_named(config: WarpConfig, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -58,7 +58,7 @@ def test_all_run_a_few_at_a_time_each_on_its_device(tmp_path: Path, caplog) -> N
 
 
 def test_one_that_fails_ends_the_others_after_they_have_saved(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"bad ended with exit code 3 \(the message is above\)") as raised:
+    with pytest.raises(RunFailed, match=r"bad ended with exit code 3 \(its message is above\)") as raised:
         together([child(tmp_path, "long", 30), child(tmp_path, "bad", 0.5, 3), child(tmp_path, "next")], 2, (), PROGRAM)
     assert raised.value.exit_code == 3
     assert "long saved at 15" in notes(tmp_path)

@@ -35,9 +35,12 @@ runpy.run_module("assent", run_name="__main__", alter_sys=True)
 class RunFailed(AssentError):
     """A run that ended by itself before its end; the loop ends with its exit code."""
 
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
+    def __init__(self, name: str, code: int) -> None:
+        """`code` as Python has it: below 0, the signal that killed it."""
+        said = "its message is above" if code > 0 else f"killed by {signal.Signals(-code).name}"
+        super().__init__(f"{name} ended with exit code {code} ({said}).")
+        self.name = name
+        self.exit_code = code if code > 0 else 128 - code
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,7 @@ def together(children: Sequence[Child], at_once: int, places: Sequence[str] = ()
     if number:
         raise ShutdownRequested(number, "The runs have saved.")
     if failed:
-        name, code = next(iter(failed.items()))
-        said = "the message is above" if code > 0 else f"killed by {signal.Signals(-code).name}"
-        raise RunFailed(f"{name} ended with exit code {code} ({said}).", code if code > 0 else 128 - code)
+        raise RunFailed(*next(iter(failed.items())))
 
 
 def _started(child: Child, place: str, program: str) -> subprocess.Popen[str]:

@@ -27,7 +27,7 @@ from assent.errors import AssentError, ConfigError, ShutdownRequested
 from assent.evaluate.cache import CACHE
 from assent.evaluate.evaluation import evaluate
 from assent.evaluate.results import EVALUATION, PolicyTable
-from assent.loops.children import Child, devices, stopped, together
+from assent.loops.children import Child, RunFailed, devices, stopped, together
 from assent.loops.front import CSV, FIGURE, TABLE, front_of
 from assent.loops.loop import Loop, opened, outcome, seed_of
 from assent.models.saving import DTYPES, stored_dtype
@@ -94,7 +94,11 @@ def _runs(loop: Loop, config: WarpConfig, number: int, start: str, at_once: int)
         loop.say(f"round {number} of {config.rounds}: {shown}{again}")
     if at_once and left:
         children = [Child(name, tuple(shlex.split(command_of(config.policy, planned[name]))[1:])) for name in left]
-        together(children, at_once, devices())
+        try:
+            together(children, at_once, devices())
+        except RunFailed as error:
+            loop.say(stopped(error.name, loop.folder))
+            raise
     reads = [start, *_read_by(config)]
     return [str(_run(loop, name, run, reads, trained=at_once > 0)) for name, run in planned.items()]
 
