@@ -33,7 +33,7 @@ class MergeMethod:
 MERGES: dict[MergeName, MergeMethod] = {
     "linear": MergeMethod(
         name="linear average (LERP, model soup)",
-        formula="Σ w_i θ_i / Σ w_i; with `--normalize false` Σ w_i θ_i",
+        formula="Σ w_i θ_i / Σ w_i; with `--no_normalize` Σ w_i θ_i",
         paper="2203.05482",
         base=False,
         options=("weights", "normalize"),
@@ -112,10 +112,10 @@ class MergeConfig(Sections):
     base: Named | None = None
     """The model that all began from, which task vectors are differences from; default: the adapters' own, where all
     models are adapters."""
-    weights: tuple[Finite, ...] | None = None
+    weights: tuple[float, ...] = ()
     """A weight for each model, in their order; default: all 1. For slerp of two, λ is the second's share."""
-    normalize: bool | None = None
-    """linear: divide by the sum of the weights (default: yes)."""
+    normalize: bool = True
+    """linear: divide by the sum of the weights."""
     granularity: Granularity | None = None
     """slerp, karcher: one angle for each layer (the default, as in WARP), for each tensor, or for the whole model."""
     eta: Finite | None = None

@@ -4,6 +4,7 @@ at the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -287,29 +288,31 @@ def _merged(config: MergeConfig) -> str | None:
         return f"{flag} merges {'exactly' if most else 'at least'} {least} model{'s'[: least > 1]}. Got {count}."
     if config.base is not None and not row.base:
         return f"{flag} has no base; --base {config.base} would have no effect. Methods with one: {_with('base')}."
-    for option in ("weights", "normalize", "granularity", "eta", "mu", "density", "seed"):
+    for option in ("weights", "granularity", "eta", "mu", "density", "seed"):
         given = getattr(config, option)
-        if given is not None and option not in row.options:
+        if given not in (None, ()) and option not in row.options:
             return f"--{option} has no effect with {flag}. It is of {_with(option)}."
         if given is None and option in row.options and option in ("mu", "density"):
             return f"{flag} needs --{option}, which has no usual value. See docs/merging.md."
     if config.method == "liti" and config.eta is None:
         return "--method liti needs --eta, the share of the way from --base to the model."
-    if weights is None:
+    if not config.normalize and "normalize" not in row.options:
+        return f"--no_normalize has no effect with {flag}. It is of {_with('normalize')}."
+    if not weights:
         return None
     shown = " ".join(f"{w:g}" for w in weights)
+    if not all(map(math.isfinite, weights)):
+        return f"--weights {shown}: each must be a finite number."
     if len(weights) != count:
         return f"--weights {shown}: there are {count} models. Give a weight for each, in their order."
     if min(weights) < 0 and config.method not in ("linear", "task-arithmetic", "dare"):
         return f"--weights {shown}: {flag} has no place for weights below 0."
     if sum(weights) <= 0 and (config.method in ("slerp", "karcher", "ties", "dare-ties")):
         return f"--weights {shown} are all 0. Give one of the models some."
-    if (
-        config.method == "linear"
-        and config.normalize is not False
-        and abs(sum(weights)) < 1e-6 * max(map(abs, weights))
-    ):
-        return f"--weights {shown} add up to 0, and the average divides by their sum. Say --normalize false, or others."
+    if config.method == "linear" and config.normalize and abs(sum(weights)) < 1e-6 * max(map(abs, weights)):
+        return (
+            f"--weights {shown} add up to 0, and the average divides by their sum. Say --no_normalize, or give others."
+        )
     return None
 
 

@@ -21,6 +21,7 @@ from assent.foreign import brief
 from assent.models.digests import TOKENIZER
 from assent.models.gate import SECTION as GATE
 from assent.models.keys import HARMLESS
+from assent.models.merged_adapters import AdaptedTensor, adapted, read_adapters
 from assent.models.reward_head import HeadRule
 from assent.models.shards import Reader, StoredTensor, stored_tensors
 from assent.models.sources import Source
@@ -41,22 +42,25 @@ _TOLD = ("max_position_embeddings", "max_window_layers")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A model that takes part in a merge, as `path` on the command line: a plain folder, its configuration and where
-    its weights lie. `copied` are tensors that are no weights to be merged (buffers, whole numbers), `exact` those that
-    the architecture keeps in fp32."""
+    """A model that takes part in a merge, as `path` on the command line: its configuration and where its weights lie.
+    `tied` are names of weights that stand for two, `copied` tensors that are no weights to be merged (buffers, whole
+    numbers), `exact` those that the architecture keeps in fp32."""
 
     path: str
     source: Source
     folder: Path
     config: PreTrainedConfig
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, StoredTensor | AdaptedTensor]
+    tied: frozenset[str]
     copied: frozenset[str]
     exact: frozenset[str]
 
 
-def open_part(path: str, source: Source, trust: bool = False) -> Part:
-    """What a plain `source` holds, from its headers. Raises ModelError where it is no whole folder of numbers that can
-    be merged."""
+def open_part(path: str, source: Source, trust: bool = False) -> Part | None:
+    """What a `source` holds, from its headers: a plain folder, or adapters on one. None where what is laid on it cannot
+    be read tensor by tensor. Raises ModelError where it is no whole folder of numbers that can be merged."""
+    if not source.is_plain:
+        return _adapted_part(path, source, trust)
     folder = fetched(source.base, source.revision, ("generation_config.json", *FILES))
     config = configuration(source.base, source.revision, trust)
     for section in (config, config.get_text_config()):
@@ -87,7 +91,22 @@ def open_part(path: str, source: Source, trust: bool = False) -> Part:
         told = {name for name in coded if not HARMLESS.search(name) and not name.endswith("num_batches_tracked")}
         if told:
             raise ModelError(f"{path}: {min(told)} is stored as whole numbers: are they quantised? Give whole weights.")
-    return Part(path, source, folder, config, tensors, frozenset(copied), frozenset(exact))
+    names = frozenset({*tied, *tied.values()})
+    return Part(path, source, folder, config, tensors, names, frozenset(copied), frozenset(exact))
+
+
+def _adapted_part(path: str, source: Source, trust: bool) -> Part | None:
+    layers = [layer for layer in source.layers if isinstance(layer, Path)]
+    base = open_part(path, replace(source, layers=()), trust) if len(layers) == len(source.layers) else None
+    if base is None or source.is_scorer:
+        return None
+    try:
+        adapters = [read_adapters(path, layer) for layer in layers]
+    except ModelError:  # other kinds of adapters: peft puts them together
+        return None
+    stored = {name: tensor for name, tensor in base.tensors.items() if isinstance(tensor, StoredTensor)}
+    tensors = adapted(stored, adapters, base.tied)
+    return None if tensors is None else replace(base, source=source, tensors=tensors)
 
 
 def _traits(config: PreTrainedConfig) -> tuple[Mapping[str, str], set[str], set[str]]:
@@ -117,9 +136,7 @@ def _without_tied(
             one, other = tensors[name], tensors[tied[name]]
             step = 1 << 20
             same = one.shape == other.shape and all(
-                torch.equal(
-                    reader.read(one, at, min(at + step, one.size)), reader.read(other, at, min(at + step, one.size))
-                )
+                torch.equal(*(x.read(reader, at, min(at + step, one.size)) for x in (one, other)))
                 for at in range(0, one.size, step)
             )
             if not same:
@@ -141,7 +158,7 @@ def check_alike(parts: Sequence[Part]) -> None:
         _check_config(first, other)
         _check_heads(first, other)
         _check_tensors(first, other)
-        _check_tokens(first, other)
+        check_tokens((first.path, first.source), (other.path, other.source))
 
 
 def _check_config(first: Part, other: Part) -> None:
@@ -215,27 +232,28 @@ def _check_tensors(first: Part, other: Part) -> None:
 # ---- tokens
 
 
-def _check_tokens(first: Part, other: Part) -> None:
-    one, two = first.source.tokenizer()[0], other.source.tokenizer()[0]
-    if one == two:
+def check_tokens(first: tuple[str, Source], other: tuple[str, Source]) -> None:
+    """Raises ModelError where two models, each given by what it is called and its source, read text as other tokens."""
+    places = [source.tokenizer() for _, source in (first, other)]
+    if places[0] == places[1]:
         return
-    there = [_tokenizer_files(Path(place)) for place in (one, two)]
+    names, there = (first[0], other[0]), [_tokenizer_files(Path(place)) for place, _ in places]
     if there[0] is not None and there[0] == there[1]:
         return
-    for part, files in zip((first, other), there, strict=True):
+    for name, files in zip(names, there, strict=True):
         if files == {}:
-            log.warning(f"{part.path} has no tokenizer: whether its tokens are those of the other models is not known")
+            log.warning(f"{name} has no tokenizer: whether its tokens are those of the other models is not known")
             return
-    a, b = (AutoTokenizer.from_pretrained(place) for place in (one, two))
-    _check_vocabulary(a.get_vocab(), b.get_vocab(), first.path, other.path)
+    a, b = (AutoTokenizer.from_pretrained(place, revision=revision) for place, revision in places)
+    _check_vocabulary(a.get_vocab(), b.get_vocab(), *names)
     here, theirs = _reading(a), _reading(b)
-    for part in here.keys() | theirs.keys():
-        if here.get(part) != theirs.get(part):
+    for part in here:
+        if here[part] != theirs.get(part):
             raise ModelError(
-                f"{first.path} and {other.path} turn text into other tokens: their tokenizers differ in their {part}. "
-                "They do not merge."
+                f"{names[0]} and {names[1]} turn text into other tokens: their tokenizers differ in their {part}. They "
+                "do not merge."
             )
-    _tell_differences(a, b, first.path, other.path)
+    _tell_differences(a, b, *names)
 
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes] | None:

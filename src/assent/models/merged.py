@@ -18,6 +18,7 @@ from assent.config import MERGES, MergeConfig
 from assent.errors import ModelError
 from assent.models import merging
 from assent.models.finite import not_finite
+from assent.models.merged_adapters import AdaptedTensor
 from assent.models.merging import Coins, Factors
 from assent.models.shards import Reader, StoredTensor, write_weights
 
@@ -25,7 +26,7 @@ PART = 1 << 20
 """Numbers of one part."""
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 
-Tensors = Mapping[str, StoredTensor]
+Tensors = Mapping[str, StoredTensor | AdaptedTensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,53 @@ class Sphere:
         return found
 
 
+def factors_of(
+    config: MergeConfig, count: int, grams: Callable[[], Mapping[str, Factors]]
+) -> tuple[Sphere | None, Callable[[str], Factors] | None]:
+    """By name of a tensor what its task vectors (without a base, its weights) are multiplied by, eta included; None for
+    methods that look at single numbers. `grams` gives inner products by group, where they are needed."""
+    weights = weights_of(config)
+    fixed: Mapping[str, Callable[[], Factors]] = {
+        "linear": lambda: merging.linear(weights, config.normalize),
+        "ema": lambda: merging.moving_average(count, config.mu or 0.0),
+        "liti": lambda: np.ones(1),
+        "task-arithmetic": lambda: merging.linear(weights, normalize=False),
+    }
+    if config.method in fixed:
+        found = eta_of(config) * fixed[config.method]()
+        return None, lambda name: found
+    if "granularity" not in MERGES[config.method].options:
+        return None, None
+    on_sphere = {"slerp": merging.slerp, "karcher": merging.karcher}[config.method]
+    sphere, factors, averaged = grams(), {}, []
+    for group, gram in sphere.items():
+        of_group = on_sphere(gram, weights)
+        if of_group is None:
+            averaged.append(group)
+            of_group = merging.linear(weights)
+        factors[group] = eta_of(config) * of_group
+    return Sphere(sphere, tuple(averaged)), lambda name: factors[group_of(name, config.granularity)]
+
+
+def weights_of(config: MergeConfig) -> Sequence[float]:
+    return config.weights or (1.0,) * len(config.models)
+
+
+def eta_of(config: MergeConfig) -> float:
+    return 1.0 if config.eta is None else config.eta
+
+
+def group_of(name: str, granularity: str | None) -> str:
+    """What a tensor shares its angle with: its layer, or outside of layers its module."""
+    match granularity:
+        case "model":
+            return "the model"
+        case "tensor":
+            return name
+    found = _LAYER.match(name)
+    return found[1] if found else name.rpartition(".")[0] or name
+
+
 @dataclass(frozen=True, slots=True)
 class Merge:
     """The models' weights, all of the same names and shapes, as `config` merges them. `base` where task vectors are
@@ -62,14 +110,6 @@ class Merge:
     reader: Reader
     done: list[str] = field(default_factory=list)
 
-    @property
-    def weights(self) -> Sequence[float]:
-        return self.config.weights or (1.0,) * len(self.models)
-
-    @property
-    def eta(self) -> float:
-        return 1.0 if self.config.eta is None else self.config.eta
-
     def write(self, folder: Path) -> Sphere | None:
         """Writes the merged weights. Raises ModelError where a weight is not finite, or would not be as it is
         written."""
@@ -78,50 +118,16 @@ class Merge:
         write_weights(folder, shapes, partial(self._merged, factors=factors))
         return sphere
 
-    # ---- factors
-
     def _factors(self) -> tuple[Sphere | None, Callable[[str], Factors] | None]:
-        """By name of a tensor what its task vectors (without a base, its weights) are multiplied by; None for methods
-        that look at single numbers."""
-        config, count = self.config, len(self.models)
-        fixed: Mapping[str, Callable[[], Factors]] = {
-            "linear": lambda: merging.linear(self.weights, config.normalize is not False),
-            "ema": lambda: merging.moving_average(count, config.mu or 0.0),
-            "liti": lambda: np.ones(1),
-            "task-arithmetic": lambda: merging.linear(self.weights, normalize=False),
-        }
-        if config.method in fixed:
-            found = fixed[config.method]()
-            return None, lambda name: found
-        if "granularity" not in MERGES[config.method].options:
-            return None, None
-        on_sphere = {"slerp": merging.slerp, "karcher": merging.karcher}[config.method]
-        grams = self._grams()
-        factors, averaged = {}, []
-        for group, gram in grams.items():
-            of_group = on_sphere(gram, self.weights)
-            if of_group is None:
-                averaged.append(group)
-                of_group = merging.linear(self.weights)
-            factors[group] = of_group
-        return Sphere(grams, tuple(averaged)), lambda name: factors[self.group(name)]
-
-    def group(self, name: str) -> str:
-        """What the tensor shares its angle with: its layer, or outside of layers its module."""
-        match self.config.granularity:
-            case "model":
-                return "the model"
-            case "tensor":
-                return name
-        found = _LAYER.match(name)
-        return found[1] if found else name.rpartition(".")[0] or name
+        return factors_of(self.config, len(self.models), self._grams)
 
     def _grams(self) -> dict[str, Factors]:
         """The inner products of the task vectors by group: the first pass over all weights."""
         grams: dict[str, Factors] = {}
         for name in self.names:
             if name not in self.copied:
-                gram = grams.setdefault(self.group(name), np.zeros((len(self.models),) * 2))
+                group = group_of(name, self.config.granularity)
+                gram = grams.setdefault(group, np.zeros((len(self.models),) * 2))
                 for start, stop in self._parts(name):
                     base, found = self._read(name, start, stop)
                     gram += merging.inner_products([x - base for x in found])
@@ -140,9 +146,8 @@ class Merge:
         self._is_done(name)
 
     def _summed(self, name: str, factors: Factors) -> Iterator[Tensor]:
-        """theta_0 + eta sum_i f_i delta_i as (1 - eta sum_i f_i) theta_0 + eta sum_i f_i theta_i: exact where factors
-        are 0 or 1. Without a base sum_i f_i theta_i."""
-        factors = self.eta * factors
+        """theta_0 + sum_i f_i delta_i as (1 - sum_i f_i) theta_0 + sum_i f_i theta_i: exact where factors are 0 or 1.
+        Without a base sum_i f_i theta_i."""
         for start, stop in self._parts(name):
             base, found = self._read(name, start, stop)
             rest = 1 - factors.sum()
@@ -155,7 +160,7 @@ class Merge:
     def _by_numbers(self, name: str) -> Iterator[Tensor]:
         """TIES, DARE, and both."""
         config = self.config
-        density, weights = config.density or 1.0, self.weights
+        density, weights = config.density or 1.0, weights_of(config)
         coins = [Coins(config.seed or 0, i, name) for i in range(len(self.models))]
         least = [self._least(name, i, density) if config.method == "ties" else 0.0 for i in range(len(self.models))]
         for start, stop in self._parts(name):
@@ -170,7 +175,7 @@ class Merge:
                 change = torch.stack([w * x for w, x in zip(weights, deltas, strict=True)]).sum(0)
             else:
                 change = merging.elected(deltas, weights)
-            yield self._cast(name, base + self.eta * change.double())
+            yield self._cast(name, base + eta_of(config) * change.double())
 
     def _least(self, name: str, model: int, density: float) -> float:
         """The magnitude down to which TIES keeps a model's task vector in this tensor."""
@@ -189,9 +194,9 @@ class Merge:
         """What is no weight, as it is. Raises ModelError where it differs from model to model."""
         others = [*self.models[1:], *([] if self.base is None else [self.base])]
         for start, stop in self._parts(name):
-            found = self.reader.read(self.models[0][name], start, stop)
+            found = self.models[0][name].read(self.reader, start, stop)
             for other in others:
-                if not torch.equal(found, self.reader.read(other[name], start, stop).to(found.dtype)):
+                if not torch.equal(found, other[name].read(self.reader, start, stop).to(found.dtype)):
                     files = f"{self.models[0][name].file} and {other[name].file}"
                     raise ModelError(f"{name}, which is no weight to be merged, differs between {files}.")
             yield found.to(self.dtypes[name])
@@ -208,7 +213,7 @@ class Merge:
         chosen = [self.models[i][name] for i in (range(len(self.models)) if which is None else which)]
         found = []
         for tensor in [*([] if self.base is None else [self.base[name]]), *chosen]:
-            x = self.reader.read(tensor, start, stop)
+            x = tensor.read(self.reader, start, stop)
             if (words := not_finite([(name, x)])) is not None:
                 raise ModelError(f"{tensor.file}: {words}. Such weights are not merged.")
             found.append(x.double())

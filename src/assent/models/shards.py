@@ -42,6 +42,10 @@ class StoredTensor:
         """How many numbers it has."""
         return math.prod(self.shape)
 
+    def read(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Its numbers from `start` to `stop`, flattened, as they are stored."""
+        return reader.read(self.file, self.offset, self.dtype, start, stop)
+
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All weights of a folder, in the order in which they lie there. Raises ModelError as `weight_files`, for a file
@@ -78,20 +82,20 @@ class Reader:
         for file in self._open.values():
             file.close()
 
-    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-        """Its numbers from `start` to `stop`, flattened, as they are stored. Raises ModelError where the file became
+    def read(self, path: Path, offset: int, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        """Of the numbers that begin at `offset` those from `start` to `stop`. Raises ModelError where the file became
         shorter."""
-        if tensor.file not in self._open:
-            self._open[tensor.file] = FileIO(tensor.file)
-        file, size = self._open[tensor.file], tensor.dtype.itemsize
+        if path not in self._open:
+            self._open[path] = FileIO(path)
+        file, size = self._open[path], dtype.itemsize
         buffer = bytearray((stop - start) * size)
-        file.seek(tensor.offset + start * size)
+        file.seek(offset + start * size)
         view, done = memoryview(buffer), 0
         while done < len(buffer):
             if not (count := file.readinto(view[done:])):
-                raise ModelError(f"{tensor.file} has become shorter while it was read. Is something writing to it?")
+                raise ModelError(f"{path} has become shorter while it was read. Is something writing to it?")
             done += count
-        return torch.frombuffer(buffer, dtype=tensor.dtype) if buffer else torch.empty(0, dtype=tensor.dtype)
+        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
 
 
 def write_weights(
