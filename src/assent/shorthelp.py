@@ -21,7 +21,7 @@ TRAINED = (
 BASIC: dict[str, str] = {
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
-    "eta": "model.path data.train optim.lr train.batch_size policy rounds runs steps eta front prompts answers scorer "
+    "front": "model.path data.train optim.lr policy rounds runs steps eta front prompts scorer "
     "rewards.model rewards.functions options parallel out resume",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
