@@ -85,6 +85,15 @@ COMMANDS: dict[str, Command] = {
     "check": Command(
         config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)
     ),
+    "warp": Command(
+        config.WarpConfig,
+        "WARP: rounds of several runs of RL, merged; the front of KL and reward.",
+        "assent.loops.warp:warp",
+        about="WARP (arXiv 2406.16768): in each round several runs of reinforcement learning from one start, held to a "
+        "moving average of themselves; their task vectors are merged on the sphere; the next round starts a part of "
+        "the way from the last start to the merged model. At the end the models between the first start and the merged "
+        "one are evaluated: the front of KL and reward.",
+    ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
     "export": Command(
@@ -141,9 +150,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "In rounds": ("iterate",),
+    "In rounds": ("iterate", "warp", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
-    "AI feedback": ("judge", "critique", "contrast", "constitution", "rlcd"),
+    "AI feedback": ("judge", "critique", "contrast"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

@@ -61,6 +61,7 @@ from assent.config.tools import (
 )
 from assent.config.training import TRAINERS, Trainer, named_methods
 from assent.config.trust import TrustConfig
+from assent.config.warp import WarpConfig
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
@@ -90,7 +91,7 @@ __all__ = [
     "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
     "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig",
     "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig",
-    "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WatchConfig", "WriterConfig", "critic_of",
-    "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig",
+    "critic_of", "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config",
+    "preference_config", "reference_of", "reward_model_of",
 ]

@@ -158,6 +158,15 @@ def _adaptive_kl(config: OnlineConfig) -> str | None:
     return None
 
 
+def _moving_anchor(config: OnlineConfig) -> str | None:
+    kl = config.kl
+    if kl.anchor == "ema" and kl.coef == 0:
+        return "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
+    if kl.anchor != "ema" and kl.anchor_rate != type(kl)().anchor_rate:
+        return f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
+    return None
+
+
 MOST_ANSWERS = 1 << 24
 
 
@@ -308,6 +317,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),
     (OnlineConfig, _kl_horizon),
+    (OnlineConfig, _moving_anchor),
     (OnlineConfig, _rollout_size),
     (OnlineConfig, _curriculum),
     (OnlineConfig, _given),

@@ -34,6 +34,7 @@ from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.config.training import TRAINERS, compared, named_methods
+from assent.config.warp import WarpConfig, warped
 from assent.names import suggestion
 
 
@@ -384,6 +385,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, compared),
+    (WarpConfig, warped),
     (ServeConfig, _reached_without_key),
     (MergeConfig, _merged),
     (SourceConfig, remote_weights),
