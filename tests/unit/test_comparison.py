@@ -1,5 +1,5 @@
-"""Answers that are compared as they are sampled: who is better, what is left out, and the loss of a step, by plain loops
-and by the numbers of TRL 0.24, the last with XPO and Nash-MD."""
+"""Answers that are compared as they are sampled: who is better, what is left out, and the loss of a step, by plain
+loops and by the numbers of TRL 0.24, the last with XPO and Nash-MD."""
 
 from __future__ import annotations
 
@@ -108,10 +108,14 @@ def test_two_rewards_as_a_chance_to_win() -> None:
     for function, options, said in (
         (win_probability, {"preference": "odds"}, "bradley_terry, win_rate, order; got 'odds'"),
         (best_and_worst, {"ties": "last"}, "ties among leave_out, first; got 'last'"),
-        (desirability, {}, "`prompt` must not decrease"),
     ):
         with pytest.raises(ValueError, match=said):
-            function(own, torch.tensor([1.0, 0.0, 0.0]).double(), **options)
+            function(own, torch.zeros(3), **options)
+    for estimator in (best_and_worst, desirability):
+        with pytest.raises(ValueError, match="`prompt` must not decrease"):
+            estimator(own, torch.tensor([1, 0, 0]))
+        with pytest.raises(ValueError, match="expected the same shape"):
+            estimator(own, torch.tensor([0, 0]))
 
 
 # ---- what is left out, and what is kept
@@ -292,8 +296,8 @@ def test_further_options_of_a_loss() -> None:
 @pytest.mark.parametrize(
     ("method", "loss", "said"),
     [
-        ("online-dpo", {"options": {"gama": 0.5}}, "gama:0.5: dpo has no such option. There are: label_smoothing"),
-        ("online-simpo", {"options": {"gama": 0.5}}, "Did you mean gamma"),
+        ("online-dpo", {"options": {"gama": 0.5}}, "gama:0.5: dpo has no such option. It has none beside"),
+        ("online-simpo", {"options": {"gama": 0.5}}, "Perhaps you meant 'gamma'"),
         ("online-simpo", {"options": {"gamma": -1.0}}, "'gamma' of simpo must be >= 0"),
         ("online-simpo", {"options": {"length_normalised": 2.0}}, "is off or on. Give 0 or 1"),
         ("online-simpo", {"options": {"beta": 2.0}}, "beta:2: simpo has no such option"),
@@ -343,18 +347,21 @@ def test_functions_of_ones_own(tmp_path: Path) -> None:
 # ---- how rewards become a preference
 
 
+JUDGE = RewardsConfig(judges=("openai=http://x",))
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
         ({}, "bradley_terry"),
         ({"loss": {"preference": "order"}}, "order"),
-        ({"rewards": RewardsConfig(judges=("openai=http://x",))}, "win_rate"),
+        ({"rewards": JUDGE}, "win_rate"),
         (
-            {"rewards": RewardsConfig(judges=("openai=http://x",)), "judge": JudgeConfig(prompt="rating")},
+            {"rewards": JUDGE, "judge": JudgeConfig(prompt="rating")},
             "bradley_terry",
         ),
         (
-            {"rewards": RewardsConfig(judges=("openai=http://x",)), "judge": JudgeConfig(rule="bradley_terry")},
+            {"rewards": JUDGE, "judge": JudgeConfig(rule="bradley_terry")},
             "bradley_terry",
         ),
         ({"rewards": RewardsConfig(judges=("openai=http://x",), rules=("length=1,2",))}, None),
@@ -385,7 +392,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "calls = 0\n\ndef same(completions, **columns):\n    return [1.0] * len(completions)\n\n"
         "def late(completions, **columns):\n    global calls\n    calls += 1\n"
         "    return [1.0 if calls < 4 else float(len(c)) for c in completions]\n\n"
-        "def some(completions, **columns):\n    return [None if i % 3 == 0 else float(i) for i in range(len(completions))]\n"
+        "def some(completions, **columns):\n"
+        "    return [None if i % 3 == 0 else float(i) for i in range(len(completions))]\n"
     )
     return file
 
@@ -395,7 +403,7 @@ def run(method: str, model: Path, prompts: Path, out: Path, *words: str) -> int:
     short = (
         "--data.max_length 64 --sampling.max_new_tokens 4 --train.batch_size 3 --train.max_steps 3 --train.threads 1"
     )
-    return main([method, *paths, *short.split(), *words])
+    return main([method, *paths, *short.split(), "--train.threads", "1", *words])
 
 
 def test_judges_that_decide_nothing_end_the_run(tiny_model_dir: Path, prompts: Path, tmp_path: Path, capsys) -> None:
