@@ -18,11 +18,15 @@ from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.iterate import IterateConfig, LabelsConfig, RefreshConfig
 from assent.config.judge import EndpointConfig, JudgeConfig, VerdictConfig, WriterConfig
 from assent.config.merge import MERGES, MergeConfig, MergeMethod
-from assent.config.methods import METHODS, Method, method_of, online_config
+from assent.config.methods import METHODS, Method, has_reference, method_of, objective_key, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
 from assent.config.online import (
     ActorCriticConfig, CriticConfig, CurriculumConfig, GivenConfig, KLConfig, OnlineConfig, PatienceConfig,
     PtxConfig, RemoteConfig, RewardsConfig, RolloutConfig, ShapingConfig, critic_of,
+)
+from assent.config.online_preference import (
+    NashMDConfig, NashMDKL, NashMDLoss, OnlineDPOConfig, OnlineDPOLoss, OnlineKTOConfig, OnlineKTOLoss,
+    OnlineSimPOConfig, OnlineSimPOLoss, PairRollout, XPOConfig, XPOLoss,
 )
 from assent.config.pairs import (
     AOTConfig, AOTLoss, AOTUnpairedConfig, AOTUnpairedLoss, APODownConfig, APOZeroConfig, AsymmetricDPOConfig,
@@ -78,20 +82,22 @@ __all__ = [
     "InspectConfig", "IterateConfig", "JudgeConfig", "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss",
     "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LabelsConfig", "LimitsConfig", "ListConfig",
     "LoraConfig", "LossConfig", "MERGES", "METHODS", "MeasuresConfig", "MergeConfig", "MergeMethod", "Method",
-    "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss",
-    "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss",
-    "PPORollout", "PairConfig", "PatienceConfig", "PlackettLuceDPOConfig", "PolicyRunConfig", "PreferenceConfig",
-    "PrincipleJudge", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
-    "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
-    "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLAIFConfig",
-    "RLCDConfig", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
-    "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig",
-    "ReferencePairConfig", "RefreshConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardGateConfig",
-    "RewardModel", "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig",
-    "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
-    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig",
-    "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig",
-    "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig",
-    "critic_of", "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config",
-    "preference_config", "reference_of", "reward_model_of",
+    "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NashMDConfig", "NashMDKL", "NashMDLoss", "NoKL",
+    "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig",
+    "OnlineDPOConfig", "OnlineDPOLoss", "OnlineKTOConfig", "OnlineKTOLoss", "OnlineSimPOConfig", "OnlineSimPOLoss",
+    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PairRollout", "PatienceConfig",
+    "PlackettLuceDPOConfig", "PolicyRunConfig", "PreferenceConfig", "PrincipleJudge", "ProbeConfig", "PtxConfig",
+    "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig",
+    "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig",
+    "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLAIFConfig", "RLCDConfig", "RLOOConfig",
+    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig",
+    "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RefreshConfig",
+    "RemoteConfig", "ReportConfig", "RewardConfig", "RewardGateConfig", "RewardModel", "RewardModelConfig",
+    "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
+    "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
+    "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
+    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig",
+    "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig", "XPOConfig", "XPOLoss",
+    "critic_of", "has_reference", "keywords", "loss_of", "method_of", "named_methods", "objective_key",
+    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]
