@@ -15,6 +15,7 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples, message_row
 from assent.data.jsonl import check_new_file, json_line, write_rows
 from assent.data.records import Example, Message, RowError
+from assent.data.steerable import asked_for
 from assent.data.views import prompt_view
 from assent.errors import DataError, ModelError
 from assent.foreign import message
@@ -125,10 +126,19 @@ def _cut(completion: Completion) -> str:
     return "" if completion.finished else f" [cut after {len(completion)} tokens]"
 
 
+def _model(config: GenerateConfig) -> ModelConfig:
+    """The model, told by its chat template's variables which attributes its answers are asked to have."""
+    model = ModelConfig(path=config.model, precision=config.precision, layout="flat")
+    if config.attributes is None:
+        return model
+    template = load_tokenizer(model).chat_template
+    return replace(model, template_kwargs=asked_for(template, config.attributes, "--attributes", config.model))
+
+
 def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = ModelConfig(path=config.model, precision=config.precision, layout="flat")
-    chat = Chat(load_tokenizer(model))
+    model = _model(config)
+    chat = Chat(load_tokenizer(model), variables=model.template_kwargs)
     if config.engine.name == "vllm":
         precision = resolve_precision(config.precision, device)
         path = model_folder(config.model)
