@@ -80,6 +80,9 @@ COMMANDS: dict[str, Command] = {
     "check": Command(
         config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)
     ),
+    "steerlm": Command(
+        config.SteerLMConfig, "Answers that can be asked to be so or so.", "assent.loops.steerlm:steerlm"
+    ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
     "export": Command(
@@ -109,6 +112,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
+    "Loops of several rounds": ("steerlm",),
     "By a function of your own": ("custom", "check"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }

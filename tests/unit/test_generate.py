@@ -17,8 +17,8 @@ from assent.data.formats import load_examples, to_row
 from assent.data.formats.native import native
 from assent.data.jsonl import write_rows
 from assent.data.records import Example, Message
-from assent.errors import DataError, ModelError, OutputError, RunFolderError
 from assent.distributed import World
+from assent.errors import DataError, ModelError, OutputError, RunFolderError
 from assent.rollout import chat as module
 from assent.rollout.answering import Counts, answered, asked, parts_of, sampled_parts
 from assent.rollout.engine import Completion

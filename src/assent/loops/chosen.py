@@ -103,7 +103,9 @@ def usable_answers(example: Example, config: ChooseConfig) -> tuple[list[Usable]
         score = math.fsum(rewards[place] for place in own) / len(own)
         if config.length_penalty:
             if not isinstance(tokens, list) or len(tokens) != len(example.responses):
-                raise DataError(f"{example.origin}: --choose.length_penalty needs the column '{TOKENS}' of the answers.")
+                raise DataError(
+                    f"{example.origin}: --choose.length_penalty needs the column '{TOKENS}' of the answers."
+                )
             score -= config.length_penalty * tokens[own[0]]
         found.append(Usable(own[0], score))
     return found, left_out
