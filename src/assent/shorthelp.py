@@ -19,6 +19,8 @@ TRAINED = (
     "out resume"
 )
 BASIC: dict[str, str] = {
+    "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
+    "steering.names steering.wanted prompts answers options optim.lr train.epochs train.batch_size sampling.max_new_tokens",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
@@ -26,8 +28,8 @@ BASIC: dict[str, str] = {
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
     "reward.loss reward.length_weight ensemble.heads ensemble.combine attributes.outputs attributes.weights "
     "gate.ratings gate.decorrelate gate.verbosity report_to",
-    "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
-    "engine.name",
+    "engine.name": "model prompts out system attributes limit seed sampling.max_new_tokens sampling.temperature "
+    "sampling.top_p engine.name",
     "labels": "policies prompts out baseline reference rewards scorer labels toxicity consistency measures checkpoints "
     "answers resume sampling.max_new_tokens sampling.temperature judge.prompt",
     "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
@@ -43,10 +45,10 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "methods objective options loss threshold plus reward attributes gate kl",
+    "Objective": "methods objective options loss threshold plus reward attributes steering gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
     "judge reward_model weights ensemble explain sampling engine by probes benchmark",
-    "Training": "optim train eval alarm seed",
+    "Training": "rounds optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",
 }
