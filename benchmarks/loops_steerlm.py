@@ -128,11 +128,11 @@ def measured(world: AssistantWorld, answers: Path) -> dict[str, float]:
     """What the gold rubric says of the answers that were asked for."""
     asked, found, prompt = [], [], []
     for example in load_examples(answers).examples:
-        _, value, number = example.meta[ASKED]  # type: ignore[misc]
+        about: Any = example.meta[ASKED]
         if example.responses:
             gold = world.gold(example.prompt, example.responses[0].text)
-            asked.append(value)
-            prompt.append(number)
+            asked.append(about[1])
+            prompt.append(about[2])
             found.append((gold.verbosity, gold.correctness))
     x, table, number = np.array(asked), np.array(found), np.array(prompt)
     numbers = {"correlation, gold verbosity": correlation(x, table[:, 0], number).mean}

@@ -192,7 +192,8 @@ def test_the_loop_leaves_what_it_says(whole: Path):
     assert [*state] == [
         "attributes", "data/turns.jsonl", "data/rated.jsonl", "data/labelled.jsonl", "template.jinja",
         "round-1/sft", *(f"round-1/{name}" for name in SWEPT),
-        *(f"round-2/{name}" for name in ("answers.jsonl", "bare.jsonl", "rated.jsonl", "labelled.jsonl", "sft", *SWEPT)),
+        *(f"round-2/{name}" for name in ("answers.jsonl", "bare.jsonl", "rated.jsonl", "labelled.jsonl")), "round-2/sft",
+        *(f"round-2/{name}" for name in SWEPT),
     ]  # fmt: skip
     numbers = state["data/labelled.jsonl"]["numbers"]
     assert (numbers["rows"], numbers["given"], numbers["unscored"]) == (25, 1, 0)

@@ -91,8 +91,8 @@ def steering_of(template: object) -> Steering | None:
     text = "\n".join(template.values()) if isinstance(template, dict) else template
     if not isinstance(text, str) or (note := NOTE.search(text)) is None:
         return None
-    content = json.loads(note[1])
-    return Steering(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    content: dict[str, Any] = json.loads(note[1])
+    return Steering(**content | {name: tuple(content[name]) for name in ("names", "defaults")})
 
 
 def steered(template: str, steering: Steering, lead: str = "") -> str:

@@ -132,8 +132,8 @@ def summarised(examples: Sequence[Example], sweep: Sequence[str], labeller: Labe
 
 
 def _asked(example: Example) -> tuple[str, int, int]:
-    name, value, number = example.meta[ASKED]  # type: ignore[misc]
-    return name, value, number
+    asked: Any = example.meta[ASKED]
+    return asked[0], asked[1], asked[2]
 
 
 def _measured(example: Example, labeller: Labeller) -> list[float]:

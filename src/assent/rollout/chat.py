@@ -136,7 +136,8 @@ def _model(config: GenerateConfig) -> ModelConfig:
     if config.attributes is None:
         return model
     template = load_tokenizer(model).chat_template
-    return replace(model, template_kwargs=asked_for(template, config.attributes, "--attributes", config.model))
+    asked = asked_for(template, config.attributes, "--attributes", config.model)
+    return replace(model, template_kwargs={**asked})
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:
