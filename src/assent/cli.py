@@ -74,6 +74,11 @@ COMMANDS: dict[str, Command] = {
         config.CompareConfig, "Several methods on the same data, one report.", "assent.evaluate.compare:compare"
     ),
     **{name: _learning(name, row) for name, row in METHODS.items()},
+    "iterate": Command(
+        config.IterateConfig,
+        "Rounds: sample, label, choose, train, evaluate.",
+        "assent.loops.iterate:iterate",
+    ),
     "custom": Command(
         config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
@@ -112,7 +117,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "Loops of several rounds": ("steerlm",),
+    "In rounds": ("iterate", "steerlm"),
     "By a function of your own": ("custom", "check"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }

@@ -20,9 +20,12 @@ TRAINED = (
 )
 BASIC: dict[str, str] = {
     "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
-    "steering.names steering.wanted prompts answers options optim.lr train.epochs train.batch_size sampling.max_new_tokens",
+    "steering.names steering.wanted prompts answers options optim.lr train.epochs train.batch_size "
+    "sampling.max_new_tokens",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
+    "labels.source": "model.path data.train data.eval_fraction labels.source labels.judge.prompt method options rounds "
+    "answers choose.take choose.threshold begin refresh.labels scorer sampling.max_new_tokens out resume",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
@@ -45,10 +48,10 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "methods objective options loss threshold plus reward attributes steering gate kl",
-    "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
-    "judge reward_model weights ensemble explain sampling engine by probes benchmark",
-    "Training": "rounds optim train eval alarm seed",
+    "Objective": "method methods objective options loss threshold plus reward attributes steering gate kl",
+    "Sampled answers and their rewards": "rounds begin rewards rollout answers scorer labels choose refresh toxicity "
+    "consistency measures judge reward_model weights ensemble explain sampling engine by probes benchmark",
+    "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from assent.config.judge import JudgeConfig
+from assent.config.loops import LoopConfig
 from assent.config.methods import METHODS, method_of
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
@@ -268,14 +269,14 @@ def _rollout_minibatches(config: OnlineConfig) -> str | None:
     return None
 
 
-def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
+def engine_is_asked(config: OnlineConfig | GenerateConfig | LoopConfig) -> str | None:
     """For every command that samples."""
     engine = config.engine
     if engine.compile and engine.name != "torch":
         return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
     if engine.url is not None and engine.name != "vllm":
         return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
-    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig)):
+    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig | LoopConfig)):
         return "--engine.weights is read only in training with --engine.name vllm."
     return None
 

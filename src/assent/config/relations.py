@@ -10,6 +10,7 @@ from typing import Any
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
+from assent.config.iterate import ITERATE
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
 from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights, unread
 from assent.config.pairs import EXOConfig, SimPOConfig
@@ -19,7 +20,7 @@ from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateCon
 from assent.config.reward_relations import REWARD
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
-from assent.config.steerlm import SteerLMConfig
+from assent.config.steerlm import STEERLM
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.config.training import TRAINERS, compared, named_methods
 from assent.names import suggestion
@@ -121,27 +122,6 @@ def _quantized_adapters(config: RunConfig) -> str | None:
             f"--model.lora.quantize {config.model.lora.quantize} needs adapters to train beside the frozen weights. "
             "Give --model.lora.rank, for example 16."
         )
-    return None
-
-
-def _one_labeller(config: SteerLMConfig) -> str | None:
-    options = config.steering
-    if (options.model is None) == (options.ratings is None):
-        got = "Neither is given" if options.model is None else "Both are given"
-        return (
-            "assent steerlm labels answers by --steering.model, or by a model that it trains on --steering.ratings. "
-            f"{got}."
-        )
-    if options.ratings is None and options.options:
-        return "--steering.options is about an attribute model that is trained. Give --steering.ratings."
-    return None
-
-
-def _steerable(config: SteerLMConfig) -> str | None:
-    if config.steering.lowest >= config.steering.highest:
-        return f"--steering.lowest {config.steering.lowest} must be below --steering.highest {config.steering.highest}."
-    if config.data.rendered:
-        return "assent steerlm writes attributes by the chat template, which --data.rendered leaves out."
     return None
 
 
@@ -311,10 +291,9 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _changed_inputs),
     *ONLINE,
     *REWARD,
+    *ITERATE,
+    *STEERLM,
     (GenerateConfig, engine_is_asked),
-    (SteerLMConfig, engine_is_asked),
-    (SteerLMConfig, _one_labeller),
-    (SteerLMConfig, _steerable),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),

@@ -8,6 +8,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from assent.config.loops import LoopConfig
+from assent.config.online_relations import engine_is_asked
 from assent.config.ranges import Count, Named, Share
 
 Grade = Annotated[int, Interval(ge=-1000, le=1000)]
@@ -60,3 +61,28 @@ class SteerLMConfig(LoopConfig):
     """Answers to each prompt in later rounds, sampled at the wanted attributes."""
     demonstrations: Share = 1.0
     """Share of the demonstrations that later rounds learn again, beside the policy's own answers."""
+
+
+def _one_labeller(config: SteerLMConfig) -> str | None:
+    options = config.steering
+    if (options.model is None) == (options.ratings is None):
+        got = "Neither is given" if options.model is None else "Both are given"
+        return (
+            "assent steerlm labels answers by --steering.model, or by a model that it trains on --steering.ratings. "
+            f"{got}."
+        )
+    if options.ratings is None and options.options:
+        return "--steering.options is about an attribute model that is trained. Give --steering.ratings."
+    return None
+
+
+def _steerable(config: SteerLMConfig) -> str | None:
+    if config.steering.lowest >= config.steering.highest:
+        return f"--steering.lowest {config.steering.lowest} must be below --steering.highest {config.steering.highest}."
+    if config.data.rendered:
+        return "assent steerlm writes attributes by the chat template, which --data.rendered leaves out."
+    return None
+
+
+STEERLM = tuple((SteerLMConfig, relation) for relation in (_one_labeller, _steerable, engine_is_asked))
+"""Relations between its options (`assent.config.relations`)."""
