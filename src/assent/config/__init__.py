@@ -85,7 +85,8 @@ __all__ = [
     "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig",
     "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
     "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
-    "SourceConfig", "SteerLMConfig", "SteeringConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig",
-    "WPOConfig", "WPOLoss", "WatchConfig", "critic_of", "keywords", "loss_of", "method_of", "named_methods",
-    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
+    "SourceConfig", "SteerLMConfig", "SteeringConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig",
+    "TrainConfig", "Trainer", "TrustConfig", "WPOConfig", "WPOLoss", "WatchConfig", "critic_of", "keywords", "loss_of",
+    "method_of", "named_methods", "objective_of", "online_config", "preference_config", "reference_of",
+    "reward_model_of",
 ]
