@@ -10,6 +10,7 @@ from assent import cpus
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "assent.algorithms.merge": ("merge",),
     "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
     "assent.algorithms.reward.attributes": ("train_attributes",),
@@ -35,6 +36,7 @@ PUBLIC = {
         "InspectConfig",
         "KLConfig",
         "LoraConfig",
+        "MergeConfig",
         "ModelConfig",
         "OptimConfig",
         "PtxConfig",

@@ -96,6 +96,12 @@ COMMANDS: dict[str, Command] = {
         "assent.algorithms.export:export",
         ("model",),
     ),
+    "merge": Command(
+        config.MergeConfig,
+        "One model of several, by their weights.",
+        "assent.algorithms.merge:merge",
+        ("models",),
+    ),
     "score": Command(
         config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
     ),
@@ -110,7 +116,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Data and models": ("init", "data", "export", "env"),
+    "Data and models": ("init", "data", "export", "merge", "env"),
     "Demonstrations and reward models": ("sft", *REWARD_MODELS, "serve"),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
