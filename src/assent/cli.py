@@ -94,6 +94,9 @@ COMMANDS: dict[str, Command] = {
         "the way from the last start to the merged model. At the end the models between the first start and the merged "
         "one are evaluated: the front of KL and reward.",
     ),
+    "steerlm": Command(
+        config.SteerLMConfig, "Answers that can be asked to be so or so.", "assent.loops.steerlm:steerlm"
+    ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
     "export": Command(
@@ -150,7 +153,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "In rounds": ("iterate", "warp", "constitution", "rlcd"),
+    "In rounds": ("iterate", "warp", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
     "AI feedback": ("judge", "critique", "contrast"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),

@@ -59,6 +59,7 @@ from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
 from assent.config.serve import LimitsConfig, ServeConfig
+from assent.config.steerlm import SteerLMConfig, SteeringConfig
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
     ReportConfig, WatchConfig,
@@ -96,8 +97,9 @@ __all__ = [
     "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
     "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
     "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
-    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig",
-    "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig", "XPOConfig", "XPOLoss",
-    "critic_of", "has_reference", "keywords", "loss_of", "method_of", "named_methods", "objective_key",
-    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
+    "SourceConfig", "SteerLMConfig", "SteeringConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig",
+    "TrainConfig", "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig",
+    "WriterConfig", "XPOConfig", "XPOLoss", "critic_of", "has_reference", "keywords", "loss_of", "method_of",
+    "named_methods", "objective_key", "objective_of", "online_config", "preference_config", "reference_of",
+    "reward_model_of",
 ]

@@ -29,6 +29,7 @@ class Message:
     name          whose message it is: of a tool's result, the tool
     tool_call_id  which call a tool's result answers
     trained       False for an assistant turn that is context only (`weight` 0 or `train` false in its row)
+    attributes    what an assistant turn is said to be, (name, value), for a model that is steered by attributes
     """
 
     role: str
@@ -38,6 +39,7 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     trained: bool = True
+    attributes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def message_row(turn: Message) -> dict[str, Any]:
         "name": turn.name,
         "tool_call_id": turn.tool_call_id,
         "trained": None if turn.trained else False,
+        "attributes": dict(turn.attributes) or None,
     }
     return {"role": turn.role, "content": turn.content, **_without_none(optional)}
 
