@@ -42,9 +42,9 @@ from assent.config.preference import (
     ReferenceConfig, ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    REWARD_MODELS, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection, OdinSection,
-    RankingSection, RewardConfig, RewardGateConfig, RewardModel, RewardModelConfig, RewardOdinConfig,
-    RewardRankingConfig, RewardSection, reward_model_of,
+    REWARD_MODELS, AdversarialSection, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection,
+    GateSection, OdinSection, OldRewardSection, RankingSection, RewardConfig, RewardGateConfig, RewardModel,
+    RewardModelConfig, RewardOdinConfig, RewardRankingConfig, RewardSection, reward_model_of,
 )
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
@@ -60,9 +60,9 @@ from assent.config.trust import TrustConfig
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
-    "APOZeroUnpairedConfig", "ActorCriticConfig", "AlarmConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss",
-    "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss",
-    "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig",
+    "APOZeroUnpairedConfig", "ActorCriticConfig", "AdversarialSection", "AlarmConfig", "AsymmetricDPOConfig",
+    "AsymmetricDPOLoss", "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig",
+    "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig",
     "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss",
     "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss",
     "EngineConfig", "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig",
@@ -71,10 +71,10 @@ __all__ = [
     "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss",
     "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig",
     "METHODS", "MeasuresConfig", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL",
-    "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig",
-    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PolicyRunConfig",
-    "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
-    "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
+    "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OldRewardSection",
+    "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig",
+    "PolicyRunConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig",
+    "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
     "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig",
     "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig",
     "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig",
