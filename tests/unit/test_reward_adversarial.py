@@ -313,8 +313,8 @@ def test_what_a_run_reports(trained: Path):
     for row in rows:
         parts = row["nll"] + 1.0 * row["golden_nll"] + 0.5 * row["old_kl"]
         assert row["loss"] == pytest.approx(parts, rel=1e-5)
-    told = (trained / "begun.md").read_text() if (trained / "begun.md").exists() else ""
-    assert not told or "8 golden answers against 16 samples" in told
+    lines = dict(json.loads((trained / "opening.json").read_text())["lines"])
+    assert lines["Adversary"].startswith("8 golden answers against 16 samples, weight 1; 8 samples are equal")
 
 
 def test_python_and_the_command_line_are_the_same(trained: Path, files: Path, scorer_dir: Path, tmp_path: Path):
