@@ -16,7 +16,9 @@ from assent.errors import DataError
 Kinds = Mapping[type, str]
 """Kinds of feedback and, as a sentence, what is made of each; empty for the task's own kind."""
 
-OVERALL = "overall rating (helpfulness where all have it, else the sum of the scores)"
+OVERALL = "overall rating (reward or helpfulness where all have it, else the sum of the scores)"
+ALONE = ("reward", "helpfulness")
+"""Scores that are the overall rating where all have one; the first counts."""
 
 # What each task reads: the first group of which an example has any.
 AS_ANSWERS: tuple[Kinds, ...] = (
@@ -134,8 +136,8 @@ def comparisons(example: Example) -> tuple[list[Pair], list[tuple[int, int]]]:
 
 
 def overall_ratings(example: Example) -> Mapping[int, float]:
-    """One number for each rated response: its helpfulness where all have one, else the sum of its scores. Raises
-    `RowError` where they are rated in different attributes."""
+    """One number for each rated response: its reward, or its helpfulness, where all have one, else the sum of its
+    scores. Raises `RowError` where they are rated in different attributes."""
     return _overall(example)
 
 
@@ -340,13 +342,13 @@ def _rated(example: Example) -> Mapping[int, float]:
 
 
 def _overall(example: Example) -> Mapping[int, float]:
-    """One number for each rated response: its helpfulness where all have one, else the sum of its scores; the mean over
-    annotators. Sums compare only over the same attributes."""
+    """One number for each rated response: its reward, or its helpfulness, where all have one, else the sum of its
+    scores; the mean over annotators. Sums compare only over the same attributes."""
     ratings = [item for item in example.feedback if isinstance(item, Rating)]
-    by_helpfulness = all("helpfulness" in item.scores for item in ratings)
-    if not by_helpfulness and len({frozenset(item.scores) for item in ratings}) > 1:
+    alone = next((name for name in ALONE if all(name in item.scores for item in ratings)), None)
+    if alone is None and len({frozenset(item.scores) for item in ratings}) > 1:
         raise RowError("feedback", "answers are rated in different attributes")
     values: dict[int, list[float]] = defaultdict(list)
     for item in ratings:
-        values[item.response].append(item.scores["helpfulness"] if by_helpfulness else sum(item.scores.values()))
+        values[item.response].append(sum(item.scores.values()) if alone is None else item.scores[alone])
     return {index: sum(scores) / len(scores) for index, scores in values.items()}

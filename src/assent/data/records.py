@@ -43,10 +43,12 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Response:
     """What follows the prompt: usually one assistant message. In multi-turn SFT data it runs from the first assistant
-    message to the end of the conversation, and every assistant message in it is trained."""
+    message to the end of the conversation, and every assistant message in it is trained. `finished` False says that it
+    was cut off while it was sampled: no token ends it, and none is trained."""
 
     messages: tuple[Message, ...]
     source: str | None = None
+    finished: bool = True
 
     @property
     def text(self) -> str:

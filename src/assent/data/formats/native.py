@@ -44,7 +44,13 @@ def to_row(example: Example) -> dict[str, Any]:
     row: dict[str, Any] = {
         "prompt": [message_row(turn) for turn in example.prompt],
         "responses": [
-            _without_none({"messages": [message_row(turn) for turn in each.messages], "source": each.source})
+            _without_none(
+                {
+                    "messages": [message_row(turn) for turn in each.messages],
+                    "source": each.source,
+                    "finished": None if each.finished else False,
+                }
+            )
             for each in example.responses
         ],
         "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
@@ -117,7 +123,9 @@ def _response(item: Mapping[str, Any], column: str) -> Response:
         text(source, f"{column}.source")
     if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], Mapping) and turns[0].get("role") == "text":
         return Response((Message("text", text(turns[0].get("content"), f"{column}.messages[0].content")),), source)
-    return Response(messages(turns, f"{column}.messages"), source)
+    finished = item.get("finished")
+    ended = True if finished is None else boolean(finished, f"{column}.finished")
+    return Response(messages(turns, f"{column}.messages"), source, ended)
 
 
 def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, ...]) -> Feedback:
