@@ -74,6 +74,14 @@ COMMANDS: dict[str, Command] = {
         config.CompareConfig, "Several methods on the same data, one report.", "assent.evaluate.compare:compare"
     ),
     **{name: _learning(name, row) for name, row in METHODS.items()},
+    "apo": Command(
+        config.ApoConfig,
+        "Reward model and policy in turns (adversarial preference optimisation).",
+        "assent.loops.apo:apo",
+        about="A reward model learns to tell golden answers (--data.train) from the policy's own, beside pairs that "
+        "people compared, and the policy learns from it: in turns (adversarial preference optimisation, arXiv "
+        "2311.08045).",
+    ),
     "custom": Command(
         config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
@@ -109,6 +117,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
+    "In rounds": ("apo",),
     "By a function of your own": ("custom", "check"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }

@@ -19,6 +19,8 @@ TRAINED = (
     "out resume"
 )
 BASIC: dict[str, str] = {
+    "reward_options": "model.path reward_model data.train pairs prompts scorer method options reward_options answers "
+    "rounds choose.take optim.lr train.batch_size sampling.max_new_tokens out resume",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
@@ -41,11 +43,12 @@ BASIC: dict[str, str] = {
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model name policies baseline source critic reference beta tokenizer precision",
-    "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "methods objective options loss threshold plus reward attributes gate kl",
+    "Models": "model reward_model name policies baseline source critic reference beta tokenizer precision",
+    "Data": "data file pairs also prompts format columns split chat_template max_length limit show problems system",
+    "Objective": "methods method objective rounds options reward_options choose loss threshold plus reward attributes "
+    "gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
-    "judge reward_model weights ensemble explain sampling engine by probes benchmark",
+    "judge weights ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from assent.config.apo import APO
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
@@ -289,6 +290,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _changed_inputs),
     *ONLINE,
     *REWARD,
+    *APO,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),

@@ -24,9 +24,11 @@ CUT = "the answer did not come to an end"
 
 def samples_view(examples: Sequence[Example]) -> Projected:
     """Each answer in an example of its own, without feedback. One that did not come to an end is a problem without
-    fault: what a row says of itself in `finished`, one truth value or one for each answer. Raises DataError where no
-    answer did."""
-    rows, problems = answers_view(examples)
+    fault: what a row says of itself in `finished`, one truth value or one for each answer, or of a response; so is a
+    row of which all answers were left out when they were sampled. Raises DataError where no answer came to an end."""
+    silent = [each for each in examples if not each.responses and each.meta.get("finished") == []]
+    rows, problems = answers_view([each for each in examples if each not in silent] if silent else examples)
+    problems += [Problem(each.origin, "responses", "no answer that has a text", fault=False) for each in silent]
     kept: list[Example] = []
     for example in rows:
         try:
@@ -51,7 +53,7 @@ def _finished(example: Example) -> list[bool]:
     if len(listed) != len(example.responses) or not all(isinstance(one, bool) for one in listed):
         answers = len(example.responses)
         raise RowError("finished", f"expected true or false, or one for each of {answers} answers; got {said!r}")
-    return listed
+    return [one is True and each.finished for one, each in zip(listed, example.responses, strict=True)]
 
 
 def by_prompt(examples: Sequence[Example]) -> dict[str, tuple[Response, ...]]:

@@ -188,8 +188,9 @@ def train_reward(config: RewardConfig) -> RunResult:
     scorer = single_output(session, section.output, "pairs", readout=section.readout, kind=kind)
     stream = session.stream(data.train, scorer)
     beside = session.stream(golden, scorer, batch_size=config.adversarial.batch_size) if golden else None
-    more = {"golden": beside, "adversarial": config.adversarial, "old_coef": config.old.coef}
-    algorithm = RewardModelling(scorer, stream, section, **more)
+    algorithm = RewardModelling(
+        scorer, stream, section, golden=beside, adversarial=config.adversarial, old_coef=config.old.coef
+    )
     return train_on(session, algorithm, scorer, stream, data, about=[about] if about else [])
 
 
