@@ -76,16 +76,13 @@ class Turns:
     def take(self) -> Path:
         """All rounds; the policy at the end."""
         config, loop = self.config, self.loop
-        reads = present(config.data.train, config.data.eval, config.pairs, config.pairs_eval)
-        loop.stage("data", partial(write_data, config), reads=reads)
+        self.prepare()
         policy, reward = config.model.path, config.reward_model
         for number in range(1, config.rounds + 1):
             place = f"round-{number}"
             self.look(number, policy, reward)
             answers = self.sample(f"{place}/answers.jsonl", policy, self.data / TRAIN_GOLDEN, number)
-            run = self.reward_run(number, reward, answers)
-            files = (answers, self.data / TRAIN_GOLDEN, self.data / TRAIN_PAIRS)
-            reward = str(loop.train(f"{place}/reward", run, reads=(*present(reward), *files)))
+            reward = self.refresh(number, reward, answers)
             after = self.judge(f"{place}/after.json", number, reward)
             loop.say(f"[round {number} of {config.rounds}] reward model: {sentence(after)}")
             if config.stop and at_chance(after):
@@ -99,6 +96,12 @@ class Turns:
             self.look(config.rounds + 1, policy, reward)
         loop.say(f"Policy: {policy}. Reward model: {reward}.")
         return Path(policy)
+
+    def prepare(self) -> None:
+        """The data of all rounds."""
+        config = self.config
+        reads = present(config.data.train, config.data.eval, config.pairs, config.pairs_eval)
+        self.loop.stage("data", partial(write_data, config), reads=reads)
 
     # ---- what is measured
 
@@ -156,6 +159,12 @@ class Turns:
                 "with a policy that ends its answers (assent sft)."
             )
         return path
+
+    def refresh(self, number: int, reward: str, answers: Path) -> str:
+        """The reward model, trained on golden answers over these, on pairs, and held to the one before."""
+        reads = (*present(reward), answers, self.data / TRAIN_GOLDEN, self.data / TRAIN_PAIRS)
+        run = self.reward_run(number, reward, answers)
+        return str(self.loop.train(f"round-{number}/reward", run, reads=reads))
 
     def improve(self, number: int, policy: str, reward: str, answers: Path) -> Path:
         """The policy, trained by the reward model."""
