@@ -120,7 +120,7 @@ def write_golden(world: WorldPaths, out: Path, prompts: int, seed: int) -> None:
     rows = []
     for example in load_examples(str(world.prompts)).examples[:prompts]:
         texts = [truth.respond(example.prompt, style, rng) for style in STYLES]
-        best = max(texts, key=lambda text: truth.gold(example.prompt, text).reward)  # noqa: B023
+        best = max(texts, key=lambda text: truth.gold(example.prompt, text).reward)
         turns = [message_row(turn) for turn in example.prompt]
         rows.append({"prompt": turns, "completion": [{"role": "assistant", "content": best}]})
     write_text(out, "".join(map(json_line, rows)))

@@ -100,7 +100,7 @@ def test_numbers_by_hand(rewards: Path, tmp_path: Path):
     lengths = np.array([4 * (1 + i % 3) for i in range(6)])
     gap = np.stack([(lengths - 2) / 4, (lengths - 8) / 4], 1).ravel()
     assert found["golden/accuracy"] == pytest.approx((gap > 0).mean()) and found["golden/ties"] == 2
-    assert found["golden/n"] == 12 and found["golden/missing"] == 0
+    assert found["golden/n"] == 12 and found["golden/missing"] == 0 and found["golden/same"] == 0
     wilson = win_rate((gap > 0).astype(float), np.full(12, 0.5), np.repeat(np.arange(6), 2).tolist()).rate
     assert (found["golden/low"], found["golden/high"]) == (wilson.low, wilson.high)
     assert found["pairs/accuracy"] == 1 and found["pairs/ece"] == pytest.approx(1 - 1 / (1 + np.exp(-0.25)))

@@ -39,15 +39,18 @@ class HeldOut:
     golden: tuple[Example, ...]
     pairs: tuple[Example, ...]
     answers: tuple[Example, ...]
+    same: int = 0
+    """Samples that are equal to a golden answer."""
 
 
 def held_out(golden: Path, answers: Path, pairs: str | Path | None) -> HeldOut:
     """What these files hold; without `pairs` there are none. Raises DataError where no golden answer has a sample to be
     told from, and where there are no pairs in a file of them."""
     sampled = load_examples(str(answers)).examples
-    kept, _ = GoldenView(by_prompt(samples_view(sampled)[0]))(load_examples(str(golden)).examples)
+    view = GoldenView(by_prompt(samples_view(sampled)[0]))
+    kept, _ = view(load_examples(str(golden)).examples)
     compared = [] if pairs is None else pair_view(load_examples(str(pairs)).examples)[0]
-    return HeldOut(tuple(kept), tuple(compared), tuple(each for each in sampled if each.responses))
+    return HeldOut(tuple(kept), tuple(compared), tuple(each for each in sampled if each.responses), view.same)
 
 
 def told_apart(
@@ -56,7 +59,8 @@ def told_apart(
     """Numbers, also written to `path`:
 
     golden/X   accuracy, with `low` and `high`, of the reward model on golden answers against samples; `ties`, pairs in
-               all (`n`) and without two rewards (`missing`); `ece` and the range that it has by chance alone
+               all (`n`) and without two rewards (`missing`); `ece` and the range that it has by chance alone; samples
+               that were left out because they are equal to a golden answer (`same`)
     pairs/X    the same on what people compared
     samples/X  the same on samples of one prompt that differ by the scorer
     policy/X   mean of the reward (`reward`) and, by the scorer, `gold` of all samples, each with `_low` and `_high`
@@ -75,6 +79,7 @@ def told_apart(
         )
     found = {
         **_told("golden", *gaps(held.golden, parts[0])),
+        "golden/same": float(held.same),
         **_told("pairs", *gaps(held.pairs, parts[1])),
         **_mean("policy/reward", held.answers, parts[2]),
     }
