@@ -79,6 +79,14 @@ COMMANDS: dict[str, Command] = {
         "Rounds: sample, label, choose, train, evaluate.",
         "assent.loops.iterate:iterate",
     ),
+    "apo": Command(
+        config.ApoConfig,
+        "Reward model and policy in turns (adversarial preference optimisation).",
+        "assent.loops.apo:apo",
+        about="A reward model learns to tell golden answers (--data.train) from the policy's own, beside pairs that "
+        "people compared, and the policy learns from it: in turns (adversarial preference optimisation, arXiv "
+        "2311.08045).",
+    ),
     "custom": Command(
         config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
@@ -153,7 +161,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "In rounds": ("iterate", "warp", "steerlm", "constitution", "rlcd"),
+    "In rounds": ("iterate", "warp", "apo", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
     "AI feedback": ("judge", "critique", "contrast"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),

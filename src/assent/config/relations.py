@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from assent.config.apo import APO
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
@@ -364,6 +365,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     *REWARD,
     *ITERATE,
     *STEERLM,
+    *APO,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
