@@ -91,6 +91,21 @@ COMMANDS: dict[str, Command] = {
     "score": Command(
         config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
     ),
+    "judge": Command(
+        config.JudgeFileConfig, "Verdicts of judges on answers, as rows.", "assent.people.judge:judge", ("file",)
+    ),
+    "critique": Command(
+        config.CritiqueConfig,
+        "Critiques and revisions by principles.",
+        "assent.people.critique:critique",
+        ("file",),
+    ),
+    "contrast": Command(
+        config.ContrastConfig,
+        "Pairs by contrasting prompts.",
+        "assent.people.contrast:contrast",
+        ("model",),
+    ),
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", ("runs",)
     ),
@@ -110,6 +125,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     },
     "From rewards of sampled answers": tuple(METHODS),
     "By a function of your own": ("custom", "check"),
+    "AI feedback": ("judge", "critique", "contrast"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

@@ -26,6 +26,12 @@ BASIC: dict[str, str] = {
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
     "reward.loss reward.length_weight ensemble.heads ensemble.combine attributes.outputs attributes.weights "
     "gate.ratings gate.decorrelate gate.verbosity report_to",
+    "templates": "model prompts out templates limit seed sampling.max_new_tokens sampling.temperature engine.name "
+    "judge.model judge.key_env resume summary",
+    "revisions": "file source principles few_shots revisions keep out format columns limit seed judge.model "
+    "judge.key_env judge.temperature judge.max_tokens resume summary",
+    "principles": "file source principles out format columns limit judge.prompt judge.soft judge.contradiction "
+    "judge.model judge.key_env judge.max_tokens resume summary",
     "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
     "engine.name",
     "labels": "policies prompts out baseline reference rewards scorer labels toxicity consistency measures checkpoints "
@@ -42,7 +48,8 @@ command without any of them has few options and shows them all."""
 
 HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
-    "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
+    "Data": "data file also prompts principles few_shots templates revisions keep format "
+    "columns split chat_template max_length limit show problems system",
     "Objective": "methods objective options loss threshold plus reward attributes gate kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
     "judge reward_model weights ensemble explain sampling engine by probes benchmark",

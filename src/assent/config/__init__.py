@@ -14,12 +14,12 @@ from assent.config.base import (
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
 )
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
-from assent.config.judge import JudgeConfig
+from assent.config.judge import EndpointConfig, JudgeConfig, VerdictConfig, WriterConfig
 from assent.config.methods import METHODS, Method, method_of, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
 from assent.config.online import (
-    ActorCriticConfig, CriticConfig, CurriculumConfig, GivenConfig, KLConfig, OnlineConfig, PtxConfig, RemoteConfig,
-    RewardsConfig, RolloutConfig, ShapingConfig, critic_of,
+    ActorCriticConfig, CriticConfig, CurriculumConfig, GivenConfig, KLConfig, OnlineConfig, PatienceConfig, PtxConfig,
+    RemoteConfig, RewardsConfig, RolloutConfig, ShapingConfig, critic_of,
 )
 from assent.config.pairs import (
     AOTConfig, AOTLoss, AOTUnpairedConfig, AOTUnpairedLoss, APODownConfig, APOZeroConfig, AsymmetricDPOConfig,
@@ -29,6 +29,7 @@ from assent.config.pairs import (
     RPOConfig, RPOLoss, RRHFConfig, RRHFLoss, ReferenceFreeDPOConfig, RobustDPOConfig, RobustDPOLoss, SLiCHFConfig,
     SLiCHFLoss, SPPOConfig, SPPOLoss, SimPOConfig, SimPOLoss, TDPOConfig, TDPOLoss, TRDPOConfig, WPOConfig, WPOLoss,
 )
+from assent.config.people import ContrastConfig, ContrastSampling, CritiqueConfig, FeedbackFileConfig, JudgeFileConfig
 from assent.config.policy_gradient import (
     CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL, GRPOLoss,
     GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout, REINFORCEConfig,
@@ -62,19 +63,20 @@ __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
     "APOZeroUnpairedConfig", "ActorCriticConfig", "AlarmConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss",
     "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss",
-    "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig",
-    "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss",
-    "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss",
-    "EngineConfig", "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig",
-    "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout",
-    "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
-    "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss",
+    "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "ContrastConfig",
+    "ContrastSampling", "CriticConfig", "CritiqueConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss",
+    "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss",
+    "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EndpointConfig", "EngineConfig", "EnsembleConfig",
+    "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig", "FDPOLoss",
+    "FeedbackFileConfig", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GateSection",
+    "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig",
+    "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss",
     "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig",
     "METHODS", "MeasuresConfig", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NoKL",
     "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig",
-    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig", "PolicyRunConfig",
-    "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss",
-    "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
+    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PatienceConfig", "PlackettLuceDPOConfig",
+    "PolicyRunConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig",
+    "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss",
     "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLOOConfig",
     "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig",
     "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RemoteConfig", "ReportConfig",
@@ -82,7 +84,7 @@ __all__ = [
     "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig",
     "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig",
     "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS",
-    "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig", "WPOConfig", "WPOLoss", "WatchConfig", "critic_of",
-    "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config", "preference_config",
-    "reference_of", "reward_model_of",
+    "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WatchConfig",
+    "WriterConfig", "critic_of", "keywords", "loss_of", "method_of", "named_methods", "objective_of", "online_config",
+    "preference_config", "reference_of", "reward_model_of",
 ]

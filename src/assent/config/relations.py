@@ -11,8 +11,17 @@ from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
-from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights, unread
+from assent.config.online_relations import (
+    ONLINE,
+    engine_is_asked,
+    judge_is_asked,
+    remote_weights,
+    unread,
+    verdicts_are_asked,
+    writer_is_asked,
+)
 from assent.config.pairs import EXOConfig, SimPOConfig
+from assent.config.people import ContrastConfig, CritiqueConfig, JudgeFileConfig
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
@@ -277,6 +286,22 @@ def _others_are_asked(config: EvalConfig) -> str | None:
     )
 
 
+def _contrast_is_asked(config: ContrastConfig) -> str | None:
+    served = config.model.startswith("openai=")
+    for option, given, server in (
+        ("sampling.top_k", config.sampling.top_k != 0, False),
+        ("sampling.top_p", config.sampling.top_p != 1.0, False),
+        ("engine.name", config.engine.name != "torch", False),
+        ("judge.model", config.judge.model is not None, True),
+        ("judge.key_env", config.judge.key_env is not None, True),
+    ):
+        if given and server != served:
+            return (
+                f"--{option} is read only where MODEL is {'openai=URL' if server else 'a folder'}. Got {config.model}."
+            )
+    return None
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -293,6 +318,10 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),
+    (JudgeFileConfig, verdicts_are_asked),
+    (CritiqueConfig, writer_is_asked),
+    (ContrastConfig, engine_is_asked),
+    (ContrastConfig, _contrast_is_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),

@@ -12,7 +12,7 @@ from typing import Any
 
 from assent.errors import UserError
 from assent.http import Client, Patience, ServerError, run, together
-from assent.rewards.judge.ask import Answer, Keep, Question, Unanswered, known
+from assent.rewards.judge.ask import Answer, Keep, Question, Spent, Unanswered, known
 from assent.rewards.judge.prompt import Form
 
 PATH = "/v1/chat/completions"
@@ -62,6 +62,7 @@ class OpenAIJudge:
         self._form, self._letters, self._tie = form or Form(), tuple(letters), tie
         self.forgiving, self.unanswered, self.said = forgiving, Counter[str](), ""
         self._in_a_row = 0
+        self.spent = Spent()
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -70,6 +71,13 @@ class OpenAIJudge:
     def ask(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
         """As `Judge.ask`. Raises ServerUnavailable when the deadline or the retries are spent, ServerAnswerError for an
         answer that is no chat completion."""
+        begun = time.monotonic()
+        try:
+            return self._asked(questions, keep, deadline)
+        finally:
+            self.spent.seconds += time.monotonic() - begun
+
+    def _asked(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
         if self.forgiving:
             budget = deadline - time.monotonic()
             kinds = [
@@ -101,6 +109,7 @@ class OpenAIJudge:
         body: dict[str, object] = {**self._options, "messages": messages}
         if self._draws:
             body["seed"] = question.seed
+        self.spent.requests += 1
         answer = await self._client.ask(
             self._path,
             body,
@@ -122,7 +131,18 @@ class OpenAIJudge:
         if self._letters:
             tokens = (choice.get("logprobs") or {}).get("content") or []
             chances = letter_chances(tokens, text or "", self._form, self._letters, self._tie)
+        self._count(reply.get("usage"))
         return Answer(text or "", ended, chances)
+
+    def _count(self, usage: Any) -> None:
+        """Tokens, where the server says how many."""
+        told = usage if isinstance(usage, dict) else {}
+        counts = [told.get("prompt_tokens"), told.get("completion_tokens")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            self.spent.untold += 1
+            return
+        self.spent.read += counts[0]
+        self.spent.written += counts[1]
 
 
 def tried(flag: str, judge: OpenAIJudge, ask: Callable[[], object]) -> None:
