@@ -29,7 +29,9 @@ from assent.config.pairs import (
     RPOConfig, RPOLoss, RRHFConfig, RRHFLoss, ReferenceFreeDPOConfig, RobustDPOConfig, RobustDPOLoss, SLiCHFConfig,
     SLiCHFLoss, SPPOConfig, SPPOLoss, SimPOConfig, SimPOLoss, TDPOConfig, TDPOLoss, TRDPOConfig, WPOConfig, WPOLoss,
 )
-from assent.config.people import ContrastConfig, ContrastSampling, CritiqueConfig, FeedbackFileConfig, JudgeFileConfig
+from assent.config.people import (
+    AggregateConfig, AgreeConfig, ContrastConfig, ContrastSampling, CritiqueConfig, FeedbackFileConfig, JudgeFileConfig,
+)
 from assent.config.policy_gradient import (
     CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL, GRPOLoss,
     GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout, REINFORCEConfig,
@@ -60,6 +62,7 @@ from assent.config.training import TRAINERS, Trainer, named_methods
 from assent.config.trust import TrustConfig
 
 __all__ = [
+    "AggregateConfig", "AgreeConfig",
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
     "APOZeroUnpairedConfig", "ActorCriticConfig", "AlarmConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss",
     "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss",

@@ -21,13 +21,17 @@ SMOOTHING = 0.01
 PRIOR = 0.5
 """MACE: both parameters of the Beta prior of an annotator's reliability, and of the Dirichlet prior of guesses."""
 RESTARTS = 10
-RIDGE = 0.01
-"""Bradley-Terry with annotators: weight of half the squared strengths, biases and skills."""
+RIDGE = 0.5
+"""Bradley-Terry with annotators: weight of half the squared strengths. Two answers that nothing else joins tell skill
+from strength by it alone."""
+HABIT = 0.1
+"""The same of half the squared logits of skill and side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A table of labels. Example: annotator 2 gave item 0 the label 1: item [0], annotator [2], label [1]."""
+    """A table of labels. Example: annotator 2 gave item 0 the label 1: item [0], annotator [2], label [1]. `seen` is
+    the label as the annotator saw it, where the same label looks otherwise to some: the side on which an answer was."""
 
     item: np.ndarray
     annotator: np.ndarray
@@ -35,9 +39,11 @@ class Labels:
     items: int
     annotators: int
     classes: int
+    seen: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for column, size in ((self.item, self.items), (self.annotator, self.annotators), (self.label, self.classes)):
+        columns = ((self.item, self.items), (self.annotator, self.annotators), (self.label, self.classes))
+        for column, size in (*columns, *([] if self.seen is None else [(self.seen, self.classes)])):
             assert column.shape == self.label.shape, "one entry each"
             assert len(column) == 0 or (column.min() >= 0 and column.max() < size), "whole numbers from 0"
 
@@ -74,8 +80,8 @@ def decided(shares: np.ndarray) -> np.ndarray:
 
 
 def majority(labels: Labels) -> Consensus:
-    """Shares of votes: posterior[i, c] = votes[i, c] / Σ_c votes[i, c]. An annotator's accuracy is the mean share of the
-    *others* that voted as they did."""
+    """Shares of votes: posterior[i, c] = votes[i, c] / Σ_c votes[i, c]. An annotator's accuracy is the mean share of
+    the *others* that voted as they did."""
     votes = labels.votes
     total = votes.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -122,7 +128,8 @@ def mace(labels: Labels, seed: int = 0) -> Consensus:
 
         P(a writes l | true t) = θ_a 1[l = t] + (1 - θ_a) ξ_a[l],  T_i uniform,  θ_a ~ Beta(½, ½),  ξ_a ~ Dir(½, ...)
 
-    `accuracy` is θ_a: how often the annotator does not guess."""
+    What is guessed is a label as it was seen, so that a taste for a side is found. `accuracy` is θ_a: how often the
+    annotator does not guess."""
     rng, best, found = np.random.default_rng(seed), -math.inf, None
     for _ in range(RESTARTS):
         knows = np.column_stack([rng.uniform(1, 2, labels.annotators), rng.uniform(1, 2, labels.annotators)])
@@ -137,8 +144,8 @@ def mace(labels: Labels, seed: int = 0) -> Consensus:
 def _mace_from(labels: Labels, knows: np.ndarray, guesses: np.ndarray) -> tuple[float, Consensus]:
     """One run of variational EM: (log evidence at its end, consensus). `knows` [A, 2] are weights of knowing and of
     guessing, `guesses` [A, C] of what is guessed; after the first step they need not sum to 1."""
-    who, wrote = labels.annotator, labels.label
-    exact = np.eye(labels.classes)[wrote]
+    who, wrote = labels.annotator, labels.label if labels.seen is None else labels.seen
+    exact = np.eye(labels.classes)[labels.label]
     before, evidence = -math.inf, -math.inf
     posterior = np.full((labels.items, labels.classes), 1 / labels.classes)
     for _ in range(ITERATIONS):
@@ -216,15 +223,14 @@ class Strengths:
         return chance
 
 
-def noisy_bradley_terry(choices: Choices, ridge: float = RIDGE) -> Strengths:
+def noisy_bradley_terry(choices: Choices, ridge: float = RIDGE, habit: float = HABIT) -> Strengths:
     """Bradley-Terry with annotators of different skill, and a taste for a side of those who do not look (Chen et al.
     2013, CrowdBT, with a side):
 
         P(left preferred by a) = γ_a σ(s_left - s_right) + (1 - γ_a) q_a
 
-    by maximum likelihood with a normal prior of weight `ridge` on s, on logit q around 0 and on logit γ around 2. A tie
-    counts half for each side. Starts from skilled annotators, so that of the two mirror images (all good, all bad) the
-    first is found."""
+    by maximum likelihood with normal priors: of weight `ridge` on s, of weight `habit` on logit q around 0 and on logit
+    γ around 2. A tie counts half for each side."""
     things, crowd = choices.things, choices.annotators
     left, right, who, outcome = choices.left, choices.right, choices.annotator, choices.outcome
 
@@ -244,9 +250,10 @@ def noisy_bradley_terry(choices: Choices, ridge: float = RIDGE) -> Strengths:
             np.add.at(grad, things + who, -weight * (1 - share) * sign * expit(-sign * side))
             np.add.at(grad, things + crowd + who, -weight * (share * expit(-skill) - (1 - share) * expit(skill)))
         away = x - rest
-        return value + ridge / 2 * float(away @ away), grad + ridge * away
+        return value + float(prior @ (away * away)) / 2, grad + prior * away
 
     rest = np.concatenate([np.zeros(things + crowd), np.full(crowd, 2.0)])
+    prior = np.concatenate([np.full(things, ridge), np.full(2 * crowd, habit)])
     found = minimize(loss, rest, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-8})
     x = found.x
     return Strengths(x[:things], expit(x[things + crowd :]), expit(x[things : things + crowd]))
