@@ -42,13 +42,10 @@ def test_majority_is_crowd_kits_and_ties_are_undecided():
     assert decided(np.array([[0.2, 0.8], [np.nan, np.nan], [0.5, 0.5]])).tolist() == [1, -1, -1]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_dawid_skene_is_crowd_kits(seed: int):
-    labels, _, frame = crowd(seed)
-    theirs = DawidSkene(n_iter=2000, tol=1e-13).fit(frame)
-    np.testing.assert_allclose(
-        dawid_skene(labels, 0.0).posterior, theirs.probas_.loc[range(200), range(3)].to_numpy(), atol=1e-3
-    )
+def test_dawid_skene_is_crowd_kits():
+    labels, _, frame = crowd(0)
+    theirs = DawidSkene(n_iter=300, tol=1e-13).fit(frame).probas_.loc[range(200), range(3)].to_numpy()
+    np.testing.assert_allclose(dawid_skene(labels, 0.0).posterior, theirs, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -104,7 +101,7 @@ def comparisons(seed: int, n: int = 1500) -> tuple[Choices, np.ndarray, np.ndarr
 
 
 def test_bradley_terry_with_annotators_has_crowd_kits_likelihood_and_finds_skill_and_side():
-    """crowd-kit's optimiser is given gradients that are one place off, and ends elsewhere: its likelihood is the oracle."""
+    """crowd-kit's optimiser gets gradients that are one place off, and ends elsewhere: its likelihood is the oracle."""
     choices, strength, skill, side = comparisons(0)
     found = noisy_bradley_terry(choices, ridge=1e-6, habit=1e-6)
     winners = np.where(choices.outcome == 1, choices.left, choices.right)

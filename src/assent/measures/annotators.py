@@ -16,6 +16,8 @@ from scipy.special import digamma, expit, log_expit, logsumexp
 TOLERANCE = 1e-9
 """EM ends where the likelihood, a label, grows by less."""
 ITERATIONS = 1000
+EVEN = 1e-6
+"""Probabilities closer to one another are equal."""
 SMOOTHING = 0.01
 """Pseudo-count of each cell of a confusion matrix: what an annotator has not done yet is not impossible."""
 PRIOR = 0.5
@@ -75,7 +77,7 @@ def decided(shares: np.ndarray) -> np.ndarray:
     """[I] the largest of each row of shares [I, C]; -1 for a row of NaN, and where two are largest."""
     filled = np.nan_to_num(shares, nan=-1.0)
     most = filled.max(axis=1, keepdims=True)
-    single = (filled >= most - 1e-12).sum(axis=1) == 1
+    single = (filled >= most - EVEN).sum(axis=1) == 1
     return np.where(single & (most[:, 0] > 0), filled.argmax(axis=1), -1)
 
 

@@ -45,7 +45,7 @@ class _Asked:
 
     def add(self, item: Hashable, who: str, value: float, topic: str, group: Hashable) -> None:
         self.cells[item, who] = value
-        self.topics[item] = topic
+        self.topics[item] = self.topics.get(item) or topic
         self.groups[item] = group
 
 
