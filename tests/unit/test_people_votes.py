@@ -72,7 +72,7 @@ def votes(tmp_path: Path) -> str:
         example(2, Pair(1, 0, 3.0, "ann")),
         example(3, Ranking(((0, 1),), "ann"), Ranking(((0, 1),), "bo"), Pair(0, 1, None, "cy")),
         example(4, Binary(0, True, "ann"), Binary(0, True, "bo"), Binary(0, False, "cy"), Binary(1, False, "cy")),
-        example(5, *(Rating(0, {"helpfulness": h, "verbosity": 1}, who) for h, who in zip((4, 3, 0, 4), "abcd", strict=True))),
+        example(5, *(Rating(0, {"helpfulness": h, "verbosity": 1}, f"annotator {n}") for n, h in enumerate((4, 3, 0, 4)))),
         example(6, *(Rating(0, {"helpfulness": h}, who) for h, who in zip((4, 0, 2), "abc", strict=True))),
     ]  # fmt: skip
     return write(tmp_path / "votes.jsonl", rows)

@@ -16,7 +16,7 @@ from scipy.special import digamma, expit, log_expit, logsumexp
 TOLERANCE = 1e-9
 """EM ends where the likelihood, a label, grows by less."""
 ITERATIONS = 1000
-EVEN = 1e-6
+EVEN = 1e-4
 """Probabilities closer to one another are equal."""
 SMOOTHING = 0.01
 """Pseudo-count of each cell of a confusion matrix: what an annotator has not done yet is not impossible."""
