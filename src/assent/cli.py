@@ -131,6 +131,13 @@ COMMANDS: dict[str, Command] = {
         "assent.people.critique:critique",
         ("file",),
     ),
+    "agree": Command(config.AgreeConfig, "How far annotators agree.", "assent.people.agree:agree", ("files",)),
+    "aggregate": Command(
+        config.AggregateConfig,
+        "Votes of several annotators as one label each.",
+        "assent.people.aggregate:aggregate",
+        ("file",),
+    ),
     "contrast": Command(
         config.ContrastConfig,
         "Pairs by contrasting prompts.",
@@ -163,7 +170,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "From rewards of sampled answers": tuple(METHODS),
     "In rounds": ("iterate", "warp", "apo", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
-    "AI feedback": ("judge", "critique", "contrast"),
+    "People and AI feedback": ("judge", "critique", "contrast", "agree", "aggregate"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

@@ -155,10 +155,10 @@ def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, .
         if same_answer(responses[chosen], responses[rejected]):
             raise RowError(f"{column}.rejected", "equal to chosen")
         strength = item.get("strength")
-        shares = _shares(item, column)
-        return Pair(
-            chosen, rejected, None if strength is None else number(strength, f"{column}.strength"), annotator, *shares
-        )
+        if (first := item.get("first")) not in (None, "chosen", "rejected"):
+            raise RowError(f"{column}.first", f"expected chosen or rejected, got {in_words(first)}")
+        gap = None if strength is None else number(strength, f"{column}.strength")
+        return Pair(chosen, rejected, gap, annotator, *_shares(item, column), first=first)
     if kind == "ranking":
         levels = tuple(
             tuple(index(value, "levels") for value in listed(level, f"{column}.levels"))
