@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -613,6 +614,18 @@ def test_an_interrupt_leaves_nothing(family, run, tmp_path, monkeypatch) -> None
     with pytest.raises(KeyboardInterrupt):
         run("a b", "linear")
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_killed_is_absent_and_made_again_to_the_same_bytes(family, run, tmp_path, monkeypatch) -> None:
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(merged.Merge, "_is_done", lambda self, name: os.kill(os.getpid(), signal.SIGKILL))
+        run("a b", "linear")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    run("a b", "linear")
+    run("a b", "linear", out="undisturbed")
+    assert bits(str(tmp_path / "out")) == bits(str(tmp_path / "undisturbed"))
 
 
 def test_a_folder_in_the_way_stays(family, tmp_path) -> None:
