@@ -14,7 +14,6 @@ import torch
 from assent.algorithms.export import export
 from assent.config import MERGES, ExportConfig, MergeConfig
 from assent.config.settings import dump, validate
-from assent.distributed import on_main
 from assent.errors import ConfigError, ModelError
 from assent.models.alike import Part, check_alike, check_tokens, open_part
 from assent.models.digests import TOKENIZER
@@ -37,15 +36,12 @@ _BESIDE = (*TOKENIZER, "generation_config.json", "*.py", "*processor_config.json
 
 
 def merge(config: MergeConfig) -> Path:
-    """Writes the model that `config` merges to `config.out`, complete or not at all. Of several ranks the main one does.
+    """Writes the model that `config` merges to `config.out`, complete or not at all: in one process; of several
+    ranks one calls it.
 
     Raises ConfigError for options that contradict each other, RunFolderError where `config.out` holds something, and
     ModelError where models are not there, do not fit together, or hold numbers that are not finite."""
     validate(config)
-    return on_main(lambda: _made(config))
-
-
-def _made(config: MergeConfig) -> Path:
     out = check_new(config.out)
     quiet_transformers()
     sources = {path: _found(path) for path in config.models}
