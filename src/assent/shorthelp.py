@@ -20,6 +20,7 @@ TRAINED = (
 )
 LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
 BASIC: dict[str, str] = {
+    "topic": "files labels topic scale format columns split limit seed summary",
     "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
     "contrasted": f"{LOOP} sampling.max_new_tokens templates contrasted comparisons method options judge.model",
     "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
@@ -53,7 +54,6 @@ BASIC: dict[str, str] = {
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
     "explain",
     "probes": "source file also out scorer by probes benchmark weights ensemble format columns split limit seed",
-    "topic": "files labels topic scale format columns limit seed summary",
     "sure": "file out method ratings by least sure format columns limit summary",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
@@ -62,8 +62,8 @@ command without any of them has few options and shows them all."""
 
 HEADINGS = {
     "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
-    "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons revisions "
-    "keep format columns split chat_template max_length limit show problems system",
+    "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons "
+    "revisions keep format columns split chat_template max_length limit show problems system",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
     "kl",
