@@ -18,7 +18,10 @@ TRAINED = (
     "model.path model.lora.rank data.train data.eval_fraction optim.lr train.batch_size train.epochs train.eval_every "
     "out resume"
 )
+COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
+    "loss.ties": f"{COMPARED} loss.beta",
+    "loss.threshold": f"{COMPARED} loss.beta",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
