@@ -280,7 +280,6 @@ ROWS: tuple[Row, ...] = (
     Row("reward_clip_range reward.clip_range", "shaping.clip", "one bound, of the absolute value"),
     Row("missing_eos_penalty", "shaping.missing_eos_penalty"),
     # pairs of sampled answers (TRL's Online DPO, XPO and Nash-MD)
-    Row("loss_type", "loss.pairs", "dpo is its sigmoid"),
     Row("mixture_coef", "loss.mixture"),
     Row("judge", "rewards.judges", "openai=URL or model=FOLDER"),
     Row("mask_truncated_completions", "", "--shaping.missing_eos_penalty lowers the reward of an unfinished answer"),
