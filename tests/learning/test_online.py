@@ -53,7 +53,7 @@ PRICE, MIXTURE = 0.5, 0.25
 COMPARING: dict[str, tuple[str, tuple[int, int, float], dict[str, Any]]] = {
     "online-dpo": ("online-dpo", (64, 110, 5e-3), {"loss": {"beta": COEF}}),
     "xpo": ("xpo", (64, 110, 5e-3), {"loss": {"beta": COEF, "alpha": 1e-3}}),
-    "online-ipo": ("online-dpo", (64, 110, 5e-3), {"loss": {"pairs": "ipo", "beta": PRICE}}),
+    "online-ipo": ("online-dpo", (128, 150, 5e-3), {"loss": {"pairs": "ipo", "beta": PRICE}}),
     "nash-md": ("nash-md", (128, 60, 1e-2), {"loss": {"mixture": MIXTURE, "whiten": True}, "kl": {"coef": PRICE}}),
 }
 """Method; prompts, steps, learning rate; options. Labels are Bradley-Terry draws, of which DPO's optimum is that of the
