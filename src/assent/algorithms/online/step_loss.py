@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.comparison import comparison_loss
 from assent.algorithms.online.method import PENALTY, OnlineMethod
 from assent.algorithms.online.models import Forward, Models
+from assent.algorithms.online.samples import KL_ANCHOR
 from assent.algorithms.preference.step_loss import Requirement
 from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
@@ -28,14 +30,14 @@ def forward(
     batch: TreeBatch, models: Models, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
 ) -> Forward:
     """What the models say of a micro-batch, with gradients, as far as the loss needs it."""
-    temperature, kl, reference = config.sampling.temperature, config.kl, models.reference
+    temperature, kl, held_to = config.sampling.temperature, config.kl, models.anchor
     if coefficients.warming and models.critic is not None:  # the policy is not trained: nothing of it is needed
         nothing = torch.zeros_like(batch.label, dtype=torch.float32)
         return Forward(TokenScores(nothing, nothing, nothing, nothing), models.critic.scalars(batch, batch.source))
     anchor, needs = None, frozenset() if method.comparison is None else method.comparison.needs
     in_loss = kl.coef > 0 and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming
-    if reference is not None and (in_loss or Requirement.ANCHOR in needs):
-        anchor = reference.anchor(batch, temperature)
+    if held_to is not None and (in_loss or Requirement.ANCHOR in needs):
+        anchor = held_to.anchor(batch, temperature)
     scores = models.forward(
         batch,
         temperature,
@@ -84,7 +86,7 @@ def step_loss(
             total = (weights * losses).sum()
         metrics |= diagnostics(tokens, method)
         if fields.old is None:
-            metrics |= first_sight(tokens, fields.reference, batch)
+            metrics |= first_sight(tokens, {"kl": fields.reference, KL_ANCHOR: fields.anchor}, batch)
     if method.critic is not None:
         assert passed.values is not None and fields.values is not None and fields.returns is not None
         errors = clipped_value(passed.values, fields.values, fields.returns, clip=method.critic.clip)
@@ -97,8 +99,8 @@ def step_loss(
 class Tokens:
     """The tokens of a micro-batch, [N] each: under the trained policy (`scores`), under the policy before the step
     (`old`), under the one that ratios are taken to (`base`, the old one or PPO-EWMA's average), under the engine that
-    sampled them (`sampler`). `sampled` is 0 in demonstrations, where there are any, else 1. `advantages` are 0 where
-    answers are compared."""
+    sampled them (`sampler`), under what the KL counts from (`anchor`). `sampled` is 0 in demonstrations, where there
+    are any, else 1. `advantages` are 0 where answers are compared."""
 
     scores: TokenScores
     old: Tensor
@@ -106,7 +108,7 @@ class Tokens:
     sampler: Tensor
     sampled: Tensor
     advantages: Tensor
-    reference: Tensor | None
+    anchor: Tensor | None
     response: Tensor
     demonstrations: bool
 
@@ -123,7 +125,7 @@ class Tokens:
             sampler=torch.where(sampled > 0, fields.sampler, old),
             sampled=sampled,
             advantages=torch.zeros_like(old) if fields.advantages is None else fields.advantages,
-            reference=fields.reference,
+            anchor=fields.reference if fields.anchor is None else fields.anchor,
             response=batch.response,
             demonstrations=fields.sampled is not None,
         )
@@ -150,8 +152,8 @@ def token_losses(
     if coefficients.kl > 0 and config.kl.place == "loss":
         drift = tokens.scores.kl
         if config.kl.estimator != "full":
-            assert tokens.reference is not None
-            drift = kl_estimate(tokens.scores.logprobs, tokens.reference, estimator=config.kl.estimator)
+            assert tokens.anchor is not None
+            drift = kl_estimate(tokens.scores.logprobs, tokens.anchor, estimator=config.kl.estimator)
         losses = losses + coefficients.kl * tokens.sampled * drift
         metrics["kl_loss"] = tokens.mean(drift)
     if method.entropy > 0:
@@ -171,7 +173,7 @@ def policy_losses(tokens: Tokens, method: OnlineMethod, coefficients: Coefficien
             "advantages": tokens.advantages,
             "response": tokens.response,
             "sampler_logprobs": tokens.sampler,
-            "reference_logprobs": tokens.reference,
+            "reference_logprobs": tokens.anchor,
             "entropy": tokens.scores.entropy,
         },
         **options,
@@ -191,13 +193,14 @@ def diagnostics(tokens: Tokens, method: OnlineMethod) -> Terms:
     return {name: tokens.mean(values) for name, values in sums.items()}
 
 
-def first_sight(tokens: Tokens, reference: Tensor | None, batch: TreeBatch) -> Terms:
+def first_sight(tokens: Tokens, others: Mapping[str, Tensor | None], batch: TreeBatch) -> Terms:
     """What a rollout tells of the policy, where its one step is the first to compute it."""
     metrics: Terms = {"entropy": tokens.mean(tokens.scores.entropy.detach())}
-    if reference is not None:
-        drift = (tokens.scores.logprobs.detach() - reference) * tokens.sampled
-        responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
-        metrics["kl"] = (drift.sum(), responses)
+    responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
+    for name, logprobs in others.items():
+        if logprobs is not None:
+            drift = (tokens.scores.logprobs.detach() - logprobs) * tokens.sampled
+            metrics[name] = (drift.sum(), responses)
     return metrics
 
 
