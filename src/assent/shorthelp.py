@@ -19,7 +19,10 @@ TRAINED = (
     "out resume"
 )
 LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
+COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
+    "loss.ties": f"{COMPARED} loss.beta",
+    "loss.threshold": f"{COMPARED} loss.beta",
     "topic": "files labels topic scale format columns split limit seed summary",
     "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
     "contrasted": f"{LOOP} sampling.max_new_tokens templates contrasted comparisons method options judge.model",
