@@ -310,10 +310,10 @@ def test_a_method_on_rewards_is_given_the_reward_model(world: Path, tmp_path: Pa
     ("more", "said"),
     [
         ("--method dppo", "trains no policy. Perhaps you meant"),
-        ("--method dpo", "learns from answers that differ in reward"),
-        ("--method sft --choose.take best-worst", "learns from single answers"),
+        ("--method dpo", "--choose.take best gives nothing that dpo learns from"),
+        ("--method sft --choose.take best-worst", "--choose.take best-worst gives nothing that sft learns from"),
         ("--method ppo --choose.gap 1", "samples answers by itself"),
-        ("--choose.take above", "Give it."),
+        ("--choose.take above", "takes what reaches --choose.threshold"),
         ("--data.eval_fraction 0", "Give a share, or --data.eval FILE"),
         ("--reward_options adversarial.golden:x", "reward has no option 'adversarial.golden'"),
         ("--reward_options adversarial.coeff:1", "Perhaps you meant"),

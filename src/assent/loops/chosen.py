@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from assent.config.choosing import PAIRED, ChooseConfig
-from assent.data.conversions import overall_ratings
+from assent.data.conversions import best_answers, comparisons, overall_ratings
 from assent.data.formats import to_row
 from assent.data.formats.fields import same_answer
+from assent.data.formats.load import moved
 from assent.data.jsonl import write_rows
-from assent.data.records import Example, Pair, Rating
+from assent.data.records import Binary, Example, Pair, Ranking, Rating
 from assent.distributed import on_main
 from assent.errors import DataError
 from assent.loops.labelled import read_answers
@@ -33,8 +34,12 @@ NONE = "no usable answer"
 SAME = "all usable answers are the same"
 TIED = "all rewards are equal"
 GAP = "no two rewards differ enough (--choose.gap)"
+CUT = "what was preferred or not was cut off"
 BELOW = "no reward reaches the threshold (--choose.threshold)"
-REASONS: Mapping[str, str] = {"fewer": FEWER, "none": NONE, "same": SAME, "tied": TIED, "close": GAP, "below": BELOW}
+REASONS: Mapping[str, str] = {
+    "fewer": FEWER, "none": NONE, "same": SAME, "tied": TIED, "close": GAP, "below": BELOW,
+    "cut": CUT,
+}  # fmt: skip
 """Number of the stage -> why a prompt gives nothing."""
 
 
@@ -57,7 +62,11 @@ class Chosen:
 
 def choose(example: Example, config: ChooseConfig, *, answers: int, threshold: float | None, seed: int) -> Chosen:
     """What `config` takes of an example with ratings, of which `answers` responses were sampled; `seed` draws where
-    something is by chance, the same for the same prompt wherever it stands."""
+    something is by chance, the same for the same prompt wherever it stands. Yes/no labels count as rewards of 1 and 0.
+    Where the feedback compares answers (people's pairs and rankings), these comparisons are what is taken, or the
+    answer that wins most of them."""
+    if any(isinstance(item, Pair | Ranking) for item in example.feedback):
+        return _compared(example, config)
     usable, left_out = usable_answers(example, config)
     count = len(usable) + left_out["duplicates"]
     if count < answers and config.fewer == "skip":
@@ -84,18 +93,18 @@ def choose(example: Example, config: ChooseConfig, *, answers: int, threshold: f
 
 def usable_answers(example: Example, config: ChooseConfig) -> tuple[list[Usable], Counter[str]]:
     """The answers that can be learnt from, each text once with the mean of its rewards, and why others cannot."""
-    rewards = overall_ratings(example)
+    rewards = _rewards(example)
     tokens = example.meta.get(TOKENS)
     left_out: Counter[str] = Counter(unscored=0, unfinished=0, duplicates=0)
     kept: list[list[int]] = []
     for place, response in enumerate(example.responses):
         if not response.finished and config.unfinished == "drop":
             left_out["unfinished"] += 1
-        elif place not in rewards:
-            left_out["unscored"] += 1
         elif twins := next((own for own in kept if same_answer(example.responses[own[0]], response)), None):
             left_out["duplicates"] += 1
-            twins.append(place)
+            twins += [place] if place in rewards else []
+        elif place not in rewards:
+            left_out["unscored"] += 1
         else:
             kept.append([place])
     found = []
@@ -109,6 +118,38 @@ def usable_answers(example: Example, config: ChooseConfig) -> tuple[list[Usable]
             score -= config.length_penalty * tokens[own[0]]
         found.append(Usable(own[0], score))
     return found, left_out
+
+
+def _rewards(example: Example) -> Mapping[int, float]:
+    """What each answer is worth: its overall rating, or the share of yes among its yes/no labels."""
+    labels: dict[int, list[bool]] = {}
+    for item in example.feedback:
+        if isinstance(item, Binary):
+            labels.setdefault(item.response, []).append(item.label)
+    return overall_ratings(example) or {index: sum(own) / len(own) for index, own in labels.items()}
+
+
+def _compared(example: Example, config: ChooseConfig) -> Chosen:
+    """What the comparisons of answers say, one vote each."""
+    if config.take not in (*PAIRED, "best") or config.threshold is not None or config.gap or config.length_penalty:
+        raise DataError(
+            f"{example.origin}: its answers are compared, not rated: --choose.take best or pairs, without a threshold, "
+            "a gap or a length penalty."
+        )
+    cut = [not response.finished and config.unfinished == "drop" for response in example.responses]
+    left_out = Counter(unscored=0, unfinished=sum(cut), duplicates=0)
+    votes = Counter((pair.chosen, pair.rejected) for pair in comparisons(example)[0])
+    won = [two for two, count in sorted(votes.items()) if count > votes[two[1], two[0]]]
+    if not won:
+        return Chosen((), TIED, left_out)
+    if config.take == "best":
+        best = best_answers(example)[0]
+        alone = replace(reduced(example, [best]), feedback=())
+        return Chosen((), CUT, left_out) if cut[best] else Chosen((alone,), None, left_out)
+    kept = [two for two in won if not any(cut[place] for place in two)]
+    if not kept:
+        return Chosen((), CUT, left_out)
+    return Chosen((_paired_up(example, [Pair(*two) for two in kept]),), None, left_out)
 
 
 def paired(usable: Sequence[Usable], config: ChooseConfig, seed: int) -> list[tuple[Usable, Usable]]:
@@ -135,22 +176,25 @@ def _gap(better: Usable, worse: Usable) -> float:
 
 
 def _alone(example: Example, one: Usable) -> Example:
-    return replace(_reduced(example, [one.place]), feedback=(Rating(0, {REWARD: one.score}),))
+    return replace(reduced(example, [one.place]), feedback=(Rating(0, {REWARD: one.score}),))
 
 
 def _with_ratings(example: Example, usable: Sequence[Usable]) -> Example:
     ratings = tuple(Rating(index, {REWARD: one.score}) for index, one in enumerate(usable))
-    return replace(_reduced(example, [one.place for one in usable]), feedback=ratings)
+    return replace(reduced(example, [one.place for one in usable]), feedback=ratings)
 
 
 def _with_pairs(example: Example, pairs: Sequence[tuple[Usable, Usable]]) -> Example:
-    used = sorted({one.place for pair in pairs for one in pair})
-    at = {place: index for index, place in enumerate(used)}
-    feedback = tuple(Pair(at[better.place], at[worse.place], _gap(better, worse)) for better, worse in pairs)
-    return replace(_reduced(example, used), feedback=feedback)
+    return _paired_up(example, [Pair(better.place, worse.place, _gap(better, worse)) for better, worse in pairs])
 
 
-def _reduced(example: Example, places: Sequence[int]) -> Example:
+def _paired_up(example: Example, pairs: Sequence[Pair]) -> Example:
+    """The example with these pairs, and the responses that stand in them."""
+    used = sorted({place for pair in pairs for place in (pair.chosen, pair.rejected)})
+    return replace(reduced(example, used), feedback=tuple(moved(pair, used.index) for pair in pairs))
+
+
+def reduced(example: Example, places: Sequence[int]) -> Example:
     """The example with these responses alone, and their part of the columns that have one entry for each."""
     size = len(example.responses)
     meta = {
@@ -223,6 +267,7 @@ def _nothing(labelled: Path, config: ChooseConfig, reasons: Counter[str], said: 
         SAME: "The policy says one thing alone: a higher --sampling.temperature, or an earlier start.",
         TIED: "What labels prefers none of the answers: another labeller, or answers that differ more.",
         GAP: "A smaller --choose.gap.",
+        CUT: "Longer answers (--sampling.max_new_tokens), or --choose.unfinished keep.",
         BELOW: "A lower --choose.threshold or --choose.threshold_step.",
     }[most]
     return f"{labelled}: no prompt gives {what}. {'; '.join(said)}. {advice}"

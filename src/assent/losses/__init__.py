@@ -22,6 +22,7 @@ from assent.losses.advantages import (
     token_weights,
     whiten,
 )
+from assent.losses.comparisons import PREFERENCES, best_and_worst, desirability, win_probability
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
 from assent.losses.kl import KL_ESTIMATORS, kl_estimate
 from assent.losses.odin import correlation, odin_length, orthogonality
@@ -134,6 +135,8 @@ ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
     "group_advantages": group_advantages,
     "leave_one_out": leave_one_out,
     "greedy_baseline": greedy_baseline,
+    "best_and_worst": best_and_worst,
+    "desirability": desirability,
 }
 """Every estimator of advantages by name."""
 
@@ -141,6 +144,7 @@ __all__ = [
     "ADVANTAGES",
     "KL_ESTIMATORS",
     "LOSSES",
+    "PREFERENCES",
     "REDUCTIONS",
     "SCALES",
     "RatioDiagnostics",
@@ -155,6 +159,7 @@ __all__ = [
     "asymmetric_dpo",
     "attribute_regression",
     "bco",
+    "best_and_worst",
     "best_of_k",
     "bradley_terry",
     "bradley_terry_tokens",
@@ -168,6 +173,7 @@ __all__ = [
     "cpo",
     "cross_entropy",
     "davidson",
+    "desirability",
     "discopop",
     "discounted_returns",
     "dpo",
@@ -218,5 +224,6 @@ __all__ = [
     "tdpo",
     "token_weights",
     "whiten",
+    "win_probability",
     "wpo",
 ]
