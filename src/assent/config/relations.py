@@ -33,6 +33,7 @@ from assent.config.reward_relations import REWARD
 from assent.config.rlaif import ConstitutionConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
+from assent.config.steerlm import STEERLM
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.config.training import TRAINERS, compared, named_methods
 from assent.config.warp import WarpConfig, warped
@@ -363,6 +364,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     *ONLINE,
     *REWARD,
     *ITERATE,
+    *STEERLM,
     *APO,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
