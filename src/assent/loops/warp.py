@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from assent import distributed
 from assent.algorithms.merge import merge
 from assent.config import MergeConfig, OnlineConfig
@@ -30,7 +32,7 @@ from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.loops.children import Child, RunFailed, devices, stopped, together
 from assent.loops.front import CSV, FIGURE, TABLE, front_of
 from assent.loops.loop import Loop, opened, outcome, seed_of
-from assent.models.saving import DTYPES, stored_dtype
+from assent.models.saving import stored_dtype
 from assent.models.sources import resolve
 from assent.models.stored import configuration
 from assent.outputs import write_text
@@ -99,8 +101,7 @@ def _runs(loop: Loop, config: WarpConfig, number: int, start: str, at_once: int)
         except RunFailed as error:
             loop.say(stopped(error.name, loop.folder))
             raise
-    reads = [start, *_read_by(config)]
-    return [str(_run(loop, name, run, reads, trained=at_once > 0)) for name, run in planned.items()]
+    return [str(_run(loop, name, run, [start, *_read_by(run)], trained=at_once > 0)) for name, run in planned.items()]
 
 
 def _run(loop: Loop, name: str, run: OnlineConfig, reads: Sequence[str], *, trained: bool) -> Path:
@@ -116,10 +117,11 @@ def _run(loop: Loop, name: str, run: OnlineConfig, reads: Sequence[str], *, trai
         raise
 
 
-def _read_by(config: WarpConfig) -> list[str]:
+def _read_by(run: OnlineConfig) -> list[str]:
     """What all runs read beside their start, as far as it lies here: none of it may change between rounds."""
-    files = (config.data.train, *(word.rpartition(":")[0] for word in config.rewards.functions))
-    return [*config.rewards.model, *(file for file in files if Path(file).is_file())]
+    rewards = run.rewards
+    files = (run.data.train, *(word.rpartition(":")[0] for word in rewards.functions))
+    return [*rewards.model, *(file for file in files if Path(file).is_file())]
 
 
 # ---- merged models
@@ -129,7 +131,7 @@ def _merge_of(config: WarpConfig, start: str, runs: Sequence[str]) -> MergeConfi
     """How the runs of a round become one model."""
     if config.merge == "linear":
         return MergeConfig(tuple(runs), "linear", "", dtype="fp32")
-    weights = (1 - config.weight, config.weight) if len(runs) == 2 else None
+    weights = (1 - config.weight, config.weight) if len(runs) == 2 else (1.0,) * len(runs)  # λ of the m-th: 1 / m
     return MergeConfig(tuple(runs), "slerp", "", base=start, weights=weights, dtype="fp32")
 
 
@@ -180,7 +182,7 @@ def _evaluated(loop: Loop, config: WarpConfig, name: str, models: Mapping[str, s
     def make(path: Path) -> None:
         evaluate(evaluation_of(config, models, str(path), resume=distributed.on_main((path / CACHE).exists)))
 
-    return loop.stage(name, make, reads=list(models.values()), about=f"{len(models)} models on {config.held_out}")
+    return loop.stage(name, make, reads=list(models.values()), about=f"the held-out answers of {', '.join(models)}")
 
 
 def _written(text: str, path: Path) -> None:
@@ -195,4 +197,5 @@ def _dtype(config: WarpConfig) -> Dtype:
     source = resolve(config.model.path, config.model.revision)
     below = configuration(source.base, source.revision, config.model.trust_remote_code)
     stored = stored_dtype(source.base, source.revision, below)
-    return next(name for name, dtype in DTYPES.items() if dtype == stored)
+    names: dict[torch.dtype, Dtype] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names.get(stored, "fp32")
