@@ -74,6 +74,11 @@ COMMANDS: dict[str, Command] = {
         config.CompareConfig, "Several methods on the same data, one report.", "assent.evaluate.compare:compare"
     ),
     **{name: _learning(name, row) for name, row in METHODS.items()},
+    "iterate": Command(
+        config.IterateConfig,
+        "Rounds: sample, label, choose, train, evaluate.",
+        "assent.loops.iterate:iterate",
+    ),
     "custom": Command(
         config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
@@ -106,6 +111,27 @@ COMMANDS: dict[str, Command] = {
     "score": Command(
         config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
     ),
+    "judge": Command(
+        config.JudgeFileConfig, "Verdicts of judges on answers, as rows.", "assent.people.judge:judge", ("file",)
+    ),
+    "critique": Command(
+        config.CritiqueConfig,
+        "Critiques and revisions by principles.",
+        "assent.people.critique:critique",
+        ("file",),
+    ),
+    "contrast": Command(
+        config.ContrastConfig,
+        "Pairs by contrasting prompts.",
+        "assent.people.contrast:contrast",
+        ("model",),
+    ),
+    "constitution": Command(
+        config.ConstitutionConfig,
+        "Constitutional AI: revisions, choices, reward model, policy.",
+        "assent.loops.constitution:constitution",
+    ),
+    "rlcd": Command(config.RLCDConfig, "RLCD: contrasting prompts, reward model, policy.", "assent.loops.rlcd:rlcd"),
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", ("runs",)
     ),
@@ -124,8 +150,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "In rounds": ("warp",),
+    "In rounds": ("iterate", "warp", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
+    "AI feedback": ("judge", "critique", "contrast"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

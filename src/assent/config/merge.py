@@ -20,6 +20,7 @@ class MergeMethod:
     name: str
     formula: str
     paper: str
+    use: str
     base: bool = True
     options: tuple[str, ...] = ()
     models: tuple[int, int | None] = (2, None)
@@ -35,6 +36,7 @@ MERGES: dict[MergeName, MergeMethod] = {
         name="linear average (LERP, model soup)",
         formula="Σ w_i θ_i / Σ w_i; with `--no_normalize` Σ w_i θ_i",
         paper="2203.05482",
+        use="Runs of one start that differ in data order, seed or rates (reward models too).",
         base=False,
         options=("weights", "normalize"),
         models=(1, None),
@@ -43,6 +45,7 @@ MERGES: dict[MergeName, MergeMethod] = {
         name="exponential moving average of checkpoints, oldest first",
         formula="a ← (1 − μ) a + μ θ_i for i = 2 … M, from a = θ_1",
         paper="1703.01780",
+        use="Checkpoints of one run, smoothed.",
         base=False,
         options=("mu",),
     ),
@@ -50,6 +53,7 @@ MERGES: dict[MergeName, MergeMethod] = {
         name="LITI, linear interpolation towards the start",
         formula="θ_0 + η δ_1 = (1 − η) θ_0 + η θ_1",
         paper="2406.16768",
+        use="A trained model that went too far: reward and KL between it and its start.",
         options=("eta",),
         models=(1, 1),
     ),
@@ -58,18 +62,21 @@ MERGES: dict[MergeName, MergeMethod] = {
         formula="θ_0 + η s_M, s_1 = δ_1, s_i = sin((1 − λ)Ω)/sin Ω s_{i−1} + sin(λΩ)/sin Ω δ_i, "
         "λ = w_i / (w_1 + … + w_i), Ω the angle of s_{i−1} and δ_i",
         paper="2406.16768",
+        use="Policies of separate runs, two at a time or a few: more reward than their mean.",
         options=("weights", "granularity", "eta"),
     ),
     "karcher": MergeMethod(
         name="Karcher mean of task vectors, in no order",
         formula="θ_0 + η (Σ w_i |δ_i|) m, m the unit vector with the least Σ w_i angle(m, δ_i)²",
         paper="2603.04972",
+        use="The same of more than two, whatever their order.",
         options=("weights", "granularity", "eta"),
     ),
     "task-arithmetic": MergeMethod(
         name="task arithmetic",
         formula="θ_0 + η Σ w_i δ_i",
         paper="2212.04089",
+        use="Different skills added, or one taken away by a weight below 0.",
         options=("weights", "eta"),
         models=(1, None),
     ),
@@ -78,6 +85,7 @@ MERGES: dict[MergeName, MergeMethod] = {
         formula="θ_0 + η Σ w_i t_i [sign t_i = s] / Σ w_i [sign t_i = s], t_i the largest `--density` of δ_i, "
         "s = sign Σ w_i t_i",
         paper="2306.01708",
+        use="Different skills whose changes get in each other's way.",
         options=("weights", "density", "eta"),
         models=(1, None),
     ),
@@ -85,6 +93,7 @@ MERGES: dict[MergeName, MergeMethod] = {
         name="DARE",
         formula="θ_0 + η Σ w_i d_i, d_i = δ_i / `--density` where a coin with that chance falls so, else 0",
         paper="2311.03099",
+        use="Models after SFT alone, whose changes are small and redundant.",
         options=("weights", "density", "seed", "eta"),
         models=(1, None),
     ),
@@ -92,6 +101,7 @@ MERGES: dict[MergeName, MergeMethod] = {
         name="DARE with the signs of TIES",
         formula="as ties, t_i = d_i of dare",
         paper="2311.03099",
+        use="The same of several models.",
         options=("weights", "density", "seed", "eta"),
         models=(1, None),
     ),

@@ -62,8 +62,8 @@ class RewardsConfig:
 
 
 @dataclass(frozen=True)
-class RemoteConfig:
-    """How reward servers are asked; `timeout`, `retries`, `budget` and `concurrency` also of judges on a server."""
+class PatienceConfig:
+    """How patiently a server is asked."""
 
     timeout: Positive = 60.0
     """Seconds for one request."""
@@ -73,6 +73,12 @@ class RemoteConfig:
     """Seconds for all answers of a rollout, pauses included; then the run saves and stops."""
     concurrency: Count = 4
     """Requests under way at the same time, for each rank."""
+
+
+@dataclass(frozen=True)
+class RemoteConfig(PatienceConfig):
+    """How reward servers are asked; `timeout`, `retries`, `budget` and `concurrency` also of judges on a server."""
+
     batch: Count = 32
     """Answers in one request."""
     model: Named | None = None

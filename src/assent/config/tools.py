@@ -81,6 +81,8 @@ class GenerateConfig(Sections):
     """File of prompts in any known shape; without it: interactive chat."""
     out: Named | None = None
     """jsonl file to write; default: standard output."""
+    answers: Count = 1
+    """Answers to each prompt; several stand in one row (docs/formats.md)."""
     system: str | None = None
     """System message of the chat."""
     limit: Count | None = None

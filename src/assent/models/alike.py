@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -118,7 +118,7 @@ def _traits(config: PreTrainedConfig) -> tuple[Mapping[str, str], set[str], set[
         return {}, set(), set()
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            shell = cls._from_config(config)
+            shell: Any = cast(Any, cls)._from_config(config)
     except Exception as error:  # what classes raise about odd values differs from class to class
         raise ModelError(f"no {names[0]} can be built as config.json says: {brief(error)}") from error
     kept = {*(shell._keep_in_fp32_modules or ()), *(shell._keep_in_fp32_modules_strict or ())}

@@ -17,7 +17,7 @@ from torch import Tensor
 from assent.config import MERGES, MergeConfig
 from assent.errors import ModelError
 from assent.models import merging
-from assent.models.finite import not_finite
+from assent.models.finite import all_finite
 from assent.models.merged_adapters import AdaptedTensor
 from assent.models.merging import Coins, Factors
 from assent.models.shards import Reader, StoredTensor, write_weights
@@ -214,8 +214,12 @@ class Merge:
         found = []
         for tensor in [*([] if self.base is None else [self.base[name]]), *chosen]:
             x = tensor.read(self.reader, start, stop)
-            if (words := not_finite([(name, x)])) is not None:
-                raise ModelError(f"{tensor.file}: {words}. Such weights are not merged.")
+            if not all_finite([x]) and not (finite := x.isfinite()).all():
+                place = start + int((~finite).nonzero()[0])
+                index = ", ".join(str(i) for i in np.unravel_index(place, tensor.shape))
+                raise ModelError(
+                    f"{tensor.file}: {name}[{index}] is {x[place - start].item()}. Such weights are not merged."
+                )
             found.append(x.double())
         return found[0], found if self.base is None else found[1:]
 

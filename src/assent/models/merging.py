@@ -41,8 +41,12 @@ def moving_average(count: int, mu: float) -> Factors:
 
 def cosine(gram: Factors, a: Factors, b: Factors) -> float | None:
     """Of sum_i a_i delta_i and sum_i b_i delta_i; None where one of them is 0."""
-    lengths = math.sqrt(max(a @ gram @ a, 0)) * math.sqrt(max(b @ gram @ b, 0))
+    lengths = _length(gram, a) * _length(gram, b)
     return float(np.clip((a @ gram @ b) / lengths, -1, 1)) if lengths > 0 else None
+
+
+def _length(gram: Factors, a: Factors) -> float:
+    return math.sqrt(max(float(a @ gram @ a), 0.0))
 
 
 def slerp(gram: Factors, weights: Sequence[float]) -> Factors | None:
@@ -101,7 +105,7 @@ def karcher(gram: Factors, weights: Sequence[float]) -> Factors | None:
 def _mean_direction(inner: Factors, shares: Factors) -> Factors | None:
     """m as multiples of unit vectors whose cosines are `inner`."""
     mean = shares.copy()
-    length = math.sqrt(max(mean @ inner @ mean, 0))
+    length = _length(inner, mean)
     if length < OPPOSITE:
         return None
     mean /= length
@@ -113,11 +117,11 @@ def _mean_direction(inner: Factors, shares: Factors) -> Factors | None:
         far = angles > 0
         pull = np.where(far, shares * angles / np.where(far, np.sin(angles), 1), shares)
         step = pull - (pull @ cos) * mean
-        size = math.sqrt(max(step @ inner @ step, 0))
+        size = _length(inner, step)
         if size < SETTLED:
             return mean
         mean = math.cos(size) * mean + math.sin(size) / size * step
-        mean /= math.sqrt(mean @ inner @ mean)
+        mean /= _length(inner, mean)
     return mean if size < math.sqrt(SETTLED) else None
 
 
@@ -126,8 +130,11 @@ def _mean_direction(inner: Factors, shares: Factors) -> Factors | None:
 
 def inner_products(deltas: Sequence[Tensor]) -> Factors:
     """delta_i . delta_j of any part of the task vectors, which add up over parts. float64 [n] each -> [M, M]"""
-    rows = torch.stack(tuple(deltas))
-    return (rows @ rows.T).numpy()
+    found = np.empty((len(deltas),) * 2)
+    for i, one in enumerate(deltas):
+        for j in range(i + 1):
+            found[i, j] = found[j, i] = torch.dot(one, deltas[j]).item()
+    return found
 
 
 def threshold(parts: Callable[[], Iterable[Tensor]], count: int) -> float:

@@ -121,7 +121,7 @@ def write_weights(
             for tensor in ordered:
                 for part in parts(tensor):
                     assert part.dtype == tensors[tensor][0]
-                    _write_all(file, memoryview(part.contiguous().view(torch.uint8).numpy()))
+                    _write_all(file, part.contiguous().view(torch.uint8).numpy().data)
     if len(shards) > 1:
         index = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in tensors.values())
