@@ -79,7 +79,12 @@ def iterate(world: World) -> list[str]:
     )
 
 
-LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate}
+def warp(world: World) -> list[str]:
+    options = world.shared() | {"policy": "rloo", "rounds": 1, "rewards.functions": world.function, "front": [0.5, 1]}
+    return words_of("warp", options | {"prompts": world.prompts, "options": ["rollout.responses:2", "kl.coef:0.1"]})
+
+
+LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "warp": warp}
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def run_of(config: WarpConfig, start: str, out: str, number: int, seed: int) -> 
     return run
 
 
-def evaluation_of(config: WarpConfig, models: Mapping[str, str], out: str, resume: bool = False) -> EvalConfig:
+def evaluation_of(config: WarpConfig, models: Mapping[str, str], out: str) -> EvalConfig:
     """The evaluation of the models on the front, by name: what `assent eval` would be told. Answers are sampled and
     scored as the runs do it, whatever their options say."""
     run = run_of(config, config.model.path, config.out, 1, config.train.seed)
@@ -92,7 +92,6 @@ def evaluation_of(config: WarpConfig, models: Mapping[str, str], out: str, resum
         scorer=config.scorer,
         answers=config.answers,
         seed=config.train.seed,
-        resume=resume,
         precision=run.model.precision,
         trust_remote_code=run.model.trust_remote_code,
         sampling=run.sampling,

@@ -26,10 +26,9 @@ from assent.config.training import START
 from assent.config.warp import WarpConfig, evaluation_of, run_of
 from assent.config.words import command_of
 from assent.errors import AssentError, ConfigError, ShutdownRequested
-from assent.evaluate.cache import CACHE
-from assent.evaluate.evaluation import evaluate
 from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.loops.children import Child, RunFailed, devices, stopped, together
+from assent.loops.evaluated import evaluate_round
 from assent.loops.front import CSV, FIGURE, TABLE, front_of
 from assent.loops.loop import Loop, opened, outcome, seed_of
 from assent.models.saving import stored_dtype
@@ -50,8 +49,9 @@ def warp(config: WarpConfig) -> Path:
     Raises ConfigError and RunFolderError as `opened`, and what runs, merges and evaluations raise."""
     with opened("warp", config) as loop:
         at_once = _at_once(config, loop)
+        known = None
         if config.front:  # what could fail at the end fails now
-            _evaluated(loop, config, "round-0/evaluation", {START: config.model.path})
+            known = _evaluated(loop, config, "start/eval", {START: config.model.path})
         start = merged = config.model.path
         for number in range(1, config.rounds + 1):
             if number > 1:
@@ -59,8 +59,11 @@ def warp(config: WarpConfig) -> Path:
                 start = _merged(loop, f"round-{number}/start", _towards(start, merged, config.eta), about)
             runs = _runs(loop, config, number, start, at_once)
             merged = _merged(loop, f"round-{number}/merged", _merge_of(config, start, runs), f"of {len(runs)} runs")
+            if config.front:
+                models = {START: config.model.path, f"round-{number}": merged}
+                known = _evaluated(loop, config, f"round-{number}/eval", models, known)
         if config.front:
-            _front(loop, config, merged)
+            _front(loop, config, merged, known)
         return Path(merged)
 
 
@@ -157,7 +160,7 @@ def _merged(loop: Loop, name: str, config: MergeConfig, about: str) -> str:
 # ---- the front
 
 
-def _front(loop: Loop, config: WarpConfig, merged: str) -> None:
+def _front(loop: Loop, config: WarpConfig, merged: str, known: Path | None) -> None:
     """The models on the way from the first start to the merged one, evaluated; the table and its figure."""
     place, first = f"round-{config.rounds}", config.model.path
     dtype = distributed.on_main(partial(_dtype, config))
@@ -168,7 +171,7 @@ def _front(loop: Loop, config: WarpConfig, merged: str) -> None:
             about = f"{eta:g} of the way from {first} to the merged model"
             models[name] = _merged(loop, f"{place}/front/{name}", _towards(first, merged, eta, dtype), about)
             etas[name] = eta
-    found = _evaluated(loop, config, f"{place}/evaluation", models)
+    found = _evaluated(loop, config, f"{place}/front/eval", models, known)
     front = front_of(PolicyTable.load(found / EVALUATION), etas)
     for file, text in ((TABLE, front.json()), (CSV, front.csv()), (FIGURE, front.svg())):
         loop.stage(f"{place}/{file}", partial(_written, text), reads=[found / EVALUATION])
@@ -176,13 +179,10 @@ def _front(loop: Loop, config: WarpConfig, merged: str) -> None:
         loop.say(line)
 
 
-def _evaluated(loop: Loop, config: WarpConfig, name: str, models: Mapping[str, str]) -> Path:
-    """The answers of these models to the held-out prompts, scored, as a stage."""
-
-    def make(path: Path) -> None:
-        evaluate(evaluation_of(config, models, str(path), resume=distributed.on_main((path / CACHE).exists)))
-
-    return loop.stage(name, make, reads=list(models.values()), about=f"the held-out answers of {', '.join(models)}")
+def _evaluated(loop: Loop, config: WarpConfig, name: str, models: Mapping[str, str], known: Path | None = None) -> Path:
+    """The answers of these models to the held-out prompts, scored, as a stage; those in the evaluation `known` are not
+    sampled again."""
+    return evaluate_round(loop, name, evaluation_of(config, models, str(loop.folder / name)), known=known)
 
 
 def _written(text: str, path: Path) -> None:
