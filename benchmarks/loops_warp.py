@@ -43,13 +43,13 @@ from assent.config import (
     SamplingConfig,
     SFTConfig,
     WarpConfig,
-    online_config,
 )
+from assent.config.composed import composed
 from assent.evaluate.evaluation import evaluate
 from assent.evaluate.plots import COLORS
 from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.lab.artifacts import WorldPaths, build_world
-from assent.lab.enumerable import EnumerableWorld, build_enumerable, optimum
+from assent.lab.enumerable import EnumerableWorld, build_enumerable, make_enumerable, optimum
 from assent.loops.warp import warp
 from assent.models.loading import load_policy, quiet_transformers
 from benchmarks.overoptimisation import SCORER, common
@@ -110,11 +110,12 @@ Measure = Callable[[Mapping[str, Path]], dict[str, Point]]
 
 @dataclass(frozen=True)
 class World:
-    """Where a seed's runs learn: their start, the options of every run, and how models are measured. `best`: the most
+    """Where a seed's runs learn: their start, what every run is given, and how models are measured. `best`: the most
     reward at a KL, where that is known."""
 
     start: Path
-    options: dict[str, Any]
+    sections: dict[str, Any]
+    options: dict[str, str]
     sampling: SamplingConfig
     measure: Measure
     best: Callable[[np.ndarray], np.ndarray] | None = None
@@ -124,8 +125,10 @@ class World:
 
 
 def enumerable(root: Path, seed: int) -> World:
-    world = build_enumerable(root / "world", seed=seed, num_prompts=12, letters="abcdef")
-    world = replace(world, rewards=4.0 * world.rewards)
+    kind: dict[str, Any] = {"seed": seed, "num_prompts": 12, "letters": "abcdef"}
+    once(root / "world", lambda: build_enumerable(root / "world", **kind))
+    made = make_enumerable(**kind)
+    world = replace(made, root=root / "world", rewards=4.0 * made.rewards)
     rows = {
         world.text(prompt): {world.text(y): float(r) for y, r in zip(world.responses, rewards, strict=True)}
         for prompt, rewards in zip(world.prompts, world.rewards, strict=True)
@@ -133,12 +136,12 @@ def enumerable(root: Path, seed: int) -> World:
     (root / "table.json").write_text(json.dumps(rows))
     (root / "rewards.py").write_text(TABLE_REWARD)
     exact = Exact(world)
-    options = {
+    sections = {
         "data": {"train": str(world.prompts_file), "max_length": 16},
         "rewards": {"functions": (f"{root / 'rewards.py'}:table",)},
     }
     sampling = SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512)
-    return World(world.model, options, sampling, exact.measure, exact.best)
+    return World(world.model, sections, {}, sampling, exact.measure, exact.best)
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,12 @@ def assistant(root: Path, seed: int) -> World:
     learned = common(root / "start", world.preferences, root / "proxy", 1e-3, seed, batch_size=32, epochs=2)
     once(root / "proxy" / "summary.json", partial(train_reward, RewardConfig(**learned)))
     (root / "gold.py").write_text(SCORER)
-    options = {
+    sections = {
         "data": {"train": str(world.prompts), "max_length": 192},
         "rewards": {"model": (str(root / "proxy"),)},
     }
     start = root / "start" / "model"
-    return World(start, options, LONGEST, partial(by_gold, root, world, seed))
+    return World(start, sections, {"shaping.missing_eos_penalty": "1.0"}, LONGEST, partial(by_gold, root, world, seed))
 
 
 def by_gold(root: Path, world: WorldPaths, seed: int, models: Mapping[str, Path]) -> dict[str, Point]:
@@ -214,23 +217,21 @@ WORLDS = {"enumerable": enumerable, "assistant": assistant}
 # ---- the arms
 
 
-def single(root: Path, name: str, world: World, plan: Plan, seed: int, kl: Mapping[str, Any]) -> dict[str, Path]:
+def single(root: Path, name: str, world: World, plan: Plan, seed: int, kl: Mapping[str, str]) -> dict[str, Path]:
     """A run of the whole budget, saved six times on the way, and the models between the start and its end."""
     out = root / "runs" / name
-    config = online_config(
-        "rloo",
-        model={"path": str(world.start), "precision": "fp32"},
-        out=str(out),
-        optim={"lr": plan.lr, "schedule": "constant"},
-        train={
+    shared: dict[str, Any] = {
+        "model": {"path": str(world.start), "precision": "fp32"},
+        "out": str(out),
+        "optim": {"lr": plan.lr, "schedule": "constant"},
+        "train": {
             "seed": seed, "threads": 1, "log_every": 20, "batch_size": plan.batch, "max_steps": plan.total,
-            "save_every": plan.total // 6, "keep": 6,
+            "save_every": max(1, plan.total // 6), "keep": 6,
         },
-        rollout={"responses": plan.answers},
-        sampling=world.sampling,
-        kl=kl,
-        **world.options,
-    )  # fmt: skip
+        "sampling": vars(world.sampling),
+        **world.sections,
+    }  # fmt: skip
+    config = composed("rloo", shared, {"rollout.responses": str(plan.answers), **world.options, **kl})
     once(out / "summary.json", lambda: train_online(config))
     checkpoints = sorted((out / "checkpoints").glob("step-*"))[:-1]
     models = {f"{name}@{number}": path for number, path in enumerate(checkpoints, 1)}
@@ -252,9 +253,9 @@ def looped(root: Path, name: str, world: World, plan: Plan, seed: int, **options
         optim={"lr": plan.lr, "schedule": "constant"},
         train={"seed": seed, "threads": 1, "log_every": 20, "batch_size": plan.batch},
         sampling=world.sampling,
-        options={"rollout.responses": str(plan.answers), **kl},
+        options={"rollout.responses": str(plan.answers), **world.options, **kl},
         resume="auto",
-        **world.options,
+        **world.sections,
         **options,
     )
     last = out / f"round-{plan.rounds}" / "merged"
@@ -279,14 +280,14 @@ def between(root: Path, name: str, start: Path, end: Path) -> dict[str, Path]:
 
 def arms(root: Path, world: World, plan: Plan, seed: int) -> dict[str, dict[str, Path]]:
     """Arm -> its models."""
-    fixed = {f"fixed-{beta:g}": single(root, f"fixed-{beta:g}", world, plan, seed, {"coef": beta, "place": "reward"})
-             for beta in plan.betas}  # fmt: skip
-    moving = {
-        f"ema-{beta:g}": single(
-            root, f"ema-{beta:g}", world, plan, seed, {"coef": beta, "anchor": "ema", "anchor_rate": plan.rate}
-        )
-        for beta in plan.ema_betas
-    }
+    rate = str(plan.rate)
+    made = {}
+    for beta in plan.betas:
+        kl = {"kl.coef": str(beta)}
+        made[f"fixed-{beta:g}"] = single(root, f"fixed-{beta:g}", world, plan, seed, kl)
+    for beta in plan.ema_betas:
+        kl = {"kl.coef": str(beta), "kl.anchor": "ema", "kl.anchor_rate": rate}
+        made[f"ema-{beta:g}"] = single(root, f"ema-{beta:g}", world, plan, seed, kl)
     loops = {
         "warp": looped(root, "warp", world, plan, seed),
         "warp-lerp": looped(root, "warp-lerp", world, plan, seed, merge="linear"),
@@ -294,18 +295,18 @@ def arms(root: Path, world: World, plan: Plan, seed: int) -> dict[str, dict[str,
             root, "warp-fixed", world, plan, seed, kl={"kl.anchor": "fixed", "kl.anchor_rate": "0.01"}
         ),
     }
-    return {**fixed, **moving, **loops}
+    return made | loops
 
 
-GROUPS: Mapping[str, tuple[str, Callable[[str], bool]]] = {
-    "single runs, fixed anchor": ("fixed", lambda model: "-" in model),
-    "single runs, moving anchor": ("ema", lambda model: "-" in model),
-    "WARP": ("warp", lambda model: True),
-    "WARP, LERP": ("warp-lerp", lambda model: True),
-    "WARP, fixed anchor": ("warp-fixed", lambda model: True),
+GROUPS = {
+    "single runs, fixed anchor": "fixed",
+    "single runs, moving anchor": "ema",
+    "WARP": "warp",
+    "WARP, LERP": "warp-lerp",
+    "WARP, fixed anchor": "warp-fixed",
 }
-"""What is compared: all models of the arms of a kind. One front of single runs has several of them, each of the whole
-budget."""
+"""What is compared: the models of an arm, or of all single runs of a kind. Each single run has the whole budget, so a
+front of several of them has as many times that of WARP; in the table each also stands by itself."""
 
 
 def measured(root: Path, name: str, plan: Plan, seed: int) -> tuple[World, dict[str, dict[str, Point]]]:
@@ -340,8 +341,8 @@ def reward_at(points: Sequence[Point], kl: np.ndarray) -> np.ndarray:
 
 
 def group(found: Mapping[str, Mapping[str, Point]], name: str) -> list[Point]:
-    prefix, _ = GROUPS[name]
-    own = [arm for arm in found if arm == prefix or (prefix in ("fixed", "ema") and arm.startswith(f"{prefix}-"))]
+    kind = GROUPS.get(name, name)
+    own = [arm for arm in found if arm == kind or (kind in ("fixed", "ema") and arm.startswith(f"{kind}-"))]
     return [point for arm in own for point in found[arm].values()]
 
 
@@ -356,7 +357,9 @@ def interval(values: np.ndarray) -> str:
 
 def table(seeds: Sequence[tuple[World, Mapping[str, Mapping[str, Point]]]], grid: np.ndarray) -> str:
     """Markdown: the reward of each front by KL, and what WARP has over it on the same seeds."""
-    at = {name: np.array([reward_at(group(found, name), grid) for _, found in seeds]) for name in GROUPS}
+    alone = [arm for arm in seeds[0][1] if not arm.startswith("warp")]
+    names = {**{kind: kind for kind in GROUPS}, **{arm: f"one run of the whole budget, {arm}" for arm in alone}}
+    at = {shown: np.array([reward_at(group(found, name), grid) for _, found in seeds]) for name, shown in names.items()}
     lines = ["| front | " + " | ".join(f"KL {kl:.2g}" for kl in grid) + " |", "|" + " --- |" * (len(grid) + 1)]
     if seeds[0][0].best is not None:
         best = np.array([world.best(grid) for world, _ in seeds if world.best is not None])
