@@ -79,6 +79,7 @@ def iterate(world: World) -> list[str]:
     )
 
 
+<<<<<<< HEAD
 def steerlm(world: World) -> list[str]:
     demonstrations, ratings = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "ratings"))
     rated = [
@@ -132,7 +133,14 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "steerlm": steerlm, "apo": apo}
+=======
+def warp(world: World) -> list[str]:
+    options = world.shared() | {"policy": "rloo", "rounds": 1, "rewards.functions": world.function, "front": [0.5, 1]}
+    return words_of("warp", options | {"prompts": world.prompts, "options": ["rollout.responses:2", "kl.coef:0.1"]})
+
+
+LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "warp": warp, "steerlm": steerlm, "apo": apo}
+>>>>>>> warp
 
 
 @pytest.fixture(scope="module")
