@@ -60,6 +60,7 @@ CASES: Mapping[str, str] = {
     "ppo full": f"ppo {CRITIC} --kl.estimator full",
     "ppo full in the loss": f"ppo {CRITIC} --kl.place loss --kl.estimator full",
     "ppo adaptive KL": f"ppo {CRITIC} --kl.target 0.1 --kl.horizon 8 {ONE_STEP}",
+    "ppo moving anchor": f"ppo {CRITIC} --kl.anchor ema --kl.anchor_rate 0.3",
     "ppo kept": f"ppo {CRITIC} {KEPT} --loss.entropy 0.01",
     "ppo shared": f"ppo {CRITIC} --critic.shared --critic.warmup 1 --critic.coef 0.1",
     "ppo shared kept": f"ppo {CRITIC} --critic.shared --critic.coef 0.1 {KEPT}",
@@ -77,6 +78,7 @@ CASES: Mapping[str, str] = {
     "grpo kept": f"grpo {ONLINE} {KEPT} --kl.place reward",
     "grpo full": f"grpo {ONLINE} {KEPT} --kl.estimator full",
     "grpo full kept": f"grpo {ONLINE} {KEPT} --kl.estimator full --kl.target 1",
+    "grpo moving anchor": f"grpo {ONLINE} {SEVERAL} --kl.anchor ema --kl.anchor_rate 0.3 --model.lora.rank 2",
     "grpo row": f"grpo {ONLINE} --given.source row --given.when always",
     "grpo row better": f"grpo {ONLINE} --given.source row --given.when better {KEPT}",
     "grpo hint": f"grpo {ONLINE} --given.source hint --given.hint {{answer}} --given.when always --rollout.ahead",
@@ -104,6 +106,7 @@ RESUMED: Mapping[str, str] = {
     "dpo resumed": "dpo moving",
     "ppo resumed": "ppo ahead",
     "ppo resumed ewma": "ppo ewma",
+    "grpo resumed moving anchor": "grpo moving anchor",
     "rloo resumed": "rloo easy",
 }
 """Name -> the case that is stopped after three steps and continued to its end."""

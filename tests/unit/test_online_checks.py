@@ -32,6 +32,18 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "--kl.coef 0 --kl.target 6",
         "--kl.target moves --kl.coef, which must then begin above 0. Got 0.",
     ),
+    "moving anchor without KL": (
+        "dapo",
+        {"kl": vars(KLConfig(coef=0.0, anchor="ema"))},
+        "--kl.anchor ema",
+        "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0.",
+    ),
+    "rate of no anchor": (
+        "rloo",
+        {"kl": vars(KLConfig(anchor_rate=0.5))},
+        "--kl.anchor_rate 0.5",
+        "--kl.anchor_rate is read with --kl.anchor ema. Got fixed.",
+    ),
     "column without order": (
         "grpo",
         {"curriculum": CurriculumConfig(column="level")},

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from assent.config.judge import JudgeConfig
-from assent.config.loops import LoopConfig
+from assent.config.judge import WriterConfig
 from assent.config.methods import METHODS, method_of
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
 from assent.config.scoring import SourceConfig
-from assent.config.tools import GenerateConfig
 
 
 def _needs_reward(config: OnlineConfig) -> str | None:
@@ -97,19 +95,35 @@ SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
 """The options of `rewards` that name what answers are scored by."""
 
 
-def judge_is_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge`."""
+def writer_is_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge` that writes."""
     judge = config.judge
     if judge.attempts > 1 and judge.temperature == 0:
         return (
             f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed, which "
             "changes something at a --judge.temperature above 0. Got 0."
         )
+    return None
+
+
+def judge_is_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge` whose verdicts become rewards."""
+    judge = config.judge
+    if problem := verdicts_are_asked(config):
+        return problem
     if judge.rule == "bradley_terry" and judge.pairs == "baseline":
         return (
             "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
             "Got --judge.pairs baseline."
         )
+    return None
+
+
+def verdicts_are_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge` that gives verdicts."""
+    judge = config.judge
+    if problem := writer_is_asked(config):
+        return problem
     if judge.soft and judge.contradiction != type(judge)().contradiction:
         return (
             f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
@@ -125,7 +139,7 @@ def _judges_are_there(config: OnlineConfig) -> str | None:
     return unread(config.judge, judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
 
 
-def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
+def unread(judge: WriterConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
     """Options of one kind of judge, where there is none of that kind; `server` and `folder` are how they are named."""
     kinds = {spec.partition("=")[0] for spec in judges}
     for option, kind, words, given in (
@@ -141,6 +155,15 @@ def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) 
 def _adaptive_kl(config: OnlineConfig) -> str | None:
     if config.kl.target is not None and config.kl.coef == 0:
         return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
+    return None
+
+
+def _moving_anchor(config: OnlineConfig) -> str | None:
+    kl = config.kl
+    if kl.anchor == "ema" and kl.coef == 0:
+        return "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
+    if kl.anchor != "ema" and kl.anchor_rate != type(kl)().anchor_rate:
+        return f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
     return None
 
 
@@ -269,14 +292,14 @@ def _rollout_minibatches(config: OnlineConfig) -> str | None:
     return None
 
 
-def engine_is_asked(config: OnlineConfig | GenerateConfig | LoopConfig) -> str | None:
+def engine_is_asked(config: Any) -> str | None:
     """For every command that samples."""
     engine = config.engine
     if engine.compile and engine.name != "torch":
         return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
     if engine.url is not None and engine.name != "vllm":
         return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
-    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig | LoopConfig)):
+    if engine.weights is not None and (engine.name != "vllm" or not isinstance(config, OnlineConfig)):
         return "--engine.weights is read only in training with --engine.name vllm."
     return None
 
@@ -294,6 +317,7 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _needs_group),
     (OnlineConfig, _adaptive_kl),
     (OnlineConfig, _kl_horizon),
+    (OnlineConfig, _moving_anchor),
     (OnlineConfig, _rollout_size),
     (OnlineConfig, _curriculum),
     (OnlineConfig, _given),

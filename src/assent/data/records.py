@@ -61,8 +61,9 @@ class Pair:
     """`chosen` is preferred to `rejected` (response indices); `strength` is how clearly, in the annotator's own unit
     (a margin or a rating gap). A tie is kept as a `Ranking` with one level.
 
-    Only a view makes pairs of several votes (`assent.data.views.pair_view`): `share` of them prefer `chosen`, `tie` of
-    them say that neither is better, the rest prefer `rejected`. None: one vote, for `chosen`."""
+    `share` of a vote, or of several, prefer `chosen`, `tie` of them say that neither is better, the rest prefer
+    `rejected`: the soft label of a judge that gives probabilities, or all votes together in a view
+    (`assent.data.views.pair_view`). None: one vote, for `chosen`."""
 
     chosen: int
     rejected: int

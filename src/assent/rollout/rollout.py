@@ -18,7 +18,7 @@ from assent.data.tree import Branch, TokenTree, TreeBatch
 from assent.distributed import World
 from assent.rollout.engine import Completion
 
-PER_TOKEN = ("sampler", "old", "reference", "ewma", "kl", "entropy", "values", "advantages", "returns")
+PER_TOKEN = ("sampler", "old", "reference", "anchor", "ewma", "kl", "entropy", "values", "advantages", "returns")
 PER_RESPONSE = ("finished", "demonstration", "reward", "shaped", "greedy")
 Column = np.ndarray | None
 
@@ -40,8 +40,9 @@ class Rollout:
     notes          S mappings   what else is to be written down about each, or nothing at all
     old            [N] float32  log-probs by the policy before the first step on the rollout
     reference      [N] float32  log-probs by the reference
+    anchor         [N] float32  log-probs by the average that the KL counts from, where that is not the reference
     ewma           [N] float32  log-probs by the average of the policy's weights (PPO-EWMA)
-    kl             [N] float32  KL(policy || reference) over the whole vocabulary
+    kl             [N] float32  KL(policy || what it counts from) over the whole vocabulary
     entropy        [N] float32  of the policy
     values         [N] float32  by the critic, of the state before each token
     shaped         [S] float32  reward after baseline, scaling, clipping and penalties
@@ -63,6 +64,7 @@ class Rollout:
     notes: tuple[Mapping[str, object], ...] = ()
     old: Column = None
     reference: Column = None
+    anchor: Column = None
     ewma: Column = None
     kl: Column = None
     entropy: Column = None
@@ -185,6 +187,7 @@ class Fields(NamedTuple):
     sampler: Tensor | None
     old: Tensor | None
     reference: Tensor | None
+    anchor: Tensor | None
     ewma: Tensor | None
     values: Tensor | None
     advantages: Tensor | None

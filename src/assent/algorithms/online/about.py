@@ -38,6 +38,9 @@ def _online_reference(algorithm: Online) -> str:
     if reference is None:
         return "none, nothing holds the policy near its start (--kl.coef 0)"
     what = "the model without its adapters" if reference.model is None else f"{kl.reference or 'the start'}, frozen"
+    if algorithm.models.average is not None:
+        moves = f"the policy's average ({number(kl.anchor_rate)} of the policy a step)"
+        return f"{moves}; {number(kl.coef)} x KL from it in the {kl.place}, beside it the KL from {what}"
     return f"{what}; {number(kl.coef)} x KL in the {kl.place}"
 
 

@@ -30,7 +30,9 @@ TOKENS: Mapping[str, Quantity] = {
     "advantages": Quantity("N", "its advantage, a constant"),
     "response": Quantity("N", "which response it belongs to, 0, 1, ..., never decreasing"),
     "sampler_logprobs": Quantity("N", "log-prob under the engine that sampled it, a constant"),
-    "reference_logprobs": Quantity("N", "log-prob under the reference, a constant (with `--kl.coef` above 0)"),
+    "reference_logprobs": Quantity(
+        "N", "log-prob under the reference (or its `--kl.anchor`), a constant (with `--kl.coef` above 0)"
+    ),
     "entropy": Quantity("N", "entropy of the policy's prediction, with a gradient"),
 }
 """What a user's policy loss may ask for."""

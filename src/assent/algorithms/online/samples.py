@@ -12,10 +12,13 @@ from assent.data.records import Example
 from assent.rewards.group import NonFiniteReward
 from assent.rollout.rollout import Rollout
 
+KL_ANCHOR = "kl_anchor"
+"""The KL that counts, where it is measured from an average of the policy; "kl" is from the reference always."""
+
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """What people look at first: reward, KL from the reference (nats per answer), entropy (nats per token), length. As
-    far as it is known."""
+    """What people look at first: reward, KL from the reference (nats per answer) and from the average of the policy,
+    entropy (nats per token), length. As far as it is known."""
     metrics: dict[str, float] = {}
     if rollout.reward is not None:
         reward = rollout.reward.astype(np.float64)  # float32 could not hold the sum of large ones
@@ -25,6 +28,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
             metrics[f"reward/{name}"] = float(np.nanmean(part))  # of a part that abstained from some, the others
     if rollout.old is not None and rollout.reference is not None:
         metrics["kl"] = float(rollout.sums(rollout.old - rollout.reference).mean())
+    if rollout.old is not None and rollout.anchor is not None:
+        metrics[KL_ANCHOR] = float(rollout.sums(rollout.old - rollout.anchor).mean())
     if rollout.entropy is not None:
         metrics["entropy"] = float(rollout.entropy.mean())
     metrics["length"] = float(rollout.lengths.mean())

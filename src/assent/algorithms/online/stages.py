@@ -73,8 +73,8 @@ class Annotation:
 
 
 def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: World) -> Rollout:
-    """The rollout with `old`, `entropy`, `values`, `reference` and `kl`, as far as they are asked for. Every rank must
-    call it; they share the work."""
+    """The rollout with `old`, `entropy`, `values`, `reference`, `anchor` and `kl`, as far as they are asked for. Every
+    rank must call it; they share the work."""
     reference, temperature = models.reference, annotation.temperature
     if not annotation.policy and reference is None:
         return rollout
@@ -83,10 +83,12 @@ def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: Wo
         known: dict[str, Tensor] = {}
         if reference is not None:
             known["reference"] = reference.logprobs(batch, temperature)
+        if models.average is not None:
+            known["anchor"] = models.average.logprobs(batch, temperature)
         if not annotation.policy:
             return BatchColumns(known)
         keep = annotation.cache is not None
-        anchor = reference.anchor(batch, temperature) if annotation.kl and reference is not None else None
+        anchor = models.anchor.anchor(batch, temperature) if annotation.kl and models.anchor is not None else None
         with torch.set_grad_enabled(keep):
             scores = models.forward(batch, temperature, entropy=annotation.entropy, anchor=anchor)
             values = models.values(batch, scores) if annotation.values else None
@@ -184,14 +186,15 @@ def advantages(
 
 
 def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
-    """KL from the reference at each token, [N] float64; 0 in demonstrations."""
+    """KL from what it counts from at each token, [N] float64; 0 in demonstrations."""
     if estimator == "full":
         assert rollout.kl is not None
         kl = torch.from_numpy(rollout.kl).double()
     else:
-        assert rollout.old is not None and rollout.reference is not None
-        old, reference = torch.from_numpy(rollout.old).double(), torch.from_numpy(rollout.reference).double()
-        kl = kl_estimate(old, reference, estimator=estimator)
+        anchor = rollout.reference if rollout.anchor is None else rollout.anchor
+        assert rollout.old is not None and anchor is not None
+        old, other = torch.from_numpy(rollout.old).double(), torch.from_numpy(anchor).double()
+        kl = kl_estimate(old, other, estimator=estimator)
     return kl * (1 - torch.from_numpy(np.repeat(rollout.demonstration, rollout.lengths).astype(np.float32)))
 
 

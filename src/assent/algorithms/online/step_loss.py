@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.method import PENALTY, OnlineMethod
 from assent.algorithms.online.models import Forward, Models
+from assent.algorithms.online.samples import KL_ANCHOR
 from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
@@ -26,13 +28,13 @@ def forward(
     batch: TreeBatch, models: Models, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
 ) -> Forward:
     """What the models say of a micro-batch, with gradients, as far as the loss needs it."""
-    temperature, kl, reference = config.sampling.temperature, config.kl, models.reference
+    temperature, kl, held_to = config.sampling.temperature, config.kl, models.anchor
     if coefficients.warming and models.critic is not None:  # the policy is not trained: nothing of it is needed
         nothing = torch.zeros_like(batch.label, dtype=torch.float32)
         return Forward(TokenScores(nothing, nothing, nothing, nothing), models.critic.scalars(batch, batch.source))
     anchor = None
-    if reference is not None and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming:
-        anchor = reference.anchor(batch, temperature)
+    if held_to is not None and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming:
+        anchor = held_to.anchor(batch, temperature)
     scores = models.forward(
         batch,
         temperature,
@@ -74,7 +76,7 @@ def step_loss(
         total = (weights * losses).sum()
         metrics |= diagnostics(tokens, method)
         if fields.old is None:
-            metrics |= first_sight(tokens, fields.reference, batch)
+            metrics |= first_sight(tokens, {"kl": fields.reference, KL_ANCHOR: fields.anchor}, batch)
     if method.critic is not None:
         assert passed.values is not None and fields.values is not None and fields.returns is not None
         errors = clipped_value(passed.values, fields.values, fields.returns, clip=method.critic.clip)
@@ -87,7 +89,8 @@ def step_loss(
 class Tokens:
     """The tokens of a micro-batch, [N] each: under the trained policy (`scores`), under the policy before the step
     (`old`), under the one that ratios are taken to (`base`, the old one or PPO-EWMA's average), under the engine that
-    sampled them (`sampler`). `sampled` is 0 in demonstrations, where there are any, else 1."""
+    sampled them (`sampler`), under what the KL counts from (`anchor`). `sampled` is 0 in demonstrations, where there
+    are any, else 1."""
 
     scores: TokenScores
     old: Tensor
@@ -95,7 +98,7 @@ class Tokens:
     sampler: Tensor
     sampled: Tensor
     advantages: Tensor
-    reference: Tensor | None
+    anchor: Tensor | None
     response: Tensor
     demonstrations: bool
 
@@ -112,7 +115,7 @@ class Tokens:
             sampler=torch.where(sampled > 0, fields.sampler, old),
             sampled=sampled,
             advantages=fields.advantages,
-            reference=fields.reference,
+            anchor=fields.reference if fields.anchor is None else fields.anchor,
             response=batch.response,
             demonstrations=fields.sampled is not None,
         )
@@ -139,8 +142,8 @@ def token_losses(
     if coefficients.kl > 0 and config.kl.place == "loss":
         drift = tokens.scores.kl
         if config.kl.estimator != "full":
-            assert tokens.reference is not None
-            drift = kl_estimate(tokens.scores.logprobs, tokens.reference, estimator=config.kl.estimator)
+            assert tokens.anchor is not None
+            drift = kl_estimate(tokens.scores.logprobs, tokens.anchor, estimator=config.kl.estimator)
         losses = losses + coefficients.kl * tokens.sampled * drift
         metrics["kl_loss"] = tokens.mean(drift)
     if method.entropy > 0:
@@ -160,7 +163,7 @@ def policy_losses(tokens: Tokens, method: OnlineMethod, coefficients: Coefficien
             "advantages": tokens.advantages,
             "response": tokens.response,
             "sampler_logprobs": tokens.sampler,
-            "reference_logprobs": tokens.reference,
+            "reference_logprobs": tokens.anchor,
             "entropy": tokens.scores.entropy,
         },
         **options,
@@ -180,13 +183,14 @@ def diagnostics(tokens: Tokens, method: OnlineMethod) -> Terms:
     return {name: tokens.mean(values) for name, values in sums.items()}
 
 
-def first_sight(tokens: Tokens, reference: Tensor | None, batch: TreeBatch) -> Terms:
+def first_sight(tokens: Tokens, others: Mapping[str, Tensor | None], batch: TreeBatch) -> Terms:
     """What a rollout tells of the policy, where its one step is the first to compute it."""
     metrics: Terms = {"entropy": tokens.mean(tokens.scores.entropy.detach())}
-    if reference is not None:
-        drift = (tokens.scores.logprobs.detach() - reference) * tokens.sampled
-        responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
-        metrics["kl"] = (drift.sum(), responses)
+    responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
+    for name, logprobs in others.items():
+        if logprobs is not None:
+            drift = (tokens.scores.logprobs.detach() - logprobs) * tokens.sampled
+            metrics[name] = (drift.sum(), responses)
     return metrics
 
 
