@@ -22,6 +22,7 @@ from assent.loops import loop as loop_module
 from assent.loops.iterate import iterate
 from assent.loops.loop import STATE
 from assent.rewards.judge import asking
+from assent.rewards.judge.ask import STOPPED, Answer
 from tests.looping import World, words_of
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +178,10 @@ def test_every_recipe_runs(recipe: Path, loop_world: World, tmp_path: Path, monk
     if given.refresh.options:
         more |= {"refresh.labels": loop_world.function, "refresh.budget": 4}
     if "judge=policy" in source:  # a policy that can say nothing else than a few words
-        monkeypatch.setattr(asking, "_read", lambda answer, read: float(len(getattr(answer, "text", "x"))))
+        said = Answer("", STOPPED)
+        monkeypatch.setattr(
+            asking, "_read", lambda answer, read: read(replace(said, text=f"[[{len(answer.text) % 10 + 1}]]"))
+        )
         (tmp_path / "rate.yaml").write_text(RATE)
         more |= {"labels.judge.cache": tmp_path / "cache", "labels.judge.prompt": tmp_path / "rate.yaml"}
         more["labels.judge.max_tokens"] = 8
