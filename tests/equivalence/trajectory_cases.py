@@ -98,6 +98,18 @@ CASES: Mapping[str, str] = {
     "rloo easy": f"rloo {ONLINE} {RARE} --curriculum.order easy --curriculum.rest 1 --train.max_steps 6",
     "rloo hard": f"rloo {ONLINE} --curriculum.order hard --curriculum.column level",
     "remax": f"remax {ONLINE} --rollout.responses 2",
+    "online-dpo": f"online-dpo {ONLINE} {HELD_OUT}",
+    "online-dpo two": f"online-dpo {ONLINE} --rollout.responses 2 {KEPT} --rollout.ahead",
+    "online-dpo ties": f"online-dpo {ONLINE} {RARE} --loss.ties first --loss.pairs ipo --loss.beta 0.5 {SEVERAL}",
+    "online-dpo tdpo": f"online-dpo {ONLINE} --loss.pairs tdpo --model.lora.rank 2",
+    "online-dpo wpo": f"online-dpo {ONLINE} --loss.pairs wpo --model.layout flat",
+    "xpo": f"xpo {ONLINE} --rollout.responses 2 --loss.alpha 0.1 {SEVERAL}",
+    "xpo lora": f"xpo {ONLINE} --rollout.responses 2 --loss.alpha 0.1 --model.lora.rank 2",
+    "nash-md": f"nash-md {ONLINE} --rollout.responses 2 --kl.reference MADE/start",
+    "nash-md lora": f"nash-md {ONLINE} --rollout.responses 2 --model.lora.rank 2 --loss.preference order {KEPT}",
+    "online-kto": f"online-kto {ONLINE} {SEVERAL}",
+    "online-kto threshold": f"online-kto {ONLINE} --loss.threshold 0.4 --loss.desirable_weight 2",
+    "online-simpo": f"online-simpo {ONLINE} --loss.options gamma:0.5 --shaping.missing_eos_penalty 0.5",
     "remax ahead": f"remax {ONLINE} --rollout.ahead --loss.whiten",
 }
 """Name -> command, besides `TRAIN` and `--out`. MADE is the folder of what all read."""
@@ -108,6 +120,8 @@ RESUMED: Mapping[str, str] = {
     "ppo resumed ewma": "ppo ewma",
     "grpo resumed moving anchor": "grpo moving anchor",
     "rloo resumed": "rloo easy",
+    "online-dpo resumed": "online-dpo ties",
+    "xpo resumed": "xpo",
 }
 """Name -> the case that is stopped after three steps and continued to its end."""
 CHEAP = ("dpo held out", "grpo kept", "ppo resumed")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from assent.data.packing import plan
 from assent.data.tree import TreeBatch
+from assent.models.logprobs import Direction
 from assent.models.policy import Anchor, Policy, ScoreModel, TokenScores
 from assent.models.references import FollowingReference, Reference
 from assent.rollout.rollout import Rollout
@@ -46,11 +47,27 @@ class Models:
         return scores.values
 
     def forward(
-        self, batch: TreeBatch, temperature: float, *, entropy: bool, anchor: Anchor | None, head_only: bool = False
+        self,
+        batch: TreeBatch,
+        temperature: float,
+        *,
+        entropy: bool,
+        anchor: Anchor | None,
+        direction: Direction = "reverse",
+        collision: bool = False,
+        head_only: bool = False,
     ) -> TokenScores:
-        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary. With `head_only`,
-        gradients reach its value head alone."""
-        return self.policy(batch, temperature, entropy=entropy, anchor=anchor, direction="reverse", head_only=head_only)
+        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary, or the other way round
+        where `direction` is forward. With `head_only`, gradients reach its value head alone."""
+        return self.policy(
+            batch,
+            temperature,
+            entropy=entropy,
+            collision=collision,
+            anchor=anchor,
+            direction=direction,
+            head_only=head_only,
+        )
 
 
 @dataclass(frozen=True, slots=True)

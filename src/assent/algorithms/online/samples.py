@@ -40,7 +40,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 def rows_of(
     rollout: Rollout, examples: Sequence[Example], chat: Chat, *, demonstrations: bool
 ) -> list[dict[str, object]]:
-    """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether it is one."""
+    """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether the policy did not
+    sample it. Where answers are compared, it says whether it was preferred (None: it is in no comparison)."""
     log_ratio = None if rollout.old is None or rollout.reference is None else rollout.old - rollout.reference
     rows = []
     for i, (ids, start) in enumerate(zip(rollout.answers, rollout.starts, strict=True)):
@@ -55,6 +56,8 @@ def rows_of(
         row |= {f"reward/{name}": float(values[i]) for name, values in rollout.parts.items()}
         if rollout.advantages is not None:
             row["advantage"] = float(rollout.advantages[tokens].mean())
+        if rollout.side is not None:
+            row["preferred"] = {1.0: True, -1.0: False}.get(float(rollout.side[i]))
         if demonstrations:
             row["given"] = bool(rollout.demonstration[i])
         if log_ratio is not None:

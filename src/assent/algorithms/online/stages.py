@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assent.algorithms.online.comparison import against_opponents, compared, selected
 from assent.algorithms.online.method import OnlineMethod
 from assent.algorithms.online.models import Forward, ForwardCache, Models
 from assent.config.online import KLConfig, ShapingConfig
@@ -135,7 +136,28 @@ def centred(rollout: Rollout, baseline: np.ndarray) -> np.ndarray:
     return rollout.reward.astype(np.float64) - baseline[rollout.prompt]
 
 
-# ---- advantages
+# ---- compare, credit
+
+
+def compare(rollout: Rollout, method: OnlineMethod, skipped: int) -> tuple[Rollout, dict[str, float]]:
+    """What a method that compares answers makes of their rewards, and metrics of it; `skipped` rollouts before this one
+    had nothing to compare."""
+    if method.preference is not None:
+        return against_opponents(rollout, method.preference)
+    if method.comparison is None:
+        return rollout, {}
+    rollout, metrics = compared(rollout, method.estimator, method.comparison)
+    return rollout, metrics | ({"skipped": float(skipped)} if skipped else {})
+
+
+def credit(
+    rollout: Rollout, method: OnlineMethod, kl: KLConfig, kl_coef: float
+) -> tuple[Rollout, Rollout, dict[str, float]]:
+    """The rollout with its credit, what of it is trained on, and metrics."""
+    if method.comparison is not None:
+        return rollout, selected(rollout, method.comparison), {}
+    rollout, metrics = advantages(rollout, method, kl, kl_coef)
+    return rollout, rollout, metrics
 
 
 def advantages(

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,9 @@ from assent.algorithms.online.method import OnlineMethod, method_with
 from assent.algorithms.online.models import ForwardCache, Models
 from assent.algorithms.online.rollouts import Rollouts
 from assent.algorithms.online.samples import KL_ANCHOR
+from assent.algorithms.online.sampling import sampler_of
 from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
+from assent.config import has_reference
 from assent.config.online import OnlineConfig, PtxConfig
 from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import Counts, EpochStream, Mixed, Window, order
@@ -39,15 +40,10 @@ from assent.deferred import Deferred
 from assent.models.annotate import BatchColumns, columns_of
 from assent.models.policy import Policy
 from assent.models.references import FollowingReference
-from assent.models.saving import stop_ids
-from assent.models.vocabulary import unused_ids
 from assent.rewards.build import needs_answers, reward_source
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
-from assent.rollout.build import engine_of
-from assent.rollout.check import check_sampling
 from assent.rollout.rollout import Rollout, pack
-from assent.rollout.sampler import Sampler
 from assent.train.alarm import alarm_of
 from assent.train.beforehand import try_rewards
 from assent.train.loop import Loss, run
@@ -121,6 +117,9 @@ class Online:
                 self.buffer, samples = made.rollout, made.samples
                 metrics = made.metrics | self._follow_rollout(made.rollout, made.metrics)
                 self.rollouts.look_ahead()
+                if not len(made.rollout):  # nothing could be compared
+                    self._next_rollout()
+                    continue
             minibatch = self._minibatch(self.done)
             self.done += 1
             if len(minibatch):  # there may be fewer answers than minibatches
@@ -283,7 +282,7 @@ def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     models = Models(
         policy=policy,
         critic=None if critic is None or critic.shared else critic_model(session, config, critic),
-        reference=frozen_reference(session, policy, config.kl.reference) if config.kl.coef > 0 else None,
+        reference=frozen_reference(session, policy, config.kl.reference) if has_reference(config) else None,
     )
     return assemble(session, models, source, data.train_examples, config, method), data
 
@@ -334,7 +333,7 @@ def assemble(
 ) -> Online:
     """The algorithm over these models, rewards and prompts, with what else `config` asks for."""
     method = method or method_with(config)
-    sampler = _sampler(session, models.policy, config)
+    sampler = sampler_of(session, models, config, method.opponent)
     if config.kl.anchor == "ema":
         twin = _twin(session, config)
         models = replace(models, average=FollowingReference(models.policy, twin, config.kl.anchor_rate, every=1))
@@ -351,28 +350,6 @@ def assemble(
 def _twin(session: Session, config: OnlineConfig) -> Policy:
     """Another load of the policy, not trained by itself."""
     return session.reference(None, adapters=config.model.lora.rank > 0)
-
-
-def _sampler(session: Session, policy: Policy, config: OnlineConfig) -> Sampler:
-    """The engine samples from the policy's own weights, or from a copy: in another program, or where it is to sample
-    while they are trained."""
-    owns_weights = config.rollout.ahead or config.engine.name != "torch"
-    copies = owns_weights and config.engine.name == "torch"
-    if config.engine.name == "torch":
-        with distributed.unsharded(policy):
-            check_sampling(policy.model, config.data.max_length)
-    engine = engine_of(
-        session.plain_policy() if copies else policy,
-        config.engine,
-        stop_ids(session.chat, policy.plain.generation_config),
-        config.sampling,
-        max_length=config.data.max_length,
-        folder=session.folder.path / "engine" if owns_weights and not copies else Path(),
-        unused=unused_ids(policy.plain, session.tokenizer),
-        rank=session.world.rank,
-        ranks=session.world.size,
-    )
-    return Sampler(session.world, policy, engine, config.sampling, owns_weights=owns_weights)
 
 
 def _mixed(session: Session, models: Models, config: PtxConfig) -> EpochStream:
