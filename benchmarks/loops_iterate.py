@@ -4,7 +4,8 @@
 
 Three questions, for each seed in a world of its own, at equal budgets of sampled answers and of labels:
 
-1. Iterative DPO against offline DPO (all answers by the start, one round) and PPO: gold of held-out prompts.
+1. Iterative DPO against offline DPO (all answers by the start, one round) and PPO, by the same reward model: gold of
+   held-out prompts.
 2. A reward model that learns from labels of each round's answers, against one that was given as many labels of the
    world's pairs beforehand and stays: gold and proxy by round. Labels are by one careful annotator with a taste for
    length.
@@ -94,7 +95,7 @@ class Size:
     labels: int = 200
     ppo_batch: int = 32
     every: int = 20
-    dpo_lr: float = 5e-4
+    dpo_lr: float = 1e-4
     ppo_lr: float = 4e-4
     batch: int = 16
 
@@ -107,8 +108,8 @@ QUICK = Size(scale=0.04, epochs=1, rounds=2, prompts=12, answers=4, pairs=60, la
 
 
 def started(root: Path, seed: int, size: Size) -> WorldPaths:
-    """World, `start`, and two reward models: `proxy`, from few pairs, and `proxy-more`, which has as many more as all
-    rounds label."""
+    """World, `start`, and two reward models: `proxy`, from few pairs, which is refreshed, and `proxy-more`, from as many
+    more as all rounds label, which stays."""
     world = WorldPaths(root / "world")
     once(world.world, lambda: build_world(world.root, seed=seed, scale=size.scale))
     base = once(root / "base", lambda: write_base(world, root / "base", seed))
@@ -131,7 +132,7 @@ def looped(root: Path, world: WorldPaths, name: str, seed: int, size: Size, **mo
         "model": {"path": str(root / "start"), "precision": "fp32"},
         "data": {"train": str(world.prompts), "eval": str(world.prompts_eval), "max_length": 192},
         "out": str(root / name),
-        "labels": {"source": (str(root / "proxy"),), "precision": "fp32"},
+        "labels": {"source": (str(root / "proxy-more"),), "precision": "fp32"},
         "rounds": size.rounds,
         "per_round": size.prompts,
         "answers": size.answers,
@@ -173,7 +174,7 @@ def ppo(root: Path, world: WorldPaths, name: str, begin: Path, seed: int, size: 
         kl={"coef": 0.05, "reference": str(root / "start")},
         critic={"start": "policy"},
         shaping={"missing_eos_penalty": 1.0},
-        rewards=RewardsConfig((str(root / "proxy"),)),
+        rewards=RewardsConfig((str(root / "proxy-more"),)),
         sampling=SAMPLING,
     )
     once(root / name / "summary.json", partial(train_online, config))
@@ -183,7 +184,7 @@ def ppo(root: Path, world: WorldPaths, name: str, begin: Path, seed: int, size: 
         str(world.prompts_eval),
         str(out),
         reference=str(root / "start"),
-        rewards=(f"proxy={root / 'proxy'}",),
+        rewards=(f"proxy={root / 'proxy-more'}",),
         scorer=f"{world.gold}:gold",
         answers=2,
         checkpoints=True,
@@ -211,23 +212,26 @@ def steps_to(points: Sequence[tuple[int, float]], target: float) -> float:
     return float("nan")
 
 
+REWARDS = {"fixed": "iterative", "refreshed": "refreshed"}
+"""What the reward model does -> the loop."""
+
+
 def measured(root: Path, seed: int, size: Size) -> dict[str, Any]:
     """All numbers of a seed."""
     world = started(root, seed, size)
-    fixed = {"labels": {"source": (str(root / "proxy-more"),), "precision": "fp32"}}
     refresh = {
+        "labels": {"source": (str(root / "proxy"),), "precision": "fp32"},
         "refresh": {
             "labels": (f"{root / 'label.py'}:felt",),
             "budget": size.labels,
             "data": str(root / "proxy.jsonl"),
             "share": 0.5,
             "options": {"optim.lr": "1e-3", "train.epochs": "3"},
-        }
+        },
     }
     loops = {
         "iterative": looped(root, world, "iterative", seed, size),
         "offline": looped(root, world, "offline", seed, size, rounds=1, per_round=size.rounds * size.prompts),
-        "fixed": looped(root, world, "fixed", seed, size, **fixed),
         "refreshed": looped(root, world, "refreshed", seed, size, **refresh),
     }
     found = {name: rounds_of(out) for name, out in loops.items()}
@@ -246,7 +250,7 @@ def measured(root: Path, seed: int, size: Size) -> dict[str, Any]:
             "ppo": last,
         },
         "steps": {"ppo": steps_to(plain, target), "after rejection": steps_to(after, target)},
-        "rounds": {name: by_round(found[name], size.rounds) for name in ("fixed", "refreshed")},
+        "rounds": {name: by_round(found[own], size.rounds) for name, own in REWARDS.items()},
         "accuracy": [
             [found["refreshed"][f"round-{n}/refresh/{name}.json"]["accuracy"] for name in ("before", "after")]
             for n in range(1, size.rounds + 1)
