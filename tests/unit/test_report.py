@@ -433,6 +433,7 @@ def test_every_logged_metric_of_the_algorithms_finds_its_panel():
         "approx_kl": "KL of one update",
         "clip_fraction": "Clip fraction",
         "entropy": "Entropy",
+        "win_rate": "Win rate",
         "explained_variance": "Explained variance",
         "policy_loss": "Policy loss",
         "value_loss": "Value loss",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from assent.config import ScoreConfig, SourceConfig, settings
+from assent.config import RunConfig, ScoreConfig, SourceConfig, settings
 from assent.config.composed import composed
 from assent.config.iterate import PEOPLE, IterateConfig
 from assent.data.formats import load_examples, to_row
@@ -80,7 +80,7 @@ def labeller(config: IterateConfig) -> SourceConfig:
     return replace(config.labels, source=own.labels, weights={}, ensemble="mean", remote=own.remote, judge=own.judge)
 
 
-def reward_config(config: IterateConfig, data: str, begin: str, seed: int) -> object:
+def reward_config(config: IterateConfig, data: str, begin: str, seed: int) -> RunConfig:
     """The configuration of the training of a reward model. Raises ConfigError."""
     shared = settings.plain(config)
     tree = {
@@ -91,7 +91,8 @@ def reward_config(config: IterateConfig, data: str, begin: str, seed: int) -> ob
         "out": config.out,
         "report_to": shared["report_to"],
     }
-    return composed(config.refresh.method, tree, config.refresh.options, flag="--refresh.options")
+    found: RunConfig = composed(config.refresh.method, tree, config.refresh.options, flag="--refresh.options")
+    return found
 
 
 def _ask(path: Path, answers: Path, config: IterateConfig, seed: int) -> Mapping[str, float]:

@@ -102,7 +102,10 @@ ROWS = (
         ("prompt", "responses", "feedback"),
         native.native,
         {
-            **_text(prompt="messages up to the last question", responses="[{messages, source}]"),
+            **_text(
+                prompt="messages up to the last question",
+                responses="[{messages, source, finished}]; finished false: cut off, no end is trained",
+            ),
             **_feedback(feedback="[{kind: pair, ranking, rating, binary or critique, ...}] by index of the responses"),
             "prompt_text": (Fate.SHOWN, "the prompt where it was text and no messages"),
             "meta": (Fate.ENTRIES, "an object of further columns"),

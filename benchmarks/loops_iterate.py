@@ -1,0 +1,342 @@
+"""Rounds of sampling and learning in the assistant world, whose gold rubric nothing is trained by:
+
+    python -m benchmarks.loops_iterate --out FOLDER [--seeds 0 1 2] [--quick] [--figure docs/loops_iterate.svg]
+
+Three questions, for each seed in a world of its own, at equal budgets of sampled answers and of labels:
+
+1. Iterative DPO against offline DPO (all answers by the start, one round) and PPO, by the same reward model: gold of
+   held-out prompts.
+2. A reward model that learns from labels of each round's answers, against one that was given as many labels of the
+   world's pairs beforehand and stays: gold and proxy by round. Labels are by one careful annotator with a taste for
+   length.
+3. PPO from the start, and from the start after one round of rejection sampling: PPO steps until gold is what PPO from
+   the start comes to, less a fifth of its gain.
+
+Also what the loop itself takes: its wall time less that of its stages. What is there already in FOLDER is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from assent import distributed
+from assent.algorithms.online.train import train_online
+from assent.algorithms.reward.pairs import train_reward
+from assent.algorithms.sft import train_sft
+from assent.config import EvalConfig, IterateConfig, RewardConfig, RewardsConfig, SFTConfig, online_config
+from assent.evaluate.evaluation import evaluate
+from assent.evaluate.plots import GOLD_COLOR, PROXY_COLOR
+from assent.evaluate.results import EVALUATION, PolicyTable
+from assent.lab.artifacts import WorldPaths, build_world
+from assent.loops.iterate import iterate
+from assent.models.loading import quiet_transformers
+from assent.outputs import write_text
+from benchmarks.reward_ensembles import common, once, write_base
+from benchmarks.reward_lab import over_seeds
+
+SAMPLING = {"max_new_tokens": 48, "max_batch": 256}
+ANNOTATOR = 1
+"""Of the lab's panel: its temperature and taste for length are those of the labels."""
+LABELLER = '''"""What an annotator feels that an answer is worth: gold, a taste for length, and noise that makes choices
+between two answers Bradley-Terry."""
+
+import hashlib
+import math
+from pathlib import Path
+
+from assent.data.records import Message
+from assent.lab.annotators import PANEL
+from assent.lab.world import load_world
+
+WORLD, OWN = load_world(Path(__file__).with_name("world") / "world.json"), PANEL[{annotator}]
+
+
+def felt(prompts, completions, **columns):
+    return [worth(said(prompt, "user"), said(answer, "assistant")) for prompt, answer in zip(prompts, completions)]
+
+
+def said(turns, role):
+    if isinstance(turns, str):
+        return (Message(role, turns),)
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+
+
+def worth(prompt, answer):
+    text = answer[-1].content
+    digest = hashlib.sha256(repr((prompt, text)).encode()).digest()
+    uniform = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
+    noise = -math.log(-math.log(uniform)) * OWN.temperature
+    return WORLD.gold(prompt, text).reward + OWN.length_bias * len(text.split()) + noise
+'''
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything: the world; rounds, prompts of each and answers to each; pairs that the reward models
+    begin with, and labels of each round; PPO steps and prompts of each, so that it samples as many answers."""
+
+    scale: float = 0.4
+    epochs: int = 5
+    rounds: int = 4
+    prompts: int = 200
+    answers: int = 8
+    pairs: int = 500
+    labels: int = 200
+    ppo_batch: int = 32
+    every: int = 20
+    dpo_lr: float = 1e-4
+    ppo_lr: float = 4e-4
+    batch: int = 16
+
+    @property
+    def ppo_steps(self) -> int:
+        return self.rounds * self.prompts * self.answers // self.ppo_batch
+
+
+QUICK = Size(scale=0.04, epochs=1, rounds=2, prompts=12, answers=4, pairs=60, labels=16, ppo_batch=8, every=4)
+
+
+def started(root: Path, seed: int, size: Size) -> WorldPaths:
+    """World, `start`, and two reward models: `proxy`, from few pairs, which is refreshed, and `proxy-more`, from as many
+    more as all rounds label, which stays."""
+    world = WorldPaths(root / "world")
+    once(world.world, lambda: build_world(world.root, seed=seed, scale=size.scale))
+    base = once(root / "base", lambda: write_base(world, root / "base", seed))
+    given = common(base, world.sft, root / "start", 4e-3, seed, batch_size=32, epochs=size.epochs)
+    once(root / "start" / "summary.json", partial(train_sft, SFTConfig(**given)))
+    rows = world.preferences.read_text().splitlines(keepends=True)
+    more = size.pairs + size.rounds * size.labels // 2
+    for name, count in (("proxy", size.pairs), ("proxy-more", more)):
+        pairs = root / f"{name}.jsonl"
+        write_text(pairs, "".join(rows[:count]))
+        asked = common(root / "start", pairs, root / name, 1e-3, seed, batch_size=16, epochs=3)
+        once(root / name / "summary.json", partial(train_reward, RewardConfig(**asked)))
+    write_text(root / "label.py", LABELLER.replace("{annotator}", str(ANNOTATOR)))
+    return world
+
+
+def looped(root: Path, world: WorldPaths, name: str, seed: int, size: Size, **more: Any) -> Path:
+    """A loop of the study; what it took stands beside it."""
+    options: dict[str, Any] = {
+        "model": {"path": str(root / "start"), "precision": "fp32"},
+        "data": {"train": str(world.prompts), "eval": str(world.prompts_eval), "max_length": 192},
+        "out": str(root / name),
+        "labels": {"source": (str(root / "proxy-more"),), "precision": "fp32"},
+        "rounds": size.rounds,
+        "per_round": size.prompts,
+        "answers": size.answers,
+        "scorer": f"{world.gold}:gold",
+        "eval_answers": 2,
+        "optim": {"lr": size.dpo_lr, "schedule": "constant"},
+        "train": {"seed": seed, "threads": 1, "log_every": 10, "batch_size": size.batch, "epochs": 2},
+        "choose": {"fewer": "use"},
+        "options": {"loss.beta": "0.1"},
+        "sampling": SAMPLING,
+        "resume": "auto",
+    }
+
+    def run() -> None:
+        begun, processor = time.monotonic(), time.process_time()
+        iterate(IterateConfig(**(options | more)))
+        took = {"wall": time.monotonic() - begun, "cpu": time.process_time() - processor}
+        lines = (root / name / "times.jsonl").read_text().splitlines()
+        took["stages"] = sum(json.loads(line)["seconds"] for line in lines)
+        write_text(root / name / "took.json", json.dumps(took))
+
+    once(root / name / "took.json", run)
+    return root / name
+
+
+def rounds_of(out: Path) -> dict[str, Mapping[str, float]]:
+    """Stage -> numbers."""
+    rows = map(json.loads, (out / "loop.jsonl").read_text().splitlines())
+    return {row["stage"]: row["numbers"] for row in rows}
+
+
+def ppo(root: Path, world: WorldPaths, name: str, begin: Path, seed: int, size: Size) -> PolicyTable:
+    """PPO from `begin` with the start as its reference, and its checkpoints evaluated."""
+    kept = {"save_every": size.every, "keep": size.ppo_steps // size.every, "max_steps": size.ppo_steps}
+    given = common(begin, world.prompts, root / name, size.ppo_lr, seed, batch_size=size.ppo_batch, **kept)
+    config = online_config(
+        "ppo",
+        **given | {"optim": {"lr": size.ppo_lr, "schedule": "constant"}},
+        kl={"coef": 0.05, "reference": str(root / "start")},
+        critic={"start": "policy"},
+        shaping={"missing_eos_penalty": 1.0},
+        rewards=RewardsConfig((str(root / "proxy-more"),)),
+        sampling=SAMPLING,
+    )
+    once(root / name / "summary.json", partial(train_online, config))
+    out = root / f"eval-{name}"
+    asked = EvalConfig(
+        (f"start={root / 'start'}", f"begin={begin}", f"{name}={root / name}"),
+        str(world.prompts_eval),
+        str(out),
+        reference=str(root / "start"),
+        rewards=(f"proxy={root / 'proxy-more'}",),
+        scorer=f"{world.gold}:gold",
+        answers=2,
+        checkpoints=True,
+        resume=(out / "cache").exists(),
+        seed=seed,
+        measures=("reward", "kl", "length"),
+        sampling=SAMPLING,
+        precision="fp32",
+    )
+    return PolicyTable.load(once(out / EVALUATION, partial(evaluate, asked)))
+
+
+def curve(table: PolicyTable, name: str) -> list[tuple[int, float]]:
+    """(step, gold) of a run's checkpoints, what it began from first."""
+    start = next(policy for policy in table.policies if policy.name == "begin")
+    (track,) = (track for track in table.tracks if track.name == name)
+    return [(0, start.interval("reward/gold").mean), *((point.step, point.gold.mean) for point in track.points)]
+
+
+def steps_to(points: Sequence[tuple[int, float]], target: float) -> float:
+    """The step at which the line through the points reaches `target` first; NaN where it never does."""
+    for (before, low), (step, gold) in zip([(0, -np.inf), *points], points, strict=False):
+        if gold >= target:
+            return float(step if low == -np.inf else before + (step - before) * (target - low) / (gold - low))
+    return float("nan")
+
+
+REWARDS = {"fixed": "iterative", "refreshed": "refreshed"}
+"""What the reward model does -> the loop."""
+
+
+def measured(root: Path, seed: int, size: Size) -> dict[str, Any]:
+    """All numbers of a seed."""
+    world = started(root, seed, size)
+    refresh = {
+        "labels": {"source": (str(root / "proxy"),), "precision": "fp32"},
+        "refresh": {
+            "labels": (f"{root / 'label.py'}:felt",),
+            "budget": size.labels,
+            "data": str(root / "proxy.jsonl"),
+            "share": 0.5,
+            "options": {"optim.lr": "1e-3", "train.epochs": "3"},
+        },
+    }
+    loops = {
+        "iterative": looped(root, world, "iterative", seed, size),
+        "offline": looped(root, world, "offline", seed, size, rounds=1, per_round=size.rounds * size.prompts),
+        "refreshed": looped(root, world, "refreshed", seed, size, **refresh),
+    }
+    found = {name: rounds_of(out) for name, out in loops.items()}
+    sft = {"method": "sft", "options": {}, "choose": {"take": "best", "fewer": "use"}, "optim": {"lr": 1e-3}}
+    rejected = looped(root, world, "rejection", seed, size, rounds=1, **sft)
+    plain = curve(ppo(root, world, "ppo", root / "start", seed, size), "ppo")
+    after = curve(ppo(root, world, "ppo-after", rejected / "round-1" / "sft", seed, size), "ppo-after")
+    first, last = plain[0][1], float(np.mean([gold for _, gold in plain[-3:]]))
+    target = last - 0.2 * (last - first)
+    took = [json.loads((root / name / "took.json").read_text()) for name in (*loops, "rejection")]
+    return {
+        "gold": {
+            "start": found["iterative"]["start/eval"]["gold"],
+            "offline": found["offline"]["round-1/eval"]["gold"],
+            "iterative": found["iterative"][f"round-{size.rounds}/eval"]["gold"],
+            "ppo": last,
+        },
+        "steps": {"ppo": steps_to(plain, target), "after rejection": steps_to(after, target)},
+        "rounds": {name: by_round(found[own], size.rounds) for name, own in REWARDS.items()},
+        "accuracy": [
+            [found["refreshed"][f"round-{n}/refresh/{name}.json"]["accuracy"] for name in ("before", "after")]
+            for n in range(1, size.rounds + 1)
+        ],
+        "overhead": sum(one["wall"] - one["stages"] for one in took) / sum(one["wall"] for one in took),
+    }
+
+
+def by_round(found: Mapping[str, Mapping[str, float]], rounds: int) -> dict[str, list[float]]:
+    """Gains over the start, by gold and by what labels."""
+    places = [f"round-{number}/eval" for number in range(1, rounds + 1)]
+    return {name: [0.0, *(found[place][f"{name}_gain"] for place in places)] for name in ("gold", "reward")}
+
+
+def told(results: Sequence[Mapping[str, Any]], size: Size) -> None:
+    """The answers, with the 95 % interval of Student's t over the seeds."""
+
+    def line(what: str, values: Sequence[float]) -> None:
+        print("{}: {:.3f} +- {:.3f}   ({})".format(what, *over_seeds(values), ", ".join(f"{v:.3f}" for v in values)))
+
+    print(f"\n{size.rounds * size.prompts * size.answers:,} sampled answers each; gold of held-out prompts:")
+    for name in results[0]["gold"]:
+        line(f"  {name}", [each["gold"][name] for each in results])
+    for one, other in (("iterative", "offline"), ("iterative", "ppo")):
+        line(f"  {one} - {other}", [each["gold"][one] - each["gold"][other] for each in results])
+    print(f"reward model fixed or refreshed, {size.rounds * size.labels} labels each: gains after the last round")
+    for name in ("fixed", "refreshed"):
+        for source in ("gold", "reward"):
+            line(f"  {name}, {source}", [each["rounds"][name][source][-1] for each in results])
+        line(f"  {name}, gold below its best round", [drop(each["rounds"][name]["gold"]) for each in results])
+    gap = [each["rounds"]["refreshed"]["gold"][-1] - each["rounds"]["fixed"]["gold"][-1] for each in results]
+    line("  refreshed - fixed, gold", gap)
+    for number in range(size.rounds):
+        for place, name in enumerate(("before", "after")):
+            line(f"  round {number + 1}, accuracy {name}", [each["accuracy"][number][place] for each in results])
+    print("PPO steps to the same gold:")
+    for name in ("ppo", "after rejection"):
+        line(f"  {name}", [each["steps"][name] for each in results])
+    line("  saved", [each["steps"]["ppo"] - each["steps"]["after rejection"] for each in results])
+    print(f"  (the round of rejection sampling took {size.prompts * size.answers:,} answers, which are "
+          f"{size.prompts * size.answers / size.ppo_batch:.0f} PPO steps')")  # fmt: skip
+    line("the loop's own share of its time", [each["overhead"] for each in results])
+
+
+def drop(gains: Sequence[float]) -> float:
+    return max(gains) - gains[-1]
+
+
+def figure(results: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Gold and proxy by round: the reward model fixed, and refreshed; a thin line for each seed, a strong one for their
+    mean."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "assent", "font.size": 8}):
+        drawing = Figure(figsize=(6.4, 2.7), layout="constrained")
+        panels = drawing.subplots(1, 2, sharey=True)
+        for axes, name in zip(panels, ("fixed", "refreshed"), strict=True):
+            for source, color, label in (("gold", GOLD_COLOR, "gold"), ("reward", PROXY_COLOR, "reward model")):
+                gains = np.array([each["rounds"][name][source] for each in results])
+                for own in gains:
+                    axes.plot(own, color=color, linewidth=0.7, alpha=0.5)
+                axes.plot(gains.mean(0), color=color, linewidth=2, marker="o", markersize=3, label=label)
+            axes.axhline(0, color="#111213", linewidth=0.7, linestyle=(0, (1, 3)))
+            axes.set_title(f"reward model {name}", fontsize=9, loc="left")
+            axes.set_xlabel("round")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        panels[0].set_ylabel("gain over the start")
+        panels[0].legend(frameon=False, fontsize=7)
+        drawing.savefig(out, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="a small world and few steps: whether it runs at all")
+    parser.add_argument("--figure", type=Path, help="SVG to write")
+    given = parser.parse_args()
+    quiet_transformers()
+    distributed.init(1)
+    size = QUICK if given.quick else Size()
+    results = [measured(given.out / str(seed), seed, size) for seed in given.seeds]
+    write_text(given.out / "results.json", json.dumps(results, indent=1) + "\n")
+    told(results, size)
+    if given.figure is not None:
+        figure(results, given.figure)
+
+
+if __name__ == "__main__":
+    main()
