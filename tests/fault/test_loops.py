@@ -22,6 +22,7 @@ from tests.looping import World, words_of
 from .commands import until
 
 KILLS = 3
+WORDS = ("red", "green", "blue", "What", "Paris", "Name", "water", "three", "capital")
 
 
 def iterate(world: World) -> list[str]:
@@ -41,7 +42,6 @@ def iterate(world: World) -> list[str]:
     )
 
 
-<<<<<<< HEAD
 def steerlm(world: World) -> list[str]:
     demonstrations, ratings = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "ratings"))
     rated = [
@@ -95,14 +95,12 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-=======
 def warp(world: World) -> list[str]:
     options = world.shared() | {"policy": "rloo", "rounds": 1, "rewards.functions": world.function, "front": [0.5, 1]}
     return words_of("warp", options | {"prompts": world.prompts, "options": ["rollout.responses:2", "kl.coef:0.1"]})
 
 
 LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "warp": warp, "steerlm": steerlm, "apo": apo}
->>>>>>> warp
 
 
 def lines(out: Path) -> int:
