@@ -311,7 +311,15 @@ def merging_page() -> str:
 
 
 REWARD_LOSSES = {
-    "Pairs": ("bradley_terry", "bradley_terry_tokens", "rao_kupper", "davidson", "centring", "likelihood_regulariser"),
+    "Pairs": (
+        "bradley_terry",
+        "bradley_terry_tokens",
+        "rao_kupper",
+        "davidson",
+        "centring",
+        "choice_kl",
+        "likelihood_regulariser",
+    ),
     "Rankings": ("k_wise", "plackett_luce_scores", "best_of_k"),
     "ODIN": ("odin_length", "orthogonality"),
 }
@@ -465,7 +473,9 @@ POLICY_LOSSES = {
     "gspo": "clipped ratio of whole answers",
     "cispo": "log-prob, bounded weight",
 }
+"""And of methods that compare answers the objective's own name."""
 REDUCED = {"token": "every token", "response": "every answer", "fixed": "every token, by the longest length"}
+COUNTED = {"pairs": "every pair", "binary": "every answer"}
 
 
 def methods_table() -> str:
@@ -482,8 +492,8 @@ def methods_table() -> str:
             f"[`{name}`](cli.md#{anchor(name)})",
             row.summary,
             advantage,
-            POLICY_LOSSES[row.loss],
-            REDUCED[options["reduction"]],
+            POLICY_LOSSES[row.loss] if row.objective is None else OBJECTIVES[row.objective].name,
+            REDUCED[options["reduction"]] if row.objective is None else COUNTED[OBJECTIVES[row.objective].feedback],
             kl_of(row),
             str(default_of(row.config, "rollout").responses),
             f"[{row.paper}](https://arxiv.org/abs/{row.paper})",
@@ -494,6 +504,9 @@ def methods_table() -> str:
 
 def kl_of(row: Method) -> str:
     kl = default_of(row.config, "kl")
+    if row.objective is not None:
+        objective = OBJECTIVES[row.objective]
+        return f"beta {objective.options['beta']:g}, in the loss" if objective.needs_reference else "none"
     return f"{kl.coef:g}, {kl.estimator}, in the {kl.place}" if kl.coef else "none"
 
 

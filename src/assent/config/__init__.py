@@ -9,6 +9,7 @@ A YAML file gives values, the command line overrides them, `resolved.yaml` in th
 
 from __future__ import annotations
 
+from assent.config.apo import ApoConfig
 from assent.config.base import (
     AlarmConfig, DataConfig, LoraConfig, LossConfig, MeasuresConfig, ModelConfig, OptimConfig, PolicyRunConfig,
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
@@ -16,13 +17,17 @@ from assent.config.base import (
 from assent.config.choosing import ChooseConfig
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.iterate import IterateConfig, LabelsConfig, RefreshConfig
-from assent.config.judge import JudgeConfig
+from assent.config.judge import EndpointConfig, JudgeConfig, VerdictConfig, WriterConfig
 from assent.config.merge import MERGES, MergeConfig, MergeMethod
-from assent.config.methods import METHODS, Method, method_of, online_config
+from assent.config.methods import METHODS, Method, has_reference, method_of, objective_key, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
 from assent.config.online import (
-    ActorCriticConfig, CriticConfig, CurriculumConfig, GivenConfig, KLConfig, OnlineConfig, PtxConfig, RemoteConfig,
-    RewardsConfig, RolloutConfig, ShapingConfig, critic_of,
+    ActorCriticConfig, CriticConfig, CurriculumConfig, GivenConfig, KLConfig, OnlineConfig, PatienceConfig,
+    PtxConfig, RemoteConfig, RewardsConfig, RolloutConfig, ShapingConfig, critic_of,
+)
+from assent.config.online_preference import (
+    NashMDConfig, NashMDKL, NashMDLoss, OnlineDPOConfig, OnlineDPOLoss, OnlineKTOConfig, OnlineKTOLoss,
+    OnlineSimPOConfig, OnlineSimPOLoss, PairRollout, XPOConfig, XPOLoss,
 )
 from assent.config.pairs import (
     AOTConfig, AOTLoss, AOTUnpairedConfig, AOTUnpairedLoss, APODownConfig, APOZeroConfig, AsymmetricDPOConfig,
@@ -31,6 +36,10 @@ from assent.config.pairs import (
     LNDPOConfig, LNDPOLoss, MovingReference, ODPOConfig, ODPOLoss, ORPOConfig, ORPOLoss, RDPOConfig, RDPOLoss,
     RPOConfig, RPOLoss, RRHFConfig, RRHFLoss, ReferenceFreeDPOConfig, RobustDPOConfig, RobustDPOLoss, SLiCHFConfig,
     SLiCHFLoss, SPPOConfig, SPPOLoss, SimPOConfig, SimPOLoss, TDPOConfig, TDPOLoss, TRDPOConfig, WPOConfig, WPOLoss,
+)
+from assent.config.people import (
+    AggregateConfig, AgreeConfig, ContrastConfig, ContrastSampling, CritiqueConfig, FeedbackFileConfig,
+    JudgeFileConfig,
 )
 from assent.config.policy_gradient import (
     CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL,
@@ -45,10 +54,11 @@ from assent.config.preference import (
     ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection, OdinSection, REWARD_MODELS,
-    RankingSection, RewardConfig, RewardGateConfig, RewardModel, RewardModelConfig, RewardOdinConfig,
-    RewardRankingConfig, RewardSection, reward_model_of,
+    AdversarialSection, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection,
+    OdinSection, OldRewardSection, REWARD_MODELS, RankingSection, RewardConfig, RewardGateConfig, RewardModel,
+    RewardModelConfig, RewardOdinConfig, RewardRankingConfig, RewardSection, reward_model_of,
 )
+from assent.config.rlaif import ConstitutionConfig, PrincipleJudge, RLAIFConfig, RLCDConfig
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
@@ -60,36 +70,40 @@ from assent.config.tools import (
 )
 from assent.config.training import TRAINERS, Trainer, named_methods
 from assent.config.trust import TrustConfig
+from assent.config.warp import WarpConfig
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
-    "APOZeroUnpairedConfig", "ActorCriticConfig", "AlarmConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss",
-    "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss",
-    "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "ChooseConfig", "CompareConfig",
-    "CriticConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig",
-    "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig",
-    "DrGRPOLoss", "EXOConfig", "EXOLoss", "EngineConfig", "EnsembleConfig", "EnsembleSection", "EnvConfig",
-    "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss",
-    "GSPOConfig", "GSPOLoss", "GSPORollout", "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout",
-    "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig",
-    "IterateConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig",
-    "LNDPOLoss", "LabelsConfig", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "MERGES", "METHODS",
-    "MeasuresConfig", "MergeConfig", "MergeMethod", "Method", "ModelConfig", "MovingReference", "NCAConfig",
-    "NCALoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection",
-    "OnlineConfig", "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PlackettLuceDPOConfig",
-    "PolicyRunConfig", "PreferenceConfig", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss", "REINFORCEConfig",
-    "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
+    "APOZeroUnpairedConfig", "ActorCriticConfig", "AdversarialSection", "AggregateConfig", "AgreeConfig",
+    "AlarmConfig", "ApoConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "AttributesConfig", "AttributesSection",
+    "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig",
+    "CPOLoss", "CheckConfig", "ChooseConfig", "CompareConfig", "ConstitutionConfig", "ContrastConfig",
+    "ContrastSampling", "CriticConfig", "CritiqueConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig",
+    "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig",
+    "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EndpointConfig", "EngineConfig",
+    "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig",
+    "FDPOLoss", "FeedbackFileConfig", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout",
+    "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
+    "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "IterateConfig", "JudgeConfig",
+    "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
+    "LabelsConfig", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "MERGES", "METHODS", "MeasuresConfig",
+    "MergeConfig", "MergeMethod", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss",
+    "NashMDConfig", "NashMDKL", "NashMDLoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig",
+    "ORPOLoss", "Objective", "OdinSection", "OldRewardSection", "OnlineConfig", "OnlineDPOConfig", "OnlineDPOLoss",
+    "OnlineKTOConfig", "OnlineKTOLoss", "OnlineSimPOConfig", "OnlineSimPOLoss", "OptimConfig", "PPOConfig",
+    "PPOLoss", "PPORollout", "PairConfig", "PairRollout", "PatienceConfig", "PlackettLuceDPOConfig",
+    "PolicyRunConfig", "PreferenceConfig", "PrincipleJudge", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss",
+    "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
     "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
-    "REWARD_MODELS", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss",
-    "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig",
-    "ReferencePairConfig", "RefreshConfig", "RemoteConfig", "ReportConfig", "RewardConfig", "RewardGateConfig",
-    "RewardModel", "RewardModelConfig", "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig",
-    "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss",
-    "SPPOConfig", "SPPOLoss", "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig",
-    "SimPOConfig", "SimPOLoss",
-    "SourceConfig", "SteerLMConfig", "SteeringConfig", "TDPOConfig", "TDPOLoss", "TRAINERS",
-    "TRDPOConfig", "TrainConfig",
-    "Trainer", "TrustConfig", "WPOConfig", "WPOLoss", "WatchConfig", "critic_of", "keywords", "loss_of",
-    "method_of", "named_methods", "objective_of", "online_config", "preference_config", "reference_of",
-    "reward_model_of",
+    "REWARD_MODELS", "RLAIFConfig", "RLCDConfig", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss",
+    "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
+    "ReferenceFreeDPOConfig", "ReferencePairConfig", "RefreshConfig", "RemoteConfig", "ReportConfig",
+    "RewardConfig", "RewardGateConfig", "RewardModel", "RewardModelConfig", "RewardOdinConfig",
+    "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig",
+    "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig",
+    "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig",
+    "SteerLMConfig", "SteeringConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig",
+    "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig",
+    "XPOConfig", "XPOLoss", "critic_of", "has_reference", "keywords", "loss_of", "method_of", "named_methods",
+    "objective_key", "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

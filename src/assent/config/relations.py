@@ -8,23 +8,35 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from assent.config.apo import APO
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
 from assent.config.iterate import ITERATE
 from assent.config.merge import MERGES, MergeConfig
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
-from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights, unread
+from assent.config.online_relations import (
+    ONLINE,
+    engine_is_asked,
+    judge_is_asked,
+    remote_weights,
+    unread,
+    verdicts_are_asked,
+    writer_is_asked,
+)
 from assent.config.pairs import EXOConfig, SimPOConfig
+from assent.config.people import ContrastConfig, CritiqueConfig, JudgeFileConfig, is_served
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
 from assent.config.reward_relations import REWARD
+from assent.config.rlaif import ConstitutionConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.steerlm import STEERLM
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.config.training import TRAINERS, compared, named_methods
+from assent.config.warp import WarpConfig, warped
 from assent.names import suggestion
 
 
@@ -322,6 +334,23 @@ def _with(option: str) -> str:
     return ", ".join(names)
 
 
+def _contrast_is_asked(config: ContrastConfig | RLCDConfig) -> str | None:
+    by_loop = isinstance(config, RLCDConfig)
+    model = (config.contrasted or config.model.path) if isinstance(config, RLCDConfig) else config.model
+    served, word = is_served(model), "--contrasted" if by_loop else "MODEL"
+    for option, given, server in (
+        ("sampling.top_k", config.sampling.top_k != 0 and not by_loop, False),
+        ("sampling.top_p", config.sampling.top_p != 1.0 and not by_loop, False),
+        ("engine.name", config.engine.name != "torch" and not by_loop, False),
+        ("judge.model", config.judge.model is not None, True),
+        ("judge.key_env", config.judge.key_env is not None, True),
+    ):
+        if given and server != served:
+            where = "openai=URL" if server else "a folder"
+            return f"--{option} is read only where {word} is {where}. Got {model}."
+    return None
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -336,10 +365,19 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     *REWARD,
     *ITERATE,
     *STEERLM,
+    *APO,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),
+    (JudgeFileConfig, verdicts_are_asked),
+    (ConstitutionConfig, verdicts_are_asked),
+    (ConstitutionConfig, engine_is_asked),
+    (RLCDConfig, engine_is_asked),
+    (RLCDConfig, _contrast_is_asked),
+    (CritiqueConfig, writer_is_asked),
+    (ContrastConfig, engine_is_asked),
+    (ContrastConfig, _contrast_is_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),
@@ -351,6 +389,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, compared),
+    (WarpConfig, warped),
     (ServeConfig, _reached_without_key),
     (MergeConfig, _merged),
     (SourceConfig, remote_weights),

@@ -102,16 +102,17 @@ def _best(example: Example) -> int:
 
 def with_pairs(example: Example, *, votes: bool = False, ties: bool = False) -> Example:
     """The example reduced to its pairs; `RowError` when there is none. With `ties` they are pairs too, and with `votes`
-    those of the same two responses are one; either way every pair then has a `share`."""
+    those of the same two responses are one; either way every pair then has a `share`. Without `votes` an annotator's
+    own `share` (a soft label) counts as a whole vote for `chosen`."""
     read = kinds_read(example, AS_PAIRS)
     _require_comparison(example, read)
     pairs = _rated_pairs(example) if Rating in read else _stated_pairs(example)
     if ties:
         pairs += _tied_pairs(example, Rating in read)
-    if votes or ties:
-        pairs = [replace(pair, share=1.0 - pair.tie) for pair in pairs]
     if votes:
         pairs = _counted(pairs)
+    else:
+        pairs = [replace(pair, share=1.0 - pair.tie if ties else None) for pair in pairs]
     if not pairs:
         raise Unused("feedback", TIE)
     for pair in pairs:
@@ -323,14 +324,21 @@ def _counted(pairs: Sequence[Pair]) -> list[Pair]:
         by_two[min(pair.chosen, pair.rejected), max(pair.chosen, pair.rejected)].append(pair)
     made = []
     for (one, other), votes in by_two.items():
-        preferred = [vote for vote in votes if vote.tie == 0]
-        wins = sum(vote.chosen == one for vote in preferred)
-        if wins < len(preferred) - wins:
-            one, other, wins = other, one, len(preferred) - wins
+        preferred = [vote for vote in votes if vote.tie < 1]
+        tied = sum(vote.tie for vote in votes)
+        wins = sum(_part(vote, one) for vote in votes)
+        if wins < len(votes) - tied - wins:
+            one, other, wins = other, one, len(votes) - tied - wins
         strengths = [vote.strength for vote in preferred if vote.strength is not None]
         strength = sum(strengths) / len(strengths) if strengths and len(strengths) == len(preferred) else None
-        made.append(Pair(one, other, strength, share=wins / len(votes), tie=1 - len(preferred) / len(votes)))
+        made.append(Pair(one, other, strength, share=wins / len(votes), tie=tied / len(votes)))
     return made
+
+
+def _part(vote: Pair, one: int) -> float:
+    """What part of a vote is for the answer `one`; of a whole one all or nothing."""
+    share = 1 - vote.tie if vote.share is None else vote.share
+    return share if vote.chosen == one else 1 - vote.tie - share
 
 
 def _rated(example: Example) -> Mapping[int, float]:

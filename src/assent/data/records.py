@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from assent.errors import AssentError
 
@@ -63,8 +64,10 @@ class Pair:
     """`chosen` is preferred to `rejected` (response indices); `strength` is how clearly, in the annotator's own unit
     (a margin or a rating gap). A tie is kept as a `Ranking` with one level.
 
-    Only a view makes pairs of several votes (`assent.data.views.pair_view`): `share` of them prefer `chosen`, `tie` of
-    them say that neither is better, the rest prefer `rejected`. None: one vote, for `chosen`."""
+    `share` of a vote, or of several, prefer `chosen`, `tie` of them say that neither is better, the rest prefer
+    `rejected`: the soft label of a judge that gives probabilities, or all votes together in a view
+    (`assent.data.views.pair_view`). None: one vote, for `chosen`. `first` is the one that the annotator was shown first
+    (on the left), where that is known."""
 
     chosen: int
     rejected: int
@@ -72,6 +75,7 @@ class Pair:
     annotator: str | None = None
     share: float | None = None
     tie: float = 0.0
+    first: Literal["chosen", "rejected"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,15 @@ def native(row: Row, origin: Origin) -> Example:
     return Example(prompt, responses, feedback, origin, dict(meta), prompt_text=prompt_text)
 
 
+def _shares(item: Mapping[str, Any], column: str) -> tuple[float | None, float]:
+    """`share` and `tie` of a pair: parts of its votes."""
+    tie = 0.0 if item.get("tie") is None else number(item["tie"], f"{column}.tie", 0, 1)
+    share = None if item.get("share") is None else number(item["share"], f"{column}.share", 0, 1)
+    if tie + (share or 0.0) > 1 + 1e-9:
+        raise RowError(f"{column}.share", f"expected at most 1 together with tie, got {share} and {tie}")
+    return share, tie
+
+
 def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
     """The objects of a list that may be empty or absent."""
     value = row.get(column)
@@ -146,7 +155,10 @@ def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, .
         if same_answer(responses[chosen], responses[rejected]):
             raise RowError(f"{column}.rejected", "equal to chosen")
         strength = item.get("strength")
-        return Pair(chosen, rejected, None if strength is None else number(strength, f"{column}.strength"), annotator)
+        if (first := item.get("first")) not in (None, "chosen", "rejected"):
+            raise RowError(f"{column}.first", f"expected chosen or rejected, got {in_words(first)}")
+        gap = None if strength is None else number(strength, f"{column}.strength")
+        return Pair(chosen, rejected, gap, annotator, *_shares(item, column), first=first)
     if kind == "ranking":
         levels = tuple(
             tuple(index(value, "levels") for value in listed(level, f"{column}.levels"))
