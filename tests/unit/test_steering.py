@@ -19,6 +19,7 @@ from assent.data.steerable import asked_for, best_values, make_steerable
 from assent.data.steering import NEMO, Steering, read_attributes, steered, steering_of
 from assent.data.template import FOLDER
 from assent.errors import ConfigError, ModelError
+from assent.models.recipe import original_template, reward_tokenizer
 
 TWO = Steering(("helpfulness", "verbosity"), (4, 1))
 ASKED = Message("user", "2+2?")
@@ -246,3 +247,15 @@ def test_export_writes_a_model_that_always_answers_so(steered_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert Chat(tokenizer).prompt_text((ASKED,)).endswith("helpfulness:4,verbosity:0\n")
     assert steering_of(tokenizer.chat_template) == TWO
+
+
+def test_a_reward_model_on_a_steerable_policy_reads_what_others_read(chat):
+    """Its folder's template ends where the answer ends, and still writes the line before it."""
+    outward = reward_tokenizer(chat, 10_000)
+    assert steering_of(outward.chat_template) == TWO
+    example = Example((ASKED,), (Response((Message("assistant", "4"),)),))
+    tree = chat.tree(example, 1000)
+    talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    theirs = outward.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    assert list(theirs) == [*tree.prompt.tolist(), *tree.branches[0].ids.tolist()]
+    assert steering_of(original_template(outward.chat_template)) == TWO

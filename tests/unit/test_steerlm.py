@@ -281,6 +281,7 @@ def test_a_model_that_measures_no_attributes_is_refused(given, scorer_dir, tiny_
         ({"steering": {"model": "m", "ratings": "r"}}, "Both are given"),
         ({"steering": {"model": "m", "options": {"optim.lr": "1"}}}, "Give --steering.ratings"),
         ({"steering": {"model": "m", "lowest": 4}}, "--steering.lowest 4 must be below"),
+        ({"steering": {"model": "m", "line": "{attributes}\\n"}}, "stands there as two letters"),
         ({"data": {"train": "d", "rendered": True}, "steering": {"model": "m"}}, "--data.rendered leaves out"),
     ],
 )

@@ -77,6 +77,11 @@ def _one_labeller(config: SteerLMConfig) -> str | None:
 def _steerable(config: SteerLMConfig) -> str | None:
     if config.steering.lowest >= config.steering.highest:
         return f"--steering.lowest {config.steering.lowest} must be below --steering.highest {config.steering.highest}."
+    if "\\n" in config.steering.line:
+        return (
+            "--steering.line: \\n stands there as two letters. Give a line end: $'{attributes}\\n' in most shells, or "
+            '"{attributes}\\n" in YAML.'
+        )
     if config.data.rendered:
         return "assent steerlm writes attributes by the chat template, which --data.rendered leaves out."
     return None

@@ -74,6 +74,7 @@ def steerlm(config: SteerLMConfig) -> Path:
         policy, measured = config.model.path, None
         for number in range(1, config.rounds + 1):
             place = f"round-{number}"
+            loop.say(f"round {number} of {config.rounds}, from {policy}")
             rows = data if number == 1 else own_answers(loop, place, policy, config, labeller, data)
             first = number == 1
             model = replace(sft.model, path=policy, chat_template=str(template) if first else None, template_kwargs={})
