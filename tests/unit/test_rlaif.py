@@ -99,15 +99,19 @@ def state(out: Path) -> list[dict[str, Any]]:
 
 
 def test_constitutional_ai_and_going_on_when_the_server_left(base: Path, tmp_path: Path, server: Moody):
-    whole = cai(base, tmp_path / "whole", server, comparisons=str(base / "people.jsonl"))
+    held = {"data": {**options(base, tmp_path)["data"], "eval": str(base / "prompts.jsonl")}, "measures": ("length",)}
+    whole = cai(base, tmp_path / "whole", server, comparisons=str(base / "people.jsonl"), **held)
     last = constitution(whole)
     assert last == tmp_path / "whole" / "round-1" / "rloo" and (last / "model" / "model.safetensors").is_file()
     rows = state(tmp_path / "whole")
     stages = ["sl/answers.jsonl", "sl/revisions.jsonl", "sl/sft"]
-    stages += [f"round-1/{name}" for name in ("answers.jsonl", "choices.jsonl", "pairs.jsonl", "reward", "rloo")]
+    stages += [
+        f"round-1/{name}" for name in ("answers.jsonl", "choices.jsonl", "pairs.jsonl", "reward", "rloo", "eval")
+    ]
     assert [row["stage"] for row in rows] == stages
     revised = load_examples(str(tmp_path / "whole/sl/revisions.jsonl")).examples
     assert all(len(row.meta["chain"]) == 2 and row.responses[0].source == "ai" for row in revised)
+    assert {"length", "length_low", "win_rate"} <= rows[-1]["numbers"].keys()
     pairs = load_examples(str(tmp_path / "whole/round-1/pairs.jsonl")).examples
     assert rows[5]["numbers"] == {"feedback": len(pairs) - 1, "comparisons": 1}
     assert all(0.5 < pair.share < 1 for row in pairs[:-1] for pair in row.feedback) and compares(pairs[-1])
@@ -166,6 +170,7 @@ def test_rlcd_from_the_command_line_and_by_python(base: Path, tmp_path: Path, se
         ({"source": "http://localhost:1"}, r"--source: expected openai=URL or judge=FOLDER"),
         ({"source": "judge=x", "judge": {"model": "m"}}, r"--judge\.model is read only with"),
         ({"principles": "none.yaml"}, r"--principles none\.yaml: No such file"),
+        ({"scorer": "x.py:f"}, r"--scorer is about the evaluation of each round"),
         ({"choices": "none.yaml"}, r"--choices none\.yaml: No such file"),
     ],
 )

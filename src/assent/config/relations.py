@@ -27,7 +27,7 @@ from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig,
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
 from assent.config.reward_relations import REWARD
-from assent.config.rlaif import ConstitutionConfig, RLCDConfig
+from assent.config.rlaif import ConstitutionConfig, RLAIFConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
@@ -305,6 +305,12 @@ def _contrast_is_asked(config: ContrastConfig | RLCDConfig) -> str | None:
     return None
 
 
+def _rounds_are_evaluated(config: RLAIFConfig) -> str | None:
+    if config.data.eval is None and (given := "scorer" if config.scorer else "measures" if config.measures else None):
+        return f"--{given} is about the evaluation of each round, on held-out prompts. Give --data.eval FILE."
+    return None
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -326,6 +332,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (ConstitutionConfig, verdicts_are_asked),
     (ConstitutionConfig, engine_is_asked),
     (RLCDConfig, engine_is_asked),
+    (RLAIFConfig, _rounds_are_evaluated),
     (RLCDConfig, _contrast_is_asked),
     (CritiqueConfig, writer_is_asked),
     (ContrastConfig, engine_is_asked),
