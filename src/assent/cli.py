@@ -85,6 +85,15 @@ COMMANDS: dict[str, Command] = {
     "check": Command(
         config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)
     ),
+    "warp": Command(
+        config.WarpConfig,
+        "WARP: rounds of several runs of RL, merged; the front of KL and reward.",
+        "assent.loops.warp:warp",
+        about="WARP (arXiv 2406.16768): in each round several runs of reinforcement learning from one start, held to a "
+        "moving average of themselves; their task vectors are merged on the sphere; the next round starts a part of "
+        "the way from the last start to the merged model. At the end the models between the first start and the merged "
+        "one are evaluated: the front of KL and reward.",
+    ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
     "export": Command(
@@ -92,6 +101,12 @@ COMMANDS: dict[str, Command] = {
         "A plain model folder of any run or checkpoint.",
         "assent.algorithms.export:export",
         ("model",),
+    ),
+    "merge": Command(
+        config.MergeConfig,
+        "One model of several, by their weights.",
+        "assent.algorithms.merge:merge",
+        ("models",),
     ),
     "score": Command(
         config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
@@ -128,16 +143,16 @@ COMMANDS: dict[str, Command] = {
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Data and models": ("init", "data", "export", "env"),
+    "Data and models": ("init", "data", "export", "merge", "env"),
     "Demonstrations and reward models": ("sft", *REWARD_MODELS, "serve"),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "In rounds": ("iterate",),
+    "In rounds": ("iterate", "warp", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
-    "AI feedback": ("judge", "critique", "contrast", "constitution", "rlcd"),
+    "AI feedback": ("judge", "critique", "contrast"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

@@ -26,6 +26,8 @@ BASIC: dict[str, str] = {
     "rollout.responses sampling.max_new_tokens kl.coef",
     "labels.source": "model.path data.train data.eval_fraction labels.source labels.judge.prompt method options rounds "
     "answers choose.take choose.threshold begin refresh.labels scorer sampling.max_new_tokens out resume",
+    "front": "model.path data.train optim.lr policy rounds runs steps eta front prompts scorer "
+    "rewards.model rewards.functions options parallel out resume",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
@@ -55,8 +57,9 @@ HEADINGS = {
     "Models": "model name policies baseline source contrasted critic reference beta tokenizer precision",
     "Data": "data file also prompts principles choices few_shots templates demonstrations comparisons revisions keep "
     "format columns split chat_template max_length limit show problems system",
+    "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options loss threshold plus reward attributes gate kl",
-    "Sampled answers and their rewards": "rounds begin rewards rollout answers scorer labels choose refresh toxicity "
+    "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
     "consistency measures judge reward_model weights ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",

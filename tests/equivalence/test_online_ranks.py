@@ -54,6 +54,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ptx": ("rloo", {"ptx": PtxConfig("DATA", coef=0.5, batch_size=3)}),
     "full reward": ("rloo", {"kl": vars(KLConfig(coef=0.2, estimator="full"))}),
+    "moving anchor": ("rloo", {"kl": vars(KLConfig(0.2, anchor="ema", anchor_rate=0.3))}),
+    "moving anchor lora": (
+        "grpo",
+        {"kl": vars(KLConfig(0.2, place="loss", estimator="full", anchor="ema", anchor_rate=0.3))},
+    ),
     "full loss": ("grpo", {"kl": vars(KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50))}),
 }
 

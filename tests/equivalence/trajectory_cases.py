@@ -60,6 +60,7 @@ CASES: Mapping[str, str] = {
     "ppo full": f"ppo {CRITIC} --kl.estimator full",
     "ppo full in the loss": f"ppo {CRITIC} --kl.place loss --kl.estimator full",
     "ppo adaptive KL": f"ppo {CRITIC} --kl.target 0.1 --kl.horizon 8 {ONE_STEP}",
+    "ppo moving anchor": f"ppo {CRITIC} --kl.anchor ema --kl.anchor_rate 0.3",
     "ppo kept": f"ppo {CRITIC} {KEPT} --loss.entropy 0.01",
     "ppo shared": f"ppo {CRITIC} --critic.shared --critic.warmup 1 --critic.coef 0.1",
     "ppo shared kept": f"ppo {CRITIC} --critic.shared --critic.coef 0.1 {KEPT}",
@@ -77,6 +78,7 @@ CASES: Mapping[str, str] = {
     "grpo kept": f"grpo {ONLINE} {KEPT} --kl.place reward",
     "grpo full": f"grpo {ONLINE} {KEPT} --kl.estimator full",
     "grpo full kept": f"grpo {ONLINE} {KEPT} --kl.estimator full --kl.target 1",
+    "grpo moving anchor": f"grpo {ONLINE} {SEVERAL} --kl.anchor ema --kl.anchor_rate 0.3 --model.lora.rank 2",
     "grpo row": f"grpo {ONLINE} --given.source row --given.when always",
     "grpo row better": f"grpo {ONLINE} --given.source row --given.when better {KEPT}",
     "grpo hint": f"grpo {ONLINE} --given.source hint --given.hint {{answer}} --given.when always --rollout.ahead",
@@ -96,6 +98,18 @@ CASES: Mapping[str, str] = {
     "rloo easy": f"rloo {ONLINE} {RARE} --curriculum.order easy --curriculum.rest 1 --train.max_steps 6",
     "rloo hard": f"rloo {ONLINE} --curriculum.order hard --curriculum.column level",
     "remax": f"remax {ONLINE} --rollout.responses 2",
+    "online-dpo": f"online-dpo {ONLINE} {HELD_OUT}",
+    "online-dpo two": f"online-dpo {ONLINE} --rollout.responses 2 {KEPT} --rollout.ahead",
+    "online-dpo ties": f"online-dpo {ONLINE} {RARE} --loss.ties first --loss.pairs ipo --loss.beta 0.5 {SEVERAL}",
+    "online-dpo tdpo": f"online-dpo {ONLINE} --loss.pairs tdpo --model.lora.rank 2",
+    "online-dpo wpo": f"online-dpo {ONLINE} --loss.pairs wpo --model.layout flat",
+    "xpo": f"xpo {ONLINE} --rollout.responses 2 --loss.alpha 0.1 {SEVERAL}",
+    "xpo lora": f"xpo {ONLINE} --rollout.responses 2 --loss.alpha 0.1 --model.lora.rank 2",
+    "nash-md": f"nash-md {ONLINE} --rollout.responses 2 --kl.reference MADE/start",
+    "nash-md lora": f"nash-md {ONLINE} --rollout.responses 2 --model.lora.rank 2 --loss.preference order {KEPT}",
+    "online-kto": f"online-kto {ONLINE} {SEVERAL}",
+    "online-kto threshold": f"online-kto {ONLINE} --loss.threshold 0.4 --loss.desirable_weight 2",
+    "online-simpo": f"online-simpo {ONLINE} --loss.options gamma:0.5 --shaping.missing_eos_penalty 0.5",
     "remax ahead": f"remax {ONLINE} --rollout.ahead --loss.whiten",
 }
 """Name -> command, besides `TRAIN` and `--out`. MADE is the folder of what all read."""
@@ -104,7 +118,10 @@ RESUMED: Mapping[str, str] = {
     "dpo resumed": "dpo moving",
     "ppo resumed": "ppo ahead",
     "ppo resumed ewma": "ppo ewma",
+    "grpo resumed moving anchor": "grpo moving anchor",
     "rloo resumed": "rloo easy",
+    "online-dpo resumed": "online-dpo ties",
+    "xpo resumed": "xpo",
 }
 """Name -> the case that is stopped after three steps and continued to its end."""
 CHEAP = ("dpo held out", "grpo kept", "ppo resumed")

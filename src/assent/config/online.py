@@ -15,6 +15,7 @@ from assent.config.sampling import EngineConfig, SamplingConfig
 
 KLPlace = Literal["reward", "loss"]
 KLEstimator = Literal["k1", "k2", "k3", "full"]
+KLAnchor = Literal["fixed", "ema"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,12 @@ class KLConfig:
     """Answers in which `target` moves `coef` by at most a fifth."""
     reference: Named | None = None
     """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
+    anchor: KLAnchor = "fixed"
+    """What the KL that counts is measured from: fixed, the reference; ema, a moving average of the policy's own weights
+    (arXiv 2406.16768), which begins as its start. The KL to the reference is then logged beside it."""
+    anchor_rate: Share = 0.01
+    """ema: share of the policy in the average after each optimiser step; 0 leaves it at the start, 1 makes it the
+    policy."""
 
 
 @dataclass(frozen=True)

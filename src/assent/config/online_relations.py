@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from assent.config.judge import WriterConfig
-from assent.config.methods import METHODS, method_of
+from assent.config.methods import METHODS, has_reference, method_of, objective_key
 from assent.config.online import OnlineConfig, critic_of
+from assent.config.online_preference import NashMDConfig, OnlineDPOConfig, OnlineKTOConfig, XPOConfig
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
 from assent.config.scoring import SourceConfig
@@ -158,6 +159,15 @@ def _adaptive_kl(config: OnlineConfig) -> str | None:
     return None
 
 
+def _moving_anchor(config: OnlineConfig) -> str | None:
+    kl = config.kl
+    if kl.anchor == "ema" and kl.coef == 0:
+        return "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
+    if kl.anchor != "ema" and kl.anchor_rate != type(kl)().anchor_rate:
+        return f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
+    return None
+
+
 MOST_ANSWERS = 1 << 24
 
 
@@ -201,7 +211,7 @@ def _penalised(config: PPOConfig) -> str | None:
 
 def _own_options(config: OnlineConfig) -> str | None:
     loss = config.loss
-    if loss.options and loss.function is None and loss.estimator is None:
+    if loss.options and loss.function is None and loss.estimator is None and objective_key(config) is None:
         return "--loss.options are those of --loss.function or --loss.estimator. Give one of them."
     for name, value in loss.options.items():
         if not in_float32(value):
@@ -238,12 +248,73 @@ def _given(config: OnlineConfig) -> str | None:
 
 def _needs_group(config: OnlineConfig) -> str | None:
     name = method_of(config)
+    if isinstance(config, OnlineKTOConfig) and config.loss.threshold is not None:
+        return None  # each answer is judged by itself
     if METHODS[name].has_groups and config.rollout.responses < 2:
         return (
             f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
             f"{config.rollout.responses}."
         )
     return None
+
+
+def _compares(config: OnlineConfig) -> str | None:
+    """What has no meaning where answers are compared."""
+    name, key = method_of(config), objective_key(config)
+    if key is not None and config.kl.coef > 0:
+        return (
+            f"--kl.coef {config.kl.coef:g}: {name} compares answers, and what holds its policy near the reference is "
+            "--loss.beta, inside its loss. Leave --kl.coef at 0; --kl.reference names the reference."
+        )
+    if key is not None and config.kl.reference is not None and not has_reference(config):
+        return f"--kl.reference is not read: the loss of {name} ({key}) has no reference."
+    if (key is not None or METHODS[name].opponent) and config.given.source != "none":
+        return (
+            f"--given.source {config.given.source}: {name} compares answers as they were sampled, and demonstrations "
+            "have no place among them. Offline objectives (assent dpo) learn from pairs with them."
+        )
+    return None
+
+
+def _pairs(config: OnlineDPOConfig | XPOConfig) -> str | None:
+    loss = config.loss
+    if loss.function is not None and loss.pairs != "dpo":
+        return f"--loss.function takes the place of the loss that --loss.pairs {loss.pairs} chooses. Give one of them."
+    if loss.pairs == "odpo" and loss.ties == "first":
+        return "--loss.ties first makes pairs of no strength, and --loss.pairs odpo asks for strengths above 0."
+    return None
+
+
+def _opponent(config: OnlineConfig) -> str | None:
+    name = method_of(config)
+    if (who := METHODS[name].opponent) is None:
+        return None
+    whom = "the reference" if who == "reference" else "a mixture of it and the reference"
+    if config.rollout.responses != 2:
+        return (
+            f"--rollout.responses must be 2 for {name}: one answer by the policy, one by {whom}. Got "
+            f"{config.rollout.responses}. For more comparisons in a step raise --train.batch_size."
+        )
+    if config.engine.name != "torch":
+        return (
+            f"--engine.name {config.engine.name} samples from one set of weights; {name} also samples from {whom}, "
+            "token by token. Use --engine.name torch."
+        )
+    if config.rollout.ahead:
+        return (
+            f"--rollout.ahead samples while the policy is trained; {name} also samples from {whom}, which training "
+            "reads at the same time. Leave it off."
+        )
+    return None
+
+
+def _nash_kl(config: NashMDConfig) -> str | None:
+    if config.kl.coef > 0:
+        return None
+    return (
+        "--kl.coef must be above 0 for nash-md: it seeks the equilibrium of a game in which both sides pay for their "
+        "KL from the reference, and mixes its opponent with that. Got 0."
+    )
 
 
 def _sampling_temperature(config: OnlineConfig) -> str | None:
@@ -306,8 +377,14 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
+    (OnlineConfig, _compares),
+    (OnlineDPOConfig, _pairs),
+    (XPOConfig, _pairs),
+    (OnlineConfig, _opponent),
+    (NashMDConfig, _nash_kl),
     (OnlineConfig, _adaptive_kl),
     (OnlineConfig, _kl_horizon),
+    (OnlineConfig, _moving_anchor),
     (OnlineConfig, _rollout_size),
     (OnlineConfig, _curriculum),
     (OnlineConfig, _given),

@@ -22,6 +22,7 @@ from assent.losses.advantages import (
     token_weights,
     whiten,
 )
+from assent.losses.comparisons import PREFERENCES, best_and_worst, desirability, win_probability
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
 from assent.losses.kl import KL_ESTIMATORS, kl_estimate
 from assent.losses.odin import correlation, odin_length, orthogonality
@@ -133,6 +134,8 @@ ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
     "group_advantages": group_advantages,
     "leave_one_out": leave_one_out,
     "greedy_baseline": greedy_baseline,
+    "best_and_worst": best_and_worst,
+    "desirability": desirability,
 }
 """Every estimator of advantages by name."""
 
@@ -140,6 +143,7 @@ __all__ = [
     "ADVANTAGES",
     "KL_ESTIMATORS",
     "LOSSES",
+    "PREFERENCES",
     "REDUCTIONS",
     "SCALES",
     "RatioDiagnostics",
@@ -154,6 +158,7 @@ __all__ = [
     "asymmetric_dpo",
     "attribute_regression",
     "bco",
+    "best_and_worst",
     "best_of_k",
     "bradley_terry",
     "bradley_terry_tokens",
@@ -166,6 +171,7 @@ __all__ = [
     "cpo",
     "cross_entropy",
     "davidson",
+    "desirability",
     "discopop",
     "discounted_returns",
     "dpo",
@@ -216,5 +222,6 @@ __all__ = [
     "tdpo",
     "token_weights",
     "whiten",
+    "win_probability",
     "wpo",
 ]

@@ -8,23 +8,32 @@ from torch import Tensor
 
 from assent.data.packing import plan
 from assent.data.tree import TreeBatch
+from assent.models.logprobs import Direction
 from assent.models.policy import Anchor, Policy, ScoreModel, TokenScores
-from assent.models.references import Reference
+from assent.models.references import FollowingReference, Reference
 from assent.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL."""
+    """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL. `average` is
+    the policy's own, where the KL that counts is measured from that; the KL to the reference is then only logged."""
 
     policy: Policy
     critic: ScoreModel | None
     reference: Reference | None
+    average: FollowingReference | None = None
 
     @property
     def tree(self) -> bool:
         """Whether all models can share prompts."""
-        return all(model.tree for model in (self.policy, self.critic, self.reference) if model is not None)
+        models = (self.policy, self.critic, self.reference, self.average)
+        return all(model.tree for model in models if model is not None)
+
+    @property
+    def anchor(self) -> Reference | None:
+        """What the KL that counts is measured from."""
+        return self.average or self.reference
 
     @property
     def has_critic(self) -> bool:
@@ -38,11 +47,27 @@ class Models:
         return scores.values
 
     def forward(
-        self, batch: TreeBatch, temperature: float, *, entropy: bool, anchor: Anchor | None, head_only: bool = False
+        self,
+        batch: TreeBatch,
+        temperature: float,
+        *,
+        entropy: bool,
+        anchor: Anchor | None,
+        direction: Direction = "reverse",
+        collision: bool = False,
+        head_only: bool = False,
     ) -> TokenScores:
-        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary. With `head_only`,
-        gradients reach its value head alone."""
-        return self.policy(batch, temperature, entropy=entropy, anchor=anchor, direction="reverse", head_only=head_only)
+        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary, or the other way round
+        where `direction` is forward. With `head_only`, gradients reach its value head alone."""
+        return self.policy(
+            batch,
+            temperature,
+            entropy=entropy,
+            collision=collision,
+            anchor=anchor,
+            direction=direction,
+            head_only=head_only,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ from assent.algorithms.online.samples import means, require_finite, rollout_metr
 from assent.algorithms.online.stages import (
     Annotation,
     Scored,
-    advantages,
     annotate,
     centred,
+    compare,
+    credit,
     score,
     shape,
 )
@@ -34,7 +35,7 @@ from assent.deferred import Deferred
 from assent.errors import DataError, UserError
 from assent.losses import RunningMoments
 from assent.rewards.group import GroupReward, Progress, RewardError
-from assent.rollout.rollout import Rollout, joined
+from assent.rollout.rollout import Rollout, beside, joined
 from assent.rollout.sampler import Ask, Sampler
 from assent.train.finite import require_numbers
 from assent.train.session import Session
@@ -50,8 +51,8 @@ FAINT = "Lower --optim.lr, or look at the rewards and the KL."
 
 @dataclass(slots=True)
 class Pending:
-    """The rows of the data that are being sampled to. `found` are the responses (of training, then greedy ones, then
-    hinted ones, where the method has them), None until they are there; `seconds` is how long it took."""
+    """The rows of the data that are being sampled to. `found` are the responses (of training, then an opponent's,
+    greedy ones, hinted ones, where the method has them), None until they are there; `seconds` is how long it took."""
 
     rows: np.ndarray
     found: list[Rollout] | None = None
@@ -130,7 +131,10 @@ class Rollouts:
     def _asks(self, rows: np.ndarray, number: int = 0) -> list[Ask]:
         """What is sampled to these rows: `number` tells the rounds of one rollout apart."""
         prompts, seed = [self.prompt_ids[row] for row in rows], self._seed(number)
-        asks = [Ask(prompts, rows, self.config.rollout.responses, seed)]
+        others = 0 if self.method.opponent is None else 1
+        asks = [Ask(prompts, rows, self.config.rollout.responses - others, seed)]
+        if others:  # other numbers than the policy's, whose answers these would be where the two are the same
+            asks.append(Ask(prompts, rows, 1, self._seed(number, ROUNDS + 1), opponent=True))
         if self.method.needs_greedy:
             asks.append(Ask(prompts, rows, 1, seed, temperature=0.0))
         hinted = [row for row in rows.tolist() if self.hints and self.hints[row] is not None]
@@ -176,7 +180,7 @@ class Rollouts:
         try:
             seen, rollout, metrics = self._scored(pending)
             if self.drift is not None:
-                metrics |= self.drift(rollout, [self.examples[row] for row in rollout.rows], self.progress)
+                metrics |= self.drift(rollout.sampled(), [self.examples[row] for row in rollout.rows], self.progress)
             demonstrated = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
             baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:
@@ -186,20 +190,20 @@ class Rollouts:
         self.prompts.record(seen.rows, seen.by_prompt(seen.reward))
         if demonstrated is not None:
             rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, demonstrated)
+        rollout, judged = compare(self._shaped(rollout, baseline, greedy), self.method, self.stuck)
         rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
         metrics |= rollout_metrics(rollout.sampled())
-        rollout = self._shaped(rollout, baseline, greedy)
-        rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)
+        rollout, used, credited = credit(rollout, self.method, self.config.kl, kl_coef)
         prompts = [self.examples[row] for row in rollout.rows]
         require_finite(rollout, prompts)
-        metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
+        metrics |= judged | credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
         if self.config.curriculum.rest:
             metrics["resting"] = self.prompts.skipped
         require_numbers(f"rollout {self.number + 1}", metrics, FAINT)
         self._watch(metrics)
         metrics |= {"time/sample": pending.seconds, "time/score": time.perf_counter() - sampled}
         self.number, self.pending = self.number + 1, None
-        return Made(replace(rollout, notes=()), metrics, tuple(self._shown(rollout, prompts)))
+        return Made(replace(used, notes=()), metrics, tuple(self._shown(rollout, prompts)))
 
     def _scored(self, pending: Pending) -> tuple[Rollout, Rollout, dict[str, float]]:
         """All prompts with a scored response; of these what is trained on: without zero-variance groups, where the
@@ -211,7 +215,7 @@ class Rollouts:
         said: list[Mapping[str, Sequence[float]]] = []
         scored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
-            rollout = self._further(number) if number else (pending.found or [])[0]
+            rollout = self._further(number) if number else self._answers(pending.found or [])
             made = self._score(rollout)
             said.append(made.metrics)
             failures.update(made.failures)
@@ -232,6 +236,10 @@ class Rollouts:
         trained = useful if useful.prompts else everything
         metrics = {"unscored": (total - scored) / total, **means(said)}
         return everything, trained.of_prompts(np.arange(min(size, len(trained.prompts)))), metrics
+
+    def _answers(self, found: Sequence[Rollout]) -> Rollout:
+        """The policy's answers, and behind them the opponent's."""
+        return found[0] if self.method.opponent is None else beside(found[0], found[1])
 
     def _further(self, number: int) -> Rollout:
         return self.sampler.sample(self._asks(self._next(), number))[0]
@@ -295,10 +303,14 @@ class Rollouts:
         config, models, train = self.config, self.models, self.config.train
         kl = config.kl
         in_reward = kl.coef > 0 and (kl.place == "reward" or kl.target is not None)
-        policy = steps > 1 or self.method.ewma is not None or in_reward or models.has_critic
+        compares = self.method.comparison
+        before = compares is not None and compares.reads_before(rollout)
+        policy = steps > 1 or self.method.ewma is not None or in_reward or models.has_critic or before
         flat, ranks, micro_tokens = not models.tree, self.session.world.size, train.micro_tokens
-        kept = policy and keeps(
-            rollout, steps=steps, warming=warming, micro_tokens=micro_tokens, flat=flat, ranks=ranks
+        kept = (
+            policy
+            and compares is None
+            and keeps(rollout, steps=steps, warming=warming, micro_tokens=micro_tokens, flat=flat, ranks=ranks)
         )
         cache.passes.clear()
         return Annotation(
@@ -327,10 +339,16 @@ class Rollouts:
     def _shown(self, rollout: Rollout, prompts: Sequence[Example]) -> list[dict[str, object]]:
         """Rows of the first prompts, for samples.jsonl."""
         first = rollout.of_prompts(np.arange(min(self.config.rollout.show, len(rollout.prompts))))
-        return rows_of(first, prompts, self.session.chat, demonstrations=self.config.given.source != "none")
+        given = self.config.given.source != "none" or bool(first.demonstration.any())
+        return rows_of(first, prompts, self.session.chat, demonstrations=given)
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.stuck = self.stuck + 1 if metrics.get("no_signal") == 1.0 else 0
+        if self.stuck == STUCK and self.method.comparison is not None:
+            raise RewardError(
+                f"rollout {self.number + 1}: for {STUCK} rollouts no answers to a prompt could be told apart, and no "
+                "step was taken. Are the rewards constant, or does the judge decide nothing?"
+            )
         if self.stuck == STUCK:
             log.warning(
                 f"rollout {self.number + 1}: for {STUCK} rollouts all answers to a prompt were worth the same, so "

@@ -12,10 +12,13 @@ from assent.data.records import Example
 from assent.rewards.group import NonFiniteReward
 from assent.rollout.rollout import Rollout
 
+KL_ANCHOR = "kl_anchor"
+"""The KL that counts, where it is measured from an average of the policy; "kl" is from the reference always."""
+
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """What people look at first: reward, KL from the reference (nats per answer), entropy (nats per token), length. As
-    far as it is known."""
+    """What people look at first: reward, KL from the reference (nats per answer) and from the average of the policy,
+    entropy (nats per token), length. As far as it is known."""
     metrics: dict[str, float] = {}
     if rollout.reward is not None:
         reward = rollout.reward.astype(np.float64)  # float32 could not hold the sum of large ones
@@ -25,6 +28,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
             metrics[f"reward/{name}"] = float(np.nanmean(part))  # of a part that abstained from some, the others
     if rollout.old is not None and rollout.reference is not None:
         metrics["kl"] = float(rollout.sums(rollout.old - rollout.reference).mean())
+    if rollout.old is not None and rollout.anchor is not None:
+        metrics[KL_ANCHOR] = float(rollout.sums(rollout.old - rollout.anchor).mean())
     if rollout.entropy is not None:
         metrics["entropy"] = float(rollout.entropy.mean())
     metrics["length"] = float(rollout.lengths.mean())
@@ -35,7 +40,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 def rows_of(
     rollout: Rollout, examples: Sequence[Example], chat: Chat, *, demonstrations: bool
 ) -> list[dict[str, object]]:
-    """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether it is one."""
+    """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether the policy did not
+    sample it. Where answers are compared, it says whether it was preferred (None: it is in no comparison)."""
     log_ratio = None if rollout.old is None or rollout.reference is None else rollout.old - rollout.reference
     rows = []
     for i, (ids, start) in enumerate(zip(rollout.answers, rollout.starts, strict=True)):
@@ -50,6 +56,8 @@ def rows_of(
         row |= {f"reward/{name}": float(values[i]) for name, values in rollout.parts.items()}
         if rollout.advantages is not None:
             row["advantage"] = float(rollout.advantages[tokens].mean())
+        if rollout.side is not None:
+            row["preferred"] = {1.0: True, -1.0: False}.get(float(rollout.side[i]))
         if demonstrations:
             row["given"] = bool(rollout.demonstration[i])
         if log_ratio is not None:
