@@ -76,6 +76,14 @@ def scorer_dir(tiny_model_dir: Path, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def loop_world(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory):
+    """What loops are made of (`tests.looping.World`)."""
+    from tests.looping import make_world
+
+    return make_world(tmp_path_factory.mktemp("loops"), tiny_model_dir, scorer_dir)
+
+
+@pytest.fixture(scope="session")
 def serving():
     """`with serving(service, drain) as url`: what `assent serve` runs, in a thread, on a free port of this machine."""
     from assent.serve.app import Service

@@ -82,7 +82,8 @@ class IterateConfig(LoopConfig):
     """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward of the
     evaluations, which nothing is trained by."""
     measures: tuple[str, ...] = ()
-    """Measures of the evaluations, by name (docs/evaluation.md); default: all whose needs are met."""
+    """Further measures of the evaluations, by name (docs/evaluation.md): beside rewards, win rate against the start, KL
+    from it, length, and unfinished answers."""
     eval_answers: Count = 1
     """Answers to each held-out prompt (--data.eval or --data.eval_fraction)."""
 
@@ -153,9 +154,7 @@ def _refreshed(config: IterateConfig) -> str | None:
     refresh = config.refresh
     if not refresh.labels:
         given = [name for name in ("options", "data") if getattr(refresh, name)]
-        return (
-            f"--refresh.{given[0]} is about a reward model that --refresh.labels has trained again." if given else None
-        )
+        return f"--refresh.{given[0]} is about a reward model that --refresh.labels trains again." if given else None
     if len(config.labels.source) != 1:
         return "--refresh.labels trains the one reward model of --labels.source again. Got " + " ".join(
             config.labels.source

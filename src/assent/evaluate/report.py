@@ -80,7 +80,7 @@ def write_report(config: ReportConfig) -> Path:
     tracks: dict[str, Track] = {}
     for track in (
         *(policies.tracks if policies else ()),
-        *filter(None, map(track_of, (*runs, *(loop.as_run() for loop in loops)))),
+        *filter(None, map(track_of, (*runs, *(loop.as_run() for loop in loops if not loop.refreshed)))),
     ):
         tracks.setdefault(track.name.casefold(), track)
     folder = tables[0].parent if policies is not None else None

@@ -23,7 +23,7 @@ OPTIONS, TIMES = "loop.yaml", "times.jsonl"
 ROUND = re.compile(r"round-(\d+)/(.+)")
 START, EVAL = "start/", "eval"
 BOUNDS = ("_low", "_high")
-FIRST = ("gold", "reward", "first", "win_rate", "kl", "length", "unfinished")
+FIRST = ("gold", "gold_gain", "reward", "reward_gain", "first", "first_gain", "win_rate", "kl", "length", "unfinished")
 """Numbers of evaluations that are shown before the others."""
 
 
@@ -70,6 +70,11 @@ class Rounds:
         found = [self.path / stage.path for stage in self.stages if (self.path / stage.path / EVALUATION).is_file()]
         return found[::-1]
 
+    @property
+    def refreshed(self) -> bool:
+        """Whether its rewards are of another reward model in each round, whose levels do not compare."""
+        return any(stage.name == EVAL and "first" in stage.numbers for stage in self.stages)
+
     def rows(self) -> list[Row]:
         """Every number of every stage of a round, those of evaluations first."""
         rounds = self.numbers
@@ -95,12 +100,12 @@ class Rounds:
         return sorted(made, key=lambda row: (bool(row.stage), order.get(row.name, len(FIRST)) if not row.stage else 0))
 
     def as_run(self) -> Run:
-        """The same as metrics over rounds, for figures."""
+        """Evaluations, and accuracies of what labels, as metrics over rounds, for figures."""
         columns: dict[str, list[tuple[int, float]]] = {}
         for stage in self.stages:
-            if stage.round is not None:
-                prefix = "eval/" if stage.name == EVAL else f"{stage.name}/"
-                for name, value in stage.numbers.items():
+            prefix = "eval/" if stage.name == EVAL else f"{stage.name}/"
+            for name, value in stage.numbers.items():
+                if stage.round is not None and (stage.name == EVAL or name.startswith("accuracy")):
                     columns.setdefault(prefix + name, []).append((stage.round, math.nan if value is None else value))
         metrics = {
             key: Series(np.array([step for step, _ in own]), np.array([value for _, value in own], np.float64))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,8 @@ from assent.config import EvalConfig
 from assent.errors import Incomplete
 from assent.evaluate.cache import CACHE
 from assent.evaluate.evaluation import evaluated, prompts_of
-from assent.evaluate.results import KL, LENGTH, UNFINISHED, PolicyTable
-from assent.loops.loop import Loop
+from assent.evaluate.results import KL, LENGTH, REWARD, UNFINISHED, PolicyTable
+from assent.loops.loop import Loop, Numbers
 from assent.statistics import Interval
 
 
@@ -24,10 +23,11 @@ def evaluate_round(loop: Loop, name: str, config: EvalConfig, *, known: Path | N
     the evaluation `known` are not sampled again.
 
     Numbers of the stage, about the last of the policies: of each source of rewards its mean, by the source's name, and
-    `kl`, `length`, `unfinished`, `win_rate` (against the baseline), each with NAME_low and NAME_high. Raises Incomplete
+    by NAME_gain its difference from the baseline, `kl`, `length`, `unfinished`, and `win_rate` (against the baseline);
+    each with NAME_low and NAME_high. Raises Incomplete
     where a judge's server left questions without an answer."""
 
-    def make(path: Path) -> Mapping[str, float]:
+    def make(path: Path) -> Numbers:
         own = replace(config, out=str(path), resume=True)
         distributed.on_main(partial(_take_over, known, path))
         prompts = distributed.on_main(lambda: replace(prompts_of(own), given=()))
@@ -45,16 +45,20 @@ def evaluate_round(loop: Loop, name: str, config: EvalConfig, *, known: Path | N
     return loop.stage(name, make, reads=there, about=f"answers to {Path(config.prompts).name}, measured")
 
 
-def numbers_of(table: PolicyTable) -> dict[str, float]:
+def numbers_of(table: PolicyTable) -> dict[str, float | None]:
     """What the table says of its last policy, in the words of a loop's state."""
     policy = table.policies[-1]
     found: dict[str, Interval] = dict(policy.scores)
     found |= {key: policy.interval(key) for key in (KL, LENGTH, UNFINISHED) if key in policy.numbers}
     if (wins := table.wins(policy)) is not None:
         found["win_rate"] = wins.rate
-    numbers = {}
+    numbers: dict[str, float | None] = {}
     for name, interval in found.items():
         numbers |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    for name in policy.scores:
+        if (against := policy.differences.get(f"{REWARD}{name}")) is not None:
+            gain = against.difference
+            numbers |= {f"{name}_gain": gain.value, f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
     return numbers
 
 

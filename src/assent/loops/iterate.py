@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from assent.loops.refresh import labeller, refreshed, reward_config
 from assent.loops.sampled import sample
 from assent.models.sources import check_there
 from assent.outputs import write_text
+from assent.rewards.judge.prompt import read_prompt
 from assent.rewards.outside import rewards_of, sorted_out
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def _share(path: Path, prompts: Path, size: int | None, number: int) -> Mapping[
 def _evaluate(loop: Loop, config: IterateConfig, held_out: Path, number: int, policy: str, reward: str) -> Path:
     """The evaluation of a round, 0 for the start, beside which later ones stand."""
     start, scored_by = f"{START}={config.model.path}", _scored_by(config, reward)
-    judged = any(word.startswith(("openai=", "judge=")) for word in config.labels.source) and bool(scored_by)
+    judged = any(map(_is_judge, scored_by))
     options = EvalConfig(
         policies=(start,) if number == 0 else (start, f"round-{number}={policy}"),
         prompts=str(held_out),
@@ -223,7 +224,7 @@ def _evaluate(loop: Loop, config: IterateConfig, held_out: Path, number: int, po
         reference=config.model.path if _unbiased(config) else None,
         rewards=scored_by,
         scorer=config.scorer,
-        measures=config.measures,
+        measures=(*_measures(config, scored_by, number), *config.measures),
         answers=config.eval_answers,
         seed=seed_of(config.train.seed, "evaluation"),
         tokenizer=config.labels.tokenizer,
@@ -235,6 +236,25 @@ def _evaluate(loop: Loop, config: IterateConfig, held_out: Path, number: int, po
     )
     place = f"{START}/eval" if number == 0 else f"round-{number}/eval"
     return evaluate_round(loop, place, options, known=loop.folder / START / "eval" if number else None)
+
+
+def _measures(config: IterateConfig, scored_by: Sequence[str], number: int) -> list[str]:
+    """What every round is measured by, as far as it can be."""
+    rates = not all(map(_is_judge, scored_by)) or bool(
+        scored_by and not read_prompt(config.labels.judge.prompt).compares
+    )
+    met = {
+        "reward": config.scorer is not None or rates,
+        "win-rate": number > 0 and bool(scored_by or config.scorer),
+        "kl": _unbiased(config),
+        "length": True,
+        "unfinished": True,
+    }
+    return [name for name, is_met in met.items() if is_met and name not in config.measures]
+
+
+def _is_judge(word: str) -> bool:
+    return word.removeprefix("reward=").startswith(("openai=", "judge="))
 
 
 def _unbiased(config: IterateConfig) -> bool:
