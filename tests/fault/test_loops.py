@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,38 @@ def iterate(world: World) -> list[str]:
             "refresh.budget": 12,
         },
     )
+
+
+def steerlm(world: World) -> list[str]:
+    demonstrations, ratings = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "ratings"))
+    rated = [
+        {**json.loads(line), "kind": number % 5, "long": number % 3}
+        for number, line in enumerate(demonstrations.read_text().splitlines()[:40])
+    ]
+    write(ratings, [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "responses": [{"messages": [{"role": "assistant", "content": row["completion"]}]}],
+            "feedback": [{"kind": "rating", "response": 0, "scores": {name: row[name] for name in ("kind", "long")}}],
+        }
+        for row in rated
+    ])  # fmt: skip
+    return words_of(
+        "steerlm",
+        world.shared()
+        | {
+            "data.train": demonstrations,
+            "prompts": world.prompts,
+            "steering.ratings": ratings,
+            "steering.limit": 3,
+            "steering.sweep": "long",
+            "demonstrations": 0.2,
+        },
+    )
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 CHOICE = """mode: pairwise
@@ -75,7 +108,12 @@ def rlcd(world: World) -> list[str]:
     return words_of("rlcd", world.shared() | own | {"rounds": 1})
 
 
-LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "constitution": constitution, "rlcd": rlcd}
+LOOPS: dict[str, Callable[[World], list[str]]] = {
+    "iterate": iterate,
+    "steerlm": steerlm,
+    "constitution": constitution,
+    "rlcd": rlcd,
+}
 
 
 def lines(out: Path) -> int:
