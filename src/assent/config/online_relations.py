@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from assent.config.judge import WriterConfig
+from assent.config.judge_relations import judge_is_asked as judge_is_asked
+from assent.config.judge_relations import unread as unread
 from assent.config.methods import METHODS, has_reference, method_of, objective_key
 from assent.config.online import OnlineConfig, critic_of
 from assent.config.online_preference import NashMDConfig, OnlineDPOConfig, OnlineKTOConfig, XPOConfig
@@ -96,61 +97,11 @@ SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
 """The options of `rewards` that name what answers are scored by."""
 
 
-def writer_is_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge` that writes."""
-    judge = config.judge
-    if judge.attempts > 1 and judge.temperature == 0:
-        return (
-            f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed, which "
-            "changes something at a --judge.temperature above 0. Got 0."
-        )
-    return None
-
-
-def judge_is_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge` whose verdicts become rewards."""
-    judge = config.judge
-    if problem := verdicts_are_asked(config):
-        return problem
-    if judge.rule == "bradley_terry" and judge.pairs == "baseline":
-        return (
-            "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
-            "Got --judge.pairs baseline."
-        )
-    return None
-
-
-def verdicts_are_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge` that gives verdicts."""
-    judge = config.judge
-    if problem := writer_is_asked(config):
-        return problem
-    if judge.soft and judge.contradiction != type(judge)().contradiction:
-        return (
-            f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
-            "averaged over the orders. Leave one of them out."
-        )
-    return None
-
-
 def _judges_are_there(config: OnlineConfig) -> str | None:
     judges = [*config.rewards.judges]
     if (kind := (config.alarm.held_out or "").partition("=")[0]) in ("openai", "judge"):
         judges.append("openai=" if kind == "openai" else "model=")
     return unread(config.judge, judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
-
-
-def unread(judge: WriterConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
-    """Options of one kind of judge, where there is none of that kind; `server` and `folder` are how they are named."""
-    kinds = {spec.partition("=")[0] for spec in judges}
-    for option, kind, words, given in (
-        ("model", "openai", server, judge.model is not None),
-        ("key_env", "openai", server, judge.key_env is not None),
-        ("engine", "model", folder, judge.engine != "torch"),
-    ):
-        if given and kind not in kinds:
-            return f"--judge.{option} is read only with {words}. There is none."
-    return None
 
 
 def _adaptive_kl(config: OnlineConfig) -> str | None:
