@@ -311,7 +311,15 @@ def merging_page() -> str:
 
 
 REWARD_LOSSES = {
-    "Pairs": ("bradley_terry", "bradley_terry_tokens", "rao_kupper", "davidson", "centring", "likelihood_regulariser"),
+    "Pairs": (
+        "bradley_terry",
+        "bradley_terry_tokens",
+        "rao_kupper",
+        "davidson",
+        "centring",
+        "choice_kl",
+        "likelihood_regulariser",
+    ),
     "Rankings": ("k_wise", "plackett_luce_scores", "best_of_k"),
     "ODIN": ("odin_length", "orthogonality"),
 }

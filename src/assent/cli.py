@@ -79,6 +79,14 @@ COMMANDS: dict[str, Command] = {
         "Rounds: sample, label, choose, train, evaluate.",
         "assent.loops.iterate:iterate",
     ),
+    "apo": Command(
+        config.ApoConfig,
+        "Reward model and policy in turns (adversarial preference optimisation).",
+        "assent.loops.apo:apo",
+        about="A reward model learns to tell golden answers (--data.train) from the policy's own, beside pairs that "
+        "people compared, and the policy learns from it: in turns (adversarial preference optimisation, arXiv "
+        "2311.08045).",
+    ),
     "custom": Command(
         config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
@@ -93,6 +101,9 @@ COMMANDS: dict[str, Command] = {
         "moving average of themselves; their task vectors are merged on the sphere; the next round starts a part of "
         "the way from the last start to the merged model. At the end the models between the first start and the merged "
         "one are evaluated: the front of KL and reward.",
+    ),
+    "steerlm": Command(
+        config.SteerLMConfig, "Answers that can be asked to be so or so.", "assent.loops.steerlm:steerlm"
     ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
@@ -118,6 +129,13 @@ COMMANDS: dict[str, Command] = {
         config.CritiqueConfig,
         "Critiques and revisions by principles.",
         "assent.people.critique:critique",
+        ("file",),
+    ),
+    "agree": Command(config.AgreeConfig, "How far annotators agree.", "assent.people.agree:agree", ("files",)),
+    "aggregate": Command(
+        config.AggregateConfig,
+        "Votes of several annotators as one label each.",
+        "assent.people.aggregate:aggregate",
         ("file",),
     ),
     "contrast": Command(
@@ -150,9 +168,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
-    "In rounds": ("iterate", "warp", "constitution", "rlcd"),
+    "In rounds": ("iterate", "warp", "apo", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
-    "AI feedback": ("judge", "critique", "contrast"),
+    "People and AI feedback": ("judge", "critique", "contrast", "agree", "aggregate"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

@@ -18,10 +18,19 @@ TRAINED = (
     "model.path model.lora.rank data.train data.eval_fraction optim.lr train.batch_size train.epochs train.eval_every "
     "out resume"
 )
-LOOP = "model.path data.train optim.lr train.batch_size train.max_steps sampling.max_new_tokens out resume rounds "
+LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
+COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
+    "loss.ties": f"{COMPARED} loss.beta",
+    "loss.threshold": f"{COMPARED} loss.beta",
+    "topic": "files labels topic scale format columns split limit seed summary",
     "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
-    "contrasted": f"{LOOP} templates contrasted comparisons method options judge.model",
+    "contrasted": f"{LOOP} sampling.max_new_tokens templates contrasted comparisons method options judge.model",
+    "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
+    "steering.names steering.wanted prompts answers options optim.lr train.epochs train.batch_size "
+    "sampling.max_new_tokens",
+    "reward_options": "model.path reward_model data.train pairs prompts scorer method options reward_options answers "
+    "rounds choose.take optim.lr train.batch_size sampling.max_new_tokens out resume",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "labels.source": "model.path data.train data.eval_fraction labels.source labels.judge.prompt method options rounds "
@@ -39,8 +48,8 @@ BASIC: dict[str, str] = {
     "judge.key_env judge.temperature judge.max_tokens resume summary",
     "principles": "file source principles out format columns limit judge.prompt judge.soft judge.contradiction "
     "judge.model judge.key_env judge.max_tokens resume summary",
-    "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
-    "engine.name",
+    "engine.name": "model prompts out system attributes limit seed sampling.max_new_tokens sampling.temperature "
+    "sampling.top_p engine.name",
     "labels": "policies prompts out baseline reference rewards scorer labels toxicity consistency measures checkpoints "
     "answers resume sampling.max_new_tokens sampling.temperature judge.prompt",
     "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
@@ -48,19 +57,22 @@ BASIC: dict[str, str] = {
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
     "explain",
     "probes": "source file also out scorer by probes benchmark weights ensemble format columns split limit seed",
+    "sure": "file out method ratings by least sure format columns limit summary",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model name policies baseline source contrasted critic reference beta tokenizer precision",
-    "Data": "data file also prompts principles choices few_shots templates demonstrations comparisons revisions keep "
-    "format columns split chat_template max_length limit show problems system",
+    "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
+    "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons "
+    "revisions keep format columns split chat_template max_length limit show problems system",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
-    "Objective": "method methods objective options loss threshold plus reward attributes gate kl",
+    "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
+    "kl",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
-    "consistency measures judge reward_model weights ensemble explain sampling engine by probes benchmark",
+    "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
+    "topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",

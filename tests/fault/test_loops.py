@@ -84,7 +84,60 @@ def warp(world: World) -> list[str]:
     return words_of("warp", options | {"prompts": world.prompts, "options": ["rollout.responses:2", "kl.coef:0.1"]})
 
 
-LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "warp": warp}
+def steerlm(world: World) -> list[str]:
+    demonstrations, ratings = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "ratings"))
+    rated = [
+        {**json.loads(line), "kind": number % 5, "long": number % 3}
+        for number, line in enumerate(demonstrations.read_text().splitlines()[:40])
+    ]
+    write(ratings, [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "responses": [{"messages": [{"role": "assistant", "content": row["completion"]}]}],
+            "feedback": [{"kind": "rating", "response": 0, "scores": {name: row[name] for name in ("kind", "long")}}],
+        }
+        for row in rated
+    ])  # fmt: skip
+    return words_of(
+        "steerlm",
+        world.shared()
+        | {
+            "data.train": demonstrations,
+            "prompts": world.prompts,
+            "steering.ratings": ratings,
+            "steering.limit": 3,
+            "steering.sweep": "long",
+            "demonstrations": 0.2,
+        },
+    )
+
+
+def apo(world: World) -> list[str]:
+    golden, pairs = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "pairs"))
+    write(pairs, [
+        {"prompt": f"Name {number} things.", "chosen": f"{WORDS[number % 9]} water", "rejected": WORDS[number % 7]}
+        for number in range(24)
+    ])  # fmt: skip
+    return words_of(
+        "apo",
+        world.shared()
+        | {
+            "data.train": golden,
+            "data.eval_fraction": 0.3,
+            "reward_model": world.scorer,
+            "pairs": pairs,
+            "prompts": world.prompts,
+            "rounds": 1,
+            "answers": 3,
+        },
+    )
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "steerlm": steerlm, "apo": apo, "warp": warp}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ A YAML file gives values, the command line overrides them, `resolved.yaml` in th
 
 from __future__ import annotations
 
+from assent.config.apo import ApoConfig
 from assent.config.base import (
     AlarmConfig, DataConfig, LoraConfig, LossConfig, MeasuresConfig, ModelConfig, OptimConfig, PolicyRunConfig,
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
@@ -36,7 +37,10 @@ from assent.config.pairs import (
     RPOConfig, RPOLoss, RRHFConfig, RRHFLoss, ReferenceFreeDPOConfig, RobustDPOConfig, RobustDPOLoss, SLiCHFConfig,
     SLiCHFLoss, SPPOConfig, SPPOLoss, SimPOConfig, SimPOLoss, TDPOConfig, TDPOLoss, TRDPOConfig, WPOConfig, WPOLoss,
 )
-from assent.config.people import ContrastConfig, ContrastSampling, CritiqueConfig, FeedbackFileConfig, JudgeFileConfig
+from assent.config.people import (
+    AggregateConfig, AgreeConfig, ContrastConfig, ContrastSampling, CritiqueConfig, FeedbackFileConfig,
+    JudgeFileConfig,
+)
 from assent.config.policy_gradient import (
     CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL,
     GRPOLoss, GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout,
@@ -50,15 +54,16 @@ from assent.config.preference import (
     ReferencePairConfig, loss_of, reference_of,
 )
 from assent.config.reward import (
-    AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection, OdinSection, REWARD_MODELS,
-    RankingSection, RewardConfig, RewardGateConfig, RewardModel, RewardModelConfig, RewardOdinConfig,
-    RewardRankingConfig, RewardSection, reward_model_of,
+    AdversarialSection, AttributesConfig, AttributesSection, EnsembleConfig, EnsembleSection, GateSection,
+    OdinSection, OldRewardSection, REWARD_MODELS, RankingSection, RewardConfig, RewardGateConfig, RewardModel,
+    RewardModelConfig, RewardOdinConfig, RewardRankingConfig, RewardSection, reward_model_of,
 )
 from assent.config.rlaif import ConstitutionConfig, PrincipleJudge, RLAIFConfig, RLCDConfig
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.scoring import ScoreConfig, ScoredFileConfig, SourceConfig
 from assent.config.sections import keywords
 from assent.config.serve import LimitsConfig, ServeConfig
+from assent.config.steerlm import SteerLMConfig, SteeringConfig
 from assent.config.tools import (
     CheckConfig, CompareConfig, DemoConfig, EnvConfig, ExportConfig, GenerateConfig, InitConfig, InspectConfig,
     ReportConfig, WatchConfig,
@@ -69,35 +74,36 @@ from assent.config.warp import WarpConfig
 
 __all__ = [
     "AOTConfig", "AOTLoss", "AOTUnpairedConfig", "AOTUnpairedLoss", "APODownConfig", "APOZeroConfig",
-    "APOZeroUnpairedConfig", "ActorCriticConfig", "AlarmConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss",
-    "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss",
-    "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "ChooseConfig", "CompareConfig",
-    "ConstitutionConfig", "ContrastConfig", "ContrastSampling", "CriticConfig", "CritiqueConfig",
-    "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig",
-    "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss",
-    "EXOConfig", "EXOLoss", "EndpointConfig", "EngineConfig", "EnsembleConfig", "EnsembleSection", "EnvConfig",
-    "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig", "FDPOLoss", "FeedbackFileConfig", "GRPOConfig",
-    "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout", "GateSection", "GenerateConfig", "GivenConfig",
-    "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss", "InfoNCAConfig", "InfoNCALoss", "InitConfig",
-    "InspectConfig", "IterateConfig", "JudgeConfig", "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss",
-    "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LabelsConfig", "LimitsConfig", "ListConfig",
-    "LoraConfig", "LossConfig", "MERGES", "METHODS", "MeasuresConfig", "MergeConfig", "MergeMethod", "Method",
-    "ModelConfig", "MovingReference", "NCAConfig", "NCALoss", "NashMDConfig", "NashMDKL", "NashMDLoss", "NoKL",
-    "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig", "ORPOLoss", "Objective", "OdinSection", "OnlineConfig",
-    "OnlineDPOConfig", "OnlineDPOLoss", "OnlineKTOConfig", "OnlineKTOLoss", "OnlineSimPOConfig", "OnlineSimPOLoss",
-    "OptimConfig", "PPOConfig", "PPOLoss", "PPORollout", "PairConfig", "PairRollout", "PatienceConfig",
-    "PlackettLuceDPOConfig", "PolicyRunConfig", "PreferenceConfig", "PrincipleJudge", "ProbeConfig", "PtxConfig",
-    "RDPOConfig", "RDPOLoss", "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig",
-    "REINFORCEPlusPlusBaselineKL", "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig",
-    "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss", "REWARD_MODELS", "RLAIFConfig", "RLCDConfig", "RLOOConfig",
-    "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss", "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig",
-    "ReMaxLoss", "ReferenceConfig", "ReferenceFreeDPOConfig", "ReferencePairConfig", "RefreshConfig",
-    "RemoteConfig", "ReportConfig", "RewardConfig", "RewardGateConfig", "RewardModel", "RewardModelConfig",
-    "RewardOdinConfig", "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss",
-    "RolloutConfig", "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss",
-    "SamplingConfig", "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss",
-    "SourceConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig", "Trainer", "TrustConfig",
-    "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig", "XPOConfig", "XPOLoss",
-    "critic_of", "has_reference", "keywords", "loss_of", "method_of", "named_methods", "objective_key",
-    "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
+    "APOZeroUnpairedConfig", "ActorCriticConfig", "AdversarialSection", "AggregateConfig", "AgreeConfig",
+    "AlarmConfig", "ApoConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "AttributesConfig", "AttributesSection",
+    "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig",
+    "CPOLoss", "CheckConfig", "ChooseConfig", "CompareConfig", "ConstitutionConfig", "ContrastConfig",
+    "ContrastSampling", "CriticConfig", "CritiqueConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig",
+    "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig",
+    "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EndpointConfig", "EngineConfig",
+    "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig",
+    "FDPOLoss", "FeedbackFileConfig", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout",
+    "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
+    "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "IterateConfig", "JudgeConfig",
+    "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
+    "LabelsConfig", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "MERGES", "METHODS", "MeasuresConfig",
+    "MergeConfig", "MergeMethod", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss",
+    "NashMDConfig", "NashMDKL", "NashMDLoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig",
+    "ORPOLoss", "Objective", "OdinSection", "OldRewardSection", "OnlineConfig", "OnlineDPOConfig", "OnlineDPOLoss",
+    "OnlineKTOConfig", "OnlineKTOLoss", "OnlineSimPOConfig", "OnlineSimPOLoss", "OptimConfig", "PPOConfig",
+    "PPOLoss", "PPORollout", "PairConfig", "PairRollout", "PatienceConfig", "PlackettLuceDPOConfig",
+    "PolicyRunConfig", "PreferenceConfig", "PrincipleJudge", "ProbeConfig", "PtxConfig", "RDPOConfig", "RDPOLoss",
+    "REINFORCEConfig", "REINFORCELoss", "REINFORCEPlusPlusBaselineConfig", "REINFORCEPlusPlusBaselineKL",
+    "REINFORCEPlusPlusBaselineLoss", "REINFORCEPlusPlusConfig", "REINFORCEPlusPlusKL", "REINFORCEPlusPlusLoss",
+    "REWARD_MODELS", "RLAIFConfig", "RLCDConfig", "RLOOConfig", "RLOOLoss", "RLOORollout", "RPOConfig", "RPOLoss",
+    "RRHFConfig", "RRHFLoss", "RankingSection", "ReMaxConfig", "ReMaxLoss", "ReferenceConfig",
+    "ReferenceFreeDPOConfig", "ReferencePairConfig", "RefreshConfig", "RemoteConfig", "ReportConfig",
+    "RewardConfig", "RewardGateConfig", "RewardModel", "RewardModelConfig", "RewardOdinConfig",
+    "RewardRankingConfig", "RewardSection", "RewardsConfig", "RobustDPOConfig", "RobustDPOLoss", "RolloutConfig",
+    "RunConfig", "SFTConfig", "SLiCHFConfig", "SLiCHFLoss", "SPPOConfig", "SPPOLoss", "SamplingConfig",
+    "ScoreConfig", "ScoredFileConfig", "ServeConfig", "ShapingConfig", "SimPOConfig", "SimPOLoss", "SourceConfig",
+    "SteerLMConfig", "SteeringConfig", "TDPOConfig", "TDPOLoss", "TRAINERS", "TRDPOConfig", "TrainConfig",
+    "Trainer", "TrustConfig", "VerdictConfig", "WPOConfig", "WPOLoss", "WarpConfig", "WatchConfig", "WriterConfig",
+    "XPOConfig", "XPOLoss", "critic_of", "has_reference", "keywords", "loss_of", "method_of", "named_methods",
+    "objective_key", "objective_of", "online_config", "preference_config", "reference_of", "reward_model_of",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from assent.config.judge import EndpointConfig, VerdictConfig, WriterConfig
 from assent.config.online import PatienceConfig
-from assent.config.ranges import Count, Named, Names, Seed
+from assent.config.ranges import Count, Named, Names, Seed, Share
 from assent.config.sampling import EngineConfig, SamplingConfig
 from assent.config.sections import Sections
 
@@ -103,6 +103,69 @@ class ContrastConfig(Sections):
     engine: EngineConfig = field(default_factory=EngineConfig)
     judge: EndpointConfig = field(default_factory=EndpointConfig)
     remote: PatienceConfig = field(default_factory=PatienceConfig)
+
+
+@dataclass(frozen=True)
+class AggregateConfig(Sections):
+    """The feedback of several annotators on the same answers as one label each, and how good each annotator is."""
+
+    file: Named
+    """File, folder or hub id with judged answers; feedback that names its annotator, as `assent judge` and `assent
+    label` write it."""
+    out: Named
+    """jsonl file to write: rows of assent's own shape, with one label in place of all votes."""
+    method: Literal["majority", "dawid-skene", "mace", "bradley-terry"] = field(default="dawid-skene", kw_only=True)
+    """Of comparisons, rankings and yes/no labels: the share of votes; Dawid and Skene's model, in which each annotator
+    has errors of their own; MACE, in which annotators know or guess; Bradley-Terry with each annotator's skill, and
+    side of those who do not look (comparisons only)."""
+    ratings: Literal["mean", "median", "helpsteer2"] = field(default="mean", kw_only=True)
+    """Of ratings: mean or median by attribute, or HelpSteer2's rule: the three closest of three to five annotators,
+    rounded; dropped where they still differ by more than 2 (arXiv 2406.08673)."""
+    by: Named | None = field(default=None, kw_only=True)
+    """helpsteer2: the attribute in which ratings are close; default: helpfulness, or the only one."""
+    least: Count = field(default=1, kw_only=True)
+    """Fewest votes of a label that is written."""
+    sure: Share = field(default=0.0, kw_only=True)
+    """Lowest probability of a label that is written."""
+    format: str = field(default="auto", kw_only=True)
+    """Shape of the rows; auto detects it."""
+    columns: dict[str, str] = field(default_factory=dict, kw_only=True)
+    """Column map, expected name to the file's name."""
+    split: str = field(default="train", kw_only=True)
+    """Split of a hub id."""
+    limit: Count | None = field(default=None, kw_only=True)
+    """Use only the first rows."""
+    seed: Seed = field(default=0, kw_only=True)
+    """mace: random starts."""
+    summary: Named | None = field(default=None, kw_only=True)
+    """JSON file for the numbers of the printed table."""
+
+
+@dataclass(frozen=True)
+class AgreeConfig(Sections):
+    """How far annotators agree: alpha, kappas, Gwet's AC, Kendall's W, with intervals, by annotator and topic."""
+
+    files: Names
+    """Files, folders or hub ids with judged answers; what is said of the same answers in several files is compared, so
+    `assent agree people.jsonl judge.jsonl` compares people and judge."""
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
+    """Columns of a plain table, one for each annotator, in place of judged answers: annotation_1 annotation_2."""
+    topic: Named | None = field(default=None, kw_only=True)
+    """Column by which agreement is also shown in parts."""
+    scale: Literal["auto", "nominal", "ordinal", "interval"] = field(default="auto", kw_only=True)
+    """What values mean. auto: ordinal for ratings, and for strengths of preference; nominal for all else."""
+    format: str = field(default="auto", kw_only=True)
+    """Shape of the rows; auto detects it."""
+    columns: dict[str, str] = field(default_factory=dict, kw_only=True)
+    """Column map, expected name to the file's name."""
+    split: str = field(default="train", kw_only=True)
+    """Split of a hub id."""
+    limit: Count | None = field(default=None, kw_only=True)
+    """Use only the first rows of each file."""
+    seed: Seed = field(default=0, kw_only=True)
+    """Seed of the intervals' draws."""
+    summary: Named | None = field(default=None, kw_only=True)
+    """JSON file for the numbers of the printed tables."""
 
 
 def is_served(word: str) -> bool:

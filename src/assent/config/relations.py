@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from assent.config.apo import APO
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
@@ -32,6 +33,7 @@ from assent.config.reward_relations import REWARD
 from assent.config.rlaif import ConstitutionConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
+from assent.config.steerlm import STEERLM
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.config.training import TRAINERS, compared, named_methods
 from assent.config.warp import WarpConfig, warped
@@ -362,6 +364,8 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     *ONLINE,
     *REWARD,
     *ITERATE,
+    *STEERLM,
+    *APO,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),

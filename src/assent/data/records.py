@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from assent.errors import AssentError
 
@@ -29,6 +30,7 @@ class Message:
     name          whose message it is: of a tool's result, the tool
     tool_call_id  which call a tool's result answers
     trained       False for an assistant turn that is context only (`weight` 0 or `train` false in its row)
+    attributes    what an assistant turn is said to be, (name, value), for a model that is steered by attributes
     """
 
     role: str
@@ -38,6 +40,7 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     trained: bool = True
+    attributes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class Pair:
 
     `share` of a vote, or of several, prefer `chosen`, `tie` of them say that neither is better, the rest prefer
     `rejected`: the soft label of a judge that gives probabilities, or all votes together in a view
-    (`assent.data.views.pair_view`). None: one vote, for `chosen`."""
+    (`assent.data.views.pair_view`). None: one vote, for `chosen`. `first` is the one that the annotator was shown first
+    (on the left), where that is known."""
 
     chosen: int
     rejected: int
@@ -71,6 +75,7 @@ class Pair:
     annotator: str | None = None
     share: float | None = None
     tie: float = 0.0
+    first: Literal["chosen", "rejected"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ from assent.losses.preference_length import ld_dpo, normalised_dpo, r_dpo
 from assent.losses.ranking import infonca, nca, plackett_luce
 from assent.losses.reference_free import chosen_nll, cpo, orpo, reference_free_dpo, rrhf, simpo, slic
 from assent.losses.reward import attribute_regression, bradley_terry, bradley_terry_tokens, rated
-from assent.losses.reward_pairs import centring, davidson, likelihood_regulariser, rao_kupper
+from assent.losses.reward_pairs import centring, choice_kl, davidson, likelihood_regulariser, rao_kupper
 from assent.losses.reward_ranking import best_of_k, k_wise, ordered_pairs, plackett_luce_scores
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
@@ -77,6 +77,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "rao_kupper": rao_kupper,
     "davidson": davidson,
     "centring": centring,
+    "choice_kl": choice_kl,
     "likelihood_regulariser": likelihood_regulariser,
     "best_of_k": best_of_k,
     "k_wise": k_wise,
@@ -163,6 +164,7 @@ __all__ = [
     "bradley_terry",
     "bradley_terry_tokens",
     "centring",
+    "choice_kl",
     "chosen_nll",
     "cispo",
     "clipped_value",

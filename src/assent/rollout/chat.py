@@ -17,11 +17,12 @@ from assent.data.chat import Chat
 from assent.data.formats import load_examples, message_row, to_row
 from assent.data.jsonl import check_new_file, json_line, write_rows
 from assent.data.records import Example, Message, RowError
+from assent.data.steerable import asked_for
 from assent.data.views import prompt_view
 from assent.distributed import World
 from assent.errors import DataError, ModelError
 from assent.foreign import message
-from assent.models.loading import quiet_transformers
+from assent.models.loading import load_tokenizer, quiet_transformers
 from assent.rollout.answering import Asked, Counts, answered, asked, opened, room_of, sampled_parts
 from assent.rollout.engine import Completion, Engine
 
@@ -46,7 +47,7 @@ def generate(config: GenerateConfig) -> None:
         distributed.on_main(partial(check_new_file, config.out))
     quiet_transformers()
     examples = None if config.prompts is None else distributed.on_main(partial(_read_prompts, config))
-    model = ModelConfig(path=config.model, precision=config.precision)
+    model = _model(config)
     chat, engine = opened(model, config.engine, config.sampling, world)
     if examples is None:
         converse(chat, engine, config, sys.stdin, sys.stdout)
@@ -127,6 +128,16 @@ def converse(chat: Chat, engine: Engine, config: GenerateConfig, source: TextIO,
 
 def _cut(completion: Completion) -> str:
     return "" if completion.finished else f" [cut after {len(completion)} tokens]"
+
+
+def _model(config: GenerateConfig) -> ModelConfig:
+    """The model, told by its chat template's variables which attributes its answers are asked to have."""
+    model = ModelConfig(path=config.model, precision=config.precision)
+    if config.attributes is None:
+        return model
+    template = load_tokenizer(model).chat_template
+    asked = asked_for(template, config.attributes, "--attributes", config.model)
+    return replace(model, template_kwargs={**asked})
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:

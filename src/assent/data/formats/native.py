@@ -74,6 +74,7 @@ def message_row(turn: Message) -> dict[str, Any]:
         "name": turn.name,
         "tool_call_id": turn.tool_call_id,
         "trained": None if turn.trained else False,
+        "attributes": dict(turn.attributes) or None,
     }
     return {"role": turn.role, "content": turn.content, **_without_none(optional)}
 
@@ -154,10 +155,10 @@ def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, .
         if same_answer(responses[chosen], responses[rejected]):
             raise RowError(f"{column}.rejected", "equal to chosen")
         strength = item.get("strength")
-        shares = _shares(item, column)
-        return Pair(
-            chosen, rejected, None if strength is None else number(strength, f"{column}.strength"), annotator, *shares
-        )
+        if (first := item.get("first")) not in (None, "chosen", "rejected"):
+            raise RowError(f"{column}.first", f"expected chosen or rejected, got {in_words(first)}")
+        gap = None if strength is None else number(strength, f"{column}.strength")
+        return Pair(chosen, rejected, gap, annotator, *_shares(item, column), first=first)
     if kind == "ranking":
         levels = tuple(
             tuple(index(value, "levels") for value in listed(level, f"{column}.levels"))
