@@ -112,11 +112,10 @@ def _adaptive_kl(config: OnlineConfig) -> str | None:
 
 def _moving_anchor(config: OnlineConfig) -> str | None:
     kl = config.kl
-    if kl.anchor == "ema" and kl.coef == 0:
-        return "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
-    if kl.anchor != "ema" and kl.anchor_rate != type(kl)().anchor_rate:
-        return f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
-    return None
+    if kl.anchor != "ema":
+        usual = kl.anchor_rate == type(kl)().anchor_rate
+        return None if usual else f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
+    return None if kl.coef else "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
 
 
 MOST_ANSWERS = 1 << 24
