@@ -19,6 +19,8 @@ TRAINED = (
     "out resume"
 )
 BASIC: dict[str, str] = {
+    "distill.beta": f"{TRAINED} rewards.model distill.teacher distill.beta distill.on_policy rollout.responses "
+    "sampling.max_new_tokens",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
@@ -43,7 +45,7 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model name policies baseline source critic reference beta tokenizer precision",
     "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "methods objective options loss threshold plus reward attributes gate kl",
+    "Objective": "methods objective options loss threshold plus reward attributes gate kl distill",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
     "judge reward_model weights ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval alarm seed",

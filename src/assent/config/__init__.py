@@ -13,6 +13,7 @@ from assent.config.base import (
     AlarmConfig, DataConfig, LoraConfig, LossConfig, MeasuresConfig, ModelConfig, OptimConfig, PolicyRunConfig,
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
 )
+from assent.config.distill import DistillConfig, GKDDistill
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, Method, method_of, online_config
@@ -30,7 +31,8 @@ from assent.config.pairs import (
     SLiCHFLoss, SPPOConfig, SPPOLoss, SimPOConfig, SimPOLoss, TDPOConfig, TDPOLoss, TRDPOConfig, WPOConfig, WPOLoss,
 )
 from assent.config.policy_gradient import (
-    CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL, GRPOLoss,
+    CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GKDConfig, GKDLoss,
+    GRPOConfig, GRPOKL, GRPOLoss,
     GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout, REINFORCEConfig,
     REINFORCELoss, REINFORCEPlusPlusBaselineConfig, REINFORCEPlusPlusBaselineKL, REINFORCEPlusPlusBaselineLoss,
     REINFORCEPlusPlusConfig, REINFORCEPlusPlusKL, REINFORCEPlusPlusLoss, RLOOConfig, RLOOLoss, RLOORollout, ReMaxConfig,
@@ -64,9 +66,11 @@ __all__ = [
     "AttributesConfig", "AttributesSection", "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss",
     "CISPOConfig", "CISPOLoss", "CPOConfig", "CPOLoss", "CheckConfig", "CompareConfig", "CriticConfig",
     "CurriculumConfig", "CustomConfig", "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss",
-    "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss",
+    "DataConfig", "DemoConfig", "DiscoPOPConfig", "DiscoPOPLoss", "DistillConfig", "DrGRPOConfig",
+    "DrGRPOLoss", "EXOConfig", "EXOLoss",
     "EngineConfig", "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig",
-    "FDPOConfig", "FDPOLoss", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout",
+    "FDPOConfig", "FDPOLoss", "GKDConfig", "GKDDistill", "GKDLoss",
+    "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout",
     "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
     "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "JudgeConfig", "KLConfig", "KTOConfig", "KTOLoss",
     "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig",

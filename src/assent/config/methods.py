@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from assent.config.distill import GKDDistill
 from assent.config.estimators import ESTIMATORS
 from assent.config.online import OnlineConfig
 from assent.config.policy_gradient import (
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,
+    GKDConfig,
     GRPOConfig,
     GSPOConfig,
     PPOConfig,
@@ -54,6 +56,11 @@ class Method:
     def has_groups(self) -> bool:
         """Whether answers are compared with others to the same prompt."""
         return "groups" in ESTIMATORS[self.estimator].needs
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns a teacher's predictions."""
+        return isinstance(default_of(self.config, "distill"), GKDDistill)
 
 
 METHODS: dict[str, Method] = {
@@ -101,6 +108,10 @@ METHODS: dict[str, Method] = {
     "cispo": Method(
         name="CISPO", summary="REINFORCE with a bounded importance weight and group advantages.", paper="2506.13585",
         config=CISPOConfig, estimator="group", loss="cispo",
+    ),
+    "gkd": Method(
+        name="GKD", summary="On-policy distillation: a teacher's predictions on the policy's own answers.",
+        paper="2306.13649", config=GKDConfig, estimator="return", loss="reinforce",
     ),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from assent.config.base import LossConfig, PolicyRunConfig
+from assent.config.distill import DistillConfig
 from assent.config.judge import JudgeConfig
 from assent.config.ranges import Count, CountOrZero, Named, NotNegative, Positive, Share
 from assent.config.sampling import EngineConfig, SamplingConfig
@@ -58,6 +59,15 @@ class RewardsConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, judge, or as the rule, function or shape;
     0 only logs."""
+
+    @property
+    def named(self) -> bool:
+        """Whether anything says what answers are worth."""
+        return any(getattr(self, kind) for kind in SOURCES)
+
+
+SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
+"""The options of `RewardsConfig` that name what answers are scored by."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +246,7 @@ class OnlineConfig(PolicyRunConfig):
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     given: GivenConfig = field(default_factory=GivenConfig)

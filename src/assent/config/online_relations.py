@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from assent.config.distill_relations import DISTILL
 from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, method_of
-from assent.config.online import OnlineConfig, critic_of
+from assent.config.online import SOURCES, OnlineConfig, critic_of
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
 from assent.config.scoring import SourceConfig
@@ -15,7 +16,7 @@ from assent.config.tools import GenerateConfig
 
 
 def _needs_reward(config: OnlineConfig) -> str | None:
-    if not any(getattr(config.rewards, kind) for kind in SOURCES):
+    if not config.rewards.named and config.distill.teacher is None and not METHODS[method_of(config)].needs_teacher:
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
             "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL, --rewards.judges openai=URL or "
@@ -90,10 +91,6 @@ def _critic_start(config: OnlineConfig) -> str | None:
         "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got "
         f"{len(config.rewards.model)}. Use --critic.start policy."
     )
-
-
-SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
-"""The options of `rewards` that name what answers are scored by."""
 
 
 def judge_is_asked(config: Any) -> str | None:
@@ -281,6 +278,7 @@ def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
 
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
+    *DISTILL,
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),

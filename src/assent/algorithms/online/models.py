@@ -6,25 +6,29 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from assent.algorithms.online.method import Distilled
 from assent.data.packing import plan
 from assent.data.tree import TreeBatch
-from assent.models.policy import Anchor, Policy, ScoreModel, TokenScores
+from assent.models.policy import Anchor, Policy, ScoreModel, Teacher, TokenScores
 from assent.models.references import Reference
 from assent.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL."""
+    """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL. `teacher` None:
+    nothing is distilled."""
 
     policy: Policy
     critic: ScoreModel | None
     reference: Reference | None
+    teacher: Policy | None = None
 
     @property
     def tree(self) -> bool:
         """Whether all models can share prompts."""
-        return all(model.tree for model in (self.policy, self.critic, self.reference) if model is not None)
+        models = (self.policy, self.critic, self.reference, self.teacher)
+        return all(model.tree for model in models if model is not None)
 
     @property
     def has_critic(self) -> bool:
@@ -37,12 +41,33 @@ class Models:
         assert scores.values is not None
         return scores.values
 
+    def teacher_of(self, batch: TreeBatch, distilled: Distilled | None) -> Teacher | None:
+        """The teacher's predictions of the trained tokens, to be compared with the policy's as `distilled` says."""
+        if self.teacher is None or distilled is None:
+            return None
+        return Teacher(self.teacher.anchor(batch, distilled.temperature), distilled.beta)
+
     def forward(
-        self, batch: TreeBatch, temperature: float, *, entropy: bool, anchor: Anchor | None, head_only: bool = False
+        self,
+        batch: TreeBatch,
+        temperature: float,
+        *,
+        entropy: bool,
+        anchor: Anchor | None,
+        teacher: Teacher | None = None,
+        head_only: bool = False,
     ) -> TokenScores:
-        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary. With `head_only`,
-        gradients reach its value head alone."""
-        return self.policy(batch, temperature, entropy=entropy, anchor=anchor, direction="reverse", head_only=head_only)
+        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary, with `teacher` the
+        divergence from it. With `head_only`, gradients reach its value head alone."""
+        return self.policy(
+            batch,
+            temperature,
+            entropy=entropy,
+            anchor=anchor,
+            direction="reverse",
+            teacher=teacher,
+            head_only=head_only,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.method import PENALTY, OnlineMethod
 from assent.algorithms.online.models import Forward, Models
+from assent.algorithms.online.samples import TEACHER
 from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
@@ -33,11 +34,13 @@ def forward(
     anchor = None
     if reference is not None and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming:
         anchor = reference.anchor(batch, temperature)
+    distilled = method.distilled if method.distilled is not None and method.distilled.in_loss else None
     scores = models.forward(
         batch,
         temperature,
         entropy=method.reads_entropy or Fields.of(batch).old is None,
         anchor=anchor,
+        teacher=models.teacher_of(batch, distilled),
         head_only=coefficients.warming,
     )
     return Forward(scores, models.values(batch, scores) if models.has_critic else None)
@@ -53,10 +56,12 @@ def step_loss(
 ) -> Loss:
     """The loss of one micro-batch, `passed` through the models, of a step with these global `counts`:
 
-        sum over tokens of weight * (policy loss + kl_coef * KL - entropy_coef * entropy)  +  value_coef * value loss
+        sum over tokens of weight * (policy loss + kl_coef * KL - entropy_coef * entropy + distill_coef * divergence)
+        +  value_coef * value loss
 
-    with the KL only where it belongs in the loss, and a policy gradient at `given.coef` in place of the policy loss
-    where a token is a demonstration's. While the coefficients are warming, the value loss alone."""
+    with the KL and the divergence from a teacher only where they belong in the loss, and a policy gradient at
+    `given.coef` in place of the policy loss where a token is a demonstration's (none where demonstrations are there to
+    be distilled on). While the coefficients are warming, the value loss alone."""
     fields = Fields.of(batch)
     total = torch.zeros((), device=batch.tokens.device)
     metrics: Terms = {}
@@ -121,6 +126,11 @@ class Tokens:
         """(sum, count) of what the policy sampled."""
         return (values * self.sampled).sum(), float(self.sampled.sum())
 
+    def mean_by_response(self, values: Tensor) -> tuple[Tensor, float]:
+        """(sum, count) of the means over each response, whoever wrote it."""
+        size = torch.bincount(self.response)
+        return (values / size[self.response]).sum(), float((size > 0).sum())
+
 
 def token_losses(
     tokens: Tokens, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
@@ -134,7 +144,8 @@ def token_losses(
         losses = losses * importance
         metrics["importance"] = tokens.mean(importance)
     if tokens.demonstrations:
-        demonstrated = config.given.coef * reinforce(tokens.scores.logprobs, tokens.advantages)
+        weight = config.given.coef if config.given.source != "none" else 0.0
+        demonstrated = weight * reinforce(tokens.scores.logprobs, tokens.advantages)
         losses = torch.where(tokens.sampled > 0, losses, demonstrated)
     if coefficients.kl > 0 and config.kl.place == "loss":
         drift = tokens.scores.kl
@@ -146,6 +157,11 @@ def token_losses(
     if method.entropy > 0:
         losses = losses - method.entropy * tokens.scores.entropy
         metrics["entropy_now"] = (tokens.scores.entropy.sum(), len(losses))
+    divergence, distilled = tokens.scores.divergence, method.distilled
+    if divergence is not None and distilled is not None and distilled.in_loss:
+        losses = losses + distilled.coef * divergence.loss
+        metrics["distill_loss"] = (divergence.loss.sum(), len(losses))
+        metrics |= {name: tokens.mean_by_response(getattr(divergence, part)) for part, name in TEACHER.items()}
     return losses, metrics
 
 
