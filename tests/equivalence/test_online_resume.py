@@ -78,7 +78,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "distilled on rows": (
         "gkd",
-        {"distill": {"on_policy": 0.5, "beta": 0.5}, "rollout": replace(TWO, ahead=True), "rewards": RewardsConfig()},
+        {
+            "distill": {"on_policy": 0.5, "beta": 0.5},
+            "rollout": replace(TWO, ahead=True),
+            "rewards": RewardsConfig(),
+            "sampling": SamplingConfig(max_new_tokens=24),
+        },
     ),
     "teacher in the reward": ("ppo", {"distill": {"coef": 0.3}, "rollout": TWO}),
     "dynamic": (

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from assent.config import (
     METHODS,
     DataConfig,
     KLConfig,
+    ModelConfig,
     OptimConfig,
     RewardsConfig,
     RolloutConfig,
@@ -22,8 +24,10 @@ from assent.config import (
     TrainConfig,
     online_config,
 )
-from assent.lab.enumerable import optimum, regret_closed
-from assent.lab.learning import Setting
+from assent.lab.enumerable import build_enumerable, distance_closed, optimum, regret_closed
+from assent.lab.learning import MAX_LENGTH, Setting
+from assent.models.loading import load_policy
+from assent.models.policy import Policy
 
 from .turns import in_turns
 
@@ -43,8 +47,19 @@ STEPS = dict.fromkeys(TO_OPTIMUM, (220, 5e-3)) | dict.fromkeys(("reinforce", "rl
 """Steps and learning rate: methods that take one step on each rollout need fewer."""
 RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo")
 
+TO_TEACHER: dict[str, dict[str, Any]] = {
+    "gkd forward": {"distill": {"beta": 0.0}},
+    "gkd half": {"distill": {"beta": 0.5, "coef": 4.0}},
+    "gkd reverse": {},
+    "reinforce": {"loss": {"whiten": True}, "rollout": vars(RolloutConfig(64)), "kl": {"coef": 0.0}},
+    "rloo": {"rollout": vars(RolloutConfig(64)), "kl": {"coef": 0.0}},
+}
+"""Who learns a teacher's distribution, without any reward, and with which options."""
 
-def train(setting: Setting, method: str, steps: int, lr: float, **options: Any) -> Tensor:
+
+def train(
+    setting: Setting, method: str, steps: int, lr: float, *, teacher: Policy | None = None, **options: Any
+) -> Tensor:
     """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt."""
     world = setting.world
     config = online_config(
@@ -53,15 +68,15 @@ def train(setting: Setting, method: str, steps: int, lr: float, **options: Any) 
         data=DataConfig(str(world.prompts_file), max_length=16),
         out="unused",
         train=TrainConfig(batch_size=len(world.prompts), seed=setting.seed),
-        rewards=RewardsConfig(("the table",)),
+        **{"rewards": RewardsConfig(("the table",)), **options},
         sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
-        **options,
     )
-    return setting.train_online(config, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95))
+    return setting.train_online(config, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95), teacher=teacher)
 
 
 def test_every_method_is_tested() -> None:
-    assert set(TO_OPTIMUM) | set(RAISING) == set(METHODS) and not set(TO_OPTIMUM) & set(RAISING)
+    groups = (*TO_OPTIMUM, *RAISING, *(case.split()[0] for case in TO_TEACHER if case.startswith("gkd")))
+    assert set(groups) == set(METHODS) and not set(TO_OPTIMUM) & set(RAISING)
 
 
 @in_turns(TO_OPTIMUM)
@@ -81,3 +96,32 @@ def test_raises_the_gold_reward(setting, name: str) -> None:
     rise = (setting.gold(logp) - start) / (best - start)
     print(f"{name}, seed {setting.seed}: {rise:.2f} of the way up")
     assert rise >= RISE
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Policy:
+    """Another random model of the same letters."""
+    other = build_enumerable(tmp_path_factory.mktemp("teacher"), seed=9, num_prompts=2, letters="abcde")
+    return load_policy(ModelConfig(str(other.model), precision="fp32"), max_length=MAX_LENGTH, trainable=False)
+
+
+@in_turns(TO_TEACHER)
+def test_reaches_the_teacher(setting, name: str, teacher: Policy) -> None:
+    """Of the distance from the start to the teacher's distribution over all answers, exact by enumeration."""
+    options = {"rollout": vars(RolloutConfig(16)), "rewards": RewardsConfig(), **TO_TEACHER[name]}
+    options["distill"] = {"teacher": "another model", **options.get("distill", {})}
+    steps, lr = (30, 1e-2) if name.startswith("gkd") else (60, 1e-2)
+    logp = train(setting, name.split()[0], steps, lr, teacher=teacher, **options)
+    closed = distance_closed(logp, setting.ref, setting.scores(teacher))
+    print(f"{name}, seed {setting.seed}: {closed:.3f} of the way to the teacher")
+    assert closed >= 0.9
+
+
+@in_turns(["rloo"])
+def test_rewards_and_a_teacher_have_the_optimum_of_both(setting, name: str, teacher: Policy) -> None:
+    """pi* is the teacher's distribution times exp(reward / coef)."""
+    distill = {"teacher": "another model", "coef": COEF}
+    options = {"rollout": vars(RolloutConfig(64)), "kl": {"coef": 0.0}, "distill": distill}
+    logp = train(setting, name, 60, 1e-2, teacher=teacher, **options)
+    best = optimum(setting.scores(teacher), setting.rewards, COEF)
+    assert distance_closed(logp, setting.ref, best) >= 0.9

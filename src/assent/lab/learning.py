@@ -31,6 +31,7 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.references import FollowingReference, Reference
+from assent.rewards.group import Nothing
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.session import Session
@@ -160,9 +161,14 @@ class Setting:
         return FollowingReference(policy, copy, rate=0.6, every=20)
 
     def train_online(
-        self, config: OnlineConfig, steps: int, optim: OptimConfig, follow: Follow | None = None
+        self,
+        config: OnlineConfig,
+        steps: int,
+        optim: OptimConfig,
+        follow: Follow | None = None,
+        teacher: Policy | None = None,
     ) -> Tensor:
-        """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt."""
+        """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt; `teacher` is that of `config`."""
         method = method_with(config)
         tokenizer = load_tokenizer(self.model)
         session = Session(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
@@ -174,8 +180,9 @@ class Setting:
             critic = load_score_model(self.model, tokenizer, max_length=MAX_LENGTH, seed=self.seed, new_head=True)
         reference = Reference(policy, self.reference) if config.kl.coef > 0 else None
         examples = load_examples(str(self.world.prompts_file)).examples
-        models = Models(policy, critic, reference)
-        learn(assemble(session, models, TableReward(self.world), examples, config, method), steps, optim, follow)
+        models = Models(policy, critic, reference, teacher)
+        source = TableReward(self.world) if config.rewards.named else Nothing()
+        learn(assemble(session, models, source, examples, config, method), steps, optim, follow)
         return self.scores(policy)
 
 
