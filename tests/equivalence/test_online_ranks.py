@@ -54,14 +54,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ptx": ("rloo", {"ptx": PtxConfig("DATA", coef=0.5, batch_size=3)}),
     "gkd lora": ("gkd", {"distill": {"beta": 0.5}}),
-    "gkd on rows": ("gkd", {"distill": {"on_policy": 0.5, "beta": 0.0}, "rewards": RewardsConfig()}),
+    "gkd on rows": (
+        "gkd",
+        {
+            "distill": {"on_policy": 0.5, "beta": 0.0},
+            "rewards": RewardsConfig(),
+            "sampling": SamplingConfig(max_new_tokens=24, max_batch=4),
+        },
+    ),
     "teacher in the reward": ("rloo", {"distill": {"coef": 0.3}, "rewards": RewardsConfig()}),
+    "credit": ("reinforce", {"rewards": RewardsConfig(("SCORER",), credit="gradient")}),
     "full reward": ("rloo", {"kl": vars(KLConfig(coef=0.2, estimator="full"))}),
     "full loss": ("grpo", {"kl": vars(KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50))}),
 }
 
 
-def configurations(out: Path, model: Path, data: Path, teacher: Path) -> dict[str, OnlineConfig]:
+def configurations(out: Path, model: Path, data: Path, teacher: Path, scorer: Path) -> dict[str, OnlineConfig]:
     """Four steps on two rollouts of an odd number of prompts, so that shares are unequal."""
 
     def config(name: str) -> OnlineConfig:
@@ -70,6 +78,8 @@ def configurations(out: Path, model: Path, data: Path, teacher: Path) -> dict[st
         filled = options | ({"ptx": replace(ptx, data=str(data))} if ptx else {})
         if "distill" in filled:
             filled["distill"] = {**filled["distill"], "teacher": str(teacher)}
+        if "rewards" in filled and filled["rewards"].model:
+            filled["rewards"] = replace(filled["rewards"], model=(str(scorer),))
         lora = LoraConfig(rank=4 if "lora" in name else 0, alpha=8)
         shared: dict[str, Any] = {
             "model": ModelConfig(str(model), precision="fp32", lora=lora),
@@ -90,7 +100,9 @@ def configurations(out: Path, model: Path, data: Path, teacher: Path) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def runs(program_ranks, tiny_model_dir: Path, teacher_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(
+    program_ranks, tiny_model_dir: Path, teacher_dir: Path, scorer_dir: Path, tmp_path_factory
+) -> dict[str, tuple[Path, Path]]:
     """For each case the run folders of one rank and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = random.Random(3)
@@ -102,7 +114,7 @@ def runs(program_ranks, tiny_model_dir: Path, teacher_dir: Path, tmp_path_factor
 
     def make(out: str) -> dict[str, OnlineConfig]:
         (folder / out).mkdir()
-        return configurations(folder / out, tiny_model_dir, folder / "rows.jsonl", teacher_dir)
+        return configurations(folder / out, tiny_model_dir, folder / "rows.jsonl", teacher_dir, scorer_dir)
 
     arguments = []
     double = make("double")

@@ -11,7 +11,7 @@ from typing_extensions import Doc
 from assent.config.base import LossConfig, PolicyRunConfig
 from assent.config.distill import DistillConfig
 from assent.config.judge import JudgeConfig
-from assent.config.ranges import Count, CountOrZero, Named, NotNegative, Positive, Share
+from assent.config.ranges import Count, CountOrZero, Named, NonzeroShare, NotNegative, Positive, Share
 from assent.config.sampling import EngineConfig, SamplingConfig
 
 KLPlace = Literal["reward", "loss"]
@@ -59,6 +59,12 @@ class RewardsConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, judge, or as the rule, function or shape;
     0 only logs."""
+    credit: Literal["last", "gradient", "absolute"] = "last"
+    """Which tokens the reward models' part of a reward stands at. last: the last. gradient: each token has what it adds
+    to the score to first order (gradient x embedding), and the last one the rest. absolute: each has a share of it by
+    the size of that. The sum stays the reward."""
+    credit_share: NonzeroShare = 1.0
+    """credit: how much of that part is spread; the rest stands at the last token."""
 
     @property
     def named(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from assent.config.distill_relations import DISTILL
+from assent.config.estimators import ESTIMATORS
 from assent.config.judge import JudgeConfig
 from assent.config.methods import METHODS, method_of
 from assent.config.online import SOURCES, OnlineConfig, critic_of
@@ -51,6 +52,25 @@ def _implicit(config: OnlineConfig) -> str | None:
     for name in ("implicit_reference", "implicit_beta"):
         if getattr(rewards, name) is not None and not rewards.implicit:
             return f"--rewards.{name} is about the policies of --rewards.implicit. Give one of them."
+    return None
+
+
+def _credit(config: OnlineConfig) -> str | None:
+    rewards, name = config.rewards, method_of(config)
+    given = f"--rewards.credit {rewards.credit}"
+    if rewards.credit == "last":
+        if rewards.credit_share != type(rewards)().credit_share:
+            return "--rewards.credit_share is about --rewards.credit gradient or absolute. Got last."
+        return None
+    if not rewards.model:
+        return f"{given} asks reward models for their gradient. Give --rewards.model FOLDER."
+    if rewards.weights.get("model", 1.0) == 0:
+        return f"{given} spreads the reward models' part of a reward, and --rewards.weights model:0 leaves none."
+    if config.loss.estimator is None and not ESTIMATORS[METHODS[name].estimator].by_token:
+        return (
+            f"{given} changes nothing in {name}, which compares whole answers: the sum over an answer stays the same. "
+            "Use ppo, reinforce or reinforce++."
+        )
     return None
 
 
@@ -280,6 +300,7 @@ def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     *DISTILL,
     (OnlineConfig, _needs_reward),
+    (OnlineConfig, _credit),
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, judge_is_asked),

@@ -20,7 +20,7 @@ from assent.rollout.engine import Completion
 
 PER_TOKEN = (
     "sampler", "old", "reference", "ewma", "kl", "entropy", "teacher", "teacher_forward", "teacher_reverse",
-    "teacher_agrees", "values", "advantages", "returns",
+    "teacher_agrees", "credit", "values", "advantages", "returns",
 )  # fmt: skip
 PER_RESPONSE = ("finished", "demonstration", "reward", "shaped", "greedy")
 Column = np.ndarray | None
@@ -50,6 +50,7 @@ class Rollout:
     teacher_forward  [N] float32  KL(teacher || policy) over the whole vocabulary
     teacher_reverse  [N] float32  KL(policy || teacher)
     teacher_agrees   [N] float32  1 where both find the same token the likeliest, else 0
+    credit         [N] float32  what of the reward each token is credited with; the last has the rest
     values         [N] float32  by the critic, of the state before each token
     shaped         [S] float32  reward after baseline, scaling, clipping and penalties
     greedy         [S] float32  shaped reward of the prompt's most likely response
@@ -77,6 +78,7 @@ class Rollout:
     teacher_forward: Column = None
     teacher_reverse: Column = None
     teacher_agrees: Column = None
+    credit: Column = None
     values: Column = None
     shaped: Column = None
     greedy: Column = None

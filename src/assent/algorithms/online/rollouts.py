@@ -33,6 +33,7 @@ from assent.data.records import Example
 from assent.deferred import Deferred
 from assent.errors import UserError
 from assent.losses import RunningMoments
+from assent.rewards.credit import credit_of
 from assent.rewards.group import GroupReward, Progress, RewardError
 from assent.rollout.rollout import Rollout, joined, rollout_of
 from assent.rollout.sampler import Ask, Sampler
@@ -89,6 +90,7 @@ class Rollouts:
         column = config.curriculum.column
         hardness = None if column is None else difficulty(examples, column)
         self.prompts = Prompts(len(examples), config.curriculum, config.train.seed, hardness)
+        self.credit = credit_of(source, config.rewards)
         self.moments = RunningMoments()
         self.answers = demonstrations.answers_by_row(session.chat, examples, config)
         self.hints = demonstrations.hints_by_row(session.chat, examples, config)
@@ -172,6 +174,8 @@ class Rollouts:
         if demonstrated is not None:
             rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, demonstrated)
         rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
+        if self.credit is not None:
+            rollout = replace(rollout, credit=self.credit(rollout.trees()))
         metrics |= rollout_metrics(rollout.sampled(), rewarded=self.config.rewards.named)
         rollout = self._shaped(rollout, baseline, greedy)
         rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)

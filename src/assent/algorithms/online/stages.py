@@ -127,10 +127,13 @@ def shape(
     rollout: Rollout, config: ShapingConfig, moments: RunningMoments, baseline: np.ndarray, longest: int
 ) -> Rollout:
     """The rollout with `shaped`: the reward less the `baseline` [P] of its prompt, scaled by `moments`, clipped, less
-    penalties. `longest` is the most tokens that a response can have."""
+    penalties. `longest` is the most tokens that a response can have. Where it has `credit`, that is scaled alike; what
+    else is done to a reward is done to what stands at its last token."""
     reward = torch.from_numpy(centred(rollout, baseline))
     if config.normalise != "none":
         reward = moments.normalise(reward)
+        if rollout.credit is not None:
+            rollout = replace(rollout, credit=(rollout.credit / moments.deviation).astype(np.float32))
     if config.clip is not None:
         reward = reward.clamp(-config.clip, config.clip)
     reward = reward - config.missing_eos_penalty * (1 - torch.from_numpy(rollout.finished.astype(np.float32)))
@@ -155,7 +158,8 @@ def advantages(
     """The rollout with `advantages` (and `returns` for a critic) by the method's estimator, and their metrics.
 
     With the KL in the reward, every token that the policy sampled has a reward of its own, -kl_coef * KL; that of
-    the response (`shaped`) stands at its last token. An estimator that compares whole responses gets the sum of both.
+    the response (`shaped`) stands at its last token, less the `credit` that tokens have of it. An estimator that
+    compares whole responses gets the sum of all.
     Of a token's own KL only k1 has a policy gradient that holds it: the full KL is the same whatever was sampled, and
     the gradients of k2 and k3 vanish near the reference. So to that token's advantage, and to no other,
     -kl_coef * (k1 - estimate) is added (arXiv 2504.10637). A teacher in the reward takes from that of each such token
@@ -173,6 +177,11 @@ def advantages(
         assert rollout.old is not None and rollout.teacher is not None
         gap = torch.from_numpy(rollout.old).double() - torch.from_numpy(rollout.teacher).double()
         tokens = tokens - distilled.coef * gap * _sampled(rollout)
+    metrics: dict[str, float] = {}
+    if (credit := _double(rollout.credit)) is not None:
+        tokens = tokens + credit
+        reward = reward - torch.zeros_like(reward).index_add(0, response, credit)
+        metrics["credit"] = float(credit.abs().sum() / len(rollout))
     values = _double(rollout.values)
     made = method.estimator(
         {
@@ -185,7 +194,6 @@ def advantages(
         }
     )
     made = made if len(made) == len(response) else made[response]
-    metrics: dict[str, float] = {}
     returns = None
     if values is not None:
         returns = made + values
