@@ -467,7 +467,7 @@ def methods_table() -> str:
             f"[`{name}`](cli.md#{anchor(name)})",
             row.summary,
             advantage,
-            POLICY_LOSSES[row.loss],
+            "divergence from a teacher, and log-prob" if row.needs_teacher else POLICY_LOSSES[row.loss],
             REDUCED[options["reduction"]],
             kl_of(row),
             str(default_of(row.config, "rollout").responses),
