@@ -44,6 +44,8 @@ RANKS = (
     ("train",),
     ("algorithms",),
     ("evaluate",),
+    ("people",),
+    ("loops",),
     ("lab",),
     ("serve",),
     ("cli",),

@@ -7,18 +7,18 @@ import importlib
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-import yaml
 from rich.console import Console
 
 from assent import distributed, lock
 from assent.config import TRAINERS, CompareConfig, EvalConfig, PolicyRunConfig, ReportConfig, named_methods, settings
+from assent.config.composed import composed
 from assent.config.inputs import is_input
 from assent.config.training import START
 from assent.config.words import command_of
@@ -33,7 +33,6 @@ from assent.evaluate.report import write_report
 from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.evaluate.terminal import render
 from assent.models.loading import quiet_transformers
-from assent.names import suggestion
 from assent.outputs import try_file
 from assent.train.loop import rehearsal
 from assent.train.runfolder import owned
@@ -43,8 +42,6 @@ log = logging.getLogger(__name__)
 REPORT, REHEARSAL = "report.html", "rehearsal"
 SHARED = ("model", "data", "optim", "train", "report_to")
 """The sections that every method is given alike; those that sample are given `sampling`, too."""
-OURS = ("out", "resume", "resume_changed")
-"""Options of a run that follow from the comparison's."""
 
 
 def compare(config: CompareConfig) -> Path:
@@ -189,28 +186,5 @@ def method_config(config: CompareConfig, name: str) -> PolicyRunConfig:
         tree["sampling"] = shared["sampling"]
         if config.reward_model and "rewards.model" not in own:
             tree["rewards"] = {"model": [config.reward_model]}
-    _set(tree, own, trainer.config, name)
-    loaded = settings.load(trainer.config, yaml.safe_dump(tree), f"--options of {name}")
-    with _about(name):
-        settings.validate(loaded)
-    return loaded
-
-
-def _set(tree: dict[str, Any], given: Mapping[str, str], kind: type, name: str) -> None:
-    """Puts the options of one method into its tree; a word stands for a list of one."""
-    known = {option.name: option for option in settings.options(kind) if option.name not in OURS}
-    for key, text in given.items():
-        if key not in known:
-            hint = suggestion(key, known, f"{name}.")
-            raise ConfigError(f"--options {name}.{key or 'OPTION'}: {name} has no option '{key}'.{hint}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        if get_origin(known[key].kind) is tuple and not isinstance(value, list):
-            value = [value]
-        *sections, last = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+    made: PolicyRunConfig = composed(named_methods(config)[name], tree, own, prefix=f"{name}.")
+    return made
