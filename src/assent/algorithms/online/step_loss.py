@@ -137,6 +137,9 @@ def token_losses(
 ) -> tuple[Tensor, Terms]:
     """The loss of each token, [N], and its parts."""
     losses = policy_losses(tokens, method, coefficients)
+    divergence, distilled = tokens.scores.divergence, method.distilled
+    if divergence is not None and not tokens.advantages.any():
+        losses = losses.detach()  # its gradient is 0, and would cost what the divergence's does
     metrics: Terms = {"policy_loss": tokens.mean(losses)}
     metrics["mismatch"] = tokens.mean((tokens.old - tokens.sampler).abs())
     if config.rollout.correction > 0:
@@ -157,7 +160,6 @@ def token_losses(
     if method.entropy > 0:
         losses = losses - method.entropy * tokens.scores.entropy
         metrics["entropy_now"] = (tokens.scores.entropy.sum(), len(losses))
-    divergence, distilled = tokens.scores.divergence, method.distilled
     if divergence is not None and distilled is not None and distilled.in_loss:
         losses = losses + distilled.coef * divergence.loss
         metrics["distill_loss"] = (divergence.loss.sum(), len(losses))
