@@ -1,6 +1,6 @@
 """Writes what can be derived: docs/cli.md, docs/formats.md and tables of docs/evaluation.md, docs/objectives.md,
-docs/online.md, docs/own.md and docs/reward-models.md from the code, that of docs/models.md from what was measured
-(docs/models.json), and docs/map.md from the docstrings of modules.
+docs/online.md, docs/own.md, docs/merging.md and docs/reward-models.md from the code, that of docs/models.md from what
+was measured (docs/models.json), and docs/map.md from the docstrings of modules.
 
 python docs/generate.py           writes
 python docs/generate.py --check   only says whether they are current (exit code 1 where not)
@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "assent"
 sys.path.insert(0, str(SOURCE.parent))
 
 from assent import PUBLIC, cli, config, shorthelp  # noqa: E402
-from assent.config import METHODS, OBJECTIVES, REWARD_MODELS, Method, Objective, settings  # noqa: E402
+from assent.config import MERGES, METHODS, OBJECTIVES, REWARD_MODELS, Method, Objective, settings  # noqa: E402
 from assent.config.estimators import ESTIMATORS  # noqa: E402
 from assent.config.relations import WORDS  # noqa: E402
 from assent.config.sections import default_of  # noqa: E402
@@ -33,6 +33,7 @@ from assent.measures.table import MODULES  # noqa: E402
 MODELS = ROOT / "docs" / "models.md"
 PAGE, ONLINE, MAP = ROOT / "docs" / "objectives.md", ROOT / "docs" / "online.md", ROOT / "docs" / "map.md"
 OWN = ROOT / "docs" / "own.md"
+MERGING = ROOT / "docs" / "merging.md"
 REWARD = ROOT / "docs" / "reward-models.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 
@@ -292,11 +293,33 @@ def loss_functions() -> dict[str, ast.FunctionDef]:
 LOSSES = loss_functions()
 
 
+# ---- docs/merging.md
+
+
+def merging_page() -> str:
+    """docs/merging.md: its own text, and the table of methods."""
+    lines = ["| method | what it is | formula | paper | options | when to take it |", "|---|---|---|---|---|---|"]
+    for name, row in MERGES.items():
+        paper = f"[{row.paper}](https://arxiv.org/abs/{row.paper})"
+        options = " ".join(f"`--{option}`" for option in (*(["base"] if row.base else []), *row.options))
+        cells = f"`{name}`", row.name, row.formula, paper, options, row.use
+        lines.append("| " + " | ".join(map(one_line, cells)) + " |")
+    return filled(MERGING, {"table of methods": "\n".join(lines)})
+
+
 # ---- docs/reward-models.md
 
 
 REWARD_LOSSES = {
-    "Pairs": ("bradley_terry", "bradley_terry_tokens", "rao_kupper", "davidson", "centring", "likelihood_regulariser"),
+    "Pairs": (
+        "bradley_terry",
+        "bradley_terry_tokens",
+        "rao_kupper",
+        "davidson",
+        "centring",
+        "choice_kl",
+        "likelihood_regulariser",
+    ),
     "Rankings": ("k_wise", "plackett_luce_scores", "best_of_k"),
     "ODIN": ("odin_length", "orthogonality"),
 }
@@ -450,7 +473,9 @@ POLICY_LOSSES = {
     "gspo": "clipped ratio of whole answers",
     "cispo": "log-prob, bounded weight",
 }
+"""And of methods that compare answers the objective's own name."""
 REDUCED = {"token": "every token", "response": "every answer", "fixed": "every token, by the longest length"}
+COUNTED = {"pairs": "every pair", "binary": "every answer"}
 
 
 def methods_table() -> str:
@@ -467,8 +492,8 @@ def methods_table() -> str:
             f"[`{name}`](cli.md#{anchor(name)})",
             row.summary,
             advantage,
-            "divergence from a teacher, and log-prob" if row.needs_teacher else POLICY_LOSSES[row.loss],
-            REDUCED[options["reduction"]],
+            loss_of(row),
+            REDUCED[options["reduction"]] if row.objective is None else COUNTED[OBJECTIVES[row.objective].feedback],
             kl_of(row),
             str(default_of(row.config, "rollout").responses),
             f"[{row.paper}](https://arxiv.org/abs/{row.paper})",
@@ -477,8 +502,17 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def loss_of(row: Method) -> str:
+    if row.objective is not None:
+        return OBJECTIVES[row.objective].name
+    return "divergence from a teacher, and log-prob" if row.needs_teacher else POLICY_LOSSES[row.loss]
+
+
 def kl_of(row: Method) -> str:
     kl = default_of(row.config, "kl")
+    if row.objective is not None:
+        objective = OBJECTIVES[row.objective]
+        return f"beta {objective.options['beta']:g}, in the loss" if objective.needs_reference else "none"
     return f"{kl.coef:g}, {kl.estimator}, in the {kl.place}" if kl.coef else "none"
 
 
@@ -619,6 +653,7 @@ def main() -> int:
         PAGE: objectives_page(),
         ONLINE: online_page(),
         OWN: own_page(),
+        MERGING: merging_page(),
         REWARD: reward_page(),
         EVALUATION: evaluation_page(),
         MODELS: models_page(),

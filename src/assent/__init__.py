@@ -10,6 +10,7 @@ from assent import cpus
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "assent.algorithms.merge": ("merge",),
     "assent.algorithms.preference.train": ("train_preference",),
     "assent.algorithms.online.train": ("train_online",),
     "assent.algorithms.reward.attributes": ("train_attributes",),
@@ -35,6 +36,7 @@ PUBLIC = {
         "InspectConfig",
         "KLConfig",
         "LoraConfig",
+        "MergeConfig",
         "ModelConfig",
         "OptimConfig",
         "PtxConfig",
@@ -51,6 +53,7 @@ PUBLIC = {
         "ScoreConfig",
         "ShapingConfig",
         "TrainConfig",
+        "WarpConfig",
         "WatchConfig",
         "online_config",
         "preference_config",
@@ -72,6 +75,7 @@ PUBLIC = {
     "assent.evaluate.score": ("score",),
     "assent.evaluate.watch": ("watch",),
     "assent.lab.check": ("check",),
+    "assent.loops.warp": ("warp",),
     "assent.lab.demo": ("run_demo",),
     "assent.models.init": ("init_model",),
     "assent.rollout.chat": ("generate",),

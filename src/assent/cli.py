@@ -74,11 +74,36 @@ COMMANDS: dict[str, Command] = {
         config.CompareConfig, "Several methods on the same data, one report.", "assent.evaluate.compare:compare"
     ),
     **{name: _learning(name, row) for name, row in METHODS.items()},
+    "iterate": Command(
+        config.IterateConfig,
+        "Rounds: sample, label, choose, train, evaluate.",
+        "assent.loops.iterate:iterate",
+    ),
+    "apo": Command(
+        config.ApoConfig,
+        "Reward model and policy in turns (adversarial preference optimisation).",
+        "assent.loops.apo:apo",
+        about="A reward model learns to tell golden answers (--data.train) from the policy's own, beside pairs that "
+        "people compared, and the policy learns from it: in turns (adversarial preference optimisation, arXiv "
+        "2311.08045).",
+    ),
     "custom": Command(
         config.CustomConfig, "An objective of your own, directly from feedback.", TRAINERS["custom"].target
     ),
     "check": Command(
         config.CheckConfig, "Whether a loss or estimator of your own learns.", "assent.lab.check:check", ("function",)
+    ),
+    "warp": Command(
+        config.WarpConfig,
+        "WARP: rounds of several runs of RL, merged; the front of KL and reward.",
+        "assent.loops.warp:warp",
+        about="WARP (arXiv 2406.16768): in each round several runs of reinforcement learning from one start, held to a "
+        "moving average of themselves; their task vectors are merged on the sphere; the next round starts a part of "
+        "the way from the last start to the merged model. At the end the models between the first start and the merged "
+        "one are evaluated: the front of KL and reward.",
+    ),
+    "steerlm": Command(
+        config.SteerLMConfig, "Answers that can be asked to be so or so.", "assent.loops.steerlm:steerlm"
     ),
     "generate": Command(config.GenerateConfig, "Answer prompts, or chat.", "assent.rollout.chat:generate", ("model",)),
     "serve": Command(config.ServeConfig, "A reward model over HTTP.", "assent.serve.run:serve", ("model",)),
@@ -88,9 +113,43 @@ COMMANDS: dict[str, Command] = {
         "assent.algorithms.export:export",
         ("model",),
     ),
+    "merge": Command(
+        config.MergeConfig,
+        "One model of several, by their weights.",
+        "assent.algorithms.merge:merge",
+        ("models",),
+    ),
     "score": Command(
         config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
     ),
+    "judge": Command(
+        config.JudgeFileConfig, "Verdicts of judges on answers, as rows.", "assent.people.judge:judge", ("file",)
+    ),
+    "critique": Command(
+        config.CritiqueConfig,
+        "Critiques and revisions by principles.",
+        "assent.people.critique:critique",
+        ("file",),
+    ),
+    "agree": Command(config.AgreeConfig, "How far annotators agree.", "assent.people.agree:agree", ("files",)),
+    "aggregate": Command(
+        config.AggregateConfig,
+        "Votes of several annotators as one label each.",
+        "assent.people.aggregate:aggregate",
+        ("file",),
+    ),
+    "contrast": Command(
+        config.ContrastConfig,
+        "Pairs by contrasting prompts.",
+        "assent.people.contrast:contrast",
+        ("model",),
+    ),
+    "constitution": Command(
+        config.ConstitutionConfig,
+        "Constitutional AI: revisions, choices, reward model, policy.",
+        "assent.loops.constitution:constitution",
+    ),
+    "rlcd": Command(config.RLCDConfig, "RLCD: contrasting prompts, reward model, policy.", "assent.loops.rlcd:rlcd"),
     "report": Command(
         config.ReportConfig, "One HTML page from run folders.", "assent.evaluate.report:write_report", ("runs",)
     ),
@@ -102,14 +161,16 @@ COMMANDS: dict[str, Command] = {
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Data and models": ("init", "data", "export", "env"),
+    "Data and models": ("init", "data", "export", "merge", "env"),
     "Demonstrations and reward models": ("sft", *REWARD_MODELS, "serve"),
     **{
         f"Directly from {words}": tuple(name for name, row in OBJECTIVES.items() if row.feedback == kind)
         for kind, words in {"pairs": "pairs", **WORDS}.items()
     },
     "From rewards of sampled answers": tuple(METHODS),
+    "In rounds": ("iterate", "warp", "apo", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
+    "People and AI feedback": ("judge", "critique", "contrast", "agree", "aggregate"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

@@ -207,7 +207,8 @@ ROWS: tuple[Row, ...] = (
     Row("ref_model ref_pretrain ref.model_name_or_path ref_model_name_or_path", "reference.path kl.reference"),
     Row("precompute_ref_log_probs", "reference.mode", "cached"),
     Row("sync_ref_model", "reference.mode", "moving"),
-    Row("ref_model_mixup_alpha", "reference.rate"),
+    Row("sync_ref_model", "kl.anchor", "ema"),
+    Row("ref_model_mixup_alpha", "reference.rate kl.anchor_rate"),
     Row("ref_model_sync_steps", "reference.every"),
     # rewards of sampled answers
     Row(

@@ -107,7 +107,7 @@ def own(folder: Path) -> None:
                 mine.thread = threading.current_thread()
                 return
             release(folder)  # somebody has removed the folder, or the lock
-        check_free(folder.parent)
+        check_free(folder.parent, by=os.getppid())
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"--out {folder}: it is a file. Choose another --out.")
         made = [place for place in (key, *key.parents) if not place.exists()]
@@ -137,13 +137,16 @@ def release(folder: Path) -> None:
             place.rmdir()
 
 
-def check_free(path: Path) -> None:
-    """Raises RunFolderError where `path` is, or lies in, a folder that another process owns."""
+def check_free(path: Path, by: int | None = None) -> None:
+    """Raises RunFolderError where `path` is, or lies in, a folder that another process owns. That may be the process
+    `by`: the one that started this one, which is then at work for it."""
     place = Path(os.path.abspath(path))
     for folder in (place, *place.parents):
         file = folder / NAME
         if folder.resolve() not in _held and _is_held(file):
-            raise _refusal(folder, _read(file))
+            owner = _read(file)
+            if owner is None or not owner.is_here or owner.pid != by:
+                raise _refusal(folder, owner)
 
 
 def holder(folder: Path) -> Owner | None:

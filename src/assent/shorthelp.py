@@ -18,18 +18,36 @@ TRAINED = (
     "model.path model.lora.rank data.train data.eval_fraction optim.lr train.batch_size train.epochs train.eval_every "
     "out resume"
 )
+LOOP = "model.path data.train optim.lr train.batch_size train.max_steps sampling.max_new_tokens out resume rounds "
 BASIC: dict[str, str] = {
     "distill.beta": f"{TRAINED} rewards.model distill.teacher distill.beta distill.on_policy rollout.responses "
     "sampling.max_new_tokens",
+    "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
+    "contrasted": f"{LOOP} templates contrasted comparisons method options judge.model",
+    "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
+    "steering.names steering.wanted prompts answers options optim.lr train.epochs train.batch_size "
+    "sampling.max_new_tokens",
+    "reward_options": "model.path reward_model data.train pairs prompts scorer method options reward_options answers "
+    "rounds choose.take optim.lr train.batch_size sampling.max_new_tokens out resume",
     "rollout.responses": f"{TRAINED} eval.measures rewards.model rewards.rules rewards.functions "
     "rollout.responses sampling.max_new_tokens kl.coef",
+    "labels.source": "model.path data.train data.eval_fraction labels.source labels.judge.prompt method options rounds "
+    "answers choose.take choose.threshold begin refresh.labels scorer sampling.max_new_tokens out resume",
+    "front": "model.path data.train optim.lr policy rounds runs steps eta front prompts scorer "
+    "rewards.model rewards.functions options parallel out resume",
     "methods": f"{TRAINED} methods options prompts scorer reward_model sampling.max_new_tokens",
     "probe.prompts": f"{TRAINED} eval.measures objective options reference.mode loss.* threshold plus train.max_steps",
     "train.epochs": f"{TRAINED} data.eval data.max_length train.max_steps reward.margin reward.votes reward.ties "
     "reward.loss reward.length_weight ensemble.heads ensemble.combine attributes.outputs attributes.weights "
     "gate.ratings gate.decorrelate gate.verbosity report_to",
-    "engine.name": "model prompts out system limit seed sampling.max_new_tokens sampling.temperature sampling.top_p "
-    "engine.name",
+    "templates": "model prompts out templates limit seed sampling.max_new_tokens sampling.temperature engine.name "
+    "judge.model judge.key_env resume summary",
+    "revisions": "file source principles few_shots revisions keep out format columns limit seed judge.model "
+    "judge.key_env judge.temperature judge.max_tokens resume summary",
+    "principles": "file source principles out format columns limit judge.prompt judge.soft judge.contradiction "
+    "judge.model judge.key_env judge.max_tokens resume summary",
+    "engine.name": "model prompts out system attributes limit seed sampling.max_new_tokens sampling.temperature "
+    "sampling.top_p engine.name",
     "labels": "policies prompts out baseline reference rewards scorer labels toxicity consistency measures checkpoints "
     "answers resume sampling.max_new_tokens sampling.temperature judge.prompt",
     "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
@@ -43,11 +61,14 @@ BASIC: dict[str, str] = {
 command without any of them has few options and shows them all."""
 
 HEADINGS = {
-    "Models": "model name policies baseline source critic reference beta tokenizer precision",
-    "Data": "data file also prompts format columns split chat_template max_length limit show problems system",
-    "Objective": "methods objective options loss threshold plus reward attributes gate kl distill",
-    "Sampled answers and their rewards": "rewards rollout answers scorer labels toxicity consistency measures "
-    "judge reward_model weights ensemble explain sampling engine by probes benchmark",
+    "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
+    "Data": "data file pairs also prompts principles choices few_shots templates demonstrations comparisons revisions "
+    "keep format columns split chat_template max_length limit show problems system",
+    "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
+    "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
+    "kl distill",
+    "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
+    "consistency measures judge weights ensemble explain sampling engine by probes benchmark",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",

@@ -114,6 +114,8 @@ def by_loops(name: str, made: Rollout) -> list[list[float]]:
                 "group": [whole[i] - (whole[i] + sum(others)) / (1 + len(others))] * len(part),
                 "leave_one_out": [whole[i] - sum(others) / len(others)] * len(part),
                 "greedy": [whole[i] - float(made.greedy[i])] * len(part),  # type: ignore[index]
+                "pair": [float(whole[i] > max(others)) - float(whole[i] < min(others))] * len(part),
+                "label": [1.0 if whole[i] > sum(others) / len(others) else -1.0] * len(part),
             }[name]
         )
     return found

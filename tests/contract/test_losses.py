@@ -160,6 +160,7 @@ CASES: dict[str, Case] = {
     "rao_kupper": of("rao_kupper", theta=2.0, label_smoothing=0.1),
     "davidson": of("davidson", nu=0.7, label_smoothing=0.1),
     "centring": of("centring"),
+    "choice_kl": of("choice_kl"),
     "likelihood_regulariser": of("likelihood_regulariser", beta=0.3),
     "best_of_k": of("best_of_k", Groups),
     "k_wise": of("k_wise", Groups),

@@ -65,6 +65,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "teacher in the reward": ("rloo", {"distill": {"coef": 0.3}, "rewards": RewardsConfig()}),
     "credit": ("reinforce", {"rewards": RewardsConfig(("SCORER",), credit="gradient")}),
     "full reward": ("rloo", {"kl": vars(KLConfig(coef=0.2, estimator="full"))}),
+    "moving anchor": ("rloo", {"kl": vars(KLConfig(0.2, anchor="ema", anchor_rate=0.3))}),
+    "moving anchor lora": (
+        "grpo",
+        {"kl": vars(KLConfig(0.2, place="loss", estimator="full", anchor="ema", anchor_rate=0.3))},
+    ),
     "full loss": ("grpo", {"kl": vars(KLConfig(coef=0.2, place="loss", estimator="full", target=0.1, horizon=50))}),
 }
 

@@ -25,6 +25,7 @@ from assent.config import (
     EngineConfig,
     GivenConfig,
     KLConfig,
+    LoraConfig,
     ModelConfig,
     OnlineConfig,
     OptimConfig,
@@ -86,6 +87,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "teacher in the reward": ("ppo", {"distill": {"coef": 0.3}, "rollout": TWO}),
+    "moving anchor": (
+        "grpo",
+        {"kl": KLConfig(0.1, place="loss", estimator="k3", anchor="ema", anchor_rate=0.3), "rollout": TWO},
+    ),
+    "moving anchor lora": (
+        "ppo",
+        {
+            "kl": KLConfig(anchor="ema", anchor_rate=0.3, target=0.1, horizon=8),
+            "model": LoraConfig(rank=4, alpha=8),
+            "rollout": replace(TWO, ahead=True),
+        },
+    ),
     "dynamic": (
         "dapo",
         {
@@ -125,6 +138,8 @@ def make(tiny_model_dir: Path, teacher_dir: Path, tmp_path_factory) -> Make:
             "sampling": SamplingConfig(max_new_tokens=6),
         }
         whole = {section: vars(filled[section]) for section in ("rollout", "kl") if section in filled}
+        if "model" in filled:
+            whole["model"] = replace(shared["model"], lora=filled["model"])
         return online_config(method, **{**shared, **critic, **filled, **whole})
 
     return build
@@ -209,6 +224,9 @@ def worked(name: str, metrics: list[dict[str, float]], asked: list[list[int]]) -
         case "target_kl":
             assert [row["step"] for row in fresh] != [1, 5], "rollouts of four steps are left early"
             assert any(row["approx_kl"] > 1e-4 for row in metrics)
+        case "moving anchor" | "moving anchor lora":
+            last = fresh[-1]
+            assert fresh[0]["kl_anchor"] == fresh[0]["kl"] and abs(last["kl_anchor"] - last["kl"]) > 1e-5
         case "adaptive":
             assert len({row["penalty"] for row in fresh}) == len({row["kl_coef"] for row in fresh}) == len(fresh)
         case "shared critic" | "critic warm-up":

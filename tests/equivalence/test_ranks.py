@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from assent.config import (
     METHODS,
     OBJECTIVES,
+    AdversarialSection,
     AttributesConfig,
     DataConfig,
     GateSection,
     LoraConfig,
     ModelConfig,
+    OldRewardSection,
     OnlineConfig,
     OptimConfig,
     PreferenceConfig,
@@ -54,6 +56,7 @@ NAMES = (
     "sft",
     "reward",
     "reward regularised",
+    "reward golden",
     "reward-odin",
     "reward-attributes",
     "reward-gate",
@@ -66,8 +69,8 @@ NAMES = (
     "ppo lora",
 )
 HELD_OUT = {
-    *("sft", "reward", "reward regularised", "reward-odin", "reward-attributes", "reward-gate"),
-    *("dpo", "rrhf", "kto", "bco", "aot", "pl-dpo", "nca", "dpo cached", "dpo plus", "tr-dpo lora"),
+    *("sft", "reward", "reward regularised", "reward golden", "reward-odin", "reward-attributes"),
+    *("reward-gate", "dpo", "rrhf", "kto", "bco", "aot", "pl-dpo", "nca", "dpo cached", "dpo plus", "tr-dpo lora"),
     *("ppo", "grpo", "ppo lora"),
 }
 """The runs that are evaluated: one of each way to do it. What objectives and methods have of their own is in the steps,
@@ -133,6 +136,11 @@ def configurations(
         "reward": RewardConfig(**shared("reward"), reward=RewardSection(readout="mean")),
         "reward regularised": RewardConfig(
             **shared("reward regularised"), reward=RewardSection(regulariser="dpo", regulariser_weight=0.3)
+        ),
+        "reward golden": RewardConfig(
+            **shared("reward golden"),
+            adversarial=AdversarialSection(str(pairs), str(pairs), coef=0.5, batch_size=3),
+            old=OldRewardSection(2.0, str(reward)),
         ),
         "reward-odin": RewardOdinConfig(**shared("reward-odin")),
         "reward-attributes": AttributesConfig(

@@ -46,6 +46,7 @@ from assent.config import (
     SamplingConfig,
     ShapingConfig,
     TrainConfig,
+    has_reference,
     online_config,
     preference_config,
 )
@@ -99,7 +100,9 @@ def pair_trees(number: int = 7, *, extra: Sequence[str] = ()) -> list[TokenTree]
                 fields["sampled"] = np.full(n, float(draw.random() >= 0.4))
             branches.append(Branch(draw.integers(3, 260, size), trained, fields))
         prompt = draw.integers(3, 260, draw.integers(1, 12))
-        made.append(TokenTree(prompt, tuple(branches), ((0, 1, float(draw.random())),), key=key))
+        labels = {"label": np.array([1, 0], np.float32), "reference_point": np.full(2, 0.3, np.float32)}
+        given = labels if "labels" in extra else {}
+        made.append(TokenTree(prompt, tuple(branches), ((0, 1, float(draw.random())),), given, key=key))
     return made
 
 
@@ -242,7 +245,7 @@ def online(method: str, **options) -> Make:
         models = Models(
             policy=policy,
             critic=load_score_model(config.model, tokenizer, max_length=LENGTH) if own else None,
-            reference=Reference(policy, start) if config.kl.coef > 0 else None,
+            reference=Reference(policy, start) if has_reference(config) else None,
             teacher=None if config.distill.teacher is None else start,
         )
         source = ModelReward("model", scorer, chat, chat, max_length=LENGTH, micro_tokens=4096, world=ONE)
@@ -279,8 +282,17 @@ ALGORITHMS: dict[str, Make] = {
     "ppo, ewma": online("ppo", loss={"ewma": 0.9}),
     "grpo, full KL": online("grpo", kl=vars(KLConfig(0.1, place="loss", estimator="full"))),
     "grpo, given": online("grpo", given=GivenConfig("row")),
+    "xpo": online("xpo", loss={"alpha": 0.3}),
+    "xpo, wpo": online("xpo", loss={"alpha": 0.3, "pairs": "wpo", "beta": 0.5}),
+    "online-dpo, tdpo": online("online-dpo", loss={"pairs": "tdpo"}),
 }
-EXTRA = {"ppo, ewma": ("ewma",), "grpo, given": ("sampled",)}
+EXTRA = {
+    "ppo, ewma": ("ewma",),
+    "grpo, given": ("sampled",),
+    "xpo": ("sampled",),
+    "xpo, wpo": ("sampled",),
+    "online-kto": ("labels",),
+}
 """Fields that these read beside the others."""
 
 

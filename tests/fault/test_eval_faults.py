@@ -160,7 +160,7 @@ def test_what_passes_is_waited_for(endpoint: Endpoint, judged, tmp_path: Path):
         (says(None), "it wrote nothing"),
         (says("I had rather not."), "no verdict"),
         (says("[[A]] or [[B]]"), "several verdicts"),
-        (says("[[A]]", "length"), "its verdict was cut off"),
+        (says("[[A]]", "length"), "what it wrote was cut off"),
     ],
 )
 def test_words_that_are_no_verdict_are_failures_of_the_judge(act: Act, reason: str, endpoint, judged, tmp_path: Path):

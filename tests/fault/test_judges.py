@@ -163,7 +163,7 @@ def test_soft_verdicts_of_an_endpoint(endpoint: Endpoint, judge) -> None:
         (says("I cannot decide."), parse.NONE),
         (says(""), parse.EMPTY),
         (says(None), parse.EMPTY),
-        (says("[[7]]", "length"), "its verdict was cut off"),
+        (says("[[7]]", "length"), "what it wrote was cut off"),
         (says("[[7]]", "content_filter"), "it ended with 'content_filter'"),
         (says("[[11]]"), parse.OUTSIDE),
         (says("[[7]] or [[8]]"), parse.SEVERAL),

@@ -25,6 +25,7 @@ from assent.config import (
     DemoConfig,
     GateSection,
     ReportConfig,
+    RewardConfig,
     RewardGateConfig,
     RunConfig,
     SFTConfig,
@@ -87,8 +88,8 @@ def made(place: Path, name: str, **options: Any) -> Any:
         return SFTConfig(**shared, **options)
     if name in ("ppo", "grpo"):
         return online_config(name, **shared, sampling={"max_new_tokens": 3}, **options)
-    if name == "reward-gate":
-        return RewardGateConfig(**shared, **options)
+    if name in ("reward", "reward-gate"):
+        return {"reward": RewardConfig, "reward-gate": RewardGateConfig}[name](**shared, **options)
     if name == "custom":
         return CustomConfig(**shared, probe={"prompts": 0}, **options)
     return preference_config(name, **shared, probe={"prompts": 0}, **options)
@@ -99,9 +100,12 @@ def read(config: RunConfig) -> None:
     from assent.data.views import pair_view, prompt_view, sft_view
     from assent.train.session import open_session
 
-    view = {"SFTConfig": sft_view, "DPOConfig": pair_view, "RewardGateConfig": pair_view}.get(
-        type(config).__name__, prompt_view
-    )
+    view = {
+        "SFTConfig": sft_view,
+        "DPOConfig": pair_view,
+        "RewardConfig": pair_view,
+        "RewardGateConfig": pair_view,
+    }.get(type(config).__name__, prompt_view)
     session = open_session(config)
     try:
         session.prepare(view)
@@ -314,6 +318,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         {"gate": GateSection(ratings="PLACE/more.jsonl")},
         without_last_row("more.jsonl"),
         "rows",
+    ),
+    "golden answers": (
+        "adversarial.golden",
+        "reward",
+        {"adversarial": {"golden": "PLACE/eval.jsonl", "samples": "PLACE/more.jsonl"}},
+        without_last_row("eval.jsonl"),
+        "rows",
+    ),
+    "samples beside them": (
+        "adversarial.samples",
+        "reward",
+        {"adversarial": {"golden": "PLACE/eval.jsonl", "samples": "PLACE/more.jsonl"}},
+        without_last_row("more.jsonl"),
+        "rows",
+    ),
+    "older reward model": (
+        "old.path",
+        "reward",
+        {"old": {"coef": 1.0, "path": "PLACE/other"}},
+        other_weights("other"),
+        "weights",
     ),
     "mixed-in rows": (
         "ptx.data",

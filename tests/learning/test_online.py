@@ -2,14 +2,17 @@
 
 Methods that maximise reward - coef * KL without distorting either close at least 90 % of the regret to the optimum of
 exactly that. All others, which scale advantages or have no KL, raise the expected gold reward, exact by enumeration, at
-least `RISE` of the way from the reference's to that of the KL-regularised optimum at `COEF`.
+least `RISE` of the way from the reference's to that of the KL-regularised optimum at `COEF`. Methods that compare
+answers come near where their theory says that they rest.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from assent.config import (
@@ -24,10 +27,18 @@ from assent.config import (
     TrainConfig,
     online_config,
 )
-from assent.lab.enumerable import build_enumerable, distance_closed, optimum, regret_closed
+from assent.lab.enumerable import (
+    TableReward,
+    build_enumerable,
+    distance_closed,
+    equilibrium,
+    optimum,
+    regret_closed,
+)
 from assent.lab.learning import MAX_LENGTH, Setting
 from assent.models.loading import load_policy
 from assent.models.policy import Policy
+from assent.rewards.group import GroupReward
 
 from .turns import in_turns
 
@@ -45,7 +56,19 @@ TO_OPTIMUM: dict[str, dict[str, Any]] = {
 """Methods with the KL in the reward, and their options."""
 STEPS = dict.fromkeys(TO_OPTIMUM, (220, 5e-3)) | dict.fromkeys(("reinforce", "rloo", "remax"), (90, 1e-2))
 """Steps and learning rate: methods that take one step on each rollout need fewer."""
-RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo")
+RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo", "online-kto", "online-simpo")
+
+# ---- methods that compare answers
+
+PRICE, MIXTURE = 0.5, 0.25
+COMPARING: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "online-dpo": ("online-dpo", 150, {"loss": {"beta": COEF}}),
+    "xpo": ("xpo", 100, {"loss": {"beta": COEF, "alpha": 1e-3}}),
+    "online-ipo": ("online-dpo", 150, {"loss": {"pairs": "ipo", "beta": PRICE}}),
+    "nash-md": ("nash-md", 60, {"loss": {"mixture": MIXTURE, "whiten": True}, "kl": {"coef": PRICE}}),
+}
+"""Method, steps, options. Labels are Bradley-Terry draws, of which DPO's optimum is that of the reward less its KL; IPO
+on the policy's own answers, and Nash-MD, play the game of the labels' chances to win."""
 
 TO_TEACHER: dict[str, dict[str, Any]] = {
     "gkd forward": {"distill": {"beta": 0.0}},
@@ -57,26 +80,44 @@ TO_TEACHER: dict[str, dict[str, Any]] = {
 """Who learns a teacher's distribution, without any reward, and with which options."""
 
 
+def rest_of(setting: Setting, name: str) -> Tensor:
+    """Where the theory says that it comes to rest, log-probs [X, Y]."""
+    if name in ("online-dpo", "xpo"):
+        return optimum(setting.ref, setting.rewards, COEF)
+    wins = torch.sigmoid(setting.rewards[:, :, None] - setting.rewards[:, None, :])
+    return equilibrium(setting.ref, wins, PRICE, MIXTURE if name == "nash-md" else 0.0)
+
+
 def train(
-    setting: Setting, method: str, steps: int, lr: float, *, teacher: Policy | None = None, **options: Any
+    setting: Setting,
+    method: str,
+    steps: int,
+    lr: float,
+    *,
+    prompts: int | None = None,
+    source: GroupReward | None = None,
+    teacher: Policy | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt."""
+    """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt, or of so many in turn."""
     world = setting.world
     config = online_config(
         method,
         model=setting.model,
         data=DataConfig(str(world.prompts_file), max_length=16),
         out="unused",
-        train=TrainConfig(batch_size=len(world.prompts), seed=setting.seed),
+        train=TrainConfig(batch_size=prompts or len(world.prompts), seed=setting.seed),
         **{"rewards": RewardsConfig(("the table",)), **options},
         sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
     )
-    return setting.train_online(config, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95), teacher=teacher)
+    optim = OptimConfig(lr=lr, schedule="linear", beta2=0.95)
+    return setting.train_online(config, steps, optim, source=source, teacher=teacher)
 
 
 def test_every_method_is_tested() -> None:
-    groups = (*TO_OPTIMUM, *RAISING, *(case.split()[0] for case in TO_TEACHER if case.startswith("gkd")))
-    assert set(groups) == set(METHODS) and not set(TO_OPTIMUM) & set(RAISING)
+    compared = {method for method, _, _ in COMPARING.values()}
+    taught = {case.split()[0] for case in TO_TEACHER if case.startswith("gkd")}
+    assert sorted([*TO_OPTIMUM, *RAISING, *compared, *taught]) == sorted(METHODS)
 
 
 @in_turns(TO_OPTIMUM)
@@ -86,6 +127,17 @@ def test_reaches_the_optimum(setting, name: str) -> None:
     closed = regret_closed(logp, setting.ref, setting.rewards, COEF)
     print(f"{name}, seed {setting.seed}: {closed:.3f} of the regret closed")
     assert closed >= 0.9
+
+
+@in_turns(COMPARING)
+def test_compares_its_way_to_where_it_rests(setting, name: str) -> None:
+    method, steps, options = COMPARING[name]
+    labels = None if name == "nash-md" else TableReward(setting.world, np.random.default_rng(setting.seed))
+    lr = 1e-2 if steps <= 100 else 5e-3
+    logp = train(setting, method, steps, lr, prompts=128, source=labels, **options)
+    closed = distance_closed(logp, setting.ref, rest_of(setting, name))
+    print(f"{name}, seed {setting.seed}: {closed:.3f} of the distance closed")
+    assert closed >= 0.8
 
 
 @in_turns(RAISING)

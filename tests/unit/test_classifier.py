@@ -274,7 +274,7 @@ def test_a_folder_may_judge_claims(config: EvalConfig, tiny_model_dir: Path, tmp
     many, few = evaluate(asked).policies
     assert few.numbers["supported"].failures.pop("it is empty") == 1 and many.numbers["supported"].number.value is None
     assert many.numbers["supported"].failures.keys() <= {
-        "its verdict was cut off",
+        "what it wrote was cut off",
         "the judge's prompt is too long for it",
     }
 

@@ -202,6 +202,15 @@ def test_every_key_of_a_message(key: str):
         with pytest.raises(RowError, match="only tool turns have this"):
             conversation(tool_call_id="c1")
         return
+    if fate is Fate.ATTRIBUTES:
+        after = conversation(**{key: {"quality": 4, "toxicity": 0}})
+        assert after.responses[0].messages[0].attributes == (("quality", 4.0), ("toxicity", 0.0))
+        assert after == conversation(**{key: "quality:4, toxicity=0"})
+        for wrong in ("quality", "quality:high", "quality:1,quality:2", 4, {"quality": "x"}):
+            with pytest.raises(RowError) as refused:
+                conversation(**{key: wrong})
+            assert refused.value.column.startswith(f"messages[1].{key}")
+        return
     after = conversation(**{key: GIVEN[key]}, **({"content": ...} if key == "value" else {}))
     if key in ("role", "from"):
         assert after == plain

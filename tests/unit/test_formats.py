@@ -57,6 +57,20 @@ HELPSTEER = {"helpfulness": 4, "correctness": 3, "coherence": 2, "complexity": 1
 HH = "\n\nHuman: Is it?\n\nAssistant:"
 
 HELPSTEER3_VOTES = [{"score": -3, "reasoning": "Clearer."}, {"score": 1, "reasoning": "Shorter."}, {"score": 0}]
+Q_AND = ("user", "q")
+
+
+def labelled(text: str, quality: float, toxicity: float) -> Message:
+    return Message("assistant", text, attributes=(("quality", quality), ("toxicity", toxicity)))
+
+
+def steerlm(kind: str, *labels: str | None) -> dict:
+    """As NeMo writes it."""
+    said = [("User", "q", None), ("Assistant", "a", labels[0]), ("User", "more", None), ("Assistant", "b", labels[1])]
+    talk = [{"from": who, "value": text, "label": label} for who, text, label in said]
+    return {"system": "s", "mask": "User", "type": kind, "conversations": talk}
+
+
 SHAPES = [
     ("sharegpt", {"conversations": gpt("human", "q", "gpt", "a")}, example(Q, [said("a")])),
     (
@@ -72,6 +86,23 @@ SHAPES = [
         "sharegpt",
         {"conversations": gpt("human", "q", "function_call", "f()", "observation", "7", "gpt", "seven")},
         example(Q, [Response(turns("assistant", "f()", "tool", "7", "assistant", "seven"))]),
+    ),
+    (
+        "steerlm",
+        steerlm("VALUE_TO_TEXT", "quality:4,toxicity:0", "quality:1,toxicity:3"),
+        example(
+            turns("system", "s", *Q_AND),
+            [Response((labelled("a", 4, 0), Message("user", "more"), labelled("b", 1, 3)))],
+        ),
+    ),
+    (
+        "steerlm",
+        steerlm("TEXT_TO_VALUE", None, "quality:1,toxicity:3"),
+        example(
+            turns("system", "s", *Q_AND, "assistant", "a", "user", "more"),
+            [said("b")],
+            [Rating(0, {"quality": 1.0, "toxicity": 3.0})],
+        ),
     ),
     (
         "sharegpt-preference",
@@ -381,6 +412,26 @@ def test_votes_of_helpsteer3_are_read_where_they_are_asked_for(tmp_path):
     ]
     ((voted,), _) = pair_view(loaded.examples, votes=True, ties=True)
     assert voted.feedback == (Pair(0, 1, 2.0, share=1 / 3, tie=1 - 2 / 3),)
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "words"),
+    [
+        ({"mask": "Assistant"}, "mask", "expected User"),
+        ({"type": "TEXT"}, "type", "expected VALUE_TO_TEXT or TEXT_TO_VALUE"),
+        (steerlm("VALUE_TO_TEXT", "quality:4", None), "conversations[3].label", "expected name:value"),
+        (steerlm("TEXT_TO_VALUE", "quality:4", None), "conversations[3].label", "ratings of the last answer"),
+        (steerlm("VALUE_TO_TEXT", "quality:good", "quality:4"), "conversations[1].attributes", "must be a number"),
+        (steerlm("VALUE_TO_TEXT", "quality:4,quality:3", "quality:4"), "conversations[1].attributes", "given twice"),
+        (steerlm("VALUE_TO_TEXT", "quality 4", "quality:4"), "conversations[1].attributes", "expected NAME=VALUE"),
+        ({"conversations": [["User", "q"]]}, "conversations[0]", "expected a message"),
+    ],
+)
+def test_bad_steerlm_rows_are_named(change, column, words):
+    row = steerlm("VALUE_TO_TEXT", "quality:4,toxicity:0", "quality:1,toxicity:3") | change
+    with pytest.raises(RowError, match=words) as wrong:
+        FORMATS["steerlm"].parse(row, ORIGIN)
+    assert wrong.value.column == column
 
 
 def test_table_covers_every_shape_under_its_own_name():

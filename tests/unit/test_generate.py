@@ -9,13 +9,18 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 
 from assent.config import GenerateConfig, SamplingConfig
 from assent.data.chat import Chat
+from assent.data.formats import load_examples, to_row
+from assent.data.formats.native import native
 from assent.data.jsonl import write_rows
 from assent.data.records import Example, Message
+from assent.distributed import World
 from assent.errors import DataError, ModelError, OutputError, RunFolderError
 from assent.rollout import chat as module
+from assent.rollout.answering import Counts, answered, asked, parts_of, sampled_parts
 from assent.rollout.engine import Completion
 
 
@@ -34,7 +39,7 @@ class Parrot:
             text = f"ok {len(self.asked)}"
             self.asked.append(self.chat.tokenizer.decode(prompt))
             ids = np.array([*self.chat.tokenizer.encode(text, add_special_tokens=False), *self.chat.eos_ids])
-            groups.append([Completion(ids, np.zeros(len(ids), np.float32), finished=True)])
+            groups.append([Completion(ids, np.zeros(len(ids), np.float32), finished=True)] * n)
         return groups
 
     def update_weights(self, state_dict):
@@ -85,15 +90,75 @@ def test_a_turn_that_cannot_be_answered_is_forgotten(chat):
     assert "x x" not in engine.asked[0]
 
 
-def test_rows_of_a_batch(chat, capsys):
-    prompts = [Example(prompt=(Message("user", f"q{i}"),)) for i in range(40)]
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def questions(chat: Chat, number: int):
+    return asked(chat, [Example(prompt=(Message("user", f"q{i}"),)) for i in range(number)], 1000)[0]
+
+
+def test_rows_of_a_batch(chat):
     config = GenerateConfig(model="m", prompts="p", seed=5, sampling=SamplingConfig(max_batch=2))
     engine = Parrot(chat)
-    rows = list(module.answer(chat, engine, prompts, config))
+    rows = list(module.answer(chat, engine, questions(chat, 40), config, ALONE))
     assert [row["response"] for row in rows] == [f"ok {i}" for i in range(40)]
     assert rows[3]["prompt"] == [{"role": "user", "content": "q3"}]
     assert rows[0]["finished"] is True and rows[0]["tokens"] == len(chat.tokenizer.encode("ok 0")) + 1
-    assert engine.calls == [(32, 1, 5, 0), (8, 1, 5, 32)]  # the numbers of a prompt do not depend on its round
+    # the numbers of a prompt do not depend on its part
+    assert engine.calls == [(8, 1, 5, start) for start in range(0, 40, 8)]
+
+
+def test_several_answers_stand_in_one_row_that_is_read_again(chat, tmp_path):
+    config = GenerateConfig(model="runs/dpo", prompts="p", answers=3)
+    rows = list(module.answer(chat, Parrot(chat), questions(chat, 2), config, ALONE))
+    write_rows(rows, str(tmp_path / "a.jsonl"))
+    loaded = load_examples(tmp_path / "a.jsonl")
+    assert loaded.format == "assent" and not loaded.problems
+    first, second = loaded.examples
+    assert [response.text for response in second.responses] == ["ok 1"] * 3
+    assert {response.source for response in first.responses} == {"dpo"}
+    assert first.meta["finished"] == [True] * 3 and first.meta["tokens"] == [rows[0]["meta"]["tokens"][0]] * 3
+
+
+def test_parts_cover_every_prompt_whatever_the_number_of_ranks():
+    for prompts, answers, batch in ((1, 1, 64), (40, 1, 2), (1000, 4, 64), (7, 100, 2), (100_000, 8, 64)):
+        parts = parts_of(prompts, answers, batch)
+        assert [index for part in parts for index in range(part.start, part.stop)] == list(range(prompts))
+        assert all(1 <= part.stop - part.start <= max(1, 16 * batch // answers) for part in parts)
+
+
+def test_parts_that_are_done_are_not_sampled_again(chat):
+    engine = Parrot(chat)
+    found = list(sampled_parts(engine, questions(chat, 20), 1, SamplingConfig(max_batch=1), 3, ALONE, {0, 2}))
+    assert [number for number, _, _ in found] == [1, 3, 4]
+    assert [start for *_, start in engine.calls] == [4, 12, 16]
+
+
+def test_what_answers_are_not_is_counted(chat):
+    """An answer without text, one that was cut off, and one whose text is other tokens when it is read again."""
+    encode = chat.tokenizer.encode
+    (one,) = questions(chat, 1)
+    end = [*chat.eos_ids]
+    whole, split = encode("The", add_special_tokens=False), [encode(x, add_special_tokens=False)[0] for x in "The"]
+    assert len(whole) < len(split), "the tokenizer must have a token of several letters"
+    drawn = [end, whole, [*whole, *end], [*split, *end]]
+    group = [Completion(np.array(ids), np.zeros(len(ids), np.float32), ids[-1:] == end) for ids in drawn]
+    (example,), counts = answered(chat, [one], [group], "policy")
+    assert counts == Counts(answers=3, empty=1, unfinished=1, reread=1, tokens=sum(map(len, drawn)))
+    assert [response.finished for response in example.responses] == [False, True, True]
+    assert example.meta["tokens"] == [len(ids) for ids in drawn[1:]]
+    assert len(counts.sentences()) == 3 and not Counts(answers=3).sentences()
+    # what was cut off is trained as it was sampled, without an end
+    tree = chat.tree(example, 100)
+    assert tree.branches[0].ids.tolist() == whole and tree.branches[0].trained.all()
+    assert tree.branches[1].ids.tolist() == [*whole, *end]
+    assert native(to_row(example), example.origin) == example
+
+
+def test_prompts_that_leave_no_room_are_named(chat):
+    examples = [Example(prompt=(Message("user", text),)) for text in ("hi", "x " * 200)]
+    found, (problem,) = asked(chat, examples, 60)
+    assert [one.example for one in found] == examples[:1] and "leave room for an answer" in problem.reason
 
 
 def test_prompts_from_a_file_to_a_file(tiny_model_dir, tmp_path, capsys):

@@ -154,6 +154,6 @@ def test_a_run_whose_judge_says_nothing_that_can_be_read(tiny_model_dir: Path, t
     assert main(["grpo", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]) == 2
     said = capsys.readouterr().err
     # what it wrote is garbage, and has not even an end after four tokens
-    assert "rollout 1: not one of 4 answers could be scored (judge: its verdict was cut off: 4)." in said
+    assert "rollout 1: not one of 4 answers could be scored (judge: what it wrote was cut off: 4)." in said
     assert "Traceback" not in said
     assert "--resume auto" in said and not (tmp_path / "run" / "model").exists()

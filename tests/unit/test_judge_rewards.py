@@ -327,7 +327,7 @@ def test_verdicts_that_are_cut_off_or_refused_do_not_count(source) -> None:
     made, _ = source(lambda texts, seed: Answer("[[7]]", {"a": "length", "b": "content_filter"}[texts[0]]), "rating")
     scores = made.score([group_of("a", "b")])
     assert np.isnan(scores.values).all()
-    assert scores.failures == {"its verdict was cut off": 1, "it ended with 'content_filter'": 1}
+    assert scores.failures == {"what it wrote was cut off": 1, "it ended with 'content_filter'": 1}
 
 
 def test_what_cannot_be_read_is_asked_again_with_another_seed(source) -> None:

@@ -15,6 +15,7 @@ from assent.losses import (
     bradley_terry,
     bradley_terry_tokens,
     centring,
+    choice_kl,
     correlation,
     davidson,
     k_wise,
@@ -205,6 +206,20 @@ def test_what_the_parameters_of_ties_may_be():
 def test_centring_and_the_likelihood_term():
     close(centring(tensor([1.0, -2.0]), tensor([0.5, 2.0])), [2.25, 0.0])
     close(likelihood_regulariser(tensor([-LN3 / 0.5, 0.0]), beta=0.5), [math.log(4), LN2])
+
+
+def test_the_kl_of_choices_by_its_definition():
+    old_chosen, old_rejected = RNG.normal(size=(2, 9))
+    p, q = sigmoid(old_chosen - old_rejected), sigmoid(CHOSEN - REJECTED)
+    chosen = tensor(CHOSEN)
+    losses = choice_kl(chosen, tensor(REJECTED), tensor(old_chosen), tensor(old_rejected))
+    close(losses, p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    losses.sum().backward()
+    np.testing.assert_allclose(chosen.grad, q - p, rtol=1e-9)
+    close(choice_kl(*map(tensor, (CHOSEN, REJECTED, CHOSEN + 3, REJECTED + 3))), np.zeros(9))  # gaps alone count
+    close(choice_kl(*map(tensor, ([LN3], [0.0], [0.0], [0.0]))), [0.5 * math.log(4 / 3)])
+    far = choice_kl(*map(tensor, ([-800.0], [0.0], [800.0], [0.0])))
+    close(far, [800.0])
 
 
 # ---- rankings

@@ -32,6 +32,18 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "--kl.coef 0 --kl.target 6",
         "--kl.target moves --kl.coef, which must then begin above 0. Got 0.",
     ),
+    "moving anchor without KL": (
+        "dapo",
+        {"kl": vars(KLConfig(coef=0.0, anchor="ema"))},
+        "--kl.anchor ema",
+        "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0.",
+    ),
+    "rate of no anchor": (
+        "rloo",
+        {"kl": vars(KLConfig(anchor_rate=0.5))},
+        "--kl.anchor_rate 0.5",
+        "--kl.anchor_rate is read with --kl.anchor ema. Got fixed.",
+    ),
     "column without order": (
         "grpo",
         {"curriculum": CurriculumConfig(column="level")},
@@ -81,6 +93,66 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "",
         "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got 0. Use "
         "--critic.start policy.",
+    ),
+    "KL beside a comparison": (
+        "online-dpo",
+        {"kl": {"coef": 0.1}},
+        "--kl.coef 0.1",
+        "--kl.coef 0.1: online-dpo compares answers, and what holds its policy near the reference is --loss.beta, "
+        "inside its loss. Leave --kl.coef at 0; --kl.reference names the reference.",
+    ),
+    "reference of none": (
+        "online-simpo",
+        {"kl": {"reference": "m"}},
+        "--kl.reference m",
+        "--kl.reference is not read: the loss of online-simpo (simpo) has no reference.",
+    ),
+    "demonstrations in a comparison": (
+        "xpo",
+        {"given": GivenConfig("row")},
+        "--given.source row",
+        "--given.source row: xpo compares answers as they were sampled, and demonstrations have no place among them. "
+        "Offline objectives (assent dpo) learn from pairs with them.",
+    ),
+    "pairs of no strength": (
+        "online-dpo",
+        {"loss": {"pairs": "odpo", "ties": "first"}},
+        "--loss.pairs odpo --loss.ties first",
+        "--loss.ties first makes pairs of no strength, and --loss.pairs odpo asks for strengths above 0.",
+    ),
+    "one answer to compare": (
+        "online-dpo",
+        {"rollout": {"responses": 1}},
+        "--rollout.responses 1",
+        "--rollout.responses must be at least 2 for online-dpo: it compares answers to one prompt. Got 1.",
+    ),
+    "several opponents": (
+        "nash-md",
+        {"rollout": {"responses": 4}},
+        "--rollout.responses 4",
+        "--rollout.responses must be 2 for nash-md: one answer by the policy, one by a mixture of it and the "
+        "reference. Got 4. For more comparisons in a step raise --train.batch_size.",
+    ),
+    "an opponent ahead": (
+        "xpo",
+        {"rollout": {"ahead": True}},
+        "--rollout.ahead",
+        "--rollout.ahead samples while the policy is trained; xpo also samples from the reference, which training "
+        "reads at the same time. Leave it off.",
+    ),
+    "an opponent of vllm": (
+        "nash-md",
+        {"engine": {"name": "vllm"}},
+        "--engine.name vllm",
+        "--engine.name vllm samples from one set of weights; nash-md also samples from a mixture of it and the "
+        "reference, token by token. Use --engine.name torch.",
+    ),
+    "a game without a price": (
+        "nash-md",
+        {"kl": {"coef": 0.0}},
+        "--kl.coef 0",
+        "--kl.coef must be above 0 for nash-md: it seeks the equilibrium of a game in which both sides pay for their "
+        "KL from the reference, and mixes its opponent with that. Got 0.",
     ),
 }
 
@@ -149,11 +221,16 @@ def test_what_fits_together_passes(method: str, options: dict[str, Any]) -> None
         ("loss.ewma", "1"),
         ("loss.tuned_batch", "0"),
         ("loss.dual_clip", "1"),
+        ("online-dpo loss.beta", "0"),
+        ("xpo loss.alpha", "-1"),
+        ("nash-md loss.mixture", "1.5"),
+        ("online-kto loss.desirable_weight", "0"),
     ],
 )
 def test_ranges_of_the_options(flag: str, value: str, capsys) -> None:
     paths = ["--model.path", "m", "--data.train", "d.jsonl", "--out", "run", "--rewards.model", "r"]
-    assert main(["ppo", *paths, f"--{flag}", value]) == 2
+    command, flag = flag.split() if " " in flag else ("ppo", flag)
+    assert main([command, *paths, f"--{flag}", value]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: --{flag} must be ") and f"Got {value}" in said
 

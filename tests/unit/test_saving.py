@@ -182,7 +182,7 @@ def test_every_engine_stops_at_what_the_generation_config_names(place: str, base
         seen.append(set(next(a for a in arguments if isinstance(a, frozenset))))
         raise Found
 
-    made = "algorithms.online.train.engine_of" if place == "training" else "rollout.build.TorchEngine"
+    made = "algorithms.online.sampling.engine_of" if place == "training" else "rollout.build.TorchEngine"
     monkeypatch.setattr(f"assent.{made}", engine)
     with pytest.raises(Found):
         _build(place, base)
@@ -193,7 +193,8 @@ def _build(place: str, base: Path) -> None:
     from types import SimpleNamespace
 
     from assent.algorithms import probe
-    from assent.algorithms.online import train
+    from assent.algorithms.online import sampling
+    from assent.algorithms.online.models import Models
     from assent.config import EngineConfig, EvalConfig, GenerateConfig, SamplingConfig
     from assent.data.records import Example, Message
     from assent.distributed import World
@@ -213,7 +214,7 @@ def _build(place: str, base: Path) -> None:
             rollout=SimpleNamespace(ahead=False), engine=EngineConfig(), sampling=SamplingConfig(),
             data=SimpleNamespace(max_length=64),
         )  # fmt: skip
-        train._sampler(session, policy, config)
+        sampling.sampler_of(session, Models(policy, None, None), config, None)
     elif place == "probe":
         made = probe.Probe.__new__(probe.Probe)
         made.session, made.policy, made.prompts, made.unused = session, policy, [None], []

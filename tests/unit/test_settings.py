@@ -226,7 +226,8 @@ def test_defaults_pass_every_check():
         given_values = {
             option.name: ("x",) if "tuple" in str(option.kind) else "x"
             for option in settings.options(command.config)
-            if option.default is settings.REQUIRED or option.name in ("rewards.model", "scorer")
+            if option.default is settings.REQUIRED
+            or option.name in ("rewards.model", "scorer", "prompts", "steering.model")
         }
         settings.validate(settings._build(command.config, "", settings.REQUIRED, given_values, None))
 

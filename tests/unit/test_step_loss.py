@@ -223,7 +223,14 @@ def test_equals_a_loop(objective: str, place: str, averaged: bool) -> None:
     wanted = slopes(lambda at: by_hand(config, per_token, at, penalty), start)
     assert policy.logprobs.grad.tolist() == pytest.approx(wanted, abs=1e-8)
     assert policy.asked == [
-        {"temperature": TEMPERATURE, "entropy": False, "anchor": None, "direction": "reverse", "head_only": False}
+        {
+            "temperature": TEMPERATURE,
+            "entropy": False,
+            "collision": False,
+            "anchor": None,
+            "direction": "reverse",
+            "head_only": False,
+        }
     ]
 
 

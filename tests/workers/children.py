@@ -30,6 +30,7 @@ from assent.algorithms.online import train  # noqa: F401
 from assent.algorithms.preference import train as preference  # noqa: F401
 from assent.algorithms.reward import pairs  # noqa: F401
 from assent.evaluate import compare  # noqa: F401
+from assent.loops import iterate  # noqa: F401
 
 LOOK = 0.005
 

@@ -1,5 +1,6 @@
-"""How rewards become advantages: one row for each estimator. What a method needs besides sampled responses (a critic,
-the most likely response, several responses to a prompt) follows from its row. Nothing heavy is imported here."""
+"""How rewards become advantages, or sides of a comparison: one row for each estimator. What a method needs besides
+sampled responses (a critic, the most likely response, several responses to a prompt) follows from its row. Nothing
+heavy is imported here."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Need = Literal["critic", "greedy", "groups"]
 @dataclass(frozen=True, slots=True)
 class Estimator:
     """`function` is a name in `assent.losses.ADVANTAGES`. Its tensors are token_rewards [N] or rewards [S], values [N],
-    greedy [S], response [N] and prompt [S]; it gives [N] or [S]."""
+    greedy [S], response [N] and prompt [S]; it gives [N] or [S]. Where answers are compared it gives the side of
+    each: 1 preferred, -1 not, 0 neither."""
 
     function: str
     words: str
@@ -49,5 +51,15 @@ ESTIMATORS: Mapping[str, Estimator] = {
         function="greedy_baseline",
         words="each response against the prompt's most likely one",
         needs=frozenset({"greedy"}),
+    ),
+    "pair": Estimator(
+        function="best_and_worst",
+        words="the best response of a prompt against its worst, as a pair",
+        needs=frozenset({"groups"}),
+    ),
+    "label": Estimator(
+        function="desirability",
+        words="each response above or below a level, as a label",
+        needs=frozenset({"groups"}),
     ),
 }

@@ -1,18 +1,27 @@
 """The methods that learn from rewards of their own answers: one row each.
 
 Commands, docs and tests are made from this table. A row combines an estimator of advantages
-(`assent.config.estimators`) and a loss (a pure function of `assent.losses`) with the class of its options.
+(`assent.config.estimators`) and a loss (a pure function of `assent.losses`) with the class of its options. Where
+answers are compared, the estimator says which is the better one, and the loss is that of an objective on feedback.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from assent.config.distill import GKDDistill
 from assent.config.estimators import ESTIMATORS
+from assent.config.objectives import OBJECTIVES, FeedbackKind
 from assent.config.online import OnlineConfig
+from assent.config.online_preference import (
+    NashMDConfig,
+    OnlineDPOConfig,
+    OnlineKTOConfig,
+    OnlineSimPOConfig,
+    XPOConfig,
+)
 from assent.config.policy_gradient import (
     CISPOConfig,
     DAPOConfig,
@@ -34,7 +43,10 @@ from assent.names import suggestion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """`loss` names the function, the section `loss` of `config` holds its options with the paper's defaults."""
+    """`loss` names the function, the section `loss` of `config` holds its options with the paper's defaults.
+    `objective` is the row of `OBJECTIVES` whose loss it is, where answers are compared; None: a policy loss of tokens.
+    `opponent` says by whom the second answer to each prompt is sampled: the reference, or a mixture of it and the
+    policy; None: there is none, all answers are the policy's."""
 
     name: str
     summary: str
@@ -42,6 +54,13 @@ class Method:
     config: type[OnlineConfig]
     estimator: str
     loss: str
+    objective: str | None = None
+    opponent: Literal["reference", "mixture"] | None = None
+
+    @property
+    def feedback(self) -> FeedbackKind | None:
+        """What the sides of compared answers are to its loss."""
+        return None if self.objective is None else OBJECTIVES[self.objective].feedback
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -113,6 +132,26 @@ METHODS: dict[str, Method] = {
         name="GKD", summary="On-policy distillation: a teacher's predictions on the policy's own answers.",
         paper="2306.13649", config=GKDConfig, estimator="return", loss="reinforce",
     ),
+    "online-dpo": Method(
+        name="Online DPO", summary="DPO, or another loss of pairs, on the best and the worst of the policy's answers.",
+        paper="2402.04792", config=OnlineDPOConfig, estimator="pair", loss="dpo", objective="dpo",
+    ),
+    "xpo": Method(
+        name="XPO", summary="Online DPO against an answer of the reference, whose own answers are made less likely.",
+        paper="2405.21046", config=XPOConfig, estimator="pair", loss="dpo", objective="dpo", opponent="reference",
+    ),
+    "nash-md": Method(
+        name="Nash-MD", summary="Policy gradient of the chance to win against a mixture of policy and reference.",
+        paper="2312.00886", config=NashMDConfig, estimator="return", loss="reinforce", opponent="mixture",
+    ),
+    "online-kto": Method(
+        name="Online KTO", summary="KTO on sampled answers, desirable where their reward is above their prompt's mean.",
+        paper="2402.01306", config=OnlineKTOConfig, estimator="label", loss="kto", objective="kto",
+    ),
+    "online-simpo": Method(
+        name="Online SimPO", summary="SimPO on the best and the worst of the policy's answers, without a reference.",
+        paper="2405.14734", config=OnlineSimPOConfig, estimator="pair", loss="simpo", objective="simpo",
+    ),
 }  # fmt: skip
 
 
@@ -135,3 +174,16 @@ def online_config(method: str, **options: Any) -> OnlineConfig:
 def method_of(config: OnlineConfig) -> str:
     """The key in `METHODS` that a configuration belongs to."""
     return next(key for key, row in METHODS.items() if type(config) is row.config)
+
+
+def objective_key(config: OnlineConfig) -> str | None:
+    """The row of `OBJECTIVES` whose loss a method compares answers by; None where it compares none."""
+    own = METHODS[method_of(config)].objective
+    return getattr(config.loss, "pairs", own)
+
+
+def has_reference(config: OnlineConfig) -> bool:
+    """Whether a method has a reference: for its KL, its loss (one of the user's own may ask for it) or its opponent."""
+    key = objective_key(config)
+    compares = key is not None and (config.loss.function is not None or OBJECTIVES[key].needs_reference)
+    return config.kl.coef > 0 or compares or METHODS[method_of(config)].opponent is not None

@@ -16,6 +16,7 @@ from assent.config.sampling import EngineConfig, SamplingConfig
 
 KLPlace = Literal["reward", "loss"]
 KLEstimator = Literal["k1", "k2", "k3", "full"]
+KLAnchor = Literal["fixed", "ema"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
 
 
 @dataclass(frozen=True)
-class RemoteConfig:
-    """How reward servers are asked; `timeout`, `retries`, `budget` and `concurrency` also of judges on a server."""
+class PatienceConfig:
+    """How patiently a server is asked."""
 
     timeout: Positive = 60.0
     """Seconds for one request."""
@@ -88,6 +89,12 @@ class RemoteConfig:
     """Seconds for all answers of a rollout, pauses included; then the run saves and stops."""
     concurrency: Count = 4
     """Requests under way at the same time, for each rank."""
+
+
+@dataclass(frozen=True)
+class RemoteConfig(PatienceConfig):
+    """How reward servers are asked; `timeout`, `retries`, `budget` and `concurrency` also of judges on a server."""
+
     batch: Count = 32
     """Answers in one request."""
     model: Named | None = None
@@ -145,6 +152,12 @@ class KLConfig:
     """Answers in which `target` moves `coef` by at most a fifth."""
     reference: Named | None = None
     """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
+    anchor: KLAnchor = "fixed"
+    """What the KL that counts is measured from: fixed, the reference; ema, a moving average of the policy's own weights
+    (arXiv 2406.16768), which begins as its start. The KL to the reference is then logged beside it."""
+    anchor_rate: Share = 0.01
+    """ema: share of the policy in the average after each optimiser step; 0 leaves it at the start, 1 makes it the
+    policy."""
 
 
 @dataclass(frozen=True)

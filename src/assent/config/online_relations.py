@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from assent.config.distill_relations import DISTILL
-from assent.config.estimators import ESTIMATORS
-from assent.config.judge import JudgeConfig
-from assent.config.methods import METHODS, method_of
+from assent.config.judge import WriterConfig
+from assent.config.methods import METHODS, has_reference, method_of, objective_key
 from assent.config.online import SOURCES, OnlineConfig, critic_of
+from assent.config.online_preference import NashMDConfig, OnlineDPOConfig, OnlineKTOConfig, XPOConfig
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
 from assent.config.scoring import SourceConfig
-from assent.config.tools import GenerateConfig
+from assent.config.token_relations import OF_TOKENS
 
 
 def _needs_reward(config: OnlineConfig) -> str | None:
@@ -52,25 +51,6 @@ def _implicit(config: OnlineConfig) -> str | None:
     for name in ("implicit_reference", "implicit_beta"):
         if getattr(rewards, name) is not None and not rewards.implicit:
             return f"--rewards.{name} is about the policies of --rewards.implicit. Give one of them."
-    return None
-
-
-def _credit(config: OnlineConfig) -> str | None:
-    rewards, name = config.rewards, method_of(config)
-    given = f"--rewards.credit {rewards.credit}"
-    if rewards.credit == "last":
-        if rewards.credit_share != type(rewards)().credit_share:
-            return "--rewards.credit_share is about --rewards.credit gradient or absolute. Got last."
-        return None
-    if not rewards.model:
-        return f"{given} asks reward models for their gradient. Give --rewards.model FOLDER."
-    if rewards.weights.get("model", 1.0) == 0:
-        return f"{given} spreads the reward models' part of a reward, and --rewards.weights model:0 leaves none."
-    if config.loss.estimator is None and not ESTIMATORS[METHODS[name].estimator].by_token:
-        return (
-            f"{given} changes nothing in {name}, which compares whole answers: the sum over an answer stays the same. "
-            "Use ppo, reinforce or reinforce++."
-        )
     return None
 
 
@@ -113,19 +93,35 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-def judge_is_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge`."""
+def writer_is_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge` that writes."""
     judge = config.judge
     if judge.attempts > 1 and judge.temperature == 0:
         return (
             f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed, which "
             "changes something at a --judge.temperature above 0. Got 0."
         )
+    return None
+
+
+def judge_is_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge` whose verdicts become rewards."""
+    judge = config.judge
+    if problem := verdicts_are_asked(config):
+        return problem
     if judge.rule == "bradley_terry" and judge.pairs == "baseline":
         return (
             "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
             "Got --judge.pairs baseline."
         )
+    return None
+
+
+def verdicts_are_asked(config: Any) -> str | None:
+    """For every configuration with a section `judge` that gives verdicts."""
+    judge = config.judge
+    if problem := writer_is_asked(config):
+        return problem
     if judge.soft and judge.contradiction != type(judge)().contradiction:
         return (
             f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
@@ -141,7 +137,7 @@ def _judges_are_there(config: OnlineConfig) -> str | None:
     return unread(config.judge, judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
 
 
-def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
+def unread(judge: WriterConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
     """Options of one kind of judge, where there is none of that kind; `server` and `folder` are how they are named."""
     kinds = {spec.partition("=")[0] for spec in judges}
     for option, kind, words, given in (
@@ -157,6 +153,15 @@ def unread(judge: JudgeConfig, judges: Sequence[str], server: str, folder: str) 
 def _adaptive_kl(config: OnlineConfig) -> str | None:
     if config.kl.target is not None and config.kl.coef == 0:
         return "--kl.target moves --kl.coef, which must then begin above 0. Got 0."
+    return None
+
+
+def _moving_anchor(config: OnlineConfig) -> str | None:
+    kl = config.kl
+    if kl.anchor == "ema" and kl.coef == 0:
+        return "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
+    if kl.anchor != "ema" and kl.anchor_rate != type(kl)().anchor_rate:
+        return f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
     return None
 
 
@@ -203,7 +208,7 @@ def _penalised(config: PPOConfig) -> str | None:
 
 def _own_options(config: OnlineConfig) -> str | None:
     loss = config.loss
-    if loss.options and loss.function is None and loss.estimator is None:
+    if loss.options and loss.function is None and loss.estimator is None and objective_key(config) is None:
         return "--loss.options are those of --loss.function or --loss.estimator. Give one of them."
     for name, value in loss.options.items():
         if not in_float32(value):
@@ -240,12 +245,73 @@ def _given(config: OnlineConfig) -> str | None:
 
 def _needs_group(config: OnlineConfig) -> str | None:
     name = method_of(config)
+    if isinstance(config, OnlineKTOConfig) and config.loss.threshold is not None:
+        return None  # each answer is judged by itself
     if METHODS[name].has_groups and config.rollout.responses < 2:
         return (
             f"--rollout.responses must be at least 2 for {name}: it compares answers to one prompt. Got "
             f"{config.rollout.responses}."
         )
     return None
+
+
+def _compares(config: OnlineConfig) -> str | None:
+    """What has no meaning where answers are compared."""
+    name, key = method_of(config), objective_key(config)
+    if key is not None and config.kl.coef > 0:
+        return (
+            f"--kl.coef {config.kl.coef:g}: {name} compares answers, and what holds its policy near the reference is "
+            "--loss.beta, inside its loss. Leave --kl.coef at 0; --kl.reference names the reference."
+        )
+    if key is not None and config.kl.reference is not None and not has_reference(config):
+        return f"--kl.reference is not read: the loss of {name} ({key}) has no reference."
+    if (key is not None or METHODS[name].opponent) and config.given.source != "none":
+        return (
+            f"--given.source {config.given.source}: {name} compares answers as they were sampled, and demonstrations "
+            "have no place among them. Offline objectives (assent dpo) learn from pairs with them."
+        )
+    return None
+
+
+def _pairs(config: OnlineDPOConfig | XPOConfig) -> str | None:
+    loss = config.loss
+    if loss.function is not None and loss.pairs != "dpo":
+        return f"--loss.function takes the place of the loss that --loss.pairs {loss.pairs} chooses. Give one of them."
+    if loss.pairs == "odpo" and loss.ties == "first":
+        return "--loss.ties first makes pairs of no strength, and --loss.pairs odpo asks for strengths above 0."
+    return None
+
+
+def _opponent(config: OnlineConfig) -> str | None:
+    name = method_of(config)
+    if (who := METHODS[name].opponent) is None:
+        return None
+    whom = "the reference" if who == "reference" else "a mixture of it and the reference"
+    if config.rollout.responses != 2:
+        return (
+            f"--rollout.responses must be 2 for {name}: one answer by the policy, one by {whom}. Got "
+            f"{config.rollout.responses}. For more comparisons in a step raise --train.batch_size."
+        )
+    if config.engine.name != "torch":
+        return (
+            f"--engine.name {config.engine.name} samples from one set of weights; {name} also samples from {whom}, "
+            "token by token. Use --engine.name torch."
+        )
+    if config.rollout.ahead:
+        return (
+            f"--rollout.ahead samples while the policy is trained; {name} also samples from {whom}, which training "
+            "reads at the same time. Leave it off."
+        )
+    return None
+
+
+def _nash_kl(config: NashMDConfig) -> str | None:
+    if config.kl.coef > 0:
+        return None
+    return (
+        "--kl.coef must be above 0 for nash-md: it seeks the equilibrium of a game in which both sides pay for their "
+        "KL from the reference, and mixes its opponent with that. Got 0."
+    )
 
 
 def _sampling_temperature(config: OnlineConfig) -> str | None:
@@ -285,22 +351,21 @@ def _rollout_minibatches(config: OnlineConfig) -> str | None:
     return None
 
 
-def engine_is_asked(config: OnlineConfig | GenerateConfig) -> str | None:
+def engine_is_asked(config: Any) -> str | None:
     """For every command that samples."""
     engine = config.engine
     if engine.compile and engine.name != "torch":
         return f"--engine.compile is for --engine.name torch; {engine.name} compiles by itself."
     if engine.url is not None and engine.name != "vllm":
         return f"--engine.url is read only with --engine.name vllm. Got --engine.name {engine.name}."
-    if engine.weights is not None and (engine.name != "vllm" or isinstance(config, GenerateConfig)):
+    if engine.weights is not None and (engine.name != "vllm" or not isinstance(config, OnlineConfig)):
         return "--engine.weights is read only in training with --engine.name vllm."
     return None
 
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
-    *DISTILL,
+    *OF_TOKENS,
     (OnlineConfig, _needs_reward),
-    (OnlineConfig, _credit),
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
     (OnlineConfig, judge_is_asked),
@@ -310,8 +375,14 @@ ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _implicit),
     (OnlineConfig, _critic_start),
     (OnlineConfig, _needs_group),
+    (OnlineConfig, _compares),
+    (OnlineDPOConfig, _pairs),
+    (XPOConfig, _pairs),
+    (OnlineConfig, _opponent),
+    (NashMDConfig, _nash_kl),
     (OnlineConfig, _adaptive_kl),
     (OnlineConfig, _kl_horizon),
+    (OnlineConfig, _moving_anchor),
     (OnlineConfig, _rollout_size),
     (OnlineConfig, _curriculum),
     (OnlineConfig, _given),

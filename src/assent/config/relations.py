@@ -4,23 +4,39 @@ at the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from assent.config.apo import APO
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
 from assent.config.inputs import INPUTS, is_input
+from assent.config.iterate import ITERATE
+from assent.config.merge import MERGES, MergeConfig
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
-from assent.config.online_relations import ONLINE, engine_is_asked, judge_is_asked, remote_weights, unread
+from assent.config.online_relations import (
+    ONLINE,
+    engine_is_asked,
+    judge_is_asked,
+    remote_weights,
+    unread,
+    verdicts_are_asked,
+    writer_is_asked,
+)
 from assent.config.pairs import EXOConfig, SimPOConfig
+from assent.config.people import ContrastConfig, CritiqueConfig, JudgeFileConfig, is_served
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
 from assent.config.reward_relations import REWARD
+from assent.config.rlaif import ConstitutionConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
+from assent.config.steerlm import STEERLM
 from assent.config.tools import CheckConfig, CompareConfig, GenerateConfig, InitConfig
 from assent.config.training import TRAINERS, compared, named_methods
+from assent.config.warp import WarpConfig, warped
 from assent.names import suggestion
 
 
@@ -277,6 +293,64 @@ def _others_are_asked(config: EvalConfig) -> str | None:
     )
 
 
+def _merged(config: MergeConfig) -> str | None:
+    row, flag = MERGES[config.method], f"--method {config.method}"
+    least, most = row.models
+    count, weights = len(config.models), config.weights
+    if count < least or (most is not None and count > most):
+        return f"{flag} merges {'exactly' if most else 'at least'} {least} model{'s'[: least > 1]}. Got {count}."
+    if config.base is not None and not row.base:
+        return f"{flag} has no base; --base {config.base} would have no effect. Methods with one: {_with('base')}."
+    for option in ("weights", "granularity", "eta", "mu", "density", "seed"):
+        given = getattr(config, option)
+        if given not in (None, ()) and option not in row.options:
+            return f"--{option} has no effect with {flag}. It is of {_with(option)}."
+        if given is None and option in row.options and option in ("mu", "density"):
+            return f"{flag} needs --{option}, which has no usual value. See docs/merging.md."
+    if config.method == "liti" and config.eta is None:
+        return "--method liti needs --eta, the share of the way from --base to the model."
+    if not config.normalize and "normalize" not in row.options:
+        return f"--no_normalize has no effect with {flag}. It is of {_with('normalize')}."
+    if not weights:
+        return None
+    shown = " ".join(f"{w:g}" for w in weights)
+    if not all(map(math.isfinite, weights)):
+        return f"--weights {shown}: each must be a finite number."
+    if len(weights) != count:
+        return f"--weights {shown}: there are {count} models. Give a weight for each, in their order."
+    if min(weights) < 0 and config.method not in ("linear", "task-arithmetic", "dare"):
+        return f"--weights {shown}: {flag} has no place for weights below 0."
+    if sum(weights) <= 0 and (config.method in ("slerp", "karcher", "ties", "dare-ties")):
+        return f"--weights {shown} are all 0. Give one of the models some."
+    if config.method == "linear" and config.normalize and abs(sum(weights)) < 1e-6 * max(map(abs, weights)):
+        return (
+            f"--weights {shown} add up to 0, and the average divides by their sum. Say --no_normalize, or give others."
+        )
+    return None
+
+
+def _with(option: str) -> str:
+    names = [name for name, row in MERGES.items() if (row.base if option == "base" else option in row.options)]
+    return ", ".join(names)
+
+
+def _contrast_is_asked(config: ContrastConfig | RLCDConfig) -> str | None:
+    by_loop = isinstance(config, RLCDConfig)
+    model = (config.contrasted or config.model.path) if isinstance(config, RLCDConfig) else config.model
+    served, word = is_served(model), "--contrasted" if by_loop else "MODEL"
+    for option, given, server in (
+        ("sampling.top_k", config.sampling.top_k != 0 and not by_loop, False),
+        ("sampling.top_p", config.sampling.top_p != 1.0 and not by_loop, False),
+        ("engine.name", config.engine.name != "torch" and not by_loop, False),
+        ("judge.model", config.judge.model is not None, True),
+        ("judge.key_env", config.judge.key_env is not None, True),
+    ):
+        if given and server != served:
+            where = "openai=URL" if server else "a folder"
+            return f"--{option} is read only where {word} is {where}. Got {model}."
+    return None
+
+
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -289,10 +363,21 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _changed_inputs),
     *ONLINE,
     *REWARD,
+    *ITERATE,
+    *STEERLM,
+    *APO,
     (GenerateConfig, engine_is_asked),
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),
+    (JudgeFileConfig, verdicts_are_asked),
+    (ConstitutionConfig, verdicts_are_asked),
+    (ConstitutionConfig, engine_is_asked),
+    (RLCDConfig, engine_is_asked),
+    (RLCDConfig, _contrast_is_asked),
+    (CritiqueConfig, writer_is_asked),
+    (ContrastConfig, engine_is_asked),
+    (ContrastConfig, _contrast_is_asked),
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),
@@ -304,7 +389,9 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (CustomConfig, _own_options),
     (CheckConfig, _own_options),
     (CompareConfig, compared),
+    (WarpConfig, warped),
     (ServeConfig, _reached_without_key),
+    (MergeConfig, _merged),
     (SourceConfig, remote_weights),
     (AttributesConfig, _attributes),
     (EnsembleConfig, _frozen_heads),

@@ -54,10 +54,42 @@ class RewardSection:
 
 
 @dataclass(frozen=True)
+class AdversarialSection:
+    """Golden answers preferred to a policy's own ones, in every step beside the pairs: the reward model as a
+    discriminator (APO, arXiv 2311.08045)."""
+
+    golden: Named | None = None
+    """File, folder or hub id of golden answers: demonstrations, or whatever has a best answer."""
+    samples: Named | None = None
+    """File, folder or hub id of a policy's answers to the same prompts, one or more each, as assent generate writes
+    them. Those that are equal to a golden one, or did not come to an end, are left out."""
+    coef: Positive = 0.1
+    """Weight of -log sigmoid(r(golden) - r(sample)): the mean over the samples of a golden answer, and over golden
+    answers."""
+    pairs_coef: NotNegative = 1.0
+    """Weight of the pairs' own loss beside it."""
+    batch_size: Count = 16
+    """Golden answers, with their samples, in each optimiser step."""
+
+
+@dataclass(frozen=True)
+class OldRewardSection:
+    """Holds the reward model to what an older one says of the pairs."""
+
+    coef: NotNegative = 0.0
+    """Weight of KL(P_old || P), the mean over the pairs, where P = sigmoid(r(chosen) - r(rejected)) at the last
+    tokens."""
+    path: Named | None = None
+    """Folder of the older one; default: the reward model that is trained, as it is at the start."""
+
+
+@dataclass(frozen=True)
 class RewardConfig(RewardModelConfig):
     """Reward model from pairs (Bradley-Terry)."""
 
     reward: RewardSection = field(default_factory=RewardSection)
+    adversarial: AdversarialSection = field(default_factory=AdversarialSection)
+    old: OldRewardSection = field(default_factory=OldRewardSection)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from assent.config.reward import RewardConfig, RewardSection
+from assent.config.reward import AdversarialSection, RewardConfig, RewardSection
 
 
 def _strength_once(config: RewardConfig) -> str | None:
@@ -45,6 +45,36 @@ def _regulariser(config: RewardConfig) -> str | None:
     return None
 
 
+def _golden(config: RewardConfig) -> str | None:
+    section = config.adversarial
+    if (section.golden is None) != (section.samples is None):
+        given, lacks = ("golden", "samples") if section.samples is None else ("samples", "golden")
+        return (
+            f"--adversarial.{given} {getattr(section, given)}: golden answers are told from samples, so --adversarial."
+            f"{lacks} is needed as well."
+        )
+    if section.golden is None:
+        for name in ("coef", "pairs_coef", "batch_size"):
+            if getattr(section, name) != getattr(AdversarialSection(), name):
+                return (
+                    f"--adversarial.{name} is read only with --adversarial.golden and --adversarial.samples. Neither "
+                    "was given."
+                )
+    return None
+
+
+def _old(config: RewardConfig) -> str | None:
+    section = config.old
+    if section.coef == 0:
+        return None if section.path is None else f"--old.path {section.path} is read only with --old.coef above 0."
+    if config.reward.ties != "drop":
+        return (
+            f"--old.coef {section.coef:g} compares choices between two answers, and with --reward.ties "
+            f"{config.reward.ties} a tie is a third one. Give one of them."
+        )
+    return None
+
+
 def _unread(section: RewardSection, name: str, by: str, needs: str) -> str | None:
     """That an option was given which nothing reads."""
     if getattr(section, name) == getattr(RewardSection(), name):
@@ -56,4 +86,6 @@ REWARD: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RewardConfig, _strength_once),
     (RewardConfig, _ties),
     (RewardConfig, _regulariser),
+    (RewardConfig, _golden),
+    (RewardConfig, _old),
 )

@@ -81,8 +81,13 @@ class GenerateConfig(Sections):
     """File of prompts in any known shape; without it: interactive chat."""
     out: Named | None = None
     """jsonl file to write; default: standard output."""
+    answers: Count = 1
+    """Answers to each prompt; several stand in one row (docs/formats.md)."""
     system: str | None = None
     """System message of the chat."""
+    attributes: Named | None = None
+    """What answers are to be, of a model that is steered by attributes (assent steerlm), for example
+    helpfulness=4,verbosity=0; what is not named has the model's default."""
     limit: Count | None = None
     """Use only the first prompts."""
     seed: Seed = 0
@@ -108,6 +113,9 @@ class ExportConfig:
     where a value head (of LLaMA-Factory, TRL, OpenRLHF or GRM) makes a reward model of it."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the weights; auto: that of the model which was loaded."""
+    attributes: Named | None = None
+    """What answers of the exported model are to be by default, if it is steered by attributes, for example
+    helpfulness=4,verbosity=0."""
     adapters: Literal["merge", "keep"] = "merge"
     """merge: into the weights; keep: merged, and also by themselves in `adapter/`."""
     trust_remote_code: bool = False

@@ -252,20 +252,27 @@ class Chat:
                 (piece, self._required(next(encoded), column), next(encoded) if piece.lead else None)
                 for piece in pieces
             ]
-            branches.append(self._branch(turns, room, column))
+            branches.append(self._branch(turns, room, column, example.responses[index].finished))
         pairs = tree_pairs(example, branches, self.eos_ids)
         fields = response_fields(example, branches, self.eos_ids)
         return TokenTree(prompt, tuple(branches), pairs, fields, key, pair_fields(example))
 
-    def _branch(self, turns: list[tuple[Piece, np.ndarray, np.ndarray | None]], room: int, column: str) -> Branch:
-        """Joins pieces: each turn is trained up to its end-of-turn token; what follows is the next turn's lead."""
+    def _branch(
+        self, turns: list[tuple[Piece, np.ndarray, np.ndarray | None]], room: int, column: str, finished: bool
+    ) -> Branch:
+        """Joins pieces: each turn is trained up to its end-of-turn token; what follows is the next turn's lead. An
+        answer that is not `finished` ends before it."""
         ids, trained = [], []
         for number, (piece, turn, lead) in enumerate(turns, 1):
             ends = np.flatnonzero(np.isin(turn, self._end_array))[piece.passed :]
             last = number == len(turns)
             if piece.trained and not len(ends) and not last:
                 raise RowError(column, f"the chat template writes no end-of-turn token after assistant turn {number}")
-            if not len(ends) and last:
+            if last and not finished:
+                if self._habits.tail[:1].isspace():
+                    raise RowError(column, "was cut off, and the chat template would write blanks behind it")
+                turn, ends = turn[: ends[0]] if len(ends) else turn, ends[:0]
+            elif not len(ends) and last:
                 turn = np.append(turn, np.int32(self._eos_id if piece.added is None else piece.added))
             length = (ends[0] + 1 if len(ends) else len(turn)) if piece.trained else 0
             skipped = 0 if lead is None else _agree(lead, turn)

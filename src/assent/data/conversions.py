@@ -16,7 +16,9 @@ from assent.errors import DataError
 Kinds = Mapping[type, str]
 """Kinds of feedback and, as a sentence, what is made of each; empty for the task's own kind."""
 
-OVERALL = "overall rating (helpfulness where all have it, else the sum of the scores)"
+OVERALL = "overall rating (reward or helpfulness where all have it, else the sum of the scores)"
+ALONE = ("reward", "helpfulness")
+"""Scores that are the overall rating where all have one; the first counts."""
 
 # What each task reads: the first group of which an example has any.
 AS_ANSWERS: tuple[Kinds, ...] = (
@@ -100,16 +102,17 @@ def _best(example: Example) -> int:
 
 def with_pairs(example: Example, *, votes: bool = False, ties: bool = False) -> Example:
     """The example reduced to its pairs; `RowError` when there is none. With `ties` they are pairs too, and with `votes`
-    those of the same two responses are one; either way every pair then has a `share`."""
+    those of the same two responses are one; either way every pair then has a `share`. Without `votes` an annotator's
+    own `share` (a soft label) counts as a whole vote for `chosen`."""
     read = kinds_read(example, AS_PAIRS)
     _require_comparison(example, read)
     pairs = _rated_pairs(example) if Rating in read else _stated_pairs(example)
     if ties:
         pairs += _tied_pairs(example, Rating in read)
-    if votes or ties:
-        pairs = [replace(pair, share=1.0 - pair.tie) for pair in pairs]
     if votes:
         pairs = _counted(pairs)
+    else:
+        pairs = [replace(pair, share=1.0 - pair.tie if ties else None) for pair in pairs]
     if not pairs:
         raise Unused("feedback", TIE)
     for pair in pairs:
@@ -134,8 +137,8 @@ def comparisons(example: Example) -> tuple[list[Pair], list[tuple[int, int]]]:
 
 
 def overall_ratings(example: Example) -> Mapping[int, float]:
-    """One number for each rated response: its helpfulness where all have one, else the sum of its scores. Raises
-    `RowError` where they are rated in different attributes."""
+    """One number for each rated response: its reward, or its helpfulness, where all have one, else the sum of its
+    scores. Raises `RowError` where they are rated in different attributes."""
     return _overall(example)
 
 
@@ -321,14 +324,21 @@ def _counted(pairs: Sequence[Pair]) -> list[Pair]:
         by_two[min(pair.chosen, pair.rejected), max(pair.chosen, pair.rejected)].append(pair)
     made = []
     for (one, other), votes in by_two.items():
-        preferred = [vote for vote in votes if vote.tie == 0]
-        wins = sum(vote.chosen == one for vote in preferred)
-        if wins < len(preferred) - wins:
-            one, other, wins = other, one, len(preferred) - wins
+        preferred = [vote for vote in votes if vote.tie < 1]
+        tied = sum(vote.tie for vote in votes)
+        wins = sum(_part(vote, one) for vote in votes)
+        if wins < len(votes) - tied - wins:
+            one, other, wins = other, one, len(votes) - tied - wins
         strengths = [vote.strength for vote in preferred if vote.strength is not None]
         strength = sum(strengths) / len(strengths) if strengths and len(strengths) == len(preferred) else None
-        made.append(Pair(one, other, strength, share=wins / len(votes), tie=1 - len(preferred) / len(votes)))
+        made.append(Pair(one, other, strength, share=wins / len(votes), tie=tied / len(votes)))
     return made
+
+
+def _part(vote: Pair, one: int) -> float:
+    """What part of a vote is for the answer `one`; of a whole one all or nothing."""
+    share = 1 - vote.tie if vote.share is None else vote.share
+    return share if vote.chosen == one else 1 - vote.tie - share
 
 
 def _rated(example: Example) -> Mapping[int, float]:
@@ -340,13 +350,13 @@ def _rated(example: Example) -> Mapping[int, float]:
 
 
 def _overall(example: Example) -> Mapping[int, float]:
-    """One number for each rated response: its helpfulness where all have one, else the sum of its scores; the mean over
-    annotators. Sums compare only over the same attributes."""
+    """One number for each rated response: its reward, or its helpfulness, where all have one, else the sum of its
+    scores; the mean over annotators. Sums compare only over the same attributes."""
     ratings = [item for item in example.feedback if isinstance(item, Rating)]
-    by_helpfulness = all("helpfulness" in item.scores for item in ratings)
-    if not by_helpfulness and len({frozenset(item.scores) for item in ratings}) > 1:
+    alone = next((name for name in ALONE if all(name in item.scores for item in ratings)), None)
+    if alone is None and len({frozenset(item.scores) for item in ratings}) > 1:
         raise RowError("feedback", "answers are rated in different attributes")
     values: dict[int, list[float]] = defaultdict(list)
     for item in ratings:
-        values[item.response].append(item.scores["helpfulness"] if by_helpfulness else sum(item.scores.values()))
+        values[item.response].append(sum(item.scores.values()) if alone is None else item.scores[alone])
     return {index: sum(scores) / len(scores) for index, scores in values.items()}

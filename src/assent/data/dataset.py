@@ -106,6 +106,13 @@ def prepare(config: DataConfig, chat: Chat, view: View) -> Prepared:
     return Prepared(train, held, train_examples, eval_examples, report)
 
 
+def read_examples(config: DataConfig, file: str, view: View, chat: Chat) -> list[Example]:
+    """The examples of a file as `view` projects them, by the same policy for problem rows. Raises `DataError`."""
+    source = _read(config, file, view, chat)
+    _require(replace(config, train=file), source, source.examples, source.examples, chat)
+    return source.examples
+
+
 def prompt_hash(example: Example) -> float:
     """A number in [0, 1) from the prompt's text (for raw text: from the text), the same everywhere."""
     digest = hashlib.sha256(json.dumps(_prompt_key(example)).encode()).digest()
@@ -232,7 +239,7 @@ def see_all(config: DataConfig, file: str, chat: Chat) -> str:
     return shlex.join(words)
 
 
-def _require(config: DataConfig, source: _Source, train: list[TokenTree], held: list[TokenTree], chat: Chat) -> None:
+def _require(config: DataConfig, source: _Source, train: Sequence[object], held: Sequence[object], chat: Chat) -> None:
     if not train:
         why = "; ".join(f"{reason} ({count})" for reason, count in count_reasons(source.problems).items())
         raise DataError(

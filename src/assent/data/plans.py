@@ -13,6 +13,7 @@ from assent.data.marks import EMPTY_THOUGHT, THOUGHT_ENDS, Place
 from assent.data.probes import Habits
 from assent.data.records import Example, Message, Pair, RowError
 from assent.data.spelling import STAND_INS, Spelling, any_of
+from assent.data.steering import ANSWER
 from assent.data.template import Conversation, Template, choices
 from assent.data.turns import settled, trained_turns
 from assent.errors import ModelError
@@ -94,7 +95,7 @@ class Planner:
                 _refuse_stand_ins("prompt", (talk.messages, talk.tools, talk.variables))
             own = [self._hidden(talk) for talk in own]
         prompt, *responses = own
-        start = self.template.render(prompt, True, "prompt")
+        start = self.template.render(_begun(prompt, responses), True, "prompt")
         if not responses:
             places = self.template.place(prompt, start, True, "prompt")
             _check_order(prompt, places, len(places), len(start))
@@ -181,7 +182,7 @@ class Planner:
         turns = [index for index in range(prompt, len(talk.messages)) if index not in talk.context]
         cuts = []
         for number, turn in enumerate(turns, 1):
-            before = replace(talk, messages=talk.messages[:turn])
+            before = _asked(replace(talk, messages=talk.messages[:turn]), talk.messages[turn])
             left = start if turn == prompt else self.template.render(before, True, column)
             if not whole.startswith(left) or not whole.startswith(start):
                 raise self._differs(talk, turn, number, left, column)
@@ -224,7 +225,8 @@ class Planner:
 
         def fits(other: Conversation, at: int = turn) -> bool:
             try:
-                opened = self.template.render(replace(other, messages=other.messages[:at]), True, column)
+                before = _asked(replace(other, messages=other.messages[:at]), other.messages[at])
+                opened = self.template.render(before, True, column)
                 whole = self.template.render(replace(other, messages=other.messages[: at + 1]), False, column)
             except RowError:
                 return False
@@ -263,6 +265,21 @@ class Planner:
                 f"{self.template.source} has no chat template, and {lost} of {len(examples)} rows are conversations: "
                 f"a system message, several turns or tools. {choices()}"
             )
+
+
+def _asked(before: Conversation, turn: Mapping[str, Any]) -> Conversation:
+    """A conversation up to an assistant turn, whose attributes the generation prompt asks for."""
+    if "attributes" not in turn:
+        return before
+    return replace(before, variables={**before.variables, ANSWER: turn["attributes"]})
+
+
+def _begun(prompt: Conversation, responses: Sequence[Conversation]) -> Conversation:
+    """The prompt as it is rendered for its responses. Raises `RowError` where they are asked for otherwise."""
+    firsts = [talk.messages[len(prompt.messages)] for talk in responses]
+    if len({tuple(turn.get("attributes", {}).items()) for turn in firsts}) > 1:
+        raise RowError("responses", "have different attributes, so they have no prompt in common: make a row of each")
+    return _asked(prompt, firsts[0]) if firsts else prompt
 
 
 def column_of(example: Example, index: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from assent.errors import AssentError
 
@@ -29,6 +30,7 @@ class Message:
     name          whose message it is: of a tool's result, the tool
     tool_call_id  which call a tool's result answers
     trained       False for an assistant turn that is context only (`weight` 0 or `train` false in its row)
+    attributes    what an assistant turn is said to be, (name, value), for a model that is steered by attributes
     """
 
     role: str
@@ -38,15 +40,18 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     trained: bool = True
+    attributes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """What follows the prompt: usually one assistant message. In multi-turn SFT data it runs from the first assistant
-    message to the end of the conversation, and every assistant message in it is trained."""
+    message to the end of the conversation, and every assistant message in it is trained. `finished` False says that it
+    was cut off while it was sampled: no token ends it, and none is trained."""
 
     messages: tuple[Message, ...]
     source: str | None = None
+    finished: bool = True
 
     @property
     def text(self) -> str:
@@ -59,8 +64,10 @@ class Pair:
     """`chosen` is preferred to `rejected` (response indices); `strength` is how clearly, in the annotator's own unit
     (a margin or a rating gap). A tie is kept as a `Ranking` with one level.
 
-    Only a view makes pairs of several votes (`assent.data.views.pair_view`): `share` of them prefer `chosen`, `tie` of
-    them say that neither is better, the rest prefer `rejected`. None: one vote, for `chosen`."""
+    `share` of a vote, or of several, prefer `chosen`, `tie` of them say that neither is better, the rest prefer
+    `rejected`: the soft label of a judge that gives probabilities, or all votes together in a view
+    (`assent.data.views.pair_view`). None: one vote, for `chosen`. `first` is the one that the annotator was shown first
+    (on the left), where that is known."""
 
     chosen: int
     rejected: int
@@ -68,6 +75,7 @@ class Pair:
     annotator: str | None = None
     share: float | None = None
     tie: float = 0.0
+    first: Literal["chosen", "rejected"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

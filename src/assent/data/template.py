@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from assent.data.marks import Place, Text, collect, placed
 from assent.data.records import Message, RowError, ToolCall
 from assent.data.sandbox import Bounded, Limit
+from assent.data.steering import ANSWER, steering_of
 from assent.errors import ConfigError, ModelError
 from assent.files import not_a_file
 from assent.foreign import brief
@@ -40,7 +41,7 @@ JOINED = (
 )
 """For tokenizers without a chat template: the prompt's text, then the answer's."""
 
-RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", ANSWER}
 """What is given to every template by other means than its variables."""
 
 REASONING = ("reasoning_content", "thinking")
@@ -87,6 +88,7 @@ class Template:
         self.joined = None if tokenizer.chat_template else self._joined()
         own = tokenizer.chat_template or self.joined or ""
         self.text = "\n".join(own.values()) if isinstance(own, dict) else str(own)
+        self.steering = steering_of(tokenizer.chat_template)
         self._as_parts = self._text_arguments = False
         if variables:
             self._check_variables(variables, "--model.template_kwargs")
@@ -166,8 +168,21 @@ class Template:
                 }
                 for call in message.tool_calls
             ]
+        if message.attributes:
+            made["attributes"] = self._attributes(message, f"messages[{index}].attributes")
         optional = {"name": message.name, "tool_call_id": message.tool_call_id}
         return made | {key: value for key, value in optional.items() if value is not None}
+
+    def _attributes(self, message: Message, column: str) -> dict[str, int]:
+        """What an assistant turn is said to be, as the template is given it."""
+        if self.steering is None:
+            raise RowError(
+                column, f"the chat template of {self.source} writes no attributes (assent steerlm makes one that does)"
+            )
+        try:
+            return self.steering.checked(dict(message.attributes), whole=True)
+        except ValueError as error:
+            raise RowError(column, str(error)) from None
 
     @cached_property
     def _reasoning_keys(self) -> tuple[str, ...]:
@@ -181,7 +196,7 @@ class Template:
     @cached_property
     def variables(self) -> list[str]:
         """What the template reads beside messages and tools."""
-        environment = Bounded(extensions=[loopcontrols, _Generation])
+        environment = Bounded(extensions=[loopcontrols, Generation])
         try:
             tree = environment.parse(self.text)
         except (TemplateSyntaxError, RecursionError) as error:
@@ -205,6 +220,13 @@ class Template:
                 if flag is None:
                     raise RowError("chat_template_kwargs", reason)
                 raise ConfigError(f"{flag} {name}: {reason}")
+        if self.steering is not None:
+            try:
+                self.steering.checked({name: value for name, value in given.items() if name in self.steering.names})
+            except ValueError as error:
+                if flag is None:
+                    raise RowError("chat_template_kwargs", str(error)) from None
+                raise ConfigError(f"{flag}: {error}.") from None
 
     def switch(self, talk: Conversation, fits: Any) -> str | None:
         """A variable about thinking with which `fits(conversation)` holds, as it is written on the command line."""
@@ -254,7 +276,7 @@ def _parsed(text: str, column: str) -> Any:
         raise RowError(column, f"is not JSON: {error}") from None
 
 
-class _Generation(Extension):
+class Generation(Extension):
     """Training templates stand their answers between {% generation %} and {% endgeneration %}."""
 
     tags = {"generation"}

@@ -26,7 +26,7 @@ from assent.data.conversions import (
     with_rankings,
     with_ratings,
 )
-from assent.data.records import Example, Problem, RowError
+from assent.data.records import Example, Pair, Problem, RowError
 from assent.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,23 @@ def pair_view(examples: Sequence[Example], *, votes: bool = False, ties: bool = 
 
     With `ties` they make pairs as well: every two different responses of one level or of equal ratings. With `votes`
     all pairs of the same two responses are one: the side with more votes is the chosen one (of equals the first), with
-    its share of them and that of ties; its strength is the mean of theirs where all have one."""
-    return _project(
+    its share of them and that of ties; its strength is the mean of theirs where all have one. A vote may be soft, and
+    then counts for both sides by its own share; without `votes` it is a whole one, which the log says."""
+    found = _project(
         examples,
         lambda example: [with_pairs(example, votes=votes, ties=ties)],
         "comparisons are needed: pairs, rankings, or ratings of two answers to one prompt",
         AS_PAIRS,
     )
+    if not votes and any(isinstance(item, Pair) and _soft(item) for example in examples for item in example.feedback):
+        log.warning(
+            "%s: soft labels of pairs are read as whole votes; --reward.votes keeps them", examples[0].origin.file
+        )
+    return found
+
+
+def _soft(pair: Pair) -> bool:
+    return pair.share is not None and 0 < pair.share < 1
 
 
 def binary_view(examples: Sequence[Example], threshold: float | None = None) -> Projected:

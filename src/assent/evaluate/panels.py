@@ -85,7 +85,16 @@ PANELS = (
     ),
     Panel("Score", r"^score$", "Mean score of the reward model over all answers. Its level is free.", "score"),
     Panel(
-        "Reward", r"^(reward|gold)$", "Mean reward of sampled answers: what training sees (reward), and gold.", "reward"
+        "Reward",
+        r"^(reward|gold|first)$",
+        "Mean reward of sampled answers: what training sees (reward), and gold.",
+        "reward",
+    ),
+    Panel(
+        "Win rate",
+        r"^win_rate$",
+        "Share of held-out prompts whose answer is better than the start's, a tie counting half.",
+        "share",
     ),
     Panel(
         "KL from the reference",
@@ -144,8 +153,8 @@ PANELS = (
 )
 
 
-def run_charts(run: Run, color: str, limit: int) -> list[Chart]:
-    """The run's panels, at most `limit` points a curve."""
+def run_charts(run: Run, color: str, limit: int, over: str = "step") -> list[Chart]:
+    """The run's panels, at most `limit` points a curve; `over` is what is counted along them."""
     grouped: dict[str, list[str]] = {panel.title: [] for panel in PANELS}
     for key in sorted(run.metrics, key=lambda key: (key.startswith("eval/"), key)):
         base = key.removeprefix("eval/")
@@ -166,7 +175,9 @@ def run_charts(run: Run, color: str, limit: int) -> list[Chart]:
             Key(curve.label, curve.color.replace(plots.INK, "currentColor"), "dashed" if curve.evaluated else "line")
             for curve in curves
         )
-        charts.append(Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit, panel.unit), keys))
+        charts.append(
+            Chart(panel.title, panel.caption, plots.curves_svg(curves, panel.title, limit, panel.unit, over), keys)
+        )
     return charts
 
 

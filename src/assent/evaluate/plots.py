@@ -134,17 +134,18 @@ def ema(values: np.ndarray, span: float) -> np.ndarray:
     return smooth
 
 
-def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400, unit: str = "") -> str:
-    """Curves over training steps. Long ones: the raw values thin and pale, their moving average over them."""
+def curves_svg(curves: Sequence[Curve], title: str, limit: int = 400, unit: str = "", over: str = "step") -> str:
+    """Curves over training steps, or what `over` names. Long ones: the raw values thin and pale, their moving average
+    over them."""
 
     def draw(axes: Axes) -> None:
         for curve in curves:
             _draw_curve(axes, curve, limit)
-        label(axes, "step", unit)
+        label(axes, over, unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
         axes.margins(x=0.02, y=0.08)
 
-    return drawn(draw, (3.5, 2.15), f"{title} over training steps")
+    return drawn(draw, (3.5, 2.15), f"{title} over {'training steps' if over == 'step' else f'{over}s'}")
 
 
 def _draw_curve(axes: Axes, curve: Curve, limit: int) -> None:

@@ -28,7 +28,8 @@ from assent.evaluate.plots import Chart, Key
 from assent.evaluate.policy_charts import ANSWER_CHARTS, CHARTS
 from assent.evaluate.report_samples import LIMIT, first_page, fitting, page_data
 from assent.evaluate.results import ANSWERS, EVALUATION, FEWEST, PolicyTable, Track, TrackPoint
-from assent.evaluate.runs import NAMES, Run, find_runs, read_run, track_of
+from assent.evaluate.rounds import Rounds, read_rounds
+from assent.evaluate.runs import LOOP, NAMES, Run, find_runs, read_run, track_of
 from assent.evaluate.samples import SampleSet, evaluation_samples, run_samples
 from assent.foreign import printable
 from assent.outputs import write_text
@@ -45,6 +46,7 @@ class Report:
     policies: PolicyTable | None = None
     tracks: tuple[Track, ...] = ()
     runs: tuple[Run, ...] = ()
+    loops: tuple[Rounds, ...] = ()
     created: datetime | None = None
     """Default: now."""
     folder: Path | None = None
@@ -63,7 +65,9 @@ def write_report(config: ReportConfig) -> Path:
         raise RunFolderError("assent report needs at least one run folder, for example: assent report runs/sft")
     folders = [Path(run) for run in config.runs]
     runs = _read_runs(folders)
-    places = dict.fromkeys((*folders, *(run.path for run in runs)))
+    loops = tuple(read_rounds(folder) for folder in folders if (folder / LOOP).is_file())
+    newest = [place for loop in loops for place in loop.evaluations[:1]]
+    places = dict.fromkeys((*folders, *(run.path for run in runs), *newest))
     tables = [place / EVALUATION for place in places if (place / EVALUATION).is_file()]
     subtitle, policies = "", None
     if tables:
@@ -74,10 +78,13 @@ def write_report(config: ReportConfig) -> Path:
     if len(tables) > 1:
         subtitle += f" Of {len(tables)} evaluations that of {tables[0].parent} is shown."
     tracks: dict[str, Track] = {}
-    for track in (*(policies.tracks if policies else ()), *filter(None, map(track_of, runs))):
+    for track in (
+        *(policies.tracks if policies else ()),
+        *filter(None, map(track_of, (*runs, *(loop.as_run() for loop in loops)))),
+    ):
         tracks.setdefault(track.name.casefold(), track)
     folder = tables[0].parent if policies is not None else None
-    report = Report(config.title, subtitle.strip(), policies, tuple(tracks.values()), runs, folder=folder)
+    report = Report(config.title, subtitle.strip(), policies, tuple(tracks.values()), runs, loops, folder=folder)
     path = save_report(report, config.out)
     print(f"Report of {len(runs)} runs: {path}")
     return path
@@ -112,6 +119,7 @@ def build_report(report: Report) -> str:
     samples = fitting(_samples(report), LIMIT)
     names = [policy.name for policy in table.policies] if table else []
     names += [track.name for track in report.tracks] + [run.name for run in report.runs]
+    names += [each.name for each in report.loops]
     colors = plots.palette(names, table.baseline if table else None)
     script = template_source("report.js")
     alarms = [(run, said) for run in report.runs for said in alarms_of(run)]
@@ -131,6 +139,9 @@ def build_report(report: Report) -> str:
             policy_charts=_charts(table, samples),
             tracks=[(track, _track_chart(track), over_optimised(track)) for track in report.tracks],
             runs=report.runs,
+            loops=[
+                (each, each.rows(), run_charts(each.as_run(), colors[each.name], 400, "round")) for each in report.loops
+            ],
             commands=_commands(report),
             trained=_trained(report.runs, colors),
             alarms=alarms,

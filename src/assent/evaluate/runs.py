@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from assent.foreign import printable, without_keys
 from assent.statistics import Interval
 
 FILES = ("metrics.jsonl", "samples.jsonl", "resolved.yaml", "environment.json", "data.json")
+LOOP = "loop.jsonl"
+"""The state of a loop (`assent.loops.loop`), in its folder."""
 NAMES = {
     "sft": "SFT",
     **{key: row.name for key, row in REWARD_MODELS.items()},
@@ -104,17 +107,27 @@ class Run:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """`folder` itself when it is a run folder, else the run folders directly in it. Raises `RunFolderError`."""
+    """`folder` itself when it is a run folder, else the run folders directly in it; those in its rounds where it is a
+    loop's. Raises `RunFolderError`."""
     if not folder.is_dir():
         raise RunFolderError(f"Run folder {folder} does not exist. Give the --out folder of a training command.")
     if _is_run(folder):
         return [folder]
+    if (folder / LOOP).is_file():
+        rounds = sorted((child for child in folder.iterdir() if child.is_dir()), key=_by_number)
+        return [run for place in rounds for run in sorted(place.iterdir()) if run.is_dir() and _is_run(run)]
     inside = sorted(child for child in folder.iterdir() if child.is_dir() and _is_run(child))
     if not inside and not (folder / EVALUATION).is_file():
         raise RunFolderError(
             f"{folder} is not a run folder and holds none: expected one of {', '.join(FILES)} in it or one level below."
         )
     return inside
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    """Rounds of a loop in their order."""
+    found = re.fullmatch(r"round-(\d+)", folder.name)
+    return (int(found[1]) if found else -1, folder.name)
 
 
 def read_run(path: Path) -> Run:

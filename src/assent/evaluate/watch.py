@@ -19,7 +19,8 @@ from assent import lock
 from assent.config import WatchConfig
 from assent.errors import RunFolderError
 from assent.evaluate.following import Following, View, runs_at
-from assent.evaluate.runs import Series
+from assent.evaluate.rounds import Rounds, read_rounds
+from assent.evaluate.runs import LOOP, Series
 from assent.foreign import printable
 from assent.train import completions
 from assent.train.commands import words
@@ -32,6 +33,8 @@ LETTERS = " .:-=+*#@"
 COLORS = {"starting": "yellow", "training": "green", "finishing": "green", "finished": "cyan", "stopped": "red"}
 SILENT = 60.0
 """Seconds without a new row after which that is said, or ten steps where these take longer."""
+SHOWN = 7
+"""Numbers of a loop's evaluations."""
 OTHERS = 46
 """Columns that a row of the metrics needs beside its curve."""
 
@@ -47,22 +50,26 @@ def watch(config: WatchConfig) -> None:
     console, known = Console(highlight=False), dict[Path, Following]()
     if not console.is_terminal:
         console.width = max(console.width, 100)
-    views = _look(folders, known)
+    views, loops = _look(folders, known), _loops(folders)
     if not config.once and console.is_terminal and _busy(folders, views):
         try:
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 while _busy(folders, views):
-                    live.update(page(views, config.samples, console), refresh=True)
+                    live.update(page(views, config.samples, console, loops), refresh=True)
                     time.sleep(config.every)
-                    views = _look(folders, known)
+                    views, loops = _look(folders, known), _loops(folders)
         except KeyboardInterrupt:
             pass
-    console.print(page(views, config.samples, console))
+    console.print(page(views, config.samples, console, loops))
 
 
 def _look(folders: Sequence[Path], known: dict[Path, Following]) -> list[View]:
     found = [path for folder in folders for path in runs_at(folder)]
     return [known.setdefault(path, Following(path)).look() for path in dict.fromkeys(found)]
+
+
+def _loops(folders: Sequence[Path]) -> list[Rounds]:
+    return [read_rounds(folder) for folder in dict.fromkeys(folders) if (folder / LOOP).is_file()]
 
 
 def _busy(folders: Sequence[Path], views: Sequence[View]) -> bool:
@@ -73,13 +80,35 @@ def _busy(folders: Sequence[Path], views: Sequence[View]) -> bool:
 # ---- the page
 
 
-def page(views: Sequence[View], samples: int, console: Console) -> RenderableType:
-    """All runs, a line each where they are several, and the one that logged last."""
+def page(views: Sequence[View], samples: int, console: Console, loops: Sequence[Rounds] = ()) -> RenderableType:
+    """Loops by round, all runs, a line each where they are several, and the one that logged last."""
+    parts: list[RenderableType] = [part for each in loops for part in (*_rounds(each), Text())]
     if not views:
-        return Text("starting: nothing is written yet", style="yellow")
-    parts: list[RenderableType] = [] if len(views) == 1 else [_list(views), Text()]
+        return Group(*parts) if parts else Text("starting: nothing is written yet", style="yellow")
+    parts += [] if len(views) == 1 else [_list(views), Text()]
     parts += _details(min(views, key=lambda view: (not view.runs, view.silence or 0.0)), samples, console)
     return Group(*parts)
+
+
+def _rounds(loop: Rounds) -> list[RenderableType]:
+    """The evaluations of a loop, a line for each round, and what it has finished last."""
+    head = Text.assemble(Text(printable(str(loop.path)), style="bold"), "  ", (loop.command, "dim"))
+    if loop.stages:
+        of = "" if loop.asked is None else f" of {loop.asked} rounds"
+        head.append(f"  {max(loop.numbers, default=0)}{of}; finished last: {loop.stages[-1].path}")
+    rows = [row for row in loop.rows() if not row.stage][:SHOWN]
+    if not rows:
+        return [head]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("round", justify="right")
+    for row in rows:
+        table.add_column(_words(row.name), justify="right")
+    for place, number in enumerate(loop.numbers):
+        values = [row.values[place] for row in rows]
+        if any(value is not None for value in values):
+            name = str(number) if number else "start"
+            table.add_row(name, *("" if value is None else measured(value) for value in values))
+    return [head, table]
 
 
 def _list(views: Sequence[View]) -> Table:

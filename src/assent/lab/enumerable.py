@@ -171,19 +171,22 @@ class EnumerableWorld:
 
 
 class TableReward:
-    """The gold reward as a source of rewards (`assent.rewards.group.GroupReward`)."""
+    """The gold reward as a source of rewards (`assent.rewards.group.GroupReward`). With `noise` a Gumbel draw is added
+    to each, so that answers are ordered as Bradley-Terry labels: i before j with probability sigmoid(r_i - r_j)."""
 
     name = "table"
 
-    def __init__(self, world: EnumerableWorld) -> None:
+    def __init__(self, world: EnumerableWorld, noise: np.random.Generator | None = None) -> None:
         self.world = world
+        self.noise = noise
 
     def check(self, examples: Sequence[Example]) -> None:
         """Every prompt of the world is in the table."""
 
     def score(self, groups: Sequence[Group]) -> Scores:
         rewards = [self.world.reward(list(group.prompt_ids), list(ids)) for group in groups for ids in group.ids]
-        return Scores(np.array(rewards))
+        drawn = 0.0 if self.noise is None else self.noise.gumbel(size=len(rewards))
+        return Scores(np.array(rewards) + drawn)
 
 
 def _draw(weights: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -287,6 +290,20 @@ def win_rates(rewards: Tensor, drawn: Tensor) -> Tensor:
     """Probability that a response is preferred to a draw, [X, Y]; two of the same: 1/2."""
     wins = torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
     return (wins * drawn.exp()[:, None, :]).sum(dim=2)
+
+
+def equilibrium(ref_logp: Tensor, wins: Tensor, beta: float, mixture: float = 0.0, steps: int = 4000) -> Tensor:
+    """log pi [X, Y] of pi = pi_ref exp(P(y wins against rho) / beta) / Z, rho = pi^(1 - mixture) pi_ref^mixture / Z'.
+
+    Without a mixture it is the Nash equilibrium of the game in which both sides gain P(win) - beta KL(. || pi_ref)
+    (arXiv 2312.00886), with one where its practical algorithm comes to rest; where Online IPO does is the former (arXiv
+    2403.08635). `wins` [X, Y, Y] is P(y preferred to y'). By damped iteration, which a test finds at rest."""
+    logp, damping = ref_logp, min(0.5, beta / 2)
+    for _ in range(steps):
+        rho = torch.softmax((1 - mixture) * logp + mixture * ref_logp, dim=1)
+        answer = torch.log_softmax(ref_logp + (wins * rho[:, None, :]).sum(dim=2) / beta, dim=1)
+        logp = torch.log_softmax((1 - damping) * logp + damping * answer, dim=1)
+    return logp
 
 
 def normalised(density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:

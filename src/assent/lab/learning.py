@@ -19,7 +19,7 @@ from assent.algorithms.preference.feedback import balanced
 from assent.algorithms.preference.objective import objective_with
 from assent.algorithms.preference.step_loss import Requirement, needs_of
 from assent.algorithms.preference.train import Preference
-from assent.config import ModelConfig, OnlineConfig, OptimConfig, PreferenceConfig
+from assent.config import ModelConfig, OnlineConfig, OptimConfig, PreferenceConfig, has_reference
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.mismatch import with_mismatched
@@ -31,7 +31,7 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.references import FollowingReference, Reference
-from assent.rewards.group import Nothing
+from assent.rewards.group import GroupReward, Nothing
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.session import Session
@@ -166,9 +166,11 @@ class Setting:
         steps: int,
         optim: OptimConfig,
         follow: Follow | None = None,
+        source: GroupReward | None = None,
         teacher: Policy | None = None,
     ) -> Tensor:
-        """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt; `teacher` is that of `config`."""
+        """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt, by the table's rewards unless
+        others are given, or none are named; `teacher` is that of `config`."""
         method = method_with(config)
         tokenizer = load_tokenizer(self.model)
         session = Session(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
@@ -178,10 +180,10 @@ class Setting:
             policy.add_value_head()
         elif method.critic is not None:
             critic = load_score_model(self.model, tokenizer, max_length=MAX_LENGTH, seed=self.seed, new_head=True)
-        reference = Reference(policy, self.reference) if config.kl.coef > 0 else None
+        reference = Reference(policy, self.reference) if has_reference(config) else None
         examples = load_examples(str(self.world.prompts_file)).examples
-        models = Models(policy, critic, reference, teacher)
-        source = TableReward(self.world) if config.rewards.named else Nothing()
+        models = Models(policy, critic, reference, teacher=teacher)
+        source = source or (TableReward(self.world) if config.rewards.named else Nothing())
         learn(assemble(session, models, source, examples, config, method), steps, optim, follow)
         return self.scores(policy)
 

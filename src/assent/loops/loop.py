@@ -43,7 +43,9 @@ from assent.train.runfolder import owned
 log = logging.getLogger(__name__)
 
 OPTIONS, STATE, TIMES = "loop.yaml", "loop.jsonl", "times.jsonl"
-MAY_CHANGE = frozenset({"out", "resume", "report_to", "rounds", "train.threads", "train.save_every", "train.keep"})
+MAY_CHANGE = frozenset(
+    {"out", "resume", "report_to", "rounds", "train.threads", "train.save_every", "train.keep", "parallel"}
+)
 """Options that a loop may be continued with other values of."""
 
 Numbers = Mapping[str, float | None]
@@ -98,7 +100,7 @@ class Loop:
         def make(path: Path) -> Numbers:
             module, _, function = target_of(command).partition(":")
             getattr(importlib.import_module(module), function)(replace(config, out=str(path), resume="auto"))
-            return distributed.on_main(lambda: _outcome(path))
+            return distributed.on_main(lambda: outcome(path))
 
         return self.stage(name, make, reads=reads, about=about or f"assent {command}")
 
@@ -229,7 +231,7 @@ def _read_state(file: Path) -> dict[str, dict[str, Any]]:
     return {row["stage"]: row for row in rows}
 
 
-def _outcome(run: Path) -> Numbers:
+def outcome(run: Path) -> Numbers:
     """What a finished run says of itself: its steps, and its last evaluation."""
     summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
     end = summary.get("end") or {}

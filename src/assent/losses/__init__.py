@@ -22,6 +22,7 @@ from assent.losses.advantages import (
     token_weights,
     whiten,
 )
+from assent.losses.comparisons import PREFERENCES, best_and_worst, desirability, win_probability
 from assent.losses.controllers import adaptive_kl, adaptive_penalty, rescaled
 from assent.losses.kl import KL_ESTIMATORS, kl_estimate
 from assent.losses.odin import correlation, odin_length, orthogonality
@@ -62,7 +63,7 @@ from assent.losses.preference_length import ld_dpo, normalised_dpo, r_dpo
 from assent.losses.ranking import infonca, nca, plackett_luce
 from assent.losses.reference_free import chosen_nll, cpo, orpo, reference_free_dpo, rrhf, simpo, slic
 from assent.losses.reward import attribute_regression, bradley_terry, bradley_terry_tokens, rated
-from assent.losses.reward_pairs import centring, davidson, likelihood_regulariser, rao_kupper
+from assent.losses.reward_pairs import centring, choice_kl, davidson, likelihood_regulariser, rao_kupper
 from assent.losses.reward_ranking import best_of_k, k_wise, ordered_pairs, plackett_luce_scores
 from assent.losses.sft import cross_entropy
 from assent.losses.shaping import RunningMoments, overlong_penalty
@@ -76,6 +77,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "rao_kupper": rao_kupper,
     "davidson": davidson,
     "centring": centring,
+    "choice_kl": choice_kl,
     "likelihood_regulariser": likelihood_regulariser,
     "best_of_k": best_of_k,
     "k_wise": k_wise,
@@ -133,6 +135,8 @@ ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
     "group_advantages": group_advantages,
     "leave_one_out": leave_one_out,
     "greedy_baseline": greedy_baseline,
+    "best_and_worst": best_and_worst,
+    "desirability": desirability,
 }
 """Every estimator of advantages by name."""
 
@@ -140,6 +144,7 @@ __all__ = [
     "ADVANTAGES",
     "KL_ESTIMATORS",
     "LOSSES",
+    "PREFERENCES",
     "REDUCTIONS",
     "SCALES",
     "RatioDiagnostics",
@@ -154,10 +159,12 @@ __all__ = [
     "asymmetric_dpo",
     "attribute_regression",
     "bco",
+    "best_and_worst",
     "best_of_k",
     "bradley_terry",
     "bradley_terry_tokens",
     "centring",
+    "choice_kl",
     "chosen_nll",
     "cispo",
     "clipped_value",
@@ -166,6 +173,7 @@ __all__ = [
     "cpo",
     "cross_entropy",
     "davidson",
+    "desirability",
     "discopop",
     "discounted_returns",
     "dpo",
@@ -216,5 +224,6 @@ __all__ = [
     "tdpo",
     "token_weights",
     "whiten",
+    "win_probability",
     "wpo",
 ]

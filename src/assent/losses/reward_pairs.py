@@ -149,3 +149,25 @@ def likelihood_regulariser(policy_chosen: Tensor, *, beta: float) -> Tensor:
     """
     check_shapes("likelihood_regulariser", "M", policy_chosen=policy_chosen)
     return -F.logsigmoid(beta * policy_chosen)
+
+
+def choice_kl(chosen: Tensor, rejected: Tensor, old_chosen: Tensor, old_rejected: Tensor) -> Tensor:
+    """How far a reward model's choices have moved from those of an older one: the KL divergence of the two
+    Bradley-Terry probabilities (arXiv 2311.08045 holds a reward model so to the choices of people, of which only one a
+    pair is known; those of a model are known as probabilities).
+
+        p = sigmoid(old_chosen - old_rejected),  q = sigmoid(chosen - rejected)
+        loss = p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
+
+    Its gradient by chosen is q - p; which answer was preferred does not matter.
+
+    chosen, rejected          [M]  scores of the two responses of each pair
+    old_chosen, old_rejected  [M]  those of the older model, constants
+
+    Returns [M], at least 0. Raises ValueError when the shapes differ.
+    """
+    check_shapes("choice_kl", "M", chosen=chosen, rejected=rejected, old_chosen=old_chosen, old_rejected=old_rejected)
+    gap, old = chosen - rejected, old_chosen - old_rejected
+    either = torch.sigmoid(old) * (F.logsigmoid(old) - F.logsigmoid(gap))
+    other = torch.sigmoid(-old) * (F.logsigmoid(-old) - F.logsigmoid(-gap))
+    return either + other

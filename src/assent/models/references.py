@@ -64,6 +64,12 @@ class FollowingReference(Reference):
         self.rate, self.every = rate, every
         mix(model, policy, 1.0, "lora_")  # adapters of two loads are drawn independently
 
+    @torch.no_grad()
+    def logprobs(self, batch: TreeBatch, temperature: float = 1.0) -> Tensor:
+        """As it is now: log-probs that a batch brings along would be those of a reference that has moved since."""
+        assert self.model is not None
+        return self.model(batch, temperature).logprobs
+
     def follow(self, step: int) -> None:
         if step % self.every == 0:
             assert self.model is not None

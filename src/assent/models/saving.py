@@ -45,7 +45,7 @@ class ModelOrigin:
 
 def remember(model: PreTrainedModel, folder: str, revision: str | None, config: PreTrainedConfig, plain: bool) -> None:
     """Keeps with a model that was just loaded what saving it needs; `config` is the folder's own."""
-    model._assent_origin = ModelOrigin(copy.deepcopy(model.config), _stored_dtype(folder, revision, config), plain)
+    model._assent_origin = ModelOrigin(copy.deepcopy(model.config), stored_dtype(folder, revision, config), plain)
 
 
 def origin_of(model: PreTrainedModel) -> ModelOrigin:
@@ -54,7 +54,7 @@ def origin_of(model: PreTrainedModel) -> ModelOrigin:
     return known or ModelOrigin(model.config, torch.float32, True)
 
 
-def _stored_dtype(folder: str, revision: str | None, config: PreTrainedConfig) -> torch.dtype:
+def stored_dtype(folder: str, revision: str | None, config: PreTrainedConfig) -> torch.dtype:
     """The dtype that transformers' dtype="auto" takes: the configuration's, else that of the first weight."""
     named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if named is not None:

@@ -153,7 +153,7 @@ def stored_weights(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in weight_files(folder):
         try:
-            with safe_open(file, "pt") as stored:
+            with safe_open(file, "np") as stored:  # for torch, memory as large as the file would count as used
                 for name in stored.keys():
                     part = stored.get_slice(name)
                     found[name] = part.get_dtype(), tuple(part.get_shape())

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from assent.errors import ModelError
 from assent.foreign import brief
 from assent.models.sources import Source
-from assent.models.stored import CONFIG, fetched, read_object, weight_files
+from assent.models.stored import CONFIG, fetched, read_object, stored_weights, weight_files
 
 FILES = ("value_head.safetensors", "value_head.bin")
 BESIDE_ADAPTERS = "pytorch_model.bin"
@@ -76,7 +76,7 @@ def value_head(source: Source) -> ValueHead | None:
     own = read_object(base / CONFIG).get("value_head_prefix")
     heads = tuple(f"{name}." for name in (*NAMES, own) if isinstance(name, str) and name)
     found: dict[str, Tensor] = {}
-    for file in weight_files(base):
+    for file in weight_files(base) if any(name.startswith(heads) for name in stored_weights(base)) else ():
         with safe_open(file, "pt") as stored:
             found |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(heads)}
     return replace(_made(base, found), names=frozenset(found)) if found else None

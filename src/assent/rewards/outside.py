@@ -23,7 +23,7 @@ from assent.rewards.ensemble import Ensemble
 from assent.rewards.group import GroupReward, Scores, WeightedSum
 from assent.rewards.implicit import ImplicitReward, implicit_of
 from assent.rewards.judge.prompt import read_prompt
-from assent.rewards.judge.source import JudgeReward, check_size
+from assent.rewards.judge.source import JudgeReward, check_no_reference, check_size
 from assent.rewards.model import ModelReward
 from assent.rewards.remote import SHAPES
 from assent.rewards.rules import RULES, SPELLINGS, counts_tokens
@@ -154,11 +154,8 @@ def _check_judges(judges: Sequence[str], config: SourceConfig) -> None:
             "--judge.pairs baseline compares with the answer in the row, for answers that are sampled. Here the row's "
             "answers are what is judged: use --judge.pairs all."
         )
-    if judges and read_prompt(config.judge.prompt).needs_reference:
-        raise ConfigError(
-            f"--judge.prompt {config.judge.prompt} shows the answer in the row as {{{{ reference }}}}. Here the row's "
-            "answers are what is judged: show a column of its own, {{ row.NAME }}."
-        )
+    if judges:
+        check_no_reference(read_prompt(config.judge.prompt), config.judge.prompt)
 
 
 def _weighted(rewards: RewardsConfig, config: SourceConfig) -> RewardsConfig:

@@ -33,13 +33,14 @@ def scored_chunks(
     source: GroupReward, examples: Sequence[Example], chat: Chat | None, *, max_length: int, size: int = CHUNK
 ) -> Iterator[tuple[Sequence[Example], Scores]]:
     """The same in portions of about `size` answers: some of the examples, and the scores of all of their responses."""
-    for start, end in _portions(examples, size):
+    for start, end in portions(examples, size):
         portion = examples[start:end]
         read = _read(choose_turns(portion, "all"), chat, max_length)
         yield portion, _whole(source, read, TOKENS if chat else CHARACTERS)
 
 
-def _portions(examples: Sequence[Example], size: int) -> Iterator[tuple[int, int]]:
+def portions(examples: Sequence[Example], size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Where each run of examples begins and ends that have about `size` answers together."""
     start = answers = 0
     for index, example in enumerate(examples):
         if answers and answers + len(example.responses) > size:
@@ -106,7 +107,7 @@ def group_of(example: Example, kept: Sequence[int], lengths: Sequence[int], tree
     return Group(
         replace(example, feedback=()),
         texts=tuple(response.text for response in responses),
-        finished=(True,) * len(responses),
+        finished=tuple(response.finished for response in responses),
         lengths=tuple(lengths),
         ids=() if tree is None else tuple(branch.ids for branch in tree.branches),
         prompt_ids=() if tree is None else tree.prompt,

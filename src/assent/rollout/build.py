@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from assent import distributed
 from assent.config import EngineConfig, SamplingConfig
 from assent.data.chat import Chat
 from assent.errors import ConfigError
 from assent.models.policy import Policy
 from assent.models.saving import stop_ids, write_model
 from assent.models.vocabulary import unused_ids
+from assent.rollout.check import check_sampling
 from assent.rollout.engine import Engine
+from assent.rollout.mixture import MixtureEngine
 from assent.rollout.torch_engine import TorchEngine
 from assent.rollout.vllm_engine import VllmEngine
 from assent.rollout.vllm_server import VllmServer
@@ -26,6 +29,25 @@ def torch_engine(policy: Policy, chat: Chat, *, compiled: bool = False) -> Torch
     drawn."""
     ends, unused = stop_ids(chat, policy.plain.generation_config), unused_ids(policy.plain, chat.tokenizer)
     return TorchEngine(policy.model, ends, policy.precision, compiled=compiled, unused=unused)
+
+
+def opponent_engine(
+    policy: Policy, reference: Policy | None, chat: Chat, weight: float, max_length: int
+) -> MixtureEngine:
+    """Samples from the mixture policy^(1 - weight) * reference^weight by the models' own weights; `reference` None: the
+    policy without its adapters. Raises ModelError where the reference cannot be sampled exactly."""
+    if reference is not None:
+        with distributed.unsharded(reference):
+            check_sampling(reference.model, max_length)
+    return MixtureEngine(
+        policy.model,
+        None if reference is None else reference.model,
+        weight,
+        stop_ids(chat, policy.plain.generation_config),
+        policy.precision,
+        plain=policy.without_adapters,
+        unused=unused_ids(policy.plain, chat.tokenizer),
+    )
 
 
 def engine_of(

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import PurePath
 from typing import TextIO
 
-import torch
-
+from assent import distributed
 from assent.config import GenerateConfig, ModelConfig
 from assent.data.chat import Chat
-from assent.data.formats import load_examples, message_row
+from assent.data.formats import load_examples, message_row, to_row
 from assent.data.jsonl import check_new_file, json_line, write_rows
 from assent.data.records import Example, Message, RowError
+from assent.data.steerable import asked_for
 from assent.data.views import prompt_view
+from assent.distributed import World
 from assent.errors import DataError, ModelError
 from assent.foreign import message
-from assent.models.loading import load_policy, load_tokenizer, quiet_transformers, resolve_precision
-from assent.models.saving import generation_config, stop_ids
-from assent.models.sources import model_folder
-from assent.models.vocabulary import check_vocabulary
-from assent.rollout.build import engine_for, torch_engine
-from assent.rollout.check import check_sampling
+from assent.models.loading import load_tokenizer, quiet_transformers
+from assent.rollout.answering import Asked, Counts, answered, asked, opened, room_of, sampled_parts
 from assent.rollout.engine import Completion, Engine
 
 log = logging.getLogger(__name__)
 
 HELP = "/system TEXT sets the system message, /reset forgets the conversation, /exit leaves."
-
-_ROUND = 16  # a batch of prompts is answered in rounds of this many times `max_batch`, so that rows appear meanwhile
 
 
 def generate(config: GenerateConfig) -> None:
@@ -38,51 +36,58 @@ def generate(config: GenerateConfig) -> None:
     without prompts, talks with the person at standard input.
 
     A line holds `prompt` (its messages), `response` (text), `tokens` (how many, EOS included) and `finished` (whether
-    it ended by itself). The same model, prompts, sampling and seed give the same lines. Rows that cannot be used are
-    named on standard error. Errors: ModelError, DataError; RunFolderError where `config.out` exists already,
-    OutputError where it cannot be written.
+    it ended by itself). With several answers to each prompt it is a row of assent's own shape (docs/formats.md): its
+    `responses` are the answers, and `meta` lists `tokens` and `finished` of each beside the row's own columns; answers
+    without any text are left out, and counted. The same model, prompts, sampling and seed give the same lines, however
+    many ranks share the work. Rows that cannot be used are named on standard error. Errors: ModelError, DataError;
+    RunFolderError where `config.out` exists already, OutputError where it cannot be written.
     """
+    world = distributed.init()
     if config.out is not None:
-        check_new_file(config.out)
+        distributed.on_main(partial(check_new_file, config.out))
     quiet_transformers()
-    if config.prompts is None:
-        chat, engine = _load(config)
+    examples = None if config.prompts is None else distributed.on_main(partial(_read_prompts, config))
+    model = _model(config)
+    chat, engine = opened(model, config.engine, config.sampling, world)
+    if examples is None:
         converse(chat, engine, config, sys.stdin, sys.stdout)
         return
-    examples = _read_prompts(config)
-    chat, engine = _load(config)
-    rows = answer(chat, engine, examples, config)
-    if config.out is None:
+    prompts, problems = asked(chat, examples, room_of(model, config.sampling))
+    for problem in problems:
+        log.warning(f"left out: {problem}")
+    if not prompts:
+        raise DataError(f"{config.prompts}: none of the prompts can be answered. The first: {problems[0]}")
+    rows = answer(chat, engine, prompts, config, world)
+    if not world.is_main:
+        deque(rows, maxlen=0)
+    elif config.out is None:
         for row in rows:
             sys.stdout.write(json_line(row))
             sys.stdout.flush()
     else:
-        log.info(f"{write_rows(rows, config.out)} answers in {config.out}")
+        log.info(f"{write_rows(rows, config.out)} answered prompts in {config.out}")
 
 
 def answer(
-    chat: Chat, engine: Engine, examples: Sequence[Example], config: GenerateConfig
+    chat: Chat, engine: Engine, prompts: Sequence[Asked], config: GenerateConfig, world: World
 ) -> Iterator[dict[str, object]]:
-    """One row for the prompt of each example that the chat template accepts, in order."""
-    encoded = []
-    for example in examples:
-        try:
-            encoded.append((example.prompt, chat.prompt_ids(example)))
-        except RowError as error:
-            log.warning(f"left out: {error.at(example.origin)}")
-    if not encoded:
-        raise DataError(f"{config.prompts}: the chat template accepts none of the prompts.")
-    size = _ROUND * config.sampling.max_batch
-    for start in range(0, len(encoded), size):
-        part = encoded[start : start + size]
-        groups = engine.generate([ids for _, ids in part], 1, config.sampling, config.seed, start)
-        for (prompt, ids), (completion,) in zip(part, groups, strict=True):
+    """A row for each prompt, in order."""
+    counts = Counts()
+    for _, own, groups in sampled_parts(engine, prompts, config.answers, config.sampling, config.seed, world):
+        if config.answers > 1:
+            found, more = answered(chat, own, groups, PurePath(config.model).name or None)
+            counts += more
+            yield from map(to_row, found)
+            continue
+        for one, (completion,) in zip(own, groups, strict=True):
             yield {
-                "prompt": [message_row(message) for message in prompt],
-                "response": chat.decode(completion.ids, ids, finished=completion.finished),
+                "prompt": [message_row(turn) for turn in one.example.prompt],
+                "response": chat.decode(completion.ids, one.ids, finished=completion.finished),
                 "tokens": len(completion),
                 "finished": completion.finished,
             }
+    for sentence in counts.sentences():
+        log.warning(sentence)
 
 
 def converse(chat: Chat, engine: Engine, config: GenerateConfig, source: TextIO, out: TextIO) -> None:
@@ -125,19 +130,14 @@ def _cut(completion: Completion) -> str:
     return "" if completion.finished else f" [cut after {len(completion)} tokens]"
 
 
-def _load(config: GenerateConfig) -> tuple[Chat, Engine]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = ModelConfig(path=config.model, precision=config.precision, layout="flat")
-    chat = Chat(load_tokenizer(model))
-    if config.engine.name == "vllm":
-        precision = resolve_precision(config.precision, device)
-        path = model_folder(config.model)
-        ends = stop_ids(chat, generation_config(path))
-        return chat, engine_for(path, config.engine, ends, config.sampling, precision)
-    policy = load_policy(model, max_length=config.sampling.max_new_tokens, device=device, trainable=False)
-    check_vocabulary(policy.plain, chat.tokenizer, config.model)
-    check_sampling(policy.model, config.sampling.max_new_tokens)
-    return chat, torch_engine(policy, chat, compiled=config.engine.compile)
+def _model(config: GenerateConfig) -> ModelConfig:
+    """The model, told by its chat template's variables which attributes its answers are asked to have."""
+    model = ModelConfig(path=config.model, precision=config.precision)
+    if config.attributes is None:
+        return model
+    template = load_tokenizer(model).chat_template
+    asked = asked_for(template, config.attributes, "--attributes", config.model)
+    return replace(model, template_kwargs={**asked})
 
 
 def _read_prompts(config: GenerateConfig) -> list[Example]:

@@ -19,10 +19,10 @@ from assent.distributed import World
 from assent.rollout.engine import Completion
 
 PER_TOKEN = (
-    "sampler", "old", "reference", "ewma", "kl", "entropy", "teacher", "teacher_forward", "teacher_reverse",
+    "sampler", "old", "reference", "anchor", "ewma", "kl", "entropy", "teacher", "teacher_forward", "teacher_reverse",
     "teacher_agrees", "credit", "values", "advantages", "returns",
 )  # fmt: skip
-PER_RESPONSE = ("finished", "demonstration", "reward", "shaped", "greedy")
+PER_RESPONSE = ("finished", "demonstration", "reward", "shaped", "greedy", "side", "reference_point")
 Column = np.ndarray | None
 
 
@@ -35,16 +35,17 @@ class Rollout:
     prompt         [S] int64    which of these prompts each response answers, never decreasing
     ids            [N] int64    tokens of the responses
     lengths        [S] int64    how many each response has, at least 1
-    sampler        [N] float32  log-probs by the engine that sampled; NaN in demonstrations
+    sampler        [N] float32  log-probs by who sampled them; NaN in demonstrations of the data
     finished       [S] bool     whether it ended by itself
-    demonstration  [S] bool     whether the policy did not sample it
+    demonstration  [S] bool     whether the policy did not sample it: the data's or a hint's, or an opponent's
     reward         [S] float32  what it is worth; those without a reward are left out
     parts          name -> [S]  what the sources of rewards give each, NaN where one abstains
     notes          S mappings   what else is to be written down about each, or nothing at all
     old            [N] float32  log-probs by the policy before the first step on the rollout
     reference      [N] float32  log-probs by the reference
+    anchor         [N] float32  log-probs by the average that the KL counts from, where that is not the reference
     ewma           [N] float32  log-probs by the average of the policy's weights (PPO-EWMA)
-    kl             [N] float32  KL(policy || reference) over the whole vocabulary
+    kl             [N] float32  KL(policy || what it counts from) over the whole vocabulary
     entropy        [N] float32  of the policy
     teacher          [N] float32  log-probs by the teacher
     teacher_forward  [N] float32  KL(teacher || policy) over the whole vocabulary
@@ -56,6 +57,8 @@ class Rollout:
     greedy         [S] float32  shaped reward of the prompt's most likely response
     advantages     [N] float32
     returns        [N] float32  targets of the critic
+    side           [S] float32  1 where it is preferred, -1 where it is not, 0 where it is in no comparison
+    reference_point [S] float32  KTO's, the same for all
     """
 
     prompts: tuple[np.ndarray, ...]
@@ -71,6 +74,7 @@ class Rollout:
     notes: tuple[Mapping[str, object], ...] = ()
     old: Column = None
     reference: Column = None
+    anchor: Column = None
     ewma: Column = None
     kl: Column = None
     entropy: Column = None
@@ -84,6 +88,8 @@ class Rollout:
     greedy: Column = None
     advantages: Column = None
     returns: Column = None
+    side: Column = None
+    reference_point: Column = None
 
     def __len__(self) -> int:
         """Responses."""
@@ -158,7 +164,8 @@ class Rollout:
         return self.take(np.flatnonzero(~self.demonstration)) if self.demonstration.any() else self
 
     def trees(self, *names: str) -> list[TokenTree]:
-        """A tree for each prompt, its number as key, with those of these fields (see `Fields`) that are known."""
+        """A tree for each prompt, its number as key, with those of these fields (see `Fields`) that are known, and with
+        the comparisons of its responses."""
         cuts = np.cumsum(self.lengths)[:-1]
         known = {name: np.split(values, cuts) for name in names if (values := self._field(name)) is not None}
         branches = [
@@ -167,9 +174,22 @@ class Rollout:
         ]
         ends = np.cumsum(self.sizes)
         return [
-            TokenTree(prompt, tuple(branches[end - size : end]), key=key)
+            TokenTree(prompt, tuple(branches[end - size : end]), key=key, **self._comparisons(slice(end - size, end)))
             for key, (prompt, size, end) in enumerate(zip(self.prompts, self.sizes, ends, strict=True))
         ]
+
+    def _comparisons(self, here: slice) -> dict[str, Any]:
+        """Of the responses `here`, those of a prompt: labels (1 preferred, 0 not), and each preferred one with each of
+        the others as a pair, as strong as their shaped rewards are apart."""
+        if self.side is None or self.shaped is None:
+            return {}
+        side, worth = self.side[here], self.shaped[here].tolist()
+        chosen, rejected = np.flatnonzero(side > 0).tolist(), np.flatnonzero(side < 0).tolist()
+        fields = {"label": (side > 0).astype(np.float32)}
+        if self.reference_point is not None:
+            fields["reference_point"] = self.reference_point[here]
+        pairs = tuple((i, j, worth[i] - worth[j]) for i in chosen for j in rejected)
+        return {"pairs": pairs, "per_response": fields}
 
     def _field(self, name: str) -> Column:
         if name != "sampled":
@@ -198,6 +218,7 @@ class Fields(NamedTuple):
     sampler: Tensor | None
     old: Tensor | None
     reference: Tensor | None
+    anchor: Tensor | None
     ewma: Tensor | None
     values: Tensor | None
     advantages: Tensor | None

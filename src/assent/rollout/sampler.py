@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,24 +29,35 @@ Answers = list[list[Completion]]
 @dataclass(frozen=True, slots=True)
 class Ask:
     """`n` responses to each of these prompts (token ids), which are rows `rows` of the data; at another temperature
-    than that of `SamplingConfig` where one is given."""
+    than that of `SamplingConfig` where one is given; by the opponent in place of the policy where there is one."""
 
     prompts: Sequence[np.ndarray]
     rows: np.ndarray
     n: int
     seed: int
     temperature: float | None = None
+    opponent: bool = False
 
 
 class Sampler:
     """Every rank samples its share of the prompts and gets all responses. `owns_weights` says that the engine has a
-    copy of the policy's weights, which it is sent before it samples; without it they are the very same tensors."""
+    copy of the policy's weights, which it is sent before it samples; without it they are the very same tensors.
+    `opponent` samples from the very tensors of the policy and of `reference` (None: the policy has them all)."""
 
     def __init__(
-        self, world: World, policy: Policy, engine: Engine, sampling: SamplingConfig, *, owns_weights: bool = False
+        self,
+        world: World,
+        policy: Policy,
+        engine: Engine,
+        sampling: SamplingConfig,
+        *,
+        owns_weights: bool = False,
+        opponent: Engine | None = None,
+        reference: Policy | None = None,
     ) -> None:
+        assert opponent is None or not owns_weights, "an opponent is sampled from while nobody trains"
         self.world, self.policy, self.engine, self.sampling = world, policy, engine, sampling
-        self.owns_weights = owns_weights
+        self.owns_weights, self.opponent, self.reference = owns_weights, opponent, reference
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._under_way: tuple[Sequence[Ask], Future[list[Answers]]] | None = None
 
@@ -53,7 +65,8 @@ class Sampler:
         """What each of `asks` asks for, by the policy as it is now."""
         assert self._under_way is None, "the engine is busy"
         if not self.owns_weights:
-            with distributed.unsharded(self.policy):
+            other = self.reference if any(ask.opponent for ask in asks) else None
+            with distributed.unsharded(self.policy), nullcontext() if other is None else distributed.unsharded(other):
                 return self._gather(asks, lambda: self._generate(asks))
         self.engine.update_weights(weights_of(self.policy))
         return self._gather(asks, lambda: self._generate(asks))
@@ -102,13 +115,17 @@ class Sampler:
             sampling = self.sampling
             if ask.temperature is not None:
                 sampling = replace(sampling, temperature=ask.temperature)
-            found.append(self.engine.generate(ask.prompts[mine], ask.n, sampling, ask.seed, mine.start))
+            engine = self.opponent if ask.opponent else self.engine
+            assert engine is not None, "there is no opponent"
+            found.append(engine.generate(ask.prompts[mine], ask.n, sampling, ask.seed, mine.start))
         return found
 
     def _gather(self, asks: Sequence[Ask], generate: Callable[[], list[Answers]]) -> list[Rollout]:
         parts = distributed.gathered(generate)
         return [
-            rollout_of(ask.prompts, ask.rows, [group for part in parts for group in part[number]])
+            rollout_of(
+                ask.prompts, ask.rows, [group for part in parts for group in part[number]], demonstrations=ask.opponent
+            )
             for number, ask in enumerate(asks)
         ]
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from assent.config import SamplingConfig
 from assent.data.tree import Segment
 from assent.errors import ModelError, NonFiniteError
-from assent.models.attention import TreeAttend, attention_of, inexact_reason, install, use_attention
+from assent.models.attention import Attend, TreeAttend, attention_of, inexact_reason, install, use_attention
 from assent.rollout.cache import PromptCapture, SlotCache
 from assent.rollout.compiled import CompiledStep
 from assent.rollout.draw import sample, uniforms
@@ -80,8 +80,13 @@ class TorchEngine:
         """Of one more token, `ids` and `positions` [B, 1], for each sequence in `cache`: [B, V]."""
         if self._compiled is not None and len(ids) > 1:
             return self._compiled(ids, positions, *cache.windows())
-        out: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False, attend=cache).logits[:, 0]
-        return out
+        return self.forward(ids, positions, cache)[:, 0]
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, **options: Any) -> Tensor:
+        """Logits of these tokens, `ids` and `positions` [B, T], by the model that is sampled from."""
+        out = self.model(input_ids=ids, position_ids=positions, use_cache=False, attend=attend, **options)
+        logits: Tensor = out.logits
+        return logits
 
     def update_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copies new weights into the model. Not needed where a trainer changes this very model in place."""
@@ -227,13 +232,8 @@ class _Generation:
         positions = torch.cat([torch.arange(s.end - s.start) for s in segments])
         ends = torch.tensor([s.end - 1 for s in segments])
         capture = PromptCapture(TreeAttend(segments, total))
-        logits = self.engine.model(
-            input_ids=tokens[None].to(self.device),
-            position_ids=positions[None].to(self.device),
-            logits_to_keep=ends.to(self.device),
-            use_cache=False,
-            attend=capture,
-        ).logits[0]
+        ids, places = tokens[None].to(self.device), positions[None].to(self.device)
+        logits = self.engine.forward(ids, places, capture, logits_to_keep=ends.to(self.device))[0]
         for index, (prompt, segment) in enumerate(zip(chosen, segments, strict=True)):
             layers = capture.prompt(segment.start, segment.end)
             self.waiting.extend(_Waiting(prompt, i, layers, logits[index]) for i in range(self.n))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from assent.algorithms.preference.objective import described
 from assent.train.facts import Line, number, plural, rounded
 from assent.train.opening import epochs
 
@@ -20,11 +21,15 @@ def about_online(algorithm: Online, total: int) -> list[Line]:
     per_epoch = -(-prompts // config.train.batch_size) * steps
     answers = f"{plural(size, 'prompt')} x {plural(rollout.responses, 'answer')}"
     most = rounded(size * rollout.responses * sampling.max_new_tokens)
+    comparison = algorithm.method.comparison
     functions = {"Policy loss": config.loss.function, "Advantages": config.loss.estimator}
+    if comparison is not None:
+        functions = {"Loss": described(comparison.term, comparison.row), "Sides": config.loss.estimator}
     return [
         *(Line(name, spec) for name, spec in functions.items() if spec is not None),
         Line("Reference", _online_reference(algorithm)),
         *_teacher(algorithm),
+        *_opponent(algorithm),
         Line("Rewards", _rewards(algorithm)),
         Line("Engine", _engine(algorithm)),
         Line(
@@ -37,9 +42,25 @@ def about_online(algorithm: Online, total: int) -> list[Line]:
 def _online_reference(algorithm: Online) -> str:
     kl, reference = algorithm.config.kl, algorithm.models.reference
     if reference is None:
-        return "none, nothing holds the policy near its start (--kl.coef 0)"
+        why = "--kl.coef 0" if algorithm.method.comparison is None else "its loss has none"
+        return f"none, nothing holds the policy near its start ({why})"
     what = "the model without its adapters" if reference.model is None else f"{kl.reference or 'the start'}, frozen"
-    return f"{what}; {number(kl.coef)} x KL in the {kl.place}"
+    if algorithm.models.average is not None:
+        moves = f"the policy's average ({number(kl.anchor_rate)} of the policy a step)"
+        return f"{moves}; {number(kl.coef)} x KL from it in the {kl.place}, beside it the KL from {what}"
+    held = "" if kl.coef == 0 else f"; {number(kl.coef)} x KL in the {kl.place}"
+    return what + held
+
+
+def _opponent(algorithm: Online) -> list[Line]:
+    """Who samples the second answer to each prompt, and what a reward against its is worth."""
+    weight, preference = algorithm.method.opponent, algorithm.method.preference
+    if weight is None:
+        return []
+    who = {0.0: "the policy itself", 1.0: "the reference"}.get(
+        weight, f"policy^{number(1 - weight)} x reference^{number(weight)}, token by token"
+    )
+    return [Line("Opponent", who if preference is None else f"{who}; preference by {preference.replace('_', ' ')}")]
 
 
 def _teacher(algorithm: Online) -> list[Line]:

@@ -18,7 +18,7 @@ class Coefficients:
     warming: bool = False
 
     def after_rollout(self, config: KLConfig, kl: float, responses: int) -> Coefficients:
-        """Once a rollout has shown the policy's KL from the reference, in nats a response, over so many responses."""
+        """Once a rollout has shown the policy's KL (the one that counts), in nats a response, over so many of them."""
         if config.target is None:
             return self
         weight = adaptive_kl(self.kl, kl, target=config.target, horizon=config.horizon, responses=responses)

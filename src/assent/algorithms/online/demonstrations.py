@@ -18,7 +18,7 @@ from assent.data.columns import column, column_names
 from assent.data.records import Example, RowError
 from assent.errors import ConfigError, DataError
 from assent.rollout.engine import Completion
-from assent.rollout.rollout import Rollout, beside, rollout_of
+from assent.rollout.rollout import Rollout, beside, joined, rollout_of
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,17 @@ def of_rows(
     """The answers to these rows, where there are any, as demonstrations; `prompts` are those of all rows."""
     found = [[_whole(answers[row])] if row in answers else [] for row in rows]
     return rollout_of([prompts[row] for row in rows], np.asarray(rows), found, demonstrations=True)
+
+
+def with_answers(
+    rollout: Rollout, prompts: Sequence[np.ndarray], rows: np.ndarray, answers: Mapping[int, np.ndarray]
+) -> Rollout:
+    """The rollout with the answers to further rows as demonstrations, whose reward nobody asks for."""
+    if not len(rows):
+        return rollout
+    found = of_rows(prompts, rows, answers)
+    found = replace(found, reward=np.zeros(len(found), np.float32))
+    return joined([rollout, found]) if len(rollout) else found
 
 
 def _whole(ids: np.ndarray) -> Completion:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from assent.algorithms.online.coefficients import Coefficients
+from assent.algorithms.online.comparison import Comparison, comparison_of, preference_of
 from assent.algorithms.own import OwnFunction, own_function, require_known
 from assent.config import METHODS, CriticConfig, GKDDistill, OnlineConfig, critic_of, keywords, method_of
 from assent.config.estimators import ESTIMATORS
@@ -30,7 +31,9 @@ TOKENS: Mapping[str, Quantity] = {
     "advantages": Quantity("N", "its advantage, a constant"),
     "response": Quantity("N", "which response it belongs to, 0, 1, ..., never decreasing"),
     "sampler_logprobs": Quantity("N", "log-prob under the engine that sampled it, a constant"),
-    "reference_logprobs": Quantity("N", "log-prob under the reference, a constant (with `--kl.coef` above 0)"),
+    "reference_logprobs": Quantity(
+        "N", "log-prob under the reference (or its `--kl.anchor`), a constant (with `--kl.coef` above 0)"
+    ),
     "entropy": Quantity("N", "entropy of the policy's prediction, with a gradient"),
 }
 """What a user's policy loss may ask for."""
@@ -64,9 +67,12 @@ class Distilled:
 class OnlineMethod:
     """A method with its options.
 
-    loss            the policy loss of each token
+    loss            the policy loss of each token, or that of a comparison
     penalised       whether it has a penalty, whose weight is `Coefficients.penalty`
-    estimator       the advantage of each token or each response
+    estimator       the advantage of each token or each response, or the side of each response in a comparison
+    comparison      how answers are compared; None: they are credited with advantages
+    opponent        weight of the reference in who samples the second answer to each prompt; None: nobody does
+    preference      how rewards become the probability to win against the opponent; None: they stay what they are
     critic          None where it has none
     needs_greedy    whether the most likely response to each prompt is sampled as well
     whiten          whether advantages are scaled over the rollout
@@ -83,6 +89,9 @@ class OnlineMethod:
     loss: TensorFunction
     penalised: bool
     estimator: TensorFunction
+    comparison: Comparison | None
+    opponent: float | None
+    preference: str | None
     critic: CriticConfig | None
     needs_greedy: bool
     whiten: bool
@@ -116,22 +125,26 @@ def method_with(config: OnlineConfig) -> OnlineMethod:
     """The method of a configuration. Raises ConfigError for a function of the user's that does not fit it."""
     row, options = METHODS[method_of(config)], keywords(config.loss)
     learning_rate, ewma = _for_this_batch(config, options)
-    loss = _loss(config, row.loss, options)
     estimator = _estimator(config, ADVANTAGES[ESTIMATORS[row.estimator].function], options)
-    require_known(
-        config.loss.options, "--loss.options", *(f for f in (loss, estimator) if isinstance(f.call, OwnFunction))
-    )
+    comparison = comparison_of(config, estimator)
+    loss = _loss(config, row.loss, options) if comparison is None else comparison.term.loss
+    if comparison is None:
+        own = [function for function in (loss, estimator) if isinstance(function.call, OwnFunction)]
+        require_known(config.loss.options, "--loss.options", *own)
     _require_read(config, loss, estimator)
     return OnlineMethod(
         loss=loss,
         penalised=PENALTY in options and PENALTY in loss.takes,
         estimator=estimator,
+        comparison=comparison,
+        opponent={"reference": 1.0, "mixture": options.get("mixture")}.get(row.opponent or ""),
+        preference=preference_of(config),
         critic=critic_of(config),
         needs_greedy="greedy" in estimator.inputs,
         whiten=options.get("whiten", False),
-        reduction=options["reduction"],
+        reduction=options.get("reduction", "response"),
         dynamic=options.get("dynamic", False),
-        entropy=options["entropy"],
+        entropy=options.get("entropy", 0.0),
         penalty_target=options.get("penalty_target"),
         ewma=ewma,
         learning_rate=learning_rate,

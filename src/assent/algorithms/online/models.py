@@ -9,26 +9,34 @@ from torch import Tensor
 from assent.algorithms.online.method import Distilled
 from assent.data.packing import plan
 from assent.data.tree import TreeBatch
+from assent.models.logprobs import Direction
 from assent.models.policy import Anchor, Policy, ScoreModel, Teacher, TokenScores
-from assent.models.references import Reference
+from assent.models.references import FollowingReference, Reference
 from assent.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL. `teacher` None:
-    nothing is distilled."""
+    """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL. `average` is
+    the policy's own, where the KL that counts is measured from that; the KL to the reference is then only logged.
+    `teacher` None: nothing is distilled."""
 
     policy: Policy
     critic: ScoreModel | None
     reference: Reference | None
+    average: FollowingReference | None = None
     teacher: Policy | None = None
 
     @property
     def tree(self) -> bool:
         """Whether all models can share prompts."""
-        models = (self.policy, self.critic, self.reference, self.teacher)
+        models = (self.policy, self.critic, self.reference, self.average, self.teacher)
         return all(model.tree for model in models if model is not None)
+
+    @property
+    def anchor(self) -> Reference | None:
+        """What the KL that counts is measured from."""
+        return self.average or self.reference
 
     @property
     def has_critic(self) -> bool:
@@ -54,17 +62,21 @@ class Models:
         *,
         entropy: bool,
         anchor: Anchor | None,
+        direction: Direction = "reverse",
+        collision: bool = False,
         teacher: Teacher | None = None,
         head_only: bool = False,
     ) -> TokenScores:
-        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary, with `teacher` the
-        divergence from it. With `head_only`, gradients reach its value head alone."""
+        """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary, or the other way round
+        where `direction` is forward; with `teacher` the divergence from it. With `head_only`, gradients reach its value
+        head alone."""
         return self.policy(
             batch,
             temperature,
             entropy=entropy,
+            collision=collision,
             anchor=anchor,
-            direction="reverse",
+            direction=direction,
             teacher=teacher,
             head_only=head_only,
         )

@@ -22,9 +22,10 @@ from assent.algorithms.online.samples import means, require_finite, rollout_metr
 from assent.algorithms.online.stages import (
     Annotation,
     Scored,
-    advantages,
     annotate,
     centred,
+    compare,
+    credit,
     score,
     shape,
 )
@@ -35,7 +36,7 @@ from assent.errors import UserError
 from assent.losses import RunningMoments
 from assent.rewards.credit import credit_of
 from assent.rewards.group import GroupReward, Progress, RewardError
-from assent.rollout.rollout import Rollout, joined, rollout_of
+from assent.rollout.rollout import Rollout, beside, joined, rollout_of
 from assent.rollout.sampler import Ask, Sampler
 from assent.train.finite import require_numbers
 from assent.train.session import Session
@@ -53,8 +54,8 @@ FAINT = "Lower --optim.lr, or look at the rewards and the KL."
 
 @dataclass(slots=True)
 class Pending:
-    """The rows of the data that are being sampled to. `found` are the responses (of training, then greedy ones, then
-    hinted ones, where the method has them), None until they are there; `seconds` is how long it took."""
+    """The rows of the data that are being sampled to. `found` are the responses (of training, then an opponent's,
+    greedy ones, hinted ones, where the method has them), None until they are there; `seconds` is how long it took."""
 
     rows: np.ndarray
     found: list[Rollout] | None = None
@@ -109,7 +110,10 @@ class Rollouts:
         if not len(rows):
             return []
         prompts, seed = [self.prompt_ids[row] for row in rows], self._seed(number)
-        asks = [Ask(prompts, rows, self.config.rollout.responses, seed)]
+        others = 0 if self.method.opponent is None else 1
+        asks = [Ask(prompts, rows, self.config.rollout.responses - others, seed)]
+        if others:  # other numbers than the policy's, whose answers these would be where the two are the same
+            asks.append(Ask(prompts, rows, 1, self._seed(number, ROUNDS + 1), opponent=True))
         if self.method.needs_greedy:
             asks.append(Ask(prompts, rows, 1, seed, temperature=0.0))
         hinted = [row for row in rows.tolist() if self.hints and self.hints[row] is not None]
@@ -162,9 +166,10 @@ class Rollouts:
         try:
             seen, rollout, metrics = self._scored(pending)
             if self.drift is not None and len(rollout):
-                metrics |= self.drift(rollout, [self.examples[row] for row in rollout.rows], self.progress)
+                metrics |= self.drift(rollout.sampled(), [self.examples[row] for row in rollout.rows], self.progress)
             demonstrated = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
-            rollout = self._with_answers(rollout, pending.rows)
+            taught = pending.rows[~self._on_policy(pending.rows)]
+            rollout = demonstrations.with_answers(rollout, self.prompt_ids, taught, self.answers)
             baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:
             self.prompts.load_state_dict(before)
@@ -173,22 +178,22 @@ class Rollouts:
         self.prompts.record(seen.rows, seen.by_prompt(seen.reward))
         if demonstrated is not None:
             rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, demonstrated)
-        rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
         if self.credit is not None:
             rollout = replace(rollout, credit=self.credit(rollout.trees()))
+        rollout, judged = compare(self._shaped(rollout, baseline, greedy), self.method, self.stuck)
+        rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
         metrics |= rollout_metrics(rollout.sampled(), rewarded=self.config.rewards.named)
-        rollout = self._shaped(rollout, baseline, greedy)
-        rollout, credited = advantages(rollout, self.method, self.config.kl, kl_coef)
+        rollout, used, credited = credit(rollout, self.method, self.config.kl, kl_coef)
         prompts = [self.examples[row] for row in rollout.rows]
         require_finite(rollout, prompts)
-        metrics |= credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
+        metrics |= judged | credited | {"rollout": float(self.number + 1), "passes": float(self.prompts.passes)}
         if self.config.curriculum.rest:
             metrics["resting"] = self.prompts.skipped
         require_numbers(f"rollout {self.number + 1}", metrics, FAINT)
         self._watch(metrics)
         metrics |= {"time/sample": pending.seconds, "time/score": time.perf_counter() - ready}
         self.number, self.pending = self.number + 1, None
-        return Made(replace(rollout, notes=()), metrics, tuple(self._shown(rollout, prompts)))
+        return Made(replace(used, notes=()), metrics, tuple(self._shown(rollout, prompts)))
 
     def _scored(self, pending: Pending) -> tuple[Rollout, Rollout, dict[str, float]]:
         """All prompts with a scored response; of these what is trained on: without zero-variance groups, where the
@@ -203,7 +208,7 @@ class Rollouts:
         said: list[Mapping[str, Sequence[float]]] = []
         scored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
-            rollout = self._further(number) if number else pending.found[0]
+            rollout = self._further(number) if number else self._answers(pending.found)
             made = self._score(rollout)
             said.append(made.metrics)
             failures.update(made.failures)
@@ -225,6 +230,10 @@ class Rollouts:
         metrics = {"unscored": (total - scored) / total, **means(said)}
         return everything, trained.of_prompts(np.arange(min(size, len(trained.prompts)))), metrics
 
+    def _answers(self, found: Sequence[Rollout]) -> Rollout:
+        """The policy's answers, and behind them the opponent's."""
+        return found[0] if self.method.opponent is None else beside(found[0], found[1])
+
     def _further(self, number: int) -> Rollout:
         return self.sampler.sample(self._asks(self._next(), number))[0]
 
@@ -237,15 +246,6 @@ class Rollouts:
         rollouts = -(-len(self.examples) // self.config.train.batch_size)
         steps = rollouts * self.config.rollout.epochs * self.config.rollout.minibatches
         return Progress(self.step, self.session.total_steps(steps), steps)
-
-    def _with_answers(self, rollout: Rollout, rows: np.ndarray) -> Rollout:
-        """With the data's own answers to those of the rows that the policy does not answer."""
-        taught = rows[~self._on_policy(rows)]
-        if not len(taught):
-            return rollout
-        found = demonstrations.of_rows(self.prompt_ids, taught, self.answers)
-        found = replace(found, reward=np.zeros(len(found), np.float32))
-        return joined([rollout, found]) if len(rollout) else found
 
     def _demonstrations(self, rollout: Rollout, pending: Pending) -> Rollout:
         """Scored demonstrations, at most one to each prompt of the rollout."""
@@ -298,10 +298,14 @@ class Rollouts:
         distilled = self.method.distilled
         in_reward = kl.coef > 0 and (kl.place == "reward" or kl.target is not None)
         in_reward = in_reward or (distilled is not None and not distilled.in_loss)
-        policy = steps > 1 or self.method.ewma is not None or in_reward or models.has_critic
+        compares = self.method.comparison
+        before = compares is not None and compares.reads_before(rollout)
+        policy = steps > 1 or self.method.ewma is not None or in_reward or models.has_critic or before
         flat, ranks, micro_tokens = not models.tree, self.session.world.size, train.micro_tokens
-        kept = policy and keeps(
-            rollout, steps=steps, warming=warming, micro_tokens=micro_tokens, flat=flat, ranks=ranks
+        kept = (
+            policy
+            and compares is None
+            and keeps(rollout, steps=steps, warming=warming, micro_tokens=micro_tokens, flat=flat, ranks=ranks)
         )
         cache.passes.clear()
         return Annotation(
@@ -332,12 +336,18 @@ class Rollouts:
         """Rows of the first prompts, for samples.jsonl."""
         first = rollout.of_prompts(np.arange(min(self.config.rollout.show, len(rollout.prompts))))
         distilled = self.method.distilled
-        given = self.config.given.source != "none" or (distilled is not None and distilled.on_policy < 1)
+        given = self.config.given.source != "none" or bool(first.demonstration.any())
+        given = given or (distilled is not None and distilled.on_policy < 1)
         rewarded = self.config.rewards.named
         return rows_of(first, prompts, self.session.chat, demonstrations=given, rewarded=rewarded)
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.stuck = self.stuck + 1 if metrics.get("no_signal") == 1.0 else 0
+        if self.stuck == STUCK and self.method.comparison is not None:
+            raise RewardError(
+                f"rollout {self.number + 1}: for {STUCK} rollouts no answers to a prompt could be told apart, and no "
+                "step was taken. Are the rewards constant, or does the judge decide nothing?"
+            )
         if self.stuck == STUCK:
             log.warning(
                 f"rollout {self.number + 1}: for {STUCK} rollouts all answers to a prompt were worth the same, so "

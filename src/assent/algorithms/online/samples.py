@@ -12,13 +12,15 @@ from assent.data.records import Example
 from assent.rewards.group import NonFiniteReward
 from assent.rollout.rollout import Rollout
 
+KL_ANCHOR = "kl_anchor"
+"""The KL that counts, where it is measured from an average of the policy; "kl" is from the reference always."""
 TEACHER = {"reverse": "teacher_kl", "forward": "teacher_kl_forward", "agrees": "teacher_agreement"}
 """What the parts of a `Divergence` from a teacher are called in metrics: means over answers of means over tokens."""
 
 
 def rollout_metrics(rollout: Rollout, *, rewarded: bool = True) -> dict[str, float]:
-    """What people look at first: reward (where answers are `rewarded`), KL from the reference (nats per answer),
-    entropy and KL from the teacher (nats per token), length. As far as it is known."""
+    """What people look at first: reward (where answers are `rewarded`), KL from the reference and from the average of
+    the policy (nats per answer), entropy and KL from the teacher (nats per token), length. As far as it is known."""
     metrics: dict[str, float] = {}
     if not len(rollout):
         return metrics
@@ -30,6 +32,8 @@ def rollout_metrics(rollout: Rollout, *, rewarded: bool = True) -> dict[str, flo
             metrics[f"reward/{name}"] = float(np.nanmean(part))  # of a part that abstained from some, the others
     if rollout.old is not None and rollout.reference is not None:
         metrics["kl"] = float(rollout.sums(rollout.old - rollout.reference).mean())
+    if rollout.old is not None and rollout.anchor is not None:
+        metrics[KL_ANCHOR] = float(rollout.sums(rollout.old - rollout.anchor).mean())
     if rollout.entropy is not None:
         metrics["entropy"] = float(rollout.entropy.mean())
     for column, name in TEACHER.items():
@@ -43,7 +47,8 @@ def rollout_metrics(rollout: Rollout, *, rewarded: bool = True) -> dict[str, flo
 def rows_of(
     rollout: Rollout, examples: Sequence[Example], chat: Chat, *, demonstrations: bool, rewarded: bool = True
 ) -> list[dict[str, object]]:
-    """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether it is one."""
+    """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether the policy did not
+    sample it. Where answers are compared, it says whether it was preferred (None: it is in no comparison)."""
     log_ratio = None if rollout.old is None or rollout.reference is None else rollout.old - rollout.reference
     rows = []
     for i, (ids, start) in enumerate(zip(rollout.answers, rollout.starts, strict=True)):
@@ -58,6 +63,8 @@ def rows_of(
         row |= {f"reward/{name}": float(values[i]) for name, values in rollout.parts.items()}
         if rollout.advantages is not None:
             row["advantage"] = float(rollout.advantages[tokens].mean())
+        if rollout.side is not None:
+            row["preferred"] = {1.0: True, -1.0: False}.get(float(rollout.side[i]))
         if demonstrations:
             row["given"] = bool(rollout.demonstration[i])
         if rollout.teacher_reverse is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assent.algorithms.online.comparison import against_opponents, compared, selected
 from assent.algorithms.online.method import Distilled, OnlineMethod
 from assent.algorithms.online.models import Forward, ForwardCache, Models
 from assent.config.online import KLConfig, ShapingConfig
@@ -75,8 +76,8 @@ class Annotation:
 
 
 def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: World) -> Rollout:
-    """The rollout with `old`, `entropy`, `values`, `reference`, `kl` and the columns of the teacher, as far as they are
-    asked for. Every rank must call it; they share the work."""
+    """The rollout with `old`, `entropy`, `values`, `reference`, `anchor`, `kl` and the columns of the teacher, as far
+    as they are asked for. Every rank must call it; they share the work."""
     reference, temperature = models.reference, annotation.temperature
     if not annotation.policy and reference is None:
         return rollout
@@ -85,10 +86,12 @@ def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: Wo
         known: dict[str, Tensor] = {}
         if reference is not None:
             known["reference"] = reference.logprobs(batch, temperature)
+        if models.average is not None:
+            known["anchor"] = models.average.logprobs(batch, temperature)
         if not annotation.policy:
             return BatchColumns(known)
         keep = annotation.cache is not None
-        anchor = reference.anchor(batch, temperature) if annotation.kl and reference is not None else None
+        anchor = models.anchor.anchor(batch, temperature) if annotation.kl and models.anchor is not None else None
         teacher = models.teacher_of(batch, annotation.teacher)
         with torch.set_grad_enabled(keep):
             scores = models.forward(
@@ -149,7 +152,28 @@ def centred(rollout: Rollout, baseline: np.ndarray) -> np.ndarray:
     return rollout.reward.astype(np.float64) - baseline[rollout.prompt]
 
 
-# ---- advantages
+# ---- compare, credit
+
+
+def compare(rollout: Rollout, method: OnlineMethod, skipped: int) -> tuple[Rollout, dict[str, float]]:
+    """What a method that compares answers makes of their rewards, and metrics of it; `skipped` rollouts before this one
+    had nothing to compare."""
+    if method.preference is not None:
+        return against_opponents(rollout, method.preference)
+    if method.comparison is None:
+        return rollout, {}
+    rollout, metrics = compared(rollout, method.estimator, method.comparison)
+    return rollout, metrics | ({"skipped": float(skipped)} if skipped else {})
+
+
+def credit(
+    rollout: Rollout, method: OnlineMethod, kl: KLConfig, kl_coef: float
+) -> tuple[Rollout, Rollout, dict[str, float]]:
+    """The rollout with its credit, what of it is trained on, and metrics."""
+    if method.comparison is not None:
+        return rollout, selected(rollout, method.comparison), {}
+    rollout, metrics = advantages(rollout, method, kl, kl_coef)
+    return rollout, rollout, metrics
 
 
 def advantages(
@@ -178,10 +202,10 @@ def advantages(
         gap = torch.from_numpy(rollout.old).double() - torch.from_numpy(rollout.teacher).double()
         tokens = tokens - distilled.coef * gap * _sampled(rollout)
     metrics: dict[str, float] = {}
-    if (credit := _double(rollout.credit)) is not None:
-        tokens = tokens + credit
-        reward = reward - torch.zeros_like(reward).index_add(0, response, credit)
-        metrics["credit"] = float(credit.abs().sum() / len(rollout))
+    if (spread := _double(rollout.credit)) is not None:
+        tokens = tokens + spread
+        reward = reward - torch.zeros_like(reward).index_add(0, response, spread)
+        metrics["credit"] = float(spread.abs().sum() / len(rollout))
     values = _double(rollout.values)
     made = method.estimator(
         {
@@ -211,14 +235,15 @@ def advantages(
 
 
 def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
-    """KL from the reference at each token, [N] float64; 0 in demonstrations."""
+    """KL from what it counts from at each token, [N] float64; 0 in demonstrations."""
     if estimator == "full":
         assert rollout.kl is not None
         kl = torch.from_numpy(rollout.kl).double()
     else:
-        assert rollout.old is not None and rollout.reference is not None
-        old, reference = torch.from_numpy(rollout.old).double(), torch.from_numpy(rollout.reference).double()
-        kl = kl_estimate(old, reference, estimator=estimator)
+        anchor = rollout.reference if rollout.anchor is None else rollout.anchor
+        assert rollout.old is not None and anchor is not None
+        old, other = torch.from_numpy(rollout.old).double(), torch.from_numpy(anchor).double()
+        kl = kl_estimate(old, other, estimator=estimator)
     return kl * _sampled(rollout)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from assent.algorithms.online.coefficients import Coefficients
+from assent.algorithms.online.comparison import comparison_loss
 from assent.algorithms.online.method import PENALTY, OnlineMethod
 from assent.algorithms.online.models import Forward, Models
-from assent.algorithms.online.samples import TEACHER
+from assent.algorithms.online.samples import KL_ANCHOR, TEACHER
+from assent.algorithms.preference.step_loss import Requirement
 from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
@@ -27,19 +30,22 @@ def forward(
     batch: TreeBatch, models: Models, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
 ) -> Forward:
     """What the models say of a micro-batch, with gradients, as far as the loss needs it."""
-    temperature, kl, reference = config.sampling.temperature, config.kl, models.reference
+    temperature, kl, held_to = config.sampling.temperature, config.kl, models.anchor
     if coefficients.warming and models.critic is not None:  # the policy is not trained: nothing of it is needed
         nothing = torch.zeros_like(batch.label, dtype=torch.float32)
         return Forward(TokenScores(nothing, nothing, nothing, nothing), models.critic.scalars(batch, batch.source))
-    anchor = None
-    if reference is not None and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming:
-        anchor = reference.anchor(batch, temperature)
+    anchor, needs = None, frozenset() if method.comparison is None else method.comparison.needs
+    in_loss = kl.coef > 0 and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming
+    if held_to is not None and (in_loss or Requirement.ANCHOR in needs):
+        anchor = held_to.anchor(batch, temperature)
     distilled = method.distilled if method.distilled is not None and method.distilled.in_loss else None
     scores = models.forward(
         batch,
         temperature,
         entropy=method.reads_entropy or Fields.of(batch).old is None,
         anchor=anchor,
+        direction="forward" if Requirement.ANCHOR in needs else "reverse",
+        collision=Requirement.COLLISION in needs,
         teacher=models.teacher_of(batch, distilled),
         head_only=coefficients.warming,
     )
@@ -61,25 +67,30 @@ def step_loss(
 
     with the KL and the divergence from a teacher only where they belong in the loss, and a policy gradient at
     `given.coef` in place of the policy loss where a token is a demonstration's (none where demonstrations are there to
-    be distilled on). While the coefficients are warming, the value loss alone."""
+    be distilled on). While the coefficients are warming, the value loss alone. Where answers are compared, the loss of
+    these comparisons."""
     fields = Fields.of(batch)
     total = torch.zeros((), device=batch.tokens.device)
     metrics: Terms = {}
     if not coefficients.warming:
         tokens = Tokens.of(fields, passed.scores, batch)
-        losses, metrics = token_losses(tokens, method, coefficients, config)
-        weights = token_weights(
-            batch.tokens_by_response(),
-            batch.response,
-            reduction=method.reduction,
-            num_tokens=counts.tokens,
-            num_responses=counts.responses,
-            max_length=config.sampling.max_new_tokens,
-        )
-        total = (weights * losses).sum()
+        if method.comparison is not None:
+            total, metrics = comparison_loss(batch, passed.scores, fields, method.comparison, counts)
+            metrics["mismatch"] = tokens.mean((tokens.old - tokens.sampler).abs())
+        else:
+            losses, metrics = token_losses(tokens, method, coefficients, config)
+            weights = token_weights(
+                batch.tokens_by_response(),
+                batch.response,
+                reduction=method.reduction,
+                num_tokens=counts.tokens,
+                num_responses=counts.responses,
+                max_length=config.sampling.max_new_tokens,
+            )
+            total = (weights * losses).sum()
         metrics |= diagnostics(tokens, method)
         if fields.old is None:
-            metrics |= first_sight(tokens, fields.reference, batch)
+            metrics |= first_sight(tokens, {"kl": fields.reference, KL_ANCHOR: fields.anchor}, batch)
     if method.critic is not None:
         assert passed.values is not None and fields.values is not None and fields.returns is not None
         errors = clipped_value(passed.values, fields.values, fields.returns, clip=method.critic.clip)
@@ -92,7 +103,8 @@ def step_loss(
 class Tokens:
     """The tokens of a micro-batch, [N] each: under the trained policy (`scores`), under the policy before the step
     (`old`), under the one that ratios are taken to (`base`, the old one or PPO-EWMA's average), under the engine that
-    sampled them (`sampler`). `sampled` is 0 in demonstrations, where there are any, else 1."""
+    sampled them (`sampler`), under what the KL counts from (`anchor`). `sampled` is 0 in demonstrations, where there
+    are any, else 1. `advantages` are 0 where answers are compared."""
 
     scores: TokenScores
     old: Tensor
@@ -100,14 +112,14 @@ class Tokens:
     sampler: Tensor
     sampled: Tensor
     advantages: Tensor
-    reference: Tensor | None
+    anchor: Tensor | None
     response: Tensor
     demonstrations: bool
 
     @classmethod
     def of(cls, fields: Fields, scores: TokenScores, batch: TreeBatch) -> Tokens:
         """`fields.old` None: this is the one step on a rollout, so the policy is still the one that sampled."""
-        assert fields.advantages is not None and fields.sampler is not None
+        assert fields.sampler is not None
         old = scores.logprobs.detach() if fields.old is None else fields.old
         sampled = torch.ones_like(old) if fields.sampled is None else fields.sampled
         return cls(
@@ -116,8 +128,8 @@ class Tokens:
             base=old if fields.ewma is None else fields.ewma,
             sampler=torch.where(sampled > 0, fields.sampler, old),
             sampled=sampled,
-            advantages=fields.advantages,
-            reference=fields.reference,
+            advantages=torch.zeros_like(old) if fields.advantages is None else fields.advantages,
+            anchor=fields.reference if fields.anchor is None else fields.anchor,
             response=batch.response,
             demonstrations=fields.sampled is not None,
         )
@@ -153,8 +165,8 @@ def token_losses(
     if coefficients.kl > 0 and config.kl.place == "loss":
         drift = tokens.scores.kl
         if config.kl.estimator != "full":
-            assert tokens.reference is not None
-            drift = kl_estimate(tokens.scores.logprobs, tokens.reference, estimator=config.kl.estimator)
+            assert tokens.anchor is not None
+            drift = kl_estimate(tokens.scores.logprobs, tokens.anchor, estimator=config.kl.estimator)
         losses = losses + coefficients.kl * tokens.sampled * drift
         metrics["kl_loss"] = tokens.mean(drift)
     if method.entropy > 0:
@@ -178,7 +190,7 @@ def policy_losses(tokens: Tokens, method: OnlineMethod, coefficients: Coefficien
             "advantages": tokens.advantages,
             "response": tokens.response,
             "sampler_logprobs": tokens.sampler,
-            "reference_logprobs": tokens.reference,
+            "reference_logprobs": tokens.anchor,
             "entropy": tokens.scores.entropy,
         },
         **options,
@@ -198,13 +210,14 @@ def diagnostics(tokens: Tokens, method: OnlineMethod) -> Terms:
     return {name: tokens.mean(values) for name, values in sums.items()}
 
 
-def first_sight(tokens: Tokens, reference: Tensor | None, batch: TreeBatch) -> Terms:
+def first_sight(tokens: Tokens, others: Mapping[str, Tensor | None], batch: TreeBatch) -> Terms:
     """What a rollout tells of the policy, where its one step is the first to compute it."""
     metrics: Terms = {"entropy": tokens.mean(tokens.scores.entropy.detach())}
-    if reference is not None:
-        drift = (tokens.scores.logprobs.detach() - reference) * tokens.sampled
-        responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
-        metrics["kl"] = (drift.sum(), responses)
+    responses = float((batch.sum_by_response(tokens.sampled) > 0).sum())
+    for name, logprobs in others.items():
+        if logprobs is not None:
+            drift = (tokens.scores.logprobs.detach() - logprobs) * tokens.sampled
+            metrics[name] = (drift.sum(), responses)
     return metrics
 
 

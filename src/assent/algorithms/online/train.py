@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,34 +20,30 @@ from assent.algorithms.drift import drift_series, rollouts_of
 from assent.algorithms.measured import Measures, wanted
 from assent.algorithms.online.about import about_online
 from assent.algorithms.online.coefficients import Coefficients
+from assent.algorithms.online.critics import check_critic, critic_model
 from assent.algorithms.online.evaluation import evaluate
 from assent.algorithms.online.ewma import EwmaPolicy
 from assent.algorithms.online.method import OnlineMethod, method_with
 from assent.algorithms.online.models import ForwardCache, Models
 from assent.algorithms.online.rollouts import Rollouts
+from assent.algorithms.online.samples import KL_ANCHOR
+from assent.algorithms.online.sampling import sampler_of
 from assent.algorithms.online.step_loss import forward, mixed_loss, step_loss
-from assent.config.online import CriticConfig, OnlineConfig, PtxConfig
+from assent.config import has_reference
+from assent.config.online import OnlineConfig, PtxConfig
 from assent.data.dataset import Prepared, prepare, summary
 from assent.data.packing import Counts, EpochStream, Mixed, Window, order
 from assent.data.records import Example
 from assent.data.tree import TreeBatch
 from assent.data.views import answered_view, prompt_view, sft_view
 from assent.deferred import Deferred
-from assent.errors import ConfigError
 from assent.models.annotate import BatchColumns, columns_of
-from assent.models.mixtures import output_names
-from assent.models.policy import Policy, ScoreModel
-from assent.models.reward_head import shown
-from assent.models.saving import stop_ids
-from assent.models.sources import resolve
-from assent.models.vocabulary import unused_ids
+from assent.models.policy import Policy
+from assent.models.references import FollowingReference
 from assent.rewards.build import needs_answers, reward_source
 from assent.rewards.group import GroupReward
 from assent.rewards.pool import end_workers
-from assent.rollout.build import engine_of
-from assent.rollout.check import check_sampling
 from assent.rollout.rollout import Rollout, pack
-from assent.rollout.sampler import Sampler
 from assent.train.alarm import alarm_of
 from assent.train.beforehand import try_rewards
 from assent.train.loop import Loss, run
@@ -93,6 +88,12 @@ class Online:
         self.taken = 0
 
     @property
+    def averages(self) -> list[Policy]:
+        """The models that follow the policy."""
+        following = (self.ewma, self.models.average)
+        return [one.model for one in following if one is not None and one.model is not None]
+
+    @property
     def steps_per_rollout(self) -> int:
         return self.config.rollout.epochs * self.config.rollout.minibatches
 
@@ -116,6 +117,9 @@ class Online:
                 self.buffer, samples = made.rollout, made.samples
                 metrics = made.metrics | self._follow_rollout(made.rollout, made.metrics)
                 self.rollouts.look_ahead()
+                if not len(made.rollout):  # nothing could be compared
+                    self._next_rollout()
+                    continue
             minibatch = self._minibatch(self.done)
             self.done += 1
             if len(minibatch):  # there may be fewer answers than minibatches
@@ -144,16 +148,19 @@ class Online:
     def _window(self, rollout: Rollout) -> Window:
         """The minibatch for this rank, and beside it the data that are mixed in."""
         micro_tokens, world, flat = self.config.train.micro_tokens, self.session.world, not self.models.tree
-        if (ewma := self.ewma) is not None:
+        if moving := self._moving():
             temperature = self.config.sampling.temperature
             columns = columns_of(
                 rollout.trees(),
-                lambda batch: BatchColumns({"ewma": ewma.logprobs(batch, temperature)}),
+                lambda batch: BatchColumns(
+                    {name: model.logprobs(batch, temperature) for name, model in moving.items()}
+                ),
                 micro_tokens=micro_tokens,
                 world=world,
                 flat=flat,
             )
-            rollout = replace(rollout, ewma=columns.per_token["ewma"])
+            known: dict[str, Any] = {**columns.per_token}
+            rollout = replace(rollout, **known)
         made = pack(rollout, micro_tokens=micro_tokens, flat=flat, world=world)
         if self.mixed is None or self.coefficients.warming:
             return made
@@ -161,6 +168,15 @@ class Online:
         weight = self.config.ptx.coef / extra.counts.tokens
         loss = partial(mixed_loss, policy=self.models.policy, weight=weight)
         return replace(made, mixed=Mixed(extra.batches, loss))
+
+    def _moving(self) -> dict[str, EwmaPolicy | FollowingReference]:
+        """Whose log-probs a step needs as they are now: column -> model. The rollout's own of the KL's anchor are those
+        before its first step, which is what a KL in the reward means; one in the loss moves on with the anchor."""
+        found: dict[str, EwmaPolicy | FollowingReference] = {} if self.ewma is None else {"ewma": self.ewma}
+        kl, average = self.config.kl, self.models.average
+        if average is not None and kl.place == "loss" and kl.estimator != "full" and self.done > 1:
+            found["anchor"] = average
+        return found
 
     # ---- which loss
 
@@ -188,6 +204,8 @@ class Online:
         self.left = target is not None and metrics["approx_kl"] > target
         if self.ewma is not None:
             self.ewma.follow()
+        if self.models.average is not None:
+            self.models.average.follow(self.taken)
 
     def _watch(self, mismatch: float) -> None:
         """Warns a person, once, where sampler and trainer have the same weights and yet differ much."""
@@ -214,7 +232,8 @@ class Online:
         if self.config.kl.target is not None and "kl" in metrics:  # else nothing was sampled
             shown["kl_coef"] = self.coefficients.kl
             responses = len(rollout.sampled())
-            self.coefficients = self.coefficients.after_rollout(self.config.kl, metrics["kl"], responses)
+            kl = metrics.get(KL_ANCHOR, metrics["kl"])
+            self.coefficients = self.coefficients.after_rollout(self.config.kl, kl, responses)
         return shown
 
     # ---- state
@@ -231,6 +250,7 @@ class Online:
             "kl_coef": self.coefficients.kl,
             "penalty": self.coefficients.penalty,
             "ewma": self.ewma.state_dict() if self.ewma is not None else None,
+            "average": self.models.average.state_dict() if self.models.average is not None else None,
             "mixed": self.mixed.state_dict() if self.mixed is not None else None,
         }
 
@@ -243,6 +263,8 @@ class Online:
         self.coefficients = Coefficients(float(state["kl_coef"]), float(state["penalty"]))
         if self.ewma is not None:
             self.ewma.load_state_dict(state["ewma"])
+        if self.models.average is not None:
+            self.models.average.load_state_dict(state["average"])
         if self.mixed is not None:
             self.mixed.load_state_dict(state["mixed"])
 
@@ -250,7 +272,7 @@ class Online:
 def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     """The algorithm as its command makes it, and its data."""
     method = method_with(config)
-    distributed.on_main(lambda: _check_critic(config, method.critic))
+    distributed.on_main(lambda: check_critic(config, method.critic))
     teacher, distilled = config.distill.teacher, method.distilled
     if teacher is not None:
         session.check_teacher(teacher)
@@ -263,8 +285,8 @@ def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     policy = session.policy(value_head=critic is not None and critic.shared)
     models = Models(
         policy=policy,
-        critic=None if critic is None or critic.shared else _critic(session, config, critic),
-        reference=frozen_reference(session, policy, config.kl.reference) if config.kl.coef > 0 else None,
+        critic=None if critic is None or critic.shared else critic_model(session, config, critic),
+        reference=frozen_reference(session, policy, config.kl.reference) if has_reference(config) else None,
         teacher=None if teacher is None else session.frozen_policy(teacher),
     )
     return assemble(session, models, source, data.train_examples, config, method), data
@@ -298,7 +320,7 @@ def train_online(config: OnlineConfig) -> RunResult:
             evaluate=(lambda: evaluate(rollouts, data.eval_examples, measures)) if data.eval_examples else None,
             about=about_online(algorithm, total),
             final={"model": policy} if critic is None else {"model": policy, "critic": critic},
-            averages=[algorithm.ewma.model] if algorithm.ewma is not None else [],
+            averages=algorithm.averages,
             learning_rates={"policy": method.learning_rate, "critic": own or method.learning_rate},
             alarm=alarm,
         )
@@ -316,7 +338,10 @@ def assemble(
 ) -> Online:
     """The algorithm over these models, rewards and prompts, with what else `config` asks for."""
     method = method or method_with(config)
-    sampler = _sampler(session, models.policy, config)
+    sampler = sampler_of(session, models, config, method.opponent)
+    if config.kl.anchor == "ema":
+        twin = _twin(session, config)
+        models = replace(models, average=FollowingReference(models.policy, twin, config.kl.anchor_rate, every=1))
     return Online(
         session,
         models,
@@ -327,57 +352,9 @@ def assemble(
     )
 
 
-def _check_critic(config: OnlineConfig, section: CriticConfig | None) -> None:
-    """Raises ConfigError where the critic would begin as a reward model of several outputs, gated or not: a critic
-    gives one value."""
-    path = None if section is None or section.shared else _critic_path(config, section)
-    names = () if path is None else output_names(resolve(path))
-    if len(names) > 1:
-        assert section is not None
-        raise ConfigError(
-            f"--critic.start {section.start}: {path} has {len(names)} outputs ({shown(names)}), and a critic gives one "
-            "value. Use --critic.start policy (a new head on the policy's model), or the folder of a reward model of "
-            "one output (assent reward; with --reward.output NAME it trains one of several)."
-        )
-
-
-def _critic(session: Session, config: OnlineConfig, section: CriticConfig) -> ScoreModel:
-    path = _critic_path(config, section)
-    return session.score_model(path, trainable=True, new_head=section.start != "reward")
-
-
-def _critic_path(config: OnlineConfig, section: CriticConfig) -> str | None:
-    """Where the critic's weights come from; None: from the policy's."""
-    if section.start == "reward":
-        return config.rewards.model[0]
-    return None if section.start == "policy" else section.start
-
-
 def _twin(session: Session, config: OnlineConfig) -> Policy:
     """Another load of the policy, not trained by itself."""
     return session.reference(None, adapters=config.model.lora.rank > 0)
-
-
-def _sampler(session: Session, policy: Policy, config: OnlineConfig) -> Sampler:
-    """The engine samples from the policy's own weights, or from a copy: in another program, or where it is to sample
-    while they are trained."""
-    owns_weights = config.rollout.ahead or config.engine.name != "torch"
-    copies = owns_weights and config.engine.name == "torch"
-    if config.engine.name == "torch":
-        with distributed.unsharded(policy):
-            check_sampling(policy.model, config.data.max_length)
-    engine = engine_of(
-        session.plain_policy() if copies else policy,
-        config.engine,
-        stop_ids(session.chat, policy.plain.generation_config),
-        config.sampling,
-        max_length=config.data.max_length,
-        folder=session.folder.path / "engine" if owns_weights and not copies else Path(),
-        unused=unused_ids(policy.plain, session.tokenizer),
-        rank=session.world.rank,
-        ranks=session.world.size,
-    )
-    return Sampler(session.world, policy, engine, config.sampling, owns_weights=owns_weights)
 
 
 def _mixed(session: Session, models: Models, config: PtxConfig) -> EpochStream:

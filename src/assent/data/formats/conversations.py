@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from assent.data.formats.fields import answer, check_answer, check_prompt, pair_example, split_first, split_last
 from assent.data.formats.message import message, messages, with_thoughts
 from assent.data.formats.pairs import THOUGHTS, strength_of
 from assent.data.formats.values import Row, boolean, get, listed, optional_text, text
-from assent.data.records import Binary, Example, Message, Origin, Response, RowError
+from assent.data.records import Binary, Example, Message, Origin, Rating, Response, RowError
 
 
 def _conversation(column: str, row: Row, origin: Origin) -> Example:
@@ -25,6 +28,36 @@ def _judged_conversation(column: str, verdict: str, row: Row, origin: Origin) ->
 
 def sharegpt(row: Row, origin: Origin) -> Example:
     return _conversation("conversations", row, origin)
+
+
+def steerlm(row: Row, origin: Origin) -> Example:
+    """NeMo's rows: VALUE_TO_TEXT labels say what each answer is that is then learnt; TEXT_TO_VALUE ones are ratings."""
+    kind, mask = text(get(row, "type"), "type"), text(get(row, "mask"), "mask")
+    if kind not in ("VALUE_TO_TEXT", "TEXT_TO_VALUE"):
+        raise RowError("type", f"expected VALUE_TO_TEXT or TEXT_TO_VALUE, got {kind!r:.40}")
+    if mask.lower() != "user":
+        raise RowError("mask", f"expected User, whose turns are only read, got {mask!r:.40}")
+    turns = messages([_labelled(turn) for turn in listed(get(row, "conversations"), "conversations")], "conversations")
+    if kind == "VALUE_TO_TEXT":
+        for index, turn in enumerate(turns):
+            if turn.role == "assistant" and not turn.attributes:
+                raise RowError(f"conversations[{index}].label", "expected name:value,..., what the answer is")
+        prompt, response = split_first(turns, "conversations")
+        return Example(prompt, (response,), (), origin)
+    scores = dict(turns[-1].attributes)
+    if not scores:
+        raise RowError(f"conversations[{len(turns) - 1}].label", "expected name:value,..., ratings of the last answer")
+    prompt, response = split_last([replace(turn, attributes=()) for turn in turns], "conversations")
+    return Example(prompt, (response,), (Rating(0, scores),), origin)
+
+
+def _labelled(turn: object) -> object:
+    """A turn of NeMo's with its label as every message has it."""
+    if not isinstance(turn, Mapping):
+        return turn
+    speaker = turn.get("from")
+    named = {"from": speaker.lower() if isinstance(speaker, str) else speaker, "attributes": turn.get("label")}
+    return {name: value for name, value in turn.items() if name != "label"} | named
 
 
 def sharegpt_binary(row: Row, origin: Origin) -> Example:

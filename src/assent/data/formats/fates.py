@@ -13,6 +13,7 @@ class Fate(StrEnum):
     TEXT = "text of the conversation"
     TOOLS = "tools, for the chat template"
     VARIABLES = "variables of the chat template"
+    ATTRIBUTES = "what the turn is said to be, for a model that is steered by it"
     MASK = "says which turns are trained"
     FEEDBACK = "feedback"
     CHECKED = "compared with the conversation, else no use"
@@ -53,6 +54,7 @@ MESSAGE: Mapping[str, tuple[Fate, str]] = {
     "tool_calls": (Fate.TEXT, "[{id, type: function, function: {name, arguments}}]; arguments an object or its JSON"),
     "tool_call_id": (Fate.TEXT, "which call a tool's result answers"),
     "name": (Fate.TEXT, "whose message it is; of a tool's result, the tool"),
+    "attributes": (Fate.ATTRIBUTES, "of an assistant turn: {name: value}, or helpfulness:4,verbosity:0 as text"),
     **dict.fromkeys(SWITCHES, (Fate.MASK, "true or false (or 1, 0): false for an assistant turn that is only read")),
     **dict.fromkeys(WEIGHTS, (Fate.MASK, "1 or 0: 0 for an assistant turn that is only read; fractions are refused")),
     **dict.fromkeys(ABOUT, (Fate.PASSED, "says something about the message, not to the model")),

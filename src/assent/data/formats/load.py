@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -112,18 +112,19 @@ def _parse_all(rows: Iterator[tuple[Origin, Row | Problem]], fmt: Format, column
 def merge(first: Example, second: Example) -> Example:
     """Two examples of one prompt as one: all responses, the second's feedback moved to their new indices."""
     shift = len(first.responses)
-    feedback = tuple(_shifted(item, shift) for item in second.feedback)
+    feedback = tuple(moved(item, lambda index: index + shift) for item in second.feedback)
     return replace(first, responses=first.responses + second.responses, feedback=first.feedback + feedback)
 
 
-def _shifted(item: Feedback, shift: int) -> Feedback:
+def moved(item: Feedback, place: Callable[[int], int]) -> Feedback:
+    """The same feedback where each response stands at another place."""
     match item:
         case Pair():
-            return replace(item, chosen=item.chosen + shift, rejected=item.rejected + shift)
+            return replace(item, chosen=place(item.chosen), rejected=place(item.rejected))
         case Ranking():
-            return replace(item, levels=tuple(tuple(index + shift for index in level) for level in item.levels))
+            return replace(item, levels=tuple(tuple(map(place, level)) for level in item.levels))
         case Rating() | Binary() | Critique():
-            return replace(item, response=item.response + shift)
+            return replace(item, response=place(item.response))
 
 
 def _asks(example: Example) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from assent.data.formats.fates import MESSAGE, REASONING, SWITCHES, WEIGHTS, Fate, is_empty
 from assent.data.formats.values import Row, boolean, in_words, json_value, listed, number, text, zero_or_one
 from assent.data.records import Message, Response, RowError, ToolCall
+from assent.data.steering import read_attributes
 
 ROLES = {
     "system": "system",
@@ -49,10 +50,12 @@ def message(value: object, column: str) -> Message:
             raise RowError(f"{column}.{key}", _unknown(key))
     reasoning = _reasoning(value, column)
     calls = tool_calls(value.get("tool_calls"), f"{column}.tool_calls")
+    labels = attributes(value.get("attributes"), f"{column}.attributes")
     call_id, name = (_word(value, key, column) for key in ("tool_call_id", "name"))
     for key, given, owner in (
         ("reasoning", reasoning, "assistant"),
         ("tool_calls", calls, "assistant"),
+        ("attributes", labels, "assistant"),
         ("tool_call_id", call_id, "tool"),
     ):
         if given and role != owner:
@@ -63,7 +66,7 @@ def message(value: object, column: str) -> Message:
         content = ""
     content = _joined_parts(content, f"{column}.{content_key}")
     words = text(content, f"{column}.{content_key}", blank=may_be_blank)
-    return Message(role, words, reasoning, calls, name, call_id, _trained(value, role, column))
+    return Message(role, words, reasoning, calls, name, call_id, _trained(value, role, column), labels)
 
 
 def messages(value: object, column: str) -> tuple[Message, ...]:
@@ -141,6 +144,20 @@ def _word(value: Row, key: str, column: str) -> str | None:
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
     return None if given is None or given == "" else text(given, f"{column}.{key}")
+
+
+def attributes(value: object, column: str) -> tuple[tuple[str, float], ...]:
+    """What a turn is said to be: {name: value}, or NeMo's text "quality:4,toxicity:0"."""
+    if is_empty(value):
+        return ()
+    if isinstance(value, str):
+        try:
+            return tuple(read_attributes(value).items())
+        except ValueError as error:
+            raise RowError(column, str(error)) from None
+    if not isinstance(value, Mapping):
+        raise RowError(column, f"expected {{name: value}} or its text, got {in_words(value)}")
+    return tuple((text(name, column), number(each, f"{column}.{name}")) for name, each in without_nulls(value).items())
 
 
 def _trained(value: Row, role: str, column: str) -> bool:

@@ -44,7 +44,13 @@ def to_row(example: Example) -> dict[str, Any]:
     row: dict[str, Any] = {
         "prompt": [message_row(turn) for turn in example.prompt],
         "responses": [
-            _without_none({"messages": [message_row(turn) for turn in each.messages], "source": each.source})
+            _without_none(
+                {
+                    "messages": [message_row(turn) for turn in each.messages],
+                    "source": each.source,
+                    "finished": None if each.finished else False,
+                }
+            )
             for each in example.responses
         ],
         "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
@@ -68,6 +74,7 @@ def message_row(turn: Message) -> dict[str, Any]:
         "name": turn.name,
         "tool_call_id": turn.tool_call_id,
         "trained": None if turn.trained else False,
+        "attributes": dict(turn.attributes) or None,
     }
     return {"role": turn.role, "content": turn.content, **_without_none(optional)}
 
@@ -100,6 +107,15 @@ def native(row: Row, origin: Origin) -> Example:
     return Example(prompt, responses, feedback, origin, dict(meta), prompt_text=prompt_text)
 
 
+def _shares(item: Mapping[str, Any], column: str) -> tuple[float | None, float]:
+    """`share` and `tie` of a pair: parts of its votes."""
+    tie = 0.0 if item.get("tie") is None else number(item["tie"], f"{column}.tie", 0, 1)
+    share = None if item.get("share") is None else number(item["share"], f"{column}.share", 0, 1)
+    if tie + (share or 0.0) > 1 + 1e-9:
+        raise RowError(f"{column}.share", f"expected at most 1 together with tie, got {share} and {tie}")
+    return share, tie
+
+
 def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
     """The objects of a list that may be empty or absent."""
     value = row.get(column)
@@ -117,7 +133,9 @@ def _response(item: Mapping[str, Any], column: str) -> Response:
         text(source, f"{column}.source")
     if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], Mapping) and turns[0].get("role") == "text":
         return Response((Message("text", text(turns[0].get("content"), f"{column}.messages[0].content")),), source)
-    return Response(messages(turns, f"{column}.messages"), source)
+    finished = item.get("finished")
+    ended = True if finished is None else boolean(finished, f"{column}.finished")
+    return Response(messages(turns, f"{column}.messages"), source, ended)
 
 
 def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, ...]) -> Feedback:
@@ -137,7 +155,10 @@ def _feedback(item: Mapping[str, Any], column: str, responses: tuple[Response, .
         if same_answer(responses[chosen], responses[rejected]):
             raise RowError(f"{column}.rejected", "equal to chosen")
         strength = item.get("strength")
-        return Pair(chosen, rejected, None if strength is None else number(strength, f"{column}.strength"), annotator)
+        if (first := item.get("first")) not in (None, "chosen", "rejected"):
+            raise RowError(f"{column}.first", f"expected chosen or rejected, got {in_words(first)}")
+        gap = None if strength is None else number(strength, f"{column}.strength")
+        return Pair(chosen, rejected, gap, annotator, *_shares(item, column), first=first)
     if kind == "ranking":
         levels = tuple(
             tuple(index(value, "levels") for value in listed(level, f"{column}.levels"))

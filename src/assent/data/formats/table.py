@@ -125,6 +125,18 @@ ROWS = (
         {"conversations": [HUMAN, GPT]},
     ),
     Format(
+        "steerlm",
+        "NeMo's SteerLM rows: conversations [{from, value, label}], mask User, type VALUE_TO_TEXT (or TEXT_TO_VALUE)",
+        ("conversations", "mask", "type"),
+        conversations.steerlm,
+        _text(conversations="the turns; an assistant's label is quality:4,toxicity:0,...: what the answer is")
+        | {
+            "mask": (Fate.CHECKED, "User: whose turns are only read"),
+            "type": (Fate.CHECKED, "VALUE_TO_TEXT: labels steer; TEXT_TO_VALUE: the last answer's label is a rating"),
+        },
+        {"conversations": [HUMAN, {**GPT, "label": "quality:4,toxicity:0"}], "mask": "User", "type": "VALUE_TO_TEXT"},
+    ),
+    Format(
         "sharegpt-preference",
         "ShareGPT conversations, with chosen and rejected as one {from, value} each",
         ("conversations", "chosen", "rejected"),

@@ -34,6 +34,18 @@ class Unanswered(str):
     """Why a server gave no answer: it may give one another time."""
 
 
+@dataclass(slots=True)
+class Spent:
+    """What a judge cost so far: questions that it was sent, seconds that were waited for it, and tokens that it read
+    and wrote, as far as it says. `untold` are answers of a server that did not say so."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    read: int = 0
+    written: int = 0
+    untold: int = 0
+
+
 Keep = Callable[[int, Answer], None]
 
 
@@ -41,6 +53,7 @@ class Judge(Protocol):
     """A language model that answers in words."""
 
     who: str
+    spent: Spent
 
     @property
     def identity(self) -> Mapping[str, object]:

@@ -7,25 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from assent.config import JudgeConfig
+from assent.config import WriterConfig
 from assent.data.records import Message
 from assent.foreign import brief
 from assent.rewards.judge.ask import CUT, STOPPED, Answer, Judge, Question, Unanswered
 from assent.rewards.judge.cache import Cache, key_of
 from assent.rewards.judge.ledger import CACHED, Ledger
 from assent.rewards.judge.parse import Unreadable
-from assent.rewards.judge.prompt import Prompt
 
 T = TypeVar("T")
 Messages = tuple[Message, ...]
 
 
 class Asker:
-    """A judge that is asked what a prompt file says, `config.attempts` times until its answer can be read. `budget` are
-    the seconds for one call."""
+    """A judge that is asked `config.attempts` times until its answer can be read. `digest` stands for what decides how
+    its answers are read, such as a prompt file; `soft` says that they are probabilities; `budget` are the seconds for
+    one call."""
 
-    def __init__(self, judge: Judge, prompt: Prompt, config: JudgeConfig, budget: float) -> None:
-        self.judge, self.prompt, self.config, self.budget = judge, prompt, config, budget
+    def __init__(self, judge: Judge, digest: str, config: WriterConfig, budget: float, *, soft: bool = False) -> None:
+        self.judge, self.digest, self.config, self.budget, self.soft = judge, digest, config, budget, soft
         self.cache = Cache(config.cache)
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class Asker:
 
     def _keys(self, questions: Iterable[Question]) -> list[str]:
         config = self.config
-        identity = {"format": 1, "judge": self.judge.identity, "prompt": self.prompt.digest, "soft": config.soft}
+        identity = {"format": 1, "judge": self.judge.identity, "prompt": self.digest, "soft": self.soft}
         return [
             key_of(
                 {
@@ -86,7 +86,7 @@ def _read(answer: Answer | str, read: Callable[[Answer], T]) -> T | str:
     if isinstance(answer, str):
         return answer
     if answer.ended != STOPPED:
-        return "its verdict was cut off" if answer.ended == CUT else f"it ended with {brief(answer.ended, 40)!r}"
+        return "what it wrote was cut off" if answer.ended == CUT else f"it ended with {brief(answer.ended, 40)!r}"
     try:
         return read(answer)
     except Unreadable as error:

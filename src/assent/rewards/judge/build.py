@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from assent.config import JudgeConfig, RemoteConfig
+from assent.config import JudgeConfig
+from assent.config.judge import WriterConfig
+from assent.config.online import PatienceConfig
 from assent.errors import ConfigError
 from assent.names import suggestion
 from assent.rewards.judge.ask import Judge
 from assent.rewards.judge.claims import ClaimsJudge
 from assent.rewards.judge.folder import FolderJudge, Place
 from assent.rewards.judge.openai import OpenAIJudge
-from assent.rewards.judge.prompt import CLAIMS, Prompt, read_prompt
+from assent.rewards.judge.prompt import CLAIMS, Form, Prompt, read_prompt
 from assent.rewards.judge.source import JudgeReward, check_options
 
 KINDS = ("openai", "model")
@@ -22,7 +24,7 @@ def judge_reward(
     spec: str,
     name: str,
     judge: JudgeConfig,
-    remote: RemoteConfig,
+    remote: PatienceConfig,
     place: Place,
     flag: str = "--rewards.judges",
     forgiving: bool = False,
@@ -39,7 +41,7 @@ def judge_reward(
 
 
 def claims_judge(
-    spec: str, name: str, judge: JudgeConfig, remote: RemoteConfig, place: Place, flag: str
+    spec: str, name: str, judge: JudgeConfig, remote: PatienceConfig, place: Place, flag: str
 ) -> ClaimsJudge:
     """The same judge, forgiving, asked for claims, whatever `judge.prompt` is. Raises as `judge_reward`."""
     _check_spec(spec, flag)
@@ -56,18 +58,39 @@ def _check_spec(spec: str, flag: str) -> None:
         raise ConfigError(f"{flag}: there is no kind of judge '{kind}'.{suggestion(kind, KINDS)} Known: openai, model.")
 
 
+def writer(spec: str, name: str, asked: WriterConfig, remote: PatienceConfig, place: Place, flag: str) -> Judge:
+    """The same language model, forgiving, for whatever it is asked to write. Raises as `judge_reward`."""
+    _check_spec(spec, flag)
+    return _made(spec, name, asked, remote, place, flag, True, Form(), (), None)
+
+
 def _judge(
     spec: str,
     name: str,
     prompt: Prompt,
     judge: JudgeConfig,
-    remote: RemoteConfig,
+    remote: PatienceConfig,
     place: Place,
     flag: str,
     forgiving: bool,
 ) -> Judge:
-    kind, _, where = spec.partition("=")
     letters = prompt.letters if judge.soft else ()
+    return _made(spec, name, judge, remote, place, flag, forgiving, prompt.form, letters, prompt.tie)
+
+
+def _made(
+    spec: str,
+    name: str,
+    judge: WriterConfig,
+    remote: PatienceConfig,
+    place: Place,
+    flag: str,
+    forgiving: bool,
+    form: Form,
+    letters: tuple[str, ...],
+    tie: str | None,
+) -> Judge:
+    kind, _, where = spec.partition("=")
     if kind == "model":
         return FolderJudge(
             name,
@@ -75,7 +98,7 @@ def _judge(
             place,
             temperature=judge.temperature,
             max_tokens=judge.max_tokens,
-            form=prompt.form,
+            form=form,
             letters=letters,
         )
     try:
@@ -89,9 +112,9 @@ def _judge(
             timeout=remote.timeout,
             retries=remote.retries,
             concurrency=remote.concurrency,
-            form=prompt.form,
+            form=form,
             letters=letters,
-            tie=prompt.tie,
+            tie=tie,
             forgiving=forgiving,
         )
     except ConfigError as error:

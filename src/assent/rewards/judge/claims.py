@@ -31,7 +31,7 @@ class ClaimsJudge:
     def __init__(self, name: str, judge: Judge, config: JudgeConfig, budget: float) -> None:
         """`budget` are the seconds for one call of `claims`."""
         self.name, self.judge, self.prompt = name, judge, read_prompt(CLAIMS)
-        self._asker = Asker(judge, self.prompt, config, budget)
+        self._asker = Asker(judge, self.prompt.digest, config, budget)
 
     def check(self) -> None:
         """Raises OutputError where its cache cannot be written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from assent.models.policy import Policy
 from assent.models.saving import generation_config, stop_ids
 from assent.models.sources import model_folder
 from assent.models.vocabulary import check_vocabulary
-from assent.rewards.judge.ask import CUT, STOPPED, Answer, Keep, Question
+from assent.rewards.judge.ask import CUT, STOPPED, Answer, Keep, Question, Spent
 from assent.rewards.judge.prompt import Form
 from assent.rollout.build import engine_for, torch_engine
 from assent.rollout.check import check_sampling
@@ -73,6 +74,7 @@ class FolderJudge:
         """Raises ModelError where it cannot be loaded, ConfigError where it is too short for what it may write."""
         self.who = f"{name}: the judge {path}"
         self.path, self.place = path, place
+        self.spent = Spent()
         self._sampling = SamplingConfig(max_new_tokens=max_tokens, temperature=temperature, max_batch=place.max_batch)
         self._form, self._letters = form or Form(), tuple(letters)
         self._model = ModelConfig(path, precision=place.precision, trust_remote_code=place.trust_remote_code)
@@ -103,8 +105,13 @@ class FolderJudge:
 
     def ask(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
         """As `Judge.ask`."""
-        if self._letters:
-            return self._chances(questions, keep)
+        begun = time.monotonic()
+        try:
+            return self._chances(questions, keep) if self._letters else self._texts(questions, keep)
+        finally:
+            self.spent.seconds += time.monotonic() - begun
+
+    def _texts(self, questions: Sequence[Question], keep: Keep) -> list[Answer | str]:
         prompts: dict[int, np.ndarray] = {}
         answers: list[Answer | str] = [REFUSED] * len(questions)
         for number, question in enumerate(questions):
@@ -126,12 +133,18 @@ class FolderJudge:
                 keep(number, answer)
         return answers
 
+    def _count(self, read: int, written: int) -> None:
+        self.spent.requests += 1
+        self.spent.read += read
+        self.spent.written += written
+
     def _parts(self, numbers: list[int]) -> list[list[int]]:
         """What is asked at once: so that a run that is stopped has kept most of its answers."""
         size = 4 * self.place.max_batch
         return [numbers[first : first + size] for first in range(0, len(numbers), size)]
 
     def _written(self, completion: Completion, prompt: np.ndarray) -> Answer:
+        self._count(len(prompt), len(completion))
         text = self.chat.decode(completion.ids, prompt, finished=completion.finished)
         return Answer(text, STOPPED if completion.finished else CUT)
 
@@ -166,6 +179,7 @@ class FolderJudge:
             else:
                 trees[number] = replace(tree, key=number)
         for number, logs in self._logprobs([*trees.values()]).items():
+            self._count(len(trees[number].prompt) + sum(len(branch.ids) for branch in trees[number].branches), 0)
             answer = Answer("", STOPPED, dict(zip(self._letters, logs, strict=True)))
             answers[number] = answer
             keep(number, answer)

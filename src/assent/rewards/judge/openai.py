@@ -12,12 +12,14 @@ from typing import Any
 
 from assent.errors import UserError
 from assent.http import Client, Patience, ServerError, run, together
-from assent.rewards.judge.ask import Answer, Keep, Question, Unanswered, known
+from assent.rewards.judge.ask import Answer, Keep, Question, Spent, Unanswered, known
 from assent.rewards.judge.prompt import Form
 
 PATH = "/v1/chat/completions"
 GIVEN_UP = 8
 """Questions in a row without an answer after which a server is asked no more."""
+REFUSALS = ("answered 400", "answered 413", "answered 422")
+"""What a server says that cannot read this question, such as one too long for it: it would say so again."""
 LISTED = 20
 """Alternatives of a token that are asked for: the most that servers give."""
 
@@ -62,6 +64,7 @@ class OpenAIJudge:
         self._form, self._letters, self._tie = form or Form(), tuple(letters), tie
         self.forgiving, self.unanswered, self.said = forgiving, Counter[str](), ""
         self._in_a_row = 0
+        self.spent = Spent()
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -70,6 +73,13 @@ class OpenAIJudge:
     def ask(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
         """As `Judge.ask`. Raises ServerUnavailable when the deadline or the retries are spent, ServerAnswerError for an
         answer that is no chat completion."""
+        begun = time.monotonic()
+        try:
+            return self._asked(questions, keep, deadline)
+        finally:
+            self.spent.seconds += time.monotonic() - begun
+
+    def _asked(self, questions: Sequence[Question], keep: Keep, deadline: float) -> list[Answer | str]:
         if self.forgiving:
             budget = deadline - time.monotonic()
             kinds = [
@@ -87,7 +97,7 @@ class OpenAIJudge:
         try:
             answer = await self._ask(number, question, keep, patience)
         except ServerError as error:
-            self.said, self._in_a_row = str(error), self._in_a_row + 1
+            self.said, self._in_a_row = str(error), 0 if error.why in REFUSALS else self._in_a_row + 1
             return self._lost(f"the server {error.why}")
         self._in_a_row = 0
         return answer
@@ -101,6 +111,7 @@ class OpenAIJudge:
         body: dict[str, object] = {**self._options, "messages": messages}
         if self._draws:
             body["seed"] = question.seed
+        self.spent.requests += 1
         answer = await self._client.ask(
             self._path,
             body,
@@ -122,7 +133,18 @@ class OpenAIJudge:
         if self._letters:
             tokens = (choice.get("logprobs") or {}).get("content") or []
             chances = letter_chances(tokens, text or "", self._form, self._letters, self._tie)
+        self._count(reply.get("usage"))
         return Answer(text or "", ended, chances)
+
+    def _count(self, usage: Any) -> None:
+        """Tokens, where the server says how many."""
+        told = usage if isinstance(usage, dict) else {}
+        read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+        if isinstance(read, int) and isinstance(written, int):
+            self.spent.read += read
+            self.spent.written += written
+        else:
+            self.spent.untold += 1
 
 
 def tried(flag: str, judge: OpenAIJudge, ask: Callable[[], object]) -> None:

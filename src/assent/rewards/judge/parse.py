@@ -62,7 +62,7 @@ def rating(text: str, form: Form, scale: tuple[float, float], whole: bool) -> fl
 def criteria(text: str, names: Sequence[str], scale: tuple[float, float], whole: bool) -> list[float]:
     """The numbers of a JSON object that has all of `names`, no other field but "reasoning", and each within the scale.
     Raises Unreadable."""
-    objects = [found for found in _objects(_said(text)) if found.keys() & set(names)]
+    objects = [found for found in _objects(said(text)) if found.keys() & set(names)]
     if not objects:
         raise Unreadable(NO_JSON)
     one = _one(objects)
@@ -77,7 +77,7 @@ def criteria(text: str, names: Sequence[str], scale: tuple[float, float], whole:
 def claims(text: str) -> tuple[Claim, ...]:
     """The claims of a JSON object {"claims": [{"claim": text, "verdict": one of VERDICTS}, ...]}, without other fields
     but "reasoning"; none at all are claims too. Raises Unreadable."""
-    objects = [found for found in _objects(_said(text)) if "claims" in found]
+    objects = [found for found in _objects(said(text)) if "claims" in found]
     if not objects:
         raise Unreadable(NO_CLAIMS)
     one = _one(objects)
@@ -96,29 +96,29 @@ def _claim(raw: Any) -> Claim:
     return Claim(text.strip(), verdict)
 
 
-def _said(text: str) -> str:
-    """What the judge says when it has thought."""
-    thoughts, ended, said = text.rpartition("</think>")
-    if "<think>" in said:
+def said(text: str) -> str:
+    """What the judge says when it has thought. Raises Unreadable where that is nothing."""
+    thoughts, ended, words = text.rpartition("</think>")
+    if "<think>" in words:
         raise Unreadable(THINKING)
-    if not said.strip():
+    if not words.strip():
         raise Unreadable(EMPTY)
-    return said
+    return words
 
 
 def _verdicts(text: str, form: Form) -> list[str]:
     """All that stands in the form; of several, where the form says so, the last. At least one."""
-    said = _said(text)
+    words = said(text)
     if not form.before:
-        found, start = [said.strip()], 0
+        found, start = [words.strip()], 0
     else:
         pattern = rf"{re.escape(form.before)}\s*([^\n]{{0,{LONGEST}}}?)\s*{re.escape(form.after)}"
-        matches = list(re.finditer(pattern, said))
+        matches = list(re.finditer(pattern, words))
         if not matches:
             raise Unreadable(NONE)
         found, start = [match[1] for match in matches], matches[-1].start()
     for names in form.sections:
-        if not any(re.search(rf"<{name}>.*?</{name}>", said[:start], re.DOTALL) for name in names):
+        if not any(re.search(rf"<{name}>.*?</{name}>", words[:start], re.DOTALL) for name in names):
             raise Unreadable(f"no <{'> or <'.join(names)}>")
     return found[-1:] if form.several == "last" else found
 

@@ -64,7 +64,7 @@ class JudgeReward:
         self.prompt = prompt
         self.judge = judge
         self.config = config
-        self.asker = Asker(judge, prompt, config, budget)
+        self.asker = Asker(judge, prompt.digest, config, budget, soft=config.soft)
         self.against_row = prompt.mode == "pairwise" and config.pairs == "baseline"
         check_options(prompt, config)
 
@@ -273,6 +273,16 @@ def check_size(prompt: Prompt, config: JudgeConfig, size: int, what: str) -> Non
         raise ConfigError(
             f"{prompt.source} compares answers to one prompt with each other. Got a single answer: {what}. Compare "
             "with the row's answer (--judge.pairs baseline), or take a prompt that rates single answers."
+        )
+
+
+def check_no_reference(prompt: Prompt, name: str) -> None:
+    """Raises ConfigError for a prompt file, called `name`, that shows the row's answer where a row's answers are what
+    is judged."""
+    if prompt.needs_reference:
+        raise ConfigError(
+            f"--judge.prompt {name} shows the answer in the row as {{{{ reference }}}}. Here the row's "
+            "answers are what is judged: show a column of its own, {{ row.NAME }}."
         )
 
 

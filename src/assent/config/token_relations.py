@@ -1,4 +1,5 @@
-"""The relations between options of distillation and others, as in `assent.config.relations`."""
+"""The relations of options about the rewards of single tokens, a teacher's and a reward model's, as in
+`assent.config.relations`."""
 
 from __future__ import annotations
 
@@ -13,9 +14,14 @@ from assent.config.policy_gradient import GKDConfig
 
 
 def _teacher(config: OnlineConfig) -> str | None:
-    if config.distill.teacher is not None:
-        return None
     name = method_of(config)
+    if config.distill.teacher is not None:
+        if METHODS[name].objective is None:
+            return None
+        return (
+            f"--distill.teacher stands in the reward of each token, and {name} compares whole answers by theirs. Use "
+            "assent gkd, or a method with a policy gradient."
+        )
     if METHODS[name].needs_teacher:
         return f"--distill.teacher FOLDER must be given: {name} learns its predictions."
     if config.distill.coef != DistillConfig().coef:
@@ -52,6 +58,7 @@ def _unrewarded(config: OnlineConfig) -> str | None:
         "--curriculum.rest": curriculum.rest > 0,
         f"--given.source {config.given.source}": config.given.source != "none",
         "--loss.dynamic": getattr(config.loss, "dynamic", False),
+        f"the opponent of {name}": METHODS[name].opponent is not None,
         f"the estimator of {name}": config.loss.estimator is None
         and "greedy" in ESTIMATORS[METHODS[name].estimator].needs,
     }
@@ -63,9 +70,30 @@ def _unrewarded(config: OnlineConfig) -> str | None:
     return None
 
 
-DISTILL: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
+def _credit(config: OnlineConfig) -> str | None:
+    rewards, name = config.rewards, method_of(config)
+    row, given = METHODS[name], f"--rewards.credit {rewards.credit}"
+    if rewards.credit == "last":
+        if rewards.credit_share != type(rewards)().credit_share:
+            return "--rewards.credit_share is about --rewards.credit gradient or absolute. Got last."
+        return None
+    if not rewards.model:
+        return f"{given} asks reward models for their gradient. Give --rewards.model FOLDER."
+    if rewards.weights.get("model", 1.0) == 0:
+        return f"{given} spreads the reward models' part of a reward, and --rewards.weights model:0 leaves none."
+    whole = config.loss.estimator is None and not ESTIMATORS[row.estimator].by_token
+    if whole or row.objective is not None or row.opponent is not None:
+        return (
+            f"{given} changes nothing in {name}, which compares whole answers: the sum over an answer stays the same. "
+            "Use ppo, reinforce or reinforce++."
+        )
+    return None
+
+
+OF_TOKENS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (OnlineConfig, _teacher),
     (GKDConfig, _own_answers),
     (OnlineConfig, _unrewarded),
+    (OnlineConfig, _credit),
 )
-"""The relations of methods with a teacher."""
+"""The relations of methods with a teacher, and of credit."""

@@ -1,0 +1,100 @@
+"""What annotators go by beside the answers' worth: the side an answer is shown on, its length, or nothing at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit
+
+from assent.measures import logistic
+from assent.statistics import Interval, proportion_interval
+
+RIDGE = 0.1
+"""Holds the coefficients of an annotator with few labels."""
+Z = 2.5758293035489004
+"""Of a 99 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """A coefficient of the logit with which an annotator takes the left answer, and its standard error."""
+
+    value: float
+    error: float
+
+    @property
+    def found(self) -> bool:
+        """Whether its 99 % interval leaves 0 out."""
+        return self.error > 0 and abs(self.value) > Z * self.error
+
+
+NOTHING = Taste(math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """One annotator. `agreement`: how often, without ties, the side is taken that most others took, with Wilson's
+    interval; `side`: taste for what is shown on the left; `length`: taste for the longer answer, for one standard
+    deviation of log(words left / words right). `labels` are all, ties too."""
+
+    labels: int
+    ties: int
+    agreement: Interval
+    side: Taste = NOTHING
+    length: Taste = NOTHING
+
+    @property
+    def is_careless(self) -> bool:
+        """Whether agreement with the others is no better than a coin's: its 95 % interval reaches down to half."""
+        return self.agreement.n > 0 and self.agreement.low <= 0.5
+
+
+def habits(
+    annotator: np.ndarray,
+    took_left: np.ndarray,
+    others: np.ndarray,
+    log_lengths: np.ndarray,
+    annotators: int,
+    *,
+    sides_known: bool = True,
+) -> list[Habits]:
+    """The habits of each annotator from n comparisons: `annotator` [n]; `took_left` [n] 1, 0, or 0.5 for a tie;
+    `others` [n] how probable the left answer is the better one without this annotator's own label (NaN: nobody else
+    looked); `log_lengths` [n] log(words left / words right).
+
+    The tastes are coefficients of a logistic regression of an annotator's choices without ties on 1 (the side), the
+    others' logit (the worth) and the standardised length, with a small ridge; `sides_known` False leaves the side out.
+    """
+    scale = float(np.std(log_lengths)) or 1.0
+    worth = logit(np.clip(np.nan_to_num(others, nan=0.5), 0.02, 0.98))
+    made = []
+    for each in range(annotators):
+        mine = annotator == each
+        decided = mine & (took_left != 0.5)
+        judged = decided & np.isfinite(others) & (others != 0.5)
+        agreed = (took_left[judged] == 1) == (others[judged] > 0.5)
+        columns = [np.ones(len(worth))] * sides_known + [log_lengths / scale, worth]
+        tastes = _tastes(np.column_stack(columns)[decided], took_left[decided])
+        made.append(
+            Habits(
+                int(mine.sum()),
+                int((mine & ~decided).sum()),
+                proportion_interval(int(agreed.sum()), len(agreed)),
+                tastes[0] if sides_known else NOTHING,
+                tastes[int(sides_known)],
+            )
+        )
+    return made
+
+
+def _tastes(x: np.ndarray, y: np.ndarray) -> list[Taste]:
+    """The coefficients of a ridge logistic regression, with errors by the inverse of the Hessian at the optimum."""
+    if len(y) <= x.shape[1]:
+        return [NOTHING] * x.shape[1]
+    theta = logistic.fit(x, y, l2=RIDGE)
+    chance = expit(x @ theta)
+    hessian = (x.T * (chance * (1 - chance))) @ x + RIDGE * np.eye(x.shape[1])
+    errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
+    return [Taste(float(value), float(error)) for value, error in zip(theta, errors, strict=True)]
