@@ -284,6 +284,9 @@ ROWS: tuple[Row, ...] = (
         "none, running or batch"),
     Row("reward_clip_range reward.clip_range", "shaping.clip", "one bound, of the absolute value"),
     Row("missing_eos_penalty", "shaping.missing_eos_penalty"),
+    # pairs of sampled answers (TRL's Online DPO, XPO and Nash-MD)
+    Row("mixture_coef", "loss.mixture"),
+    Row("judge", "rewards.judges", "openai=URL or model=FOLDER"),
     Row("mask_truncated_completions", "", "--shaping.missing_eos_penalty lowers the reward of an unfinished answer"),
     Row("overlong_buffer_len reward.overlong_buffer_len", "shaping.overlong", "a share of the longest length"),
     Row("temperature rollout.temperature actor_rollout_ref.rollout.temperature", "sampling.temperature"),

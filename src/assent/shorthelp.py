@@ -18,12 +18,16 @@ TRAINED = (
     "model.path model.lora.rank data.train data.eval_fraction optim.lr train.batch_size train.epochs train.eval_every "
     "out resume"
 )
-LOOP = "model.path data.train optim.lr train.batch_size train.max_steps sampling.max_new_tokens out resume rounds "
+LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
+COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
     "distill.beta": f"{TRAINED} rewards.model distill.teacher distill.beta distill.on_policy rollout.responses "
     "sampling.max_new_tokens",
+    "loss.ties": f"{COMPARED} loss.beta",
+    "loss.threshold": f"{COMPARED} loss.beta",
+    "topic": "files labels topic scale format columns split limit seed summary",
     "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
-    "contrasted": f"{LOOP} templates contrasted comparisons method options judge.model",
+    "contrasted": f"{LOOP} sampling.max_new_tokens templates contrasted comparisons method options judge.model",
     "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
     "steering.names steering.wanted prompts answers options optim.lr train.epochs train.batch_size "
     "sampling.max_new_tokens",
@@ -55,6 +59,7 @@ BASIC: dict[str, str] = {
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
     "explain",
     "probes": "source file also out scorer by probes benchmark weights ensemble format columns split limit seed",
+    "sure": "file out method ratings by least sure format columns limit summary",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
@@ -62,13 +67,14 @@ command without any of them has few options and shows them all."""
 
 HEADINGS = {
     "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
-    "Data": "data file pairs also prompts principles choices few_shots templates demonstrations comparisons revisions "
-    "keep format columns split chat_template max_length limit show problems system",
+    "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons "
+    "revisions keep format columns split chat_template max_length limit show problems system",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
     "kl distill",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
-    "consistency measures judge weights ensemble explain sampling engine by probes benchmark",
+    "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
+    "topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",

@@ -275,7 +275,7 @@ def grpo(tiny_model_dir: Path, endpoint: Endpoint, tmp_path: Path) -> Callable[.
     rows = [{"prompt": f"{i} red green?", "completion": "one two three"} for i in range(4)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def run(out: str, *more: str, **changed: object) -> int:
+    def run(out: str, *more: str, method: str = "grpo", **changed: object) -> int:
         flags: dict[str, object] = {
             "model.path": tiny_model_dir,
             "model.precision": "fp32",
@@ -295,7 +295,7 @@ def grpo(tiny_model_dir: Path, endpoint: Endpoint, tmp_path: Path) -> Callable[.
         }
         flags |= {name.replace("__", "."): value for name, value in changed.items()}
         words = [text for name, value in flags.items() if value is not None for text in (f"--{name}", str(value))]
-        return main(["grpo", *words, *more])
+        return main([method, *words, *more])
 
     return run
 
@@ -321,6 +321,20 @@ def test_two_steps_from_a_judge_alone(endpoint: Endpoint, grpo, tmp_path: Path, 
     assert grpo("again") == 0 and len(endpoint.requests) == count  # all of it is known
     assert result(tmp_path / "again") == result(tmp_path / "run")
     assert all(row["reward/judge/time/cached"] == 1 for row in read_metrics(tmp_path / "again" / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("method", ["online-dpo", "xpo", "nash-md"])
+def test_a_judge_compares_two_answers_directly(method: str, endpoint: Endpoint, grpo, tmp_path: Path, capsys) -> None:
+    """Its verdict on them is which one is preferred, and to Nash-MD the preference itself."""
+    assert grpo("run", method=method) == 0
+    assert ("preference by win rate" in capsys.readouterr().err) == (method == "nash-md")
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert samples
+    for row in samples:
+        if method == "nash-md":
+            assert row["preference"] == row["reward"] in (0.0, 0.5, 1.0)
+        else:
+            assert row["preferred"] == {1.0: True, 0.0: False, 0.5: None}[row["reward"]]
 
 
 def test_a_run_goes_on_to_the_same_bytes(endpoint: Endpoint, grpo, tmp_path: Path, capsys) -> None:

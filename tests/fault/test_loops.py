@@ -107,11 +107,32 @@ def steerlm(world: World) -> list[str]:
     )
 
 
+def apo(world: World) -> list[str]:
+    golden, pairs = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "pairs"))
+    write(pairs, [
+        {"prompt": f"Name {number} things.", "chosen": f"{WORDS[number % 9]} water", "rejected": WORDS[number % 7]}
+        for number in range(24)
+    ])  # fmt: skip
+    return words_of(
+        "apo",
+        world.shared()
+        | {
+            "data.train": golden,
+            "data.eval_fraction": 0.3,
+            "reward_model": world.scorer,
+            "pairs": pairs,
+            "prompts": world.prompts,
+            "rounds": 1,
+            "answers": 3,
+        },
+    )
+
+
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "steerlm": steerlm}
+LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "steerlm": steerlm, "apo": apo}
 
 
 @pytest.fixture(scope="module")

@@ -61,14 +61,14 @@ RAISING = ("reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo", "
 # ---- methods that compare answers
 
 PRICE, MIXTURE = 0.5, 0.25
-COMPARING: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "online-dpo": ("online-dpo", 150, {"loss": {"beta": COEF}}),
-    "xpo": ("xpo", 100, {"loss": {"beta": COEF, "alpha": 1e-3}}),
-    "online-ipo": ("online-dpo", 150, {"loss": {"pairs": "ipo", "beta": PRICE}}),
-    "nash-md": ("nash-md", 60, {"loss": {"mixture": MIXTURE, "whiten": True}, "kl": {"coef": PRICE}}),
+COMPARING: dict[str, tuple[str, tuple[int, int, float], dict[str, Any]]] = {
+    "online-dpo": ("online-dpo", (64, 110, 5e-3), {"loss": {"beta": COEF}}),
+    "xpo": ("xpo", (64, 110, 5e-3), {"loss": {"beta": COEF, "alpha": 1e-3}}),
+    "online-ipo": ("online-dpo", (128, 150, 5e-3), {"loss": {"pairs": "ipo", "beta": PRICE}}),
+    "nash-md": ("nash-md", (128, 60, 1e-2), {"loss": {"mixture": MIXTURE, "whiten": True}, "kl": {"coef": PRICE}}),
 }
-"""Method, steps, options. Labels are Bradley-Terry draws, of which DPO's optimum is that of the reward less its KL; IPO
-on the policy's own answers, and Nash-MD, play the game of the labels' chances to win."""
+"""Method; prompts, steps, learning rate; options. Labels are Bradley-Terry draws, of which DPO's optimum is that of the
+reward less its KL; IPO on the policy's own answers, and Nash-MD, play the game of the labels' chances to win."""
 
 TO_TEACHER: dict[str, dict[str, Any]] = {
     "gkd forward": {"distill": {"beta": 0.0}},
@@ -131,10 +131,9 @@ def test_reaches_the_optimum(setting, name: str) -> None:
 
 @in_turns(COMPARING)
 def test_compares_its_way_to_where_it_rests(setting, name: str) -> None:
-    method, steps, options = COMPARING[name]
+    method, (prompts, steps, lr), options = COMPARING[name]
     labels = None if name == "nash-md" else TableReward(setting.world, np.random.default_rng(setting.seed))
-    lr = 1e-2 if steps <= 100 else 5e-3
-    logp = train(setting, method, steps, lr, prompts=128, source=labels, **options)
+    logp = train(setting, method, steps, lr, prompts=prompts, source=labels, **options)
     closed = distance_closed(logp, setting.ref, rest_of(setting, name))
     print(f"{name}, seed {setting.seed}: {closed:.3f} of the distance closed")
     assert closed >= 0.8

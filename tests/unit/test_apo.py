@@ -33,14 +33,12 @@ from assent.distributed import World
 from assent.errors import DataError, UserError
 from assent.loops import apo as loop_module
 from assent.loops.apo import apo
-from assent.loops.loop import STATE, Loop
-from assent.loops.parts import Parts
+from assent.loops.loop import STATE
 from assent.loops.told_apart import HeldOut, at_chance, by_truth, gaps, held_out, told_apart
 from assent.models.heads import WantedHead, load_score_model
 from assent.models.reward_head import HeadRule
 from assent.models.saving import save_model
 from assent.statistics import win_rate
-from assent.train import checkpoint
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
@@ -69,11 +67,13 @@ def test_pairs_by_the_truth_leave_ties_and_the_unscored_out():
     assert [(p.chosen, p.rejected) for p in made[0].feedback] == [(1, 0), (1, 2)] and made[1].feedback == ()
 
 
-def test_the_rule_of_chance():
-    assert at_chance({"golden/low": 0.45, "golden/high": 0.7}) and at_chance({"golden/low": 0.5, "golden/high": 0.9})
-    assert not at_chance({"golden/low": 0.51, "golden/high": 0.9}), "it tells them apart"
-    assert not at_chance({"golden/low": 0.1, "golden/high": 0.4}), "it prefers samples: no chance either"
-    assert not at_chance({"golden/low": None, "golden/high": None})
+@pytest.mark.parametrize(
+    ("low", "high", "chance"),
+    [(0.45, 0.7, True), (0.5, 0.9, True), (0.51, 0.9, False), (0.1, 0.4, False), (None, None, False)],
+)
+def test_the_rule_of_chance(low: float | None, high: float | None, chance: bool):
+    """Also a reward model that prefers samples tells them from golden answers."""
+    assert at_chance({"golden/accuracy_low": low, "golden/accuracy_high": high}) is chance
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_numbers_by_hand(rewards: Path, tmp_path: Path):
     assert found["golden/accuracy"] == pytest.approx((gap > 0).mean()) and found["golden/ties"] == 2
     assert found["golden/n"] == 12 and found["golden/missing"] == 0 and found["golden/same"] == 0
     wilson = win_rate((gap > 0).astype(float), np.full(12, 0.5), np.repeat(np.arange(6), 2).tolist()).rate
-    assert (found["golden/low"], found["golden/high"]) == (wilson.low, wilson.high)
+    assert (found["golden/accuracy_low"], found["golden/accuracy_high"]) == (wilson.low, wilson.high)
     assert found["pairs/accuracy"] == 1 and found["pairs/ece"] == pytest.approx(1 - 1 / (1 + np.exp(-0.25)))
     assert found["samples/accuracy"] == 0 and found["samples/n"] == 6
     assert found["policy/reward"] == pytest.approx((2 + 8) / 8) and found["policy/gold"] == pytest.approx(-5)
@@ -226,54 +226,13 @@ def test_what_a_loop_makes(whole: Path, world: Path):
     assert all("golden_nll" in row and "old_kl" in row for row in metrics if "loss" in row)
 
 
-class Killed(BaseException):
-    """What ends the process, here."""
-
-
-def test_killed_after_every_part_and_stage_and_inside_of_runs_it_makes_the_same(world, whole, tmp_path, monkeypatch):
-    """And Python is the command line: the straight one was made by it. The state has digests of everything."""
-    seen: set[tuple] = set()
-
-    def stop_at(*what: object) -> None:
-        if what not in seen:
-            seen.add(what)
-            raise Killed
-
-    puts, saves, adds = Parts.put, checkpoint.save, Loop._add
-
-    def put(self, *arguments):
-        puts(self, *arguments)
-        stop_at("part", self.out)
-
-    def save(folder, *arguments, **options):
-        saves(folder, *arguments, **options)
-        stop_at("step", folder)
-
-    def add(self, row, seconds):
-        adds(self, row, seconds)
-        stop_at("stage", row["stage"])
-
-    for place, name, function in ((Parts, "put", put), (checkpoint, "save", save), (Loop, "_add", add)):
-        monkeypatch.setattr(place, name, function)
-    config = replace(from_python(world, tmp_path / "loop", resume="auto"), rounds=1)
-    kills = 0
-    while True:
-        try:
-            apo(config)
-            break
-        except Killed:
-            kills += 1
-    assert kills == len(seen) > 15
-    straight = (whole / STATE).read_bytes().splitlines()
-    assert (tmp_path / "loop" / STATE).read_bytes().splitlines() == straight[:11], "up to what begins round 2"
-
-
 def test_it_ends_where_the_discriminator_is_at_chance(world: Path, whole: Path, tmp_path: Path, monkeypatch, caplog):
-    """The first round's reward model is there already; what the loop does next is looked at alone."""
+    """The first round's reward model is there already; what the loop does next is looked at alone. It was begun by the
+    command line: what Python gave otherwise would be refused."""
     shutil.copytree(whole, tmp_path / "loop")
     options = tmp_path / "loop" / "loop.yaml"
     options.write_text(options.read_text().replace("stop: false", "stop: true"))
-    monkeypatch.setattr(loop_module, "at_chance", lambda numbers: "golden/low" in numbers)
+    monkeypatch.setattr(loop_module, "at_chance", lambda numbers: "golden/accuracy_low" in numbers)
     found = apo(replace(from_python(world, tmp_path / "loop"), stop=True, resume="auto"))
     assert (
         "[round 1 of 2] The reward model tells golden answers from the policy's no better than by chance" in caplog.text
@@ -310,10 +269,10 @@ def test_a_method_on_rewards_is_given_the_reward_model(world: Path, tmp_path: Pa
     ("more", "said"),
     [
         ("--method dppo", "trains no policy. Perhaps you meant"),
-        ("--method dpo", "learns from answers that differ in reward"),
-        ("--method sft --choose.take best-worst", "learns from single answers"),
+        ("--method dpo", "--choose.take best gives nothing that dpo learns from"),
+        ("--method sft --choose.take best-worst", "--choose.take best-worst gives nothing that sft learns from"),
         ("--method ppo --choose.gap 1", "samples answers by itself"),
-        ("--choose.take above", "Give it."),
+        ("--choose.take above", "takes what reaches --choose.threshold"),
         ("--data.eval_fraction 0", "Give a share, or --data.eval FILE"),
         ("--reward_options adversarial.golden:x", "reward has no option 'adversarial.golden'"),
         ("--reward_options adversarial.coeff:1", "Perhaps you meant"),

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -412,6 +413,30 @@ def test_reward_models_merge_with_their_heads(scorer_dir: Path, run, family, tmp
         run(f"{scorer_dir} {other}", "linear")
 
 
+def test_adapters_of_reward_models_merge_with_the_heads_beside_them(scorer_dir, family, tmp_path, monkeypatch) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(family["base"], num_labels=1)
+    folders = []
+    for i in range(2):
+        torch.manual_seed(i)
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS", init_lora_weights=False)
+        model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(family["base"], num_labels=1), config)
+        model.save_pretrained(tmp_path / f"a{i}")
+        folders.append(tmp_path / f"a{i}")
+    merge(MergeConfig(tuple(map(str, folders)), "linear", str(tmp_path / "kept"), weights=(1, 3)))
+    merge(MergeConfig(tuple(map(str, folders)), "linear", str(tmp_path / "whole"), weights=(1, 3), adapters="merge"))
+    got = PeftModel.from_pretrained(base, tmp_path / "kept").merge_and_unload().state_dict()
+    heads = [load_file(folder / "adapter_model.safetensors")["base_model.model.score.weight"] for folder in folders]
+    torch.testing.assert_close(got["score.weight"], (heads[0] + 3 * heads[1]) / 4)
+    for name, x in stored(tmp_path / "whole").items():
+        torch.testing.assert_close(got[name], x, atol=1e-6, rtol=0, msg=name)
+    with pytest.raises(ConfigError, match=r"score.weight was saved with them, and there is none in the base"):
+        merge(MergeConfig(tuple(map(str, folders)), "slerp", str(tmp_path / "x"), adapters="keep"))
+    monkeypatch.chdir(Path(family["base"]).parent)
+    edit(folders[1] / "adapter_config.json", base_model_name_or_path=Path(family["base"]).name)
+    with pytest.raises(ConfigError, match=r"score.weight was saved with them"):  # the same base, spelt otherwise
+        merge(MergeConfig(tuple(map(str, folders)), "slerp", str(tmp_path / "x"), adapters="keep"))
+
+
 # ---- what is refused
 
 
@@ -589,6 +614,18 @@ def test_an_interrupt_leaves_nothing(family, run, tmp_path, monkeypatch) -> None
     with pytest.raises(KeyboardInterrupt):
         run("a b", "linear")
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_killed_is_absent_and_made_again_to_the_same_bytes(family, run, tmp_path, monkeypatch) -> None:
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(merged.Merge, "_is_done", lambda self, name: os.kill(os.getpid(), signal.SIGKILL))
+        run("a b", "linear")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    run("a b", "linear")
+    run("a b", "linear", out="undisturbed")
+    assert bits(str(tmp_path / "out")) == bits(str(tmp_path / "undisturbed"))
 
 
 def test_a_folder_in_the_way_stays(family, tmp_path) -> None:

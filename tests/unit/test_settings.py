@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -221,10 +221,15 @@ def test_contradictions():
         settings.validate(InitConfig(data="d", out="o", heads=4, kv_heads=3))
 
 
+def _word(kind: Any) -> str:
+    """A text that the option may be."""
+    return get_args(kind)[0] if get_origin(kind) is Literal else "x"
+
+
 def test_defaults_pass_every_check():
     for command in COMMANDS.values():
         given_values = {
-            option.name: ("x",) if "tuple" in str(option.kind) else "x"
+            option.name: ("x",) if "tuple" in str(option.kind) else _word(option.kind)
             for option in settings.options(command.config)
             if option.default is settings.REQUIRED
             or option.name in ("rewards.model", "scorer", "prompts", "steering.model")

@@ -36,7 +36,8 @@ _BESIDE = (*TOKENIZER, "generation_config.json", "*.py", "*processor_config.json
 
 
 def merge(config: MergeConfig) -> Path:
-    """Writes the model that `config` merges to `config.out`, complete or not at all.
+    """Writes the model that `config` merges to `config.out`, complete or not at all: in one process; of several
+    ranks one calls it.
 
     Raises ConfigError for options that contradict each other, RunFolderError where `config.out` holds something, and
     ModelError where models are not there, do not fit together, or hold numbers that are not finite."""
@@ -57,19 +58,18 @@ def merge(config: MergeConfig) -> Path:
 
 
 def _with_base(config: MergeConfig, sources: Mapping[str, Source]) -> MergeConfig:
-    """With the base that adapters themselves name, where none is given and the method needs one. Raises
-    ConfigError."""
+    """With the model that adapters, or checkpoints, are laid on, where no base is given and the method needs one.
+    Raises ConfigError."""
     if config.base is not None or not MERGES[config.method].base:
         return config
-    bases = {
-        source.base for source in sources.values() if len(source.layers) == 1 and isinstance(source.layers[0], Path)
-    }
+    bases = {_place(source): source.base for source in sources.values()}
     if len(bases) != 1 or any(source.is_plain for source in sources.values()):
         raise ConfigError(
             f"--method {config.method} merges what models have learnt since they were one. Give that model as --base."
         )
-    log.info(f"the base is that of the adapters, {min(bases)}")
-    return replace(config, base=min(bases))
+    (base,) = bases.values()
+    log.info(f"the base is the model that all of them are laid on, {base}")
+    return replace(config, base=base)
 
 
 def _found(path: str) -> Source:
@@ -128,7 +128,7 @@ def _write(
     with Reader() as reader, ProgressDisplay(total, f"merge ({config.method})") as progress:
         work = Merge(
             config, names, [part.tensors for part in models], None if base is None else base.tensors, dtypes,
-            first.copied, progress.update, reader,
+            first.copied, first.buffers, progress.update, reader,
         )  # fmt: skip
         sphere = work.write(folder)
     raw = read_object(first.folder / CONFIG)

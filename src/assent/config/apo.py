@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from assent.config.base import DataConfig
-from assent.config.choosing import PAIRED, ChooseConfig, Way
+from assent.config.choosing import ChooseConfig, Way
+from assent.config.iterate import FITTING, choice_fits, feedback_of
 from assent.config.loops import LoopConfig
+from assent.config.objectives import CUSTOM
 from assent.config.ranges import BelowOne, Count, Named
 from assent.config.training import TRAINERS
 from assent.names import suggestion
@@ -76,19 +78,17 @@ TAKEN_OF_POLICY = ("model.path", "model.revision", "data.train", "rewards.model"
 
 def _policy_learns(config: ApoConfig) -> str | None:
     method, take = config.method, config.choose.take
-    if method not in TRAINERS:
-        return f"--method {method} trains no policy.{suggestion(method, TRAINERS)} Known: {', '.join(TRAINERS)}."
+    known = [name for name in TRAINERS if name != CUSTOM]
+    if method not in known:
+        return f"--method {method} trains no policy.{suggestion(method, known)} Known: {', '.join(known)}."
     if TRAINERS[method].is_online:
         if config.choose != BestOfK():
             return f"--method {method} samples answers by itself, so nothing is chosen. Leave --choose.* out."
         return None
-    single = take in ("best", "above")
-    if method == "sft" and not single:
-        return f"--method sft learns from single answers. Use --choose.take best or above. Got {take}."
-    if method != "sft" and single:
+    feedback = feedback_of(method)
+    if take not in FITTING[feedback]:
         return (
-            f"--method {method} learns from answers that differ in reward, and --choose.take {take} leaves one. Use "
-            f"--choose.take {', '.join(PAIRED)} or ratings."
+            f"--choose.take {take} gives nothing that {method} learns from. Expected: {', '.join(FITTING[feedback])}."
         )
     return None
 
@@ -102,10 +102,4 @@ def _something_is_held_out(config: ApoConfig) -> str | None:
     return None
 
 
-def _threshold(config: ApoConfig) -> str | None:
-    if config.choose.take == "above" and config.choose.threshold is None:
-        return "--choose.take above takes answers of a reward of at least --choose.threshold. Give it."
-    return None
-
-
-APO = ((ApoConfig, _policy_learns), (ApoConfig, _something_is_held_out), (ApoConfig, _threshold))
+APO = ((ApoConfig, _policy_learns), (ApoConfig, _something_is_held_out), (ApoConfig, choice_fits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from assent.config.choosing import PAIRED, ChooseConfig, Way
 from assent.config.judge import JudgeConfig
@@ -120,7 +120,8 @@ def _trains(config: IterateConfig) -> str | None:
     return None
 
 
-def _chosen(config: IterateConfig) -> str | None:
+def choice_fits(config: Any) -> str | None:
+    """What is wrong with the section `choose` of a loop, in a sentence."""
     choose = config.choose
     if choose.take == "above" and choose.threshold is None:
         return "--choose.take above takes what reaches --choose.threshold. None is given."
@@ -186,6 +187,6 @@ def _share(config: IterateConfig) -> str | None:
 
 ITERATE = tuple(
     (IterateConfig, relation)
-    for relation in (_trains, _chosen, _labelled, _refreshed, _held_out, _share, engine_is_asked)
+    for relation in (_trains, choice_fits, _labelled, _refreshed, _held_out, _share, engine_is_asked)
 )
 """Relations between its options (`assent.config.relations`)."""

@@ -120,8 +120,8 @@ class MergeConfig(Sections):
     out: Named
     """Model folder to write."""
     base: Named | None = None
-    """The model that all began from, which task vectors are differences from; default: the adapters' own, where all
-    models are adapters."""
+    """The model that all began from, which task vectors are differences from; default: what all models are laid
+    on, where they are adapters or checkpoints."""
     weights: tuple[float, ...] = ()
     """A weight for each model, in their order; default: all 1. For slerp of two, λ is the second's share."""
     normalize: bool = True

@@ -216,7 +216,7 @@ def sentence(numbers: Numbers) -> str:
     said = []
     for name, what in words.items():
         if (right := numbers.get(f"{name}/accuracy")) is not None:
-            low, high = (100 * (numbers[f"{name}/{side}"] or 0.0) for side in ("low", "high"))
+            low, high = (100 * (numbers[f"{name}/accuracy_{side}"] or 0.0) for side in ("low", "high"))
             ece = numbers[f"{name}/ece"]
             said.append(f"{what} {100 * right:.1f} % right ({low:.1f} to {high:.1f}), ECE {ece:.3f}")
     if (gold := numbers.get("policy/gold")) is not None:

@@ -58,9 +58,9 @@ def told_apart(
 ) -> Mapping[str, float]:
     """Numbers, also written to `path`:
 
-    golden/X   accuracy, with `low` and `high`, of the reward model on golden answers against samples; `ties`, pairs in
-               all (`n`) and without two rewards (`missing`); `ece` and the range that it has by chance alone; samples
-               that were left out because they are equal to a golden answer (`same`)
+    golden/X   `accuracy` of the reward model on golden answers against samples, with its interval (`_low`, `_high`);
+               `ties`, pairs in all (`n`) and without two rewards (`missing`); `ece`, and what it is by chance alone
+               (`ece_chance`); samples that were left out because they are equal to a golden answer (`same`)
     pairs/X    the same on what people compared
     samples/X  the same on samples of one prompt that differ by the scorer
     policy/X   mean of the reward (`reward`) and, by the scorer, `gold` of all samples, each with `_low` and `_high`
@@ -93,7 +93,7 @@ def told_apart(
 
 def at_chance(numbers: Mapping[str, float | None]) -> bool:
     """Whether the interval of the accuracy on golden answers includes one half."""
-    low, high = numbers["golden/low"], numbers["golden/high"]
+    low, high = numbers["golden/accuracy_low"], numbers["golden/accuracy_high"]
     return low is not None and high is not None and low <= 0.5 <= high
 
 
@@ -151,12 +151,13 @@ def _told(name: str, gap: np.ndarray, prompt: np.ndarray) -> dict[str, float]:
     right, calibrated = accuracy(gap, prompt), calibration(gap, prompt)
     numbers: dict[str, float | None] = {
         "accuracy": right.right.mean,
-        "low": right.right.low,
-        "high": right.right.high,
+        "accuracy_low": right.right.low,
+        "accuracy_high": right.right.high,
         "ties": right.ties,
         "n": len(gap),
         "missing": right.right.missing,
         "ece": calibrated.ece.value,
+        "ece_chance": calibrated.chance.value,
         "ece_chance_low": calibrated.chance.low,
         "ece_chance_high": calibrated.chance.high,
     }

@@ -129,7 +129,7 @@ def _merge_of(config: WarpConfig, start: str, runs: Sequence[str]) -> MergeConfi
     """How the runs of a round become one model."""
     if config.merge == "linear":
         return MergeConfig(tuple(runs), "linear", "", dtype="fp32")
-    weights = (1 - config.weight, config.weight) if len(runs) == 2 else None
+    weights = (1 - config.weight, config.weight) if len(runs) == 2 else ()
     return MergeConfig(tuple(runs), "slerp", "", base=start, weights=weights, dtype="fp32")
 
 

@@ -43,8 +43,9 @@ _TOLD = ("max_position_embeddings", "max_window_layers")
 @dataclass(frozen=True, slots=True)
 class Part:
     """A model that takes part in a merge, as `path` on the command line: its configuration and where its weights lie.
-    `tied` are names of weights that stand for two, `copied` tensors that are no weights to be merged (buffers, whole
-    numbers), `exact` those that the architecture keeps in fp32."""
+    `tied` are names of weights that stand for two, `copied` tensors that are no weights to be merged (whole numbers,
+    what older versions stored), `buffers` others that are no parameters, `exact` those that the architecture keeps in
+    fp32."""
 
     path: str
     source: Source
@@ -53,6 +54,7 @@ class Part:
     tensors: Mapping[str, StoredTensor | AdaptedTensor]
     tied: frozenset[str]
     copied: frozenset[str]
+    buffers: frozenset[str]
     exact: frozenset[str]
 
 
@@ -81,10 +83,10 @@ def open_part(path: str, source: Source, trust: bool = False) -> Part | None:
                 f"{path}: its value head lies in {name}, beside the weights. Put both into one folder first: assent "
                 f"export {path} --out FOLDER"
             )
-    tied, buffers, kept = _traits(config)
+    tied, weights, buffers, kept = _traits(config)
     tensors = _without_tied(path, stored_tensors(folder), tied)
     odd = {name for name, tensor in tensors.items() if not tensor.dtype.is_floating_point}
-    copied = {name for name in tensors if name in buffers or name in odd or HARMLESS.search(name)}
+    copied = {name for name in tensors if name in odd or (HARMLESS.search(name) and name not in weights)}
     head = (getattr(config, "assent_head", None) or {"weight": "score.weight"})["weight"].split(".")[0] + "."
     exact = {name for name in tensors if name.startswith(head) or kept & set(name.split("."))}
     if coded := sorted(odd - buffers):
@@ -92,7 +94,7 @@ def open_part(path: str, source: Source, trust: bool = False) -> Part | None:
         if told:
             raise ModelError(f"{path}: {min(told)} is stored as whole numbers: are they quantised? Give whole weights.")
     names = frozenset({*tied, *tied.values()})
-    return Part(path, source, folder, config, tensors, names, frozenset(copied), frozenset(exact))
+    return Part(path, source, folder, config, tensors, names, frozenset(copied), frozenset(buffers), frozenset(exact))
 
 
 def _adapted_part(path: str, source: Source, trust: bool) -> Part | None:
@@ -109,13 +111,13 @@ def _adapted_part(path: str, source: Source, trust: bool) -> Part | None:
     return None if tensors is None else replace(base, source=source, tensors=tensors)
 
 
-def _traits(config: PreTrainedConfig) -> tuple[Mapping[str, str], set[str], set[str]]:
-    """Of the class that reads it: weights that are tied to others, buffers, and modules that are kept in fp32. Nothing
-    is known of classes that transformers does not have."""
+def _traits(config: PreTrainedConfig) -> tuple[Mapping[str, str], set[str], set[str], set[str]]:
+    """Of the class that reads it: weights that are tied to others, all weights, buffers, and modules that are kept in
+    fp32. Nothing is known of classes that transformers does not have."""
     names = getattr(config, "architectures", None) or [""]
     cls = getattr(transformers, str(names[0]), None)
     if not isinstance(cls, type) or not issubclass(cls, PreTrainedModel):
-        return {}, set(), set()
+        return {}, set(), set(), set()
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             shell: Any = cast(Any, cls)._from_config(config)
@@ -123,7 +125,8 @@ def _traits(config: PreTrainedConfig) -> tuple[Mapping[str, str], set[str], set[
         raise ModelError(f"no {names[0]} can be built as config.json says: {brief(error)}") from error
     kept = {*(shell._keep_in_fp32_modules or ()), *(shell._keep_in_fp32_modules_strict or ())}
     tied: Mapping[str, str] = shell.get_expanded_tied_weights_keys(all_submodels=True)
-    return tied, {name for name, _ in shell.named_buffers()}, kept
+    weights = {name for name, _ in shell.named_parameters(remove_duplicate=False)}
+    return tied, weights, {name for name, _ in shell.named_buffers()}, kept
 
 
 def _without_tied(

@@ -13,7 +13,7 @@ from assent.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-HARMLESS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|position_ids$")
+HARMLESS = re.compile(r"rotary_emb\.inv_freq$|(^|\.)attn\.(masked_)?bias$|position_ids$")
 """Surplus that says nothing: buffers that older versions stored."""
 HEADS = ("lm_head.", "embed_out.", "output.", "cls.", "head.", "language_model.lm_head.")
 """What the names of output heads begin with."""

@@ -97,8 +97,8 @@ def group_of(name: str, granularity: str | None) -> str:
 @dataclass(frozen=True, slots=True)
 class Merge:
     """The models' weights, all of the same names and shapes, as `config` merges them. `base` where task vectors are
-    merged; `dtypes` what is written; `copied` names what is the same in all models and stays so (buffers, whole
-    numbers); `tell` hears how many tensors are done, of `steps`."""
+    merged; `dtypes` what is written; `copied` names what must be the same in all models and stays so, `buffers`
+    what does where it is; `tell` hears how many tensors are done, of `steps`."""
 
     config: MergeConfig
     names: Sequence[str]
@@ -106,6 +106,7 @@ class Merge:
     base: Tensors | None
     dtypes: Mapping[str, torch.dtype]
     copied: frozenset[str]
+    buffers: frozenset[str]
     tell: Callable[[int], None]
     reader: Reader
     done: list[str] = field(default_factory=list)
@@ -137,7 +138,7 @@ class Merge:
     # ---- parts
 
     def _merged(self, name: str, factors: Callable[[str], Factors] | None) -> Iterator[Tensor]:
-        if name in self.copied:
+        if name in self.copied or (name in self.buffers and self._differs(name) is None):
             yield from self._same(name)
         elif factors is None:
             yield from self._by_numbers(name)
@@ -192,14 +193,21 @@ class Merge:
 
     def _same(self, name: str) -> Iterator[Tensor]:
         """What is no weight, as it is. Raises ModelError where it differs from model to model."""
-        others = [*self.models[1:], *([] if self.base is None else [self.base])]
+        if (other := self._differs(name)) is not None:
+            files = f"{self.models[0][name].file} and {other}"
+            raise ModelError(f"{name}, which is no weight to be merged, differs between {files}.")
         for start, stop in self._parts(name):
-            found = self.models[0][name].read(self.reader, start, stop)
-            for other in others:
-                if not torch.equal(found, other[name].read(self.reader, start, stop).to(found.dtype)):
-                    files = f"{self.models[0][name].file} and {other[name].file}"
-                    raise ModelError(f"{name}, which is no weight to be merged, differs between {files}.")
-            yield found.to(self.dtypes[name])
+            yield self.models[0][name].read(self.reader, start, stop).to(self.dtypes[name])
+
+    def _differs(self, name: str) -> Path | None:
+        """The file in which a tensor is not as in the first model."""
+        first, *others = (tensors[name] for tensors in (*self.models, *([] if self.base is None else [self.base])))
+        for other in others:
+            for start, stop in self._parts(name):
+                one, two = (x.read(self.reader, start, stop) for x in (first, other))
+                if not torch.equal(one, two.to(one.dtype)):
+                    return other.file
+        return None
 
     def _parts(self, name: str) -> Iterator[tuple[int, int]]:
         size = self.models[0][name].size

@@ -89,7 +89,9 @@ def _checked(given: Mapping[str, float], row: Objective, key: str, own: Mapping[
     """Options of an objective from numbers, within their ranges."""
     known = {name: value for name, value in row.options.items() if name not in own}
     _require_names(given, known, key)
-    ranges, found = ranges_of(type(default_of(row.config, "loss"))), {}
+    section: Any = type(default_of(row.config, "loss"))
+    ranges = ranges_of(section)
+    found: dict[str, Any] = {}
     for name, value in given.items():
         flag, default = f"{OPTIONS} {name}:{value:g}", known[name]
         if isinstance(default, bool):
