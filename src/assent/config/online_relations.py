@@ -8,15 +8,16 @@ from typing import Any
 from assent.config.judge_relations import judge_is_asked as judge_is_asked
 from assent.config.judge_relations import unread as unread
 from assent.config.methods import METHODS, has_reference, method_of, objective_key
-from assent.config.online import OnlineConfig, critic_of
+from assent.config.online import SOURCES, OnlineConfig, critic_of
 from assent.config.online_preference import NashMDConfig, OnlineDPOConfig, OnlineKTOConfig, XPOConfig
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
 from assent.config.scoring import SourceConfig
+from assent.config.token_relations import OF_TOKENS
 
 
 def _needs_reward(config: OnlineConfig) -> str | None:
-    if not any(getattr(config.rewards, kind) for kind in SOURCES):
+    if not config.rewards.named and config.distill.teacher is None and not METHODS[method_of(config)].needs_teacher:
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
             "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL, --rewards.judges openai=URL or "
@@ -91,10 +92,6 @@ def _critic_start(config: OnlineConfig) -> str | None:
         "--critic.start reward copies the reward model, and there must be exactly one (--rewards.model). Got "
         f"{len(config.rewards.model)}. Use --critic.start policy."
     )
-
-
-SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
-"""The options of `rewards` that name what answers are scored by."""
 
 
 def _judges_are_there(config: OnlineConfig) -> str | None:
@@ -317,6 +314,7 @@ def engine_is_asked(config: Any) -> str | None:
 
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
+    *OF_TOKENS,
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),
