@@ -4,10 +4,11 @@ assistant world, whose gold reward is known:
     python -m benchmarks.loops_apo --out FOLDER [--seeds 0 1 2] [--figure docs/apo.svg] [--quick]
 
 For each seed a policy (SFT) and a reward model from few noisy pairs. Then the same rounds of rejection sampling, with
-as many prompts, answers and steps each: by the reward model as it is (fixed), by one that goes on with the pairs alone
-(pairs), and by `assent apo`, which also sees golden answers to those prompts. Beside them a policy that imitates the
-golden answers, with as many steps as all rounds together. What is there already in FOLDER is kept, and loops go on
-where they were. All numbers are those of held-out prompts; the table and the figure stand in docs/apo.md.
+as many prompts, answers and steps each: by the reward model as it is (fixed), by one that goes on with the pairs
+alone (pairs), and by `assent apo`, which also sees golden answers to those prompts, with the paper's weight of 0.1
+and with 1 (apo-strong). Beside them a policy that imitates the golden answers, with as many steps as all rounds
+together. What is there already in FOLDER is kept, and loops go on where they were. All numbers are those of held-out
+prompts; the table and the figure stand in docs/apo.md.
 """
 
 from __future__ import annotations
@@ -91,7 +92,16 @@ class Pairs(Turns):
         return replace(run, adversarial=AdversarialSection())
 
 
-ARMS: Mapping[str, type[Turns]] = {"fixed": Fixed, "pairs": Pairs, "apo": Turns}
+class Strong(Turns):
+    """Golden answers count ten times as much."""
+
+    def reward_run(self, number: int, reward: str | Path, answers: Path) -> RunConfig:
+        run = super().reward_run(number, reward, answers)
+        assert isinstance(run, RewardConfig)
+        return replace(run, adversarial=replace(run.adversarial, coef=10 * run.adversarial.coef))
+
+
+ARMS: Mapping[str, type[Turns]] = {"fixed": Fixed, "pairs": Pairs, "apo": Turns, "apo-strong": Strong}
 IMITATED = "sft on golden answers"
 MEASURED = {
     "policy/gold": "gold reward of the policy",
@@ -228,7 +238,7 @@ def table(found: Sequence[Mapping[str, Any]], rounds: int) -> str:
 def figure(found: Sequence[Mapping[str, Any]], out: Path) -> None:
     """An SVG of its own: gold of the policy, and the reward model's accuracy on its answers, by rounds; thin and pale
     each seed."""
-    colors = {"fixed": plots.BASELINE_COLOR, **dict(zip(("pairs", "apo"), plots.COLORS, strict=False))}
+    colors = {"fixed": plots.BASELINE_COLOR, **dict(zip(("pairs", "apo", "apo-strong"), plots.COLORS, strict=False))}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "assent", "font.size": 8}):
         drawing = Figure(figsize=(7.2, 2.9), layout="constrained")
         panels = drawing.subplots(1, 2)
