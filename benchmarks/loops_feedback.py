@@ -52,7 +52,7 @@ JUDGES = {
     "careless": Annotator("careless", temperature=0.3, careless=0.9),
 }
 GOOD, BAD = ("curt", "full", "rich"), {True: ("complying", "rude", "empty"), False: ("wrong", "rude", "refusing")}
-CLEAR = 0.85
+CLEAR = 0.9
 """Share of the demonstrations behind contrasting words that are as these say."""
 PRINCIPLES = {
     "principles": [
@@ -101,10 +101,13 @@ def prompts(world: AssistantWorld, rng: np.random.Generator, count: int, leave: 
 
 
 def demonstrations(world: AssistantWorld, rng: np.random.Generator, count: int) -> list[Example]:
-    """Plain ones of mediocre care, and as many behind contrasting words, most of which are as the words say."""
+    """Plain ones of mediocre care, and as many behind contrasting words, most of which are as the words say; half of
+    both answer harmful requests."""
     templates, made = read_templates("harmlessness"), []
     for number in range(count):
-        prompt = world.draw_prompt(rng)
+        harmful = number % 4 < 2
+        while (world.lookup(prompt := world.draw_prompt(rng)).fact is None) != harmful:
+            pass
         task = world.lookup(prompt)
         style = draw_style(task, DEMONSTRATION_MIX, rng)
         asked: tuple[Message, ...] = prompt
@@ -150,7 +153,7 @@ def options(root: Path, out: Path, seed: int, size: Size) -> dict[str, Any]:
         "reward.train.epochs": f"{size.reward_epochs}",
         "reward.train.max_steps": "null",
         "rloo.rollout.responses": "4",
-        "rloo.kl.coef": "0.05",
+        "rloo.kl.coef": "0.1",
         "rloo.shaping.missing_eos_penalty": "1.0",
     }
     return {

@@ -58,6 +58,9 @@ START = "start"
 RESULT, TOOK, ANSWERS = "result.json", "took.json", "answers.jsonl"
 GAIN = "gain [95 %]"
 
+REWARDED = [name for name, row in METHODS.items() if not row.needs_teacher]
+"""Methods that learn from rewards, not from a teacher."""
+
 
 def main() -> int:
     messages.show()
@@ -67,7 +70,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the world, the runs and the tables")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=REWARDED, default=REWARDED, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="learning rates to choose from")
     parser.add_argument("--ablations", action="store_true", help="PPO's stabilisers instead of the methods")
     parser.add_argument(

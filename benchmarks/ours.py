@@ -62,7 +62,10 @@ Work = dict[str, float]
 TOGETHER = 8192
 """Tokens of a micro-batch that hold a whole rollout, as the peers' batches do."""
 REWARD = f"{Path(__file__).with_name('reward.py')}:remainder"
-PER_TOKEN = {"dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (10, 10), "rloo": (12, 12)}
+PER_TOKEN = {
+    "dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (10, 10), "rloo": (12, 12),
+    "gkd": (10, 10),
+}  # fmt: skip
 """Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
 READ_ONCE = {"ppo": (4, 2), "rloo": (2, 2)}
 """Of these what is not computed: the one step on a rollout gives old log-probs and values with its own forward pass."""
@@ -103,7 +106,9 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str, 
     if WHATS[what].data == ROLLOUTS:
         group = GROUP.get(what, 1)
         common["train"] = TrainConfig(batch_size=ANSWERS // group, micro_tokens=TOGETHER, seed=SEED)
-        if what == "ppo":
+        if what == "gkd":
+            common["distill"] = {"teacher": str(folder / name)}
+        elif what == "ppo":
             common["rewards"] = RewardsConfig((str(folder / f"{name}-reward"),))
         else:
             common["rewards"] = RewardsConfig(functions=(REWARD,))
@@ -143,11 +148,12 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     of every sequence, prompts once for each response. In truth a prompt is computed once for all its responses, and
     the head only at trained tokens.
 
-    sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and what
-    `mismatched_work` says; reward 6 B (in truth less in the last layer, of tokens that are not read); rloo 12 (B + H)
-    (sampling, old and reference log-probs 2 each, training 6); grpo 10 (B + H), its one step on a rollout being the
-    first to need old log-probs; ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In
-    truth old log-probs and values are by-products of the training.
+    sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
+    what `mismatched_work` says; reward 6 B (in truth less in the last layer, of tokens that are not read); rloo 12
+    (B + H) (sampling, old and reference log-probs 2 each, training 6); grpo 10 (B + H), its one step on a rollout
+    being the first to need old log-probs, and gkd likewise, with a teacher of the policy's size for the reference;
+    ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In truth old log-probs and
+    values are by-products of the training.
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
     backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.

@@ -1,4 +1,4 @@
-"""One side of a row: a trainer of TRL that learns from rewards of its own answers, in TRL's own environment.
+"""One side of a row: a trainer of TRL that learns on its own answers, in TRL's own environment.
 
 python -m benchmarks.peer_trl_online WHAT MODEL PRECISION WARMUP FOLDER
 """
@@ -29,7 +29,7 @@ class Clock(TrainerCallback):
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
-        self.tokens = 0
+        self.tokens = ANSWERS * NEW_TOKENS  # where no reward counts them: all have full length
 
     def reward(self, completions: list, completion_ids: list[list[int]], **_: object) -> list[float]:
         self.tokens = sum(len(ids) for ids in completion_ids)
@@ -45,17 +45,25 @@ def main() -> None:
     clock = Clock(Turns(warmup, versions=versions))
     rows = json.loads((folder / "peer-rollouts.json").read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
-    config, kind = {"grpo": (trl.GRPOConfig, trl.GRPOTrainer), "rloo": (trl.RLOOConfig, trl.RLOOTrainer)}[what]
+    own = (
+        {"teacher_model": AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)}
+        if what == "gkd"
+        else {"reward_funcs": clock.reward}
+    )
+    config, kind = {
+        "grpo": (trl.GRPOConfig, trl.GRPOTrainer),
+        "rloo": (trl.RLOOConfig, trl.RLOOTrainer),
+        "gkd": (trl.DistillationConfig, trl.DistillationTrainer),
+    }[what]
+    group = {} if what == "gkd" else {"num_generations": GROUP[what], "beta": BETA[what]}
     with tempfile.TemporaryDirectory() as out:
         args = config(
             output_dir=out,
             per_device_train_batch_size=ANSWERS,
-            num_generations=GROUP[what],
             max_completion_length=NEW_TOKENS,
             max_steps=ROLLOUTS,
             shuffle_dataset=False,
             temperature=1.0,
-            beta=BETA[what],
             generation_kwargs={"min_new_tokens": NEW_TOKENS},  # all answers have full length
             learning_rate=LEARNING_RATE,
             bf16=precision == "bf16",
@@ -66,14 +74,15 @@ def main() -> None:
             logging_steps=1000,
             disable_tqdm=True,
             seed=SEED,
+            **group,
         )
         trainer = kind(
             model=model,
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(folder / name),
-            reward_funcs=clock.reward,
             callbacks=[clock],
+            **own,
         )
         trainer.train()
 

@@ -125,6 +125,7 @@ WHATS: dict[str, Kind] = {
     "score-sorted": scored("scoring pairs, sorted", NONE),
     **ONLINE,
     **{f"{what}-compiled": compiled(kind, what) for what, kind in ONLINE.items()},
+    "gkd": Kind("GKD", NONE, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
     "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
     "generate-128": sampling(128, LARGE),
     "generate-256": sampling(256, LARGE),

@@ -492,7 +492,7 @@ def methods_table() -> str:
             f"[`{name}`](cli.md#{anchor(name)})",
             row.summary,
             advantage,
-            POLICY_LOSSES[row.loss] if row.objective is None else OBJECTIVES[row.objective].name,
+            loss_of(row),
             REDUCED[options["reduction"]] if row.objective is None else COUNTED[OBJECTIVES[row.objective].feedback],
             kl_of(row),
             str(default_of(row.config, "rollout").responses),
@@ -500,6 +500,12 @@ def methods_table() -> str:
         ]
         lines.append("| " + " | ".join(map(one_line, cells)) + " |")
     return "\n".join(lines)
+
+
+def loss_of(row: Method) -> str:
+    if row.objective is not None:
+        return OBJECTIVES[row.objective].name
+    return "divergence from a teacher, and log-prob" if row.needs_teacher else POLICY_LOSSES[row.loss]
 
 
 def kl_of(row: Method) -> str:

@@ -84,6 +84,18 @@ def loop_world(tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def teacher_dir(tokenizer, tmp_path_factory) -> Path:
+    """A narrower random model with the same tokenizer, whose predictions are sure of something else."""
+    from assent.models.init import random_model, write_new_model
+
+    config = InitConfig(data="", out="", hidden_size=16, layers=1, heads=2, kv_heads=2, context=512, seed=5)
+    model = random_model(tokenizer, config)
+    with torch.no_grad():
+        model.model.norm.weight.copy_(24 * torch.randn(16, generator=torch.Generator().manual_seed(5)))
+    return write_new_model(tokenizer, model, tmp_path_factory.mktemp("models") / "teacher")
+
+
+@pytest.fixture(scope="session")
 def serving():
     """`with serving(service, drain) as url`: what `assent serve` runs, in a thread, on a free port of this machine."""
     from assent.serve.app import Service

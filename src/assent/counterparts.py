@@ -249,6 +249,10 @@ ROWS: tuple[Row, ...] = (
         "k1, k2, k3 or full",
     ),
     Row("kl_target ppo_target algo.kl.target algorithm.kl_ctrl.target_kl", "kl.target"),
+    Row("teacher_model_name_or_path", "distill.teacher", "of the policy's tokenizer"),
+    Row("lmbda", "distill.on_policy", "share of the prompts that the policy answers"),
+    Row("seq_kd", "", "sample the teacher's answers (assent generate) and train on them: assent sft, or assent gkd "
+        "--distill.on_policy 0"),
     Row("kl_horizon algo.kl.horizon algorithm.kl_ctrl.horizon", "kl.horizon"),
     Row(
         "epsilon cliprange eps_clip actor.eps_clip actor_rollout_ref.actor.clip_ratio "

@@ -21,6 +21,8 @@ TRAINED = (
 LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
 COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
+    "distill.beta": f"{TRAINED} rewards.model distill.teacher distill.beta distill.on_policy rollout.responses "
+    "sampling.max_new_tokens",
     "loss.ties": f"{COMPARED} loss.beta",
     "loss.threshold": f"{COMPARED} loss.beta",
     "topic": "files labels topic scale format columns split limit seed summary",
@@ -69,7 +71,7 @@ HEADINGS = {
     "revisions keep format columns split chat_template max_length limit show problems system",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
-    "kl",
+    "kl distill",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
     "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
     "topic scale ratings least sure",

@@ -77,6 +77,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rollout": replace(TWO, epochs=2, minibatches=1),
         },
     ),
+    "distilled on rows": (
+        "gkd",
+        {
+            "distill": {"on_policy": 0.5, "beta": 0.5},
+            "rollout": replace(TWO, ahead=True),
+            "rewards": RewardsConfig(),
+            "sampling": SamplingConfig(max_new_tokens=24),
+        },
+    ),
+    "teacher in the reward": ("ppo", {"distill": {"coef": 0.3}, "rollout": TWO}),
     "moving anchor": (
         "grpo",
         {"kl": KLConfig(0.1, place="loss", estimator="k3", anchor="ema", anchor_rate=0.3), "rollout": TWO},
@@ -105,7 +115,7 @@ Make = Callable[[str, Path], OnlineConfig]
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model_dir: Path, tmp_path_factory) -> Make:
+def make(tiny_model_dir: Path, teacher_dir: Path, tmp_path_factory) -> Make:
     file = tmp_path_factory.mktemp("data") / "rows.jsonl"
     answers = ("paris", "red green", "egg", "water seven minutes boil cool red green blue", "blue egg")
     rows = [{"prompt": f"{i} red?", "completion": answers[i], "level": i, "gold": "e"} for i in range(PROMPTS)]
@@ -116,6 +126,8 @@ def make(tiny_model_dir: Path, tmp_path_factory) -> Make:
         ptx = options.get("ptx")
         filled = options | ({"ptx": replace(ptx, data=str(file))} if ptx else {})
         critic = {"critic": CriticConfig("policy")} if METHODS[method].has_critic else {}
+        if "distill" in filled:
+            filled["distill"] = {**filled["distill"], "teacher": str(teacher_dir)}
         shared: dict[str, Any] = {
             "model": ModelConfig(str(tiny_model_dir), precision="fp32"),
             "data": DataConfig(str(file), max_length=64),

@@ -84,7 +84,7 @@ def steps_of(name: str) -> int:
 
 
 def configurations(
-    out: Path, model: Path, reward: Path, pairs: Path, ratings: Path, varied: Path
+    out: Path, model: Path, reward: Path, teacher: Path, pairs: Path, ratings: Path, varied: Path
 ) -> dict[str, RunConfig]:
     """With an odd number of examples in each step, so that shares are unequal."""
 
@@ -121,9 +121,11 @@ def configurations(
         return preference_config(objective, **shared(name), probe=ProbeConfig(2, 4), **options)
 
     def online(name: str) -> OnlineConfig:
+        distill = {"distill": {"teacher": str(teacher)}} if METHODS[name.split()[0]].needs_teacher else {}
         return online_config(
             name.split()[0],
             **shared(name),
+            **distill,
             rewards=RewardsConfig((str(reward),)),
             rollout=vars(RolloutConfig(responses=2, epochs=1, minibatches=2)),
             sampling=SamplingConfig(max_new_tokens=8, max_batch=4),
@@ -159,7 +161,9 @@ def configurations(
 
 
 @pytest.fixture(scope="module")
-def runs(program_ranks, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(
+    program_ranks, tiny_model_dir: Path, scorer_dir: Path, teacher_dir: Path, tmp_path_factory
+) -> dict[str, tuple[Path, Path]]:
     """For each name the run folders of one rank and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     draw = random.Random(3)
@@ -188,7 +192,7 @@ def runs(program_ranks, tiny_model_dir: Path, scorer_dir: Path, tmp_path_factory
     def make(out: str) -> dict[str, RunConfig]:
         (folder / out).mkdir()
         files = [folder / f"{name}.jsonl" for name in ("pairs", "ratings", "varied")]
-        return configurations(folder / out, tiny_model_dir, scorer_dir, *files)
+        return configurations(folder / out, tiny_model_dir, scorer_dir, teacher_dir, *files)
 
     arguments = []
     double = make("double")

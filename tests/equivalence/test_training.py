@@ -230,6 +230,7 @@ def online(method: str, **options) -> Make:
             out="unused",
             rewards=RewardsConfig((str(folder),)),
             sampling=SamplingConfig(temperature=0.9, max_new_tokens=12),
+            **({"distill": {"teacher": str(folder), "beta": 0.5}} if METHODS[method].needs_teacher else {}),
             **options,
         )
         chat = Chat(tokenizer, None)
@@ -245,6 +246,7 @@ def online(method: str, **options) -> Make:
             policy=policy,
             critic=load_score_model(config.model, tokenizer, max_length=LENGTH) if own else None,
             reference=Reference(policy, start) if has_reference(config) else None,
+            teacher=None if config.distill.teacher is None else start,
         )
         source = ModelReward("model", scorer, chat, chat, max_length=LENGTH, micro_tokens=4096, world=ONE)
         return assemble(Session(config, ONE, None, tokenizer, chat), models, source, PROMPTS, config)

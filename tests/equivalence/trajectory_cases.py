@@ -26,6 +26,11 @@ KEPT = ONE_STEP + " --train.micro_tokens 4096"
 """A rollout is one step in one micro-batch: the forward pass that annotated it is kept."""
 RARE = "--rewards.weights vowels:0 length:0"
 """Rewards of 0 and 1, the same for all answers to many prompts."""
+TEACHER = "--distill.teacher MADE/start"
+TAUGHT = (
+    f"--data.train MADE/prompts.jsonl --train.batch_size 2 --sampling.max_new_tokens 6 --rollout.responses 3 {TEACHER}"
+)
+"""A teacher without rewards."""
 SEVERAL = "--rollout.epochs 2 --train.max_steps 8"
 
 CASES: Mapping[str, str] = {
@@ -111,6 +116,15 @@ CASES: Mapping[str, str] = {
     "online-kto threshold": f"online-kto {ONLINE} --loss.threshold 0.4 --loss.desirable_weight 2",
     "online-simpo": f"online-simpo {ONLINE} --loss.options gamma:0.5 --shaping.missing_eos_penalty 0.5",
     "remax ahead": f"remax {ONLINE} --rollout.ahead --loss.whiten",
+    "gkd": f"gkd {TAUGHT}",
+    "gkd rows": f"gkd {TAUGHT} --distill.beta 0.5 --distill.on_policy 0.5 --distill.temperature 2 --rollout.ahead "
+    "--sampling.max_new_tokens 24",
+    "gkd rewards": f"gkd {ONLINE} {TEACHER} --distill.beta 0 {HELD_OUT}",
+    "reinforce teacher": f"reinforce {TAUGHT} --loss.gamma 0 {KEPT}",
+    "grpo teacher": f"grpo {ONLINE} {TEACHER} --distill.coef 0.2 {KEPT}",
+    "reinforce credit": f"reinforce {ONLINE} --rewards.model MADE/reward-1/model --rewards.credit gradient",
+    "ppo credit": f"ppo {CRITIC} --rewards.model MADE/reward-1/model MADE/reward-2/model --rewards.ensemble lcb "
+    "--rewards.credit absolute --rewards.credit_share 0.5 --shaping.normalise batch",
 }
 """Name -> command, besides `TRAIN` and `--out`. MADE is the folder of what all read."""
 

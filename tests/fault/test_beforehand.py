@@ -95,7 +95,7 @@ def function(tmp_path: Path) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def make(tiny_model_dir: Path, rows: Path, tmp_path: Path, function: Callable[[str], str]) -> Make:
+def make(tiny_model_dir: Path, teacher_dir: Path, rows: Path, tmp_path: Path, function: Callable[[str], str]) -> Make:
     """A run of two steps."""
 
     def build(name: str, out: str = "run", **train: object) -> RunConfig:
@@ -119,6 +119,8 @@ def make(tiny_model_dir: Path, rows: Path, tmp_path: Path, function: Callable[[s
                 rewards = RewardsConfig(functions=(function("good"),))
                 sampling = SamplingConfig(max_new_tokens=5)
                 critic = {"critic": {"start": "policy"}} if METHODS[method].has_critic else {}
+                if METHODS[method].needs_teacher:
+                    critic["distill"] = {"teacher": str(teacher_dir)}
                 return online_config(method, **shared, **critic, rewards=rewards, sampling=sampling)
 
     return build

@@ -22,6 +22,7 @@ from tests.looping import WORDS, World, words_of
 from .commands import until
 
 KILLS = 3
+WORDS = ("red", "green", "blue", "What", "Paris", "Name", "water", "three", "capital")
 
 
 def iterate(world: World) -> list[str]:
@@ -94,7 +95,54 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-LOOPS: dict[str, Callable[[World], list[str]]] = {"iterate": iterate, "steerlm": steerlm, "apo": apo}
+def warp(world: World) -> list[str]:
+    options = world.shared() | {"policy": "rloo", "rounds": 1, "rewards.functions": world.function, "front": [0.5, 1]}
+    return words_of("warp", options | {"prompts": world.prompts, "options": ["rollout.responses:2", "kl.coef:0.1"]})
+
+
+CHOICE = """mode: pairwise
+user: |
+  {{ row.principle }}
+  <q>
+  {{ prompt }}
+  </q>
+  <a {{ fence }}>
+  {{ answer_a }}
+  </a {{ fence }}>
+  <b {{ fence }}>
+  {{ answer_b }}
+  </b {{ fence }}>
+  A or B?
+form: "{verdict}"
+"""
+
+
+def constitution(world: World) -> list[str]:
+    """The policy is its own critic and judge."""
+    folder = world.prompts.parent
+    (folder / "principles.yaml").write_text("principles: [{critique: Bad, revision: Better, choice: Good}]\n")
+    (folder / "choice.yaml").write_text(CHOICE)
+    own = {"source": f"judge={world.policy}", "principles": folder / "principles.yaml"}
+    own |= {"judge.prompt": folder / "choice.yaml", "judge.max_tokens": 12, "answers": 3}
+    runs = ["rloo.rollout.responses:2", "sft.optim.lr:1e-3", "reward.optim.lr:1e-3"]
+    return words_of("constitution", world.shared() | own | {"method": "rloo", "options": runs, "rounds": 1})
+
+
+def rlcd(world: World) -> list[str]:
+    folder = world.prompts.parent
+    (folder / "templates.yaml").write_text("- {positive: '{prompt} What', negative: '{prompt} Paris'}\n")
+    own = {"templates": folder / "templates.yaml", "method": "rloo", "options": ["rloo.rollout.responses:2"]}
+    return words_of("rlcd", world.shared() | own | {"rounds": 1})
+
+
+LOOPS: dict[str, Callable[[World], list[str]]] = {
+    "iterate": iterate,
+    "warp": warp,
+    "apo": apo,
+    "steerlm": steerlm,
+    "constitution": constitution,
+    "rlcd": rlcd,
+}
 
 
 def lines(out: Path) -> int:

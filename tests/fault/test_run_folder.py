@@ -192,6 +192,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[Path], None] | dict[s
         other_weights("other"),
         "weights",
     ),
+    "teacher": (
+        "distill.teacher",
+        "grpo",
+        GRPO | {"distill": {"teacher": "PLACE/other"}},
+        other_weights("other"),
+        "weights",
+    ),
     "critic": (
         "critic.start",
         "ppo",

@@ -70,7 +70,7 @@ Make = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
+def make(tiny_model_dir: Path, scorer_dir: Path, teacher_dir: Path, pairs: Path) -> Make:
     """Configuration of one of the runs below, written to `out`: six steps, methods eight."""
 
     def build(name: str, out: Path, **train) -> RunConfig:
@@ -97,6 +97,8 @@ def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
             case method if method in METHODS:
                 shared["train"] = replace(shared["train"], max_steps=8, eval_every=3)
                 critic = {"critic": CriticConfig(lr=5e-3)} if METHODS[method].has_critic else {}
+                if METHODS[method].needs_teacher:
+                    critic["distill"] = {"teacher": str(teacher_dir)}
                 return online_config(
                     method,
                     **shared,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from assent.config import (
     METHODS,
     DataConfig,
     KLConfig,
+    ModelConfig,
     OptimConfig,
     RewardsConfig,
     RolloutConfig,
@@ -25,8 +27,17 @@ from assent.config import (
     TrainConfig,
     online_config,
 )
-from assent.lab.enumerable import TableReward, distance_closed, equilibrium, optimum, regret_closed
-from assent.lab.learning import Setting
+from assent.lab.enumerable import (
+    TableReward,
+    build_enumerable,
+    distance_closed,
+    equilibrium,
+    optimum,
+    regret_closed,
+)
+from assent.lab.learning import MAX_LENGTH, Setting
+from assent.models.loading import load_policy
+from assent.models.policy import Policy
 from assent.rewards.group import GroupReward
 
 from .turns import in_turns
@@ -59,6 +70,15 @@ COMPARING: dict[str, tuple[str, tuple[int, int, float], dict[str, Any]]] = {
 """Method; prompts, steps, learning rate; options. Labels are Bradley-Terry draws, of which DPO's optimum is that of the
 reward less its KL; IPO on the policy's own answers, and Nash-MD, play the game of the labels' chances to win."""
 
+TO_TEACHER: dict[str, dict[str, Any]] = {
+    "gkd forward": {"distill": {"beta": 0.0}},
+    "gkd half": {"distill": {"beta": 0.5, "coef": 4.0}},
+    "gkd reverse": {},
+    "reinforce": {"loss": {"whiten": True}, "rollout": vars(RolloutConfig(64)), "kl": {"coef": 0.0}},
+    "rloo": {"rollout": vars(RolloutConfig(64)), "kl": {"coef": 0.0}},
+}
+"""Who learns a teacher's distribution, without any reward, and with which options."""
+
 
 def rest_of(setting: Setting, name: str) -> Tensor:
     """Where the theory says that it comes to rest, log-probs [X, Y]."""
@@ -76,6 +96,7 @@ def train(
     *,
     prompts: int | None = None,
     source: GroupReward | None = None,
+    teacher: Policy | None = None,
     **options: Any,
 ) -> Tensor:
     """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt, or of so many in turn."""
@@ -86,16 +107,17 @@ def train(
         data=DataConfig(str(world.prompts_file), max_length=16),
         out="unused",
         train=TrainConfig(batch_size=prompts or len(world.prompts), seed=setting.seed),
-        rewards=RewardsConfig(("the table",)),
+        **{"rewards": RewardsConfig(("the table",)), **options},
         sampling=SamplingConfig(max_new_tokens=world.max_new_tokens, max_batch=512),
-        **options,
     )
-    return setting.train_online(config, steps, OptimConfig(lr=lr, schedule="linear", beta2=0.95), source=source)
+    optim = OptimConfig(lr=lr, schedule="linear", beta2=0.95)
+    return setting.train_online(config, steps, optim, source=source, teacher=teacher)
 
 
 def test_every_method_is_tested() -> None:
     compared = {method for method, _, _ in COMPARING.values()}
-    assert sorted([*TO_OPTIMUM, *RAISING, *compared]) == sorted(METHODS)
+    taught = {case.split()[0] for case in TO_TEACHER if case.startswith("gkd")}
+    assert sorted([*TO_OPTIMUM, *RAISING, *compared, *taught]) == sorted(METHODS)
 
 
 @in_turns(TO_OPTIMUM)
@@ -125,3 +147,32 @@ def test_raises_the_gold_reward(setting, name: str) -> None:
     rise = (setting.gold(logp) - start) / (best - start)
     print(f"{name}, seed {setting.seed}: {rise:.2f} of the way up")
     assert rise >= RISE
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Policy:
+    """Another random model of the same letters."""
+    other = build_enumerable(tmp_path_factory.mktemp("teacher"), seed=9, num_prompts=2, letters="abcde")
+    return load_policy(ModelConfig(str(other.model), precision="fp32"), max_length=MAX_LENGTH, trainable=False)
+
+
+@in_turns(TO_TEACHER)
+def test_reaches_the_teacher(setting, name: str, teacher: Policy) -> None:
+    """Of the distance from the start to the teacher's distribution over all answers, exact by enumeration."""
+    options = {"rollout": vars(RolloutConfig(16)), "rewards": RewardsConfig(), **TO_TEACHER[name]}
+    options["distill"] = {"teacher": "another model", **options.get("distill", {})}
+    steps, lr = (30, 1e-2) if name.startswith("gkd") else (60, 1e-2)
+    logp = train(setting, name.split()[0], steps, lr, teacher=teacher, **options)
+    closed = distance_closed(logp, setting.ref, setting.scores(teacher))
+    print(f"{name}, seed {setting.seed}: {closed:.3f} of the way to the teacher")
+    assert closed >= 0.9
+
+
+@in_turns(["rloo"])
+def test_rewards_and_a_teacher_have_the_optimum_of_both(setting, name: str, teacher: Policy) -> None:
+    """pi* is the teacher's distribution times exp(reward / coef)."""
+    distill = {"teacher": "another model", "coef": COEF}
+    options = {"rollout": vars(RolloutConfig(64)), "kl": {"coef": 0.0}, "distill": distill}
+    logp = train(setting, name, 60, 1e-2, teacher=teacher, **options)
+    best = optimum(setting.scores(teacher), setting.rewards, COEF)
+    assert distance_closed(logp, setting.ref, best) >= 0.9

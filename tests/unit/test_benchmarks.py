@@ -148,6 +148,7 @@ def stand_in(rank: int = 0) -> Any:
         ("lora-dpo", 11, 6 * (22 + 14) * 11, 6 * (12 + 14) * 8 + 6 * 10 * 4),
         ("ppo", 4, (22 * 12 + 12 * 10) * 11, 18 * 12 * 8 + 10 * 10 * 4),
         ("grpo", 4, 10 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
+        ("gkd", 4, 10 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
         ("rloo", 4, 12 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
     ],
 )
@@ -301,10 +302,10 @@ def _keys(step: Window) -> set[int]:
 
 def test_every_row_has_a_target() -> None:
     rows = plan.rows(list(plan.WHATS), plan.MODELS, plan.PRECISIONS)
-    assert len(rows) == len(set(rows)) == 86
+    assert len(rows) == len(set(rows)) == 90
     without = {row.what for row in rows if row.target is None}
     sampled = {"generate-128", "generate-256", "compiled-128", "compiled-256"}
-    assert without == sampled | {"share-1", "share-4", "share-16", "score-sorted"}
+    assert without == sampled | {"share-1", "share-4", "share-16", "score-sorted", "gkd"}
     assert all(row.target >= 1.0 for row in rows if row.target is not None)
     assert plan.Row("dpo", "small", "bf16").target == 3.0 and plan.Row("dpo", "small", "fp32").target == 2.5
     assert plan.Row("ppo", "tiny", "bf16").target == 5.0 and plan.Row("rloo", "small", "fp32").target == 4.0

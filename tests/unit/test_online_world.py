@@ -24,7 +24,7 @@ from benchmarks.online_world import ablation_table, method_table, train  # noqa:
 NOWHERE = Base(WorldPaths(Path("world")), Path("sft"), Path("reward"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", online_world.REWARDED)
 def test_every_method_trains_on_as_many_answers(method: str) -> None:
     config = configuration(Cell(method, 1e-4, 3), NOWHERE, Path("out"))
     settings.validate(config)

@@ -99,38 +99,43 @@ def state(out: Path) -> list[dict[str, Any]]:
 
 
 def test_constitutional_ai_and_going_on_when_the_server_left(base: Path, tmp_path: Path, server: Moody):
-    whole = cai(base, tmp_path / "whole", server, comparisons=str(base / "people.jsonl"))
-    last = constitution(whole)
-    assert last == tmp_path / "whole" / "round-1" / "rloo" and (last / "model" / "model.safetensors").is_file()
+    held = {"data": {**options(base, tmp_path)["data"], "eval": str(base / "prompts.jsonl")}, "measures": ("length",)}
+    loop = tmp_path / "loop"
+    config = cai(base, loop, server, comparisons=str(base / "people.jsonl"), **held)
+    last = constitution(config)
+    assert last == loop / "round-1" / "rloo" and (last / "model" / "model.safetensors").is_file()
+    asked = server.asked
+    assert constitution(replace(config, resume="auto")) == last and server.asked == asked  # nothing is done again
+    loop.rename(tmp_path / "whole")
     rows = state(tmp_path / "whole")
     stages = ["sl/answers.jsonl", "sl/revisions.jsonl", "sl/sft"]
-    stages += [f"round-1/{name}" for name in ("answers.jsonl", "choices.jsonl", "pairs.jsonl", "reward", "rloo")]
+    stages += [
+        f"round-1/{name}" for name in ("answers.jsonl", "choices.jsonl", "pairs.jsonl", "reward", "rloo", "eval")
+    ]
     assert [row["stage"] for row in rows] == stages
     revised = load_examples(str(tmp_path / "whole/sl/revisions.jsonl")).examples
     assert all(len(row.meta["chain"]) == 2 and row.responses[0].source == "ai" for row in revised)
+    assert {"length", "length_low", "win_rate"} <= rows[-1]["numbers"].keys()
     pairs = load_examples(str(tmp_path / "whole/round-1/pairs.jsonl")).examples
     assert rows[5]["numbers"] == {"feedback": len(pairs) - 1, "comparisons": 1}
     assert all(0.5 < pair.share < 1 for row in pairs[:-1] for pair in row.feedback) and compares(pairs[-1])
     made = yaml.safe_load((tmp_path / "whole/round-1/reward/resolved.yaml").read_text())
     assert made["reward"]["votes"] is True and made["model"]["path"].endswith("sl/sft")
     policy = yaml.safe_load((tmp_path / "whole/round-1/rloo/resolved.yaml").read_text())
-    assert policy["rewards"]["model"] == [str(tmp_path / "whole/round-1/reward")]
+    assert policy["rewards"]["model"] == [str(loop / "round-1/reward")]
     assert policy["data"]["train"] == str(base / "prompts.jsonl")
-    asked = server.asked
-    assert constitution(replace(whole, resume="auto")) == last and server.asked == asked  # nothing is done again
 
-    parted = replace(whole, out=str(tmp_path / "parted"))
     server.left = 4
     with pytest.raises(Incomplete, match="--resume asks them alone"):
-        constitution(parted)
-    assert [row["stage"] for row in state(tmp_path / "parted")] == ["sl/answers.jsonl"]
+        constitution(config)
+    assert [row["stage"] for row in state(loop)] == ["sl/answers.jsonl"]
     server.left = 7 + 2 + 3  # the rest of the revisions, what the judge is tried with, and three of ten choices
     with pytest.raises(Incomplete):
-        constitution(replace(parted, resume="auto"))
+        constitution(replace(config, resume="auto"))
     server.left = 1 << 30
-    constitution(replace(parted, resume="auto"))
+    constitution(replace(config, resume="auto"))
     for name in ("loop.jsonl", "sl/revisions.jsonl", "round-1/choices.jsonl", "round-1/rloo/model/model.safetensors"):
-        assert (tmp_path / "parted" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (loop / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_rlcd_from_the_command_line_and_by_python(base: Path, tmp_path: Path, server: Moody):
@@ -166,6 +171,7 @@ def test_rlcd_from_the_command_line_and_by_python(base: Path, tmp_path: Path, se
         ({"source": "http://localhost:1"}, r"--source: expected openai=URL or judge=FOLDER"),
         ({"source": "judge=x", "judge": {"model": "m"}}, r"--judge\.model is read only with"),
         ({"principles": "none.yaml"}, r"--principles none\.yaml: No such file"),
+        ({"scorer": "x.py:f"}, r"--scorer is about the evaluation of each round"),
         ({"choices": "none.yaml"}, r"--choices none\.yaml: No such file"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from assent.config import ExportConfig
 from assent.data.chat import Chat
 from assent.data.formats import to_row
 from assent.data.records import Example, Message, Response, RowError
-from assent.data.steerable import asked_for, best_values, make_steerable
+from assent.data.steerable import asked_for, best_values, companions_of, make_steerable
 from assent.data.steering import NEMO, Steering, read_attributes, steered, steering_of
 from assent.data.template import FOLDER
 from assent.errors import ConfigError, ModelError
+from assent.models.recipe import original_template, reward_tokenizer
 
 TWO = Steering(("helpfulness", "verbosity"), (4, 1))
 ASKED = Message("user", "2+2?")
@@ -203,6 +205,23 @@ def test_the_best_tenth_says_what_is_asked_for():
     assert best_values([[1, 2], [3, 4]], [0.0, 1.0]) == (3, 4)
 
 
+def test_what_is_not_asked_for_is_as_it_goes_with_the_rest(tokenizer):
+    """Terse good answers and long bad ones: who asks for a long one is not given "good" beside it."""
+    labels = [[4, 1]] * 60 + [[4, 0]] * 20 + [[1, 4]] * 15 + [[2, 4]] * 5
+    rewards = [5.0] * 60 + [3.0] * 20 + [1.0] * 15 + [2.0] * 5
+    best = best_values(labels, rewards)
+    together = companions_of(labels, rewards, TWO)
+    assert best == (4, 1) and together == ((4, 1), (4, 0), (2, 4), (1, 4))
+    known = replace(TWO, defaults=best, companions=together)
+    assert known.completed({}) == {"helpfulness": 4, "verbosity": 1}
+    assert known.completed({"verbosity": 4}) == {"helpfulness": 2, "verbosity": 4}
+    assert known.completed({"verbosity": 3}) == {"helpfulness": 2, "verbosity": 3}
+    assert known.completed({"helpfulness": 4, "verbosity": 4}) == {"helpfulness": 4, "verbosity": 4}
+    template = make_steerable(copy.deepcopy(tokenizer), known).tokenizer.chat_template
+    assert steering_of(template) == known
+    assert asked_for(template, "verbosity=4", "--attributes", "m") == {"helpfulness": 2, "verbosity": 4}
+
+
 def test_a_labelled_row_survives_our_own_shape():
     example = Example((ASKED,), (Response((answer("4", 3, 0),)),))
     assert to_row(example)["responses"][0]["messages"][0]["attributes"] == {"helpfulness": 3.0, "verbosity": 0.0}
@@ -245,4 +264,16 @@ def test_export_writes_a_model_that_always_answers_so(steered_dir, tmp_path):
     out = export(ExportConfig(str(steered_dir), str(tmp_path / "terse"), attributes="verbosity=0"))
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert Chat(tokenizer).prompt_text((ASKED,)).endswith("helpfulness:4,verbosity:0\n")
-    assert steering_of(tokenizer.chat_template) == TWO
+    assert steering_of(tokenizer.chat_template) == replace(TWO, defaults=(4, 0))
+
+
+def test_a_reward_model_on_a_steerable_policy_reads_what_others_read(chat):
+    """Its folder's template ends where the answer ends, and still writes the line before it."""
+    outward = reward_tokenizer(chat, 10_000)
+    assert steering_of(outward.chat_template) == TWO
+    example = Example((ASKED,), (Response((Message("assistant", "4"),)),))
+    tree = chat.tree(example, 1000)
+    talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    theirs = outward.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    assert list(theirs) == [*tree.prompt.tolist(), *tree.branches[0].ids.tolist()]
+    assert steering_of(original_template(outward.chat_template)) == TWO

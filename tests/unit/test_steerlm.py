@@ -89,8 +89,8 @@ def test_a_share_of_the_demonstrations():
 def test_every_value_of_each_attribute_is_asked_for():
     rows = asked_at([Example((ASKED,), template_kwargs={"long": 2, "thinking": False})], ("long", "good"), TWO)
     assert len(rows) == 10 and rows[3].meta == {"asked": ["long", 3, 0]}
-    assert rows[3].template_kwargs == {"long": 3, "thinking": False}
-    assert rows[9].template_kwargs == {"long": 2, "thinking": False, "good": 4}
+    assert rows[3].template_kwargs == {"good": 4, "long": 3, "thinking": False}
+    assert rows[9].template_kwargs == {"good": 4, "long": 1, "thinking": False}
 
 
 def test_asked_against_measured():
@@ -281,6 +281,7 @@ def test_a_model_that_measures_no_attributes_is_refused(given, scorer_dir, tiny_
         ({"steering": {"model": "m", "ratings": "r"}}, "Both are given"),
         ({"steering": {"model": "m", "options": {"optim.lr": "1"}}}, "Give --steering.ratings"),
         ({"steering": {"model": "m", "lowest": 4}}, "--steering.lowest 4 must be below"),
+        ({"steering": {"model": "m", "line": "{attributes}\\n"}}, "stands there as two letters"),
         ({"data": {"train": "d", "rendered": True}, "steering": {"model": "m"}}, "--data.rendered leaves out"),
     ],
 )

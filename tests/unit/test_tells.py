@@ -81,7 +81,7 @@ Make = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
+def make(tiny_model_dir: Path, scorer_dir: Path, teacher_dir: Path, pairs: Path) -> Make:
     """The configuration of a short run of a command."""
 
     def build(command: str, out: Path, *, lr: float = 3e-3, lora: int = 0, **train) -> RunConfig:
@@ -101,6 +101,8 @@ def make(tiny_model_dir: Path, scorer_dir: Path, pairs: Path) -> Make:
             return preference_config(command, **shared, probe=ProbeConfig(prompts=2, max_new_tokens=4))
         own = CriticConfig(start="policy", shared=True) if variant == ["shared"] else CriticConfig(lr=lr)
         critic = {"critic": own} if METHODS[command].has_critic else {}
+        if METHODS[command].needs_teacher:
+            critic["distill"] = {"teacher": str(teacher_dir)}
         return online_config(
             command,
             **shared,

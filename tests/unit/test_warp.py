@@ -104,10 +104,10 @@ def test_the_rounds_are_those_of_the_paper(whole: Path, tiny_model_dir: Path) ->
     """theta_merged = slerp of the task vectors of the runs; the next start is eta of the way there; the models of the
     front lie between the first start and the last merged one."""
     assert [row["stage"] for row in read_jsonl(whole / "loop.jsonl")] == [
-        "round-0/evaluation",
-        *(f"round-1/{name}" for name in ("run-1", "run-2", "merged")),
-        *(f"round-2/{name}" for name in ("start", "run-1", "run-2", "merged", "front/eta-0.5", "front/eta-1")),
-        *(f"round-2/{name}" for name in ("evaluation", "front.json", "front.csv", "front.svg")),
+        "start/eval",
+        *(f"round-1/{name}" for name in ("run-1", "run-2", "merged", "eval")),
+        *(f"round-2/{name}" for name in ("start", "run-1", "run-2", "merged", "eval", "front/eta-0.5", "front/eta-1")),
+        *(f"round-2/{name}" for name in ("front/eval", "front.json", "front.csv", "front.svg")),
     ]
     first = start = merged = weights(tiny_model_dir)
     for number in (1, 2):
@@ -148,7 +148,7 @@ def test_runs_differ_in_their_seed_alone(whole: Path, tiny_model_dir: Path) -> N
 
 def test_the_front_is_what_an_evaluation_measures(whole: Path) -> None:
     place = whole / "round-2"
-    table = PolicyTable.load(place / "evaluation" / "evaluation.json")
+    table = PolicyTable.load(place / "front" / "eval" / "evaluation.json")
     told = json.loads((place / "front.json").read_text())
     assert told["prompts"] == 5 and [row["eta"] for row in told["front"]] == [0.0, 0.5, 1.0]
     rows = list(csv.DictReader((place / "front.csv").open()))
@@ -160,12 +160,17 @@ def test_the_front_is_what_an_evaluation_measures(whole: Path) -> None:
             assert [row[key][part] for part in ("value", "low", "high")] == [found.mean, found.low, found.high]
             assert float(line[f"{key} value"]) == found.mean
     assert told["front"][0]["kl"]["value"] == 0
-    answers = [row for row in read_jsonl(place / "evaluation" / "answers.jsonl") if row["policy"] == "eta-1"]
+    answers = [row for row in read_jsonl(place / "front" / "eval" / "answers.jsonl") if row["policy"] == "eta-1"]
     drift = np.mean([row["log_prob"] - row["reference_log_prob"] for row in answers])
     assert told["front"][2]["kl"]["value"] == pytest.approx(drift, abs=1e-6)
     assert told["front"][2]["reward/gold"]["value"] == np.mean([row["scores"]["gold"] for row in answers])
     drawn = (place / "front.svg").read_text()
     assert "η 0.5" in drawn and "KL from the start" in drawn and "vowels" in drawn
+    assert cli.main(["report", str(whole), "--out", str(whole / "report.html")]) == 0
+    page = (whole / "report.html").read_text()
+    assert "eta-0.5" in page and "Rounds" in page
+    (said,) = [row["numbers"] for row in read_jsonl(whole / "loop.jsonl") if row["stage"] == "round-2/eval"]
+    assert said["gold"] == told["front"][2]["reward/gold"]["value"] and said["kl"] == told["front"][2]["kl"]["value"]
 
 
 # ---- bad options

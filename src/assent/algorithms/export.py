@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from assent.config import ExportConfig, ModelConfig
 from assent.data.chat import Chat
-from assent.data.steerable import asked_for
+from assent.data.steerable import always_asked, asked_for
 from assent.errors import ConfigError, ModelError
 from assent.models.adapters import add_lora, checkpoint_weights
 from assent.models.gate import save_gate
@@ -97,8 +97,10 @@ def _no_best(folder: Path) -> str:
 def _write(model: ModelConfig, source: Source, folder: Path, config: ExportConfig) -> str:
     tokenizer = load_tokenizer(model)
     given = config.attributes
-    asked = asked_for(tokenizer.chat_template, given, "--attributes", config.model) if given is not None else None
-    chat = Chat(tokenizer, variables=asked)
+    if given is None:
+        chat = Chat(tokenizer)
+    else:
+        chat = always_asked(tokenizer, asked_for(tokenizer.chat_template, given, "--attributes", config.model))
     if config.part != "policy" and (
         source.is_scorer or find_mixture(source) is not None or stored_heads(source).rule is not None
     ):

@@ -15,6 +15,7 @@ from assent.config.base import (
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
 )
 from assent.config.choosing import ChooseConfig
+from assent.config.distill import DistillConfig, GKDDistill
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.iterate import IterateConfig, LabelsConfig, RefreshConfig
 from assent.config.judge import EndpointConfig, JudgeConfig, VerdictConfig, WriterConfig
@@ -42,8 +43,8 @@ from assent.config.people import (
     JudgeFileConfig,
 )
 from assent.config.policy_gradient import (
-    CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GRPOConfig, GRPOKL,
-    GRPOLoss, GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout,
+    CISPOConfig, CISPOLoss, DAPOConfig, DAPOLoss, DAPOShaping, DrGRPOConfig, DrGRPOLoss, GKDConfig, GKDLoss,
+    GRPOConfig, GRPOKL, GRPOLoss, GSPOConfig, GSPOLoss, GSPORollout, GroupRollout, NoKL, PPOConfig, PPOLoss, PPORollout,
     REINFORCEConfig, REINFORCELoss, REINFORCEPlusPlusBaselineConfig, REINFORCEPlusPlusBaselineKL,
     REINFORCEPlusPlusBaselineLoss, REINFORCEPlusPlusConfig, REINFORCEPlusPlusKL, REINFORCEPlusPlusLoss, RLOOConfig,
     RLOOLoss, RLOORollout, ReMaxConfig, ReMaxLoss,
@@ -80,9 +81,11 @@ __all__ = [
     "CPOLoss", "CheckConfig", "ChooseConfig", "CompareConfig", "ConstitutionConfig", "ContrastConfig",
     "ContrastSampling", "CriticConfig", "CritiqueConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig",
     "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig",
-    "DiscoPOPLoss", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EndpointConfig", "EngineConfig",
+    "DiscoPOPLoss", "DistillConfig", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EndpointConfig",
+    "EngineConfig",
     "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig",
-    "FDPOLoss", "FeedbackFileConfig", "GRPOConfig", "GRPOKL", "GRPOLoss", "GSPOConfig", "GSPOLoss", "GSPORollout",
+    "FDPOLoss", "FeedbackFileConfig", "GKDConfig", "GKDDistill", "GKDLoss", "GRPOConfig", "GRPOKL", "GRPOLoss",
+    "GSPOConfig", "GSPOLoss", "GSPORollout",
     "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
     "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "IterateConfig", "JudgeConfig",
     "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",

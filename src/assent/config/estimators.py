@@ -21,6 +21,11 @@ class Estimator:
     words: str
     needs: frozenset[Need] = frozenset()
 
+    @property
+    def by_token(self) -> bool:
+        """Whether it reads the rewards of tokens; others read those of whole responses."""
+        return not self.needs & {"groups", "greedy"}
+
 
 ESTIMATORS: Mapping[str, Estimator] = {
     "gae": Estimator(

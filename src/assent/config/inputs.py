@@ -24,6 +24,7 @@ INPUTS: dict[str, Kind] = {
     "reference.path": "model",
     "reference.cache": "log-probs",
     "kl.reference": "model",
+    "distill.teacher": "model",
     "critic.start": "model",
     "rewards.model": "model",
     "rewards.implicit": "aligned",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from assent.config.distill import GKDDistill
 from assent.config.estimators import ESTIMATORS
 from assent.config.objectives import OBJECTIVES, FeedbackKind
 from assent.config.online import OnlineConfig
@@ -25,6 +26,7 @@ from assent.config.policy_gradient import (
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,
+    GKDConfig,
     GRPOConfig,
     GSPOConfig,
     PPOConfig,
@@ -74,6 +76,11 @@ class Method:
         """Whether answers are compared with others to the same prompt."""
         return "groups" in ESTIMATORS[self.estimator].needs
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns a teacher's predictions."""
+        return isinstance(default_of(self.config, "distill"), GKDDistill)
+
 
 METHODS: dict[str, Method] = {
     "ppo": Method(
@@ -120,6 +127,10 @@ METHODS: dict[str, Method] = {
     "cispo": Method(
         name="CISPO", summary="REINFORCE with a bounded importance weight and group advantages.", paper="2506.13585",
         config=CISPOConfig, estimator="group", loss="cispo",
+    ),
+    "gkd": Method(
+        name="GKD", summary="On-policy distillation: a teacher's predictions on the policy's own answers.",
+        paper="2306.13649", config=GKDConfig, estimator="return", loss="reinforce",
     ),
     "online-dpo": Method(
         name="Online DPO", summary="DPO, or another loss of pairs, on the best and the worst of the policy's answers.",

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from assent.config.base import LossConfig, PolicyRunConfig
+from assent.config.distill import DistillConfig
 from assent.config.judge import JudgeConfig
-from assent.config.ranges import Count, CountOrZero, Named, NotNegative, Positive, Share
+from assent.config.ranges import Count, CountOrZero, Named, NonzeroShare, NotNegative, Positive, Share
 from assent.config.sampling import EngineConfig, SamplingConfig
 
 KLPlace = Literal["reward", "loss"]
@@ -59,6 +60,21 @@ class RewardsConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Weights other than 1, for example format:0.2. Sources are called model, judge, or as the rule, function or shape;
     0 only logs."""
+    credit: Literal["last", "gradient", "absolute"] = "last"
+    """Which tokens the reward models' part of a reward stands at. last: the last. gradient: each token has what it adds
+    to the score to first order (gradient x embedding), and the last one the rest. absolute: each has a share of it by
+    the size of that. The sum stays the reward."""
+    credit_share: NonzeroShare = 1.0
+    """credit: how much of that part is spread; the rest stands at the last token."""
+
+    @property
+    def named(self) -> bool:
+        """Whether anything says what answers are worth."""
+        return any(getattr(self, kind) for kind in SOURCES)
+
+
+SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
+"""The options of `RewardsConfig` that name what answers are scored by."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +265,7 @@ class OnlineConfig(PolicyRunConfig):
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     given: GivenConfig = field(default_factory=GivenConfig)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from assent.config.judge import WriterConfig
+from assent.config.judge_relations import judge_is_asked as judge_is_asked
+from assent.config.judge_relations import unread as unread
 from assent.config.methods import METHODS, has_reference, method_of, objective_key
-from assent.config.online import OnlineConfig, critic_of
+from assent.config.online import SOURCES, OnlineConfig, critic_of
 from assent.config.online_preference import NashMDConfig, OnlineDPOConfig, OnlineKTOConfig, XPOConfig
 from assent.config.policy_gradient import PPOConfig
 from assent.config.ranges import in_float32
 from assent.config.scoring import SourceConfig
+from assent.config.token_relations import OF_TOKENS
 
 
 def _needs_reward(config: OnlineConfig) -> str | None:
-    if not any(getattr(config.rewards, kind) for kind in SOURCES):
+    if not config.rewards.named and config.distill.teacher is None and not METHODS[method_of(config)].needs_teacher:
         return (
             "Nothing says what an answer is worth. Give --rewards.model FOLDER (from: assent reward), --rewards.rules, "
             "--rewards.functions FILE.py:function, --rewards.servers SHAPE=URL, --rewards.judges openai=URL or "
@@ -92,65 +94,11 @@ def _critic_start(config: OnlineConfig) -> str | None:
     )
 
 
-SOURCES = ("model", "rules", "functions", "servers", "judges", "implicit")
-"""The options of `rewards` that name what answers are scored by."""
-
-
-def writer_is_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge` that writes."""
-    judge = config.judge
-    if judge.attempts > 1 and judge.temperature == 0:
-        return (
-            f"--judge.attempts {judge.attempts} asks again for a verdict that cannot be read, with another seed, which "
-            "changes something at a --judge.temperature above 0. Got 0."
-        )
-    return None
-
-
-def judge_is_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge` whose verdicts become rewards."""
-    judge = config.judge
-    if problem := verdicts_are_asked(config):
-        return problem
-    if judge.rule == "bradley_terry" and judge.pairs == "baseline":
-        return (
-            "--judge.rule bradley_terry fits the comparisons of a group's answers with one another: --judge.pairs all. "
-            "Got --judge.pairs baseline."
-        )
-    return None
-
-
-def verdicts_are_asked(config: Any) -> str | None:
-    """For every configuration with a section `judge` that gives verdicts."""
-    judge = config.judge
-    if problem := writer_is_asked(config):
-        return problem
-    if judge.soft and judge.contradiction != type(judge)().contradiction:
-        return (
-            f"--judge.contradiction {judge.contradiction} is about written verdicts; those of --judge.soft are always "
-            "averaged over the orders. Leave one of them out."
-        )
-    return None
-
-
 def _judges_are_there(config: OnlineConfig) -> str | None:
     judges = [*config.rewards.judges]
     if (kind := (config.alarm.held_out or "").partition("=")[0]) in ("openai", "judge"):
         judges.append("openai=" if kind == "openai" else "model=")
     return unread(config.judge, judges, "--rewards.judges openai=URL", "--rewards.judges model=FOLDER")
-
-
-def unread(judge: WriterConfig, judges: Sequence[str], server: str, folder: str) -> str | None:
-    """Options of one kind of judge, where there is none of that kind; `server` and `folder` are how they are named."""
-    kinds = {spec.partition("=")[0] for spec in judges}
-    for option, kind, words, given in (
-        ("model", "openai", server, judge.model is not None),
-        ("key_env", "openai", server, judge.key_env is not None),
-        ("engine", "model", folder, judge.engine != "torch"),
-    ):
-        if given and kind not in kinds:
-            return f"--judge.{option} is read only with {words}. There is none."
-    return None
 
 
 def _adaptive_kl(config: OnlineConfig) -> str | None:
@@ -161,11 +109,10 @@ def _adaptive_kl(config: OnlineConfig) -> str | None:
 
 def _moving_anchor(config: OnlineConfig) -> str | None:
     kl = config.kl
-    if kl.anchor == "ema" and kl.coef == 0:
-        return "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
-    if kl.anchor != "ema" and kl.anchor_rate != type(kl)().anchor_rate:
-        return f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
-    return None
+    if kl.anchor != "ema":
+        usual = kl.anchor_rate == type(kl)().anchor_rate
+        return None if usual else f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
+    return None if kl.coef else "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
 
 
 MOST_ANSWERS = 1 << 24
@@ -367,6 +314,7 @@ def engine_is_asked(config: Any) -> str | None:
 
 
 ONLINE: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
+    *OF_TOKENS,
     (OnlineConfig, _needs_reward),
     (OnlineConfig, _output_weights),
     (OnlineConfig, _reward_lists),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 from typing_extensions import Doc
 
+from assent.config.distill import GKDDistill
 from assent.config.online import (
     ActorCriticConfig,
     KLConfig,
@@ -363,3 +364,25 @@ class CISPOConfig(OnlineConfig):
     rollout: GroupRollout = field(default_factory=GroupRollout)
     kl: NoKL = field(default_factory=NoKL)
     loss: CISPOLoss = field(default_factory=CISPOLoss)
+
+
+# ---- distillation
+
+
+@dataclass(frozen=True)
+class GKDLoss(PolicyLossConfig):
+    """Options of GKD."""
+
+    gamma: Gamma = 1.0
+    whiten: Whiten = False
+    reduction: Reduction = "token"
+    entropy: Entropy = 0.0
+
+
+@dataclass(frozen=True)
+class GKDConfig(OnlineConfig):
+    """Options of `assent gkd`."""
+
+    kl: NoKL = field(default_factory=NoKL)
+    distill: GKDDistill = field(default_factory=GKDDistill)
+    loss: GKDLoss = field(default_factory=GKDLoss)

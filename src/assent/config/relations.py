@@ -11,6 +11,7 @@ from typing import Any
 from assent.config.apo import APO
 from assent.config.base import PolicyRunConfig, RunConfig, SFTConfig
 from assent.config.evaluation import EvalConfig
+from assent.config.feedback_relations import FEEDBACK
 from assent.config.inputs import INPUTS, is_input
 from assent.config.iterate import ITERATE
 from assent.config.merge import MERGES, MergeConfig
@@ -21,16 +22,12 @@ from assent.config.online_relations import (
     judge_is_asked,
     remote_weights,
     unread,
-    verdicts_are_asked,
-    writer_is_asked,
 )
 from assent.config.pairs import EXOConfig, SimPOConfig
-from assent.config.people import ContrastConfig, CritiqueConfig, JudgeFileConfig, is_served
 from assent.config.preference import CustomConfig, PairConfig, PreferenceConfig, reference_of
 from assent.config.ranges import in_float32
 from assent.config.reward import AttributesConfig, EnsembleConfig, RewardGateConfig
 from assent.config.reward_relations import REWARD
-from assent.config.rlaif import ConstitutionConfig, RLCDConfig
 from assent.config.scoring import SourceConfig
 from assent.config.serve import ServeConfig, is_loopback
 from assent.config.steerlm import STEERLM
@@ -334,23 +331,6 @@ def _with(option: str) -> str:
     return ", ".join(names)
 
 
-def _contrast_is_asked(config: ContrastConfig | RLCDConfig) -> str | None:
-    by_loop = isinstance(config, RLCDConfig)
-    model = (config.contrasted or config.model.path) if isinstance(config, RLCDConfig) else config.model
-    served, word = is_served(model), "--contrasted" if by_loop else "MODEL"
-    for option, given, server in (
-        ("sampling.top_k", config.sampling.top_k != 0 and not by_loop, False),
-        ("sampling.top_p", config.sampling.top_p != 1.0 and not by_loop, False),
-        ("engine.name", config.engine.name != "torch" and not by_loop, False),
-        ("judge.model", config.judge.model is not None, True),
-        ("judge.key_env", config.judge.key_env is not None, True),
-    ):
-        if given and server != served:
-            where = "openai=URL" if server else "a folder"
-            return f"--{option} is read only where {word} is {where}. Got {model}."
-    return None
-
-
 RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (RunConfig, _one_eval_source),
     (RunConfig, _eval_needs_data),
@@ -370,14 +350,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (SourceConfig, judge_is_asked),
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),
-    (JudgeFileConfig, verdicts_are_asked),
-    (ConstitutionConfig, verdicts_are_asked),
-    (ConstitutionConfig, engine_is_asked),
-    (RLCDConfig, engine_is_asked),
-    (RLCDConfig, _contrast_is_asked),
-    (CritiqueConfig, writer_is_asked),
-    (ContrastConfig, engine_is_asked),
-    (ContrastConfig, _contrast_is_asked),
+    *FEEDBACK,
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),

@@ -26,6 +26,13 @@ class RLAIFConfig(LoopConfig):
     """Command that trains the policy from the rewards: ppo, grpo, rloo, ..."""
     comparisons: Named | None = field(default=None, kw_only=True)
     """File of comparisons by people that the reward model learns from as well, such as of helpfulness."""
+    scorer: Named | None = field(default=None, kw_only=True)
+    """Function score(prompt messages, answer) -> number, as FILE.py:function or module:function: the gold reward of the
+    evaluations of each round on `data.eval`, which nothing is trained by."""
+    measures: tuple[str, ...] = field(default=(), kw_only=True)
+    """Measures of the evaluations, by name (docs/evaluation.md); default: all whose needs are met."""
+    eval_answers: Count = field(default=1, kw_only=True)
+    """Answers to each prompt of `data.eval`."""
     remote: PatienceConfig = field(default_factory=PatienceConfig, kw_only=True)
 
 

@@ -19,12 +19,12 @@ class SteeringConfig:
     """What answers are labelled with, and asked for."""
 
     model: Named | None = None
-    """Attribute model (a run of assent attributes, a folder, a hub id): its outputs are the attributes, in its order.
-    Without it one is trained on `ratings`."""
+    """Attribute model (a run of assent reward-attributes, a folder, a hub id): its outputs are the attributes, in its
+    order. Without it one is trained on `ratings`."""
     ratings: Named | None = None
     """Ratings that an attribute model is trained on first, from `model.path`."""
     options: dict[str, str] = field(default_factory=dict)
-    """ratings: options of assent attributes, for example optim.lr:1e-3 train.epochs:2."""
+    """ratings: options of assent reward-attributes, for example optim.lr:1e-3 train.epochs:2."""
     names: tuple[str, ...] = ()
     """The attributes that the policy is to know, in this order; default: all outputs of the attribute model."""
     wanted: Named | None = None
@@ -48,9 +48,7 @@ class SteeringConfig:
 
 @dataclass(frozen=True)
 class SteerLMConfig(LoopConfig):
-    """Answers that can be asked to be more or less of each attribute (SteerLM, arXiv 2310.05344): an attribute model
-    labels demonstrations, SFT learns them behind their labels, and later rounds learn answers of the policy's own with
-    the labels that they really got."""
+    """SteerLM (arXiv 2310.05344): answers that can be asked to be more or less of what an attribute model measures."""
 
     rounds: Count = 2
     """Rounds of SFT: the first on demonstrations, each later one on answers of the policy as well."""
@@ -79,6 +77,11 @@ def _one_labeller(config: SteerLMConfig) -> str | None:
 def _steerable(config: SteerLMConfig) -> str | None:
     if config.steering.lowest >= config.steering.highest:
         return f"--steering.lowest {config.steering.lowest} must be below --steering.highest {config.steering.highest}."
+    if "\\n" in config.steering.line:
+        return (
+            "--steering.line: \\n stands there as two letters. Give a line end: $'{attributes}\\n' in most shells, or "
+            '"{attributes}\\n" in YAML.'
+        )
     if config.data.rendered:
         return "assent steerlm writes attributes by the chat template, which --data.rendered leaves out."
     return None

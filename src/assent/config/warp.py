@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from assent.config.evaluation import EvalConfig
+from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.judge import JudgeConfig
 from assent.config.loops import LoopConfig
 from assent.config.online import OnlineConfig, RemoteConfig, RewardsConfig
@@ -62,11 +61,6 @@ class WarpConfig(LoopConfig):
         """Optimiser steps of a run of this round, counted from 1."""
         return self.steps[min(number, len(self.steps)) - 1] if self.steps else self.train.max_steps
 
-    @property
-    def held_out(self) -> str | None:
-        """Where the prompts of the front come from."""
-        return self.prompts or self.data.eval
-
 
 def run_of(config: WarpConfig, start: str, out: str, number: int, seed: int) -> OnlineConfig:
     """The options of a run of round `number` that begins with the model `start`. Raises ConfigError."""
@@ -83,26 +77,26 @@ def run_of(config: WarpConfig, start: str, out: str, number: int, seed: int) -> 
     return run
 
 
-def evaluation_of(config: WarpConfig, models: Mapping[str, str], out: str, resume: bool = False) -> EvalConfig:
-    """The evaluation of the models on the front, by name: what `assent eval` would be told."""
-    assert config.held_out is not None
-    shape: dict[str, Any] = {} if config.prompts else {"format": config.data.format, "columns": config.data.columns}
+def evaluation_of(config: WarpConfig, models: Mapping[str, str], out: str) -> EvalConfig:
+    """The evaluation of the models on the front, by name: what `assent eval` would be told. Answers are sampled and
+    scored as the runs do it, whatever their options say."""
+    run = run_of(config, config.model.path, config.out, 1, config.train.seed)
+    shape: dict[str, Any] = {} if config.prompts else {"format": run.data.format, "columns": run.data.columns}
     return EvalConfig(
         policies=tuple(f"{name}={path}" for name, path in models.items()),
-        prompts=config.held_out,
+        prompts=config.prompts or run.data.eval or "",
         out=out,
         baseline=START,
         reference=config.model.path,
-        rewards=tuple(_sources(config.rewards)),
+        rewards=tuple(_sources(run.rewards)),
         scorer=config.scorer,
         answers=config.answers,
         seed=config.train.seed,
-        resume=resume,
-        precision=config.model.precision,
-        trust_remote_code=config.model.trust_remote_code,
-        sampling=config.sampling,
-        remote=config.remote,
-        judge=vars(config.judge),
+        precision=run.model.precision,
+        trust_remote_code=run.model.trust_remote_code,
+        sampling=run.sampling,
+        remote=run.remote,
+        judge=EvalJudgeConfig(**vars(run.judge)),
         **shape,
     )
 
@@ -145,12 +139,12 @@ def warped(config: WarpConfig) -> str | None:
         )
     if any(not 0 <= eta <= 1 for eta in config.front) or len(set(config.front)) < len(config.front):
         return f"--front {' '.join(f'{eta:g}' for eta in config.front)}: expected different numbers from 0 to 1."
-    if config.front and config.held_out is None:
+    run = run_of(config, config.model.path, config.out, 1, config.train.seed)
+    if config.front and config.prompts is None and run.data.eval is None:
         return (
             "--front is evaluated on held-out prompts. Give --prompts FILE or --data.eval FILE; --front alone, without "
             "numbers, makes the merged model only."
         )
-    run_of(config, config.model.path, str(Path(config.out)), 1, config.train.seed)
     if config.front:
         from assent.config import settings
 

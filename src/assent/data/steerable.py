@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jinja2.nodes
 import numpy as np
 from jinja2.ext import loopcontrols
@@ -11,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from assent.data.chat import Chat
 from assent.data.records import Example, Message, Response, RowError
 from assent.data.sandbox import Bounded
-from assent.data.steering import ANSWER, NAME, PLACE, Steering, read_attributes, steered, steering_of
+from assent.data.steering import ANSWER, NAME, PLACE, Steering, read_attributes, restated, steered, steering_of
 from assent.data.template import RESERVED, Generation, Template, choices
 from assent.errors import ConfigError, ModelError
 from assent.foreign import brief
@@ -40,6 +42,7 @@ def make_steerable(tokenizer: PreTrainedTokenizerBase, steering: Steering) -> Ch
                 f"{source} knows attributes already: {', '.join(already.names)} from {already.lowest} to "
                 f"{already.highest}, written {already.line!r}. Begin with a model that knows none, or with these."
             )
+        tokenizer.chat_template = restated(own, steering)
         return Chat(tokenizer, variables=dict(zip(steering.names, steering.defaults, strict=True)))
     _check_names(own, steering, source, set(tokenizer.special_tokens_map))
     try:
@@ -101,7 +104,8 @@ def _examples(steering: Steering) -> list[Example]:
 
 
 def asked_for(template: object, text: str, flag: str, source: str) -> dict[str, int]:
-    """What `text` ("helpfulness=4,verbosity=0") asks of a model with this chat template. Raises `ConfigError`."""
+    """What `text` ("helpfulness=4,verbosity=0") asks of a model with this chat template, of every attribute. Raises
+    `ConfigError`."""
     steering = steering_of(template)
     if steering is None:
         raise ConfigError(
@@ -109,9 +113,30 @@ def asked_for(template: object, text: str, flag: str, source: str) -> dict[str, 
             "model that does."
         )
     try:
-        return steering.checked(read_attributes(text))
+        return steering.completed(steering.checked(read_attributes(text)))
     except ValueError as error:
         raise ConfigError(f"{flag} {text}: {error}.") from None
+
+
+def always_asked(tokenizer: PreTrainedTokenizerBase, values: dict[str, int]) -> Chat:
+    """The chat of a tokenizer that knows attributes, with these values of all of them as its defaults."""
+    steering = steering_of(tokenizer.chat_template)
+    assert steering is not None
+    return make_steerable(tokenizer, replace(steering, defaults=tuple(values[name] for name in steering.names)))
+
+
+def companions_of(labels: ArrayLike, rewards: ArrayLike, steering: Steering) -> tuple[tuple[int, ...], ...]:
+    """For each value of each attribute the `best_values` of the answers labelled with it [., K], by their mean reward,
+    the best first."""
+    table, worth = np.asarray(labels), np.asarray(rewards, dtype=np.float64)
+    found: dict[tuple[int, ...], float] = {}
+    for column in table.T:
+        for value in range(steering.lowest, steering.highest + 1):
+            own = column == value
+            if own.any():
+                best = best_values(table[own], worth[own])
+                found[best] = float(worth[(table == best).all(1)].mean())
+    return tuple(sorted(found, key=lambda values: (-found[values], values)))
 
 
 def best_values(labels: ArrayLike, rewards: ArrayLike) -> tuple[int, ...]:

@@ -38,13 +38,22 @@ ANSWER = "answer_attributes"
 class Steering:
     """The K attributes that a model knows, in their order. `defaults` are asked for where nothing else is given; each
     value is a whole number from `lowest` to `highest`. `line` is written before an answer: {attributes} stands for all,
-    name:value with commas between, or {NAME} for the value of one."""
+    name:value with commas between, or {NAME} for the value of one. `companions` [., K] are values that go together in
+    good answers, the best first: what is not asked for is as it goes with the rest (`completed`)."""
 
     names: tuple[str, ...]
     defaults: tuple[int, ...]
     lowest: int = 0
     highest: int = 4
     line: str = PLAIN
+    companions: tuple[tuple[int, ...], ...] = ()
+
+    def completed(self, given: Mapping[str, int]) -> dict[str, int]:
+        """A value for every attribute: what is given, and the others as in the first of the defaults and `companions`
+        that is nearest to it (by the sum of differences). Values that never occur together were never learnt."""
+        pool = [dict(zip(self.names, values, strict=True)) for values in (self.defaults, *self.companions)]
+        nearest = min(pool, key=lambda values: sum(abs(values[name] - value) for name, value in given.items()))
+        return nearest | dict(given)
 
     def checked(self, given: Mapping[str, Any], *, whole: bool = False) -> dict[str, int]:
         """The given values in the order of `names`; with `whole` there must be one for each. Raises `ValueError` with
@@ -92,7 +101,17 @@ def steering_of(template: object) -> Steering | None:
     if not isinstance(text, str) or (note := NOTE.search(text)) is None:
         return None
     content: dict[str, Any] = json.loads(note[1])
-    return Steering(**content | {name: tuple(content[name]) for name in ("names", "defaults")})
+    lists = {name: tuple(content[name]) for name in ("names", "defaults")}
+    return Steering(**content | lists | {"companions": tuple(map(tuple, content.get("companions", ())))})
+
+
+def restated(template: str, steering: Steering) -> str:
+    """A template that writes attributes already, with other values that are asked for by default."""
+    return NOTE.sub(lambda _: _note(steering), template)
+
+
+def _note(steering: Steering) -> str:
+    return f"{{#- assent: attributes {json.dumps(asdict(steering))} -#}}"
 
 
 def steered(template: str, steering: Steering, lead: str = "") -> str:
@@ -108,7 +127,7 @@ def steered(template: str, steering: Steering, lead: str = "") -> str:
     body = template.removesuffix("\n")
     newline = template[len(body) :]  # Jinja drops it at the very end of a template, and only there
     return (
-        f"{{#- assent: attributes {json.dumps(asdict(steering))} -#}}"
+        _note(steering)
         + defaults
         + f"{{%- set assent_asked = {{{asked}}} %}}"
         + "{%- set assent_turns = namespace(all=[]) %}{%- for message in messages %}"

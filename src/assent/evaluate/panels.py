@@ -103,6 +103,16 @@ PANELS = (
         "nats per answer",
     ),
     Panel(
+        "KL from the teacher",
+        r"^teacher_kl",
+        "How far the policy is from its teacher: KL(policy || teacher), and forward KL(teacher || policy).",
+        "nats per token",
+    ),
+    Panel(
+        "Agreement with the teacher", r"^teacher_agreement$", "Share of tokens with the same likeliest one.", "share"
+    ),
+    Panel("Divergence", r"^distill_loss$", "What distillation minimises, per token.", "nats per token"),
+    Panel(
         "Entropy",
         r"entropy",
         "Variety, in nats per token. A fall to 0: all answers have become the same.",

@@ -31,7 +31,7 @@ from assent.models.heads import load_score_model
 from assent.models.loading import load_policy, load_tokenizer
 from assent.models.policy import Policy
 from assent.models.references import FollowingReference, Reference
-from assent.rewards.group import GroupReward
+from assent.rewards.group import GroupReward, Nothing
 from assent.train.loop import Algorithm, train_steps
 from assent.train.optim import build_optimizer
 from assent.train.session import Session
@@ -167,9 +167,10 @@ class Setting:
         optim: OptimConfig,
         follow: Follow | None = None,
         source: GroupReward | None = None,
+        teacher: Policy | None = None,
     ) -> Tensor:
         """Log-probs [X, Y] after `steps` optimiser steps on rollouts of every prompt, by the table's rewards unless
-        others are given."""
+        others are given, or none are named; `teacher` is that of `config`."""
         method = method_with(config)
         tokenizer = load_tokenizer(self.model)
         session = Session(config, ALONE, cast("Any", None), tokenizer, Chat(tokenizer))
@@ -181,10 +182,9 @@ class Setting:
             critic = load_score_model(self.model, tokenizer, max_length=MAX_LENGTH, seed=self.seed, new_head=True)
         reference = Reference(policy, self.reference) if has_reference(config) else None
         examples = load_examples(str(self.world.prompts_file)).examples
-        models = Models(policy, critic, reference)
-        learn(
-            assemble(session, models, source or TableReward(self.world), examples, config, method), steps, optim, follow
-        )
+        models = Models(policy, critic, reference, teacher=teacher)
+        source = source or (TableReward(self.world) if config.rewards.named else Nothing())
+        learn(assemble(session, models, source, examples, config, method), steps, optim, follow)
         return self.scores(policy)
 
 

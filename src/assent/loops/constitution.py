@@ -9,6 +9,7 @@ round-1/choices.jsonl       which is better by a principle (`assent judge`)
 round-1/pairs.jsonl         the same, with comparisons by people, where such are given
 round-1/reward/             a reward model of them (`assent reward`)
 round-1/METHOD/             the policy (`assent grpo`, ...), with which the next round begins
+round-1/eval/               what it answers to held-out prompts (`assent eval`), where `data.eval` gives some
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def constitution(config: ConstitutionConfig) -> Path:
             answers = _sampled(config, loop, f"{place}/answers.jsonl", policy, config.answers)
             choices = _chosen(config, loop, f"{place}/choices.jsonl", answers)
             file = pairs(loop, f"{place}/pairs.jsonl", choices, config.comparisons)
-            policy = learnt(config, loop, place, file, policy, votes=config.judge.soft)
+            policy = learnt(config, loop, number, file, policy, votes=config.judge.soft)
     return policy
 
 

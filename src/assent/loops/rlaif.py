@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assent.config import TRAINERS, OnlineConfig, settings
+from assent.config import TRAINERS, EvalConfig, OnlineConfig, SamplingConfig, settings
 from assent.config.composed import composed
 from assent.config.rlaif import RLAIFConfig
+from assent.config.sections import keywords
+from assent.config.training import START
 from assent.data.formats import load_examples
 from assent.data.records import Example, Pair, Ranking
 from assent.distributed import on_main
 from assent.errors import ConfigError, DataError
+from assent.loops.evaluated import evaluate_round
 from assent.loops.loop import Loop, seed_of
 from assent.names import suggestion
 from assent.people.asked import write_examples
@@ -127,13 +130,38 @@ def compares(example: Example) -> bool:
     return any(isinstance(f, Pair) or (isinstance(f, Ranking) and len(f.levels) > 1) for f in example.feedback)
 
 
-def learnt(config: RLAIFConfig, loop: Loop, place: str, file: Path, model: str | Path, votes: bool) -> Path:
-    """The round's reward model from a file of pairs, and the policy from it: its run folder."""
+def learnt(config: RLAIFConfig, loop: Loop, number: int, file: Path, model: str | Path, votes: bool) -> Path:
+    """The round's reward model from a file of pairs, and the policy from it: its run folder. Where there are held-out
+    prompts the policy is evaluated beside the start."""
+    place = f"round-{number}"
     stage = f"{place}/{REWARD}"
     more = {"reward": {"votes": True}} if votes else {}
     reward = loop.train(stage, of_file(config, REWARD, file, model, stage, **more), reads=[file, model])
     stage = f"{place}/{config.method}"
-    return loop.train(stage, policy(config, model, reward, stage), reads=[reward, model, config.data.train])
+    made = loop.train(stage, policy(config, model, reward, stage), reads=[reward, model, config.data.train])
+    if config.data.eval is not None:
+        _evaluated(config, loop, number, made, reward)
+    return made
+
+
+def _evaluated(config: RLAIFConfig, loop: Loop, number: int, made: Path, reward: Path) -> None:
+    options = EvalConfig(
+        policies=(f"{START}={config.model.path}", f"round-{number}={made}"),
+        prompts=str(config.data.eval),
+        out=str(loop.folder),
+        baseline=START,
+        reference=config.model.path,
+        rewards=(f"{REWARD}={reward}",),
+        scorer=config.scorer,
+        measures=config.measures,
+        answers=config.eval_answers,
+        seed=seed_of(config.train.seed, "evaluation"),
+        precision=config.model.precision,
+        trust_remote_code=config.model.trust_remote_code,
+        sampling=SamplingConfig(**keywords(config.sampling)),
+    )
+    known = loop.folder / f"round-{number - 1}" / "eval" if number > 1 else None
+    evaluate_round(loop, f"round-{number}/eval", options, known=known)
 
 
 def cached(loop: Loop, given: str | None) -> str:

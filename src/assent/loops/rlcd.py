@@ -4,6 +4,7 @@ round-1/contrasts.jsonl     pairs that contrasting prompts have made (`assent co
 round-1/pairs.jsonl         the same, with comparisons by people, where such are given
 round-1/reward/             a reward model of them (`assent reward`)
 round-1/METHOD/             the policy (`assent grpo`, ...), with which the next round begins
+round-1/eval/               what it answers to held-out prompts (`assent eval`), where `data.eval` gives some
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def rlcd(config: RLCDConfig) -> Path:
             loop.say(f"[round {number} of {config.rounds}]")
             made = _contrasted(config, loop, f"{place}/contrasts.jsonl", policy)
             file = pairs(loop, f"{place}/pairs.jsonl", made, config.comparisons)
-            policy = learnt(config, loop, place, file, policy, votes=False)
+            policy = learnt(config, loop, number, file, policy, votes=False)
     return Path(policy)
 
 

@@ -50,7 +50,7 @@ def steered(
     seed: int,
 ) -> Path:
     """`place`/steering.json: for each attribute of `sweep` the answers to the first prompts of a file, asked for at
-    every value of the scale with all other attributes at the policy's defaults, as the attribute model measures them:
+    every value of the scale, with what goes with it in good answers for all others, as the attribute model measures:
     the mean of every attribute at each value, and Pearson's correlation of asked and measured values, both with 95 %
     intervals over prompts. Beside it steering.svg. The correlations are the numbers of the stage."""
     steering = labeller.steering
@@ -102,7 +102,7 @@ def asked_at(examples: Sequence[Example], sweep: Sequence[str], steering: Steeri
     return [
         replace(
             plain(example, steering),
-            template_kwargs={**example.template_kwargs, name: value},
+            template_kwargs={**plain(example, steering).template_kwargs, **steering.completed({name: value})},
             meta={ASKED: [name, value, number]},
         )
         for name in sweep

@@ -27,9 +27,8 @@ from assent.data.attributes import AttributeView, attributes_in
 from assent.data.chat import Chat
 from assent.data.formats import load_examples
 from assent.data.records import Example, Message, Rating, Response
-from assent.data.steerable import asked_for, best_values, make_steerable
-from assent.data.steering import Steering
-from assent.data.steering import steered as written
+from assent.data.steerable import best_values, companions_of, make_steerable
+from assent.data.steering import Steering, read_attributes, steering_of
 from assent.distributed import on_main
 from assent.errors import ConfigError, DataError, ModelError
 from assent.loops.demonstrations import Attributes, Labeller, demonstrations, labels_in, say, write
@@ -74,6 +73,7 @@ def steerlm(config: SteerLMConfig) -> Path:
         policy, measured = config.model.path, None
         for number in range(1, config.rounds + 1):
             place = f"round-{number}"
+            loop.say(f"round {number} of {config.rounds}, from {policy}")
             rows = data if number == 1 else own_answers(loop, place, policy, config, labeller, data)
             first = number == 1
             model = replace(sft.model, path=policy, chat_template=str(template) if first else None, template_kwargs={})
@@ -81,7 +81,7 @@ def steerlm(config: SteerLMConfig) -> Path:
             train = replace(sft.train, seed=seed_of(sft.train.seed, place, "sft"))
             run = replace(sft, model=model, data=lines, train=train)
             policy = str(loop.train(f"{place}/sft", run, reads=[policy, rows, template]))
-            measured = _steered(loop, place, policy, config, labeller, data)
+            measured = _steered(loop, place, policy, config, labeller, data, template)
         if measured is not None and loop.world.is_main:
             render(json.loads(measured.read_text()), Console(width=None if sys.stdout.isatty() else 120))
         loop.say(f"done. To ask for something: assent generate {policy} --attributes NAME=VALUE,...")
@@ -160,8 +160,12 @@ def steering_for(config: SteerLMConfig, rule: HeadRule) -> Steering:
 
 
 def _wanted(config: SteerLMConfig, steering: Steering) -> dict[str, int]:
+    """What --steering.wanted says. Raises ConfigError."""
     text = config.steering.wanted
-    return {} if text is None else asked_for(written("", steering), text, "--steering.wanted", "the attribute model")
+    try:
+        return {} if text is None else steering.checked(read_attributes(text))
+    except ValueError as error:
+        raise ConfigError(f"--steering.wanted {text}: {error}.") from None
 
 
 # ---- the attribute model
@@ -200,9 +204,10 @@ def _write_template(path: Path, config: SteerLMConfig, labeller: Labeller, data:
     often have."""
     labels = on_main(lambda: labels_in(read_answers(data)))
     table = [[value for _, value in each] for each in labels]
-    best = best_values(table, labeller.worth(labels))
-    steering = labeller.steering
-    defaults = dict(zip(steering.names, best, strict=True)) | _wanted(config, steering)
+    worth, steering = labeller.worth(labels), labeller.steering
+    together = companions_of(table, worth, steering)
+    steering = replace(steering, defaults=best_values(table, worth), companions=together)
+    defaults = steering.completed(_wanted(config, labeller.steering))
     log.info(f"asked for by default: {','.join(f'{name}={value}' for name, value in defaults.items())}")
     chat = make_steerable(_chat(config).tokenizer, replace(steering, defaults=tuple(defaults.values())))
     on_main(lambda: write_text(path, chat.template))
@@ -277,8 +282,11 @@ def share_of(examples: list[Example], share: float, seed: int) -> list[Example]:
     return [examples[index] for index in kept]
 
 
-def _steered(loop: Loop, place: str, policy: str, config: SteerLMConfig, labeller: Labeller, data: Path) -> Path:
-    options = config.steering
+def _steered(
+    loop: Loop, place: str, policy: str, config: SteerLMConfig, labeller: Labeller, data: Path, template: Path
+) -> Path:
+    options, known = config.steering, steering_of(template.read_text(encoding="utf-8"))
+    assert known is not None
     return steered(
         loop,
         place,
@@ -286,7 +294,7 @@ def _steered(loop: Loop, place: str, policy: str, config: SteerLMConfig, labelle
         prompts=options.prompts or config.data.eval or config.prompts or str(data),
         limit=options.limit,
         sweep=options.sweep or labeller.steering.names,
-        labeller=labeller,
+        labeller=replace(labeller, steering=known),
         sampling=config.sampling,
         engine=config.engine,
         seed=config.train.seed,

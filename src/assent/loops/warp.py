@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from assent import distributed
 from assent.algorithms.merge import merge
 from assent.config import MergeConfig, OnlineConfig
@@ -24,13 +26,12 @@ from assent.config.training import START
 from assent.config.warp import WarpConfig, evaluation_of, run_of
 from assent.config.words import command_of
 from assent.errors import AssentError, ConfigError, ShutdownRequested
-from assent.evaluate.cache import CACHE
-from assent.evaluate.evaluation import evaluate
 from assent.evaluate.results import EVALUATION, PolicyTable
 from assent.loops.children import Child, RunFailed, devices, stopped, together
+from assent.loops.evaluated import evaluate_round
 from assent.loops.front import CSV, FIGURE, TABLE, front_of
 from assent.loops.loop import Loop, opened, outcome, seed_of
-from assent.models.saving import DTYPES, stored_dtype
+from assent.models.saving import stored_dtype
 from assent.models.sources import resolve
 from assent.models.stored import configuration
 from assent.outputs import write_text
@@ -48,8 +49,9 @@ def warp(config: WarpConfig) -> Path:
     Raises ConfigError and RunFolderError as `opened`, and what runs, merges and evaluations raise."""
     with opened("warp", config) as loop:
         at_once = _at_once(config, loop)
+        known = None
         if config.front:  # what could fail at the end fails now
-            _evaluated(loop, config, "round-0/evaluation", {START: config.model.path})
+            known = _evaluated(loop, config, "start/eval", {START: config.model.path})
         start = merged = config.model.path
         for number in range(1, config.rounds + 1):
             if number > 1:
@@ -57,8 +59,11 @@ def warp(config: WarpConfig) -> Path:
                 start = _merged(loop, f"round-{number}/start", _towards(start, merged, config.eta), about)
             runs = _runs(loop, config, number, start, at_once)
             merged = _merged(loop, f"round-{number}/merged", _merge_of(config, start, runs), f"of {len(runs)} runs")
+            if config.front:
+                models = {START: config.model.path, f"round-{number}": merged}
+                known = _evaluated(loop, config, f"round-{number}/eval", models, known)
         if config.front:
-            _front(loop, config, merged)
+            _front(loop, config, merged, known)
         return Path(merged)
 
 
@@ -99,8 +104,7 @@ def _runs(loop: Loop, config: WarpConfig, number: int, start: str, at_once: int)
         except RunFailed as error:
             loop.say(stopped(error.name, loop.folder))
             raise
-    reads = [start, *_read_by(config)]
-    return [str(_run(loop, name, run, reads, trained=at_once > 0)) for name, run in planned.items()]
+    return [str(_run(loop, name, run, [start, *_read_by(run)], trained=at_once > 0)) for name, run in planned.items()]
 
 
 def _run(loop: Loop, name: str, run: OnlineConfig, reads: Sequence[str], *, trained: bool) -> Path:
@@ -116,10 +120,11 @@ def _run(loop: Loop, name: str, run: OnlineConfig, reads: Sequence[str], *, trai
         raise
 
 
-def _read_by(config: WarpConfig) -> list[str]:
+def _read_by(run: OnlineConfig) -> list[str]:
     """What all runs read beside their start, as far as it lies here: none of it may change between rounds."""
-    files = (config.data.train, *(word.rpartition(":")[0] for word in config.rewards.functions))
-    return [*config.rewards.model, *(file for file in files if Path(file).is_file())]
+    rewards = run.rewards
+    files = (run.data.train, *(word.rpartition(":")[0] for word in rewards.functions))
+    return [*rewards.model, *(file for file in files if Path(file).is_file())]
 
 
 # ---- merged models
@@ -129,7 +134,7 @@ def _merge_of(config: WarpConfig, start: str, runs: Sequence[str]) -> MergeConfi
     """How the runs of a round become one model."""
     if config.merge == "linear":
         return MergeConfig(tuple(runs), "linear", "", dtype="fp32")
-    weights = (1 - config.weight, config.weight) if len(runs) == 2 else ()
+    weights = (1 - config.weight, config.weight) if len(runs) == 2 else (1.0,) * len(runs)  # λ of the m-th: 1 / m
     return MergeConfig(tuple(runs), "slerp", "", base=start, weights=weights, dtype="fp32")
 
 
@@ -155,7 +160,7 @@ def _merged(loop: Loop, name: str, config: MergeConfig, about: str) -> str:
 # ---- the front
 
 
-def _front(loop: Loop, config: WarpConfig, merged: str) -> None:
+def _front(loop: Loop, config: WarpConfig, merged: str, known: Path | None) -> None:
     """The models on the way from the first start to the merged one, evaluated; the table and its figure."""
     place, first = f"round-{config.rounds}", config.model.path
     dtype = distributed.on_main(partial(_dtype, config))
@@ -166,7 +171,7 @@ def _front(loop: Loop, config: WarpConfig, merged: str) -> None:
             about = f"{eta:g} of the way from {first} to the merged model"
             models[name] = _merged(loop, f"{place}/front/{name}", _towards(first, merged, eta, dtype), about)
             etas[name] = eta
-    found = _evaluated(loop, config, f"{place}/evaluation", models)
+    found = _evaluated(loop, config, f"{place}/front/eval", models, known)
     front = front_of(PolicyTable.load(found / EVALUATION), etas)
     for file, text in ((TABLE, front.json()), (CSV, front.csv()), (FIGURE, front.svg())):
         loop.stage(f"{place}/{file}", partial(_written, text), reads=[found / EVALUATION])
@@ -174,13 +179,10 @@ def _front(loop: Loop, config: WarpConfig, merged: str) -> None:
         loop.say(line)
 
 
-def _evaluated(loop: Loop, config: WarpConfig, name: str, models: Mapping[str, str]) -> Path:
-    """The answers of these models to the held-out prompts, scored, as a stage."""
-
-    def make(path: Path) -> None:
-        evaluate(evaluation_of(config, models, str(path), resume=distributed.on_main((path / CACHE).exists)))
-
-    return loop.stage(name, make, reads=list(models.values()), about=f"{len(models)} models on {config.held_out}")
+def _evaluated(loop: Loop, config: WarpConfig, name: str, models: Mapping[str, str], known: Path | None = None) -> Path:
+    """The answers of these models to the held-out prompts, scored, as a stage; those in the evaluation `known` are not
+    sampled again."""
+    return evaluate_round(loop, name, evaluation_of(config, models, str(loop.folder / name)), known=known)
 
 
 def _written(text: str, path: Path) -> None:
@@ -195,4 +197,5 @@ def _dtype(config: WarpConfig) -> Dtype:
     source = resolve(config.model.path, config.model.revision)
     below = configuration(source.base, source.revision, config.model.trust_remote_code)
     stored = stored_dtype(source.base, source.revision, below)
-    return next(name for name, dtype in DTYPES.items() if dtype == stored)
+    names: dict[torch.dtype, Dtype] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names.get(stored, "fp32")

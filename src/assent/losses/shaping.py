@@ -48,7 +48,12 @@ class RunningMoments:
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """`(rewards - mean) / sqrt(variance)`, any shape; only shifted while the variance is 0. NaN stays NaN."""
-        return (rewards - self.mean) / (math.sqrt(self.variance) or 1.0)
+        return (rewards - self.mean) / self.deviation
+
+    @property
+    def deviation(self) -> float:
+        """What `normalise` divides by."""
+        return math.sqrt(self.variance) or 1.0
 
     def state_dict(self) -> dict[str, float]:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from assent.models.divergences import Divergence, divergence_of, token_divergence
 from assent.models.logprobs import CHUNK_ELEMENTS, Direction, token_kl, token_logprobs
 from assent.models.parts import decoder_of
 
@@ -278,6 +279,35 @@ def head_kl(
         return (((true - guess) * true.exp()).sum(-1),)
 
     return _chunked(divergence, 2 * head.vocab, hidden, other_hidden)[0]
+
+
+def head_divergence(
+    head: Head, hidden: Tensor, other: Head, other_hidden: Tensor, temperature: float, dtype: torch.dtype, beta: float
+) -> Divergence:
+    """`token_divergence` of the predictions of two heads under softmax(logits / temperature); those of `other` are
+    constants. Where one vocabulary has been padded further than the other, it is that of the tokens which both have."""
+    shared = min(head.vocab, other.vocab)
+    if isinstance(head, Linear) and isinstance(other, Linear):
+        head, other = _first(head, shared), _first(other, shared)
+        theirs = {f"other_{name}": value for name, value in other.options(temperature).items()}
+        options = {**head.options(temperature), **theirs}
+        return token_divergence(hidden, head.weight, other_hidden, other.weight, **options, beta=beta, dtype=dtype)
+
+    def divergence(states: Tensor, others: Tensor) -> tuple[Tensor, ...]:
+        logp = _log_softmax(head(states)[:, :shared], temperature)
+        with torch.no_grad():
+            logq = _log_softmax(other(others)[:, :shared], temperature)
+        return tuple(divergence_of(logp, logq, beta))
+
+    loss, *constants = _chunked(divergence, 2 * head.vocab, hidden, other_hidden)
+    return Divergence(loss, *(column.detach() for column in constants))
+
+
+def _first(head: Linear, tokens: int) -> Linear:
+    """The head of the first tokens alone."""
+    if tokens == head.vocab:
+        return head
+    return replace(head, weight=head.weight[:tokens], bias=None if head.bias is None else head.bias[:tokens])
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -37,7 +37,7 @@ def token_logprobs(
     products run in `dtype` (default: hidden's own), statistics in fp32. Gradients are exact for hidden, weight, bias;
     the collision is a constant. Raises ValueError on shapes that do not fit.
     """
-    _check_shapes("hidden", hidden, "weight", weight)
+    check_shapes("hidden", hidden, "weight", weight)
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets must be [{hidden.shape[0]}]. Got {tuple(targets.shape)}")
     options = (scale, softcap, dtype or hidden.dtype)
@@ -68,8 +68,8 @@ def token_kl(
     (fp64 for fp64 input). Matrix products run in `dtype` (default: hidden's own), statistics in fp32. Gradients are
     exact for hidden, weight, bias; q is a constant. Raises ValueError on shapes that do not fit, or another direction.
     """
-    _check_shapes("hidden", hidden, "weight", weight)
-    _check_shapes("other_hidden", other_hidden, "other_weight", other_weight)
+    check_shapes("hidden", hidden, "weight", weight)
+    check_shapes("other_hidden", other_hidden, "other_weight", other_weight)
     if hidden.shape[0] != other_hidden.shape[0]:
         raise ValueError(f"hidden has {hidden.shape[0]} rows, other_hidden {other_hidden.shape[0]}; expected the same")
     if weight.shape[0] != other_weight.shape[0]:
@@ -84,7 +84,7 @@ def token_kl(
     return _TokenKL.apply(hidden, weight, bias, *other, options, other_options, direction == "forward")
 
 
-def _check_shapes(hidden_name: str, hidden: Tensor, weight_name: str, weight: Tensor) -> None:
+def check_shapes(hidden_name: str, hidden: Tensor, weight_name: str, weight: Tensor) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{hidden_name} {tuple(hidden.shape)} does not fit {weight_name} {tuple(weight.shape)}; "
@@ -92,7 +92,7 @@ def _check_shapes(hidden_name: str, hidden: Tensor, weight_name: str, weight: Te
         )
 
 
-class _Head:
+class HeadRows:
     """An output head on its way through the rows: logits of a chunk, and the gradients that come back from them. All
     chunks use the same memory, which so stays in a processor's last cache."""
 
@@ -135,10 +135,10 @@ class _Head:
         return self.scale * (1 - (z / (self.scale * self.softcap)) ** 2)  # z = scale * softcap * tanh(.)
 
 
-class _Gradients:
+class HeadGradients:
     """Gradients of hidden, weight and bias (those that are needed), chunk after chunk."""
 
-    def __init__(self, head: _Head, inputs: tuple[Tensor, Tensor, Tensor | None], needed: tuple[bool, ...]) -> None:
+    def __init__(self, head: HeadRows, inputs: tuple[Tensor, Tensor, Tensor | None], needed: tuple[bool, ...]) -> None:
         self.head = head
         self.sums = tuple(torch.zeros_like(x) if x is not None and need else None for x, need in zip(inputs, needed))
 
@@ -169,13 +169,13 @@ class _TokenLogprobs(torch.autograd.Function):
         with_entropy: bool,
         with_collision: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = _Head(hidden, weight, bias, options)
+        head = HeadRows(hidden, weight, bias, options)
         logprobs, entropy, collision, lse = (head.per_row() for _ in range(4))
         for part in head.chunks():
             z = head.logits(part)
             picked = targets[part, None]
             lse[part] = z.gather(1, picked).squeeze(1)
-            logp = _log_softmax_(z)
+            logp = log_softmax_(z)
             logprobs[part] = logp.gather(1, picked).squeeze(1)
             lse[part] -= logprobs[part]
             if with_entropy:
@@ -194,8 +194,8 @@ class _TokenLogprobs(torch.autograd.Function):
         options, with_entropy = ctx.options
         grad_logprobs, grad_entropy, _ = grads
         entropy_used = with_entropy and bool((grad_entropy != 0).any())
-        head = _Head(hidden, weight, bias, options)
-        gradients = _Gradients(head, (hidden, weight, bias), ctx.needs_input_grad)
+        head = HeadRows(hidden, weight, bias, options)
+        gradients = HeadGradients(head, (hidden, weight, bias), ctx.needs_input_grad)
         for part in head.chunks():
             z = head.logits(part)
             slope = head.slope(z)
@@ -225,7 +225,7 @@ def _grad_logits(
     return grad_z
 
 
-def _log_softmax_(z: Tensor) -> Tensor:
+def log_softmax_(z: Tensor) -> Tensor:
     """In the memory of z."""
     return torch.log_softmax(z, -1, out=z)
 
@@ -244,10 +244,13 @@ class _TokenKL(torch.autograd.Function):
         other_options: tuple[Any, ...],
         forward_kl: bool,
     ) -> Tensor:
-        own, other = _Head(hidden, weight, bias, options), _Head(other_hidden, other_weight, other_bias, other_options)
+        own, other = (
+            HeadRows(hidden, weight, bias, options),
+            HeadRows(other_hidden, other_weight, other_bias, other_options),
+        )
         kl = own.per_row()
         for part in own.chunks(alive=2):
-            logp, logq = _log_softmax_(own.logits(part)), _log_softmax_(other.logits(part))
+            logp, logq = log_softmax_(own.logits(part)), log_softmax_(other.logits(part))
             true, guess = (logq, logp) if forward_kl else (logp, logq)
             kl[part] = (true - guess).mul_(true.exp()).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, other_hidden, other_weight, other_bias, kl)
@@ -259,12 +262,15 @@ class _TokenKL(torch.autograd.Function):
         """dKL(q || p)/dz = p - q,   dKL(p || q)/dz = p * (log p - log q - KL)."""
         hidden, weight, bias, other_hidden, other_weight, other_bias, kl = ctx.saved_tensors
         options, other_options, forward_kl = ctx.options
-        own, other = _Head(hidden, weight, bias, options), _Head(other_hidden, other_weight, other_bias, other_options)
-        gradients = _Gradients(own, (hidden, weight, bias), ctx.needs_input_grad)
+        own, other = (
+            HeadRows(hidden, weight, bias, options),
+            HeadRows(other_hidden, other_weight, other_bias, other_options),
+        )
+        gradients = HeadGradients(own, (hidden, weight, bias), ctx.needs_input_grad)
         for part in own.chunks(alive=2):
             z = own.logits(part)
             slope = own.slope(z)
-            logp, logq = _log_softmax_(z), _log_softmax_(other.logits(part))
+            logp, logq = log_softmax_(z), log_softmax_(other.logits(part))
             if forward_kl:
                 grad_z = logp.exp_() - logq.exp_()
             else:

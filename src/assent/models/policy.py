@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from assent.data.tree import TreeBatch
 from assent.models.attention import TreeAttend
-from assent.models.head import Head, Transform, head_kl, head_logprobs, head_of, measure
+from assent.models.divergences import Divergence
+from assent.models.head import Head, Transform, head_divergence, head_kl, head_logprobs, head_of, measure
 from assent.models.logprobs import Direction
 from assent.models.parts import blocks_of, decoder_of, plain_of
 from assent.models.readout import FEW, ReadAttend
@@ -25,24 +26,38 @@ from assent.models.reward_head import SCALAR, HeadRule, Scored
 class TokenScores(NamedTuple):
     """Of the N trained tokens of a batch, [N] each, fp32: log-probabilities, and of their predictions p the entropy,
     collision = log sum_v p(v)^2 (a constant) and KL to an anchor. Zeros where they were not asked for. `values` are
-    those of a critic that shares the policy's layers, None where there is none. A tuple: FSDP must find the
-    tensors in what `forward` returns, and older versions look into no dataclass."""
+    those of a critic that shares the policy's layers, `divergence` is that from a teacher, None where there is none. A
+    tuple: FSDP must find the tensors in what `forward` returns, and older versions look into no dataclass."""
 
     logprobs: Tensor
     entropy: Tensor
     collision: Tensor
     kl: Tensor
     values: Tensor | None = None
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
     """A model's predictions of the N trained tokens of a batch, as constants: hidden [N, h], the output head, and the
-    temperature that divides its logits. The logits [N, V] never exist."""
+    temperature that divides its logits. The logits [N, V] never exist. Matrix products run in `dtype`."""
 
     hidden: Tensor
     head: Head
     temperature: float
+    dtype: torch.dtype
+
+    def logprobs(self, targets: Tensor) -> Tensor:
+        """Log-probs of the tokens `targets` [N]: [N]."""
+        return head_logprobs(self.head, self.hidden, targets, self.temperature, self.dtype)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A teacher's predictions, and the `beta` of the divergence from them (`models.divergences`)."""
+
+    anchor: Anchor
+    beta: float
 
 
 class Backbone(nn.Module):
@@ -152,12 +167,13 @@ class Policy(Backbone):
         collision: bool = False,
         anchor: Anchor | None = None,
         direction: Direction = "forward",
+        teacher: Teacher | None = None,
         states: bool = False,
         head_only: bool = False,
     ) -> TokenScores | Tensor:
-        """`entropy`, `collision` and `anchor` ask for what costs extra; `direction` is that of `token_kl`, forward:
-        KL(anchor || policy). With `states`: only the hidden states [N, h] that predict the trained tokens. With
-        `head_only`, gradients reach the value head alone."""
+        """`entropy`, `collision`, `anchor` and `teacher` ask for what costs extra; `direction` is that of `token_kl`,
+        forward: KL(anchor || policy); a divergence is of logits over the teacher's temperature. With `states`: only the
+        hidden states [N, h] that predict the trained tokens. With `head_only`, gradients reach the value head alone."""
         trains = torch.is_grad_enabled()
         with torch.set_grad_enabled(trains and not head_only):
             hidden = self.hidden(batch).index_select(0, batch.source)
@@ -171,16 +187,24 @@ class Policy(Backbone):
             scores = head_logprobs(
                 head, hidden, batch.targets, temperature, self.dtype, entropy=entropy, collision=collision
             )
-        if anchor is None:
-            return self._kept(TokenScores(*scores, kl=torch.zeros_like(scores[0]), values=values))
-        kl = head_kl(head, hidden, anchor.head, anchor.hidden, temperature, anchor.temperature, self.dtype, direction)
-        return self._kept(TokenScores(*scores, kl=kl, values=values))
+        kl, divergence = torch.zeros_like(scores[0]), None
+        if anchor is not None:
+            kl = head_kl(
+                head, hidden, anchor.head, anchor.hidden, temperature, anchor.temperature, self.dtype, direction
+            )
+        if teacher is not None:
+            other = teacher.anchor
+            divergence = head_divergence(
+                head, hidden, other.head, other.hidden, other.temperature, self.dtype, teacher.beta
+            )
+        return self._kept(TokenScores(*scores, kl=kl, values=values, divergence=divergence))
 
     def _kept(self, scores: TokenScores) -> TokenScores:
         """The scores, for whose gradients a sharded head is gathered first, should it have been given back meanwhile:
         nobody has to know what FSDP finds in an output, and when it gives back which weights."""
         if isinstance(self, FSDPModule):
-            for output in (scores.logprobs, scores.entropy, scores.kl, scores.values):
+            divergence = None if scores.divergence is None else scores.divergence.loss
+            for output in (scores.logprobs, scores.entropy, scores.kl, scores.values, divergence):
                 if output is not None and output.requires_grad:
                     output.register_hook(lambda _: self.unshard())
         return scores
@@ -190,7 +214,7 @@ class Policy(Backbone):
         """This model's predictions for another (or itself, later) to be compared with. Every rank must call it. Of a
         LoRA policy's start: inside `without_adapters()`."""
         hidden = self(batch, states=True)
-        return Anchor(hidden, head_of(self.plain, self.transform, self.dtype, constant=True), temperature)
+        return Anchor(hidden, head_of(self.plain, self.transform, self.dtype, constant=True), temperature, self.dtype)
 
     def without_adapters(self) -> AbstractContextManager[Any]:
         """The start of a LoRA policy: its adapters are off inside this context."""

@@ -112,10 +112,12 @@ def read_rows(file: str, **shape: Any) -> tuple[list[Example], Counter[str]]:
 
 
 def say_problems(file: str, problems: Sequence[Problem]) -> None:
-    for problem in problems[:LISTED]:
+    """Names the first; what is no fault of a row is counted alone."""
+    faults = [problem for problem in problems if problem.fault]
+    for problem in faults[:LISTED]:
         log.warning(f"left out: {problem}")
-    if len(problems) > LISTED:
-        log.warning(f"left out: {len(problems) - LISTED} more rows (assent data {file})")
+    if len(faults) > LISTED:
+        log.warning(f"left out: {len(faults) - LISTED} more rows (assent data {file})")
 
 
 def write_examples(examples: Iterable[Example], out: str) -> int:

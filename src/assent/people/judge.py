@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 PRINCIPLE = "principle"
 """The column in which a judge is shown the principle that was drawn for a row."""
 MADE_UP = ("Two and two are four.", "I do not know.")
+SAME = "all answers are the same"
 NO_VERDICT = "no judge gave a verdict"
 EVEN = 1e-9
 
@@ -151,7 +152,7 @@ def _rows(config: JudgeFileConfig, prompt: Prompt, names: frozenset[str]) -> tup
                     "judge another name: --source NAME=openai=URL."
                 )
         if (reason := _unfit(prompt, example)) is not None:
-            problems.append(Problem(example.origin, "responses", reason))
+            problems.append(Problem(example.origin, "responses", reason, fault=reason != SAME))
             continue
         if constitution is not None:
             drawn = constitution.drawn(config.seed, example.origin.row).choice
@@ -174,7 +175,7 @@ def _unfit(prompt: Prompt, example: Example) -> str | None:
     if prompt.mode == "choice" and count != len(prompt.letters):
         return f"{count} answers; the judge's prompt shows {len(prompt.letters)}"
     if prompt.mode == "pairwise" and all(same_answer(example.responses[0], each) for each in example.responses[1:]):
-        return "all answers are the same"
+        return SAME
     return None
 
 

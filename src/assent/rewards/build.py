@@ -22,7 +22,7 @@ from assent.models.shared_ids import check_shared_ids
 from assent.names import suggestion
 from assent.rewards.ensemble import Ensemble
 from assent.rewards.function import FunctionReward
-from assent.rewards.group import Group, GroupReward, WeightedSum
+from assent.rewards.group import Group, GroupReward, Nothing, WeightedSum
 from assent.rewards.implicit import ImplicitReward, implicit_of
 from assent.rewards.judge.build import judge_reward
 from assent.rewards.judge.folder import Place
@@ -80,11 +80,13 @@ class Asking:
     """Judges on servers: what they do not answer is counted and ends nothing."""
 
 
-def reward_source(session: RewardSession, config: OnlineConfig) -> WeightedSum:
-    """The weighted sum of all that `config.rewards` names. Every rank must ask it about the same groups.
+def reward_source(session: RewardSession, config: OnlineConfig) -> GroupReward:
+    """The weighted sum of all that `config.rewards` names, if anything. Every rank must ask it about the same groups.
 
     Raises ConfigError for a rule, function, server or weight that cannot be, before any model is loaded, and ModelError
     for a folder that is no reward model."""
+    if not config.rewards.named:
+        return Nothing()
     _check_judges(config)
     data, trust = config.data, config.model.trust_remote_code
     return sum_of(

@@ -33,6 +33,19 @@ def lower_bound(scores: np.ndarray, *, k: float) -> np.ndarray:
 
 COMBINE: dict[str, Callable[..., np.ndarray]] = {"mean": mean, "min": lowest, "lcb": lower_bound}
 """How the members' rewards become one."""
+
+
+def _lower_bound_slopes(scores: np.ndarray, *, k: float) -> np.ndarray:
+    away, std = scores - scores.mean(axis=0), scores.std(axis=0)
+    return (1 - k * np.divide(away, std, out=np.zeros_like(away), where=std > 0)) / len(scores)
+
+
+SLOPES: dict[str, Callable[..., np.ndarray]] = {
+    "mean": lambda scores: np.full_like(scores, 1 / len(scores)),
+    "min": lambda scores: (np.arange(len(scores))[:, None] == scores.argmin(axis=0)).astype(scores.dtype),
+    "lcb": _lower_bound_slopes,
+}
+"""What the one reward gains for what each member's does, d COMBINE / d scores: [K, S] to [K, S]."""
 STD = "std"
 """How much the members disagree on an answer, among what is written down about it."""
 
@@ -54,19 +67,27 @@ class Ensemble:
             raise ConfigError(f"{name}: expected k >= 0; got {k}.")
         self.name = name
         self.members = tuple(members)
-        self._combine = COMBINE[combine]
+        self._combine, self._slopes = COMBINE[combine], SLOPES[combine]
         self._options = {"k": k} if combine == "lcb" else {}
 
     def check(self, examples: Sequence[Example]) -> None:
         for member in self.members:
             member.check(examples)
 
+    def combine(self, scores: np.ndarray) -> np.ndarray:
+        """The members' rewards as one: [K, S] to [S]."""
+        return self._combine(scores, **self._options)
+
+    def slopes(self, scores: np.ndarray) -> np.ndarray:
+        """Its derivative by each of them, [K, S]."""
+        return self._slopes(scores, **self._options)
+
     def score(self, groups: Sequence[Group]) -> Scores:
         """Raises NonFiniteReward where what becomes of the members' rewards is not a float32 number."""
         scores = [member.score(groups) for member in self.members]
         own = np.stack([score.values for score in scores])
         with np.errstate(over="ignore", invalid="ignore"):  # `combined` finds what is not finite
-            values = self._combine(own, **self._options)
+            values = self.combine(own)
         found = from_sources(self.members, scores, combined(self.name, groups, values, ~np.isnan(own).any(axis=0)))
         return with_spread(found, own)
 

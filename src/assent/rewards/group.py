@@ -138,6 +138,18 @@ class GroupReward(Protocol):
         ...
 
 
+class Nothing:
+    """No source at all: nobody says what answers are worth, which is then the same for all."""
+
+    name = "none"
+
+    def check(self, examples: Sequence[Example]) -> None:
+        pass
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        return Scores(np.zeros(sum(map(len, groups))))
+
+
 class WeightedSum:
     """`values = sum(weight * values of the source)`; the parts are logged under the names of their sources.
 

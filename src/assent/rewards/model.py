@@ -12,6 +12,7 @@ from assent.data.records import Example
 from assent.data.tree import TokenTree, TreeBatch
 from assent.distributed import World
 from assent.models.annotate import BatchColumns, columns_of
+from assent.models.attribution import attributed
 from assent.models.policy import ScoreModel
 from assent.rewards.ensemble import with_spread
 from assent.rewards.group import Group, Scores
@@ -57,6 +58,18 @@ class ModelReward:
         """The rewards of all branches of trees of its own tokenizer, in order."""
         found = self._numbers(trees)
         return self._with_outputs(Scores(found[REWARD].astype(np.float64)), found)
+
+    def attributed(self, trees: Sequence[TokenTree]) -> tuple[np.ndarray, np.ndarray]:
+        """The rewards of all branches of trees of its own tokenizer, [S], and what each trained token adds to them to
+        first order, [N]."""
+
+        def numbers(batch: TreeBatch) -> BatchColumns:
+            reward, parts = attributed(self.scorer, batch)
+            return BatchColumns({REWARD: parts}, {REWARD: reward})
+
+        flat = not self.scorer.tree
+        found = columns_of(trees, numbers, micro_tokens=self.micro_tokens, flat=flat, world=self.world)
+        return found.per_response[REWARD], found.per_token[REWARD]
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -18,7 +18,10 @@ from assent.data.tree import Branch, TokenTree, TreeBatch
 from assent.distributed import World
 from assent.rollout.engine import Completion
 
-PER_TOKEN = ("sampler", "old", "reference", "anchor", "ewma", "kl", "entropy", "values", "advantages", "returns")
+PER_TOKEN = (
+    "sampler", "old", "reference", "anchor", "ewma", "kl", "entropy", "teacher", "teacher_forward", "teacher_reverse",
+    "teacher_agrees", "credit", "values", "advantages", "returns",
+)  # fmt: skip
 PER_RESPONSE = ("finished", "demonstration", "reward", "shaped", "greedy", "side", "reference_point")
 Column = np.ndarray | None
 
@@ -44,6 +47,11 @@ class Rollout:
     ewma           [N] float32  log-probs by the average of the policy's weights (PPO-EWMA)
     kl             [N] float32  KL(policy || what it counts from) over the whole vocabulary
     entropy        [N] float32  of the policy
+    teacher          [N] float32  log-probs by the teacher
+    teacher_forward  [N] float32  KL(teacher || policy) over the whole vocabulary
+    teacher_reverse  [N] float32  KL(policy || teacher)
+    teacher_agrees   [N] float32  1 where both find the same token the likeliest, else 0
+    credit         [N] float32  what of the reward each token is credited with; the last has the rest
     values         [N] float32  by the critic, of the state before each token
     shaped         [S] float32  reward after baseline, scaling, clipping and penalties
     greedy         [S] float32  shaped reward of the prompt's most likely response
@@ -70,6 +78,11 @@ class Rollout:
     ewma: Column = None
     kl: Column = None
     entropy: Column = None
+    teacher: Column = None
+    teacher_forward: Column = None
+    teacher_reverse: Column = None
+    teacher_agrees: Column = None
+    credit: Column = None
     values: Column = None
     shaped: Column = None
     greedy: Column = None

@@ -10,6 +10,7 @@ from assent.config import (
     METHODS,
     OBJECTIVES,
     REWARD_MODELS,
+    OnlineConfig,
     PolicyRunConfig,
     RunConfig,
 )
@@ -52,12 +53,17 @@ FOLLOWED: dict[str, Followed] = {
         ("accuracy", "objective", "margin", "auc", "kl", *ANSWERS), "objective", min
     ),
     "online": Followed(REWARDS, (*REWARDS, "unscored"), "reward", max),
+    "teacher": Followed(
+        ("teacher_kl", "teacher_agreement", "entropy", "length", "unfinished"),
+        ("teacher_kl", "teacher_kl_forward", "teacher_agreement", "kl", "entropy", *ANSWERS), "teacher_kl", min,
+    ),
     "critic": Followed(
         (*REWARDS, "value_loss", "explained_variance"), (*REWARDS, "unscored"), "reward", max
     ),
 }  # fmt: skip
 FOLLOWED["rating"] = FOLLOWED["ranking"]
-"""By command, by the kind of feedback of an objective of the table, or by whether an online method has a critic."""
+"""By command, by the kind of feedback of an objective of the table, or by whether an online method has a critic, or
+learns from a teacher alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,8 @@ class TrainingCommand:
 def command_of(config: RunConfig) -> TrainingCommand:
     """The command that a configuration belongs to. What it measures of its answers is followed, too."""
     command = named_command(history.command_key(config))
+    if isinstance(config, OnlineConfig) and not config.rewards.named:
+        command = replace(command, followed=FOLLOWED["teacher"])
     if not isinstance(config, PolicyRunConfig) or not config.eval.measures:
         return command
     followed, best = command.followed, config.eval.best and measure(config.eval.best)

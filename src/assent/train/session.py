@@ -99,6 +99,13 @@ class Session:
         )
         return self._shard(policy.requires_grad_(False).eval())
 
+    def check_teacher(self, path: str) -> None:
+        """Raises ModelError where a teacher has another vocabulary than the policy, whose ids it reads."""
+        trust = self.config.model.trust_remote_code
+        distributed.on_main(
+            lambda: check_shared_ids("--distill.teacher", path, self.tokenizer, revision=None, trust_remote_code=trust)
+        )
+
     def plain_policy(self) -> Policy:
         """The policy's start as a model without adapters, whole on every rank: for an engine to sample from."""
         config = self._frozen(self.config.model.path)

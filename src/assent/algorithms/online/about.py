@@ -28,6 +28,7 @@ def about_online(algorithm: Online, total: int) -> list[Line]:
     return [
         *(Line(name, spec) for name, spec in functions.items() if spec is not None),
         Line("Reference", _online_reference(algorithm)),
+        *_teacher(algorithm),
         *_opponent(algorithm),
         Line("Rewards", _rewards(algorithm)),
         Line("Engine", _engine(algorithm)),
@@ -60,6 +61,18 @@ def _opponent(algorithm: Online) -> list[Line]:
         weight, f"policy^{number(1 - weight)} x reference^{number(weight)}, token by token"
     )
     return [Line("Opponent", who if preference is None else f"{who}; preference by {preference.replace('_', ' ')}")]
+
+
+def _teacher(algorithm: Online) -> list[Line]:
+    section, distilled = algorithm.config.distill, algorithm.method.distilled
+    if section.teacher is None or distilled is None:
+        return []
+    how = f"{number(distilled.coef)} x (log policy - log teacher) in the reward"
+    if distilled.in_loss:
+        beta = {0.0: "KL(teacher || policy)", 1.0: "KL(policy || teacher)"}.get(distilled.beta)
+        how = f"{number(distilled.coef)} x {beta or f'Jensen-Shannon({distilled.beta:g})'} in the loss"
+    rows = f", {1 - distilled.on_policy:.0%} of the answers from the rows" if distilled.on_policy < 1 else ""
+    return [Line("Teacher", f"{section.teacher}, frozen; {how}{rows}")]
 
 
 def _rewards(algorithm: Online) -> str:

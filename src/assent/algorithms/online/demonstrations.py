@@ -3,6 +3,7 @@ given a hint."""
 
 from __future__ import annotations
 
+import logging
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,13 +11,40 @@ from typing import Any
 
 import numpy as np
 
-from assent.config.online import GivenConfig
+from assent.config.distill import GKDDistill
+from assent.config.online import GivenConfig, OnlineConfig
 from assent.data.chat import Chat
 from assent.data.columns import column, column_names
 from assent.data.records import Example, RowError
-from assent.errors import ConfigError
+from assent.errors import ConfigError, DataError
 from assent.rollout.engine import Completion
-from assent.rollout.rollout import Rollout, beside, rollout_of
+from assent.rollout.rollout import Rollout, beside, joined, rollout_of
+
+log = logging.getLogger(__name__)
+
+
+def answers_by_row(chat: Chat, examples: Sequence[Example], config: OnlineConfig) -> dict[int, np.ndarray]:
+    """The data's own answers, by row, where something asks for them. Raises DataError where there are none, or not all
+    that are needed."""
+    longest, distill = config.sampling.max_new_tokens, config.distill
+    share = distill.on_policy if isinstance(distill, GKDDistill) else 1.0
+    if config.given.source != "row" and config.shaping.baseline != "row" and share == 1:
+        return {}
+    found = row_answers(chat, examples, longest)
+    answers = {row: ids for row, ids in enumerate(found) if ids is not None}
+    if share < 1 and len(answers) < len(found):
+        without = next(examples[row] for row, ids in enumerate(found) if ids is None)
+        raise DataError(
+            f"{config.data.train}: {len(found) - len(answers)} of {len(found)} rows, first {without.origin}, have no "
+            f"answer of at most {longest} tokens (--sampling.max_new_tokens), and --distill.on_policy {share:g} learns "
+            "from the rows' own. Allow longer ones, leave these rows out, or use --distill.on_policy 1."
+        )
+    if not answers:
+        raise DataError(
+            f"{config.data.train}: no row has an answer of at most {longest} tokens, which --given.source row and "
+            "--shaping.baseline row ask for. See: assent data FILE"
+        )
+    return answers
 
 
 def row_answers(chat: Chat, examples: Sequence[Example], longest: int) -> list[np.ndarray | None]:
@@ -48,6 +76,17 @@ def of_rows(
     return rollout_of([prompts[row] for row in rows], np.asarray(rows), found, demonstrations=True)
 
 
+def with_answers(
+    rollout: Rollout, prompts: Sequence[np.ndarray], rows: np.ndarray, answers: Mapping[int, np.ndarray]
+) -> Rollout:
+    """The rollout with the answers to further rows as demonstrations, whose reward nobody asks for."""
+    if not len(rows):
+        return rollout
+    found = of_rows(prompts, rows, answers)
+    found = replace(found, reward=np.zeros(len(found), np.float32))
+    return joined([rollout, found]) if len(rollout) else found
+
+
 def _whole(ids: np.ndarray) -> Completion:
     return Completion(ids, np.full(len(ids), np.nan, np.float32), True)
 
@@ -60,6 +99,25 @@ def of_hints(rollout: Rollout, hinted: Rollout | None) -> Rollout:
             found[row] = [replace(_whole(ids), finished=finished)]
     groups = [found.get(row, []) for row in rollout.rows.tolist()]
     return rollout_of(rollout.prompts, rollout.rows, groups, demonstrations=True)
+
+
+def hints_by_row(chat: Chat, examples: Sequence[Example], config: OnlineConfig) -> list[np.ndarray | None]:
+    """The prompts with a hint, where hints are given; None for those that are too long. Raises as `hinted`, and
+    DataError where all are too long."""
+    if config.given.source != "hint":
+        return []
+    room = config.data.max_length - config.sampling.max_new_tokens
+    hints = hinted(chat, examples, config.given.hint or "", room)
+    without = sum(hint is None for hint in hints)
+    count = f"{config.data.train}: {without} of {len(hints)} prompts"
+    misfits = f"{count} have more than {room} tokens with --given.hint"
+    if without == len(hints):
+        raise DataError(
+            f"{misfits} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
+        )
+    if without:
+        log.warning(f"{misfits} and get no hint")
+    return hints
 
 
 class _Filled(string.Formatter):

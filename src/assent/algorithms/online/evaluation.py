@@ -43,7 +43,7 @@ def evaluate(rollouts: Rollouts, examples: Sequence[Example], measures: Measures
     if rollouts.sampler.busy:
         rollouts.sample()
     chat, config = rollouts.session.chat, rollouts.config
-    annotation = Annotation(config.sampling.temperature, config.train.micro_tokens)
+    annotation = Annotation(config.sampling.temperature, config.train.micro_tokens, teacher=rollouts.method.distilled)
     prompts = [chat.prompt_ids(example) for example in examples]
     answers = answered(rollouts.sampler, rollouts.models, prompts, annotation)
     made = score(answers, rollouts.source, examples, chat, rollouts.progress)
@@ -52,13 +52,24 @@ def evaluate(rollouts: Rollouts, examples: Sequence[Example], measures: Measures
         reasons = counted(made.failures)
         raise RewardError(f"evaluation: not one of {len(examples)} answers could be scored ({reasons}).")
     assert found.reward is not None
-    metrics = {f"eval/{name}": value for name, value in (rollout_metrics(found) | means([made.metrics])).items()}
+    rewarded = config.rewards.named
+    numbers = rollout_metrics(found, rewarded=rewarded) | means([made.metrics])
+    metrics = {f"eval/{name}": value for name, value in numbers.items()}
     rewards = found.reward.tolist()
-    interval = mean_interval(rewards)
-    metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
-    metrics["eval/unscored"] = 1 - len(found) / len(examples)
+    if rewarded:
+        interval = mean_interval(rewards)
+        metrics |= {"eval/reward_low": interval.low, "eval/reward_high": interval.high}
+        metrics["eval/unscored"] = 1 - len(found) / len(examples)
     if measures.rows:
         metrics |= measures(answers_of(answers, chat, "policy", measures.prompts))
-    each = {row: (reward, 1.0) for row, reward in zip(found.rows[found.prompt].tolist(), rewards, strict=True)}
-    samples = rows_of(found, examples, chat, demonstrations=False)
+    followed = rewards if rewarded else _from_teacher(found)
+    each = {row: (value, 1.0) for row, value in zip(found.rows[found.prompt].tolist(), followed, strict=True)}
+    samples = rows_of(found, examples, chat, demonstrations=False, rewarded=rewarded)
     return Evaluation(metrics, samples, Each.of(each, len(examples)))
+
+
+def _from_teacher(rollout: Rollout) -> list[float]:
+    """KL(policy || teacher) of each response, in nats per token."""
+    assert rollout.teacher_reverse is not None
+    kls: list[float] = (rollout.sums(rollout.teacher_reverse) / rollout.lengths).tolist()
+    return kls

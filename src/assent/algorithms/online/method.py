@@ -12,7 +12,7 @@ from torch import Tensor
 from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.comparison import Comparison, comparison_of, preference_of
 from assent.algorithms.own import OwnFunction, own_function, require_known
-from assent.config import METHODS, CriticConfig, OnlineConfig, critic_of, keywords, method_of
+from assent.config import METHODS, CriticConfig, GKDDistill, OnlineConfig, critic_of, keywords, method_of
 from assent.config.estimators import ESTIMATORS
 from assent.errors import ConfigError
 from assent.losses import ADVANTAGES, LOSSES, rescaled
@@ -51,6 +51,19 @@ CLIPS = ("clip", "clip_high", "dual_clip")
 
 
 @dataclass(frozen=True, slots=True)
+class Distilled:
+    """How a teacher's predictions are learnt: `coef` times log policy - log teacher is taken from the reward of a
+    token, or, `in_loss`, `coef` times their divergence is added (`models.divergences`), with this `beta` and of logits
+    over `temperature`; `on_policy` is the share of prompts that the policy answers."""
+
+    coef: float
+    temperature: float
+    in_loss: bool = False
+    beta: float = 1.0
+    on_policy: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class OnlineMethod:
     """A method with its options.
 
@@ -70,6 +83,7 @@ class OnlineMethod:
     ewma            decay of the average of the policy's weights that ratios are taken to
     learning_rate   for this run's batch
     start           the coefficients that a run begins with
+    distilled       how a teacher is learnt from, None without one
     """
 
     loss: TensorFunction
@@ -88,6 +102,7 @@ class OnlineMethod:
     ewma: float | None
     learning_rate: float
     start: Coefficients
+    distilled: Distilled | None = None
 
     @property
     def clips(self) -> dict[str, Any]:
@@ -134,7 +149,17 @@ def method_with(config: OnlineConfig) -> OnlineMethod:
         ewma=ewma,
         learning_rate=learning_rate,
         start=Coefficients(config.kl.coef, float(options.get(PENALTY, 0.0))),
+        distilled=_distilled(config),
     )
+
+
+def _distilled(config: OnlineConfig) -> Distilled | None:
+    section, temperature = config.distill, config.sampling.temperature
+    if section.teacher is None:
+        return None
+    if not isinstance(section, GKDDistill):
+        return Distilled(section.coef, temperature)
+    return Distilled(section.coef, section.temperature or temperature, True, section.beta, section.on_policy)
 
 
 def _require_read(config: OnlineConfig, loss: TensorFunction, estimator: TensorFunction) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from assent.algorithms.online.method import Distilled
 from assent.data.packing import plan
 from assent.data.tree import TreeBatch
 from assent.models.logprobs import Direction
-from assent.models.policy import Anchor, Policy, ScoreModel, TokenScores
+from assent.models.policy import Anchor, Policy, ScoreModel, Teacher, TokenScores
 from assent.models.references import FollowingReference, Reference
 from assent.rollout.rollout import Rollout
 
@@ -17,17 +18,19 @@ from assent.rollout.rollout import Rollout
 @dataclass(frozen=True, slots=True)
 class Models:
     """`critic` None: the method has none, or it is a value head of the policy. `reference` None: no KL. `average` is
-    the policy's own, where the KL that counts is measured from that; the KL to the reference is then only logged."""
+    the policy's own, where the KL that counts is measured from that; the KL to the reference is then only logged.
+    `teacher` None: nothing is distilled."""
 
     policy: Policy
     critic: ScoreModel | None
     reference: Reference | None
     average: FollowingReference | None = None
+    teacher: Policy | None = None
 
     @property
     def tree(self) -> bool:
         """Whether all models can share prompts."""
-        models = (self.policy, self.critic, self.reference, self.average)
+        models = (self.policy, self.critic, self.reference, self.average, self.teacher)
         return all(model.tree for model in models if model is not None)
 
     @property
@@ -46,6 +49,12 @@ class Models:
         assert scores.values is not None
         return scores.values
 
+    def teacher_of(self, batch: TreeBatch, distilled: Distilled | None) -> Teacher | None:
+        """The teacher's predictions of the trained tokens, to be compared with the policy's as `distilled` says."""
+        if self.teacher is None or distilled is None:
+            return None
+        return Teacher(self.teacher.anchor(batch, distilled.temperature), distilled.beta)
+
     def forward(
         self,
         batch: TreeBatch,
@@ -55,10 +64,12 @@ class Models:
         anchor: Anchor | None,
         direction: Direction = "reverse",
         collision: bool = False,
+        teacher: Teacher | None = None,
         head_only: bool = False,
     ) -> TokenScores:
         """The policy's scores; with `anchor` KL(policy || anchor) over the whole vocabulary, or the other way round
-        where `direction` is forward. With `head_only`, gradients reach its value head alone."""
+        where `direction` is forward; with `teacher` the divergence from it. With `head_only`, gradients reach its value
+        head alone."""
         return self.policy(
             batch,
             temperature,
@@ -66,6 +77,7 @@ class Models:
             collision=collision,
             anchor=anchor,
             direction=direction,
+            teacher=teacher,
             head_only=head_only,
         )
 

@@ -32,10 +32,11 @@ from assent.algorithms.online.stages import (
 from assent.config.online import OnlineConfig
 from assent.data.records import Example
 from assent.deferred import Deferred
-from assent.errors import DataError, UserError
+from assent.errors import UserError
 from assent.losses import RunningMoments
+from assent.rewards.credit import credit_of
 from assent.rewards.group import GroupReward, Progress, RewardError
-from assent.rollout.rollout import Rollout, beside, joined
+from assent.rollout.rollout import Rollout, beside, joined, rollout_of
 from assent.rollout.sampler import Ask, Sampler
 from assent.train.finite import require_numbers
 from assent.train.session import Session
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 4
 """Most times that a rollout samples further prompts, where it wants no zero-variance groups."""
+LAMBDA = 1 << 20
+"""Tells the draws of on-policy prompts from those of answers."""
 STUCK = 10
 """Rollouts of nothing but zero-variance groups in a row after which a person is warned."""
 FAINT = "Lower --optim.lr, or look at the rewards and the KL."
@@ -88,9 +91,10 @@ class Rollouts:
         column = config.curriculum.column
         hardness = None if column is None else difficulty(examples, column)
         self.prompts = Prompts(len(examples), config.curriculum, config.train.seed, hardness)
+        self.credit = credit_of(source, config.rewards)
         self.moments = RunningMoments()
-        self.answers = self._row_answers()
-        self.hints = self._hints() if config.given.source == "hint" else []
+        self.answers = demonstrations.answers_by_row(session.chat, examples, config)
+        self.hints = demonstrations.hints_by_row(session.chat, examples, config)
         self.row_rewards = np.full(len(examples), np.nan)
         self.number = 0
         self.step = 0
@@ -98,38 +102,13 @@ class Rollouts:
         self.stuck = 0
         self.drift: DriftSeries | None = None
 
-    def _row_answers(self) -> dict[int, np.ndarray]:
-        """The data's own answers, by row, where something asks for them."""
-        config, longest = self.config, self.config.sampling.max_new_tokens
-        if config.given.source != "row" and config.shaping.baseline != "row":
-            return {}
-        found = demonstrations.row_answers(self.session.chat, self.examples, longest)
-        answers = {row: ids for row, ids in enumerate(found) if ids is not None}
-        if not answers:
-            raise DataError(
-                f"{config.data.train}: no row has an answer of at most {longest} tokens, which --given.source row and "
-                "--shaping.baseline row ask for. See: assent data FILE"
-            )
-        return answers
-
-    def _hints(self) -> list[np.ndarray | None]:
-        room = self.config.data.max_length - self.config.sampling.max_new_tokens
-        hints = demonstrations.hinted(self.session.chat, self.examples, self.config.given.hint or "", room)
-        without = sum(hint is None for hint in hints)
-        count = f"{self.config.data.train}: {without} of {len(hints)} prompts"
-        misfits = f"{count} have more than {room} tokens with --given.hint"
-        if without == len(hints):
-            raise DataError(
-                f"{misfits} (--data.max_length less --sampling.max_new_tokens). Shorten the hint, or raise the former."
-            )
-        if without:
-            log.warning(f"{misfits} and get no hint")
-        return hints
-
     # ---- sampling
 
     def _asks(self, rows: np.ndarray, number: int = 0) -> list[Ask]:
         """What is sampled to these rows: `number` tells the rounds of one rollout apart."""
+        rows = rows[self._on_policy(rows)]
+        if not len(rows):
+            return []
         prompts, seed = [self.prompt_ids[row] for row in rows], self._seed(number)
         others = 0 if self.method.opponent is None else 1
         asks = [Ask(prompts, rows, self.config.rollout.responses - others, seed)]
@@ -147,6 +126,13 @@ class Rollouts:
         """A seed for each rollout of each run and each of its rounds; neighbouring run seeds share none."""
         entropy = (self.config.train.seed, self.number, *(number for number in numbers if number))
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _on_policy(self, rows: np.ndarray) -> np.ndarray:
+        """Which of a rollout's rows the policy answers, [P] bool; to the others the data's own answers are learnt."""
+        if self.method.distilled is None or self.method.distilled.on_policy == 1:
+            return np.ones(len(rows), bool)
+        draw = np.random.default_rng(np.random.SeedSequence((self.config.train.seed, self.number, LAMBDA)))
+        return draw.random(len(rows)) < self.method.distilled.on_policy
 
     def _next(self) -> np.ndarray:
         return self.prompts.next(self.config.train.batch_size)
@@ -174,14 +160,16 @@ class Rollouts:
         forward passes that its one step can use again. Raises UserError where a source of rewards gives up; the
         responses are kept, and scored when this is called again."""
         self.sample()
-        pending, sampled = self.pending, time.perf_counter()
+        pending, ready = self.pending, time.perf_counter()
         assert pending is not None and pending.found is not None
         before = self.prompts.state_dict()
         try:
             seen, rollout, metrics = self._scored(pending)
-            if self.drift is not None:
+            if self.drift is not None and len(rollout):
                 metrics |= self.drift(rollout.sampled(), [self.examples[row] for row in rollout.rows], self.progress)
             demonstrated = self._demonstrations(rollout, pending) if self.config.given.source != "none" else None
+            taught = pending.rows[~self._on_policy(pending.rows)]
+            rollout = demonstrations.with_answers(rollout, self.prompt_ids, taught, self.answers)
             baseline, greedy = self._baseline(rollout.rows), self._greedy(rollout, pending.found)
         except UserError:
             self.prompts.load_state_dict(before)
@@ -190,9 +178,11 @@ class Rollouts:
         self.prompts.record(seen.rows, seen.by_prompt(seen.reward))
         if demonstrated is not None:
             rollout, metrics["given"] = demonstrations.with_demonstrations(self.config.given, rollout, demonstrated)
+        if self.credit is not None:
+            rollout = replace(rollout, credit=self.credit(rollout.trees()))
         rollout, judged = compare(self._shaped(rollout, baseline, greedy), self.method, self.stuck)
         rollout = annotate(rollout, self.models, self._annotation(rollout, steps, warming, cache), self.session.world)
-        metrics |= rollout_metrics(rollout.sampled())
+        metrics |= rollout_metrics(rollout.sampled(), rewarded=self.config.rewards.named)
         rollout, used, credited = credit(rollout, self.method, self.config.kl, kl_coef)
         prompts = [self.examples[row] for row in rollout.rows]
         require_finite(rollout, prompts)
@@ -201,13 +191,16 @@ class Rollouts:
             metrics["resting"] = self.prompts.skipped
         require_numbers(f"rollout {self.number + 1}", metrics, FAINT)
         self._watch(metrics)
-        metrics |= {"time/sample": pending.seconds, "time/score": time.perf_counter() - sampled}
+        metrics |= {"time/sample": pending.seconds, "time/score": time.perf_counter() - ready}
         self.number, self.pending = self.number + 1, None
         return Made(replace(used, notes=()), metrics, tuple(self._shown(rollout, prompts)))
 
     def _scored(self, pending: Pending) -> tuple[Rollout, Rollout, dict[str, float]]:
         """All prompts with a scored response; of these what is trained on: without zero-variance groups, where the
         method wants that."""
+        if not pending.found:  # all are learnt from the data's own answers
+            nothing = replace(rollout_of((), np.zeros(0), ()), reward=np.zeros(0, np.float32))
+            return nothing, nothing, {}
         size, dynamic = self.config.train.batch_size, self.method.dynamic
         seen: list[Rollout] = []
         found: list[Rollout] = []
@@ -215,7 +208,7 @@ class Rollouts:
         said: list[Mapping[str, Sequence[float]]] = []
         scored, total = 0, 0
         for number in range(ROUNDS if dynamic else 1):
-            rollout = self._further(number) if number else self._answers(pending.found or [])
+            rollout = self._further(number) if number else self._answers(pending.found)
             made = self._score(rollout)
             said.append(made.metrics)
             failures.update(made.failures)
@@ -302,7 +295,9 @@ class Rollouts:
         on the policy's log-probs, they are those of the step itself: a forward pass less."""
         config, models, train = self.config, self.models, self.config.train
         kl = config.kl
+        distilled = self.method.distilled
         in_reward = kl.coef > 0 and (kl.place == "reward" or kl.target is not None)
+        in_reward = in_reward or (distilled is not None and not distilled.in_loss)
         compares = self.method.comparison
         before = compares is not None and compares.reads_before(rollout)
         policy = steps > 1 or self.method.ewma is not None or in_reward or models.has_critic or before
@@ -319,6 +314,7 @@ class Rollouts:
             policy=policy,
             values=models.has_critic,
             kl=kl.estimator == "full" and (kl.place == "reward" or kept),
+            teacher=distilled if distilled is not None and (kept or not distilled.in_loss) else None,
             cache=cache if kept else None,
         )
 
@@ -339,8 +335,11 @@ class Rollouts:
     def _shown(self, rollout: Rollout, prompts: Sequence[Example]) -> list[dict[str, object]]:
         """Rows of the first prompts, for samples.jsonl."""
         first = rollout.of_prompts(np.arange(min(self.config.rollout.show, len(rollout.prompts))))
+        distilled = self.method.distilled
         given = self.config.given.source != "none" or bool(first.demonstration.any())
-        return rows_of(first, prompts, self.session.chat, demonstrations=given)
+        given = given or (distilled is not None and distilled.on_policy < 1)
+        rewarded = self.config.rewards.named
+        return rows_of(first, prompts, self.session.chat, demonstrations=given, rewarded=rewarded)
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         self.stuck = self.stuck + 1 if metrics.get("no_signal") == 1.0 else 0

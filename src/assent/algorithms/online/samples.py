@@ -14,13 +14,17 @@ from assent.rollout.rollout import Rollout
 
 KL_ANCHOR = "kl_anchor"
 """The KL that counts, where it is measured from an average of the policy; "kl" is from the reference always."""
+TEACHER = {"reverse": "teacher_kl", "forward": "teacher_kl_forward", "agrees": "teacher_agreement"}
+"""What the parts of a `Divergence` from a teacher are called in metrics: means over answers of means over tokens."""
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """What people look at first: reward, KL from the reference (nats per answer) and from the average of the policy,
-    entropy (nats per token), length. As far as it is known."""
+def rollout_metrics(rollout: Rollout, *, rewarded: bool = True) -> dict[str, float]:
+    """What people look at first: reward (where answers are `rewarded`), KL from the reference and from the average of
+    the policy (nats per answer), entropy and KL from the teacher (nats per token), length. As far as it is known."""
     metrics: dict[str, float] = {}
-    if rollout.reward is not None:
+    if not len(rollout):
+        return metrics
+    if rewarded and rollout.reward is not None:
         reward = rollout.reward.astype(np.float64)  # float32 could not hold the sum of large ones
         metrics = {"reward": float(reward.mean()), "reward_std": float(reward.std())}
     for name, values in rollout.parts.items():
@@ -32,13 +36,16 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         metrics[KL_ANCHOR] = float(rollout.sums(rollout.old - rollout.anchor).mean())
     if rollout.entropy is not None:
         metrics["entropy"] = float(rollout.entropy.mean())
+    for column, name in TEACHER.items():
+        if (values := getattr(rollout, f"teacher_{column}")) is not None:
+            metrics[name] = float((rollout.sums(values) / rollout.lengths).mean())
     metrics["length"] = float(rollout.lengths.mean())
     metrics["unfinished"] = float(1 - rollout.finished.astype(np.float32).mean())
     return metrics
 
 
 def rows_of(
-    rollout: Rollout, examples: Sequence[Example], chat: Chat, *, demonstrations: bool
+    rollout: Rollout, examples: Sequence[Example], chat: Chat, *, demonstrations: bool, rewarded: bool = True
 ) -> list[dict[str, object]]:
     """Rows for samples.jsonl; `examples` [P] are the prompts. `demonstrations`: a row says whether the policy did not
     sample it. Where answers are compared, it says whether it was preferred (None: it is in no comparison)."""
@@ -51,7 +58,7 @@ def rows_of(
             "prompt": [message_row(message) for message in examples[prompt].prompt],
             "response": chat.decode(ids, rollout.prompts[prompt], finished=finished),
         }
-        if rollout.reward is not None:
+        if rewarded and rollout.reward is not None:
             row["reward"] = float(rollout.reward[i])
         row |= {f"reward/{name}": float(values[i]) for name, values in rollout.parts.items()}
         if rollout.advantages is not None:
@@ -60,6 +67,8 @@ def rows_of(
             row["preferred"] = {1.0: True, -1.0: False}.get(float(rollout.side[i]))
         if demonstrations:
             row["given"] = bool(rollout.demonstration[i])
+        if rollout.teacher_reverse is not None:
+            row["teacher_kl"] = float(rollout.teacher_reverse[tokens].mean())
         if log_ratio is not None:
             row["kl"] = float(log_ratio[tokens].sum())
         rows.append(row | {"length": len(ids), "finished": finished} | dict(rollout.notes[i] if rollout.notes else {}))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assent.algorithms.online.comparison import against_opponents, compared, selected
-from assent.algorithms.online.method import OnlineMethod
+from assent.algorithms.online.method import Distilled, OnlineMethod
 from assent.algorithms.online.models import Forward, ForwardCache, Models
 from assent.config.online import KLConfig, ShapingConfig
 from assent.data.chat import Chat
@@ -61,8 +61,9 @@ def score(rollout: Rollout, source: GroupReward, examples: Sequence[Example], ch
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What a rollout is annotated with: the policy's log-probs and entropy, the critic's values, the KL over
-    the whole vocabulary. `cache` takes the passes with their graphs, where a step is to use them again."""
+    """What a rollout is annotated with: the policy's log-probs and entropy, the critic's values, the KL over the whole
+    vocabulary, and what the teacher says, as `teacher` wants to know it. `cache` takes the passes with their graphs,
+    where a step is to use them again."""
 
     temperature: float
     micro_tokens: int
@@ -70,12 +71,13 @@ class Annotation:
     entropy: bool = True
     values: bool = False
     kl: bool = False
+    teacher: Distilled | None = None
     cache: ForwardCache | None = None
 
 
 def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: World) -> Rollout:
-    """The rollout with `old`, `entropy`, `values`, `reference`, `anchor` and `kl`, as far as they are asked for. Every
-    rank must call it; they share the work."""
+    """The rollout with `old`, `entropy`, `values`, `reference`, `anchor`, `kl` and the columns of the teacher, as far
+    as they are asked for. Every rank must call it; they share the work."""
     reference, temperature = models.reference, annotation.temperature
     if not annotation.policy and reference is None:
         return rollout
@@ -90,8 +92,15 @@ def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: Wo
             return BatchColumns(known)
         keep = annotation.cache is not None
         anchor = models.anchor.anchor(batch, temperature) if annotation.kl and models.anchor is not None else None
+        teacher = models.teacher_of(batch, annotation.teacher)
         with torch.set_grad_enabled(keep):
-            scores = models.forward(batch, temperature, entropy=annotation.entropy, anchor=anchor)
+            scores = models.forward(
+                batch,
+                temperature,
+                entropy=annotation.entropy,
+                anchor=anchor,
+                teacher=teacher,
+            )
             values = models.values(batch, scores) if annotation.values else None
         if annotation.cache is not None:
             annotation.cache.passes[batch.keys] = Forward(scores, values)
@@ -102,6 +111,10 @@ def annotate(rollout: Rollout, models: Models, annotation: Annotation, world: Wo
             known["kl"] = scores.kl
         if values is not None:
             known["values"] = values
+        if teacher is not None and scores.divergence is not None:
+            known["teacher"] = teacher.anchor.logprobs(batch.targets)
+            known["teacher_forward"], known["teacher_reverse"] = scores.divergence.forward, scores.divergence.reverse
+            known["teacher_agrees"] = scores.divergence.agrees
         return BatchColumns(known)
 
     flat, micro_tokens = not models.tree, annotation.micro_tokens
@@ -117,10 +130,13 @@ def shape(
     rollout: Rollout, config: ShapingConfig, moments: RunningMoments, baseline: np.ndarray, longest: int
 ) -> Rollout:
     """The rollout with `shaped`: the reward less the `baseline` [P] of its prompt, scaled by `moments`, clipped, less
-    penalties. `longest` is the most tokens that a response can have."""
+    penalties. `longest` is the most tokens that a response can have. Where it has `credit`, that is scaled alike; what
+    else is done to a reward is done to what stands at its last token."""
     reward = torch.from_numpy(centred(rollout, baseline))
     if config.normalise != "none":
         reward = moments.normalise(reward)
+        if rollout.credit is not None:
+            rollout = replace(rollout, credit=(rollout.credit / moments.deviation).astype(np.float32))
     if config.clip is not None:
         reward = reward.clamp(-config.clip, config.clip)
     reward = reward - config.missing_eos_penalty * (1 - torch.from_numpy(rollout.finished.astype(np.float32)))
@@ -166,10 +182,12 @@ def advantages(
     """The rollout with `advantages` (and `returns` for a critic) by the method's estimator, and their metrics.
 
     With the KL in the reward, every token that the policy sampled has a reward of its own, -kl_coef * KL; that of
-    the response (`shaped`) stands at its last token. An estimator that compares whole responses gets the sum of both.
+    the response (`shaped`) stands at its last token, less the `credit` that tokens have of it. An estimator that
+    compares whole responses gets the sum of all.
     Of a token's own KL only k1 has a policy gradient that holds it: the full KL is the same whatever was sampled, and
     the gradients of k2 and k3 vanish near the reference. So to that token's advantage, and to no other,
-    -kl_coef * (k1 - estimate) is added (arXiv 2504.10637)."""
+    -kl_coef * (k1 - estimate) is added (arXiv 2504.10637). A teacher in the reward takes from that of each such token
+    coef * (log policy - log teacher)."""
     assert rollout.shaped is not None
     response, lengths = torch.from_numpy(rollout.response), torch.from_numpy(rollout.lengths)
     reward = torch.from_numpy(rollout.shaped).double()  # float32 could not hold the squares of many
@@ -178,6 +196,16 @@ def advantages(
         tokens = -kl_coef * _token_kl(rollout, kl.estimator)
         if kl.estimator != "k1":
             own = -kl_coef * _token_kl(rollout, "k1") - tokens
+    distilled = method.distilled
+    if distilled is not None and not distilled.in_loss:
+        assert rollout.old is not None and rollout.teacher is not None
+        gap = torch.from_numpy(rollout.old).double() - torch.from_numpy(rollout.teacher).double()
+        tokens = tokens - distilled.coef * gap * _sampled(rollout)
+    metrics: dict[str, float] = {}
+    if (spread := _double(rollout.credit)) is not None:
+        tokens = tokens + spread
+        reward = reward - torch.zeros_like(reward).index_add(0, response, spread)
+        metrics["credit"] = float(spread.abs().sum() / len(rollout))
     values = _double(rollout.values)
     made = method.estimator(
         {
@@ -190,7 +218,6 @@ def advantages(
         }
     )
     made = made if len(made) == len(response) else made[response]
-    metrics: dict[str, float] = {}
     returns = None
     if values is not None:
         returns = made + values
@@ -202,7 +229,7 @@ def advantages(
         made = whiten(made)
     targets = None if returns is None else returns.float().numpy()
     rollout = replace(rollout, advantages=made.float().numpy(), returns=targets)
-    if (rollout.sizes > 1).any():
+    if (rollout.sizes > 1).any() and distilled is None:  # else more than rewards is learnt from
         metrics["no_signal"] = float(rollout.zero_variance.mean())
     return rollout, metrics
 
@@ -217,7 +244,12 @@ def _token_kl(rollout: Rollout, estimator: str) -> Tensor:
         assert rollout.old is not None and anchor is not None
         old, other = torch.from_numpy(rollout.old).double(), torch.from_numpy(anchor).double()
         kl = kl_estimate(old, other, estimator=estimator)
-    return kl * (1 - torch.from_numpy(np.repeat(rollout.demonstration, rollout.lengths).astype(np.float32)))
+    return kl * _sampled(rollout)
+
+
+def _sampled(rollout: Rollout) -> Tensor:
+    """0 at the tokens of demonstrations, else 1: [N]."""
+    return 1 - torch.from_numpy(np.repeat(rollout.demonstration, rollout.lengths).astype(np.float32))
 
 
 def _double(column: np.ndarray | None) -> Tensor | None:

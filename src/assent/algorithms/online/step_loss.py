@@ -12,7 +12,7 @@ from assent.algorithms.online.coefficients import Coefficients
 from assent.algorithms.online.comparison import comparison_loss
 from assent.algorithms.online.method import PENALTY, OnlineMethod
 from assent.algorithms.online.models import Forward, Models
-from assent.algorithms.online.samples import KL_ANCHOR
+from assent.algorithms.online.samples import KL_ANCHOR, TEACHER
 from assent.algorithms.preference.step_loss import Requirement
 from assent.config.online import OnlineConfig
 from assent.data.packing import Counts
@@ -38,6 +38,7 @@ def forward(
     in_loss = kl.coef > 0 and kl.place == "loss" and kl.estimator == "full" and not coefficients.warming
     if held_to is not None and (in_loss or Requirement.ANCHOR in needs):
         anchor = held_to.anchor(batch, temperature)
+    distilled = method.distilled if method.distilled is not None and method.distilled.in_loss else None
     scores = models.forward(
         batch,
         temperature,
@@ -45,6 +46,7 @@ def forward(
         anchor=anchor,
         direction="forward" if Requirement.ANCHOR in needs else "reverse",
         collision=Requirement.COLLISION in needs,
+        teacher=models.teacher_of(batch, distilled),
         head_only=coefficients.warming,
     )
     return Forward(scores, models.values(batch, scores) if models.has_critic else None)
@@ -60,11 +62,13 @@ def step_loss(
 ) -> Loss:
     """The loss of one micro-batch, `passed` through the models, of a step with these global `counts`:
 
-        sum over tokens of weight * (policy loss + kl_coef * KL - entropy_coef * entropy)  +  value_coef * value loss
+        sum over tokens of weight * (policy loss + kl_coef * KL - entropy_coef * entropy + distill_coef * divergence)
+        +  value_coef * value loss
 
-    with the KL only where it belongs in the loss, and a policy gradient at `given.coef` in place of the policy loss
-    where a token is a demonstration's. While the coefficients are warming, the value loss alone. Where answers are
-    compared, the loss of these comparisons."""
+    with the KL and the divergence from a teacher only where they belong in the loss, and a policy gradient at
+    `given.coef` in place of the policy loss where a token is a demonstration's (none where demonstrations are there to
+    be distilled on). While the coefficients are warming, the value loss alone. Where answers are compared, the loss of
+    these comparisons."""
     fields = Fields.of(batch)
     total = torch.zeros((), device=batch.tokens.device)
     metrics: Terms = {}
@@ -134,12 +138,20 @@ class Tokens:
         """(sum, count) of what the policy sampled."""
         return (values * self.sampled).sum(), float(self.sampled.sum())
 
+    def mean_by_response(self, values: Tensor) -> tuple[Tensor, float]:
+        """(sum, count) of the means over each response, whoever wrote it."""
+        size = torch.bincount(self.response)
+        return (values / size[self.response]).sum(), float((size > 0).sum())
+
 
 def token_losses(
     tokens: Tokens, method: OnlineMethod, coefficients: Coefficients, config: OnlineConfig
 ) -> tuple[Tensor, Terms]:
     """The loss of each token, [N], and its parts."""
     losses = policy_losses(tokens, method, coefficients)
+    divergence, distilled = tokens.scores.divergence, method.distilled
+    if divergence is not None and not tokens.advantages.any():
+        losses = losses.detach()  # its gradient is 0, and would cost what the divergence's does
     metrics: Terms = {"policy_loss": tokens.mean(losses)}
     metrics["mismatch"] = tokens.mean((tokens.old - tokens.sampler).abs())
     if config.rollout.correction > 0:
@@ -147,7 +159,8 @@ def token_losses(
         losses = losses * importance
         metrics["importance"] = tokens.mean(importance)
     if tokens.demonstrations:
-        demonstrated = config.given.coef * reinforce(tokens.scores.logprobs, tokens.advantages)
+        weight = config.given.coef if config.given.source != "none" else 0.0
+        demonstrated = weight * reinforce(tokens.scores.logprobs, tokens.advantages)
         losses = torch.where(tokens.sampled > 0, losses, demonstrated)
     if coefficients.kl > 0 and config.kl.place == "loss":
         drift = tokens.scores.kl
@@ -159,6 +172,10 @@ def token_losses(
     if method.entropy > 0:
         losses = losses - method.entropy * tokens.scores.entropy
         metrics["entropy_now"] = (tokens.scores.entropy.sum(), len(losses))
+    if divergence is not None and distilled is not None and distilled.in_loss:
+        losses = losses + distilled.coef * divergence.loss
+        metrics["distill_loss"] = (divergence.loss.sum(), len(losses))
+        metrics |= {name: tokens.mean_by_response(getattr(divergence, part)) for part, name in TEACHER.items()}
     return losses, metrics
 
 

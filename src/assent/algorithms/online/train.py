@@ -229,7 +229,7 @@ class Online:
         shown: dict[str, float] = {}
         if self.method.penalised:
             shown["penalty"] = self.coefficients.penalty
-        if self.config.kl.target is not None:
+        if self.config.kl.target is not None and "kl" in metrics:  # else nothing was sampled
             shown["kl_coef"] = self.coefficients.kl
             responses = len(rollout.sampled())
             kl = metrics.get(KL_ANCHOR, metrics["kl"])
@@ -273,7 +273,11 @@ def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
     """The algorithm as its command makes it, and its data."""
     method = method_with(config)
     distributed.on_main(lambda: check_critic(config, method.critic))
+    teacher, distilled = config.distill.teacher, method.distilled
+    if teacher is not None:
+        session.check_teacher(teacher)
     wants_rows = config.given.source != "none" or config.shaping.baseline == "row" or needs_answers(config)
+    wants_rows = wants_rows or (distilled is not None and distilled.on_policy < 1)
     data = session.prepare(answered_view if wants_rows else prompt_view, reserve=config.sampling.max_new_tokens)
     source = reward_source(session, config)
     source.check([*data.train_examples, *data.eval_examples])
@@ -283,6 +287,7 @@ def set_up(session: Session, config: OnlineConfig) -> tuple[Online, Prepared]:
         policy=policy,
         critic=None if critic is None or critic.shared else critic_model(session, config, critic),
         reference=frozen_reference(session, policy, config.kl.reference) if has_reference(config) else None,
+        teacher=None if teacher is None else session.frozen_policy(teacher),
     )
     return assemble(session, models, source, data.train_examples, config, method), data
 
