@@ -108,7 +108,7 @@ QUICK = Size(scale=0.04, epochs=1, rounds=2, prompts=12, answers=4, pairs=60, la
 
 
 def started(root: Path, seed: int, size: Size) -> WorldPaths:
-    """World, `start`, and two reward models: `proxy`, from few pairs, which is refreshed, and `proxy-more`, from as many
+    """World, `start`, and two reward models: `proxy`, from few pairs, refreshed, and `proxy-more`, from as many
     more as all rounds label, which stays."""
     world = WorldPaths(root / "world")
     once(world.world, lambda: build_world(world.root, seed=seed, scale=size.scale))

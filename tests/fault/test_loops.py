@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from assent.loops.loop import STATE, digest_of
-from tests.looping import World, words_of
+from tests.looping import WORDS, World, words_of
 
 from .commands import until
 
