@@ -250,7 +250,7 @@ def test_a_reward_that_prefers_nothing_ends_the_loop_with_all_kept(loop_world: W
         ({"refresh.labels": "people", "refresh.answers": 4}, "at most all of the --answers"),
         ({"refresh.labels": "people", "refresh.budget": 3}, "must hold two prompts"),
         ({"refresh.labels": "people", "labels.source": "numeric"}, "and --labels.source numeric is none"),
-        ({"prompts": "all", "per_round": 2}, "--per_round is about --prompts new"),
+        ({"each_round": "all", "per_round": 2}, "--per_round is about --each_round new"),
         ({"options": "loss.bet:1"}, "dpo has no option 'loss.bet'"),
         ({"options": "loss.beta:-1"}, "--loss.beta must be > 0"),
         ({"labels.judge.attempts": 2}, "--labels.judge.attempts 2 asks again"),

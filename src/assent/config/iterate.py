@@ -68,7 +68,7 @@ class IterateConfig(LoopConfig):
     """Command that trains: an objective (dpo, sppo, simpo, kto, ...), or sft."""
     answers: Count = 4
     """Answers sampled to each prompt."""
-    prompts: Literal["new", "all"] = "new"
+    each_round: Literal["new", "all"] = "new"
     """Prompts of a round: others than those of the rounds before, as long as there are, or all in every round."""
     per_round: Count | None = None
     """new: prompts of a round; default: all, divided by the rounds."""
@@ -179,8 +179,8 @@ def _held_out(config: LoopConfig) -> str | None:
 
 
 def _share(config: IterateConfig) -> str | None:
-    if config.per_round is not None and config.prompts == "all":
-        return "--per_round is about --prompts new. Got --prompts all."
+    if config.per_round is not None and config.each_round == "all":
+        return "--per_round is about --each_round new. Got --each_round all."
     return None
 
 

@@ -73,7 +73,7 @@ def iterate(config: IterateConfig) -> Path:
 def _round(loop: Loop, config: IterateConfig, number: int, policy: str, reward: str) -> tuple[str, str]:
     """The policy and the reward model after a round."""
     place, seed = f"round-{number}", partial(seed_of, config.train.seed, number)
-    size = None if config.prompts == "all" else int(loop.numbers(PROMPTS)["per_round"] or 1)
+    size = None if config.each_round == "all" else int(loop.numbers(PROMPTS)["per_round"] or 1)
     prompts = loop.stage(
         f"{place}/{PROMPTS}",
         lambda path: on_main(lambda: _share(path, loop.folder / PROMPTS, size, number)),

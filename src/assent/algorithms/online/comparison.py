@@ -16,8 +16,8 @@ from assent.algorithms.preference.diagnostics import item_metrics
 from assent.algorithms.preference.objective import TOGETHER, feedback_of, offered
 from assent.algorithms.preference.step_loss import MEANS, WITH_REFERENCE, Inputs, Requirement, Term, needs_of
 from assent.config import OBJECTIVES, Objective, OnlineConfig, keywords, objective_key
+from assent.config.online import SOURCES
 from assent.config.online_preference import NashMDLoss, XPOLoss
-from assent.config.online_relations import SOURCES
 from assent.config.sections import default_of, ranges_of
 from assent.data.packing import Counts
 from assent.data.tree import TreeBatch
