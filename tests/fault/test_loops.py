@@ -22,7 +22,6 @@ from tests.looping import WORDS, World, words_of
 from .commands import until
 
 KILLS = 3
-WORDS = ("red", "green", "blue", "What", "Paris", "Name", "water", "three", "capital")
 
 
 def iterate(world: World) -> list[str]:
