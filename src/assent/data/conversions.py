@@ -331,7 +331,7 @@ def _counted(pairs: Sequence[Pair]) -> list[Pair]:
             one, other, wins = other, one, len(votes) - tied - wins
         strengths = [vote.strength for vote in preferred if vote.strength is not None]
         strength = sum(strengths) / len(strengths) if strengths and len(strengths) == len(preferred) else None
-        made.append(Pair(one, other, strength, share=wins / len(votes), tie=tied / len(votes)))
+        made.append(Pair(one, other, strength, share=wins / len(votes), tie=1 - (len(votes) - tied) / len(votes)))
     return made
 
 
