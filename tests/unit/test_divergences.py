@@ -166,7 +166,7 @@ def test_a_padded_vocabulary_is_cut_to_what_both_have() -> None:
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
     wide = Linear(torch.cat([own[1], torch.ones(2, WIDTH)]), None, Transform(0.7))
-    cut = head_divergence(wide, ask[0], long, other[0].detach(), *ask[1:])
+    cut = head_divergence(wide, ask[0], short, other[0].detach(), *ask[1:])
     torch.testing.assert_close(cut.loss, one.loss)
     cut.loss.sum().backward()
     assert own[1].grad is not None and own[1].grad.any()

@@ -38,21 +38,23 @@ def test_built_in_prompts(name: str) -> None:
     prompt = read_prompt(name)
     count = max(len(prompt.letters), 1)
     answers = [f"answer number {number}" for number in range(count)]
-    messages = prompt.messages("2+2?", answers, None, {})
+    row = dict.fromkeys(prompt.columns, "Be kind.")
+    messages = prompt.messages("2+2?", answers, None, row)
     assert [message.role for message in messages] == ["system", "user"]
     said = messages[1].content
     places = [said.index(answer) for answer in answers]
     assert places == sorted(places) and said.index("2+2?") < places[0]
     fence = fence_of([*answers, "2+2?"])
     assert said.count(fence) == 2 * (count + 1) and "{" not in said.replace('{"', "")
-    assert prompt.messages("2+2?", answers, None, {}) == messages  # the same question is the same text
-    assert prompt.messages("2+3?", answers, None, {})[1].content.count(fence) == 0
-    assert not prompt.columns and not prompt.needs_reference
+    assert prompt.messages("2+2?", answers, None, row) == messages  # the same question is the same text
+    assert prompt.messages("2+3?", answers, None, row)[1].content.count(fence) == 0
+    assert set(prompt.columns) == ({"principle"} if name == "principle" else set()) and not prompt.needs_reference
     for criterion in prompt.criteria:
         assert f"- {criterion.name}: {criterion.text}" in said
-    assert {"pairwise", "pairwise-letter", "five-verdicts", "four-way", "rating", "attributes", "rubric", "rm-r1"} == {
-        *BUILT_IN
-    }
+    assert {*BUILT_IN} == {
+        "pairwise", "pairwise-letter", "five-verdicts", "four-way", "rating", "attributes", "rubric", "rm-r1",
+        "principle",
+    }  # fmt: skip
 
 
 def test_what_built_in_prompts_ask_for() -> None:

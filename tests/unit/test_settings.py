@@ -233,7 +233,7 @@ def test_defaults_pass_every_check():
             for option in settings.options(command.config)
             if option.default is settings.REQUIRED
             or option.name in ("rewards.model", "scorer", "prompts", "steering.model")
-            or (option.name == "distill.teacher" and name == "gkd")
+            or (name, option.name) in {("gkd", "distill.teacher"), ("constitution", "data.eval"), ("rlcd", "data.eval")}
         }
         settings.validate(settings._build(command.config, "", settings.REQUIRED, given_values, None))
 

@@ -229,6 +229,7 @@ def test_equals_a_loop(objective: str, place: str, averaged: bool) -> None:
             "collision": False,
             "anchor": None,
             "direction": "reverse",
+            "teacher": None,
             "head_only": False,
         }
     ]
