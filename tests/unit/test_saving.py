@@ -195,14 +195,14 @@ def _build(place: str, base: Path) -> None:
     from assent.algorithms import probe
     from assent.algorithms.online import sampling
     from assent.algorithms.online.models import Models
-    from assent.config import EngineConfig, EvalConfig, GenerateConfig, SamplingConfig
+    from assent.config import EngineConfig, EvalConfig, SamplingConfig
     from assent.data.records import Example, Message
     from assent.distributed import World
     from assent.evaluate.answers import Asking
     from assent.evaluate.policies import PolicySource
     from assent.evaluate.prompts import PromptSet
     from assent.measures.answers import Prompts
-    from assent.rollout import chat
+    from assent.rollout import answering
 
     prompts = [Example(prompt=(Message("user", "a"),))]
     policy, talk = policy_of(base), Chat(load_tokenizer(ModelConfig(str(base))))
@@ -225,7 +225,8 @@ def _build(place: str, base: Path) -> None:
         asked = PromptSet("prompts.jsonl", tuple(prompts), Prompts(("a",), ("a",), ((),), ("",)), (), {})
         Asking(config, asked, alone).sample(PolicySource("base", str(base)))
     else:
-        chat._load(GenerateConfig(str(base), precision="fp32"))
+        alone = World(0, 1, 0, torch.device("cpu"))
+        answering.opened(ModelConfig(str(base), precision="fp32"), EngineConfig(), SamplingConfig(), alone)
 
 
 # ---- reading back
