@@ -26,7 +26,7 @@ RESTARTS = 10
 RIDGE = 0.5
 """Bradley-Terry with annotators: weight of half the squared strengths. Two answers that nothing else joins tell skill
 from strength by it alone."""
-HABIT = 0.1
+HABIT = 0.5
 """The same of half the squared logits of skill and side."""
 
 
@@ -225,14 +225,16 @@ class Strengths:
         return chance
 
 
-def noisy_bradley_terry(choices: Choices, ridge: float = RIDGE, habit: float = HABIT) -> Strengths:
+def noisy_bradley_terry(
+    choices: Choices, ridge: float = RIDGE, habit: float = HABIT, *, sides_known: bool = True
+) -> Strengths:
     """Bradley-Terry with annotators of different skill, and a taste for a side of those who do not look (Chen et al.
     2013, CrowdBT, with a side):
 
         P(left preferred by a) = γ_a σ(s_left - s_right) + (1 - γ_a) q_a
 
     by maximum likelihood with normal priors: of weight `ridge` on s, of weight `habit` on logit q around 0 and on logit
-    γ around 2. A tie counts half for each side."""
+    γ around 2. A tie counts half for each side. `sides_known` False: nobody knows what was on the left, and q is ½."""
     things, crowd = choices.things, choices.annotators
     left, right, who, outcome = choices.left, choices.right, choices.annotator, choices.outcome
 
@@ -255,7 +257,8 @@ def noisy_bradley_terry(choices: Choices, ridge: float = RIDGE, habit: float = H
         return value + float(prior @ (away * away)) / 2, grad + prior * away
 
     rest = np.concatenate([np.zeros(things + crowd), np.full(crowd, 2.0)])
-    prior = np.concatenate([np.full(things, ridge), np.full(2 * crowd, habit)])
+    sides = np.full(crowd, habit if sides_known else 1e6)
+    prior = np.concatenate([np.full(things, ridge), sides, np.full(crowd, habit)])
     found = minimize(loss, rest, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-8})
     x = found.x
     return Strengths(x[:things], expit(x[things + crowd :]), expit(x[things : things + crowd]))

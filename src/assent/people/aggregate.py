@@ -167,15 +167,14 @@ def _by_class(config: AggregateConfig, table: Table) -> tuple[np.ndarray, np.nda
 
 
 def _bradley_terry(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The same by strengths of answers; what is not known to have been shown first counts as shown in the rows' order.
-    Annotators' skill in place of how often they are right."""
+    """The same by strengths of answers; annotators' skill in place of how often they are right."""
     swapped = table.left_is_first == 0
     things = {thing: place for place, thing in enumerate(dict.fromkeys(t for two in table.items for t in _things(two)))}
     low, high = np.array([[things[thing] for thing in _things(two)] for two in table.items]).T
     left, right = (np.where(swapped, b[table.item], a[table.item]) for a, b in ((low, high), (high, low)))
     outcome = np.where(swapped, 1 - table.first, table.first)
     choices = models.Choices(left, right, table.annotator, outcome, len(things), len(table.annotators))
-    found = models.noisy_bradley_terry(choices)
+    found = models.noisy_bradley_terry(choices, sides_known=bool(np.isfinite(table.left_is_first).all()))
     better = found.prefers(low, high)
     return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.skill
 
