@@ -30,35 +30,35 @@ Column = np.ndarray | None
 class Rollout:
     """Columns that are not known yet are None.
 
-    prompts        P arrays of token ids
-    rows           [P] int64    which row of the data each prompt is
-    prompt         [S] int64    which of these prompts each response answers, never decreasing
-    ids            [N] int64    tokens of the responses
-    lengths        [S] int64    how many each response has, at least 1
-    sampler        [N] float32  log-probs by who sampled them; NaN in demonstrations of the data
-    finished       [S] bool     whether it ended by itself
-    demonstration  [S] bool     whether the policy did not sample it: the data's or a hint's, or an opponent's
-    reward         [S] float32  what it is worth; those without a reward are left out
-    parts          name -> [S]  what the sources of rewards give each, NaN where one abstains
-    notes          S mappings   what else is to be written down about each, or nothing at all
-    old            [N] float32  log-probs by the policy before the first step on the rollout
-    reference      [N] float32  log-probs by the reference
-    anchor         [N] float32  log-probs by the average that the KL counts from, where that is not the reference
-    ewma           [N] float32  log-probs by the average of the policy's weights (PPO-EWMA)
-    kl             [N] float32  KL(policy || what it counts from) over the whole vocabulary
-    entropy        [N] float32  of the policy
+    prompts          P arrays of token ids
+    rows             [P] int64    which row of the data each prompt is
+    prompt           [S] int64    which of these prompts each response answers, never decreasing
+    ids              [N] int64    tokens of the responses
+    lengths          [S] int64    how many each response has, at least 1
+    sampler          [N] float32  log-probs by who sampled them; NaN in demonstrations of the data
+    finished         [S] bool     whether it ended by itself
+    demonstration    [S] bool     whether the policy did not sample it: the data's or a hint's, or an opponent's
+    reward           [S] float32  what it is worth; those without a reward are left out
+    parts            name -> [S]  what the sources of rewards give each, NaN where one abstains
+    notes            S mappings   what else is to be written down about each, or nothing at all
+    old              [N] float32  log-probs by the policy before the first step on the rollout
+    reference        [N] float32  log-probs by the reference
+    anchor           [N] float32  log-probs by the average that the KL counts from, where that is not the reference
+    ewma             [N] float32  log-probs by the average of the policy's weights (PPO-EWMA)
+    kl               [N] float32  KL(policy || what it counts from) over the whole vocabulary
+    entropy          [N] float32  of the policy
     teacher          [N] float32  log-probs by the teacher
     teacher_forward  [N] float32  KL(teacher || policy) over the whole vocabulary
     teacher_reverse  [N] float32  KL(policy || teacher)
     teacher_agrees   [N] float32  1 where both find the same token the likeliest, else 0
-    credit         [N] float32  what of the reward each token is credited with; the last has the rest
-    values         [N] float32  by the critic, of the state before each token
-    shaped         [S] float32  reward after baseline, scaling, clipping and penalties
-    greedy         [S] float32  shaped reward of the prompt's most likely response
-    advantages     [N] float32
-    returns        [N] float32  targets of the critic
-    side           [S] float32  1 where it is preferred, -1 where it is not, 0 where it is in no comparison
-    reference_point [S] float32  KTO's, the same for all
+    credit           [N] float32  what of the reward each token is credited with; the last has the rest
+    values           [N] float32  by the critic, of the state before each token
+    shaped           [S] float32  reward after baseline, scaling, clipping and penalties
+    greedy           [S] float32  shaped reward of the prompt's most likely response
+    advantages       [N] float32
+    returns          [N] float32  targets of the critic
+    side             [S] float32  1 where it is preferred, -1 where it is not, 0 where it is in no comparison
+    reference_point  [S] float32  KTO's, the same for all
     """
 
     prompts: tuple[np.ndarray, ...]
