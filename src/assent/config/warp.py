@@ -106,7 +106,7 @@ def _sources(rewards: RewardsConfig) -> list[str]:
     names = ["reward"] if len(rewards.model) == 1 else [f"reward-{n}" for n in range(1, len(rewards.model) + 1)]
     models = [f"{name}={path}" for name, path in zip(names, rewards.model, strict=True)]
     judges = [word.replace("model=", "judge=", 1) for word in rewards.judges]
-    functions = [f"{word.rpartition(':')[2]}={word}" for word in rewards.functions]
+    functions = list(rewards.functions)
     implicit = [f"implicit={path}" for path in rewards.implicit]
     return [*models, *rewards.rules, *functions, *rewards.servers, *judges, *implicit]
 

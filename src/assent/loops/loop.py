@@ -34,7 +34,7 @@ from assent.distributed import World
 from assent.errors import RunFolderError, ShutdownRequested
 from assent.models.digests import file_digest, files_digest, model_digests
 from assent.models.loading import quiet_transformers
-from assent.outputs import write_text
+from assent.outputs import leftovers, write_text
 from assent.train.closing import FILE as SUMMARY
 from assent.train.history import command_key, flat
 from assent.train.log import JsonlLog, read_jsonl
@@ -194,6 +194,9 @@ def _prepare(folder: Path, command: str, config: LoopConfig) -> None:
         )
     else:
         _check_same(file, now)
+    for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        for name in leftovers(place):  # of writes that were killed
+            (place / name).unlink(missing_ok=True)
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
     for log_file in (STATE, TIMES):
         (folder / log_file).touch()
