@@ -330,7 +330,14 @@ def test_a_tree_for_each_prompt(shape: Any, kind: Kind, seed: int) -> None:
         assert [tree.key for tree in trees] == [*range(len(prompts))]
         expected = [name for name in names if has(name, prompts, kind)]
         for tree, prompt in zip(trees, prompts, strict=True):
-            assert tree.prompt.tolist() == prompt.ids and not tree.pairs and not tree.per_response
+            assert tree.prompt.tolist() == prompt.ids
+            sides = [one.numbers["side"] for one in prompt.responses]
+            compared = rollout.side is not None and rollout.shaped is not None
+            assert not tree.pairs  # sides of numbers that are all above 0: nothing is worse
+            labels = {"label": [float(side > 0) for side in sides]} if compared else {}
+            points = [one.numbers["reference_point"] for one in prompt.responses]
+            labels |= {"reference_point": points} if compared and rollout.reference_point is not None else {}
+            assert {name: values.tolist() for name, values in tree.per_response.items()} == labels
             for branch, one in zip(tree.branches, prompt.responses, strict=True):
                 assert branch.ids.tolist() == one.ids and branch.trained.tolist() == [True] * len(one.ids)
                 assert [*branch.per_token] == expected
