@@ -32,9 +32,7 @@ from assent.algorithms.sft import train_sft
 from assent.config import (
     AdversarialSection,
     ApoConfig,
-    DataConfig,
     ModelConfig,
-    OptimConfig,
     RewardConfig,
     RunConfig,
     SamplingConfig,
@@ -51,14 +49,14 @@ from assent.loops.apo import Turns
 from assent.loops.loop import STATE, opened
 from assent.models.loading import quiet_transformers
 from assent.outputs import write_text
-from benchmarks.reward_ensembles import once, write_base
+from benchmarks.reward_ensembles import LONGEST, common, once, write_base
 from benchmarks.reward_lab import SEEDS, over_seeds
 
 ANNOTATOR = Annotator("hasty", temperature=0.8, careless=0.3)
 """Four labels in five are those of gold."""
 STYLES = ("full", "rich")
 """Styles that golden answers are the best of."""
-LONGEST, HELD_OUT = 192, 0.25
+HELD_OUT = 0.25
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,6 @@ MEASURED = {
     "golden/accuracy": "golden answers told from the policy's",
 }
 """Numbers of a loop's stages -> what they are called."""
-
-
-def common(model: Path, data: Path, out: Path, lr: float, seed: int, **train: Any) -> dict[str, Any]:
-    return {
-        "model": ModelConfig(str(model), precision="fp32"),
-        "data": DataConfig(str(data), max_length=LONGEST),
-        "out": str(out),
-        "optim": OptimConfig(lr=lr),
-        "train": TrainConfig(seed=seed, threads=1, log_every=10, **train),
-    }
 
 
 def write_golden(world: WorldPaths, out: Path, prompts: int, seed: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ def json_line(row: Mapping[str, Any]) -> str:
     """One object as a line of JSON with its line end. ValueError for NaN and infinities."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", line) + "\n"
+
+
+def plain_json(value: Any) -> Any:
+    """Nested mappings, lists and dataclasses as JSON has them: keys are text, a number that is not finite is null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_new_file(out: str) -> None:

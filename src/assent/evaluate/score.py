@@ -8,8 +8,7 @@ import math
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -21,7 +20,7 @@ from assent import distributed
 from assent.config import ScoreConfig, ScoredFileConfig
 from assent.data.dataset import count_reasons, prompt_id
 from assent.data.formats import load_examples
-from assent.data.jsonl import check_new_file, json_line, write_rows
+from assent.data.jsonl import check_new_file, json_line, plain_json, write_rows
 from assent.data.records import Example
 from assent.data.views import answers_view
 from assent.evaluate.agreement import (
@@ -89,7 +88,7 @@ class Summary:
 
     def to_json(self) -> str:
         """All numbers; null where there is none."""
-        return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False) + "\n"
+        return json.dumps(plain_json(self), indent=2, allow_nan=False) + "\n"
 
 
 def score(config: ScoreConfig) -> Summary:
@@ -248,15 +247,6 @@ def summarised(
         shares=explained(collected.shares, collected.rewards),
         metrics={name: float(np.mean(values)) for name, values in collected.noted.items() if values},
     )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: NaN is null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- what is printed

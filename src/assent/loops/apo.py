@@ -31,7 +31,7 @@ from assent.evaluate.scores import gold
 from assent.loops.apo_data import HELD_GOLDEN, HELD_PAIRS, TRAIN_GOLDEN, TRAIN_PAIRS, write_data
 from assent.loops.chosen import choose_from
 from assent.loops.labelled import label
-from assent.loops.loop import Loop, Numbers, opened, seed_of
+from assent.loops.loop import Loop, Numbers, here, opened, seed_of
 from assent.loops.sampled import sample
 from assent.loops.told_apart import at_chance, held_out, told_apart
 from assent.models.mixtures import output_names
@@ -100,7 +100,7 @@ class Turns:
     def prepare(self) -> None:
         """The data of all rounds."""
         config = self.config
-        reads = present(config.data.train, config.data.eval, config.pairs, config.pairs_eval)
+        reads = here(config.data.train, config.data.eval, config.pairs, config.pairs_eval)
         self.loop.stage("data", partial(write_data, config), reads=reads)
 
     # ---- what is measured
@@ -122,7 +122,7 @@ class Turns:
             held = on_main(lambda: held_out(golden, answers, pairs if pairs.exists() else None))
             return told_apart(path, held, self.source(reward), config.scorer, self.loop.world)
 
-        reads = (golden, answers, *present(pairs, reward, config.scorer and config.scorer.rpartition(":")[0]))
+        reads = (golden, answers, *here(pairs, reward, config.scorer and config.scorer.rpartition(":")[0]))
         self.loop.stage(name, make, reads=reads, about="what the reward model says of held-out answers")
         return self.loop.numbers(name)
 
@@ -162,7 +162,7 @@ class Turns:
 
     def refresh(self, number: int, reward: str, answers: Path) -> str:
         """The reward model, trained on golden answers over these, on pairs, and held to the one before."""
-        reads = (*present(reward), answers, self.data / TRAIN_GOLDEN, self.data / TRAIN_PAIRS)
+        reads = (*here(reward), answers, self.data / TRAIN_GOLDEN, self.data / TRAIN_PAIRS)
         run = self.reward_run(number, reward, answers)
         return str(self.loop.train(f"round-{number}/reward", run, reads=reads))
 
@@ -179,7 +179,7 @@ class Turns:
             options = {"answers": config.answers, "round": number, "seed": seed}
             learns_from = choose_from(loop, f"{place}/chosen.jsonl", labelled, config.choose, **options)
         run = self.policy_run(number, policy, reward, learns_from)
-        return loop.train(f"{place}/policy", run, reads=present(policy, reward, learns_from))
+        return loop.train(f"{place}/policy", run, reads=here(policy, reward, learns_from))
 
     def reward_run(self, number: int, reward: str | Path, answers: Path) -> RunConfig:
         shared = self.shared(number, "reward", self.data / TRAIN_PAIRS)
@@ -203,11 +203,6 @@ class Turns:
         found["train"]["seed"] = seed_of(self.config.train.seed, number, what)
         limits = {name: plain["data"][name] for name in ("max_length", "long", "strict", "max_bad")}
         return found | {"data": {"train": str(file), **limits}, "out": str(self.loop.folder)}
-
-
-def present(*names: str | Path | None) -> tuple[str | Path, ...]:
-    """Those of these that are here: what a hub holds is not looked at."""
-    return tuple(name for name in names if name is not None and Path(name).exists())
 
 
 def sentence(numbers: Numbers) -> str:

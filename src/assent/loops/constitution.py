@@ -22,8 +22,8 @@ from assent.config import CritiqueConfig, JudgeFileConfig
 from assent.config.judge import VerdictConfig, WriterConfig
 from assent.config.rlaif import ConstitutionConfig
 from assent.config.sections import keywords
-from assent.loops.loop import Loop, opened, seed_of
-from assent.loops.rlaif import REWARD, SFT, again, cached, check_runs, joined, learnt, local, of_file, pairs, reads
+from assent.loops.loop import Loop, here, opened, seed_of
+from assent.loops.rlaif import REWARD, SFT, again, cached, check_runs, joined, learnt, local, of_file, pairs
 from assent.loops.sampled import sample
 from assent.people.critique import critique
 from assent.people.judge import check_judge, judge
@@ -60,7 +60,7 @@ def _supervised(config: ConstitutionConfig, loop: Loop) -> Path:
         file = joined(loop, "sl/demonstrations.jsonl", [file, config.demonstrations])
     stage = f"sl/{SFT}"
     run = of_file(config, SFT, file, config.model.path, stage)
-    return loop.train(stage, run, reads=[file, *reads(config.model.path)])
+    return loop.train(stage, run, reads=[file, *here(config.model.path)])
 
 
 def _sampled(config: ConstitutionConfig, loop: Loop, name: str, model: str | Path, answers: int) -> Path:
@@ -118,7 +118,7 @@ def _revised(config: ConstitutionConfig, loop: Loop, name: str, answers: Path) -
         done = critique(_critique(config, str(answers), str(path), cached(loop, config.judge.cache), **more))
         return {"answers": done.answers, "rows": done.rows, "unchanged": done.unchanged}
 
-    named = reads(config.principles, config.few_shots, local(config.source))
+    named = here(config.principles, config.few_shots, local(config.source))
     return loop.stage(name, make, reads=[answers, *named], about="critiques and revisions")
 
 
@@ -131,5 +131,5 @@ def _chosen(config: ConstitutionConfig, loop: Loop, name: str, answers: Path) ->
         consistent = None if numbers.consistency is None else numbers.consistency.mean
         return {"rows": done.rows, "verdicts": numbers.verdicts, "without": lost, "consistency": consistent}
 
-    named = reads(config.choices or config.principles, config.judge.prompt, local(config.source))
+    named = here(config.choices or config.principles, config.judge.prompt, local(config.source))
     return loop.stage(name, make, reads=[answers, *named], about="choices by principles")

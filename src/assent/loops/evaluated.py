@@ -13,7 +13,7 @@ from assent.errors import Incomplete
 from assent.evaluate.cache import CACHE
 from assent.evaluate.evaluation import evaluated, prompts_of
 from assent.evaluate.results import KL, LENGTH, REWARD, UNFINISHED, PolicyTable
-from assent.loops.loop import Loop, Numbers
+from assent.loops.loop import Loop, Numbers, here
 from assent.statistics import Interval
 
 
@@ -24,8 +24,7 @@ def evaluate_round(loop: Loop, name: str, config: EvalConfig, *, known: Path | N
 
     Numbers of the stage, about the last of the policies: of each source of rewards its mean, by the source's name, and
     by NAME_gain its difference from the baseline, `kl`, `length`, `unfinished`, and `win_rate` (against the baseline);
-    each with NAME_low and NAME_high. Raises Incomplete
-    where a judge's server left questions without an answer."""
+    each with NAME_low and NAME_high. Raises Incomplete where a judge's server left questions without an answer."""
 
     def make(path: Path) -> Numbers:
         own = replace(config, out=str(path), resume=True)
@@ -41,8 +40,9 @@ def evaluate_round(loop: Loop, name: str, config: EvalConfig, *, known: Path | N
         return numbers_of(table)
 
     named = [word.partition("=")[2] or word for word in config.policies]
-    there = [place for place in (*named, config.prompts) if Path(place).exists()]
-    return loop.stage(name, make, reads=there, about=f"answers to {Path(config.prompts).name}, measured")
+    return loop.stage(
+        name, make, reads=here(*named, config.prompts), about=f"answers to {Path(config.prompts).name}, measured"
+    )
 
 
 def numbers_of(table: PolicyTable) -> dict[str, float | None]:

@@ -34,7 +34,7 @@ from assent.loops.asked import label_by_people
 from assent.loops.chosen import choose_from
 from assent.loops.evaluated import evaluate_round
 from assent.loops.labelled import label
-from assent.loops.loop import Loop, opened, seed_of
+from assent.loops.loop import Loop, here, opened, seed_of
 from assent.loops.refresh import labeller, refreshed, reward_config
 from assent.loops.sampled import sample
 from assent.models.sources import check_there
@@ -156,7 +156,7 @@ def _asked(loop: Loop, config: IterateConfig) -> Path | None:
         share = -(-len(own) // config.rounds) if config.per_round is None else config.per_round
         return {"prompts": len(rows)} | ({} if held else {"per_round": min(share, len(own))})
 
-    reads = [place for place in (data.train, data.eval) if place is not None and Path(place).exists()]
+    reads = here(data.train, data.eval)
     loop.stage(PROMPTS, lambda path: on_main(lambda: read(path, False)), reads=reads, about="prompts of all rounds")
     if data.eval is None and data.eval_fraction == 0:
         loop.say("no held-out prompts (--data.eval, --data.eval_fraction): the rounds are not evaluated")

@@ -16,7 +16,7 @@ from assent.data.records import Example, Rating
 from assent.distributed import gathered, on_main
 from assent.errors import DataError, Incomplete
 from assent.http import ServerUnavailable
-from assent.loops.loop import Loop
+from assent.loops.loop import Loop, here
 from assent.loops.parts import Parts, clear
 from assent.models.digests import file_digest, model_digests
 from assent.rewards.group import GroupReward, RewardError, Scores
@@ -64,7 +64,7 @@ def inputs_of(source: SourceConfig) -> tuple[str, ...]:
     rewards = rewards_of(source)
     files = (word.rpartition(":")[0] for word in rewards.functions)
     named = (*rewards.model, *rewards.implicit, *files, *(word.partition("=")[2] for word in rewards.judges))
-    return tuple(place for place in named if Path(place).exists())
+    return tuple(map(str, here(*named)))
 
 
 def _labelled(path: Path, answers: Path, source: SourceConfig, loop: Loop) -> Mapping[str, float]:

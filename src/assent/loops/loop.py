@@ -170,6 +170,12 @@ def seed_of(seed: int, *words: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def here(*names: str | Path | None) -> list[str | Path]:
+    """Those of these files, folders and models that lie on this machine, for a stage's `reads`: what a hub holds, and
+    what is not given, is left out."""
+    return [name for name in names if name is not None and Path(name).exists()]
+
+
 def digest_of(what: str | Path) -> str:
     """sha256 of a file, of what counts in a model (weights, configuration, tokenizer), or of all files of a folder."""
     path = Path(what)

@@ -25,7 +25,7 @@ from assent.evaluate.score import Summary, answered, scored_rows, summarised
 from assent.loops.asked import label_by_people
 from assent.loops.chosen import reduced
 from assent.loops.labelled import label, read_answers
-from assent.loops.loop import Loop, seed_of
+from assent.loops.loop import Loop, here, seed_of
 from assent.outputs import write_text
 from assent.rewards.outside import open_source
 
@@ -61,7 +61,7 @@ def refreshed(loop: Loop, config: IterateConfig, number: int, answers: Path, rew
     mixed = loop.stage(
         f"{place}/{TRAIN}",
         lambda path: on_main(lambda: _mix(path, fresh, options.data, options.share, seed)),
-        reads=(labelled, held_out, *([options.data] if options.data and Path(options.data).exists() else [])),
+        reads=(labelled, held_out, *here(options.data)),
         about="new labels of all rounds, and old ones",
     )
     begin = reward if options.begin == "last" else config.labels.source[0]

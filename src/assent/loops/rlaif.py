@@ -169,11 +169,6 @@ def cached(loop: Loop, given: str | None) -> str:
     return given or str(loop.folder / CACHE)
 
 
-def reads(*named: str | None) -> list[str]:
-    """Of what options name, the files and models that a stage is made from."""
-    return [each for each in named if each is not None and Path(each).exists()]
-
-
 def local(word: str) -> str | None:
     """The folder in [NAME=]judge=FOLDER; None for a server."""
     _, given, where = word.rpartition("judge=")

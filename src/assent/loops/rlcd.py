@@ -15,8 +15,8 @@ from pathlib import Path
 
 from assent.config import ContrastConfig
 from assent.config.rlaif import RLCDConfig
-from assent.loops.loop import Loop, opened, seed_of
-from assent.loops.rlaif import again, cached, check_runs, learnt, pairs, reads
+from assent.loops.loop import Loop, here, opened, seed_of
+from assent.loops.rlaif import again, cached, check_runs, learnt, pairs
 from assent.people.contrast import BUILT_IN, contrast, read_templates
 
 
@@ -57,5 +57,5 @@ def _contrasted(config: RLCDConfig, loop: Loop, name: str, policy: str | Path) -
         )
         return {"prompts": done.prompts, "pairs": done.rows}
 
-    named = reads(None if config.templates in BUILT_IN else config.templates, model)
+    named = here(None if config.templates in BUILT_IN else config.templates, model)
     return loop.stage(name, make, reads=[config.data.train, *named], about="pairs by contrasting prompts")

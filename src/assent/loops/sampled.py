@@ -14,7 +14,7 @@ from assent.data.formats import load_examples, to_row
 from assent.data.views import prompt_view
 from assent.distributed import on_main
 from assent.errors import DataError
-from assent.loops.loop import Loop
+from assent.loops.loop import Loop, here
 from assent.loops.parts import Parts, clear
 from assent.models.digests import file_digest, model_digests
 from assent.rollout.answering import FINISHED, TOKENS, Counts, answered, asked, close, opened, room_of, sampled_parts
@@ -46,7 +46,7 @@ def sample(
     def make(path: Path) -> Mapping[str, float]:
         return _sampled(path, config, Path(prompts), answers, sampling, engine, seed, source, loop)
 
-    reads = (prompts, *([config.path] if Path(config.path).exists() else []))
+    reads = (prompts, *here(config.path))
     path = loop.stage(name, make, reads=reads, about=f"{answers} answers to each prompt of {Path(prompts).name}")
     on_main(lambda: clear(path))
     return path

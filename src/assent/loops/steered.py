@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from assent.config import EngineConfig, SamplingConfig
 from assent.data.formats import load_examples
+from assent.data.jsonl import plain_json
 from assent.data.records import Example, Rating
 from assent.data.steering import Steering
 from assent.data.views import prompt_view
@@ -30,7 +31,7 @@ from assent.loops.loop import Loop, seed_of
 from assent.loops.sampled import sample
 from assent.measures.steering import correlation
 from assent.outputs import write_text
-from assent.statistics import Interval, mean_interval
+from assent.statistics import mean_interval
 
 ASKED = "asked"
 """Column of rows that are asked for something: the attribute, its value, and the number of the prompt."""
@@ -78,7 +79,7 @@ def steered(
 
     def measure(path: Path) -> Mapping[str, float | None]:
         found = on_main(lambda: summarised(read_answers(rated), sweep, labeller))
-        on_main(lambda: write_text(path, json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"))
+        on_main(lambda: write_text(path, json.dumps(plain_json(found), indent=1, allow_nan=False) + "\n"))
         return {f"correlation/{name}": one["correlation"].mean for name, one in found["attributes"].items()}
 
     measured = loop.stage(f"{place}/steering.json", measure, reads=[rated], about="asked against measured values")
@@ -141,14 +142,6 @@ def _measured(example: Example, labeller: Labeller) -> list[float]:
     rating = next((item for item in example.feedback if isinstance(item, Rating)), None)
     values = None if rating is None else labeller.measured(rating)
     return [math.nan] * len(labeller.steering.names) if values is None else values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Interval):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw(found: Mapping[str, Any], steering: Steering, path: Path) -> None:

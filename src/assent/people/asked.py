@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from assent.config.judge import EndpointConfig
 from assent.data.formats import load_examples, to_row
-from assent.data.jsonl import check_new_file, write_rows
+from assent.data.jsonl import check_new_file, plain_json, write_rows
 from assent.data.records import Example, Problem
 from assent.distributed import World, gathered
 from assent.errors import ConfigError, DataError, Incomplete, RunFolderError
@@ -204,16 +204,8 @@ def reason_lines(what: str, reasons: Mapping[str, int]) -> list[str]:
 def write_summary(path: str | None, found: Any) -> None:
     """A dataclass of numbers as JSON; NaN is null."""
     if path is not None:
-        text = json.dumps(_plain(asdict(found)), indent=2, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(plain_json(found), indent=2, allow_nan=False, ensure_ascii=False)
         write_text(Path(path), text + "\n", f"--summary {path}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def check_answered(out: str, costs: Mapping[str, Cost]) -> None:
