@@ -133,8 +133,8 @@ def told(answer: Answer | str) -> tuple[str, str]:
 
 def judged(folder: Path, spec: str, cache: Path, engine: str = "torch", **options: Any) -> JudgeReward:
     config = JudgeConfig(
-        str(folder.parent / "prompt.yaml"), model="judge" if spec.startswith("openai") else None, max_tokens=TOKENS,
-        engine=engine, cache=str(cache), **options,
+        prompt=str(folder.parent / "prompt.yaml"), model="judge" if spec.startswith("openai") else None,
+        max_tokens=TOKENS, engine=engine, cache=str(cache), **options,
     )  # fmt: skip
     return judge_reward(spec, "judge", config, RemoteConfig(retries=1, budget=120.0), place(engine))
 
