@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-EXTRAS = ("quant", "oracle", "math", "re2", "eval", "serve")
+EXTRAS = ("quant", "oracle", "math", "re2", "eval", "serve", "people")
 BOUND = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9][0-9.]*)")
 
 
