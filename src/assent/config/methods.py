@@ -182,8 +182,12 @@ def objective_key(config: OnlineConfig) -> str | None:
     return getattr(config.loss, "pairs", own)
 
 
-def has_reference(config: OnlineConfig) -> bool:
-    """Whether a method has a reference: for its KL, its loss (one of the user's own may ask for it) or its opponent."""
+def compares_with_reference(config: OnlineConfig) -> bool:
+    """Whether a method compares answers by a loss with a reference (one of the user's own may ask for it)."""
     key = objective_key(config)
-    compares = key is not None and (config.loss.function is not None or OBJECTIVES[key].needs_reference)
-    return config.kl.coef > 0 or compares or METHODS[method_of(config)].opponent is not None
+    return key is not None and (config.loss.function is not None or OBJECTIVES[key].needs_reference)
+
+
+def has_reference(config: OnlineConfig) -> bool:
+    """Whether a method has a reference: for its KL, its loss or its opponent."""
+    return config.kl.coef > 0 or compares_with_reference(config) or METHODS[method_of(config)].opponent is not None

@@ -153,8 +153,9 @@ class KLConfig:
     reference: Named | None = None
     """Reference model; default: the start of the policy (with LoRA: the policy without its adapters)."""
     anchor: KLAnchor = "fixed"
-    """What the KL that counts is measured from: fixed, the reference; ema, a moving average of the policy's own weights
-    (arXiv 2406.16768), which begins as its start. The KL to the reference is then logged beside it."""
+    """What the KL that counts is measured from, and where answers are compared the reference of their loss: fixed, the
+    reference; ema, a moving average of the policy's own weights (arXiv 2406.16768), which begins as its start. The KL
+    to the reference is then logged beside it."""
     anchor_rate: Share = 0.01
     """ema: share of the policy in the average after each optimiser step; 0 leaves it at the start, 1 makes it the
     policy."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from assent.config.judge_relations import judge_is_asked as judge_is_asked
 from assent.config.judge_relations import unread as unread
-from assent.config.methods import METHODS, has_reference, method_of, objective_key
+from assent.config.methods import METHODS, compares_with_reference, has_reference, method_of, objective_key
 from assent.config.online import SOURCES, OnlineConfig, critic_of
 from assent.config.online_preference import NashMDConfig, OnlineDPOConfig, OnlineKTOConfig, XPOConfig
 from assent.config.policy_gradient import PPOConfig
@@ -112,6 +112,13 @@ def _moving_anchor(config: OnlineConfig) -> str | None:
     if kl.anchor != "ema":
         usual = kl.anchor_rate == type(kl)().anchor_rate
         return None if usual else f"--kl.anchor_rate is read with --kl.anchor ema. Got {kl.anchor}."
+    if objective_key(config) is not None:
+        if compares_with_reference(config):
+            return None
+        return (
+            f"--kl.anchor ema: the loss of {method_of(config)} ({objective_key(config)}) has no reference, so there is "
+            "nothing that could follow the policy."
+        )
     return None if kl.coef else "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0."
 
 

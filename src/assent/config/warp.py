@@ -11,6 +11,7 @@ from annotated_types import Ge
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.judge import JudgeConfig
 from assent.config.loops import LoopConfig
+from assent.config.methods import METHODS, compares_with_reference
 from assent.config.online import OnlineConfig, RemoteConfig, RewardsConfig
 from assent.config.ranges import Count, CountOrZero, Named, NonzeroShare, Share
 from assent.config.sections import default_of
@@ -122,7 +123,7 @@ def warped(config: WarpConfig) -> str | None:
             f"{', '.join(online)}."
         )
     coef = config.options.get(KL_COEF, default_of(TRAINERS[policy].config, "kl").coef)
-    if _is_zero(coef):
+    if METHODS[policy].objective is None and _is_zero(coef):
         return (
             f"--policy {policy}: {KL_COEF} is 0, and without a KL nothing holds the runs together, so that they would "
             f"not merge. Give --options {KL_COEF}:0.1."
@@ -140,6 +141,8 @@ def warped(config: WarpConfig) -> str | None:
     if any(not 0 <= eta <= 1 for eta in config.front) or len(set(config.front)) < len(config.front):
         return f"--front {' '.join(f'{eta:g}' for eta in config.front)}: expected different numbers from 0 to 1."
     run = run_of(config, config.model.path, config.out, 1, config.train.seed)
+    if run.kl.coef == 0 and not compares_with_reference(run):
+        return f"--policy {policy}: its loss has no reference, and without one nothing holds the runs together."
     if config.front and config.prompts is None and run.data.eval is None:
         return (
             "--front is evaluated on held-out prompts. Give --prompts FILE or --data.eval FILE; --front alone, without "

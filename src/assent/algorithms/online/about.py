@@ -47,7 +47,8 @@ def _online_reference(algorithm: Online) -> str:
     what = "the model without its adapters" if reference.model is None else f"{kl.reference or 'the start'}, frozen"
     if algorithm.models.average is not None:
         moves = f"the policy's average ({number(kl.anchor_rate)} of the policy a step)"
-        return f"{moves}; {number(kl.coef)} x KL from it in the {kl.place}, beside it the KL from {what}"
+        held = "in the loss" if kl.coef == 0 else f"{number(kl.coef)} x KL from it in the {kl.place}"
+        return f"{moves}; {held}, beside it the KL from {what}"
     held = "" if kl.coef == 0 else f"; {number(kl.coef)} x KL in the {kl.place}"
     return what + held
 

@@ -211,8 +211,9 @@ def selected(rollout: Rollout, comparison: Comparison) -> Rollout:
     sampled), an unbiased estimate of KL(pi || pi_ref) before it is cut at 0."""
     if Requirement.MISMATCHED in comparison.needs:
         own = rollout.sampled()
-        assert own.old is not None and own.reference is not None
-        drift = max(0.0, float(own.sums((own.old - own.reference).astype(np.float64)).mean()))
+        held_to = own.reference if own.anchor is None else own.anchor
+        assert own.old is not None and held_to is not None
+        drift = max(0.0, float(own.sums((own.old - held_to).astype(np.float64)).mean()))
         rollout = replace(rollout, reference_point=np.full(len(rollout), drift, np.float32))
     used = _used(rollout, comparison)
     if used.all():
@@ -240,7 +241,8 @@ def comparison_loss(
     """A micro-batch's part of the loss of its step, and how the policy reads the answers that are compared:
 
     mean of the objective's losses  +  explore * sum over answers of others of log pi / prompts"""
-    inputs, mean = Inputs(batch, scores, fields.reference), MEANS[comparison.row.feedback]
+    held_to = fields.reference if fields.anchor is None else fields.anchor
+    inputs, mean = Inputs(batch, scores, held_to), MEANS[comparison.row.feedback]
     total = preference.step_loss(inputs, [comparison.term], mean, counts)
     metrics: dict[str, tuple[Tensor | float, float]] = {
         "objective": (total.detach() * max(1, mean.step(counts)), mean.batch(batch))

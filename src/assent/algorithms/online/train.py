@@ -171,10 +171,12 @@ class Online:
 
     def _moving(self) -> dict[str, EwmaPolicy | FollowingReference]:
         """Whose log-probs a step needs as they are now: column -> model. The rollout's own of the KL's anchor are those
-        before its first step, which is what a KL in the reward means; one in the loss moves on with the anchor."""
+        before its first step, which is what a KL in the reward means; one in the loss, or a loss of comparisons, moves
+        on with the anchor."""
         found: dict[str, EwmaPolicy | FollowingReference] = {} if self.ewma is None else {"ewma": self.ewma}
         kl, average = self.config.kl, self.models.average
-        if average is not None and kl.place == "loss" and kl.estimator != "full" and self.done > 1:
+        in_loss = self.method.comparison is not None or (kl.place == "loss" and kl.estimator != "full")
+        if average is not None and in_loss and self.done > 1:
             found["anchor"] = average
         return found
 
