@@ -107,6 +107,7 @@ CASES: Mapping[str, str] = {
     "online-dpo two": f"online-dpo {ONLINE} --rollout.responses 2 {KEPT} --rollout.ahead",
     "online-dpo ties": f"online-dpo {ONLINE} {RARE} --loss.ties first --loss.pairs ipo --loss.beta 0.5 {SEVERAL}",
     "online-dpo tdpo": f"online-dpo {ONLINE} --loss.pairs tdpo --model.lora.rank 2",
+    "online-dpo moving anchor": f"online-dpo {ONLINE} {SEVERAL} --kl.anchor ema --kl.anchor_rate 0.3",
     "online-dpo wpo": f"online-dpo {ONLINE} --loss.pairs wpo --model.layout flat",
     "xpo": f"xpo {ONLINE} --rollout.responses 2 --loss.alpha 0.1 {SEVERAL}",
     "xpo lora": f"xpo {ONLINE} --rollout.responses 2 --loss.alpha 0.1 --model.lora.rank 2",

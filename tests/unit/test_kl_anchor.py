@@ -4,8 +4,10 @@ from it, and its two ends: a rate of 0 is the fixed reference, one of 1 the poli
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from assent.algorithms.online.rollouts import Rollouts
-from assent.algorithms.online.train import train_online
+from assent.algorithms.online.train import Online, train_online
 from assent.config import (
     DataConfig,
     KLConfig,
@@ -26,6 +28,7 @@ from assent.config import (
     TrainConfig,
     online_config,
 )
+from assent.data.packing import Window
 from assent.data.tree import TokenTree, collate
 from assent.losses import adaptive_kl
 from assent.models.loading import load_policy
@@ -48,10 +51,20 @@ def train(tmp_path: Path, tiny_model_dir: Path) -> Train:
     file.write_text("".join(json.dumps({"prompt": f"{i} red?"}) + "\n" for i in range(6)))
     (tmp_path / "rewards.py").write_text(REWARD)
 
-    def run(name: str, minibatches: int = 1, rank: int = 0, ahead: bool = False, save_every: int = 0, **kl: Any):
+    def run(
+        name: str,
+        minibatches: int = 1,
+        rank: int = 0,
+        ahead: bool = False,
+        save_every: int = 0,
+        method: str = "rloo",
+        loss: Mapping[str, Any] = MappingProxyType({}),
+        coef: float = 0.1,
+        **kl: Any,
+    ):
         return train_online(
             online_config(
-                "rloo",
+                method,
                 model=ModelConfig(str(tiny_model_dir), precision="fp32", lora=LoraConfig(rank=rank, alpha=8)),
                 data=DataConfig(str(file), max_length=64),
                 out=str(tmp_path / name),
@@ -62,7 +75,8 @@ def train(tmp_path: Path, tiny_model_dir: Path) -> Train:
                 rewards=RewardsConfig(functions=(f"{tmp_path / 'rewards.py'}:vowels",)),
                 rollout=vars(RolloutConfig(responses=2, minibatches=minibatches, ahead=ahead)),
                 sampling=SamplingConfig(max_new_tokens=6),
-                kl={"coef": 0.1, **kl},
+                kl={"coef": coef, **kl},
+                loss=loss,
             )
         )
 
@@ -129,6 +143,11 @@ PLACES: dict[str, dict[str, Any]] = {
     "reward": {"ahead": True},
     "full": {"place": "loss", "estimator": "full", "minibatches": 2},
     "k3 lora": {"rank": 4, "place": "loss", "estimator": "k3", "minibatches": 2},
+    "online-dpo": {"method": "online-dpo", "coef": 0.0, "minibatches": 2},
+    "online-dpo lora": {"method": "online-dpo", "coef": 0.0, "rank": 4},
+    "online-kto": {"method": "online-kto", "coef": 0.0, "minibatches": 2},
+    "xpo f-dpo": {"method": "xpo", "loss": {"pairs": "f-dpo", "alpha": 0.1}, "coef": 0.0, "minibatches": 2},
+    "nash-md": {"method": "nash-md"},
 }
 
 
@@ -150,9 +169,39 @@ def test_at_rate_1_it_is_the_policy(train: Train, place: str) -> None:
     rows = rows_of(train("run", anchor="ema", anchor_rate=1.0, **PLACES[place]))
     fresh = [row for row in rows if "kl_anchor" in row]
     assert [row["kl_anchor"] for row in fresh] == pytest.approx([0.0] * len(fresh), abs=2e-6)
-    assert fresh[-1]["kl"] > 1e-4
+    assert abs(fresh[-1]["kl"]) > 1e-4
     if PLACES[place].get("place") == "loss":
         assert [row["kl_loss"] for row in rows] == pytest.approx([0.0] * STEPS, abs=1e-7)
+    if PLACES[place].get("method") == "online-dpo":  # at every step its own twin: no margin
+        assert [row["objective"] for row in rows] == pytest.approx([math.log(2)] * len(rows), abs=1e-6)
+
+
+def test_a_loss_of_comparisons_is_held_to_the_average(train: Train, tiny_model_dir: Path, monkeypatch) -> None:
+    """DPO by its formula, from the policy and the average as both were at each of the two steps of a rollout."""
+    seen: list[Window] = []
+    window = Online._window
+    monkeypatch.setattr(Online, "_window", lambda *given: seen.append(window(*given)) or seen[-1])
+    options = {"method": "online-dpo", "coef": 0.0, "minibatches": 2, "save_every": 1}
+    result = train("run", anchor="ema", anchor_rate=RATE, **options)
+    model = ModelConfig(str(tiny_model_dir), precision="fp32")
+    start = {name: value.clone() for name, value in load_policy(model, max_length=64).state_dict().items()}
+    found = states(result)
+    policies = [start, *(state["policy"] for state in found)]
+    averages = [start, *(state["algorithm"]["average"]["model"] for state in found)]
+    for step, (row, one) in enumerate(zip(rows_of(result), seen, strict=True)):
+        losses = []
+        for batch in one.batches:
+            sums = []
+            for weights in (policies[step], averages[step]):
+                loaded = load_policy(model, max_length=64)
+                loaded.load_state_dict(weights)
+                with torch.no_grad():
+                    sums.append(batch.sum_by_response(loaded(batch, 1.0).logprobs).double())
+            ratio = sums[0] - sums[1]
+            for better, worse in batch.pairs.tolist():
+                losses.append(float(torch.nn.functional.softplus(-0.1 * (ratio[better] - ratio[worse]))))
+        assert row["objective"] == pytest.approx(float(np.mean(losses)), abs=1e-5)
+    assert abs(rows_of(result)[-1]["objective"] - math.log(2)) > 1e-4
 
 
 def test_the_weight_follows_the_kl_that_counts(train: Train) -> None:

@@ -38,6 +38,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "--kl.anchor ema",
         "--kl.anchor ema is what the KL is measured from: --kl.coef must be above 0. Got 0.",
     ),
+    "moving anchor without reference": (
+        "online-simpo",
+        {"kl": vars(KLConfig(coef=0.0, anchor="ema"))},
+        "--kl.anchor ema",
+        "--kl.anchor ema: the loss of online-simpo (simpo) has no reference, so there is nothing that could follow the "
+        "policy.",
+    ),
     "rate of no anchor": (
         "rloo",
         {"kl": vars(KLConfig(anchor_rate=0.5))},
