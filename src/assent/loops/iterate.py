@@ -37,10 +37,9 @@ from assent.loops.labelled import label
 from assent.loops.loop import Loop, here, opened, seed_of
 from assent.loops.refresh import labeller, refreshed, reward_config
 from assent.loops.sampled import sample
-from assent.models.sources import check_there
 from assent.outputs import write_text
 from assent.rewards.judge.prompt import read_prompt
-from assent.rewards.outside import rewards_of, sorted_out
+from assent.rewards.outside import rewards_of
 
 log = logging.getLogger(__name__)
 
@@ -283,15 +282,7 @@ def _told(loop: Loop, number: int) -> str:
 
 def _check(config: IterateConfig) -> None:
     """Raises for what could only fail later."""
-    check_there("--model.path", config.model.path)
     training(config, "chosen.jsonl", config.model.path, 0)
-    for flag, words in (("--labels.source", config.labels.source), ("--refresh.labels", config.refresh.labels)):
-        for word in words:
-            if word in (PEOPLE, POLICY):
-                continue
-            kind, value = sorted_out(word, flag)
-            if kind in ("model", "implicit"):
-                check_there(flag, value)
     if config.labels.source != (PEOPLE,):
         rewards = rewards_of(_labels(config, config.model.path, config.labels.source[0]))
         if config.refresh.labels and not rewards.model:

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from assent.config.composed import target_of
 from assent.config.loops import LoopConfig
 from assent.distributed import World
 from assent.errors import RunFolderError, ShutdownRequested
+from assent.loops.inputs import check_inputs
 from assent.models.digests import file_digest, files_digest, model_digests
 from assent.models.loading import quiet_transformers
 from assent.outputs import leftovers, write_text
@@ -148,19 +149,27 @@ class Loop:
 
 @contextmanager
 def opened(command: str, config: LoopConfig) -> Iterator[Loop]:
-    """The loop of `assent COMMAND` in `config.out`, begun or continued. Every rank must enter it.
+    """The loop of `assent COMMAND` in `config.out`, begun or continued. Every rank must enter it. What is refused before
+    anything was made leaves no folder behind.
 
     Raises ConfigError for options that cannot be, RunFolderError where something else is in the folder, another process
-    is at work there, or it was begun with other options."""
+    is at work there, or it was begun with other options; ModelError, ConfigError and DataError where something is not
+    there that options name."""
     settings.validate(config)
     quiet_transformers()
     world, folder = distributed.init(config.train.threads), Path(config.out)
     with owned(folder):
-        distributed.on_main(lambda: _prepare(folder, command, config))
+        began = distributed.on_main(lambda: _prepare(folder, command, config))
         try:
-            yield Loop(command, folder, world)
+            loop = Loop(command, folder, world)
+            distributed.on_main(lambda: check_inputs(config, rows=not loop.done))
+            yield loop
         except (KeyboardInterrupt, ShutdownRequested):
             log.info(f"{command}: finished stages are kept in {folder}. Go on with the same options and --resume auto.")
+            raise
+        except Exception:
+            if began and world.is_main:  # without the others: one that failed alone waits for none
+                _undo(folder)
             raise
 
 
@@ -186,12 +195,13 @@ def digest_of(what: str | Path) -> str:
     return hashlib.sha256(json.dumps(model_digests(str(what)), sort_keys=True).encode()).hexdigest()
 
 
-def _prepare(folder: Path, command: str, config: LoopConfig) -> None:
-    """Sees to it that the folder is new, or that of this loop; writes loop.yaml and empty logs."""
+def _prepare(folder: Path, command: str, config: LoopConfig) -> bool:
+    """Sees to it that the folder is new, or that of this loop; writes loop.yaml and empty logs. Whether nothing was made
+    here yet."""
     names, file = lock.content(folder), folder / OPTIONS
     now = {"command": command, **settings.plain(config)}
-    if not names - {OPTIONS, STATE, TIMES} and not _read_state(folder / STATE):
-        pass  # nothing was made here yet
+    if began := _is_bare(folder):
+        pass
     elif OPTIONS not in names:
         raise RunFolderError(f"--out {folder}: the folder is not empty and holds no loop. Choose another --out.")
     elif config.resume is None:
@@ -206,6 +216,22 @@ def _prepare(folder: Path, command: str, config: LoopConfig) -> None:
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
     for log_file in (STATE, TIMES):
         (folder / log_file).touch()
+    return began
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether nothing is there of what loops make."""
+    return not lock.content(folder) - {OPTIONS, STATE, TIMES} and not _read_state(folder / STATE)
+
+
+def _undo(folder: Path) -> None:
+    """Takes back what `_prepare` has written, and empty folders, where nothing was made meanwhile."""
+    for place in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        with suppress(OSError):
+            place.rmdir()
+    if _is_bare(folder):
+        for name in (OPTIONS, STATE, TIMES):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _check_same(file: Path, now: Mapping[str, Any]) -> None:

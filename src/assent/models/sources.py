@@ -250,11 +250,11 @@ def ask_hub(source: Source) -> None:
         )
 
 
-def check_there(flag: str, path: str) -> None:
+def check_there(flag: str, path: str, revision: str | None = None) -> None:
     """Raises ModelError, which begins with `flag`, where the model of that path is not there and cannot be fetched:
     before any work is spent. Without the hub its weights must be in the cache too."""
     try:
-        source = resolve(path)
+        source = resolve(path, revision)
         ask_hub(source)
     except ModelError as error:
         raise ModelError(f"{flag} {error}") from None
