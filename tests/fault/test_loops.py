@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
-from assent.loops.loop import STATE, digest_of
+from assent import cli
+from assent.errors import ModelError
+from assent.loops.inputs import READ, check_inputs
+from assent.loops.loop import STATE, Loop, digest_of
 from tests.looping import WORDS, World, words_of
 
 from .commands import until
@@ -143,6 +146,67 @@ LOOPS: dict[str, Callable[[World], list[str]]] = {
     "constitution": constitution,
     "rlcd": rlcd,
 }
+
+
+NOT_THERE = {
+    "iterate": ("data.eval", "refresh.data", "scorer"),
+    "warp": ("data.eval", "scorer", "rewards.model", "rewards.implicit"),
+    "apo": ("data.eval", "pairs_eval", "scorer"),
+    "steerlm": ("data.eval", "steering.prompts"),
+    "constitution": ("data.eval", "comparisons", "demonstrations", "scorer"),
+    "rlcd": ("data.eval", "comparisons", "scorer", "contrasted"),
+}
+"""Loop -> what else it may be told to read."""
+
+
+def refused(words: list[str], option: str, value: str) -> list[str]:
+    """The command line with another value of an option."""
+    flag = f"--{option}"
+    if option == "data.eval" and "--data.eval_fraction" in words:
+        place = words.index("--data.eval_fraction")
+        words = [*words[:place], *words[place + 2 :]]
+    if flag not in words:
+        return [*words, flag, value]
+    place = words.index(flag)
+    return [*words[: place + 1], value, *words[place + 2 :]]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_what_is_not_there_is_said_before_any_work_and_leaves_no_folder(
+    name: str, loop_world: World, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Loop, "stage", lambda *_, **__: pytest.fail("work was spent"))
+    words, away = LOOPS[name](loop_world), tmp_path / "deep" / "loop"
+    given = [option for option in READ if f"--{option}" in words]
+    for option in (*given, *NOT_THERE[name]):
+        missing = str(tmp_path / "missing")
+        value = {"code": f"{missing}.py:f", "rows": f"{missing}.jsonl", "source": f"judge={missing}"}.get(
+            READ[option], missing
+        )
+        for kind in ({value, "no/such"} if READ[option] == "model" else {value}):
+            assert cli.main([*refused(words, option, kind), "--out", str(away)]) == 2, option
+            said = capsys.readouterr().err
+            assert f"--{option}" in said, (option, said)
+            assert not away.parent.exists(), option
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "option"),
+    [
+        ("iterate", "options", "reference.path"),
+        ("warp", "options", "kl.reference"),
+        ("warp", "options", "distill.teacher"),
+        ("constitution", "options", "rloo.kl.reference"),
+    ],
+)
+def test_so_is_what_the_options_of_runs_name(name: str, place: str, option: str, loop_world: World, tmp_path: Path):
+    words = LOOPS[name](loop_world)
+    given = words.index(f"--{place}") if f"--{place}" in words else None
+    more = [f"{option}:{tmp_path / 'missing'}"]
+    words = [*words, f"--{place}", *more] if given is None else [*words[: given + 1], *more, *words[given + 1 :]]
+    config = cli.parse(name, [*words[1:], "--out", str(tmp_path / "out")])[1]
+    with pytest.raises(ModelError, match=rf"--{place} {option}:.*missing: there is no such folder"):
+        check_inputs(config, rows=True)
 
 
 def lines(out: Path) -> int:

@@ -1,5 +1,6 @@
 """`assent constitution`: Constitutional AI as a whole (arXiv 2212.08073).
 
+prompts.jsonl               what is asked
 sl/answers.jsonl            an answer of the start to every prompt
 sl/revisions.jsonl          criticised and revised by principles (`assent critique`)
 sl/demonstrations.jsonl     the same with demonstrations of others, where such are given
@@ -23,7 +24,20 @@ from assent.config.judge import VerdictConfig, WriterConfig
 from assent.config.rlaif import ConstitutionConfig
 from assent.config.sections import keywords
 from assent.loops.loop import Loop, here, opened, seed_of
-from assent.loops.rlaif import REWARD, SFT, again, cached, check_runs, joined, learnt, local, of_file, pairs
+from assent.loops.rlaif import (
+    PROMPTS,
+    REWARD,
+    SFT,
+    again,
+    cached,
+    check_runs,
+    joined,
+    learnt,
+    local,
+    of_file,
+    pairs,
+    prompts,
+)
 from assent.loops.sampled import sample
 from assent.people.critique import critique
 from assent.people.judge import check_judge, judge
@@ -54,6 +68,7 @@ def constitution(config: ConstitutionConfig) -> Path:
 
 
 def _supervised(config: ConstitutionConfig, loop: Loop) -> Path:
+    prompts(loop, config)
     answers = _sampled(config, loop, "sl/answers.jsonl", config.model.path, 1)
     file = _revised(config, loop, "sl/revisions.jsonl", answers)
     if config.demonstrations is not None:
@@ -68,7 +83,7 @@ def _sampled(config: ConstitutionConfig, loop: Loop, name: str, model: str | Pat
         loop,
         name,
         model=config.model if str(model) == config.model.path else str(model),
-        prompts=config.data.train,
+        prompts=loop.folder / PROMPTS,
         answers=answers,
         sampling=config.sampling,
         engine=config.engine,

@@ -3,6 +3,7 @@ model to a policy."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,22 @@ from assent.config.composed import composed
 from assent.config.rlaif import RLAIFConfig
 from assent.config.sections import keywords
 from assent.config.training import START
-from assent.data.formats import load_examples
+from assent.data.formats import load_examples, to_row
+from assent.data.jsonl import json_line
 from assent.data.records import Example, Pair, Ranking
 from assent.distributed import on_main
 from assent.errors import ConfigError, DataError
 from assent.loops.evaluated import evaluate_round
-from assent.loops.loop import Loop, seed_of
+from assent.loops.loop import Loop, here, seed_of
 from assent.names import suggestion
+from assent.outputs import write_text
 from assent.people.asked import write_examples
 
+log = logging.getLogger(__name__)
+
 REWARD, SFT = "reward", "sft"
-CACHE = "cache"
-"""Folder in the loop's: what models wrote already."""
+PROMPTS, CACHE = "prompts.jsonl", "cache"
+"""In the loop's folder: what is asked, and what models wrote already."""
 PLAIN = {"format": "auto", "columns": {}, "split": "train"}
 """How files are read that the loop itself has written."""
 
@@ -84,6 +89,23 @@ def _composed(config: RLAIFConfig, command: str, shared: Mapping[str, Any]) -> A
 
 
 # ---- stages
+
+
+def prompts(loop: Loop, config: RLAIFConfig) -> Path:
+    """The rows of `data.train`, read as its options say, in assent's own shape. Numbers: `rows`. Raises DataError."""
+    data = config.data
+
+    def write(path: Path) -> Mapping[str, float]:
+        loaded = load_examples(
+            data.train, format=data.format, columns=data.columns, split=data.split, limit=data.limit
+        )
+        for problem in loaded.problems[:10]:
+            log.warning(f"left out: {problem}")
+        write_text(path, "".join(json_line(to_row(example)) for example in loaded.examples))
+        return {"rows": len(loaded.examples)}
+
+    reads = here(data.train)
+    return loop.stage(PROMPTS, lambda path: on_main(lambda: write(path)), reads=reads, about="prompts of all rounds")
 
 
 def pairs(loop: Loop, name: str, feedback: Path, comparisons: str | None) -> Path:
@@ -153,6 +175,8 @@ def _evaluated(config: RLAIFConfig, loop: Loop, number: int, made: Path, reward:
         reference=config.model.path,
         rewards=(f"{REWARD}={reward}",),
         scorer=config.scorer,
+        format=config.data.format,
+        columns=config.data.columns,
         measures=config.measures,
         answers=config.eval_answers,
         seed=seed_of(config.train.seed, "evaluation"),

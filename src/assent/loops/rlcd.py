@@ -1,5 +1,6 @@
 """`assent rlcd`: reinforcement learning from contrastive distillation (RLCD, arXiv 2307.12950).
 
+prompts.jsonl               what is asked
 round-1/contrasts.jsonl     pairs that contrasting prompts have made (`assent contrast`)
 round-1/pairs.jsonl         the same, with comparisons by people, where such are given
 round-1/reward/             a reward model of them (`assent reward`)
@@ -16,7 +17,7 @@ from pathlib import Path
 from assent.config import ContrastConfig
 from assent.config.rlaif import RLCDConfig
 from assent.loops.loop import Loop, here, opened, seed_of
-from assent.loops.rlaif import again, cached, check_runs, learnt, pairs
+from assent.loops.rlaif import again, cached, check_runs, learnt, pairs, prompts
 from assent.people.contrast import BUILT_IN, contrast, read_templates
 
 
@@ -27,23 +28,24 @@ def rlcd(config: RLCDConfig) -> Path:
     check_runs(config)
     with opened("rlcd", config) as loop:
         policy: str | Path = config.model.path
+        asked = prompts(loop, config)
         for number in range(1, config.rounds + 1):
             place = f"round-{number}"
             loop.say(f"[round {number} of {config.rounds}]")
-            made = _contrasted(config, loop, f"{place}/contrasts.jsonl", policy)
+            made = _contrasted(config, loop, f"{place}/contrasts.jsonl", policy, asked)
             file = pairs(loop, f"{place}/pairs.jsonl", made, config.comparisons)
             policy = learnt(config, loop, number, file, policy, votes=False)
     return Path(policy)
 
 
-def _contrasted(config: RLCDConfig, loop: Loop, name: str, policy: str | Path) -> Path:
+def _contrasted(config: RLCDConfig, loop: Loop, name: str, policy: str | Path, asked: Path) -> Path:
     model = config.contrasted or str(policy)
 
     def make(path: Path) -> Mapping[str, float]:
         done = contrast(
             ContrastConfig(
                 model=model,
-                prompts=config.data.train,
+                prompts=str(asked),
                 out=str(path),
                 templates=config.templates,
                 seed=seed_of(config.train.seed, name),
@@ -58,4 +60,4 @@ def _contrasted(config: RLCDConfig, loop: Loop, name: str, policy: str | Path) -
         return {"prompts": done.prompts, "pairs": done.rows}
 
     named = here(None if config.templates in BUILT_IN else config.templates, model)
-    return loop.stage(name, make, reads=[config.data.train, *named], about="pairs by contrasting prompts")
+    return loop.stage(name, make, reads=[asked, *named], about="pairs by contrasting prompts")
