@@ -64,7 +64,7 @@ TOGETHER = 8192
 REWARD = f"{Path(__file__).with_name('reward.py')}:remainder"
 PER_TOKEN = {
     "dpo": (8, 8), "kto": (8, 8), "reward": (6, 0), "ppo": (22, 12), "grpo": (10, 10), "rloo": (12, 12),
-    "gkd": (10, 10),
+    "gkd": (10, 10), "online-dpo": (10, 10),
 }  # fmt: skip
 """Operations for each counted token and weight of the layers, and of the head; all other training has (6, 6)."""
 READ_ONCE = {"ppo": (4, 2), "rloo": (2, 2)}
@@ -112,7 +112,10 @@ def configuration(what: str, name: str, precision: str, folder: Path, out: str, 
             common["rewards"] = RewardsConfig((str(folder / f"{name}-reward"),))
         else:
             common["rewards"] = RewardsConfig(functions=(REWARD,))
-            common["kl"] = {"coef": BETA[what]}
+            if what == "online-dpo":  # of two answers that are worth the same the peer takes the first for the better
+                common["loss"] = {"beta": BETA[what], "ties": "first"}
+            else:
+                common["kl"] = {"coef": BETA[what]}
         sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, max_batch=ANSWERS)
         rollout = {"responses": group, "epochs": 1, "minibatches": 1}
         return online_config(what, **common, rollout=rollout, sampling=sampling, engine=EngineConfig(compile=compiled))
@@ -151,8 +154,8 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     sft, simpo, orpo, cpo and dpo-cached 6 (B + H); dpo 8 (B + H), with the reference's forward; kto 8 (B + H), and
     what `mismatched_work` says; reward 6 B (in truth less in the last layer, of tokens that are not read); rloo 12
     (B + H) (sampling, old and reference log-probs 2 each, training 6); grpo 10 (B + H), its one step on a rollout
-    being the first to need old log-probs, and gkd likewise, with a teacher of the policy's size for the reference;
-    ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In truth old log-probs and
+    being the first to need old log-probs; online-dpo likewise, and gkd, with a teacher of the policy's size for the
+    reference; ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In truth old log-probs and
     values are by-products of the training.
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,

@@ -10,18 +10,20 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from benchmarks.plan import ANSWERS, BETA, GROUP, NEW_TOKENS, SEED
+from benchmarks.plan import ANSWERS, BETA, CONTEXT, GROUP, NEW_TOKENS, SEED
 from benchmarks.reward import remainder
 from benchmarks.turns import Turns
 
 LEARNING_RATE = 1e-4
 ROLLOUTS = 1000  # more than any run takes
+IN_ORDER = {"max_completion_length": NEW_TOKENS, "shuffle_dataset": False}
 
 
 class Clock(TrainerCallback):
@@ -39,6 +41,20 @@ class Clock(TrainerCallback):
         self.turns.step(tokens=self.tokens)
 
 
+def grouped(what: str) -> dict[str, Any]:
+    """Options of what compares several answers to a prompt."""
+    return {**IN_ORDER, "num_generations": GROUP[what], "beta": BETA[what]}
+
+
+def online_dpo() -> tuple[Any, Any, dict[str, Any]]:
+    """Its batch is prompts, with two answers to each; the reference is a copy that it makes."""
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    prompts, beta = ANSWERS // GROUP["online-dpo"], BETA["online-dpo"]
+    more = {"per_device_train_batch_size": prompts, "max_new_tokens": NEW_TOKENS, "beta": beta}
+    return OnlineDPOConfig, OnlineDPOTrainer, {**more, "max_length": CONTEXT}
+
+
 def main() -> None:
     what, name, precision, warmup, folder = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5])
     versions = {package: importlib.metadata.version(package) for package in ("trl", "transformers", "torch")}
@@ -50,19 +66,16 @@ def main() -> None:
         if what == "gkd"
         else {"reward_funcs": clock.reward}
     )
-    config, kind = {
-        "grpo": (trl.GRPOConfig, trl.GRPOTrainer),
-        "rloo": (trl.RLOOConfig, trl.RLOOTrainer),
-        "gkd": (trl.DistillationConfig, trl.DistillationTrainer),
-    }[what]
-    group = {} if what == "gkd" else {"num_generations": GROUP[what], "beta": BETA[what]}
+    config, kind, more = {
+        "grpo": lambda: (trl.GRPOConfig, trl.GRPOTrainer, grouped(what)),
+        "rloo": lambda: (trl.RLOOConfig, trl.RLOOTrainer, grouped(what)),
+        "gkd": lambda: (trl.DistillationConfig, trl.DistillationTrainer, IN_ORDER),
+        "online-dpo": online_dpo,
+    }[what]()
     with tempfile.TemporaryDirectory() as out:
         args = config(
             output_dir=out,
-            per_device_train_batch_size=ANSWERS,
-            max_completion_length=NEW_TOKENS,
             max_steps=ROLLOUTS,
-            shuffle_dataset=False,
             temperature=1.0,
             generation_kwargs={"min_new_tokens": NEW_TOKENS},  # all answers have full length
             learning_rate=LEARNING_RATE,
@@ -74,7 +87,7 @@ def main() -> None:
             logging_steps=1000,
             disable_tqdm=True,
             seed=SEED,
-            **group,
+            **{"per_device_train_batch_size": ANSWERS} | more,
         )
         trainer = kind(
             model=model,

@@ -14,11 +14,11 @@ BATCH = 4
 MAX_LENGTH = 512
 """Longest prompt plus response of those, in tokens."""
 ANSWERS = 32
-"""Answers in one rollout of PPO, GRPO and RLOO."""
-GROUP = {"grpo": 4, "rloo": 4}
-"""Answers to each prompt; 1 in PPO."""
-BETA = {"grpo": 0.04, "rloo": 0.05}
-"""Weight of the KL to the reference: in GRPO's loss (k3), in RLOO's reward (k1)."""
+"""Answers in one rollout of what learns from its own answers."""
+GROUP = {"grpo": 4, "rloo": 4, "online-dpo": 2}
+"""Answers to each prompt; 1 in PPO and GKD."""
+BETA = {"grpo": 0.04, "rloo": 0.05, "online-dpo": 0.1}
+"""Weight of the KL to the reference: in GRPO's loss (k3), in RLOO's reward (k1); in Online DPO the beta of its loss."""
 PROMPT_LIMIT = 200
 """The prompts of rollouts are shorter than this, in tokens."""
 NEW_TOKENS = 128
@@ -126,6 +126,7 @@ WHATS: dict[str, Kind] = {
     **ONLINE,
     **{f"{what}-compiled": compiled(kind, what) for what, kind in ONLINE.items()},
     "gkd": Kind("GKD", NONE, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
+    "online-dpo": Kind("Online DPO", NONE, ROLLOUTS, peer="peer_trl_online", or_mfu=False),
     "generate-32": sampling(32, bars((2.5, 2.5), (2.5, 2.5))),
     "generate-128": sampling(128, LARGE),
     "generate-256": sampling(256, LARGE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ WORDS = ("red", "green", "blue", "What", "Paris", "Name", "water", "three", "cap
 
 @dataclass(frozen=True)
 class World:
-    """What loops are made of: a policy that has learnt to write a few words and end, a reward model, prompts, and a
+    """What loops are made of: a random model, a policy that has learnt to write a few words and end, a reward model, prompts, and a
     reward function."""
 
+    tiny: Path
     policy: Path
     scorer: Path
     prompts: Path
@@ -35,7 +37,7 @@ class World:
             "sampling.max_batch": 4,
             "optim.lr": 1e-3,
             "train.batch_size": 4,
-            "train.max_steps": 3,
+            "train.max_steps": 2,
             "train.save_every": 1,
             "train.threads": 1,
             "rounds": 2,
@@ -69,4 +71,6 @@ def make_world(folder: Path, model: Path, scorer: Path) -> World:
             train=TrainConfig(batch_size=16, epochs=3),
         )
     )
-    return World(folder / "policy", scorer, folder / "prompts.jsonl", f"{folder / 'mine.py'}:length")
+    gc.collect()
+    gc.freeze()  # loops collect garbage between their stages: not what was imported, again and again
+    return World(model, folder / "policy", scorer, folder / "prompts.jsonl", f"{folder / 'mine.py'}:length")

@@ -24,7 +24,7 @@ from tests.looping import WORDS, World, words_of
 
 from .commands import until
 
-KILLS = {"iterate": 3}
+KILLS = {"iterate": 2}
 """How often each is killed; 1 where nothing else stands here."""
 
 
@@ -36,6 +36,7 @@ def iterate(world: World) -> list[str]:
             "data.eval_fraction": 0.3,
             "labels.source": world.scorer,
             "labels.precision": "fp32",
+            "rounds": 1,
             "answers": 3,
             "choose.fewer": "use",
             "choose.unfinished": "keep",
@@ -46,11 +47,10 @@ def iterate(world: World) -> list[str]:
 
 
 def steerlm(world: World) -> list[str]:
-    demonstrations, ratings = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "ratings"))
-    rated = [
-        {**json.loads(line), "kind": number % 5, "long": number % 3}
-        for number, line in enumerate(demonstrations.read_text().splitlines()[:40])
-    ]
+    demonstrations, ratings = (world.prompts.with_name(f"{name}.jsonl") for name in ("few", "ratings"))
+    few = [json.loads(line) for line in world.prompts.with_name("sft.jsonl").read_text().splitlines()[:24]]
+    write(demonstrations, few)
+    rated = [{**row, "kind": number % 5, "long": number % 3} for number, row in enumerate(few)]
     write(ratings, [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}],
@@ -74,7 +74,8 @@ def steerlm(world: World) -> list[str]:
 
 
 def apo(world: World) -> list[str]:
-    golden, pairs = (world.prompts.with_name(f"{name}.jsonl") for name in ("sft", "pairs"))
+    golden, pairs = (world.prompts.with_name(f"{name}.jsonl") for name in ("golden", "pairs"))
+    write(golden, [json.loads(line) for line in world.prompts.with_name("sft.jsonl").read_text().splitlines()[:40]])
     write(pairs, [
         {"prompt": f"Name {number} things.", "chosen": f"{WORDS[number % 9]} water", "rejected": WORDS[number % 7]}
         for number in range(24)
@@ -89,7 +90,8 @@ def apo(world: World) -> list[str]:
             "pairs": pairs,
             "prompts": world.prompts,
             "rounds": 1,
-            "answers": 3,
+            "answers": 2,
+            "stop": "false",
         },
     )
 
@@ -218,19 +220,20 @@ def lines(out: Path) -> int:
 def test_a_loop_that_is_killed_goes_on_to_the_same_bytes(name: str, loop_world: World, children, tmp_path: Path):
     out = tmp_path / "loop"
     words = [*LOOPS[name](loop_world), "--out", str(out), "--resume", "auto"]
-    assert children.wait(children.start(words), 300) == 0, children.log.read_text()
+    assert children.wait(children.start(words), 1200) == 0, children.log.read_text()
     seconds = [json.loads(line)["seconds"] for line in (out / "times.jsonl").read_text().splitlines()]
     whole = out.rename(tmp_path / "whole")
 
     rng, killed = random.Random(name), []
-    for stage in sorted(rng.sample(range(len(seconds)), KILLS.get(name, 1))):
+    for stage in sorted(rng.sample(range(len(seconds) - 1), KILLS.get(name, 1))):  # in the last one it could be late
         pid = children.start(words)
-        until(lambda: lines(out) >= stage, 120)  # noqa: B023
-        time.sleep(rng.uniform(0, 1.2 * seconds[stage]))
+        until(lambda: lines(out) >= stage, 600)  # noqa: B023
+        end = time.monotonic() + rng.uniform(0, 1.2 * seconds[stage])
+        until(lambda: lines(out) > stage or time.monotonic() > end, 600)  # noqa: B023
         os.kill(pid, signal.SIGKILL)
         killed.append(children.wait(pid))
-    assert -signal.SIGKILL in killed
-    assert children.wait(children.start(words), 300) == 0, children.log.read_text()
+    assert {*killed} == {-signal.SIGKILL}
+    assert children.wait(children.start(words), 1200) == 0, children.log.read_text()
 
     assert (out / STATE).read_text() == (whole / STATE).read_text()
     for line in (out / STATE).read_text().splitlines():

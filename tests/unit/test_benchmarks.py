@@ -149,6 +149,7 @@ def stand_in(rank: int = 0) -> Any:
         ("ppo", 4, (22 * 12 + 12 * 10) * 11, 18 * 12 * 8 + 10 * 10 * 4),
         ("grpo", 4, 10 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
         ("gkd", 4, 10 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
+        ("online-dpo", 4, 10 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
         ("rloo", 4, 12 * 22 * 11, 10 * 12 * 8 + 10 * 10 * 4),
     ],
 )
@@ -243,6 +244,9 @@ def test_our_rollouts_are_the_peers(prepared: Path, tmp_path: Path) -> None:
         assert (config.rollout.epochs, config.rollout.minibatches) == (1, 1)
         assert (config.kl.place, config.kl.estimator, config.kl.coef) == kl and plan.BETA[what] == kl[2]
         assert config.rewards.functions == (f"{ROOT / 'benchmarks' / 'reward.py'}:remainder",)
+    pairs: Any = configuration("online-dpo", "tiny", "fp32", prepared, str(tmp_path / "online-dpo"))
+    assert pairs.rollout.responses == plan.GROUP["online-dpo"] == 2 and pairs.train.batch_size == plan.ANSWERS // 2
+    assert (pairs.loss.beta, pairs.loss.ties, pairs.kl.coef) == (plan.BETA["online-dpo"], "first", 0.0)
     ppo: Any = configuration("ppo", "tiny", "fp32", prepared, str(tmp_path / "ppo"))
     assert ppo.train.batch_size == plan.ANSWERS and ppo.rewards.model and ppo.rollout.responses == 1
 
@@ -302,10 +306,10 @@ def _keys(step: Window) -> set[int]:
 
 def test_every_row_has_a_target() -> None:
     rows = plan.rows(list(plan.WHATS), plan.MODELS, plan.PRECISIONS)
-    assert len(rows) == len(set(rows)) == 90
+    assert len(rows) == len(set(rows)) == 94
     without = {row.what for row in rows if row.target is None}
     sampled = {"generate-128", "generate-256", "compiled-128", "compiled-256"}
-    assert without == sampled | {"share-1", "share-4", "share-16", "score-sorted", "gkd"}
+    assert without == sampled | {"share-1", "share-4", "share-16", "score-sorted", "gkd", "online-dpo"}
     assert all(row.target >= 1.0 for row in rows if row.target is not None)
     assert plan.Row("dpo", "small", "bf16").target == 3.0 and plan.Row("dpo", "small", "fp32").target == 2.5
     assert plan.Row("ppo", "tiny", "bf16").target == 5.0 and plan.Row("rloo", "small", "fp32").target == 4.0

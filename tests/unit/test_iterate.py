@@ -224,9 +224,46 @@ def test_people_label_and_the_loop_goes_on(loop_world: World, tmp_path: Path, ca
         assert row.responses[pair.chosen] == sampled[0] and row.responses[pair.rejected].text == sampled[-1].text
 
 
+COMPARE = """mode: pairwise
+user: |
+  <q>
+  {{ prompt }}
+  </q>
+  <a {{ fence }}>
+  {{ answer_a }}
+  </a {{ fence }}>
+  <b {{ fence }}>
+  {{ answer_b }}
+  </b {{ fence }}>
+  A or B?
+form: "{verdict}"
+"""
+
+
+def test_a_judge_in_a_folder_labels_and_evaluates(loop_world: World, tmp_path: Path, capsys):
+    """What it says in the loop is what `assent score` is told by it."""
+    (tmp_path / "compare.yaml").write_text(COMPARE)
+    judge = {"labels.source": f"judge={loop_world.policy}", "labels.judge.prompt": tmp_path / "compare.yaml"}
+    judge |= {"labels.judge.max_tokens": 12, "labels.judge.cache": tmp_path / "cache", "labels.precision": "fp32"}
+    more = {"data.eval_fraction": 0.2, "per_round": 4, "model.path": loop_world.tiny}
+    words = small(loop_world, tmp_path / "loop", **judge, **more)
+    assert cli.main(words) == 0
+    found = numbers(tmp_path / "loop")
+    assert found["round-1/labelled.jsonl"]["unscored"] < found["round-1/labelled.jsonl"]["answers"]
+    assert found["round-1/eval"]["win_rate"] is not None and found["round-1/chosen.jsonl"]["pairs"] > 0
+    labelled = load_examples(tmp_path / "loop" / "round-1" / "labelled.jsonl").examples
+    in_loop = [rating.scores["reward"] for row in labelled for rating in row.feedback]
+    assert all(0 <= value <= 1 for value in in_loop) and len(set(in_loop)) > 1
+    answers, out = tmp_path / "loop" / "round-1" / "answers.jsonl", tmp_path / "scored.jsonl"
+    alone = ["score", str(answers), "--source", judge["labels.source"], "--judge.prompt", str(tmp_path / "compare.yaml")]
+    assert cli.main([*alone, "--judge.max_tokens", "12", "--precision", "fp32", "--out", str(out)]) == 0
+    scored = load_examples(out).examples
+    assert [rating.scores["reward"] for row in scored for rating in row.feedback] == in_loop
+
+
 def test_a_reward_that_prefers_nothing_ends_the_loop_with_all_kept(loop_world: World, tmp_path: Path):
     (tmp_path / "same.py").write_text("def same(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
-    words = small(loop_world, tmp_path / "loop", **{"labels.source": f"{tmp_path / 'same.py'}:same"})
+    words = small(loop_world, tmp_path / "loop", **{"labels.source": f"{tmp_path / 'same.py'}:same", "per_round": 3})
     with pytest.raises(DataError, match="no prompt gives a pair.*all rewards are equal.*prefers none of the answers"):
         iterate(config_of(words))
     assert list(numbers(tmp_path / "loop"))[-1] == "round-1/labelled.jsonl"

@@ -179,6 +179,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "a method without rewards": ("--policy dpo", "--policy dpo does not learn from rewards of sampled answers."),
     "no method": ("--policy grop", "Perhaps you meant 'grpo'."),
     "a method without KL": ("--policy dapo", "kl.coef is 0, and without a KL nothing holds the runs together"),
+    "no reference": ("--policy online-simpo", "the loss of online-simpo (simpo) has no reference"),
+    "a loss without reference": ("--policy online-simpo --options kl.anchor:fixed", "nothing holds the runs together"),
     "no KL": ("--options kl.coef:0", "Give --options kl.coef:0.1."),
     "one run": ("--runs 1", "--runs must be at least 2. Got 1."),
     "no way": ("--eta 0", "--eta must be above 0 and at most 1. Got 0.0."),

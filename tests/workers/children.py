@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import runpy
@@ -30,7 +31,7 @@ from assent.algorithms.online import train  # noqa: F401
 from assent.algorithms.preference import train as preference  # noqa: F401
 from assent.algorithms.reward import pairs  # noqa: F401
 from assent.evaluate import compare  # noqa: F401
-from assent.loops import iterate  # noqa: F401
+from assent.loops import apo, constitution, iterate, rlcd, steerlm, warp  # noqa: F401
 
 LOOK = 0.005
 
@@ -78,6 +79,8 @@ def ended(pid: int, seconds: float | None) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # as in the tests' own process
+    gc.collect()
+    gc.freeze()  # children that collect garbage do not look at what was imported, again and again
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
