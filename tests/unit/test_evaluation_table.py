@@ -151,6 +151,14 @@ def test_the_sign_of_a_win_turns_with_the_sides():
     assert reversed_duels(duels).ours is theirs
 
 
+def test_the_same_answer_ties_whatever_rounding_makes_of_its_scores():
+    ours, theirs = made("a", ["aa", "cut", "?", "b"]), made("b", ["aa", "cut", "?", "c"])
+    theirs.scores["gold"][:] += [-1e-7, 1e-7, 0, 1e-7]
+    assert duels_by_score("gold", ours, theirs).outcome.tolist() == pytest.approx([0.5, 0.5, math.nan, 0], nan_ok=True)
+    cut = replace(theirs, finished=np.zeros(4, bool))  # another answer: it did not come to its end
+    assert duels_by_score("gold", ours, cut).outcome.tolist() == pytest.approx([1, 0.5, math.nan, 0], nan_ok=True)
+
+
 def test_several_answers_of_one_prompt_are_one_cluster():
     texts = ["a" * (i + 1) for i in range(8)]
     four = made("four", [text for text in texts for _ in range(4)], [i for i in range(8) for _ in range(4)])

@@ -23,16 +23,23 @@ def same_prompt(ours: Answers, theirs: Answers) -> np.ndarray:
 
 
 def duels_by_score(source: str, ours: Answers, theirs: Answers) -> Duels:
-    """The higher score wins, equal ones tie; a comparison with an unscored side is a failure."""
+    """The higher score wins, equal ones tie; a comparison with an unscored side is a failure. Two answers
+    that are the same tie as well: a model that reads them in different batches may round their scores apart."""
     pairs = same_prompt(ours, theirs)
     sides = [
         (answers.scores[source][pairs[:, side]], _reasons(answers, source, pairs[:, side]))
         for side, answers in enumerate((ours, theirs))
     ]
     (mine, my_reasons), (its, its_reasons) = sides
-    outcome = np.where(np.isnan(mine - its), np.nan, (np.sign(mine - its) + 1) / 2)
+    same = np.array([_told(ours, i) == _told(theirs, j) for i, j in pairs.tolist()], bool)
+    outcome = np.where(np.isnan(mine - its), np.nan, (np.sign(np.where(same, 0.0, mine - its)) + 1) / 2)
     reasons = tuple((a or b) if math.isnan(o) else "" for a, b, o in zip(my_reasons, its_reasons, outcome, strict=True))
     return Duels(source, ours, theirs, pairs, outcome, reasons)
+
+
+def _told(answers: Answers, index: int) -> tuple[str, bool]:
+    """An answer, and whether it came to its end, which a score may depend on."""
+    return answers.texts[index], answers.finished is None or bool(answers.finished[index])
 
 
 def _reasons(answers: Answers, source: str, indices: np.ndarray) -> Sequence[str]:
