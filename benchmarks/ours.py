@@ -155,8 +155,8 @@ def train_work(what: str, algorithm: Algorithm, window: Window) -> Work:
     what `mismatched_work` says; reward 6 B (in truth less in the last layer, of tokens that are not read); rloo 12
     (B + H) (sampling, old and reference log-probs 2 each, training 6); grpo 10 (B + H), its one step on a rollout
     being the first to need old log-probs; online-dpo likewise, and gkd, with a teacher of the policy's size for the
-    reference; ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In truth old log-probs and
-    values are by-products of the training.
+    reference; ppo as rloo + 10 B (reward model and old values 2 each, training the critic 6). In truth old log-probs
+    and values are by-products of the training.
 
     lora-dpo 6 (B + H) + 6 A, with A weights of the adapters: frozen weights have no gradient of their own (forward 2,
     backward 2, the reference's forward 2), adapters have one (6) and are off in the reference.

@@ -17,8 +17,8 @@ WORDS = ("red", "green", "blue", "What", "Paris", "Name", "water", "three", "cap
 
 @dataclass(frozen=True)
 class World:
-    """What loops are made of: a random model, a policy that has learnt to write a few words and end, a reward model, prompts, and a
-    reward function."""
+    """What loops are made of: a random model, a policy that has learnt to write a few words and end, a reward model,
+    prompts, and a reward function."""
 
     tiny: Path
     policy: Path

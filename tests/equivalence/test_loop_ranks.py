@@ -1,5 +1,5 @@
-"""Loops on two ranks that are killed and continued give what they give on one: the same stages, answers and choices, the
-same numbers and weights but for rounding."""
+"""Loops on two ranks that are killed and continued give what they give on one: the same stages, answers and choices,
+the same numbers and weights but for rounding."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_two_ranks_give_what_one_gives(name: str, loop_world: World, children, t
     for path in models:
         weights, others = load_file(one / path), load_file(two / path)
         for key, value in weights.items():
-            torch.testing.assert_close(others[key], value, rtol=0, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                others[key], value, rtol=0, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 def rows(out: Path) -> dict[str, dict[str, Any]]:

@@ -185,7 +185,7 @@ def test_what_is_not_there_is_said_before_any_work_and_leaves_no_folder(
         value = {"code": f"{missing}.py:f", "rows": f"{missing}.jsonl", "source": f"judge={missing}"}.get(
             READ[option], missing
         )
-        for kind in ({value, "no/such"} if READ[option] == "model" else {value}):
+        for kind in {value, "no/such"} if READ[option] == "model" else {value}:
             assert cli.main([*refused(words, option, kind), "--out", str(away)]) == 2, option
             said = capsys.readouterr().err
             assert f"--{option}" in said, (option, said)

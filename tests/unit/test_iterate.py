@@ -255,8 +255,8 @@ def test_a_judge_in_a_folder_labels_and_evaluates(loop_world: World, tmp_path: P
     in_loop = [rating.scores["reward"] for row in labelled for rating in row.feedback]
     assert all(0 <= value <= 1 for value in in_loop) and len(set(in_loop)) > 1
     answers, out = tmp_path / "loop" / "round-1" / "answers.jsonl", tmp_path / "scored.jsonl"
-    alone = ["score", str(answers), "--source", judge["labels.source"], "--judge.prompt", str(tmp_path / "compare.yaml")]
-    assert cli.main([*alone, "--judge.max_tokens", "12", "--precision", "fp32", "--out", str(out)]) == 0
+    alone = {"judge.prompt": tmp_path / "compare.yaml", "judge.max_tokens": 12, "precision": "fp32", "out": out}
+    assert cli.main(["score", judge["labels.source"], str(answers), *words_of("score", alone)[1:]]) == 0
     scored = load_examples(out).examples
     assert [rating.scores["reward"] for row in scored for rating in row.feedback] == in_loop
 

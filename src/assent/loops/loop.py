@@ -149,8 +149,8 @@ class Loop:
 
 @contextmanager
 def opened(command: str, config: LoopConfig) -> Iterator[Loop]:
-    """The loop of `assent COMMAND` in `config.out`, begun or continued. Every rank must enter it. What is refused before
-    anything was made leaves no folder behind.
+    """The loop of `assent COMMAND` in `config.out`, begun or continued. Every rank must enter it. What is refused
+    before anything was made leaves no folder behind.
 
     Raises ConfigError for options that cannot be, RunFolderError where something else is in the folder, another process
     is at work there, or it was begun with other options; ModelError, ConfigError and DataError where something is not
@@ -196,8 +196,8 @@ def digest_of(what: str | Path) -> str:
 
 
 def _prepare(folder: Path, command: str, config: LoopConfig) -> bool:
-    """Sees to it that the folder is new, or that of this loop; writes loop.yaml and empty logs. Whether nothing was made
-    here yet."""
+    """Sees to it that the folder is new, or that of this loop; writes loop.yaml and empty logs. Whether nothing was
+    made here yet."""
     names, file = lock.content(folder), folder / OPTIONS
     now = {"command": command, **settings.plain(config)}
     if began := _is_bare(folder):

@@ -96,9 +96,7 @@ def prompts(loop: Loop, config: RLAIFConfig) -> Path:
     data = config.data
 
     def write(path: Path) -> Mapping[str, float]:
-        loaded = load_examples(
-            data.train, format=data.format, columns=data.columns, split=data.split, limit=data.limit
-        )
+        loaded = load_examples(data.train, format=data.format, columns=data.columns, split=data.split, limit=data.limit)
         for problem in loaded.problems[:10]:
             log.warning(f"left out: {problem}")
         write_text(path, "".join(json_line(to_row(example)) for example in loaded.examples))
