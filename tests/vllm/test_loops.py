@@ -1,5 +1,5 @@
-"""A loop whose answers vLLM samples: a round of `assent iterate` from the policy's own weights, which is killed while it
-samples and goes on."""
+"""A loop whose answers vLLM samples: a round of `assent iterate` from the policy's own weights, which is killed while
+it samples and goes on."""
 
 from __future__ import annotations
 
