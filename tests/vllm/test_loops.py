@@ -39,7 +39,7 @@ def test_a_round_is_sampled_by_vllm(tmp_path: Path, monkeypatch) -> None:
             out=str(tmp_path / name),
             rounds=1,
             answers=3,
-            sampling={"max_new_tokens": 6, "max_batch": 6},
+            sampling={"max_new_tokens": 6, "max_batch": 1},
             engine={"name": "vllm", "memory": 0.08},
             choose={"fewer": "use", "unfinished": "keep"},
             train={"batch_size": 4, "max_steps": 1, "threads": 1},
