@@ -240,8 +240,10 @@ form: "{verdict}"
 """
 
 
-def test_a_judge_in_a_folder_labels_and_evaluates(loop_world: World, tmp_path: Path, capsys):
-    """What it says in the loop is what `assent score` is told by it."""
+def test_a_judge_in_a_folder_labels_and_evaluates(loop_world: World, tmp_path: Path, monkeypatch):
+    """What it says in the loop is what `assent score` is told by it. Whatever it writes is read as a verdict."""
+    verdict = lambda answer: replace(answer, text="AB"[len(answer.text) % 2], ended=STOPPED)  # noqa: E731
+    monkeypatch.setattr(asking, "_read", lambda answer, read: read(verdict(answer)))
     (tmp_path / "compare.yaml").write_text(COMPARE)
     judge = {"labels.source": f"judge={loop_world.policy}", "labels.judge.prompt": tmp_path / "compare.yaml"}
     judge |= {"labels.judge.max_tokens": 12, "labels.judge.cache": tmp_path / "cache", "labels.precision": "fp32"}
