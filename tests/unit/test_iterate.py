@@ -224,29 +224,13 @@ def test_people_label_and_the_loop_goes_on(loop_world: World, tmp_path: Path, ca
         assert row.responses[pair.chosen] == sampled[0] and row.responses[pair.rejected].text == sampled[-1].text
 
 
-COMPARE = """mode: pairwise
-user: |
-  <q>
-  {{ prompt }}
-  </q>
-  <a {{ fence }}>
-  {{ answer_a }}
-  </a {{ fence }}>
-  <b {{ fence }}>
-  {{ answer_b }}
-  </b {{ fence }}>
-  A or B?
-form: "{verdict}"
-"""
-
-
 def test_a_judge_in_a_folder_labels_and_evaluates(loop_world: World, tmp_path: Path, monkeypatch):
     """What it says in the loop is what `assent score` is told by it. Whatever it writes is read as a verdict."""
-    verdict = lambda answer: replace(answer, text="AB"[len(answer.text) % 2], ended=STOPPED)  # noqa: E731
-    monkeypatch.setattr(asking, "_read", lambda answer, read: read(verdict(answer)))
-    (tmp_path / "compare.yaml").write_text(COMPARE)
-    judge = {"labels.source": f"judge={loop_world.policy}", "labels.judge.prompt": tmp_path / "compare.yaml"}
-    judge |= {"labels.judge.max_tokens": 12, "labels.judge.cache": tmp_path / "cache", "labels.precision": "fp32"}
+    mark = lambda answer: replace(answer, text=f"[[{len(answer.text) % 10 + 1}]]", ended=STOPPED)  # noqa: E731
+    monkeypatch.setattr(asking, "_read", lambda answer, read: read(mark(answer)))
+    (tmp_path / "rate.yaml").write_text(RATE)
+    judge = {"labels.source": f"judge={loop_world.policy}", "labels.judge.prompt": tmp_path / "rate.yaml"}
+    judge |= {"labels.judge.max_tokens": 8, "labels.judge.temperature": 1, "labels.precision": "fp32"}
     more = {"data.eval_fraction": 0.2, "per_round": 4, "model.path": loop_world.tiny}
     words = small(loop_world, tmp_path / "loop", **judge, **more)
     assert cli.main(words) == 0
@@ -255,12 +239,13 @@ def test_a_judge_in_a_folder_labels_and_evaluates(loop_world: World, tmp_path: P
     assert found["round-1/eval"]["win_rate"] is not None and found["round-1/chosen.jsonl"]["pairs"] > 0
     labelled = load_examples(tmp_path / "loop" / "round-1" / "labelled.jsonl").examples
     in_loop = [rating.scores["reward"] for row in labelled for rating in row.feedback]
-    assert all(0 <= value <= 1 for value in in_loop) and len(set(in_loop)) > 1
+    assert all(1 <= value <= 10 for value in in_loop) and len(set(in_loop)) > 1
     answers, out = tmp_path / "loop" / "round-1" / "answers.jsonl", tmp_path / "scored.jsonl"
-    alone = {"judge.prompt": tmp_path / "compare.yaml", "judge.max_tokens": 12, "precision": "fp32", "out": out}
+    alone = {"judge.prompt": tmp_path / "rate.yaml", "judge.max_tokens": 8, "judge.temperature": 1}
+    alone |= {"precision": "fp32", "out": out}
     assert cli.main(["score", judge["labels.source"], str(answers), *words_of("score", alone)[1:]]) == 0
-    scored = load_examples(out).examples
-    assert [rating.scores["reward"] for row in scored for rating in row.feedback] == in_loop
+    scored = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
+    assert [value for value in scored if value is not None] == in_loop
 
 
 def test_a_reward_that_prefers_nothing_ends_the_loop_with_all_kept(loop_world: World, tmp_path: Path):
