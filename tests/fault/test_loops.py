@@ -91,7 +91,7 @@ def apo(world: World) -> list[str]:
             "prompts": world.prompts,
             "rounds": 1,
             "answers": 2,
-            "stop": "false",
+            "no-stop": [],
         },
     )
 
