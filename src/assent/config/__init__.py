@@ -15,6 +15,7 @@ from assent.config.base import (
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
 )
 from assent.config.choosing import ChooseConfig
+from assent.config.curate import CurateConfig
 from assent.config.distill import DistillConfig, GKDDistill
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.iterate import IterateConfig, LabelsConfig, RefreshConfig
