@@ -25,7 +25,7 @@ class FilterConfig:
     """Confidence from which a language counts as told. A prompt of which none is told is noted as und, and left out
     only where it is written in a script that no prompt in a wanted language has."""
     code: Literal["keep", "drop"] = "keep"
-    """What becomes of prompts that hold code or ask for some."""
+    """What becomes of prompts that hold code or are about programming, as words and lines tell."""
     ngram: Annotated[int, Interval(ge=5, le=100)] = 13
     """against: words in a row that a prompt must not share with a prompt of an evaluation set."""
 

@@ -51,8 +51,11 @@ def draw(
         chances[pool] = inclusion(topics[pool], weights[pool], count)
         places += pool[systematic(chances[pool], topics[pool], weights[pool], count, rng)].tolist()
     if take is not None and len(places) < take:
-        why = "" if share is None else f" with --multi_turn {share:g}"
-        log.warning(f"--take {take}: there are only {len(places)} prompts{why}; all of them are taken")
+        left = f"{len(topics)} are left"
+        if share is not None:
+            left = f"{int(several.sum())} with several turns and {int((~several).sum())} with one are left, "
+            left += f"which allow {len(places)} with --multi_turn {share:g}"
+        log.warning(f"--take {take}: fewer are taken, {len(places)}: {left}")
     return Drawn(sorted(places), chances)
 
 

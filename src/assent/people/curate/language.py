@@ -21,13 +21,13 @@ UNTOLD, NO_WORDS = "und", "zxx"
 """ISO 639: undetermined; no linguistic content."""
 READ = 600
 """Characters of a prompt that the detector reads."""
-HOLDS, ASKS = "holds code", "asks for code"
+HOLDS, ABOUT = "holds code", "about programming"
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """`language` is the detector's, `UNTOLD` where its `confidence` is too low, `NO_WORDS` where nothing but code and
-    numbers is left; `script` the one of most letters; `code` is `HOLDS`, `ASKS` or nothing."""
+    numbers is left; `script` the one of most letters; `code` is `HOLDS`, `ABOUT` or nothing."""
 
     language: str
     confidence: float
@@ -95,7 +95,7 @@ def by_language(found: Sequence[Told], wanted: Sequence[str]) -> list[Fate | Non
 
 
 def by_code(found: Sequence[Told]) -> list[Fate | None]:
-    """Rows that hold code or ask for it."""
+    """Rows that hold code or are about it."""
     return [Fate(each.code) if each.code else None for each in found]
 
 
@@ -111,42 +111,35 @@ _LINE = re.compile(
     | SELECT\s.+\sFROM\s | INSERT\s+INTO\s | UPDATE\s+\w+\s+SET\s | CREATE\s+TABLE\s | </?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>
     | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<] | return\s+[\w.()\[\]+*/-]+\s*;?\s*$
     | [\w.\[\]]+\s*(?:[+*/-]?=)\s*(?:new\s+)?[\w.]+\(.*\)\s*;?\s*$ | [\w.]+\([^)]*\)\s*[;{]\s*$ | [{}]\s*;?\s*$
-    | [^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
+    | [^.!?]*[=(){}\[\]][^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
     )""",
     re.VERBOSE,
 )
 _INLINE = re.compile(r"\w+\([^()]*\)\s*[;{]|=>|\bdef \w+\(|[!=]==?\s*\w+\s*[&|)]|::\w+|\b\w+\[\w+\]\s*=|<\w+>.*</\w+>")
-_VERB = (
-    r"(?:write|create|generate|implement|build|develop|design|make|give|show|provide|code|debug|fix|optimi[sz]e|"
-    r"refactor|rewrite|convert|explain|edit|construct|complete|program|compose|produce|suggest|add|find|what)"
-)
-_NAMES = (
-    r"(?:python|java|javascript|typescript|c\+\+|c#|golang|rust|php|ruby|swift|kotlin|matlab|perl|bash|shell|powershell"
-    r"|sql|mysql|postgres\w*|html5?|css3?|react|jquery|node\.?js|django|flask|numpy|pandas|pytorch|tensorflow|vba)"
-)
-_CODE = r"(?:source code|pseudo-?code|code snippets?|snippets? of code|regex(?:es)?|regular expressions?|sql|unit tests?)"
-_THING = r"(?:code|function|program|script|class|method|quer(?:y|ies)|algorithm|module|api|loop|list comprehension)"
-_ASKS = re.compile(
-    rf"\b{_VERB}\b[^.?!\n]{{0,80}}?\b{_CODE}\b"
-    rf"|\b{_VERB}\b[^.?!\n]{{0,60}}?(?<!\w){_NAMES}(?!\w)[^.?!\n]{{0,40}}?\b{_THING}\b"
-    rf"|\b{_VERB}\b[^.?!\n]{{0,60}}?\b{_THING}s?\b[^.?!\n]{{0,60}}?\b(?:in|using|with)\s+{_NAMES}(?!\w)"
-    rf"|\b(?:write|create|implement|debug|fix|code)\s+(?:me\s+)?(?:an?|the|this|some|following)?\s*"
-    rf"(?:function|code|algorithm|class)\s+(?:to|that|which|for)\b"
-    rf"|\b(?:debug|refactor|compile)\s+(?:this|the|my)\b",
+_ABOUT = re.compile(
+    r"(?<![\w.])(?:python|java|javascript|typescript|c\+\+|c\#|objective-c|golang|php|perl|kotlin|scala|lua|matlab"
+    r"|powershell|bash|vba|sql|mysql|postgres(?:ql)?|sqlite|mongodb|html5?|css3?|jquery|react(?:js|\.js)|node\.?js|django"
+    r"|numpy|pandas dataframes?|pytorch|tensorflow|opencv|kubernetes|npm|github|regex(?:es)?|leetcode)(?!\w)"
+    r"|\b(?:source code|pseudo-?code|lines? of code|code snippets?|snippets? of code|regular expressions?|unit tests?"
+    r"|linked[- ]lists?|programming language|compiler error|stack trace)\b"
+    r"|\b(?:code|function|algorithm|program) (?:to|that|which|for)\b(?=.{0,80}\b(?:arrays?|lists?|strings?|integers?"
+    r"|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|pairs?|dates?|files?|text|problem|fahrenheit|leap)\b)"
+    r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code) (?:me )?(?:some|this|the|my|a|an|any)? ?"
+    r"(?:following |sorting |short )?(?:code|algorithms?)\b|\bin (?:C|R|Rust|Swift|Go) (?:for the following task|code)\b",
     re.IGNORECASE,
 )
 
 
 def code_in(text: str) -> str:
-    """Whether a prompt holds code (a fence, two lines that look like it, or one that is half of the text), asks for
-    some, or neither: a rule of thumb, made for English requests and the usual programming languages."""
+    """Whether a prompt holds code (a fence, two lines that look like it, or one that is half of the text), is about
+    programming by its words, or neither: a rule of thumb, for English and the usual programming languages."""
     if _FENCE.search(text):
         return HOLDS
     lines = [line for line in text.splitlines() if line.strip()]
     looks = sum(_LINE.match(line) is not None for line in lines)
     if looks >= 2 or (looks and 2 * looks >= len(lines)) or len(_INLINE.findall(text)) >= 2:
         return HOLDS
-    return ASKS if _ASKS.search(text) else ""
+    return ABOUT if _ABOUT.search(text) else ""
 
 
 def without_code(text: str) -> str:

@@ -23,6 +23,8 @@ DIMENSIONS = 100
 VOCABULARY = 50_000
 MOST_TOPICS, PROMPTS_OF_ONE = 1_000, 10
 """By default one topic for so many prompts, and not more than so many topics."""
+COMMON, MANY = 0.1, 100
+"""Words of more than this share of the prompts tell no topics apart, where there are so many prompts."""
 READ = 4_000
 """Characters of a prompt whose words count."""
 NAMED = 3
@@ -88,7 +90,10 @@ def _counts(words: Sequence[Sequence[str]]) -> tuple[Any, list[str]]:
     """How often each of the most frequent words is in each text, [N, V], and the words, of which each is in two texts
     or more, where there are such."""
     texts_with = Counter(word for each in words for word in set(each))
-    often = [word for word, count in texts_with.most_common() if count > 1] or list(texts_with)
+    common = len(words) * COMMON if len(words) >= MANY else len(words)
+    stop = extra("sklearn.feature_extraction.text", "topics").ENGLISH_STOP_WORDS
+    telling = [(word, count) for word, count in texts_with.most_common() if count <= common and word not in stop]
+    often = [word for word, count in telling if count > 1] or [word for word, _ in telling] or list(texts_with)
     vocabulary = sorted(often[:VOCABULARY]) or [""]
     known = set(vocabulary)
     vectorizer = extra("sklearn.feature_extraction.text", "topics").CountVectorizer(
