@@ -61,6 +61,8 @@ def draw(
 
 def largest(many: int, one: int, share: float, most: int) -> int:
     """The largest total, at most `most`, of which round(share * total) are among `many` and the others among `one`."""
+    if (share > 0 and many == 0) or (share < 1 and one == 0):
+        return 0
     total = min(most, many + one)
     if share > 0:
         total = min(total, int((many + 0.5) / share) + 1)

@@ -21,6 +21,8 @@ UNTOLD, NO_WORDS = "und", "zxx"
 """ISO 639: undetermined; no linguistic content."""
 READ = 600
 """Characters of a prompt that the detector reads."""
+FEW = 6
+"""Fewer words beside code are no language."""
 HOLDS, ABOUT = "holds code", "about programming"
 
 
@@ -61,7 +63,7 @@ def tell(text: str, sure: float) -> Told:
     code = code_in(text)
     words = without_code(text)[:READ] if code == HOLDS else text[:READ]
     letters = [letter for letter in words if letter.isalpha()]
-    if len(letters) < 2:
+    if len(letters) < 2 or (code == HOLDS and len(words.split()) < FEW):
         return Told(NO_WORDS, 1.0, "", code)
     language, confidence = _detector().classify(words)
     script = Counter(map(_script, letters)).most_common(1)[0][0]
@@ -109,7 +111,7 @@ _LINE = re.compile(
     | (?:public|private|protected|static)\s+[\w<>\[\]]+\s+\w+ | (?:async\s+)?function\s*\w*\s*\( | \}?\s*else\s*[:{]
     | (?:if|for|while|switch|catch)\s*\(.*\)\s*\{?\s*$ | (?:if|for|while|elif|with|try)\b[^.?!]*:\s*$
     | SELECT\s.+\sFROM\s | INSERT\s+INTO\s | UPDATE\s+\w+\s+SET\s | CREATE\s+TABLE\s | </?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>
-    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<] | return\s+[\w.()\[\]+*/-]+\s*;?\s*$
+    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<] | return\s+[\w.()\[\]]+(?:\s*[-+*/%<>=,]+\s*[\w.()\[\]]+)*\s*;?\s*$
     | [\w.\[\]]+\s*(?:[+*/-]?=)\s*(?:new\s+)?[\w.]+\(.*\)\s*;?\s*$ | [\w.]+\([^)]*\)\s*[;{]\s*$ | [{}]\s*;?\s*$
     | [^.!?]*[=(){}\[\]][^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
     )""",

@@ -24,7 +24,8 @@ VOCABULARY = 50_000
 MOST_TOPICS, PROMPTS_OF_ONE = 1_000, 10
 """By default one topic for so many prompts, and not more than so many topics."""
 COMMON, MANY = 0.1, 100
-"""Words of more than this share of the prompts tell no topics apart, where there are so many prompts."""
+"""Words of more than this share of the prompts, and of more than a topic has on average, tell no topics apart where
+there are so many prompts."""
 READ = 4_000
 """Characters of a prompt whose words count."""
 NAMED = 3
@@ -60,7 +61,7 @@ def topics_of(texts: Sequence[str], config: TopicsConfig, seed: int, **opening: 
         return Topics(np.zeros(len(texts), int), ("all",), "none")
     asked = config.number or min(MOST_TOPICS, max(1, len(texts) // PROMPTS_OF_ONE))
     words = [[word for word in plain_words(text[:READ]) if _tells(word)] for text in texts]
-    table, vocabulary = _counts(words)
+    table, vocabulary = _counts(words, max(COMMON, 1 / asked))
     if config.model is None:
         vectors, of = _reduced(table, seed), "TF-IDF"
     else:
@@ -86,11 +87,11 @@ def _tells(word: str) -> bool:
     return not word.isdigit() and (len(word) > 1 or _LETTER.match(word) is not None)
 
 
-def _counts(words: Sequence[Sequence[str]]) -> tuple[Any, list[str]]:
+def _counts(words: Sequence[Sequence[str]], share: float) -> tuple[Any, list[str]]:
     """How often each of the most frequent words is in each text, [N, V], and the words, of which each is in two texts
-    or more, where there are such."""
+    or more and in no more than a `share` of them, where there are such."""
     texts_with = Counter(word for each in words for word in set(each))
-    common = len(words) * COMMON if len(words) >= MANY else len(words)
+    common = len(words) * share if len(words) >= MANY else len(words)
     stop = extra("sklearn.feature_extraction.text", "topics").ENGLISH_STOP_WORDS
     telling = [(word, count) for word, count in texts_with.most_common() if count <= common and word not in stop]
     often = [word for word, count in telling if count > 1] or [word for word, _ in telling] or list(texts_with)
@@ -118,7 +119,7 @@ def _reduced(table: Any, seed: int) -> np.ndarray:
 
 def _kmeans(vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
     made = extra("sklearn.cluster", "topics").MiniBatchKMeans(
-        number, random_state=_seed(seed), batch_size=4096, n_init=1, max_iter=50
+        number, random_state=_seed(seed), batch_size=4096, n_init=3, max_iter=50
     )
     return np.asarray(made.fit_predict(vectors))
 
