@@ -4,7 +4,7 @@
 
 For each seed a pool of prompts with two answers, a few of them labelled by chance, and three reward models of these.
 Then a budget more is labelled: by chance, where the three disagree most, or where their mean margin is nearest to 0
-(`--choose.pairs`). Each label is one vote of one of the lab's annotators, the same whoever chooses the pair. A new model
+(`--choose.pairs`). Each label is one vote of one of the lab's annotators, the same whoever chooses it. A new model
 learns from the first labels and the new ones, and is asked which of two answers gold prefers: of held-out pairs as they
 come, and of those that gold tells well apart. Means over the seeds with 95 % intervals, and of the differences from
 chance; they stand in docs/curate.md. What is there already in FOLDER is kept.
@@ -122,7 +122,9 @@ def main() -> None:
         for how in HOW[1:]:
             name = f"{given.start} + {budget} by {how}"
             gains = {key: [each[name][key] - each[chance][key] for each in found] for key in found[0][chance]}
-            print(f"{name}, less by chance: {'; '.join(f'{key} {show(own)}' for key, own in gains.items())}", flush=True)
+            print(
+                f"{name}, less by chance: {'; '.join(f'{key} {show(own)}' for key, own in gains.items())}", flush=True
+            )
 
 
 def show(values: Sequence[float]) -> str:

@@ -21,8 +21,8 @@ TRAINED = (
 LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
 COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
-    "multi_turn": "prompts out take multi_turn against filter.near filter.languages filter.code topics.number topics.model "
-    "complexity.source choose.pairs choose.budget choose.source resume summary dropped",
+    "multi_turn": "prompts out take multi_turn against filter.near filter.languages filter.code topics.number "
+    "topics.model complexity.source choose.pairs choose.budget choose.source resume summary dropped",
     "distill.beta": f"{TRAINED} rewards.model distill.teacher distill.beta distill.on_policy rollout.responses "
     "sampling.max_new_tokens",
     "loss.ties": f"{COMPARED} loss.beta",

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import time
 import types
 from collections import Counter
 from pathlib import Path
@@ -150,7 +151,11 @@ def test_the_plan_finds_what_it_says(threshold: float):
 
 def test_system_messages_are_compared_by_themselves():
     long = "You are a helpful assistant who answers in the style of an old newspaper. " * 5
-    rows = [asks("Who is it?", 1, system=long), asks("Why so late?", 2, system=long), asks("Who is it?", 3, system="Rhyme!")]
+    rows = [
+        asks("Who is it?", 1, system=long),
+        asks("Why so late?", 2, system=long),
+        asks("Who is it?", 3, system="Rhyme!"),
+    ]
     assert near(rows, 0.8) == [None, None, None]
     rows.append(asks("Who is it??", 4, system=long + "!"))
     assert near(rows, 0.8)[3].of.row == 1
@@ -217,6 +222,15 @@ def test_code_is_no_language():
     assert (german.language, german.code) == ("de", "holds code")
 
 
+@pytest.mark.parametrize(
+    "text", ["a" * 10**6, "(" * 10**6, "<a>" * 10**5, "a=(" * 10**5, "return a " * 10**5, "\n;" * 10**5]
+)
+def test_hostile_texts_take_no_longer(text: str):
+    begun = time.process_time()
+    language.tell(text, 0.5)
+    assert time.process_time() - begun < 10
+
+
 # ---- evaluation sets
 
 
@@ -246,7 +260,11 @@ def test_overlap_equals_brute_force():
         own = plain_words(row.prompt[-1].content)
         hit = False
         for other in (plain_words(each.prompt[-1].content) for each in evaluated):
-            hit |= own == other if len(other) < 8 else bool(grams(own, min(13, len(other))) & grams(other, min(13, len(other))))
+            hit |= (
+                own == other
+                if len(other) < 8
+                else bool(grams(own, min(13, len(other))) & grams(other, min(13, len(other))))
+            )
         expected.append(hit)
     assert [fate is not None for fate in fates] == expected and 20 < sum(expected) < 150
     assert numbers["eval"].dropped == sum(expected) and numbers["eval"].prompts == 60
@@ -323,7 +341,11 @@ def test_bertopic_is_given_vectors_and_its_outliers_are_put_somewhere(monkeypatc
 
 def test_complexity_by_features_is_a_mean_of_ranks():
     np.testing.assert_allclose(ranks(np.array([3.0, 1.0, 1.0, 2.0])), [0.875, 0.25, 0.25, 0.625])
-    rows = [asks("Hi."), asks("Hi there."), asks("Compare, in 3 steps: (a) photosynthesis; (b) osmosis, with 2 sources?")]
+    rows = [
+        asks("Hi."),
+        asks("Hi there."),
+        asks("Compare, in 3 steps: (a) photosynthesis; (b) osmosis, with 2 sources?"),
+    ]
     values = by_features(rows).values
     assert values[0] < values[1] < values[2] and by_features([]).values == []
 
@@ -367,12 +389,16 @@ def silent(prompts, completions, **columns):
 
 def answered(path: Path) -> str:
     def row(number: int, *answers: str) -> Example:
-        return Example((Message("user", f"Question {number}"),), tuple(Response((Message("assistant", a),)) for a in answers))
+        return Example(
+            (Message("user", f"Question {number}"),), tuple(Response((Message("assistant", a),)) for a in answers)
+        )
 
     return write(path, row(0, "a", "b"), row(1, "aa", "ab", "bb"), row(2, "ab", "ba"), row(3, "x"), row(4, "y", "y"))
 
 
-@pytest.mark.parametrize(("how", "best"), [("disagreement", ("Question 1", ["aa", "bb"])), ("margin", ("Question 0", ["a", "b"]))])
+@pytest.mark.parametrize(
+    ("how", "best"), [("disagreement", ("Question 1", ["aa", "bb"])), ("margin", ("Question 0", ["a", "b"]))]
+)
 def test_pairs_that_say_most_come_first(tmp_path: Path, how: str, best: tuple, caplog):
     (tmp_path / "m.py").write_text(MODELS)
     sources = [f"{tmp_path}/m.py:first", f"{tmp_path}/m.py:second"]
@@ -422,12 +448,18 @@ def test_rows_keep_what_they_had_and_say_what_was_found(tmp_path: Path, caplog):
     assert told["rows"] == 2 and told["stages"][1]["dropped"] == {EXACT: 1}
     (dropped,) = map(json.loads, (tmp_path / "d.jsonl").read_text().splitlines())
     assert dropped == {
-        "file": file, "row": 3, "stage": "equal prompts", "reason": EXACT, "of": {"file": file, "row": 2}, "prompt": "who?",
+        "file": file, "row": 3, "stage": "equal prompts", "reason": EXACT, "of": {"file": file, "row": 2},
+        "prompt": "who?",
     }  # fmt: skip
 
 
 def test_a_conversation_is_asked_up_to_its_last_question(tmp_path: Path):
-    row = {"messages": [{"role": r, "content": c} for r, c in (("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"))]}
+    row = {
+        "messages": [
+            {"role": r, "content": c}
+            for r, c in (("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"))
+        ]
+    }
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = run(tmp_path, str(tmp_path / "p.jsonl"))
     assert [turn["content"] for turn in found["prompt"]] == ["a?", "b", "c?"]
@@ -450,7 +482,11 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(tmp_path: Path):
         ({"filter": {"languages": ["xx"]}}, ConfigError, "--filter.languages xx: the detector does not know it"),
         ({"complexity": {"prompt": "p.yaml"}}, ConfigError, "--complexity.prompt is about a judge"),
         ({"complexity": {"source": "nobody"}}, ConfigError, "--complexity.source: expected openai=URL or judge=FOLDER"),
-        ({"complexity": {"source": "openai=http://x", "prompt": "pairwise"}}, ConfigError, "of mode rating or criteria"),
+        (
+            {"complexity": {"source": "openai=http://x", "prompt": "pairwise"}},
+            ConfigError,
+            "of mode rating or criteria",
+        ),
         ({"choose": {"budget": 3}}, ConfigError, "--choose.budget is about pairs"),
         ({"choose": {"pairs": "random", "source": ["x"]}}, ConfigError, "--choose.source is read only with"),
         ({"topics": {"method": "none", "number": 3}}, ConfigError, "--topics.method none makes no topics"),
@@ -512,4 +548,4 @@ def test_on_real_prompts(tmp_path: Path):
     told = json.loads((tmp_path / "s.json").read_text())
     assert len(kept) == 200 and sum(len(row["prompt"]) > 2 for row in kept) == 58
     assert told["stages"][1]["dropped"] == {EXACT: 19} and told["languages"]["en"] > 1650
-    assert {why for why in told["stages"][2]["dropped"]} == {f"in another language: {c}" for c in ("hi", "ro", "ca", "de", "it")}
+    assert set(told["stages"][2]["dropped"]) == {f"in another language: {c}" for c in ("hi", "ro", "ca", "de", "it")}

@@ -95,8 +95,8 @@ def test_fewer_than_asked_for_keep_the_share_and_are_said(caplog):
 
 @pytest.mark.parametrize("share", [0.0, 0.29, 0.5, 1.0])
 def test_the_largest_total_by_brute_force(share: float):
-    for many in range(0, 12):
-        for one in range(0, 12):
+    for many in range(12):
+        for one in range(12):
             fits = [
                 n for n in range(1, 25) if round(share * n) <= many and n - round(share * n) <= one
                 and (many or not share) and (one or share == 1)

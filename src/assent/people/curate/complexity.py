@@ -96,8 +96,8 @@ def check_complexity(config: CurateConfig) -> Prompt | None:
     check_no_reference(prompt, section.prompt or FILE)
     if prompt.mode not in ("rating", "criteria") or prompt.columns:
         raise ConfigError(
-            f"--complexity.prompt {section.prompt}: expected a prompt of mode rating or criteria that shows no columns; "
-            f"the request stands in the place of {{{{ answer }}}}, earlier turns in that of {{{{ prompt }}}}."
+            f"--complexity.prompt {section.prompt}: expected mode rating or criteria, without columns. "
+            "The request stands in the place of {{ answer }}, earlier turns in that of {{ prompt }}."
         )
     return prompt
 
@@ -134,7 +134,8 @@ class Rater:
         cost = asked.cost_of(self._source.judge, noted)
         if examples and not any(value is not None for value in values):
             raise DataError(
-                f"--complexity.source: none of {len(values)} prompts was rated. Mostly: {unrated.most_common(1)[0][0]}. "
+                f"--complexity.source: none of {len(values)} prompts was rated. Mostly: "
+                f"{unrated.most_common(1)[0][0]}. "
                 "Without --complexity.source, features of the text say how complex they are."
             )
         return Complexity(values, self.name, dict(unrated), cost)

@@ -111,7 +111,8 @@ _LINE = re.compile(
     | (?:public|private|protected|static)\s+[\w<>\[\]]+\s+\w+ | (?:async\s+)?function\s*\w*\s*\( | \}?\s*else\s*[:{]
     | (?:if|for|while|switch|catch)\s*\(.*\)\s*\{?\s*$ | (?:if|for|while|elif|with|try)\b[^.?!]*:\s*$
     | SELECT\s.+\sFROM\s | INSERT\s+INTO\s | UPDATE\s+\w+\s+SET\s | CREATE\s+TABLE\s | </?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>
-    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<] | return\s+[\w.()\[\]]+(?:\s*[-+*/%<>=,]+\s*[\w.()\[\]]+)*\s*;?\s*$
+    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<]
+    | return\s+[\w.()\[\]]+(?:\s*[-+*/%<>=,]+\s*[\w.()\[\]]+)*\s*;?\s*$
     | [\w.\[\]]+\s*(?:[+*/-]?=)\s*(?:new\s+)?[\w.]+\(.*\)\s*;?\s*$ | [\w.]+\([^)]*\)\s*[;{]\s*$ | [{}]\s*;?\s*$
     | [^.!?]*[=(){}\[\]][^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
     )""",
@@ -120,30 +121,37 @@ _LINE = re.compile(
 _INLINE = re.compile(r"\w+\([^()]*\)\s*[;{]|=>|\bdef \w+\(|[!=]==?\s*\w+\s*[&|)]|::\w+|\b\w+\[\w+\]\s*=|<\w+>.*</\w+>")
 _ABOUT = re.compile(
     r"(?<![\w.])(?:python|java|javascript|typescript|c\+\+|c\#|objective-c|golang|php|perl|kotlin|scala|lua|matlab"
-    r"|powershell|bash|vba|sql|mysql|postgres(?:ql)?|sqlite|mongodb|html5?|css3?|jquery|react(?:js|\.js)|node\.?js|django"
-    r"|numpy|pandas dataframes?|pytorch|tensorflow|opencv|kubernetes|npm|github|regex(?:es)?|leetcode)(?!\w)"
+    r"|powershell|bash|vba|sql|mysql|postgres(?:ql)?|sqlite|mongodb|html5?|css3?|jquery|react(?:js|\.js)|node\.?js"
+    r"|django|numpy|pandas dataframes?|pytorch|tensorflow|opencv|kubernetes|npm|github|regex(?:es)?|leetcode)(?!\w)"
     r"|\b(?:source code|pseudo-?code|lines? of code|code snippets?|snippets? of code|regular expressions?|unit tests?"
     r"|linked[- ]lists?|programming language|compiler error|stack trace)\b"
     r"|\b(?:code|function|algorithm|program) (?:to|that|which|for)\b(?=.{0,80}\b(?:arrays?|lists?|strings?|integers?"
     r"|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|pairs?|dates?|files?|text|problem|fahrenheit|leap)\b)"
-    r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code) (?:me )?(?:some|this|the|my|a|an|any)? ?"
-    r"(?:following |sorting |short )?(?:code|algorithms?)\b|\bin (?:C|R|Rust|Swift|Go) (?:for the following task|code)\b",
+    r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code) (?:me )?"
+    r"(?:some |this |the |my |an? |any )?(?:following |sorting |short )?(?:code|algorithms?)\b"
+    r"|\bin (?:C|R|Rust|Swift|Go) (?:for the following task|code)\b",
     re.IGNORECASE,
 )
+
+
+LOOKED_AT, LINE = 20_000, 400
+"""Characters of a text, and of each line, in which code is looked for."""
 
 
 def code_in(text: str) -> str:
     """Whether a prompt holds code (a fence, two lines that look like it, or one that is half of the text), is about
     programming by its words, or neither: a rule of thumb, for English and the usual programming languages."""
+    text = text[:LOOKED_AT]
     if _FENCE.search(text):
         return HOLDS
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line[:LINE] for line in text.splitlines() if line.strip()]
     looks = sum(_LINE.match(line) is not None for line in lines)
-    if looks >= 2 or (looks and 2 * looks >= len(lines)) or len(_INLINE.findall(text)) >= 2:
+    if looks >= 2 or (looks and 2 * looks >= len(lines)) or sum(len(_INLINE.findall(line)) for line in lines) >= 2:
         return HOLDS
     return ABOUT if _ABOUT.search(text) else ""
 
 
 def without_code(text: str) -> str:
     """The text without fences and lines that look like code."""
-    return "\n".join(line for line in _FENCE.sub("\n", text).splitlines() if not _LINE.match(line))
+    lines = _FENCE.sub("\n", text[:LOOKED_AT]).splitlines()
+    return "\n".join(line for line in lines if not _LINE.match(line[:LINE]))

@@ -68,8 +68,8 @@ def ranked(examples: Sequence[Example], config: CurateConfig, world: World) -> R
     scores, unscored = _scores(examples, how, config, world)
     if how.pairs == "disagreement" and len(scores) < 2:
         raise ConfigError(
-            "--choose.pairs disagreement needs two opinions or more. Got one: give several to --choose.source, a reward "
-            "model with --ensemble.heads, or --choose.pairs margin."
+            "--choose.pairs disagreement needs two opinions or more. Got one: give several to --choose.source, or a "
+            "reward model with --ensemble.heads; or --choose.pairs margin."
         )
     ends = np.cumsum([len(example.responses) for example in examples])
     found: list[tuple[int, int] | None] = []

@@ -120,8 +120,8 @@ def _lines(found: CurateSummary) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     if (near := found.near) is not None:
         how = f"{near.letters} letters, MinHash in {near.bands} bands of {near.rows}"
-        lines.append(("near duplicates", f"Jaccard {near.threshold:g} or more of runs of {how}: {near.found:.1%} of pairs "
-                      "that are just as alike are found"))  # fmt: skip
+        what = f"Jaccard {near.threshold:g} or more of runs of {how}"
+        lines.append(("near duplicates", f"{what}; {near.found:.1%} of pairs just as alike are found"))
     if found.languages:
         lines.append(("languages", _counts(found.languages)))
     if found.code:
@@ -130,7 +130,7 @@ def _lines(found: CurateSummary) -> list[tuple[str, str]]:
         text = f"{own.found:,} of its {own.prompts:,} prompts were found, in {own.dropped:,} rows"
         notes = [f"{own.whole:,} shorter than the run are looked for whole"] if own.whole else []
         notes += [f"{own.equal:,} of fewer than 8 words only where a prompt is the same"] if own.equal else []
-        lines.append((f"against {file}", text + "".join(f"; {note}" for note in notes)))
+        lines.append(("against", f"{file}: {text}" + "".join(f"; {note}" for note in notes)))
     if (topics := found.topics) is not None:
         sizes = f"{_three(topics.sizes)} prompts each (least, median, most), {_three(topics.drawn)} drawn"
         lines.append(("topics", f"{topics.found:,} by {topics.how}; {sizes}"))
@@ -155,7 +155,9 @@ def _complexity(own: ComplexityNumbers | None) -> list[tuple[str, str]]:
     if own.start is None:
         text = "all prompts are equally complex"
     else:
-        text = f"the most complex ({own.start:g} or more) are drawn {own.weight:g} times as often: {own.before:.1%} before"
+        text = (
+            f"the most complex ({own.start:g} or more) are drawn {own.weight:g} times as often: {own.before:.1%} before"
+        )
         text += f" the draw, {own.after:.1%} after"
     lines = [("complexity", f"by {own.by}; {text}")]
     if own.levels:

@@ -212,9 +212,7 @@ def _topic_numbers(config: CurateConfig, topics: Topics, kept: Sequence[int]) ->
     sizes = np.bincount(topics.labels, minlength=len(topics.names))
     after = np.bincount(topics.labels[kept], minlength=len(topics.names))
     largest = {topics.names[topic]: int(sizes[topic]) for topic in np.argsort(-sizes, kind="stable")[:8]}
-    return TopicNumbers(
-        topics.how, config.topics.number, len(topics.names), _three(sizes), _three(after), largest
-    )
+    return TopicNumbers(topics.how, config.topics.number, len(topics.names), _three(sizes), _three(after), largest)
 
 
 def _three(values: np.ndarray) -> tuple[int, int, int]:

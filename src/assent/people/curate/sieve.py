@@ -46,9 +46,7 @@ class Sieve:
         why = Counter(fate.reason for fate in fates if fate is not None)
         self.stages.append(Stage(name, len(fates), len(kept), dict(why)))
         self.dropped += [
-            (name, example, fate)
-            for example, fate in zip(self.examples, fates, strict=True)
-            if fate is not None
+            (name, example, fate) for example, fate in zip(self.examples, fates, strict=True) if fate is not None
         ]
         self.examples = [self.examples[place] for place in kept]
         return kept

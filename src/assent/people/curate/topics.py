@@ -127,7 +127,9 @@ def _kmeans(vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
 def _bertopic(texts: Sequence[str], vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
     """BERTopic's topics; outliers go to the topic whose vectors are nearest."""
     what = "--topics.method bertopic"
-    umap = extra("umap", what).UMAP(n_neighbors=15, n_components=5, min_dist=0.0, metric="cosine", random_state=_seed(seed))
+    umap = extra("umap", what).UMAP(
+        n_neighbors=15, n_components=5, min_dist=0.0, metric="cosine", random_state=_seed(seed)
+    )
     model = extra("bertopic", what).BERTopic(nr_topics=number + 1, umap_model=umap, calculate_probabilities=False)
     labels, _ = model.fit_transform(list(texts), embeddings=vectors)
     outliers = sum(label < 0 for label in labels)
