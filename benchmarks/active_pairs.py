@@ -51,7 +51,7 @@ def learnt(out: Path, base: Path, rows: Sequence[Example], seed: int) -> Path:
 
 
 def picked(out: Path, pool: Path, how: str, budget: int, members: Sequence[Path], seed: int) -> list[Example]:
-    """The rows that the command chooses."""
+    """The rows that the command chooses, in its order."""
     if not out.is_file():
         asks = () if how == "random" else tuple(map(str, members))
         curate(
@@ -82,10 +82,11 @@ def one_seed(root: Path, seed: int, start: int, budgets: Sequence[int], size: in
     pool = root / "pool.jsonl"
     write_rows(pool, [to_row(one.example) for one in drawn[start:]])
     found = {f"{start} by chance": told(members[0], held)}
-    for budget in budgets:
-        for how in HOW:
-            rows = picked(root / f"{how}-{budget}.jsonl", pool, how, budget, members, seed)
-            new = [label[key(example)] for example in rows]
+    most = max(budgets)
+    for how in HOW:
+        rows = picked(root / f"{how}-{most}.jsonl", pool, how, most, members, seed)
+        for budget in budgets:  # the first ones come first in the file
+            new = [label[key(example)] for example in rows[:budget]]
             run = learnt(root / f"model-{how}-{budget}", bases[0], [*votes[:start], *new], seed)
             right = float(np.mean([chosen(example)[0] == gold[key(example)] for example in new]))
             found[f"{start} + {budget} by {how}"] = {**told(run, held), "labels that are gold's": right}

@@ -66,7 +66,7 @@ def by_features(examples: Sequence[Example]) -> Complexity:
     rare = [np.mean([math.log(len(texts) / texts_with[w]) for w in set(each)]) if each else 0.0 for each in words]
     marks = [len(_CONDITIONS.findall(text)) + list_items(text) for text in texts]
     ranked = [ranks(np.array(each, float)) for each in ([len(each) for each in words], marks, rare)]
-    return Complexity(np.round(np.mean(ranked, axis=0), 4).tolist() if texts else [])
+    return Complexity([round(float(value), 4) for value in np.mean(ranked, axis=0)])
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

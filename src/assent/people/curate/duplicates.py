@@ -158,9 +158,7 @@ def _shared_bands(signatures: np.ndarray, how: Near) -> list[list[int]]:
 def _alike(keys: np.ndarray) -> Iterator[list[int]]:
     """Places of equal keys, of those that are not alone."""
     order = np.argsort(keys, kind="stable")
-    ends = np.flatnonzero(np.append(keys[order][1:] != keys[order][:-1], True)) + 1 if len(keys) else []
-    start = 0
-    for end in ends:
-        if end - start > 1:
-            yield order[start:end].tolist()
-        start = end
+    new = keys[order][1:] != keys[order][:-1]
+    for group in np.split(order, np.flatnonzero(new) + 1):
+        if len(group) > 1:
+            yield group.tolist()
