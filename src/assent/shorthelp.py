@@ -71,12 +71,13 @@ HEADINGS = {
     "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
     "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons "
     "revisions keep filter against format columns split chat_template max_length limit show problems system",
+    "What is drawn": "take multi_turn topics complexity",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
     "kl distill",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
     "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
-    "topic topics complexity take multi_turn scale ratings least sure",
+    "topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary dropped resume report_to",

@@ -485,7 +485,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(tmp_path: Path):
         (
             {"complexity": {"source": "openai=http://x", "prompt": "pairwise"}},
             ConfigError,
-            "of mode rating or criteria",
+            "expected mode rating or criteria",
         ),
         ({"choose": {"budget": 3}}, ConfigError, "--choose.budget is about pairs"),
         ({"choose": {"pairs": "random", "source": ["x"]}}, ConfigError, "--choose.source is read only with"),
