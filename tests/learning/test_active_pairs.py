@@ -1,7 +1,8 @@
 """Actively chosen pairs where the optimum is known: a linear reward, and Bradley-Terry labels of pairs of answers.
 
 Reward models are logistic regressions on bootstrap samples of the labels. Most pairs of the pool say little: they
-differ in a few common features. At equal budgets, pairs that the models disagree about teach more than pairs by chance."""
+differ in a few common features. At equal budgets, pairs that the models disagree about teach more than pairs by
+chance."""
 
 from __future__ import annotations
 
