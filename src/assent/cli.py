@@ -122,6 +122,9 @@ COMMANDS: dict[str, Command] = {
     "score": Command(
         config.ScoreConfig, "Rewards of the answers in a file.", "assent.evaluate.score:score", ("source", "file")
     ),
+    "curate": Command(
+        config.CurateConfig, "Prompts that are worth labelling.", "assent.people.curate.run:curate", ("prompts",)
+    ),
     "judge": Command(
         config.JudgeFileConfig, "Verdicts of judges on answers, as rows.", "assent.people.judge:judge", ("file",)
     ),
@@ -170,7 +173,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "From rewards of sampled answers": tuple(METHODS),
     "In rounds": ("iterate", "warp", "apo", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
-    "People and AI feedback": ("judge", "critique", "contrast", "agree", "aggregate"),
+    "People and AI feedback": ("curate", "judge", "critique", "contrast", "agree", "aggregate"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

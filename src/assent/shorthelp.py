@@ -21,6 +21,8 @@ TRAINED = (
 LOOP = "model.path data.train optim.lr train.batch_size train.max_steps out resume rounds "
 COMPARED = f"{TRAINED} rewards.model rewards.functions rewards.judges rollout.responses sampling.max_new_tokens"
 BASIC: dict[str, str] = {
+    "multi_turn": "prompts out take multi_turn against filter.near filter.languages filter.code topics.number "
+    "topics.model complexity.source choose.pairs choose.budget choose.source resume summary dropped",
     "distill.beta": f"{TRAINED} rewards.model distill.teacher distill.beta distill.on_policy rollout.responses "
     "sampling.max_new_tokens",
     "loss.ties": f"{COMPARED} loss.beta",
@@ -68,7 +70,8 @@ command without any of them has few options and shows them all."""
 HEADINGS = {
     "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
     "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons "
-    "revisions keep format columns split chat_template max_length limit show problems system",
+    "revisions keep filter against format columns split chat_template max_length limit show problems system",
+    "What is drawn": "take multi_turn topics complexity",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
     "kl distill",
@@ -77,7 +80,7 @@ HEADINGS = {
     "topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
     "Server": "host port key_env micro_tokens wait_ms limits drain",
-    "Run": "out checkpoints summary resume report_to",
+    "Run": "out checkpoints summary dropped resume report_to",
 }
 """Heading -> the options and sections under it."""
 

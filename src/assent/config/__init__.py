@@ -15,6 +15,7 @@ from assent.config.base import (
     ProbeConfig, RunConfig, SFTConfig, TrainConfig,
 )
 from assent.config.choosing import ChooseConfig
+from assent.config.curate import CurateConfig
 from assent.config.distill import DistillConfig, GKDDistill
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.iterate import IterateConfig, LabelsConfig, RefreshConfig
@@ -79,10 +80,10 @@ __all__ = [
     "AlarmConfig", "ApoConfig", "AsymmetricDPOConfig", "AsymmetricDPOLoss", "AttributesConfig", "AttributesSection",
     "BCOConfig", "BetaLoss", "BinaryConfig", "CDPOConfig", "CDPOLoss", "CISPOConfig", "CISPOLoss", "CPOConfig",
     "CPOLoss", "CheckConfig", "ChooseConfig", "CompareConfig", "ConstitutionConfig", "ContrastConfig",
-    "ContrastSampling", "CriticConfig", "CritiqueConfig", "CurriculumConfig", "CustomConfig", "DAPOConfig",
-    "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig", "DiscoPOPConfig",
-    "DiscoPOPLoss", "DistillConfig", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss", "EndpointConfig",
-    "EngineConfig",
+    "ContrastSampling", "CriticConfig", "CritiqueConfig", "CurateConfig", "CurriculumConfig", "CustomConfig",
+    "DAPOConfig", "DAPOLoss", "DAPOShaping", "DPOConfig", "DPOPConfig", "DPOPLoss", "DataConfig", "DemoConfig",
+    "DiscoPOPConfig", "DiscoPOPLoss", "DistillConfig", "DrGRPOConfig", "DrGRPOLoss", "EXOConfig", "EXOLoss",
+    "EndpointConfig", "EngineConfig",
     "EnsembleConfig", "EnsembleSection", "EnvConfig", "EvalConfig", "EvalJudgeConfig", "ExportConfig", "FDPOConfig",
     "FDPOLoss", "FeedbackFileConfig", "GKDConfig", "GKDDistill", "GKDLoss", "GRPOConfig", "GRPOKL", "GRPOLoss",
     "GSPOConfig", "GSPOLoss", "GSPORollout",

@@ -1,0 +1,1 @@
+"""`assent curate`: from many prompts to those that are worth labelling."""

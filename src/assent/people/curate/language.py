@@ -1,0 +1,157 @@
+"""In which language a prompt is written, and whether it is about code: told apart, since code looks like no language or
+like any."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from assent.data.records import Example
+from assent.errors import ConfigError
+from assent.names import suggestion
+from assent.people.curate.sieve import Fate
+from assent.people.curate.texts import extra, user_text
+
+UNTOLD, NO_WORDS = "und", "zxx"
+"""ISO 639: undetermined; no linguistic content."""
+READ = 600
+"""Characters of a prompt that the detector reads."""
+FEW = 6
+"""Fewer words beside code are no language."""
+HOLDS, ABOUT = "holds code", "about programming"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """`language` is the detector's, `UNTOLD` where its `confidence` is too low, `NO_WORDS` where nothing but code and
+    numbers is left; `script` the one of most letters; `code` is `HOLDS`, `ABOUT` or nothing."""
+
+    language: str
+    confidence: float
+    script: str
+    code: str
+
+
+@lru_cache(maxsize=1)
+def _detector() -> Any:
+    module = extra("py3langid.langid", "the language of prompts")
+    return module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
+
+
+def check_languages(wanted: Sequence[str]) -> None:
+    """Raises ConfigError for a language that the detector does not know."""
+    known = sorted(_detector().labels) if wanted else []
+    for code in wanted:
+        if code not in known:
+            raise ConfigError(
+                f"--filter.languages {code}: the detector does not know it.{suggestion(code, known)} Codes of ISO 639: "
+                f"{', '.join(known)}."
+            )
+
+
+def told(examples: Sequence[Example], sure: float) -> list[Told]:
+    """What is told of each prompt, by what the user wrote in it."""
+    return [tell(user_text(example), sure) for example in examples]
+
+
+def tell(text: str, sure: float) -> Told:
+    code = code_in(text)
+    words = without_code(text)[:READ] if code == HOLDS else text[:READ]
+    letters = [letter for letter in words if letter.isalpha()]
+    if len(letters) < 2 or (code == HOLDS and len(words.split()) < FEW):
+        return Told(NO_WORDS, 1.0, "", code)
+    language, confidence = _detector().classify(words)
+    script = Counter(map(_script, letters)).most_common(1)[0][0]
+    return Told(language if confidence >= sure else UNTOLD, round(float(confidence), 4), script, code)
+
+
+@lru_cache(maxsize=65536)
+def _script(letter: str) -> str:
+    """The first word of a letter's name: LATIN, CYRILLIC, CJK."""
+    return unicodedata.name(letter, "UNKNOWN").split()[0]
+
+
+def by_language(found: Sequence[Told], wanted: Sequence[str]) -> list[Fate | None]:
+    """Rows in other languages than the wanted ones (none: all are). One whose language is not told stays, unless its
+    script is none in which a prompt in a wanted language is written. One without words stays: it is no language."""
+    if not wanted:
+        return [None] * len(found)
+    scripts = {each.script for each in found if each.language in wanted}
+    fates: list[Fate | None] = []
+    for each in found:
+        notes = {"language": each.language, "confidence": each.confidence}
+        if each.language in wanted or (each.language == NO_WORDS and not each.script):
+            fates.append(None)
+        elif each.language != UNTOLD:
+            fates.append(Fate(f"in another language: {each.language}", None, notes))
+        elif scripts and each.script not in scripts:
+            fates.append(Fate(f"in a language that is not told, in {each.script.lower()} script", None, notes))
+        else:
+            fates.append(None)
+    return fates
+
+
+def by_code(found: Sequence[Told]) -> list[Fate | None]:
+    """Rows that hold code or are about it."""
+    return [Fate(each.code) if each.code else None for each in found]
+
+
+# ---- code
+
+_FENCE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)", re.DOTALL)
+_LINE = re.compile(
+    r"""^\s*(?:
+      (?:async\s+)?def\s+\w+\s*\( | class\s+\w+\s*[:({] | (?:from\s+[\w.]+\s+)?import\s+[\w.{*]+\s*(?:$|;|,|as\s|from\s)
+    | \#\s*include\s*[<"] | using\s+namespace\s | package\s+[\w.]+; | (?:export\s+)?(?:const|let|var)\s+\w+\s*=
+    | (?:public|private|protected|static)\s+[\w<>\[\]]+\s+\w+ | (?:async\s+)?function\s*\w*\s*\( | \}?\s*else\s*[:{]
+    | (?:if|for|while|switch|catch)\s*\(.*\)\s*\{?\s*$ | (?:if|for|while|elif|with|try)\b[^.?!]*:\s*$
+    | SELECT\s.+\sFROM\s | INSERT\s+INTO\s | UPDATE\s+\w+\s+SET\s | CREATE\s+TABLE\s | </?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>
+    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<]
+    | return\s+[\w.()\[\]]+(?:\s*[-+*/%<>=,]+\s*[\w.()\[\]]+)*\s*;?\s*$
+    | [\w.\[\]]+\s*(?:[+*/-]?=)\s*(?:new\s+)?[\w.]+\(.*\)\s*;?\s*$ | [\w.]+\([^)]*\)\s*[;{]\s*$ | [{}]\s*;?\s*$
+    | [^.!?]*[=(){}\[\]][^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
+    )""",
+    re.VERBOSE,
+)
+_INLINE = re.compile(r"\w+\([^()]*\)\s*[;{]|=>|\bdef \w+\(|[!=]==?\s*\w+\s*[&|)]|::\w+|\b\w+\[\w+\]\s*=|<\w+>.*</\w+>")
+_ABOUT = re.compile(
+    r"(?<![\w.])(?:python|java|javascript|typescript|c\+\+|c\#|objective-c|golang|php|perl|kotlin|scala|lua|matlab"
+    r"|powershell|bash|vba|sql|mysql|postgres(?:ql)?|sqlite|mongodb|html5?|css3?|jquery|react(?:js|\.js)|node\.?js"
+    r"|django|numpy|pandas dataframes?|pytorch|tensorflow|opencv|kubernetes|npm|github|regex(?:es)?|leetcode)(?!\w)"
+    r"|\b(?:source code|pseudo-?code|lines? of code|code snippets?|snippets? of code|regular expressions?|unit tests?"
+    r"|linked[- ]lists?|programming language|compiler error|stack trace)\b"
+    r"|\b(?:code|function|algorithm|program) (?:to|that|which|for)\b(?=.{0,80}\b(?:arrays?|lists?|strings?|integers?"
+    r"|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|pairs?|dates?|files?|text|problem|fahrenheit|leap)\b)"
+    r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code) (?:me )?"
+    r"(?:some |this |the |my |an? |any )?(?:following |sorting |short )?(?:code|algorithms?)\b"
+    r"|\bin (?:C|R|Rust|Swift|Go) (?:for the following task|code)\b",
+    re.IGNORECASE,
+)
+
+
+LOOKED_AT, LINE = 20_000, 400
+"""Characters of a text, and of each line, in which code is looked for."""
+
+
+def code_in(text: str) -> str:
+    """Whether a prompt holds code (a fence, two lines that look like it, or one that is half of the text), is about
+    programming by its words, or neither: a rule of thumb, for English and the usual programming languages."""
+    text = text[:LOOKED_AT]
+    if _FENCE.search(text):
+        return HOLDS
+    lines = [line[:LINE] for line in text.splitlines() if line.strip()]
+    looks = sum(_LINE.match(line) is not None for line in lines)
+    if looks >= 2 or (looks and 2 * looks >= len(lines)) or sum(len(_INLINE.findall(line)) for line in lines) >= 2:
+        return HOLDS
+    return ABOUT if _ABOUT.search(text) else ""
+
+
+def without_code(text: str) -> str:
+    """The text without fences and lines that look like code."""
+    lines = _FENCE.sub("\n", text[:LOOKED_AT]).splitlines()
+    return "\n".join(line for line in lines if not _LINE.match(line[:LINE]))
