@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 from xml.etree import ElementTree
@@ -26,6 +26,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
+
+from assent.data.records import Message
 
 LONGEST = 50_000
 """Characters of a text that is read as Markdown; a longer one is shown as it is."""
@@ -210,12 +212,7 @@ def _cell(tokens: Sequence[Token], place: int, options: object, env: object) -> 
 # ---- conversations
 
 
-def text_of(message: Mapping[str, Any]) -> str:
+def text_of(message: Message) -> str:
     """What a turn says, with the tools that it calls."""
-    said = message.get("content")
-    parts = [said] if isinstance(said, str) and said else []
-    for call in message.get("tool_calls") or ():
-        inner = call.get("function", call) if isinstance(call, Mapping) else {}
-        if isinstance(inner, Mapping):
-            parts.append(f"```json\n{inner.get('name', 'tool')} {inner.get('arguments', '')}\n```")
-    return "\n\n".join(parts)
+    calls = (f"```json\n{call.name} {call.arguments}\n```" for call in message.tool_calls)
+    return "\n\n".join([*([message.content] if message.content else []), *calls])

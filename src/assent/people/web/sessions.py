@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from assent.people.store import accounts, projects, sessions
+from assent.people.store.errors import MissingError
 from assent.people.store.records import Project, User
 from assent.people.web.refusals import Refused
 from assent.people.web.site import Site, page
@@ -29,9 +30,6 @@ GUEST = "assent_guest"
 """The cookie of those who are not signed in: it ties a form to the browser that it was shown to."""
 CSRF = "csrf"
 """The field of a form, or `X-CSRF` as a header, that only our own pages know."""
-LIFE = 30 * 86_400
-"""Seconds that a browser keeps a session; the store may end it earlier."""
-
 RANK = {"annotator": 1, "judge": 1, "lead": 2, "admin": 3}
 """What each role may do includes what is below it."""
 
@@ -138,10 +136,11 @@ class Require:
         name = request.path_params.get("name")
         with site.store.reading() as connection:
             user = self._user(connection, token, now)
-            project = role = None
+            project, role = None, None
             if user is not None and name is not None:
-                project = projects.project(connection, name)
-                role = project and accounts.membership(connection, project, user)
+                with suppress(MissingError):
+                    project = projects.project(connection, name)
+                    role = accounts.membership(connection, project, user)
         if user is None:
             secret = request.cookies.get(GUEST, "") or secrets.token_urlsafe(24)
         visit = Visit(request, site, form, user, project, role, secret, now)
@@ -154,7 +153,9 @@ class Require:
     def _user(self, connection: Connection, token: str, now: float) -> User | None:
         if not token:
             return None
-        return (sessions.user_of_api if self.machines else sessions.user_of)(connection, token, now)
+        if self.machines:
+            return sessions.user_of_api(connection, token)
+        return sessions.user_of(connection, token, now)
 
     def _check(self, visit: Visit, name: str | None) -> None:
         if self.role is None:
