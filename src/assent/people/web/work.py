@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -15,7 +15,7 @@ from assent.people import kinds
 from assent.people.store import drafts, labels, queue
 from assent.people.store import errors as store_errors
 from assent.people.store.errors import MissingError
-from assent.people.store.records import Ahead, Slot, Waiting
+from assent.people.store.records import Ahead, Slot, StoredLabel, Waiting
 from assent.people.web import forms
 from assent.people.web.refusals import Refused, TooLarge
 from assent.people.web.sessions import Visit, require
@@ -45,8 +45,9 @@ def show(visit: Visit = ANNOTATOR) -> Response:
         ahead = queue.ahead(c, visit.place, visit.known)
         if isinstance(slot, Waiting):
             return _waiting(visit, slot, ahead)
-        fields = fields_of(slot, drafts.draft(c, slot))
-    return _sheet(visit, slot, ahead, fields)
+        latest = labels.history(c, visit.place, visit.known, RECENT)
+        fields = fields_of(slot, drafts.draft(c, slot) or _before(slot, latest))
+    return _sheet(visit, slot, ahead, fields, latest)
 
 
 @router.post("/p/{name}/label")
@@ -175,15 +176,26 @@ def _by_script(visit: Visit) -> bool:
     return visit.request.headers.get("accept", "").startswith("application/json")
 
 
+def _before(slot: Slot, latest: Sequence[StoredLabel]) -> Mapping[str, Any] | None:
+    """The answer to an item that was taken back or sent back."""
+    return next((each.value for each in latest if each.slot == slot.id and each.action == "label"), None)
+
+
 def _sheet(
-    visit: Visit, slot: Slot, ahead: Ahead, fields: Mapping[str, str], problem: str = "", status: int = 200
+    visit: Visit,
+    slot: Slot,
+    ahead: Ahead,
+    fields: Mapping[str, str],
+    latest: Sequence[StoredLabel],
+    problem: str = "",
+    status: int = 200,
 ) -> Response:
     return visit.page(
         "work.html",
         status,
         sheet=sheet_of(slot, fields, visit.now),
         ahead=ahead,
-        pace=pace(visit),
+        pace=pace_of(latest),
         said=SAID.get(visit.request.query_params.get("said", ""), ""),
         problem=problem,
         skips=SKIPS,
@@ -192,10 +204,8 @@ def _sheet(
     )
 
 
-def pace(visit: Visit) -> float | None:
-    """Seconds that the visitor's latest answers took, the middle one."""
-    with visit.reading() as c:
-        latest = labels.history(c, visit.place, visit.known, RECENT)
+def pace_of(latest: Sequence[StoredLabel]) -> float | None:
+    """Seconds that somebody's latest answers took, the middle one."""
     seconds = [each.seconds for each in latest if each.action == "label" and each.seconds is not None]
     return median(seconds) if seconds else None
 
@@ -219,7 +229,8 @@ def _again(visit: Visit, slot: Slot, fields: Mapping[str, str], error: Exception
         raise refused
     with visit.reading() as c:
         ahead = queue.ahead(c, visit.place, visit.known)
-    return _sheet(visit, slot, ahead, fields, refused.message, refused.status)
+        latest = labels.history(c, visit.place, visit.known, RECENT)
+    return _sheet(visit, slot, ahead, fields, latest, refused.message, refused.status)
 
 
 def _lost(visit: Visit, slot: Slot, fields: Mapping[str, str], error: store_errors.StoreError) -> Response:
