@@ -80,7 +80,7 @@ def test_known_answers_second_looks_and_screening():
     assert (report.gold.mean, report.gold.low, report.gold.high) == pytest.approx((0.6, low, high))
     assert (report.screening.mean, report.screening.n) == (1.0, 3) and (report.again.mean, report.again.n) == (0.0, 1)
     (finding,) = report.odd
-    assert finding.name == "known answers" and "60% (31% to 83%) of 10" in finding.why and "70%" in finding.why
+    assert finding.name == "known answers" and "60 % (31 to 83) of 10" in finding.why and "70 %" in finding.why
 
 
 def test_both_bad_and_cannot_judge_are_no_question_of_their_own():

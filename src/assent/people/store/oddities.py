@@ -216,14 +216,14 @@ def _chance(taste: Taste) -> float:
 def _apart(name: str, what: str, mine: Interval, others: float) -> list[Finding]:
     if others - mine.mean < GAP:
         return []
-    return [Finding(name, f"{what} {percent(mine)}, the rest on {others:.0%}")]
+    return [Finding(name, f"{what} {percent(mine)}, the rest on {100 * others:.0f} %")]
 
 
 def _low_gold(gold: Interval, task: TaskDefinition) -> list[Finding]:
     least = task.thresholds.gold
     if least is None or gold.n < task.thresholds.at_least or gold.mean >= least:
         return []
-    return [Finding("known answers", f"{percent(gold)} of {gold.n} known answers right, at least {least:.0%} wanted")]
+    return [Finding("known answers", f"{percent(gold)} of {gold.n} known answers right, at least {100 * least:.0f} % wanted")]
 
 
 def _falls(drift: Drift) -> list[Finding]:
@@ -243,7 +243,7 @@ def _takes(taste: Taste, names: Sequence[str], words: str) -> list[Finding]:
         return []
     side = names[0] if taste.value > 0 else names[1]
     share = 1 / (1 + math.exp(-abs(taste.value)))
-    return [Finding(f"prefers the {side}", f"{words.format(side)} {share:.0%} of the time")]
+    return [Finding(f"prefers the {side}", f"{words.format(side)} {100 * share:.0f} % of the time")]
 
 
 def _hurries(hurried: Interval) -> list[Finding]:
@@ -256,4 +256,4 @@ def _hurries(hurried: Interval) -> list[Finding]:
 
 def percent(share: Interval) -> str:
     """A share with its interval."""
-    return f"{share.mean:.0%} ({share.low:.0%} to {share.high:.0%})"
+    return f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
