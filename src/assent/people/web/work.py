@@ -15,7 +15,8 @@ from assent.people import kinds
 from assent.people.store import drafts, labels, queue
 from assent.people.store import errors as store_errors
 from assent.people.store.errors import MissingError
-from assent.people.store.records import Ahead, Slot, StoredLabel, Waiting
+from assent.people.store.records import Ahead, Slot, Waiting
+from assent.people.store.records import Label as StoredLabel
 from assent.people.web import forms
 from assent.people.web.refusals import Refused, TooLarge
 from assent.people.web.sessions import Visit, require
@@ -60,7 +61,7 @@ def label(visit: Visit = ANNOTATOR) -> Response:
         value = forms.value_of(slot.definition.task, slot.item.content, slot.shown, fields)
         with visit.writing() as c:
             labels.save(c, slot.id, visit.known, request_id(visit), value, _seconds(visit), visit.now)
-    except (kinds.LabelError, store_errors.LabelError, TooLarge) as error:
+    except (kinds.LabelError, TooLarge) as error:
         return _again(visit, slot, fields, error)
     except LOST as error:
         return _lost(visit, slot, fields, error)
