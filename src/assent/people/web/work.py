@@ -15,8 +15,7 @@ from assent.people import kinds
 from assent.people.store import drafts, labels, queue
 from assent.people.store import errors as store_errors
 from assent.people.store.errors import MissingError
-from assent.people.store.records import Ahead, Slot, Waiting
-from assent.people.store.records import Label as StoredLabel
+from assent.people.store.records import Ahead, Slot, StoredLabel, Waiting
 from assent.people.web import forms
 from assent.people.web.refusals import Refused, TooLarge
 from assent.people.web.sessions import Visit, require
