@@ -91,6 +91,13 @@ class Help:
     examples: tuple[Example, ...]
 
 
+class Fields(dict[str, str]):
+    """The values of a form; "" for what it does not say."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """All of a page. `fields` are the values of its form."""
@@ -101,7 +108,7 @@ class Sheet:
     earlier: tuple[Turn, ...]
     turns: tuple[Turn, ...]
     answers: tuple[Answer, ...]
-    fields: Mapping[str, str]
+    fields: Fields
     scale: tuple[Choice, ...]
     others: tuple[Choice, ...]
     rated: tuple[Rated, ...]
@@ -134,7 +141,7 @@ def sheet_of(slot: Slot, fields: Mapping[str, str], now: float, request: str = "
         earlier=tuple(map(_turn, earlier)),
         turns=tuple(map(_turn, turns)),
         answers=tuple(_answer(at, item.responses[answer]) for at, answer in enumerate(slot.shown)),
-        fields=fields,
+        fields=Fields(fields),
         scale=_scale(task),
         others=_others(task),
         rated=_rated(task),
