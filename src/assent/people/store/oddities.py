@@ -223,7 +223,11 @@ def _low_gold(gold: Interval, task: TaskDefinition) -> list[Finding]:
     least = task.thresholds.gold
     if least is None or gold.n < task.thresholds.at_least or gold.mean >= least:
         return []
-    return [Finding("known answers", f"{percent(gold)} of {gold.n} known answers right, at least {100 * least:.0f} % wanted")]
+    return [
+        Finding(
+            "known answers", f"{percent(gold)} of {gold.n} known answers right, at least {100 * least:.0f} % wanted"
+        )
+    ]
 
 
 def _falls(drift: Drift) -> list[Finding]:

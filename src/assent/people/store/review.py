@@ -14,7 +14,7 @@ from assent.people.kinds import KINDS
 from assent.people.store import accounts, audit, labels, places
 from assent.people.store import tables as t
 from assent.people.store.errors import GoneError, MissingError, StaleError
-from assent.people.store.records import Project, Saved, User
+from assent.people.store.records import Entry, Project, Saved, User
 from assent.people.task import TaskDefinition
 
 DIFFER = 0.5
@@ -111,6 +111,14 @@ def passed_over(c: Connection, project: Project) -> dict[int, int]:
 def _said(c: Connection, project: Project, *what: str):  # type: ignore[no-untyped-def]
     query = select(t.audit.c.what, t.audit.c.target, t.audit.c.detail).where(t.audit.c.project_id == project.id)
     return c.execute(query.where(t.audit.c.what.in_(what)).order_by(t.audit.c.id)).all()
+
+
+def log_of(c: Connection, project: Project, item: int) -> list[Entry]:
+    """What leads did with an item, the newest first."""
+    query = select(t.audit, t.users.c.name).outerjoin(t.users, t.users.c.id == t.audit.c.user_id)
+    query = query.where(t.audit.c.project_id == project.id, t.audit.c.target == str(item), t.audit.c.what.in_(OF_ITEMS))
+    rows = c.execute(query.order_by(t.audit.c.id.desc()))
+    return [Entry(r.id, r.made_at, r.name, r.project_id, r.what, r.target, r.detail) for r in rows]
 
 
 def mark(c: Connection, project: Project, item: int, by: User, note: str, now: float) -> None:

@@ -120,7 +120,11 @@ def _lately(c: Connection, visit: Visit) -> dict[int, tuple[int, float | None]]:
 
 
 def _notices(
-    visit: Visit, view: View, waiting: Sequence[review.Dispute], members: Sequence[Member], questions: Sequence[Question]
+    visit: Visit,
+    view: View,
+    waiting: Sequence[review.Dispute],
+    members: Sequence[Member],
+    questions: Sequence[Question],
 ) -> list[Notice]:
     found = []
     for member in members:

@@ -10,7 +10,7 @@ from assent.people.kinds import KINDS
 from assent.people.store import accounts, items, labels
 from assent.people.store.board import Board
 from assent.people.store.errors import MissingError
-from assent.people.store.records import Label, Member, Project, StoredItem, User
+from assent.people.store.records import Member, Project, Slot, StoredItem, StoredLabel, User
 from assent.people.web.refusals import Refused
 from assent.people.web.render import shown
 from assent.people.web.sessions import Visit, require
@@ -48,6 +48,12 @@ def item_in(c: Connection, visit: Visit, key: int) -> StoredItem:
     return found
 
 
+def as_slot(visit: Visit, item: StoredItem) -> Slot:
+    """An item as the slot that the form of its kind wants: answers in their own order. It is none of the queue's."""
+    shown = tuple(range(len(item.content.responses)))
+    return Slot(item.id, item, visit.place.id, visit.known.id, shown, "adjudication", visit.now, visit.place.definition)
+
+
 def number(visit: Visit, name: str) -> int:
     """A whole number from the form. Raises Refused."""
     said = visit.field(name)
@@ -66,14 +72,14 @@ def query_number(visit: Visit, name: str, least: int = 0) -> int:
 class Said:
     """A row of the history as it is shown. `back`: it can be sent back."""
 
-    label: Label
+    label: StoredLabel
     prompt: str
     summary: str
     comment: str
     back: bool
 
 
-def said(label: Label, item: StoredItem, project: Project, prompt: str = "") -> Said:
+def said(label: StoredLabel, item: StoredItem, project: Project, prompt: str = "") -> Said:
     """A row in words."""
     summary, comment = "Taken back", label.reason or ""
     if label.action == "skip":

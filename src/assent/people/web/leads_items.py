@@ -8,14 +8,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from assent.people.store import audit, items, labels, listing, review
+from assent.people.store import items, labels, listing, review
 from assent.people.store.listing import Wanted
 from assent.people.web import render
 from assent.people.web.leads_audit import line_of
-from assent.people.web.leads_common import LEAD, item_in, place, query_number, said
+from assent.people.web.leads_common import LEAD, as_slot, item_in, place, query_number, said
 from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit
-from assent.people.web.sheet import turn_of
+from assent.people.web.sheet import sheet_of
 
 PAGE = 50
 LONGEST = 2000
@@ -82,32 +82,21 @@ def item_page(visit: Visit, key: int, problem: str = "", status: int = 200) -> R
         item = item_in(c, visit, key)
         rows = [said(row, item, visit.place) for row in labels.of_item(c, key)]
         dispute = review.dispute_of(c, visit.place, key) if item.purpose == "work" else None
-        log = audit.entries(c, visit.place, limit=PAGE, what=review.OF_ITEMS, target=str(key))
-    content = item.content
+        log = review.log_of(c, visit.place, key)
+    sheet = sheet_of(as_slot(visit, item), {}, visit.now)
+    sources = dict(enumerate(render.shown(source or "") for source in item.content.sources))
     return visit.page(
         "lead_item.html",
         status,
         item=item,
-        turns=turns_of(item.content.prompt),
-        answers=[
-            {
-                "number": at + 1,
-                "html": render.markdown(text),
-                "empty": not text.strip(),
-                "source": render.shown((content.sources[at] if at < len(content.sources) else None) or ""),
-            }
-            for at, text in enumerate(content.responses)
-        ],
+        sheet=sheet,
+        sources=sources,
         rows=rows,
         dispute=dispute,
         states=STATES,
         log=[line_of(entry, visit) for entry in log],
         problem=problem,
     )
-
-
-def turns_of(prompt):  # type: ignore[no-untyped-def]
-    return [turn_of(message) for message in prompt]
 
 
 @router.post("/p/{name}/lead/item/{key}/mark")

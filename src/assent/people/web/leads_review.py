@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
@@ -10,11 +9,9 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from assent.people import kinds
-from assent.people.kinds import KINDS
-from assent.people.store import items, labels, review
-from assent.people.store.records import Slot, StoredItem
+from assent.people.store import labels, review
 from assent.people.web import forms
-from assent.people.web.leads_common import LEAD, Said, board_of, item_in, number, place, query_number, said
+from assent.people.web.leads_common import LEAD, as_slot, board_of, item_in, number, place, query_number, said
 from assent.people.web.refusals import Refused, TooLarge
 from assent.people.web.sessions import Visit
 from assent.people.web.sheet import fields_of, sheet_of
@@ -50,7 +47,7 @@ def _page(visit: Visit, problem: str = "", status: int = 200, fields: Mapping[st
         item = item_in(c, visit, key)
         rows = [said(row, item, visit.place) for row in labels.of_item(c, key) if row.current]
         dispute = review.dispute_of(c, visit.place, key)
-    slot = _slot(visit, item)
+    slot = as_slot(visit, item)
     given = [row for row in rows if row.label.action == "label" and row.label.purpose == "work"]
     decided = next((row for row in rows if row.label.purpose == "adjudication"), None)
     return visit.page(
@@ -71,12 +68,6 @@ def _page(visit: Visit, problem: str = "", status: int = 200, fields: Mapping[st
         said=_done(visit),
         undo=_last(visit),
     )
-
-
-def _slot(visit: Visit, item: StoredItem) -> Slot:
-    """The item as a slot, as the form of its kind wants it: answers in their own order. It is none of the queue's."""
-    shown = tuple(range(len(item.content.responses)))
-    return Slot(item.id, item, visit.place.id, visit.known.id, shown, "adjudication", visit.now, visit.place.definition)
 
 
 def _threshold(visit: Visit) -> float:
@@ -100,7 +91,7 @@ def decide(visit: Visit = LEAD) -> Response:
     key, fields = number(visit, "item"), texts(visit.form.multi_items())
     with visit.reading() as c:
         item = item_in(c, visit, key)
-    slot = _slot(visit, item)
+    slot = as_slot(visit, item)
     try:
         check_size(sum(map(len, fields.values())))
         value = forms.value_of(slot.definition.task, item.content, slot.shown, fields)

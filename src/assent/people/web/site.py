@@ -55,6 +55,8 @@ class Site:
 
     store: Store
     clock: Callable[[], float] = time.time
+    public_url: str = ""
+    """Where people reach it, if a proxy stands before it."""
     tries: Tries = field(default_factory=Tries)
     boards: dict[int, Board] = field(default_factory=dict, compare=False)
     """What leads look at, by project."""
