@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from assent.people.kinds import KINDS
-from assent.people.store import accounts, items, labels, queue, sessions
+from assent.people.store import accounts, items, labels, projects, queue, sessions
 from assent.people.store.accounts import AccountError
 from assent.people.store.errors import AccessError
 from assent.people.store.records import Ahead, Project
@@ -123,6 +123,8 @@ def _join(visit: Visit, token: str, user: str = "", problem: str = "", status: i
 def _signed_in(visit: Visit, user: accounts.User, place: str) -> Response:
     with visit.writing() as c:
         token = sessions.start_session(c, user, visit.now)
+        if place == "/" and len(only := projects.projects(c, user)) == 1:
+            place = f"/p/{only[0].name}"
     response = visit.go(place)
     set_cookie(visit.request, response, SESSION, token, int(sessions.SESSION))
     return response
@@ -161,11 +163,9 @@ class Row:
 @router.get("/")
 def projects_page(visit: Visit = USER) -> Response:
     """What somebody has a part in."""
-    from assent.people.store.projects import projects
-
     with visit.reading() as c:
         rows = []
-        for project in projects(c, visit.known):
+        for project in projects.projects(c, visit.known):
             role = accounts.membership(c, project, visit.known)
             rows.append(Row(project, queue.ahead(c, project, visit.known), role in ("lead", "admin")))
     return visit.page("projects.html", projects=rows, said="")

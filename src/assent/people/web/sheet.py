@@ -63,6 +63,11 @@ class Choice:
     key: str = ""
     about: str = ""
 
+    @property
+    def side(self) -> str:
+        """Of a strength: left or right."""
+        return self.value.partition("-")[0]
+
 
 @dataclass(frozen=True)
 class Rated:

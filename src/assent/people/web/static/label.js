@@ -336,7 +336,7 @@
   const without = (place) => levels.map((level) => level.filter((each) => each !== place));
   function draw() {
     const left = selects.map((_, place) => place).filter((place) => !levels.flat().includes(place));
-    const parts = [made("span", "Best", "end")];
+    const parts = [made("span", "Best first:", "soft")];
     levels.forEach((level, index) => {
       parts.push(gap(index));
       const box = made("span", "", "level");
@@ -344,7 +344,8 @@
       level.forEach((each, order) => { if (order) box.append(made("span", "=", "tie")); box.append(chip(each)); });
       parts.push(box);
     });
-    parts.push(gap(levels.length), made("span", "worst", "end"));
+    parts.push(gap(levels.length));
+    if (!levels.length) parts.push(made("span", "nothing yet", "level nothing"));
     if (left.length) {
       const rest = made("span", "", "rest");
       rest.append(made("span", "to rank:", "soft"), ...left.map(chip));
@@ -420,7 +421,7 @@
   }
   function nearest(under, x, place) {  // a level under the pointer (a tie), else the gap that is closest
     if (!under) return null;
-    const level = under.closest(".level");
+    const level = under.closest(".level[data-level]");
     if (level && ranks.dataset.ties) {
       const box = level.getBoundingClientRect(), inner = (x - box.left) / box.width;
       if (inner > 0.2 && inner < 0.8 && !levels[Number(level.dataset.level)].every((each) => each === place)) return level;
@@ -687,7 +688,10 @@
     begun = from && from.value !== "none" ? raws()[Number(from.value)] : "";
     all("[name=from]", form).forEach((radio) => radio.addEventListener("change", () => begin(radio.value)));
   }
-  const follow = () => all("[data-chosen]").forEach((card) => card.classList.toggle("chosen", one(":checked", card) !== null));
+  const follow = () => all("[data-by]").forEach((card) => {
+    const chosen = one(`[name="${card.dataset.by}"]:checked`, form);
+    card.classList.toggle("chosen", chosen !== null && chosen.value === card.dataset.at);
+  });
   form.addEventListener("input", () => { keep(); follow(); });
   form.addEventListener("change", () => { keep(); follow(); });
   follow();
