@@ -10,7 +10,7 @@ from annotated_types import Interval
 from assent.config.ranges import Count, Named, Positive
 from assent.config.sections import Sections
 
-ACTIONS = ("export", "load", "backup", "invite", "judge")
+ACTIONS = ("export", "load", "backup", "invite", "machine")
 """Options that do one thing and end, in place of the server; also while a server runs on the same database."""
 
 
@@ -48,7 +48,7 @@ class LabelConfig(Sections):
     """invite: how many people may join by the link."""
     days: Positive = 7.0
     """invite: how long the link holds."""
-    judge: Named | None = None
+    machine: Named | None = None
     """Make a machine annotator of this name in a project, print its token, and end."""
     drain: Positive = 10.0
     """Seconds for the requests under way once it is asked to stop (SIGTERM, Ctrl-C)."""

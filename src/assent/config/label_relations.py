@@ -20,7 +20,7 @@ def _one_action(config: LabelConfig) -> str | None:
 def _read_options(config: LabelConfig) -> str | None:
     for name, actions in (
         ("format", ("export", "load")),
-        ("project", ("export", "load", "invite", "judge")),
+        ("project", ("export", "load", "invite", "machine")),
         ("uses", ("invite",)),
         ("days", ("invite",)),
     ):

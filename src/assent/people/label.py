@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import socket
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -117,25 +118,25 @@ def _invite(config: LabelConfig, store: Store, project: Project) -> None:
     print(f"{_base(config)}/join/{word}", flush=True)
 
 
-def _judge(config: LabelConfig, store: Store, project: Project) -> None:
+def _machine(config: LabelConfig, store: Store, project: Project) -> None:
     from assent.people.store import accounts, sessions
     from assent.people.store.errors import MissingError
 
-    assert config.judge is not None
+    assert config.machine is not None
     with store.writing() as c:
         try:
-            user = accounts.user(c, config.judge)
+            user = accounts.user(c, config.machine)
         except MissingError:
-            user = accounts.add_user(c, config.judge, None, "judge", None)
+            user = accounts.add_user(c, config.machine, None, "judge", None)
         if user.role != "judge":
-            raise UserError(f"--judge {config.judge}: that is a person's account. Choose another name.")
+            raise UserError(f"--machine {config.machine}: that is a person's account. Choose another name.")
         accounts.add_member(c, project, user, "judge", None)
         word = sessions.api_token(c, user, None)
     log.info(f"The token of {user.name} for {project.name}, as the header Authorization: Bearer TOKEN:")
     print(word, flush=True)
 
 
-ACTIONS = {"export": _export, "load": _load, "invite": _invite, "judge": _judge}
+ACTIONS = {"export": _export, "load": _load, "invite": _invite, "machine": _machine}
 
 
 def _base(config: LabelConfig) -> str:
@@ -196,10 +197,14 @@ def _introduce(config: LabelConfig, store: Store, url: str) -> None:
 
 def _first_link(store: Store) -> str | None:
     """A new link for the first lead where there is no account; older ones hold no longer."""
+    from sqlalchemy import update
+
     from assent.people.store import accounts, sessions
+    from assent.people.store import tables as t
 
     with store.writing() as c:
         if accounts.any_user(c):
             return None
-        sessions.revoke_first(c)
+        held = (t.invitations.c.role == "admin") & t.invitations.c.made_by.is_(None)
+        c.execute(update(t.invitations).where(held).values(revoked_at=time.time()))
         return sessions.invite(c, None, "admin", None, days=FIRST_DAYS)

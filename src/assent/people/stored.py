@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from assent.people.exchange.shape import Imported, Labelled
+from assent.people.exchange.shape import Labelled
 from assent.people.items import Label
-from assent.people.store import accounts, items, labels, projects
-from assent.people.store.records import Project, Purpose, StoredLabel, User
+from assent.people.store import items, labels, projects
+from assent.people.store.records import Project, Purpose, StoredLabel
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,6 @@ def labelled(c: Connection, project: Project, purpose: Purpose = "work") -> Iter
 
 def _labelled(c: Connection, found: Iterable[StoredLabel]) -> Labelled:
     said = tuple(
-        Label(each.value, each.name, each.shown, each.seconds, each.made_at)
-        for each in found
-        if each.value is not None
+        Label(each.value, each.name, each.shown, each.seconds, each.made_at) for each in found if each.value is not None
     )
     return Labelled(items.content(c, next(iter(found)).item), said)
