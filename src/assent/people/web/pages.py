@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from assent.people.kinds import KINDS
@@ -184,7 +184,6 @@ def instructions(visit: Visit = ANNOTATOR) -> Response:
 @router.get("/p/{name}/mine")
 def mine(visit: Visit = ANNOTATOR) -> Response:
     """One's own latest labels."""
-    kind = KINDS[visit.place.task.kind]
     with visit.reading() as c:
         ahead = queue.ahead(c, visit.place, visit.known)
         history = labels.history(c, visit.place, visit.known, 3 * LISTED)
@@ -192,9 +191,10 @@ def mine(visit: Visit = ANNOTATOR) -> Response:
         for each in history:
             if not each.current or len(rows) == LISTED:
                 continue
-            item = items.item(c, each.item).content
+            item = items.content(c, each.item)
             prompt = item.prompt[-1].content if item.prompt else ""
-            summary = kind.summary(each.value, item, each.shown) if each.value is not None else f"Skipped: {each.reason}"
+            kind = KINDS[projects.definition(c, each.definition).task.kind]
+            summary = kind.summary(each.value, item, each.shown) if each.value else f"Skipped: {each.reason}"
             rows.append(
                 {
                     "when": each.made_at,

@@ -197,9 +197,7 @@ def _folded(prompt: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Mess
 def _turn(message: Message) -> Turn:
     text = render.text_of(message)
     name = f" ({message.name})" if message.name else ""
-    return Turn(
-        message.role, WHO.get(message.role, message.role) + name, render.markdown(text), len(text) > LONG
-    )
+    return Turn(message.role, WHO.get(message.role, message.role) + name, render.markdown(text), len(text) > LONG)
 
 
 def _answer(at: int, text: str) -> Answer:
