@@ -65,8 +65,9 @@ class Board:
     _free_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, wait: float = 1.5) -> View:
-        """As of now, where the background is ready within `wait` seconds; else as of a moment ago."""
+    def look(self, wait: float = 1.0, first: float = 4.0) -> View:
+        """As of now, where the background is ready within `wait` seconds (`first`, the first time); else as of a moment
+        ago."""
         with self.store.reading() as c:
             newest = _newest(c, self.project)
         with self._lock:
@@ -75,7 +76,7 @@ class Board:
                 thread = self._thread = threading.Thread(target=self._work, name="labels", daemon=True)
                 thread.start()
         if thread is not None:
-            thread.join(wait)
+            thread.join(first if self._live is None else wait)
         with self._lock:
             counts: dict[str, int] = defaultdict(int)
             for one in self._skips.values():

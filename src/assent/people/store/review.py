@@ -213,6 +213,15 @@ def undecide(c: Connection, project: Project, item: int, by: User, now: float) -
     audit.record(c, by, UNDECIDED, str(item), None, now, project)
 
 
+def last_decided(c: Connection, project: Project, by: User) -> int | None:
+    """The item that somebody decided last, while that stands."""
+    mine = (t.slots.c.user_id == by.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "done")
+    query = select(t.slots.c.item_id).where(mine, t.slots.c.purpose == "adjudication")
+    query = query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)
+    found: int | None = c.execute(query).scalar()
+    return found
+
+
 def send_back(c: Connection, project: Project, label: int, by: User, reason: str, now: float) -> None:
     """Gives an answer back to its annotator, who gets the item again before all others, with the reason. The answer no
     longer counts, and stays in the history.
