@@ -134,4 +134,6 @@ def counts(c: Connection, project: Project) -> dict[str, dict[str, int]]:
 def topics(c: Connection, project: Project, most: int = 200) -> list[str]:
     """Topics of items, those of most items first."""
     query = select(t.items.c.topic).where(t.items.c.project_id == project.id, t.items.c.topic.is_not(None))
-    return list(c.execute(query.group_by(t.items.c.topic).order_by(func.count().desc()).limit(most)).scalars())
+    return list(
+        c.execute(query.group_by(t.items.c.topic).order_by(func.count().desc(), t.items.c.topic).limit(most)).scalars()
+    )

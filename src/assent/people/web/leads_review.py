@@ -39,9 +39,7 @@ def _page(visit: Visit, problem: str = "", status: int = 200, fields: Mapping[st
         waiting = review.waiting(c, visit.place, view.disputes, threshold)
         key = asked or next((one.item for one in waiting), 0)
         if not key:
-            return visit.page(
-                "lead_nothing.html", view=view, threshold=threshold, levels=LEVELS, said=_done(visit)
-            )
+            return visit.page("lead_nothing.html", view=view, threshold=threshold, levels=LEVELS, said=_done(visit))
         item = item_in(c, visit, key)
         rows = [said(row, item, visit.place) for row in labels.of_item(c, key) if row.current]
         dispute = review.dispute_of(c, visit.place, key)
