@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 
 from assent.errors import AssentError
 from assent.people.kinds import LabelError
-from assent.people.store import Store, accounts, audit, items, labels, listing, queue, review, standing
-from assent.people.store import tables as t
+from assent.people.store import Store, accounts, items, labels, listing, queue, review
 from assent.people.store.board import Board
 from assent.people.store.errors import GoneError, MissingError, StaleError
-from assent.people.store.records import Project, Slot, User
+from assent.people.store.records import Project, User
 from assent.people.task import TaskDefinition
 from tests.labelling import START, answer, item, made, take, work
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, Text, cast, func, or_, select
 
-from assent.people.store import tables as t
 from assent.people.items import item_of
+from assent.people.store import tables as t
 from assent.people.store.records import Project
 
 STRIDE = 4000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from assent.foreign import message
 from assent.people import stored
 from assent.people.exchange import SHAPES, Imported, Labelled, export, planned, read
 from assent.people.exchange.labelstudio import config_of
-from assent.people.kinds import KINDS
 from assent.people.store import audit, items
 from assent.people.store.records import ItemPurpose, Project
-from assent.people.web.leads_common import LEAD, place
+from assent.people.task import TaskDefinition
+from assent.people.web.leads_common import LEAD
 from assent.people.web.refusals import Refused
 from assent.people.web.render import shown
 from assent.people.web.sessions import Visit
@@ -136,7 +136,7 @@ def imported(visit: Visit = LEAD) -> Response:
             while part := given.file.read(1 << 20):
                 file.write(part)
         try:
-            found = read(str(path), visit.place.task)
+            found = read(str(path), _asked(visit.place.task, purpose))
             counts = _take(visit, found, purpose, name)
         except UserError as error:
             return _page(visit, message(str(error).replace(f"{folder}/", "")), 422)
@@ -144,6 +144,11 @@ def imported(visit: Visit = LEAD) -> Response:
     taken = {"name": name, "counts": counts, "problems": problems, "more": len(found.problems) - len(problems),
              "unknown": dict(found.unknown), "skipped": dict(found.skipped)}  # fmt: skip
     return _page(visit, taken=taken)
+
+
+def _asked(task: TaskDefinition, purpose: ItemPurpose) -> TaskDefinition:
+    """What labels of the file must be: known answers need neither strength nor reason."""
+    return task if purpose == "work" else replace(task, strength=0, comment="optional")
 
 
 def _take(visit: Visit, found: Imported, purpose: ItemPurpose, name: str) -> list[tuple[str, int]]:
