@@ -1,5 +1,5 @@
-"""The leads' pages: who may see them, what they show and change, that every change is in the audit log, and that nothing
-others wrote runs in them."""
+"""The leads' pages: who may see them, what they show and change, that every change is in the audit log, and that
+nothing that others wrote runs in them."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def test_the_chart_keeps_within_its_frame():
 
 def test_items_are_found_marked_and_withdrawn(world):
     key = world.say(A, B)
-    assert "Question 0?" in world.lead.get(LEAD + "/items") and "Question 3?" in world.lead.get(LEAD + "/items?q=tion+3")
+    assert "Question 0?" in world.lead.get(LEAD + "/items")
+    assert "Question 3?" in world.lead.get(LEAD + "/items?q=tion+3")
     assert "Question 3?" not in world.lead.get(LEAD + "/items?state=done")
     assert "No item is like that" in world.lead.get(LEAD + "/items?q=nowhere&state=nonsense&after=x")
     page = f"{LEAD}/item/{key}"
@@ -344,7 +345,8 @@ def test_invitations_are_shown_once_and_ended(world):
     assert joined.status_code == 303 and "newcomer" in world.lead.get(LEAD + "/people")
     key = re.search(r'name="invitation" value="(\d+)"', world.lead.get(LEAD + "/people"))[1]
     assert world.lead.post(LEAD + "/people/revoke", invitation=key).status_code == 303
-    assert newcomer.get(path).status_code == 403 and world.lead.post(LEAD + "/people/revoke", invitation=key).status_code == 404
+    assert newcomer.get(path).status_code == 403
+    assert world.lead.post(LEAD + "/people/revoke", invitation=key).status_code == 404
     for fields in ({"uses": "0", "days": "1"}, {"uses": "1", "days": "91"}, {"uses": "x", "days": "1"}):
         assert world.lead.post(LEAD + "/people/invite", role="annotator", **fields).status_code == 422
     assert world.lead.post(LEAD + "/people/invite", role="admin", uses="1", days="1").status_code == 422
@@ -388,7 +390,6 @@ def test_roles_and_accounts(world):
         assert accounts.check_password(c, person.name, password) is None
     assert world.admin.post(LEAD + "/people/enable", user=str(person.id)).status_code == 303
     with world.store.reading() as c:
-        root = accounts.user(c, "root")
         assert accounts.check_password(c, person.name, password) is not None
 
 
@@ -396,7 +397,8 @@ def test_roles_and_accounts(world):
 
 
 def test_labels_are_exported_with_decisions(world):
-    decided, other = world.say(A, B), world.say(A, A)
+    decided = world.say(A, B)
+    world.say(A, A)
     world.lead.post(LEAD + "/adjudicate", item=str(decided), choice="right-1", request="r1")
     page = words(world.lead.get(LEAD + "/files"))
     assert "assent" in page and "trl" in page and "Does not carry" in page
@@ -472,6 +474,7 @@ def fill(world: World, count: int) -> None:
     with world.store.writing() as c:
         for start in range(10, count, 5000):
             part = range(start, min(start + 5000, count))
-            c.execute(insert(t.items), [base | {"id": n, "key": f"k{n}", "turn": n + 10, "topic": f"t{n % 50}"} for n in part])
+            rows = [base | {"id": n, "key": f"k{n}", "turn": n + 10, "topic": f"t{n % 50}"} for n in part]
+            c.execute(insert(t.items), rows)
             c.execute(insert(t.contents), [{"item_id": n, "payload": payload} for n in part])
         c.execute(text("ANALYZE"))

@@ -1,5 +1,5 @@
-"""What the leads' pages ask of all labels of a project, kept in memory and brought up to date in the background: no page
-waits for statistics of a hundred thousand labels."""
+"""What the leads' pages ask of all labels of a project, kept in memory and brought up to date in the background: no
+page waits for statistics of a hundred thousand labels."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PURPOSES = ("work", "second", "gold", "screening")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is known. `live` is None until it was computed for the first time; `behind` are rows of the history that came
-    since; `disputes` are of all items with labels, whatever they say."""
+    """What is known. `live` is None until it was computed for the first time; `behind` are rows of the history that
+    came since; `disputes` are of all items with labels, whatever they say."""
 
     live: Live | None
     disputes: Mapping[int, Dispute]

@@ -1,5 +1,5 @@
-"""What a lead does with answers: which items are looked at again and why, what is decided about them, and what goes back
-to its annotator."""
+"""What a lead does with answers: which items are looked at again and why, what is decided about them, and what goes
+back to its annotator."""
 
 from __future__ import annotations
 

@@ -213,6 +213,8 @@ def annotators(visit: Visit = LEAD) -> Response:
     view = board_of(visit).look()
     rows = _rows(visit, view.live, view)
     used = {name: words for name, words in COLUMNS.items() if any(row.cells[name].text for row in rows)}
+    if all(row.report.hurried.mean == 0 for row in rows if row.report.hurried.n):
+        used.pop("hurried", None)
     return visit.page("lead_annotators.html", rows=rows, columns=used, view=view)
 
 

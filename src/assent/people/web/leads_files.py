@@ -158,7 +158,8 @@ def _take(visit: Visit, found: Imported, purpose: ItemPurpose, name: str) -> lis
             added = stored.add(c, visit.place, found, visit.known, visit.now)
             counts = [
                 ("new items", added.items), ("items that were here already", added.known), ("labels", added.labels),
-                ("labels that were here already", added.repeated), ("accounts made for their annotators", len(added.people)),
+                ("labels that were here already", added.repeated),
+                ("accounts made for their annotators", len(added.people)),
             ]  # fmt: skip
         else:
             known = [each for each in found.labelled if each.labels]

@@ -79,7 +79,8 @@ def question_row(found: Agreement) -> Question:
     }
     strong = found.question == "comparison" and found.scale == "ordinal"
     return Question(
-        "Comparison, with strengths" if strong else found.question.capitalize(), found.twice, cells, gwet if misled else "α",
+        "Comparison, with strengths" if strong else found.question.capitalize(), found.twice, cells,
+        gwet if misled else "α",
         tuple(f"{note[:1].upper()}{note[1:]}." for note in found.notes), topics,
     )  # fmt: skip
 
