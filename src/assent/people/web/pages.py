@@ -66,6 +66,7 @@ def login(visit: Visit = OPEN) -> Response:
         user = accounts.check_password(c, name, _password(visit))
     if user is None:
         return _login(visit, place, name, "Name and password do not belong together.", 401)
+    visit.site.tries.fine(_address(visit), name)
     return _signed_in(visit, user, place)
 
 
@@ -98,6 +99,7 @@ def join(token: str, visit: Visit = OPEN) -> Response:
             user = sessions.join(c, token, name, _password(visit), visit.now)
     except (AccountError, AccessError) as error:
         return _join(visit, token, name, str(error), 422)
+    visit.site.tries.fine(_address(visit), name)
     return _signed_in(visit, user, f"/p/{project.name}" if project else "/")
 
 
