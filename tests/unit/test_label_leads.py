@@ -25,7 +25,7 @@ from assent.people.web.app import application
 from tests.labelling import START, answer, made, take
 
 A, B = ({"verdict": "better", "better": which, "strength": 2} for which in (0, 1))
-NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7*7 }} \u202e"
+NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 'a' * 9 }} \u202e"
 LEAD = "/p/pairs/lead"
 
 
@@ -132,7 +132,7 @@ def test_nothing_that_others_wrote_runs(tmp_path):
     for page in pages:
         answer = world.lead.http.get(LEAD + page)
         assert "script-src 'self'" in answer.headers["content-security-policy"]
-        assert "<script>alert" not in answer.text and "<img" not in answer.text and "49" not in answer.text, page
+        assert "<script>alert" not in answer.text and "<img" not in answer.text and "aaaaaaaaa" not in answer.text, page
         assert not re.search(r"\son\w+=|\sstyle=|javascript:", re.sub(r"&lt;.*?&gt;", "", answer.text)), page
     world.store.close()
 
@@ -166,6 +166,23 @@ def test_annotators_are_locked_with_a_reason_that_they_read_and_let_in_again(wor
     assert world.lead.post(page + "/unlock").status_code == 303
     assert "Which answer" in annotator.get("/p/pairs")
     assert world.log()[:2] == ["annotator unlocked annotator 0", "annotator locked annotator 0"]
+
+
+def test_a_message_stands_above_the_work_until_it_is_read(world):
+    user = world.people[0]
+    page, annotator = f"{LEAD}/annotator/{user.id}", Person(world.gate, world.store, user.name)
+    assert world.lead.post(page + "/message", text=" ").status_code == 422
+    assert world.lead.post(page + "/message", text=f"Thank you!\n{NASTY}").status_code == 303
+    html = annotator.get("/p/pairs")
+    assert "leah to you" in words(html) and "Thank you!" in html and "<script>alert" not in html
+    assert "not read yet" in world.lead.get(page) and "Thank you!" not in world.lead.get(LEAD)
+    key = re.search(r'name="upto" value="(\d+)"', html)[1]
+    other = Person(world.gate, world.store, world.people[1].name)
+    assert other.post("/p/pairs/read", page="/p/pairs/mine", upto=key).status_code == 303
+    assert "Thank you!" in annotator.get("/p/pairs/mine"), "nobody reads for others"
+    assert annotator.post("/p/pairs/read", page="/p/pairs", upto=key).status_code == 303
+    assert "Thank you!" not in annotator.get("/p/pairs") and "read 20" in words(world.lead.get(page))
+    assert world.log()[0] == "message annotator 0"
 
 
 def test_numbers_in_words():
