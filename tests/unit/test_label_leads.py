@@ -119,6 +119,17 @@ def test_pages_of_nothing_yet(world):
     assert world.lead.http.get(LEAD + "/annotator/x").status_code == 422
 
 
+def test_a_lead_who_signs_in_is_given_no_item(world):
+    for name in ("leah", "root"):
+        http = TestClient(world.gate, base_url="http://127.0.0.1:8400", follow_redirects=False)
+        csrf = re.search(r'name="csrf" value="(\w+)"', http.get("/login").text)[1]
+        fields = {"csrf": csrf, "user": name, "password": "correct horse", "next": "/"}
+        assert http.post("/login", data=fields).headers["location"] == LEAD
+        assert http.get("/").status_code == 200 and http.get(LEAD).status_code == 200
+    with world.store.reading() as c:
+        assert items.item(c, 1).taken == 0
+
+
 def test_nothing_that_others_wrote_runs(tmp_path):
     world = World(tmp_path, 0)
     with world.store.writing() as c:
