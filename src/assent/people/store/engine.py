@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from assent.people.store.errors import BusyError, OpenError, RoomError, StoreErr
 
 WAIT = 10.0
 """Seconds that one waits for a database that another program holds."""
+LOOKS = (0.001, 0.006)
+"""Seconds between two looks whether it is free, by chance."""
 LOWEST = (3, 35, 0)
 """The oldest SQLite that has all that is used here."""
 NETWORK = frozenset(
@@ -118,7 +121,31 @@ def _begin(connection: Connection) -> None:
     """A writer takes the lock before it reads, so that what it read is true when it writes."""
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if not writes:
+        connection.exec_driver_sql("BEGIN")
+        return
+    plain: Any = connection.connection.dbapi_connection
+    plain.execute("PRAGMA busy_timeout = 0")
+    try:
+        if not _has_turn(plain):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # tells why not
+    finally:
+        plain.execute(f"PRAGMA busy_timeout = {int(WAIT * 1000)}")
+
+
+def _has_turn(plain: Any) -> bool:
+    """Begins to write once nobody else does. SQLite itself looks less and less often, so that among many writers one
+    may never get its turn; here all look equally often."""
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        try:
+            plain.execute("BEGIN IMMEDIATE")
+            return True
+        except sqlite3.OperationalError as error:
+            if (error.sqlite_errorcode & 0xFF) not in _BUSY:
+                return False
+        time.sleep(random.uniform(*LOOKS))
+    return False
 
 
 def _json(value: object) -> str:

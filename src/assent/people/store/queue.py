@@ -77,7 +77,7 @@ def _known(c: Connection, project: Project, user: User) -> Row[Any] | None:
 def _own_again(c: Connection, project: Project, member: Member) -> Row[Any] | None:
     """An item that the user answered a while ago, drawn by chance."""
     mine = (t.slots.c.user_id == member.user.id) & (t.slots.c.project_id == project.id)
-    mine &= (t.slots.c.purpose == "work") & (t.slots.c.state == "done")
+    mine &= (t.slots.c.purpose == "work") & t.in_state(t.slots, "done")
     latest = select(t.slots.c.id).where(mine).order_by(t.slots.c.id.desc()).offset(BEFORE_SECOND - 1).limit(1)
     last = c.execute(latest).scalar()
     first = c.execute(select(func.min(t.slots.c.id)).where(mine)).scalar()
@@ -97,13 +97,17 @@ def _work(c: Connection, project: Project, member: Member) -> Row[Any] | None:
     """The first open item of the queue that the user has not had, locked. Where others have just locked it, the next
     one."""
     for lane, cursor in enumerate(member.cursors):
-        ahead = (t.items.c.project_id == project.id) & (t.items.c.lane == lane) & (t.items.c.turn > cursor)
+        lane_of = (t.items.c.project_id == project.id) & (t.items.c.lane == lane)
+        ahead = lane_of & (t.items.c.turn > cursor)
         last = c.execute(select(func.max(t.items.c.turn)).where(ahead)).scalar()
         if last is None:
             continue
-        query = select(t.items).where(ahead, ~_has(member.user, "work")).order_by(t.items.c.turn).limit(1)
-        first = c.execute(query.with_only_columns(t.items.c.turn)).scalar()
-        row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first() if first is not None else None
+        query = select(t.items).where(~_has(member.user, "work")).order_by(t.items.c.turn).limit(1)
+        first = c.execute(query.where(ahead).with_only_columns(t.items.c.turn)).scalar()
+        row = None
+        if first is not None:
+            query = query.where(lane_of, t.items.c.turn >= first)
+            row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first()
         passed = last if first is None else first if row is not None and row.turn == first else first - 1
         if passed > cursor:  # `last` was read before `first`: what came in meanwhile is not passed
             _move_cursor(c, member, lane, passed)
@@ -120,7 +124,7 @@ def _move_cursor(c: Connection, member: Member, lane: int, turn: int) -> None:
 def _has(user: User, purpose: Purpose) -> ColumnElement[bool]:
     """Whether the user has, or had, a slot of that purpose at the item of the row."""
     held = (_had.c.item_id == t.items.c.id) & (_had.c.user_id == user.id) & (_had.c.purpose == purpose)
-    return exists().where(held, _had.c.state.in_(("leased", "done", "skipped")))
+    return exists().where(held, t.in_state(_had, "leased", "done", "skipped"))
 
 
 def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purpose: Purpose, now: float) -> Slot:
@@ -153,7 +157,7 @@ def _shown(
     answers = range(item.answers)
     if purpose == "second":
         own = (t.slots.c.item_id == item.id) & (t.slots.c.user_id == user.id) & (t.slots.c.purpose == "work")
-        before = c.execute(select(t.slots.c.shown).where(own, t.slots.c.state == "done")).scalar_one()
+        before = c.execute(select(t.slots.c.shown).where(own, t.in_state(t.slots, "done"))).scalar_one()
         return tuple(reversed(before))
     whose = number // 2 if purpose == "work" else f"{purpose} {user.id}"
     drawn = random.Random(f"{project.seed} {item.key} {whose}").sample(answers, len(answers))
@@ -162,7 +166,7 @@ def _shown(
 
 def _held(c: Connection, project: Project, user: User) -> Row[int, float] | None:
     """What the user has leased: of several the latest, as undo makes one."""
-    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased")
+    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased")
     query = select(t.slots.c.id, t.slots.c.leased_until).join(t.items, t.items.c.id == t.slots.c.item_id)
     query = query.where(mine, t.items.c.state != "withdrawn").order_by(t.slots.c.leased_at.desc(), t.slots.c.id.desc())
     return c.execute(query.limit(1)).first()
@@ -176,7 +180,7 @@ def _renew(c: Connection, slot: Row[*tuple[Any, ...]], project: Project, now: fl
 
 def _take_back(c: Connection, project: Project, now: float) -> None:
     """Puts the slots whose lease has run out back into the queue."""
-    due = (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased") & (t.slots.c.leased_until <= now)
+    due = (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased") & (t.slots.c.leased_until <= now)
     query = select(t.slots.c.id.label("slot"), t.items).join(t.items, t.items.c.id == t.slots.c.item_id).where(due)
     query = query.order_by(t.slots.c.leased_until).limit(SWEPT).with_for_update(skip_locked=True, of=t.items)
     for row in c.execute(query).all():
@@ -188,7 +192,7 @@ def _take_back(c: Connection, project: Project, now: float) -> None:
 
 def _nothing(c: Connection, project: Project, user: User, now: float) -> Waiting:
     """Why there is nothing: whether something may come back."""
-    other = (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased") & (t.slots.c.purpose == "work")
+    other = (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased") & (t.slots.c.purpose == "work")
     query = select(func.min(t.slots.c.leased_until)).join(t.items, t.items.c.id == t.slots.c.item_id)
     until = c.execute(query.where(other, t.slots.c.user_id != user.id, ~_has(user, "work"))).scalar()
     if until is not None:

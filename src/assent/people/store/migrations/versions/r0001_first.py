@@ -226,6 +226,7 @@ def _slots() -> None:
     op.create_index(
         "ix_slots_ended", "slots", ["user_id", "project_id", "ended_at"], **_where("state IN ('done', 'skipped')")
     )
+    op.create_index("ix_slots_item", "slots", ["item_id"])
     op.create_index("ix_slots_leased", "slots", ["user_id", "project_id", "leased_at"], **_where("state = 'leased'"))
     op.create_index("ix_slots_project", "slots", ["project_id", "purpose", "item_id"], **_where("state = 'done'"))
     op.create_index(
