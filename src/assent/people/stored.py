@@ -12,6 +12,10 @@ from assent.people.exchange.shape import Labelled
 from assent.people.items import Label
 from assent.people.store import items, labels, projects
 from assent.people.store.records import Project, Purpose, StoredLabel
+from assent.people.task import Item
+
+PAGE = 500
+"""Items that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ def labelled(c: Connection, project: Project, purpose: Purpose = "work") -> Iter
         found.append(each)
     if found:
         yield _labelled(c, found)
+
+
+def work(c: Connection, project: Project) -> Iterator[Item]:
+    """The items of a project that are to be labelled, without those that were withdrawn."""
+    after = 0
+    while found := items.page(c, project, after=after, limit=PAGE):
+        yield from (each.content for each in found)
+        after = found[-1].id
 
 
 def _labelled(c: Connection, found: Iterable[StoredLabel]) -> Labelled:
