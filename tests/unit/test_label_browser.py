@@ -28,13 +28,13 @@ pytest.importorskip("sqlalchemy")
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 PASSWORD = "a long password"
-PATIENCE = 8_000
+PATIENCE = 60_000
 """Milliseconds: the machine may be busy."""
 NASTY = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>\"'><svg onload=window.ran=1> {{ 7*7 }} "
     "[l](javascript:window.ran=1) ![i](javascript:window.ran=1) <a href='javascript:window.ran=1'>a</a> \x00\u202e "
     "$\\href{javascript:window.ran=1}{x}$ $\\text{</math><script>window.ran=1</script>}$ </textarea><script>window.ran="
-    "1</script> \r\n&lt;b&gt; \ud800"
+    "1</script> \r\n&lt;b&gt;"
 )
 WORDS = "Paris is the capital 😀 of France, and\nit lies on the Seine."
 TASKS: dict[str, dict[str, Any]] = {
@@ -58,6 +58,7 @@ class Served:
         from assent.people.web.app import application
 
         self.ahead = 0.0
+        self.cookies: dict[str, Any] = {}
         self.store = Store.open(folder / "labels.db")
         with self.store.writing() as c:
             self.people = [accounts.add_user(c, name, PASSWORD, "annotator", None) for name in ("ann", "bob")]
@@ -69,7 +70,7 @@ class Served:
             nasty = {"title": NASTY, "question": NASTY, "instructions": NASTY, "labels": ["<b>wrong", "'\">rude"]}
             nasty["examples"] = [{"prompt": NASTY, "responses": [NASTY], "answer": NASTY, "why": NASTY}]
             body = {"name": "nasty", "kind": "spans", "items": "x.jsonl"} | nasty
-            text = json.dumps(body).replace("\\ud800", "").replace("\\u0000", "")
+            text = json.dumps(body).replace("\\u0000", "")
             self._add(c, load_task(text, "t.yaml"), accounts, items, projects, NASTY)
         self.app = application(self.store, clock=lambda: time.time() + self.ahead)
         self.place = socket.socket()
@@ -135,20 +136,24 @@ def signed_in(browser, served) -> Iterator[Callable[..., Any]]:
     """`signed_in(name, width=..., **options)`: a page of somebody who is; what it complains of fails the test."""
     contexts, complaints = [], []
     served.ahead = 0.0
+    known = served.cookies
 
     def opened(name: str = "ann", width: int = 1200, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        context.add_cookies(known.get(name, []))
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(f"a dialog: {dialog.message}"))
         page.on("console", lambda message: complaints.append(message.text) if "Security" in message.text else None)
-        page.goto(f"{served.url}/login")
-        page.fill("[name=user]", name)
-        page.fill("[name=password]", PASSWORD)
-        page.click("text=Sign in >> nth=-1")
-        page.wait_for_url(f"{served.url}/")
+        page.goto(f"{served.url}/")
+        if name not in known:
+            page.fill("[name=user]", name)
+            page.fill("[name=password]", PASSWORD)
+            page.keyboard.press("Enter")
+            page.wait_for_url(f"{served.url}/")
+            known[name] = context.cookies()
         return page
 
     yield opened
@@ -486,7 +491,7 @@ def test_nothing_that_others_wrote_runs(signed_in, served) -> None:
     text = page.evaluate("document.querySelector('.markable').textContent")
     assert [*text][:8] == [*NASTY][:8] and len([*text]) == len(NASTY) + len(" Answer 0 to 0.")
     keys(page, "ArrowRight", "2", "m")
-    page.keyboard.type(NASTY.replace("\x00", "").replace("\ud800", "").replace("\r\n", " "))
+    page.keyboard.type(NASTY.replace("\x00", "").replace("\r\n", " "))
     page.keyboard.press("Escape")
     saved(page)
     assert page.evaluate("window.ran") is None

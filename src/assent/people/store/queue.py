@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, select, update
 
 from assent.people.store import accounts, items, places
 from assent.people.store import tables as t
@@ -97,28 +97,28 @@ def _work(c: Connection, project: Project, member: Member) -> Row[Any] | None:
     """The first open item of the queue that the user has not had, locked. Where others have just locked it, the next
     one."""
     for lane, cursor in enumerate(member.cursors):
-        lane_of = (t.items.c.project_id == project.id) & (t.items.c.lane == lane)
-        ahead = lane_of & (t.items.c.turn > cursor)
-        last = c.execute(select(func.max(t.items.c.turn)).where(ahead)).scalar()
-        if last is None:
-            continue
-        query = select(t.items).where(~_has(member.user, "work")).order_by(t.items.c.turn).limit(1)
-        first = c.execute(query.where(ahead).with_only_columns(t.items.c.turn)).scalar()
-        row = None
-        if first is not None:
-            query = query.where(lane_of, t.items.c.turn >= first)
-            row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first()
-        passed = last if first is None else first if row is not None and row.turn == first else first - 1
-        if passed > cursor:  # `last` was read before `first`: what came in meanwhile is not passed
-            _move_cursor(c, member, lane, passed)
+        ahead = (t.items.c.project_id == project.id) & (t.items.c.lane == lane) & (t.items.c.turn > cursor)
+        query = select(t.items).where(ahead, ~_has(member.user, "work")).order_by(t.items.c.turn).limit(1)
+        row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first()
+        passed = _passed(c, query, ahead, row)
+        if passed > cursor:
+            where = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == member.user.id)
+            c.execute(update(t.memberships).where(where).values({f"cursor_{lane}": passed}))
         if row is not None:
             return row
     return None
 
 
-def _move_cursor(c: Connection, member: Member, lane: int, turn: int) -> None:
-    where = (t.memberships.c.project_id == member.project) & (t.memberships.c.user_id == member.user.id)
-    c.execute(update(t.memberships).where(where).values({f"cursor_{lane}": turn}))
+def _passed(c: Connection, query: Select[Any], ahead: ColumnElement[bool], row: Row[Any] | None) -> int:
+    """Up to which turn there is nothing more for the user. What others have locked is not passed, and neither is what
+    comes in while one looks: the end is read before it is looked whether there is anything up to it."""
+    if row is not None and c.dialect.name == "sqlite":
+        return int(row.turn)
+    end = c.execute(select(func.max(t.items.c.turn)).where(ahead)).scalar()
+    first = c.execute(query.with_only_columns(t.items.c.turn)).scalar()
+    if row is not None and row.turn == first:
+        return int(row.turn)
+    return int((end or 0) if first is None else first - 1)
 
 
 def _has(user: User, purpose: Purpose) -> ColumnElement[bool]:
@@ -129,6 +129,8 @@ def _has(user: User, purpose: Purpose) -> ColumnElement[bool]:
 
 def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purpose: Purpose, now: float) -> Slot:
     number = places.free_number(c, item.id) if purpose == "work" else 0
+    shown = _shown(c, project, member.user, item, purpose, number)
+    until = now + 60 * project.task.lease_minutes
     row = {
         "project_id": project.id,
         "item_id": item.id,
@@ -137,16 +139,17 @@ def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purp
         "purpose": purpose,
         "number": number,
         "state": "leased",
-        "shown": list(_shown(c, project, member.user, item, purpose, number)),
+        "shown": list(shown),
         "leased_at": now,
-        "leased_until": now + 60 * project.task.lease_minutes,
+        "leased_until": until,
     }
     key = t.made(c, t.slots, row)
     where = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == member.user.id)
     c.execute(update(t.memberships).where(where).values(served=t.memberships.c.served + 1))
     if purpose == "work":
         places.settle(c, item, project.task)
-    return slot_of(c, key)
+    found = items.item(c, item.id)
+    return Slot(key, found, project.id, member.user.id, shown, purpose, until, project.definition)
 
 
 def _shown(

@@ -59,7 +59,7 @@ def login(visit: Visit = OPEN) -> Response:
     """Signs somebody in."""
     name, place = visit.field("user"), inside(visit.field("next", 2000) or "/")
     try:
-        visit.site.tries.take(_address(visit), name, visit.now)
+        visit.site.tries.take(_address(visit), name)
     except Refused as refused:
         return _login(visit, place, name, refused.message, refused.status)
     with visit.site.hashing, visit.reading() as c:
@@ -91,7 +91,7 @@ def join_page(token: str, visit: Visit = OPEN) -> Response:
 def join(token: str, visit: Visit = OPEN) -> Response:
     """Accepts an invitation."""
     name = visit.field("user")
-    visit.site.tries.take(_address(visit), name, visit.now)
+    visit.site.tries.take(_address(visit), name)
     with visit.reading() as c:
         project, _ = sessions.invited(c, token, visit.now)
     try:

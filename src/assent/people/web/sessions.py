@@ -171,7 +171,7 @@ class Require:
         if visit.user is None:
             if self.machines:
                 client = visit.request.client
-                visit.site.tries.take(client.host if client else "", None, visit.now)
+                visit.site.tries.take(client.host if client else "")
                 raise Refused(401, "token", "Send a token of this server, as the header Authorization: Bearer TOKEN.")
             raise SignIn(visit.request)
         if name is None:

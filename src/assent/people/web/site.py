@@ -35,12 +35,15 @@ BY_ADDRESS = (0.5, 40.0)
 class Tries:
     """How often passwords, invitations and tokens may be tried in vain, by name and by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` goes forward alone: a system's time may be set back."""
+        self._clock = clock
         self._names, self._addresses = Rates(*BY_NAME), Rates(*BY_ADDRESS)
         self._lock = threading.Lock()
 
-    def take(self, address: str, name: str | None, now: float) -> None:
+    def take(self, address: str, name: str | None = None) -> None:
         """Raises Refused where it was too often."""
+        now = self._clock()
         with self._lock:
             wait = self._addresses.take(address, now)
             if name is not None and not wait:
