@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from assent.data.formats import load_examples
 from assent.data.records import Binary, Message, Pair, Rating, Response, ToolCall
+from assent.data.views import binary_view, pair_view, ranking_view, sft_view
 from assent.errors import ConfigError, DataError, RunFolderError
 from assent.people.exchange import SHAPES, Imported, Labelled, export, planned, read
 from assent.people.exchange import shape as lost_words
 from assent.people.items import Label, example_of
 from assent.people.kinds import KINDS
+from assent.people.sources import file_items
 from assent.people.task import HELPSTEER, Attribute, Item, TaskDefinition
 from tests.contract.test_label_kinds import VALID, asked, item_with, task_of
 
@@ -310,6 +312,49 @@ def test_rows_are_a_shape_that_every_command_knows(name: str, kind: str, tmp_pat
             replace(e, origin=o.origin)
             for e, o in zip((example_of(x.item, x.labels, task_of(kind)) for x in labelled), loaded.examples)
         ] == loaded.examples
+
+
+@pytest.mark.parametrize("view", [sft_view, pair_view, binary_view, ranking_view])
+def test_what_annotators_could_not_judge_is_no_bad_row(view):
+    good, silent = ({"verdict": "better", "better": 0, "strength": 1}, {"verdict": "cannot_judge"})
+    rows = [example_of(item_with(2), [Label(value, "ann")], PAIR) for value in (good, silent)]
+    found, problems = view(rows)
+    assert len(found) == 1 and [problem.fault for problem in problems] == [False]
+    bare = replace(rows[1], meta={})
+    assert view([rows[0], bare])[1][0].fault  # of a row that nobody has seen it is one
+
+
+def test_bad_answers_are_no_demonstrations_and_undesirable():
+    good, bad = VALID["pair"], {"verdict": "both_bad"}
+    rows = [example_of(item_with(2), [Label(value, "ann")], PAIR) for value in (good, bad)]
+    found, problems = sft_view(rows)
+    assert [each.responses[0].text for each in found] == [item_with(2).responses[1]]
+    assert [(problem.fault, problem.reason) for problem in problems] == [
+        (False, "the best answer is labelled undesirable")
+    ]
+    labels, _ = binary_view(rows)
+    assert [each.feedback for each in labels][1] == (Binary(0, False), Binary(1, False))
+    assert [problem.reason for problem in pair_view(rows)[1]] == ["tie"]
+
+
+def test_written_answers_are_demonstrations_and_better_than_what_they_were_made_from():
+    rows = [
+        example_of(item_with(1), [Label({"text": "mine", "from": origin}, "ann")], task_of("edit"))
+        for origin in (0, None)
+    ]
+    assert [each.responses[0].text for each in sft_view(rows)[0]] == ["mine", "mine"]
+    found, problems = pair_view(rows)
+    assert [each.text for each in found[0].responses] == [item_with(1).responses[0], "mine"] and found[0].feedback[
+        0
+    ].chosen == 1
+    assert not problems[0].fault
+
+
+def test_items_of_labelled_rows_are_as_if_nobody_had_seen_them(tmp_path: Path):
+    export([Labelled(item_with(2), (Label(VALID["pair"], "ann"),))], PAIR, "assent", str(tmp_path / "x.jsonl"))
+    task = replace(task_of("ranking"), items=str(tmp_path / "x.jsonl"))
+    (item,) = file_items(task)
+    assert item == item_with(2)
 
 
 # ---- others' files

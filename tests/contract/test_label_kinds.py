@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from assent.config.settings import hints_of
 from assent.data.formats import to_row
 from assent.data.formats.native import native
-from assent.data.records import Binary, Critique, Message, Origin, Pair, Ranking, Rating
-from assent.people.items import ANNOTATED, Label, example_of, item_of, item_row
+from assent.data.records import ANNOTATED, Binary, Critique, Message, Origin, Pair, Ranking, Rating
+from assent.people.items import Label, example_of, item_of, item_row
 from assent.people.kinds import COMMENT, KINDS, TEXT, LabelError
 from assent.people.task import ANSWERS, HELPSTEER, Attribute, Item, KindName, TaskDefinition
 
