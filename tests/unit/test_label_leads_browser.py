@@ -178,7 +178,7 @@ def test_from_an_invitation_to_a_reward_model(served, person, tiny_model_dir, tm
     assert len(examples) == ITEMS and sum(len(example.feedback) == 1 for example in examples) == 2
 
     command = f"reward --model.path {tiny_model_dir} --data.train {file} --out {tmp_path / 'reward'}"
-    options = "--train.max_steps 2 --train.batch_size 2 --train.threads 1 --model.precision fp32"
+    options = "--train.max_steps 2 --train.batch_size 2 --train.threads 1 --data.max_length 128 --model.precision fp32"
     assert main([*command.split(), *options.split()]) == 0, capsys.readouterr().err
     metrics = [json.loads(line) for line in (tmp_path / "reward" / "metrics.jsonl").read_text().splitlines()]
     assert any("loss" in row for row in metrics) and (tmp_path / "reward" / "model").is_dir()

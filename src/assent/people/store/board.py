@@ -160,7 +160,8 @@ def _rows(c: Connection, project: Project, after: int) -> Sequence[Row[Any]]:
     query = select(*(t.labels.c[name] for name in columns), t.users.c.name, t.slots.c.shown)
     query = query.join(t.users, t.users.c.id == t.labels.c.user_id).join(t.slots, t.slots.c.id == t.labels.c.slot_id)
     query = query.where(t.labels.c.project_id == project.id, t.labels.c.id > after)
-    return c.execute(query.where(t.labels.c.definition_id.in_(alike)).order_by(t.labels.c.id)).all()
+    rows: Sequence[Any] = c.execute(query.where(t.labels.c.definition_id.in_(alike)).order_by(t.labels.c.id)).all()
+    return rows
 
 
 def _learn(c: Connection, evidence: Evidence, wanted: Iterable[int]) -> None:

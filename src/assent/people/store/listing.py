@@ -79,7 +79,8 @@ def _searched(
     c: Connection, project: Project, query: Select[Any], after: int, limit: int, clock: Callable[[], float]
 ) -> Page:
     last = c.execute(select(func.max(t.items.c.id)).where(t.items.c.project_id == project.id)).scalar() or 0
-    end, found = clock() + PATIENCE, []
+    end = clock() + PATIENCE
+    found: list[Line] = []
     while after < last:
         part = query.where(t.items.c.id > after, t.items.c.id <= after + STRIDE).limit(limit - len(found))
         rows = c.execute(part).all()
