@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 
 from assent.people.kinds import KINDS
 from assent.people.store import accounts, audit, labels, places
@@ -195,8 +195,7 @@ def _slot(c: Connection, project: Project, item: Any, by: User, shown: Sequence[
         "leased_at": now,
         "leased_until": now + 60 * project.task.lease_minutes,
     }
-    key: int = c.execute(insert(t.slots).values(row)).inserted_primary_key[0]
-    return key
+    return t.made(c, t.slots, row)
 
 
 def undecide(c: Connection, project: Project, item: int, by: User, now: float) -> None:
@@ -205,8 +204,8 @@ def undecide(c: Connection, project: Project, item: int, by: User, now: float) -
     if row.state != "decided":
         raise StaleError("Nothing is decided about this item, perhaps not any more.")
     c.execute(update(t.items).where(t.items.c.id == item).values(state="open"))
-    held = (t.slots.c.item_id == item) & (t.slots.c.purpose == "adjudication") & (t.slots.c.state == "done")
-    for slot in c.execute(select(t.slots).where(held)).all():
+    held = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
+    for slot in c.execute(select(t.slots).where(held, t.slots.c.purpose == "adjudication")).all():
         labels.reopen(c, slot, project, f"undecided {slot.label_id}", None, now)
         c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(state="released", ended_at=now))
     places.settle(c, places.locked(c, item), project.task)
@@ -215,7 +214,7 @@ def undecide(c: Connection, project: Project, item: int, by: User, now: float) -
 
 def last_decided(c: Connection, project: Project, by: User) -> int | None:
     """The item that somebody decided last, while that stands."""
-    mine = (t.slots.c.user_id == by.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "done")
+    mine = (t.slots.c.user_id == by.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
     query = select(t.slots.c.item_id).where(mine, t.slots.c.purpose == "adjudication")
     query = query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)
     found: int | None = c.execute(query).scalar()

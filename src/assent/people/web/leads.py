@@ -111,8 +111,8 @@ def _progress(c: Connection, visit: Visit) -> Progress:
 def _lately(c: Connection, visit: Visit) -> dict[int, tuple[int, float | None]]:
     """By user: answers of the last 24 hours, and when the last one was."""
     mine = (t.slots.c.user_id == t.memberships.c.user_id) & (t.slots.c.project_id == t.memberships.c.project_id)
-    ended = mine & t.slots.c.state.in_(("done", "skipped"))
-    since = ended & (t.slots.c.state == "done") & (t.slots.c.ended_at > visit.now - DAY)
+    ended = mine & t.in_state(t.slots, "done", "skipped")
+    since = ended & t.in_state(t.slots, "done") & (t.slots.c.ended_at > visit.now - DAY)
     day = select(func.count()).select_from(t.slots).where(since).correlate(t.memberships).scalar_subquery()
     last = select(func.max(t.slots.c.ended_at)).where(ended).correlate(t.memberships).scalar_subquery()
     query = select(t.memberships.c.user_id, day, last).where(t.memberships.c.project_id == visit.place.id)
