@@ -35,7 +35,7 @@ NONE = Interval(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`name` in a word or three, `why` in numbers."""
+    """`name` in a word or three, `why` in numbers, as what follows the annotator's name."""
 
     name: str
     why: str
@@ -111,10 +111,10 @@ def reports(
         if one.drift is not None and drifts[name] < LEVEL:
             odd += _falls(one.drift)
         if sides[name] < LEVEL:
-            odd += _takes(left[name], ("left", "right"), "the answers' worth being equal, takes the {} one")
+            odd += _takes(left[name], ("left", "right"), "the one on the {}")
         if lengths[name] < LEVEL:
             odd += _takes(
-                longer[name], ("longer", "shorter"), "of answers a standard deviation apart in length, takes the {}"
+                longer[name], ("longer", "shorter"), "the {} of two answers, a standard deviation apart in length,"
             )
         made[name] = replace(one, odd=tuple(odd))
     return made
@@ -225,7 +225,8 @@ def _low_gold(gold: Interval, task: TaskDefinition) -> list[Finding]:
         return []
     return [
         Finding(
-            "known answers", f"{percent(gold)} of {gold.n} known answers right, at least {100 * least:.0f} % wanted"
+            "known answers",
+            f"has {percent(gold)} of {gold.n} known answers right, where at least {100 * least:.0f} % are wanted",
         )
     ]
 
@@ -236,8 +237,8 @@ def _falls(drift: Drift) -> list[Finding]:
     return [
         Finding(
             "drifts",
-            f"{drift.of}: {percent(drift.early)} in the first half, {percent(drift.late)} in the last "
-            f"{drift.late.n} (p = {drift.p:.1g})",
+            f"fell in {drift.of} from {percent(drift.early)} in the first half to {percent(drift.late)} in the last "
+            f"{drift.late.n} labels (p = {drift.p:.1g})",
         )
     ]
 
@@ -247,14 +248,15 @@ def _takes(taste: Taste, names: Sequence[str], words: str) -> list[Finding]:
         return []
     side = names[0] if taste.value > 0 else names[1]
     share = 1 / (1 + math.exp(-abs(taste.value)))
-    return [Finding(f"prefers the {side}", f"{words.format(side)} {100 * share:.0f} % of the time")]
+    rest = "of the time where the others' votes are even"
+    return [Finding(f"prefers the {side}", f"takes {words.format(side)} {100 * share:.0f} % {rest}")]
 
 
 def _hurries(hurried: Interval) -> list[Finding]:
     if hurried.n < FEWEST or not hurried.low > HASTE:
         return []
     return [
-        Finding("hurries", f"{percent(hurried)} of labels came faster than anybody reads ({PACE:g} words a second)")
+        Finding("hurries", f"gave {percent(hurried)} of labels faster than anybody reads ({PACE:g} words a second)")
     ]
 
 

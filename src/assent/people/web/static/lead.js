@@ -3,6 +3,9 @@
 (() => {
   const one = (selector, within = document) => within.querySelector(selector);
 
+  const here = one(".tabs [aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - (here.parentElement.clientWidth - here.offsetWidth) / 2;
+
   // ---- numbers that move while annotators label
 
   const live = one("#live[data-live]");
