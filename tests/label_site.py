@@ -80,10 +80,8 @@ def csrf_of(client: TestClient, path: str = "/login") -> str:
 
 def form(client: TestClient, path: str = "/p/pairs") -> dict[str, str]:
     """The hidden fields of the page of an item."""
-    page = client.get(path).text
-    return dict(
-        re.findall(r'type="hidden" name="(csrf|slot|request|opened)" value="([^"]*)"', page.split("<details")[0])
-    )
+    page = client.get(path).text.split('id="work"')[1].split("</form>")[0]
+    return dict(re.findall(r'type="hidden" name="(csrf|slot|request|opened)" value="([^"]*)"', page))
 
 
 def post(client: TestClient, path: str, fields: Mapping[str, Any], **headers: str) -> Any:
