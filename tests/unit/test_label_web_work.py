@@ -341,7 +341,7 @@ def test_what_is_no_json_is_refused(site: Site, text: str) -> None:
 def test_leads_take_labels_out_and_put_items_in(site: Site) -> None:
     client, lead = site.people["nobody"], site.api("lea")
     texts = [{"messages": [{"role": "assistant", "content": text}]} for text in ("yes", "no")]
-    rows = [{"prompt": [{"role": "user", "content": "New?"}], "responses": texts[:count]} for count in (2, 1)]
+    rows = [{"prompt": [{"role": "user", "content": "New?"}], "responses": texts[:count], "feedback": []} for count in (2, 1)]
     answer = client.post("/api/p/pairs/items", json={"rows": rows}, headers=lead).json()
     assert answer.get("items"), answer
     assert answer["items"] == 1 and answer["refused"] == 1 and "/tmp" not in json.dumps(answer)
