@@ -124,8 +124,8 @@ def test_a_lead_who_signs_in_is_given_no_item(world):
         http = TestClient(world.gate, base_url="http://127.0.0.1:8400", follow_redirects=False)
         csrf = re.search(r'name="csrf" value="(\w+)"', http.get("/login").text)[1]
         fields = {"csrf": csrf, "user": name, "password": "correct horse", "next": "/"}
-        assert http.post("/login", data=fields).headers["location"] == LEAD
-        assert http.get("/").status_code == 200 and http.get(LEAD).status_code == 200
+        assert http.post("/login", data=fields).headers["location"] == "/"
+        assert f'href="{LEAD}"' in http.get("/").text and http.get(LEAD).status_code == 200
     with world.store.reading() as c:
         assert items.item(c, 1).taken == 0
 
@@ -448,7 +448,7 @@ def test_items_and_known_answers_are_imported(world):
     rows = [{"prompt": f"new {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
     data = "".join(json.dumps(row) + "\n" for row in rows)
     gold = world.lead.post(LEAD + "/import", purpose="gold", files={"file": ("gold set.jsonl", data)})
-    assert "3 new items of known answer" in words(gold.text), words(gold.text)
+    assert "New items of known answer: 3" in words(gold.text), words(gold.text)
     with world.store.reading() as c:
         known = items.page(c, world.project, items.Filter(purpose="gold"))
     assert [one.expected["better"] for one in known] == [0, 0, 0]
@@ -461,6 +461,20 @@ def test_items_and_known_answers_are_imported(world):
         assert answer.status_code == 422 and said in words(answer.text) and "/tmp" not in answer.text, name
     assert world.lead.post(LEAD + "/import", purpose="work").status_code == 422
     assert world.log()[0] == "file imported gold_set.jsonl"
+
+
+def test_labels_are_imported_once(world):
+    world.say(A, B)
+    exported = world.lead.post(LEAD + "/export", format="assent", of="labels").text
+    row = json.loads(exported)
+    row["meta"]["annotated"][0]["annotator"] = "somebody else"
+    row["prompt"][0]["content"] = "A new question?"
+    data = exported + json.dumps(row) + "\n"
+    taken = words(world.lead.post(LEAD + "/import", purpose="work", files={"file": ("l.jsonl", data)}).text)
+    assert "New items: 1 Items that were here already: 1 Labels: 2 Labels that were here already: 2" in taken
+    assert "somebody else" in world.lead.get(LEAD + "/people")
+    again = words(world.lead.post(LEAD + "/import", purpose="work", files={"file": ("l.jsonl", data)}).text)
+    assert "Labels that were here already: 4" in again and "New items" not in again
 
 
 def test_the_log_is_read_page_by_page(world):

@@ -182,6 +182,16 @@ def test_the_careless_and_the_biased_are_named_and_the_good_are_not(seed):
     assert found.annotators["careless"].agreement.high < found.annotators["good0"].agreement.low
 
 
+def test_ties_do_not_hide_a_taste_for_a_side():
+    """A tie does not say what was on the left, and nothing depends on it."""
+    made = simulated([*GOOD, POOR[1]], 500, 3, 0)
+    for item in range(0, 500, 25):
+        number = max(made.given) + 1
+        made.add(given(number, item, "another", {"verdict": "tie", "better": None, "strength": None}))
+    odd = names(measure(made))
+    assert "prefers the left" in odd["lefty"]
+
+
 def test_of_fifty_alike_nobody_is_named():
     people = [Annotator(f"good{n}", temperature=0.6, careless=0.05) for n in range(50)]
     assert names(measure(simulated(people, 1000, 3, 5))) == {}

@@ -244,7 +244,8 @@ def test_every_option_belongs_to_one_kind_of_change():
     base = load(LEAST)
     other = {
         "kind": "yesno", "examples": load(FULL).examples, "attributes": dict(HELPSTEER), "labels": ("a",),
-        "columns": {"a": "b"}, "policies": ("a",), "comment": "off", "precision": "fp32", "screening": load(FULL).screening,
+        "columns": {"a": "b"}, "policies": ("a",), "comment": "off", "precision": "fp32",
+        "screening": load(FULL).screening,
         "extra": load(FULL).extra, "thresholds": load(FULL).thresholds, "sampling": load(FULL).sampling,
         "engine": replace(base.engine, compile=True), "limit": 3, "answers": 2, "gold": "g",
     }  # fmt: skip

@@ -72,7 +72,7 @@ def _end(
     drafts.forget(c, slot)
     _count(c, slot, 1 if action == "label" else 0)
     if slot.purpose == "work":
-        places.settle(c, item, project.task, returned=action == "skip")
+        places.settle(c, item, project.task)
     return Saved(label, False, standing.judge(c, project, user, slot.purpose, now))
 
 

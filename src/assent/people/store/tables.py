@@ -65,7 +65,7 @@ def _where(condition: str) -> dict[str, Any]:
 def in_state(slots: FromClause, *states: str) -> ColumnElement[bool]:
     """Whether slots are in one of these states: written out, as only then a database sees that one of its indexes over
     such slots will do."""
-    written = [literal_column(f"'{state}'") for state in states]
+    written: list[ColumnElement[str]] = [literal_column(f"'{state}'") for state in states]
     return slots.c.state == written[0] if len(written) == 1 else slots.c.state.in_(written)
 
 

@@ -22,8 +22,8 @@ from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit, require
 from assent.people.web.work import LONGEST_REASON, check_size, own_slot
 
-ANNOTATOR = require("annotator", machines=True)
-LEAD = require("lead", machines=True)
+Annotator = Annotated[Visit, require("annotator", machines=True)]
+Lead = Annotated[Visit, require("lead", machines=True)]
 PROBLEMS = 20
 """Rows that could not be used of which an answer says why."""
 TOLD = (
@@ -53,7 +53,7 @@ Sent = Annotated[dict[str, Any], Depends(sent)]
 
 
 @router.get("/p/{name}/next")
-def next_item(visit: Visit = ANNOTATOR) -> Response:
+def next_item(visit: Annotator) -> Response:
     """The item to answer: {slot, item, shown, task, seconds}; or {waiting}, with why there is none."""
     with visit.writing() as c:
         slot = queue.next_slot(c, visit.place, visit.known, visit.now)
@@ -64,7 +64,7 @@ def next_item(visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/label")
-def label(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def label(visit: Annotator, body: Sent) -> Response:
     """Saves {slot, request, value, seconds}: {label, repeated, locked}."""
     value = body.get("value")
     if not isinstance(value, dict):
@@ -79,7 +79,7 @@ def label(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/skip")
-def skip(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def skip(visit: Annotator, body: Sent) -> Response:
     """Skips an item: {slot, request, reason}."""
     reason = body.get("reason")
     if not isinstance(reason, str) or not reason.strip() or len(reason) > LONGEST_REASON:
@@ -91,7 +91,7 @@ def skip(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/undo")
-def undo(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def undo(visit: Annotator, body: Sent) -> Response:
     """Takes the last label back, {request}, and gives its item out again."""
     with visit.writing() as c:
         slot = labels.undo(c, visit.known, visit.place, _request(body), visit.now)
@@ -99,7 +99,7 @@ def undo(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/release")
-def release(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def release(visit: Annotator, body: Sent) -> Response:
     """Gives an item back unanswered: {slot}."""
     slot = _slot(visit, body)
     with visit.writing() as c:
@@ -108,7 +108,7 @@ def release(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.get("/p/{name}/progress")
-def progress(visit: Visit = ANNOTATOR) -> Response:
+def progress(visit: Annotator) -> Response:
     """How far the annotator is, and the project."""
     with visit.reading() as c:
         ahead = queue.ahead(c, visit.place, visit.known)
@@ -144,7 +144,7 @@ def told(task: TaskDefinition) -> dict[str, Any]:
 
 
 @router.get("/p/{name}/export")
-def export(visit: Visit = LEAD) -> Response:
+def export(visit: Lead) -> Response:
     """The labels that hold now, in the shape that `?format=` names: rows as JSON lines, or one JSON list."""
     format = visit.request.query_params.get("format", "assent")
     task = visit.place.task
@@ -158,7 +158,7 @@ def export(visit: Visit = LEAD) -> Response:
 
 
 @router.post("/p/{name}/items")
-def add_items(body: Sent, visit: Visit = LEAD) -> Response:
+def add_items(visit: Lead, body: Sent) -> Response:
     """Adds {rows}, in any shape that `assent data` knows (`format` names it where that is needed), as items, with the
     labels that they have: {items, known, labels, repeated, people, problems}."""
     rows, format = body.get("rows"), body.get("format", "auto")

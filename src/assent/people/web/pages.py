@@ -11,9 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from assent.people.kinds import KINDS
 from assent.people.store import accounts, items, labels, projects, queue, sessions
-from assent.people.store.accounts import AccountError
-from assent.people.store.errors import AccessError
-from assent.people.store.records import Ahead, Project
+from assent.people.store.errors import AccessError, AccountError
+from assent.people.store.records import Ahead, Project, User
 from assent.people.web.refusals import Refused
 from assent.people.web.render import shown
 from assent.people.web.sessions import SESSION, Visit, inside, require, set_cookie
@@ -122,12 +121,11 @@ def _join(visit: Visit, token: str, user: str = "", problem: str = "", status: i
     )
 
 
-def _signed_in(visit: Visit, user: accounts.User, place: str) -> Response:
+def _signed_in(visit: Visit, user: User, place: str) -> Response:
     with visit.writing() as c:
         token = sessions.start_session(c, user, visit.now)
-        if place == "/" and len(only := projects.projects(c, user)) == 1:
-            leads = accounts.membership(c, only[0], user) in ("lead", "admin")
-            place = f"/p/{only[0].name}{'/lead' if leads else ''}"  # the page of work would lease an item to them
+        if place == "/" and user.role == "annotator" and len(only := projects.projects(c, user)) == 1:
+            place = f"/p/{only[0].name}"
     response = visit.go(place)
     set_cookie(visit.request, response, SESSION, token, int(sessions.SESSION))
     return response

@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import nh3
@@ -111,7 +111,7 @@ def _parser() -> MarkdownIt:
         "paragraph", "bracket_math", _block_brackets, {"alt": ["paragraph", "reference", "blockquote", "list"]}
     )
     assert isinstance(made.renderer, RendererHTML)
-    rules = made.renderer.rules
+    rules = cast(dict[str, Any], made.renderer.rules)
     rules["math_inline"] = lambda tokens, place, options, env: _formula(tokens[place], env, "inline")
     for name in ("math_inline_double", "math_block", "amsmath"):
         rules[name] = lambda tokens, place, options, env: _formula(tokens[place], env, "block")

@@ -146,9 +146,7 @@ def sheet_of(slot: Slot, fields: Mapping[str, str], now: float, request: str = "
         question=task.question or KINDS[task.kind].question,
         earlier=tuple(map(_turn, earlier)),
         turns=tuple(map(_turn, turns)),
-        answers=tuple(
-            _answer(at, item.responses[answer]) for at, answer in enumerate(slot.shown or range(len(item.responses)))
-        ),
+        answers=tuple(_answer(at, item.responses[answer]) for at, answer in enumerate(order)),
         fields=Fields(fields),
         scale=_scale(task),
         others=_others(task),

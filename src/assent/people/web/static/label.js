@@ -227,12 +227,12 @@
     return found;
   }
   function differences(on) {
-    const bodies = all(".answer .shown, .answer .raw");
+    const bodies = all(".answer .shown, .answer .raw", form);
     for (const mark of bodies.flatMap((body) => all("mark.differs", body))) mark.replaceWith(...mark.childNodes);
     bodies.forEach((body) => body.normalize());
     if (!on) { say(""); return true; }
     for (const sort of ["shown", "raw"]) {
-      const texts = all(`.answer .${sort}`).map(words);
+      const texts = all(`.answer .${sort}`, form).map(words);
       for (const [place, text] of texts.slice(1).entries()) {
         const common = shared(texts[0], text);
         if (!common) { say("These answers are too long to compare word by word."); return false; }
@@ -241,7 +241,7 @@
       }
     }
     if (all("mark.differs").length === 0) say("The answers are the same, word for word.", "plain");
-    else if (all(".answer").length > 2) say("Marked: what is not in answer A.", "plain");
+    else if (all(".answer", form).length > 2) say("Marked: what is not in answer A.", "plain");
     return true;
   }
   function shared(a, b) {  // a longest common subsequence: which words of each are in it
@@ -589,7 +589,7 @@
     text.setSelectionRange(0, 0);
     text.scrollTop = 0;
   }
-  const raws = () => all(".answer").map((card) => { const raw = one(".raw", card); return raw ? raw.textContent : ""; });
+  const raws = () => all(".answer", form).map((card) => { const raw = one(".raw", card); return raw ? raw.textContent : ""; });
 
   // ---- keys
 
