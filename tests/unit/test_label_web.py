@@ -44,6 +44,8 @@ def needed(path: str) -> int:
         return OPEN
     if path in ("/", "/logout"):
         return USER
+    if re.fullmatch(r"/p/\{name\}/lead/people/(disable|enable|password)", path):
+        return ADMIN
     lead = r"/p/\{name\}/lead(/.*)?|/api/p/\{name\}/(export|items|agreement)"
     if re.fullmatch(lead, path):
         return LEAD
