@@ -149,8 +149,10 @@ def test_the_first_admin_and_what_admins_may(store):
         assert accounts.member(c, project, admin).role == "lead"
         raised = sessions.join(c, sessions.invite(c, None, "admin", admin, now=START), "ada", WORD, START)
         assert raised.role == "admin" and raised.id == ada.id
-        with pytest.raises(MissingError, match="no user 'eve'"):
-            accounts.user(c, "eve")
+        for name in ("eve", "\ud800", "\x00"):
+            assert accounts.check_password(c, name, WORD) is None
+            with pytest.raises(MissingError, match="There is no user"):
+                accounts.user(c, name)
 
 
 def test_roles_that_do_not_fit(store):

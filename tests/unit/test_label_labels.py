@@ -7,7 +7,7 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from assent.people.kinds import LabelError
-from assent.people.store import audit, drafts, items, labels, projects, queue
+from assent.people.store import audit, drafts, items, labels, projects, queue, standing
 from assent.people.store import tables as t
 from assent.people.store.errors import ChangedError, GoneError, LeaseError, MissingError, StaleError
 from tests.labelling import BETTER, START, answer, item, made, take, task, work
@@ -59,7 +59,7 @@ def test_the_same_request_with_another_meaning_is_refused(tmp_path, how):
     assert [row.value for row in rows(store, project)] == [BETTER]
 
 
-@pytest.mark.parametrize("request_id", ["", "x" * 101])
+@pytest.mark.parametrize("request_id", ["", "x" * 101, "a\nb", "\ud800", "\x00"])
 def test_a_request_needs_a_number(tmp_path, request_id):
     store, project, (one, *_) = made(tmp_path / "labels.db")
     slot = take(store, project, one)
@@ -268,6 +268,25 @@ def test_items_come_in_once(tmp_path):
         assert found == [] and len(items.page(c, project, items.Filter(text="Question 77?"))) == 1
         assert items.page(c, project, items.Filter(text="%"), limit=3) == []
         assert items.page(c, project, items.Filter(state="done")) == []
+
+
+def test_words_that_no_database_holds(tmp_path):
+    store, project, (one, *_) = made(tmp_path / "labels.db", count=1)
+    slot = take(store, project, one)
+    for name in ("\ud800", "a\x00b"):
+        with store.reading() as c:
+            with pytest.raises(MissingError):
+                projects.project(c, name)
+            assert items.page(c, project, items.Filter(text=name, topic=name)) == []
+    with store.writing() as c:
+        items.add_items(c, project, [item(9, topic="\ud800\x00", meta={"m": "\ud800\x00"})])
+        assert items.page(c, project, items.Filter(topic="\ud800\x00"))[0].content.meta == {"m": "\ud800\x00"}
+        standing.lock(c, project, one, None, "\ud800\x00", START)
+        standing.unlock(c, project, one, None, START)
+        labels.skip(c, slot.id, one, "r", "a\x00b \ud800 c", START)
+        assert labels.history(c, project, one)[0].reason == "a\\x00b \\ud800 c"
+        items.withdraw(c, slot.item.id, None, "\x00")
+        assert items.item(c, slot.item.id).withdrawn == "\\x00"
 
 
 def test_an_item_comes_back_as_it_was(tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
 
+from assent.foreign import printable
 from assent.people.store import audit
 from assent.people.store import tables as t
 from assent.people.store.errors import AccessError, AccountError, MissingError
@@ -52,11 +53,10 @@ def add_user(
         raise AccountError(f"No role '{role}'. Known: {', '.join(get_args(Role))}.")
     if role == "judge" and password is not None:
         raise AccountError("A judge signs in by a token, and has no password.")
-    folded = name.casefold()
-    if c.execute(select(t.users.c.id).where(t.users.c.folded == folded)).first():
+    if c.execute(select(t.users.c.id).where(t.users.c.folded == folded(name))).first():
         raise AccountError(f"The name '{name}' is taken. Choose another one.")
     hashed = None if password is None else _hasher().hash(password.encode("utf-8", "surrogatepass"))
-    row = {"name": name, "folded": folded, "role": role, "password": hashed, "made_at": clock(now)}
+    row = {"name": name, "folded": folded(name), "role": role, "password": hashed, "made_at": clock(now)}
     key = t.made(c, t.users, row | {"made_by": by and by.id})
     audit.record(c, by, "account made", name, {"role": role}, now)
     return User(key, name, role)
@@ -65,7 +65,7 @@ def add_user(
 def check_password(c: Connection, name: str, password: str) -> User | None:
     """The user of that name, where the password is theirs and they are not disabled. It takes as long for a name that
     is not there."""
-    row = c.execute(_user().where(t.users.c.folded == " ".join(name.split()).casefold())).first()
+    row = c.execute(_user().where(t.users.c.folded == folded(name))).first()
     hashed = row.password if row is not None and row.password is not None else None
     from argon2.exceptions import Argon2Error, InvalidHashError
 
@@ -88,11 +88,16 @@ def set_password(c: Connection, user: User, password: str, by: User | None, now:
 
 def user(c: Connection, who: str | int) -> User:
     """The user of a name or id. Raises MissingError."""
-    where = t.users.c.id == who if isinstance(who, int) else t.users.c.folded == " ".join(who.split()).casefold()
+    where = t.users.c.id == who if isinstance(who, int) else t.users.c.folded == folded(who)
     row = c.execute(_user().where(where)).first()
     if row is None:
         raise MissingError(f"There is no user {who!r}.")
     return user_in(row)
+
+
+def folded(name: str) -> str:
+    """What two spellings of one name have in common."""
+    return printable(" ".join(name.split()).casefold())
 
 
 def any_user(c: Connection) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, insert, select
 
+from assent.foreign import printable
 from assent.people.store import tables as t
 from assent.people.store.records import Entry, Project, User, clock
 
@@ -26,7 +27,7 @@ def record(
         "user_id": by.id if isinstance(by, User) else by,
         "project_id": project.id if isinstance(project, Project) else project,
         "what": what,
-        "target": target[:LONGEST],
+        "target": printable(target)[:LONGEST],
         "detail": detail,
     }
     c.execute(insert(t.audit).values(row))

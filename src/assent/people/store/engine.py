@@ -67,7 +67,7 @@ def connect(url: URL) -> Engine:
         options = f"-c lock_timeout={int(WAIT * 1000)} -c client_encoding=UTF8"
         return create_engine(
             url,
-            json_serializer=_json,
+            json_serializer=as_json,
             pool_pre_ping=True,
             hide_parameters=True,
             connect_args={"options": options, "connect_timeout": int(WAIT)},
@@ -84,7 +84,7 @@ def _sqlite(url: URL) -> Engine:
         )
     engine = create_engine(
         url,
-        json_serializer=_json,
+        json_serializer=as_json,
         hide_parameters=True,
         pool_size=16,
         max_overflow=48,
@@ -160,7 +160,8 @@ class _Turns:
         return False
 
 
-def _json(value: object) -> str:
+def as_json(value: object) -> str:
+    """A value as columns of JSON hold it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         text.encode()

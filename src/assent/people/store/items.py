@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,9 +9,11 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, Text, cast, insert, select, update
 
+from assent.foreign import printable
 from assent.people.items import item_of, item_row
 from assent.people.store import audit
 from assent.people.store import tables as t
+from assent.people.store.engine import as_json
 from assent.people.store.errors import MissingError
 from assent.people.store.records import Added, ItemPurpose, Project, StoredItem, User, clock
 from assent.people.task import Item
@@ -87,7 +88,7 @@ def _row(
         "key": item.digest,
         "answers": len(item.responses),
         "expected": expected,
-        "topic": item.topic,
+        "topic": item.topic and printable(item.topic),
         "overlap": item.overlap,
         "wanted": (item.overlap or project.task.overlap) if queued else 0,
         "state": "open",
@@ -150,7 +151,7 @@ def page(
     if wanted.state is not None:
         query = query.where(t.items.c.state == wanted.state)
     if wanted.topic is not None:
-        query = query.where(t.items.c.topic == wanted.topic)
+        query = query.where(t.items.c.topic == printable(wanted.topic))
     if wanted.text:
         query = query.where(cast(t.contents.c.payload, Text).contains(_in_json(wanted.text), autoescape=True))
     rows = c.execute(query.where(t.items.c.id > after).order_by(t.items.c.id).limit(limit))
@@ -158,7 +159,7 @@ def page(
 
 
 def _in_json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return as_json(text)[1:-1]
 
 
 def withdraw(c: Connection, key: int, by: User | None, reason: str, now: float | None = None) -> None:
@@ -170,6 +171,12 @@ def withdraw(c: Connection, key: int, by: User | None, reason: str, now: float |
         raise MissingError(f"There is no item {key}.")
     if row.state == "withdrawn":
         return
-    values = {"state": "withdrawn", "lane": None, "turn": None, "withdrawn_at": clock(now), "withdrawn_why": reason}
+    values = {
+        "state": "withdrawn",
+        "lane": None,
+        "turn": None,
+        "withdrawn_at": clock(now),
+        "withdrawn_why": printable(reason),
+    }
     c.execute(update(t.items).where(t.items.c.id == key).values(values))
-    audit.record(c, by, "item withdrawn", str(key), {"reason": reason}, now, row.project_id)
+    audit.record(c, by, "item withdrawn", str(key), {"reason": printable(reason)}, now, row.project_id)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, exists, select, update
 
+from assent.foreign import printable
 from assent.people.kinds import KINDS
 from assent.people.store import accounts, drafts, items, places, standing
 from assent.people.store import tables as t
@@ -15,7 +17,8 @@ from assent.people.store.projects import definition, project_of
 from assent.people.store.queue import own_slot, slot_of
 from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
-LONGEST_REQUEST, LONGEST_REASON = 100, 2000
+LONGEST_REASON = 2000
+_REQUEST = re.compile(r"[ -~]{1,100}")
 Action = Literal["label", "skip", "undo"]
 
 
@@ -38,7 +41,7 @@ def save(
 
 def skip(c: Connection, slot: int, user: User, request: str, reason: str, now: float) -> Saved:
     """Skips an item, which then waits for somebody else. Raises what `save` raises."""
-    return _end(c, slot, user, request, "skip", None, reason.strip()[:LONGEST_REASON], None, now)
+    return _end(c, slot, user, request, "skip", None, printable(reason.strip())[:LONGEST_REASON], None, now)
 
 
 def _end(
@@ -117,7 +120,7 @@ def _again(c: Connection, slot: Row[Any], item: Row[Any]) -> bool:
 
 
 def _request(c: Connection, user: User, request: str) -> Row[Any] | None:
-    if not request or len(request) > LONGEST_REQUEST:
+    if not _REQUEST.fullmatch(request):
         raise StaleError("The form has no proper request number. Load the page again.")
     query = select(t.labels).where(t.labels.c.user_id == user.id, t.labels.c.request == request)
     return c.execute(query).first()
@@ -162,6 +165,7 @@ def undo(c: Connection, user: User, project: Project, request: str, now: float) 
 def reopen(c: Connection, slot: Row[Any], project: Project, request: str, note: str | None, now: float) -> None:
     """Takes the answer or skip of a slot back: a row of the history says so, and the slot is leased again. `note` is
     what its annotator is told. Raises StaleError or GoneError where it cannot be."""
+    note = note and printable(note)[:LONGEST_REASON]
     item = places.locked(c, slot.item_id)
     if item.state == "withdrawn":
         raise GoneError("The item was withdrawn meanwhile: its answer counts no more, and cannot be changed.")

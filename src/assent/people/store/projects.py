@@ -6,6 +6,7 @@ import functools
 
 from sqlalchemy import Connection, Row, func, select, update
 
+from assent.foreign import printable
 from assent.people.store import audit
 from assent.people.store import tables as t
 from assent.people.store.errors import ChangedError, MissingError
@@ -118,7 +119,7 @@ def project_of(c: Connection, key: int) -> Project:
 
 def project(c: Connection, name: str) -> Project:
     """The project of a name. Raises MissingError."""
-    row = c.execute(_joined().where(t.projects.c.name == name)).first()
+    row = c.execute(_joined().where(t.projects.c.name == printable(name))).first()
     if row is None:
         raise MissingError(f"There is no project '{name}'.")
     return _project(row)

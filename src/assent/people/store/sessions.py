@@ -105,7 +105,7 @@ def join(c: Connection, token: str, name: str, password: str, now: float | None 
     member."""
     project, role = invited(c, token, now)
     row = c.execute(_valid(token, clock(now)).with_for_update()).first()
-    known = c.execute(select(t.users.c.id).where(t.users.c.folded == " ".join(name.split()).casefold())).first()
+    known = c.execute(select(t.users.c.id).where(t.users.c.folded == accounts.folded(name))).first()
     user = accounts.check_password(c, name, password) if known else None
     if row is None or (known and user is None):
         raise AccessError("The name is taken, and the password is not its own. Choose another name, or try again.")

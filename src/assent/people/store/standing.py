@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, select, update
 
+from assent.foreign import printable
 from assent.people.kinds import KINDS
 from assent.people.store import audit
 from assent.people.store import tables as t
@@ -70,6 +71,7 @@ def known_answers(c: Connection, project: Project, user: User, purpose: str) -> 
 
 def lock(c: Connection, project: Project, user: User, by: User | None, why: str, now: float) -> None:
     """Locks an annotator out of a project; what they hold goes back to the queue, what they answered stays."""
+    why = printable(why)
     c.execute(update(t.memberships).where(_of(project, user)).values(locked_at=now, locked_why=why))
     held = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased")
     c.execute(update(t.slots).where(held).values(leased_until=now))
