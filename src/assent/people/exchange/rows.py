@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from assent.data.formats import to_row
@@ -44,9 +45,15 @@ def _assent(labelled: Labelled, task: TaskDefinition, lost: Lost) -> Iterator[Ro
 # ---- votes on two answers, yes/no labels, and demonstrations, as rows of one prompt each
 
 
-def _extra(item: Item, lost: Lost, taken: tuple[str, ...] = ()) -> Row:
+@cache
+def _taken() -> frozenset[str]:
+    """Names of columns that some shape reads, or an export adds."""
+    return frozenset((*known_columns(), *OWN))
+
+
+def _extra(item: Item, lost: Lost) -> Row:
     """The row's own columns, where the shape's own do not stand in their way."""
-    known = {*known_columns(), *OWN, *taken}
+    known = _taken()
     lost.note(COLUMNS, any(name in known for name in item.meta))
     row = {name: plain_json(value) for name, value in item.meta.items() if name not in known}
     if item.tools is not None:
