@@ -532,8 +532,9 @@ def test_controls_have_names_and_are_reached_by_tab(signed_in, served, name) -> 
     work(page, served, name)
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('button, select, textarea, input:not([type=hidden]), a[href], progress')]
-        .filter(each => !(each.getAttribute('aria-label')
-            || each.labels && [...each.labels].some(label => label.innerText.trim()) || each.textContent.trim() || each.title)).map(each => each.outerHTML)"""
+        .filter(each => !each.getAttribute('aria-label') && !each.textContent.trim() && !each.title)
+        .filter(each => !each.labels || ![...each.labels].some(label => label.innerText.trim()))
+        .map(each => each.outerHTML)"""
     )
     assert not unnamed
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")

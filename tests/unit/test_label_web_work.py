@@ -341,13 +341,20 @@ def test_what_is_no_json_is_refused(site: Site, text: str) -> None:
 def test_leads_take_labels_out_and_put_items_in(site: Site) -> None:
     client, lead = site.people["nobody"], site.api("lea")
     texts = [{"messages": [{"role": "assistant", "content": text}]} for text in ("yes", "no")]
-    rows = [{"prompt": [{"role": "user", "content": "New?"}], "responses": texts[:count], "feedback": []} for count in (2, 1)]
+    prompt = [{"role": "user", "content": "New?"}]
+    rows = [{"prompt": prompt, "responses": texts[:count], "feedback": []} for count in (2, 1)]
     answer = client.post("/api/p/pairs/items", json={"rows": rows}, headers=lead).json()
     assert answer.get("items"), answer
     assert answer["items"] == 1 and answer["refused"] == 1 and "/tmp" not in json.dumps(answer)
     post(site.people["ann"], "/p/pairs/label", form(site.people["ann"]) | {"choice": "left-3"})
     lines = client.get("/api/p/pairs/export?format=trl", headers=lead).text.splitlines()
     assert [set(json.loads(line)) >= {"chosen", "rejected"} for line in lines]
+    for _ in range(600):
+        found = client.get("/api/p/pairs/agreement", headers=lead).json()
+        if found["live"] is not None and found["behind"] == 0:
+            break
+        time.sleep(0.1)
+    assert found["live"]["labels"] == 1 and "ann" in found["live"]["annotators"]
     listed = client.get("/api/p/pairs/export?format=argilla", headers=lead).json()
     assert isinstance(listed, list) and listed
     wrong = client.get("/api/p/pairs/export?format=trll", headers=lead)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from assent.data.jsonl import plain_json
 from assent.errors import UserError
 from assent.people import exchange, stored
 from assent.people.items import item_row
@@ -18,6 +19,7 @@ from assent.people.store import labels, queue
 from assent.people.store.records import Ahead, Slot, Waiting
 from assent.people.task import TaskDefinition
 from assent.people.task import plain as plain_task
+from assent.people.web.leads_common import board_of
 from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit, require
 from assent.people.web.work import LONGEST_REASON, check_size, own_slot
@@ -155,6 +157,14 @@ def export(visit: Lead) -> Response:
         return _json(found.rows)
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in found.rows)
     return Response(lines, media_type="application/x-ndjson")
+
+
+@router.get("/p/{name}/agreement")
+def agreement(visit: Lead) -> Response:
+    """How far annotators agree, and how good each of them is, as the lead's pages show it: {live, behind}; `live` is
+    null until it was computed for the first time."""
+    view = board_of(visit).look()
+    return _json({"live": plain_json(view.live), "behind": view.behind})
 
 
 @router.post("/p/{name}/items")
