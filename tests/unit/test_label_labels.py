@@ -7,7 +7,7 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from assent.people.kinds import LabelError
-from assent.people.store import audit, drafts, items, labels, projects, queue, standing
+from assent.people.store import accounts, audit, drafts, items, labels, projects, queue, standing
 from assent.people.store import tables as t
 from assent.people.store.errors import ChangedError, GoneError, LeaseError, MissingError, StaleError
 from tests.labelling import BETTER, START, answer, item, made, take, task, work
@@ -206,6 +206,7 @@ def test_undo_of_a_skip(tmp_path):
         labels.skip(c, slot.id, one, "s", "unclear", START)
         assert labels.undo(c, one, project, "u", START).id == slot.id
         assert (items.item(c, 1).skips, items.item(c, 1).taken) == (0, 1)
+        assert accounts.member(c, project, one).done == 0
         labels.skip(c, slot.id, one, "s2", "unclear", START + 1)
     assert take(store, project, two).item.id == 1
     with store.writing() as c, pytest.raises(StaleError, match="others have it now"):
