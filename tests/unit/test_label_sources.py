@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ import pytest
 import torch
 
 from assent.config import ModelConfig
-from assent.data.records import Message
+from assent.data.records import Example, Message, Response, RowError
 from assent.distributed import World
 from assent.errors import ConfigError, DataError
 from assent.people import sources
+from assent.people.items import item_from
 from assent.people.sources import assigned, batches, prompt_key, sampled_items
 from assent.people.task import LabelSampling, Screening, TaskDefinition
 from assent.rollout.answering import opened
@@ -95,6 +98,25 @@ def test_conversations_are_shown_with_all_turns_before_the_last_answer(tmp_path:
     ]
     with pytest.raises(DataError, match="calls tools, which annotators are not shown"):
         work(task_of("yesno", write(tmp_path, {"messages": calls})))
+
+
+def test_columns_are_what_a_database_can_hold():
+    def item(**meta):
+        answers = tuple(Response((Message("assistant", text),)) for text in "ab")
+        return item_from(Example((Message("user", "?"),), answers, meta=meta), task_of("pair", "x"))
+
+    day = datetime.date(2026, 11, 30)
+    assert item(a=math.nan, b=day, c=(1, 2), d={"e": day}).meta == {
+        "a": None, "b": "2026-11-30", "c": [1, 2], "d": {"e": "2026-11-30"},
+    }  # fmt: skip
+    for meta, words in (({"a": {"b": ["x\0"]}}, "a: has a NUL"), ({"image": b"x"}, "image: holds bytes")):
+        with pytest.raises(RowError, match=words):
+            item(**meta)
+
+
+def test_a_text_with_a_nul_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match="items.jsonl:1: responses: has a NUL character"):
+        work(task_of("pair", write(tmp_path, {"prompt": "?", "chosen": "a\0", "rejected": "b"})))
 
 
 def test_columns_formats_and_limits_are_those_of_the_items_alone(tmp_path: Path):

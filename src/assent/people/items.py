@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,20 +97,37 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
     if len(same) < len(texts):
         twice = next(index for index, text in enumerate(texts) if same[text.strip()] != index)
         raise RowError("responses", f"answers {twice + 1} and {same[texts[twice].strip()] + 1} are the same")
+    for name, text in (*(("prompt", turn.content) for turn in prompt), *(("responses", text) for text in texts)):
+        if "\0" in text:
+            raise RowError(name, "has a NUL character, which databases cannot hold")
     topic, overlap = example.meta.get(task.topic), example.meta.get("overlap")
     if overlap is not None and (isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 1):
         raise RowError("overlap", f"expected a whole number of annotators, at least 1; got {str(overlap)[:40]!r}")
     plain = tuple(Response((Message("assistant", each.text),), each.source) for each in answers)
     return Item(
-        prompt, texts, tuple(each.source for each in answers), _without_earlier(example.meta),
+        prompt, texts, tuple(each.source for each in answers), _columns(example.meta),
         None if topic is None else str(topic), overlap, () if plain == answers else answers, example.tools,
         dict(example.template_kwargs), example.prompt_text,
     )  # fmt: skip
 
 
-def _without_earlier(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what annotators of another task said."""
-    return {name: value for name, value in meta.items() if name != ANNOTATED}
+def _columns(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's columns as JSON has them (dates and the like are their text), without what annotators of another task
+    said. Raises RowError for what no database could hold."""
+    kept = {}
+    for name, value in meta.items():
+        if name != ANNOTATED:
+            text = json.dumps(plain_json(value), default=partial(_as_text, name))
+            if "\\u0000" in text:
+                raise RowError(name, "has a NUL character, which databases cannot hold")
+            kept[name] = json.loads(text)
+    return kept
+
+
+def _as_text(column: str, value: object) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise RowError(column, "holds bytes, which are no text: remove the column")
+    return str(value)
 
 
 def last_answers(example: Example) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
