@@ -103,7 +103,7 @@ def test_only_leads_and_admins_may_and_forms_need_their_word(world):
         assert annotator.http.request(method, filled).status_code == 403, path
         assert nobody.request(method, filled).headers["location"].startswith("/login"), path
         if method == "POST":
-            answer = world.lead.http.request(method, filled)
+            answer = world.admin.http.request(method, filled)
             assert answer.status_code == 403 and "older than your session" in answer.text, path
     assert world.log()[0].startswith("member"), "nothing was changed"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 from sqlalchemy import Connection, func, select
-from starlette.responses import Response
 
 from assent.people.store import accounts, listing, messages, review, standing
 from assent.people.store import tables as t

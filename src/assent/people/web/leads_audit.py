@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi.responses import Response
 
 from assent.people.store import audit
 from assent.people.store.records import Entry

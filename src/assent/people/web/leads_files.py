@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks
+from fastapi.responses import FileResponse, Response
 from sqlalchemy import Connection
-from starlette.background import BackgroundTask
-from starlette.datastructures import UploadFile
-from starlette.responses import FileResponse, Response
 
 from assent.errors import UserError
 from assent.foreign import message
@@ -102,7 +100,9 @@ def exported(visit: Visit = LEAD) -> Response:
         detail = {"format": format, "of": of, "rows": len(found.rows)}
         with visit.writing() as c:
             audit.record(c, visit.known, "labels exported", visit.place.name, detail, visit.now, visit.place)
-        return FileResponse(path, filename=name, background=BackgroundTask(folder.cleanup))
+        after = BackgroundTasks()
+        after.add_task(folder.cleanup)
+        return FileResponse(path, filename=name, background=after)
     except BaseException:
         folder.cleanup()
         raise
@@ -125,7 +125,7 @@ def interface(visit: Visit = LEAD) -> Response:
 def imported(visit: Visit = LEAD) -> Response:
     """Takes in a file of items, and of what was said of them."""
     given, purpose = visit.form.get("file"), INTO.get(visit.field("purpose") or "work")
-    if not isinstance(given, UploadFile) or not given.filename or purpose is None:
+    if given is None or isinstance(given, str) or not given.filename or purpose is None:
         return _page(visit, "Choose a file first.", 422)
     name = re.sub(r"[^\w.-]", "_", Path(given.filename).name)[-80:]
     if not name.lower().endswith(ENDINGS):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi.responses import Response
 
 from assent.people.store import items, labels, listing, review
 from assent.people.store.listing import Wanted

@@ -6,8 +6,8 @@ import secrets
 from dataclasses import dataclass
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 from sqlalchemy import Connection, func, select
-from starlette.responses import Response
 
 from assent.people.store import accounts, sessions
 from assent.people.store import tables as t
@@ -15,10 +15,11 @@ from assent.people.store.errors import AccountError, MissingError
 from assent.people.store.records import Role, User
 from assent.people.web.leads_common import LEAD, member_of, number, place
 from assent.people.web.refusals import Refused
-from assent.people.web.sessions import Visit
+from assent.people.web.sessions import Visit, require
 
 USES, DAYS = 500, 90
 """Most people of one invitation, and most days that it holds."""
+ADMIN = require("admin")
 INVITED: dict[str, Role] = {"annotator": "annotator", "lead": "lead"}
 
 router = APIRouter()
@@ -174,12 +175,8 @@ def no_tokens(visit: Visit = LEAD) -> Response:
 # ---- accounts as such, which other projects may share: admins only
 
 
-def _admin(visit: Visit) -> User:
-    """The member that a form is about. Raises Refused for those who are no admin, and for themselves."""
-    if visit.role != "admin":
-        raise Refused(
-            403, "role", "Accounts belong to all projects: only an admin disables them. You can lock people out."
-        )
+def _other(visit: Visit) -> User:
+    """The member that a form is about. Raises Refused where it is the visitor."""
     user = member_of(visit, number(visit, "user")).user
     if user.id == visit.known.id:
         raise Refused(422, "form", "Nobody shuts themselves out.")
@@ -187,27 +184,27 @@ def _admin(visit: Visit) -> User:
 
 
 @router.post("/p/{name}/lead/people/disable")
-def disable(visit: Visit = LEAD) -> Response:
+def disable(visit: Visit = ADMIN) -> Response:
     """Shuts an account, in all projects."""
-    user = _admin(visit)
+    user = _other(visit)
     with visit.writing() as c:
         accounts.disable(c, user, visit.known, visit.now)
     return visit.go(place(visit, "/people"))
 
 
 @router.post("/p/{name}/lead/people/enable")
-def enable(visit: Visit = LEAD) -> Response:
+def enable(visit: Visit = ADMIN) -> Response:
     """Opens an account again."""
-    user = _admin(visit)
+    user = _other(visit)
     with visit.writing() as c:
         accounts.enable(c, user, visit.known, visit.now)
     return visit.go(place(visit, "/people"))
 
 
 @router.post("/p/{name}/lead/people/password")
-def password(visit: Visit = LEAD) -> Response:
+def password(visit: Visit = ADMIN) -> Response:
     """A new password for somebody who has lost theirs."""
-    user = _admin(visit)
+    user = _other(visit)
     if user.role == "judge":
         raise Refused(422, "form", "A judge has no password.")
     made = secrets.token_urlsafe(12)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import urlencode
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from assent.people import kinds
 from assent.people.store import labels, review

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi.responses import Response
 
 from assent.people.store import messages
 from assent.people.web.sessions import Visit, require
