@@ -118,7 +118,7 @@ def test_a_copy_an_invitation_and_a_token(folder: Path, run) -> None:
         (("nowhere.yaml",), "nowhere.yaml"), (("--backup", "b.db"), "there is no such file"),
         (("task.yaml", "task.yaml"), "two tasks are named 'pairs'"), (("--port", "99999"), "must be from 0 to 65535"),
         (("task.yaml", "--port", "0", "--host", "no.such.host.invalid"), "no.such.host.invalid"),
-        (("broken.yaml",), "broken.yaml"), (("--import", "x"), "Unknown option '--import'"),
+        (("broken.yaml",), "broken.yaml"), (("--import", "x"), "--import is --load in assent"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_code_2(folder: Path, run, words: tuple[str, ...], said: str) -> None:

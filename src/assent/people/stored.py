@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-from sqlalchemy import Connection, select
+from typing import TYPE_CHECKING
 
 from assent.people.exchange.shape import Imported, Labelled
 from assent.people.items import Label
@@ -16,6 +15,9 @@ from assent.people.store import tables as t
 from assent.people.store.errors import AccessError, MissingError
 from assent.people.store.records import Project, Purpose, StoredLabel, User, clock
 from assent.people.task import Item
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 PAGE = 500
 """Items that are read at a time."""
@@ -96,6 +98,8 @@ def add(c: Connection, project: Project, found: Imported, by: User | None = None
 
 def _keys(c: Connection, project: Project, digests: list[str]) -> dict[str, int]:
     """The ids of work items by their digest."""
+    from sqlalchemy import select
+
     mine = (t.items.c.project_id == project.id) & (t.items.c.purpose == "work")
     found: dict[str, int] = {}
     for start in range(0, len(digests), PAGE):
@@ -121,6 +125,8 @@ def _annotator(c: Connection, project: Project, name: str, by: User | None, now:
 
 def _add_label(c: Connection, project: Project, item: int, user: User, label: Label, now: float) -> bool:
     """Whether the label is new."""
+    from sqlalchemy import select
+
     mine = (t.slots.c.item_id == item) & (t.slots.c.user_id == user.id) & (t.slots.c.purpose == "work")
     if c.execute(select(t.slots.c.id).where(mine, t.in_state(t.slots, "leased", "done", "skipped"))).first():
         return False
