@@ -44,11 +44,7 @@ def needed(path: str) -> int:
         return OPEN
     if path in ("/", "/logout"):
         return USER
-<<<<<<< HEAD
-    if path.startswith("/p/{name}/lead/people/") and path.rpartition("/")[2] in ("disable", "enable", "password"):
-=======
     if re.fullmatch(r"/p/\{name\}/lead/people/(disable|enable|password)", path):
->>>>>>> label-web
         return ADMIN  # an account is the server's, and works in other projects too
     lead = r"/p/\{name\}/lead(/.*)?|/api/p/\{name\}/(export|items|agreement)"
     if re.fullmatch(lead, path):
