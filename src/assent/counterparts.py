@@ -223,6 +223,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("remote_rm_url reward.remote_url reward_model_type", "rewards.servers", "SHAPE=URL, or --rewards.functions"),
     Row("served_model_name", "name"),
+    Row("import", "load"),
+    Row("database_url", "db"),
     Row("api_key", "key_env remote.key_env", "the name of an environment variable that holds the key"),
     Row("max_model_len", "limits.tokens data.max_length"),
     Row("max_num_batched_tokens", "micro_tokens train.micro_tokens"),

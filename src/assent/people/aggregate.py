@@ -22,7 +22,7 @@ from assent.measures.closest import averaged, helpsteer2
 from assent.measures.habits import Habits, Taste, habits
 from assent.names import suggestion
 from assent.people import asked
-from assent.people.votes import UNNAMED, One, Table, Votes, table_of, votes_of, without_own
+from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _bradley_terry(table: Table) -> tuple[np.ndarray, np.ndarray]:
     left, right = (np.where(swapped, b[table.item], a[table.item]) for a, b in ((low, high), (high, low)))
     outcome = np.where(swapped, 1 - table.first, table.first)
     choices = models.Choices(left, right, table.annotator, outcome, len(things), len(table.annotators))
-    found = models.noisy_bradley_terry(choices, sides_known=bool(np.isfinite(table.left_is_first).all()))
+    found = models.noisy_bradley_terry(choices, sides_known=sides_known(table))
     better = found.prefers(low, high)
     return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.skill
 
@@ -279,7 +279,12 @@ def _attribute(config: AggregateConfig, rated: Sequence[Sequence[Mapping[str, fl
 
 def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, float]) -> dict[str, Annotator]:
     """Everybody with a name."""
-    known = _habits(examples, votes)
+    words = {
+        (row, index): len(response.text.split())
+        for row, example in enumerate(examples)
+        for index, response in enumerate(example.responses)
+    }
+    known = habits_of(votes, words)
     counts = {
         kind: Counter(name for _, name in table)
         for kind, table in (("comparisons", votes.comparisons), ("labels", votes.labels), ("ratings", votes.ratings))
@@ -293,16 +298,13 @@ def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, f
     }
 
 
-def _habits(examples: Sequence[Example], votes: Votes) -> dict[str, Habits]:
+def habits_of(votes: Votes, words: Mapping[One, int]) -> dict[str, Habits]:
+    """The habits of everybody who compared; `words` is how long each answer is."""
     if not votes.comparisons:
         return {}
     table = table_of(votes)
-    words = {
-        (row, index): len(response.text.split()) + 1
-        for row, example in enumerate(examples)
-        for index, response in enumerate(example.responses)
-    }
-    longer = np.array([np.log(words[low] / words[high]) for low, high in map(_things, table.items)])[table.item]
+    logs = {answer: np.log(count + 1) for answer, count in words.items()}
+    longer = np.array([logs[low] - logs[high] for low, high in map(_things, table.items)])[table.item]
     swapped = table.left_is_first == 0
     others = without_own(table)
     found = habits(
@@ -311,7 +313,7 @@ def _habits(examples: Sequence[Example], votes: Votes) -> dict[str, Habits]:
         np.where(swapped, 1 - others, others),
         np.where(swapped, -longer, longer),
         len(table.annotators),
-        sides_known=bool(np.isfinite(table.left_is_first).all()),
+        sides_known=sides_known(table),
     )
     return dict(zip(table.annotators, found, strict=True))
 
