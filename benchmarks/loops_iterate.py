@@ -95,7 +95,7 @@ class Size:
     rounds: int = 4
     prompts: int = 200
     answers: int = 8
-    beta: float = 0.2
+    betas: tuple[float, ...] = (0.2, 0.5, 1.0)
     dpo_lr: float = 1e-4
     ppo_lr: float = 2e-4
     kl: float = 0.4
@@ -108,7 +108,7 @@ class Size:
         return self.rounds * self.prompts * self.answers // self.ppo_batch
 
 
-SIZES = {"rounds": Size(), "refresh": Size(scale=0.4, pairs=500, labels=200, beta=0.1)}
+SIZES = {"rounds": Size(), "refresh": Size(scale=0.4, pairs=500, labels=200, betas=(0.1,))}
 TINY = {"scale": 0.04, "epochs": 1, "rounds": 2, "prompts": 12, "answers": 4, "ppo_batch": 8, "every": 4}
 QUICK = {
     "rounds": replace(SIZES["rounds"], **TINY),
@@ -153,7 +153,7 @@ def looped(root: Path, world: WorldPaths, name: str, seed: int, size: Size, **mo
         "optim": {"lr": size.dpo_lr, "schedule": "constant"},
         "train": {"seed": seed, "threads": 1, "log_every": 10, "batch_size": size.batch, "epochs": 2},
         "choose": {"fewer": "use"},
-        "options": {"loss.beta": str(size.beta)},
+        "options": {"loss.beta": str(size.betas[0])},
         "sampling": SAMPLING,
         "resume": "auto",
     }
@@ -227,26 +227,23 @@ def steps_to(points: Sequence[tuple[int, float]], target: float) -> float:
 def in_rounds(root: Path, seed: int, size: Size) -> dict[str, Any]:
     """Offline, in rounds and by PPO; and PPO after rejection sampling: all numbers of a seed."""
     world = started(root, seed, size)
-    iterative = looped(root, world, "iterative", seed, size)
-    offline = looped(root, world, "offline", seed, size, rounds=1, per_round=size.rounds * size.prompts)
-    sft = {"method": "sft", "options": {}, "choose": {"take": "best", "fewer": "use"}, "optim": {"lr": 1e-3}}
+    loops = {}
+    for beta in size.betas:
+        for name, more in (("iterative", {}), ("offline", {"rounds": 1, "per_round": size.rounds * size.prompts})):
+            options = {"options": {"loss.beta": str(beta)}} | more
+            loops[f"{name}, beta {beta:g}"] = looped(root, world, f"{name}-{beta:g}", seed, size, **options)
+    sft = {"method": "sft", "options": {}, "choose": {"take": "best", "fewer": "use"}, "optim": {"lr": 3e-4}}
     rejected = looped(root, world, "rejection", seed, size, rounds=1, **sft)
     plain = curve(ppo(root, world, "ppo", root / "start", seed, size), "ppo")
     after = curve(ppo(root, world, "ppo-after", rejected / "round-1" / "sft", seed, size), "ppo-after")
     first, last = plain[0][1], float(np.mean([gold for _, gold in plain[-3:]]))
     target = last - 0.2 * (last - first)
     return {
-        "gold": {
-            "start": rounds_of(iterative)["start/eval"]["gold"],
-            "offline": rounds_of(offline)["round-1/eval"]["gold"],
-            "iterative": rounds_of(iterative)[f"round-{size.rounds}/eval"]["gold"],
-            "rejection": rounds_of(rejected)["round-1/eval"]["gold"],
-            "ppo": last,
-            "ppo after rejection": float(np.mean([gold for _, gold in after[-3:]])),
-        },
-        "by round": by_round(rounds_of(iterative), size.rounds),
+        "start": rounds_of(rejected)["start/eval"]["gold"],
+        "gain": {name: by_round(rounds_of(out)) for name, out in (loops | {"rejection": rejected}).items()}
+        | {"ppo": gained(plain, first), "ppo after rejection": gained(after, first)},
         "steps": {"ppo": steps_to(plain, target), "after rejection": steps_to(after, target)},
-        "overhead": overhead(iterative, offline, rejected),
+        "overhead": overhead(*loops.values(), rejected),
     }
 
 
@@ -265,9 +262,7 @@ def with_refresh(root: Path, seed: int, size: Size) -> dict[str, Any]:
     refreshed = looped(root, world, "refreshed", seed, size, refresh=refresh)
     found = rounds_of(refreshed)
     return {
-        "rounds": {
-            name: by_round(rounds_of(out), size.rounds) for name, out in (("fixed", fixed), ("refreshed", refreshed))
-        },
+        "rounds": {name: by_round(rounds_of(out)) for name, out in (("fixed", fixed), ("refreshed", refreshed))},
         "accuracy": [
             [found[f"round-{n}/refresh/{name}.json"]["accuracy"] for name in ("before", "after")]
             for n in range(1, size.rounds + 1)
@@ -282,10 +277,16 @@ def overhead(*loops: Path) -> float:
     return sum(one["wall"] - one["stages"] for one in took) / sum(one["wall"] for one in took)
 
 
-def by_round(found: Mapping[str, Mapping[str, float]], rounds: int) -> dict[str, list[float]]:
-    """Gains over the start, by gold and by what labels."""
-    places = [f"round-{number}/eval" for number in range(1, rounds + 1)]
-    return {name: [0.0, *(found[place][f"{name}_gain"] for place in places)] for name in ("gold", "reward")}
+def by_round(found: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
+    """Gains over the start, by gold and by what labels, and the KL from it."""
+    rounds = [numbers for stage, numbers in found.items() if stage.endswith("/eval") and stage != "start/eval"]
+    gained = {name: [0.0, *(numbers[f"{name}_gain"] for numbers in rounds)] for name in ("gold", "reward")}
+    return gained | {"kl": [0.0, *(numbers["kl"] for numbers in rounds)]}
+
+
+def gained(points: Sequence[tuple[int, float]], start: float) -> dict[str, list[float]]:
+    """The same of PPO, by gold: its last three checkpoints' mean."""
+    return {"gold": [0.0, float(np.mean([gold for _, gold in points[-3:]])) - start]}
 
 
 def line(what: str, values: Sequence[float]) -> None:
@@ -294,13 +295,20 @@ def line(what: str, values: Sequence[float]) -> None:
 
 def told_rounds(results: Sequence[Mapping[str, Any]], size: Size) -> None:
     """The answers, with the 95 % interval of Student's t over the seeds."""
-    print(f"\n{size.rounds * size.prompts * size.answers:,} sampled answers each; gold of held-out prompts:")
-    for name in results[0]["gold"]:
-        line(f"  {name}", [each["gold"][name] for each in results])
-    for one, other in (("offline", "start"), ("iterative", "offline"), ("iterative", "ppo")):
-        line(f"  {one} - {other}", [each["gold"][one] - each["gold"][other] for each in results])
-    for number in range(1, size.rounds + 1):
-        line(f"  iterative, gain after round {number}", [each["by round"]["gold"][number] for each in results])
+    print(f"\n{size.rounds * size.prompts * size.answers:,} sampled answers each; gold of held-out prompts, gained:")
+    line("  start", [each["start"] for each in results])
+    for name in results[0]["gain"]:
+        line(f"  {name}", [each["gain"][name]["gold"][-1] for each in results])
+    for beta in size.betas:
+        one, other = ([each["gain"][f"{name}, beta {beta:g}"]["gold"][-1] for each in results] for name in LOOPS)
+        line(f"  iterative - offline, beta {beta:g}", np.subtract(one, other).tolist())
+        for name in LOOPS:
+            line(f"  {name}, beta {beta:g}, KL", [each["gain"][f"{name}, beta {beta:g}"]["kl"][-1] for each in results])
+        for number in range(1, size.rounds):
+            line(
+                f"  iterative, beta {beta:g}, after round {number}",
+                [each["gain"][f"iterative, beta {beta:g}"]["gold"][number] for each in results],
+            )
     print("PPO steps to the same gold:")
     for name in ("ppo", "after rejection"):
         line(f"  {name}", [each["steps"][name] for each in results])
@@ -321,6 +329,7 @@ def told_refresh(results: Sequence[Mapping[str, Any]], size: Size) -> None:
         line(f"  accuracy {name}", [float(np.mean([pair[place] for pair in each["accuracy"]])) for each in results])
 
 
+LOOPS = ("iterative", "offline")
 STUDIES = {"rounds": (in_rounds, told_rounds), "refresh": (with_refresh, told_refresh)}
 
 
