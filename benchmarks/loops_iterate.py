@@ -1,18 +1,20 @@
 """Rounds of sampling and learning in the assistant world, whose gold rubric nothing is trained by:
 
-    python -m benchmarks.loops_iterate --out FOLDER [--seeds 0 1 2] [--quick] [--figure docs/loops_iterate.svg]
+    python -m benchmarks.loops_iterate rounds --out FOLDER [--seeds 0 1 2] [--quick]
+    python -m benchmarks.loops_iterate refresh --out FOLDER [--seeds 0 1 2] [--quick] [--figure docs/loops_iterate.svg]
 
-Three questions, for each seed in a world of its own, at equal budgets of sampled answers and of labels:
+For each seed in a world of its own, at equal budgets of sampled answers and of labels:
 
-1. Iterative DPO against offline DPO (all answers by the start, one round) and PPO, by the same reward model: gold of
-   held-out prompts.
-2. A reward model that learns from labels of each round's answers, against one that was given as many labels of the
-   world's pairs beforehand and stays: gold and proxy by round. Labels are by one careful annotator with a taste for
-   length.
-3. PPO from the start, and from the start after one round of rejection sampling: PPO steps until gold is what PPO from
-   the start comes to, less a fifth of its gain.
+`rounds`, by a reward model of all pairs of the lab's demo: iterative DPO against offline DPO (all answers by the start,
+one round) and PPO, as gold of held-out prompts; and PPO from the start against PPO after one round of rejection
+sampling: PPO steps until gold is what PPO from the start comes to, less a fifth of its gain.
 
-Also what the loop itself takes: its wall time less that of its stages. What is there already in FOLDER is kept.
+`refresh`, by a reward model of few pairs: one that learns from labels of each round's answers, against one that was
+given as many labels of the world's pairs beforehand and stays: gold and proxy by round. Labels are by one careful
+annotator with a taste for length.
+
+Also what the loop itself takes: its wall time less that of its stages. What is there already in FOLDER is kept. The
+numbers stand in docs/loops.md.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,20 +85,22 @@ def worth(prompt, answer):
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: the world; rounds, prompts of each and answers to each; pairs that the reward models
-    begin with, and labels of each round; PPO steps and prompts of each, so that it samples as many answers."""
+    """How much of everything: the world; pairs that the reward models begin with, and labels of each round; rounds,
+    prompts of each and answers to each; prompts of a PPO step, of which there are as many as sample as many answers."""
 
-    scale: float = 0.4
+    scale: float = 1.0
+    pairs: int | None = None
+    labels: int = 0
     epochs: int = 5
     rounds: int = 4
     prompts: int = 200
     answers: int = 8
-    pairs: int = 500
-    labels: int = 200
+    betas: tuple[float, ...] = (0.2, 0.5, 1.0)
+    dpo_lr: float = 1e-4
+    ppo_lr: float = 2e-4
+    kl: float = 0.4
     ppo_batch: int = 32
     every: int = 20
-    dpo_lr: float = 1e-4
-    ppo_lr: float = 4e-4
     batch: int = 16
 
     @property
@@ -104,23 +108,31 @@ class Size:
         return self.rounds * self.prompts * self.answers // self.ppo_batch
 
 
-QUICK = Size(scale=0.04, epochs=1, rounds=2, prompts=12, answers=4, pairs=60, labels=16, ppo_batch=8, every=4)
+SIZES = {"rounds": Size(), "refresh": Size(scale=0.4, pairs=500, labels=200, betas=(0.1,))}
+TINY = {"scale": 0.04, "epochs": 1, "rounds": 2, "prompts": 12, "answers": 4, "ppo_batch": 8, "every": 4}
+QUICK = {
+    "rounds": replace(SIZES["rounds"], **TINY),
+    "refresh": replace(SIZES["refresh"], pairs=60, labels=16, **TINY),
+}
 
 
 def started(root: Path, seed: int, size: Size) -> WorldPaths:
-    """World, `start`, and two reward models: `proxy`, from few pairs, refreshed, and `proxy-more`, from as many
-    more as all rounds label, which stays."""
+    """World, `start`, and reward models: `proxy`, which loops begin with, and where labels follow `proxy-more`, from as
+    many more pairs as all rounds label."""
     world = WorldPaths(root / "world")
     once(world.world, lambda: build_world(world.root, seed=seed, scale=size.scale))
     base = once(root / "base", lambda: write_base(world, root / "base", seed))
     given = common(base, world.sft, root / "start", 4e-3, seed, batch_size=32, epochs=size.epochs)
     once(root / "start" / "summary.json", partial(train_sft, SFTConfig(**given)))
     rows = world.preferences.read_text().splitlines(keepends=True)
-    more = size.pairs + size.rounds * size.labels // 2
-    for name, count in (("proxy", size.pairs), ("proxy-more", more)):
+    wanted = {"proxy": size.pairs}
+    if size.labels:
+        wanted["proxy-more"] = (size.pairs or len(rows)) + size.rounds * size.labels // 2
+    for name, count in wanted.items():
         pairs = root / f"{name}.jsonl"
         write_text(pairs, "".join(rows[:count]))
-        asked = common(root / "start", pairs, root / name, 1e-3, seed, batch_size=16, epochs=3)
+        few = {"batch_size": 16, "epochs": 3} if size.pairs else {"batch_size": 32, "epochs": 2}
+        asked = common(root / "start", pairs, root / name, 1e-3, seed, **few)
         once(root / name / "summary.json", partial(train_reward, RewardConfig(**asked)))
     write_text(root / "label.py", LABELLER.replace("{annotator}", str(ANNOTATOR)))
     return world
@@ -132,7 +144,7 @@ def looped(root: Path, world: WorldPaths, name: str, seed: int, size: Size, **mo
         "model": {"path": str(root / "start"), "precision": "fp32"},
         "data": {"train": str(world.prompts), "eval": str(world.prompts_eval), "max_length": 192},
         "out": str(root / name),
-        "labels": {"source": (str(root / "proxy-more"),), "precision": "fp32"},
+        "labels": {"source": (str(root / "proxy"),), "precision": "fp32"},
         "rounds": size.rounds,
         "per_round": size.prompts,
         "answers": size.answers,
@@ -141,7 +153,7 @@ def looped(root: Path, world: WorldPaths, name: str, seed: int, size: Size, **mo
         "optim": {"lr": size.dpo_lr, "schedule": "constant"},
         "train": {"seed": seed, "threads": 1, "log_every": 10, "batch_size": size.batch, "epochs": 2},
         "choose": {"fewer": "use"},
-        "options": {"loss.beta": "0.1"},
+        "options": {"loss.beta": str(size.betas[0])},
         "sampling": SAMPLING,
         "resume": "auto",
     }
@@ -171,10 +183,10 @@ def ppo(root: Path, world: WorldPaths, name: str, begin: Path, seed: int, size: 
     config = online_config(
         "ppo",
         **given | {"optim": {"lr": size.ppo_lr, "schedule": "constant"}},
-        kl={"coef": 0.05, "reference": str(root / "start")},
+        kl={"coef": size.kl, "reference": str(root / "start")},
         critic={"start": "policy"},
         shaping={"missing_eos_penalty": 1.0},
-        rewards=RewardsConfig((str(root / "proxy-more"),)),
+        rewards=RewardsConfig((str(root / "proxy"),)),
         sampling=SAMPLING,
     )
     once(root / name / "summary.json", partial(train_online, config))
@@ -184,7 +196,7 @@ def ppo(root: Path, world: WorldPaths, name: str, begin: Path, seed: int, size: 
         str(world.prompts_eval),
         str(out),
         reference=str(root / "start"),
-        rewards=(f"proxy={root / 'proxy-more'}",),
+        rewards=(f"proxy={root / 'proxy'}",),
         scorer=f"{world.gold}:gold",
         answers=2,
         checkpoints=True,
@@ -212,87 +224,113 @@ def steps_to(points: Sequence[tuple[int, float]], target: float) -> float:
     return float("nan")
 
 
-REWARDS = {"fixed": "iterative", "refreshed": "refreshed"}
-"""What the reward model does -> the loop."""
-
-
-def measured(root: Path, seed: int, size: Size) -> dict[str, Any]:
-    """All numbers of a seed."""
+def in_rounds(root: Path, seed: int, size: Size) -> dict[str, Any]:
+    """Offline, in rounds and by PPO; and PPO after rejection sampling: all numbers of a seed."""
     world = started(root, seed, size)
-    refresh = {
-        "labels": {"source": (str(root / "proxy"),), "precision": "fp32"},
-        "refresh": {
-            "labels": (f"{root / 'label.py'}:felt",),
-            "budget": size.labels,
-            "data": str(root / "proxy.jsonl"),
-            "share": 0.5,
-            "options": {"optim.lr": "1e-3", "train.epochs": "3"},
-        },
-    }
-    loops = {
-        "iterative": looped(root, world, "iterative", seed, size),
-        "offline": looped(root, world, "offline", seed, size, rounds=1, per_round=size.rounds * size.prompts),
-        "refreshed": looped(root, world, "refreshed", seed, size, **refresh),
-    }
-    found = {name: rounds_of(out) for name, out in loops.items()}
-    sft = {"method": "sft", "options": {}, "choose": {"take": "best", "fewer": "use"}, "optim": {"lr": 1e-3}}
+    loops = {}
+    for beta in size.betas:
+        for name, more in (("iterative", {}), ("offline", {"rounds": 1, "per_round": size.rounds * size.prompts})):
+            options = {"options": {"loss.beta": str(beta)}} | more
+            loops[f"{name}, beta {beta:g}"] = looped(root, world, f"{name}-{beta:g}", seed, size, **options)
+    sft = {"method": "sft", "options": {}, "choose": {"take": "best", "fewer": "use"}, "optim": {"lr": 3e-4}}
     rejected = looped(root, world, "rejection", seed, size, rounds=1, **sft)
     plain = curve(ppo(root, world, "ppo", root / "start", seed, size), "ppo")
     after = curve(ppo(root, world, "ppo-after", rejected / "round-1" / "sft", seed, size), "ppo-after")
     first, last = plain[0][1], float(np.mean([gold for _, gold in plain[-3:]]))
     target = last - 0.2 * (last - first)
-    took = [json.loads((root / name / "took.json").read_text()) for name in (*loops, "rejection")]
     return {
-        "gold": {
-            "start": found["iterative"]["start/eval"]["gold"],
-            "offline": found["offline"]["round-1/eval"]["gold"],
-            "iterative": found["iterative"][f"round-{size.rounds}/eval"]["gold"],
-            "ppo": last,
-        },
+        "start": rounds_of(rejected)["start/eval"]["gold"],
+        "gain": {name: by_round(rounds_of(out)) for name, out in (loops | {"rejection": rejected}).items()}
+        | {"ppo": gained(plain, first), "ppo after rejection": gained(after, first)},
         "steps": {"ppo": steps_to(plain, target), "after rejection": steps_to(after, target)},
-        "rounds": {name: by_round(found[own], size.rounds) for name, own in REWARDS.items()},
-        "accuracy": [
-            [found["refreshed"][f"round-{n}/refresh/{name}.json"]["accuracy"] for name in ("before", "after")]
-            for n in range(1, size.rounds + 1)
-        ],
-        "overhead": sum(one["wall"] - one["stages"] for one in took) / sum(one["wall"] for one in took),
+        "overhead": overhead(*loops.values(), rejected),
     }
 
 
-def by_round(found: Mapping[str, Mapping[str, float]], rounds: int) -> dict[str, list[float]]:
-    """Gains over the start, by gold and by what labels."""
-    places = [f"round-{number}/eval" for number in range(1, rounds + 1)]
-    return {name: [0.0, *(found[place][f"{name}_gain"] for place in places)] for name in ("gold", "reward")}
+def with_refresh(root: Path, seed: int, size: Size) -> dict[str, Any]:
+    """The reward model fixed, and refreshed: all numbers of a seed."""
+    world = started(root, seed, size)
+    refresh = {
+        "labels": (f"{root / 'label.py'}:felt",),
+        "budget": size.labels,
+        "data": str(root / "proxy.jsonl"),
+        "share": 0.5,
+        "options": {"optim.lr": "1e-3", "train.epochs": "3"},
+    }
+    more = {"source": (str(root / "proxy-more"),), "precision": "fp32"}
+    fixed = looped(root, world, "iterative", seed, size, labels=more)
+    refreshed = looped(root, world, "refreshed", seed, size, refresh=refresh)
+    found = rounds_of(refreshed)
+    return {
+        "rounds": {name: by_round(rounds_of(out)) for name, out in (("fixed", fixed), ("refreshed", refreshed))},
+        "accuracy": [
+            [found[f"round-{n}/refresh/{name}.json"]["accuracy"] for name in ("before", "after")]
+            for n in range(1, size.rounds + 1)
+        ],
+        "overhead": overhead(fixed, refreshed),
+    }
 
 
-def told(results: Sequence[Mapping[str, Any]], size: Size) -> None:
+def overhead(*loops: Path) -> float:
+    """The share of their wall time that is not that of their stages."""
+    took = [json.loads((out / "took.json").read_text()) for out in loops]
+    return sum(one["wall"] - one["stages"] for one in took) / sum(one["wall"] for one in took)
+
+
+def by_round(found: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
+    """Gains over the start, by gold and by what labels, and the KL from it."""
+    rounds = [numbers for stage, numbers in found.items() if stage.endswith("/eval") and stage != "start/eval"]
+    gained = {name: [0.0, *(numbers[f"{name}_gain"] for numbers in rounds)] for name in ("gold", "reward")}
+    return gained | {"kl": [0.0, *(numbers["kl"] for numbers in rounds)]}
+
+
+def gained(points: Sequence[tuple[int, float]], start: float) -> dict[str, list[float]]:
+    """The same of PPO, by gold: its last three checkpoints' mean."""
+    return {"gold": [0.0, float(np.mean([gold for _, gold in points[-3:]])) - start]}
+
+
+def line(what: str, values: Sequence[float]) -> None:
+    print("{}: {:.3f} +- {:.3f}   ({})".format(what, *over_seeds(values), ", ".join(f"{v:.3f}" for v in values)))
+
+
+def told_rounds(results: Sequence[Mapping[str, Any]], size: Size) -> None:
     """The answers, with the 95 % interval of Student's t over the seeds."""
-
-    def line(what: str, values: Sequence[float]) -> None:
-        print("{}: {:.3f} +- {:.3f}   ({})".format(what, *over_seeds(values), ", ".join(f"{v:.3f}" for v in values)))
-
-    print(f"\n{size.rounds * size.prompts * size.answers:,} sampled answers each; gold of held-out prompts:")
-    for name in results[0]["gold"]:
-        line(f"  {name}", [each["gold"][name] for each in results])
-    for one, other in (("iterative", "offline"), ("iterative", "ppo")):
-        line(f"  {one} - {other}", [each["gold"][one] - each["gold"][other] for each in results])
-    print(f"reward model fixed or refreshed, {size.rounds * size.labels} labels each: gains after the last round")
-    for name in ("fixed", "refreshed"):
-        for source in ("gold", "reward"):
-            line(f"  {name}, {source}", [each["rounds"][name][source][-1] for each in results])
-        line(f"  {name}, gold below its best round", [drop(each["rounds"][name]["gold"]) for each in results])
-    gap = [each["rounds"]["refreshed"]["gold"][-1] - each["rounds"]["fixed"]["gold"][-1] for each in results]
-    line("  refreshed - fixed, gold", gap)
-    for number in range(size.rounds):
-        for place, name in enumerate(("before", "after")):
-            line(f"  round {number + 1}, accuracy {name}", [each["accuracy"][number][place] for each in results])
+    print(f"\n{size.rounds * size.prompts * size.answers:,} sampled answers each; gold of held-out prompts, gained:")
+    line("  start", [each["start"] for each in results])
+    for name in results[0]["gain"]:
+        line(f"  {name}", [each["gain"][name]["gold"][-1] for each in results])
+    for beta in size.betas:
+        one, other = ([each["gain"][f"{name}, beta {beta:g}"]["gold"][-1] for each in results] for name in LOOPS)
+        line(f"  iterative - offline, beta {beta:g}", np.subtract(one, other).tolist())
+        for name in LOOPS:
+            line(f"  {name}, beta {beta:g}, KL", [each["gain"][f"{name}, beta {beta:g}"]["kl"][-1] for each in results])
+        for number in range(1, size.rounds):
+            line(
+                f"  iterative, beta {beta:g}, after round {number}",
+                [each["gain"][f"iterative, beta {beta:g}"]["gold"][number] for each in results],
+            )
     print("PPO steps to the same gold:")
     for name in ("ppo", "after rejection"):
         line(f"  {name}", [each["steps"][name] for each in results])
     line("  saved", [each["steps"]["ppo"] - each["steps"]["after rejection"] for each in results])
     print(f"  (the round of rejection sampling took {size.prompts * size.answers:,} answers, which are "
           f"{size.prompts * size.answers / size.ppo_batch:.0f} PPO steps')")  # fmt: skip
-    line("the loop's own share of its time", [each["overhead"] for each in results])
+
+
+def told_refresh(results: Sequence[Mapping[str, Any]], size: Size) -> None:
+    print(f"\nreward model fixed or refreshed, {size.rounds * size.labels} labels each: gains after the last round")
+    for name in ("fixed", "refreshed"):
+        for source in ("gold", "reward"):
+            line(f"  {name}, {source}", [each["rounds"][name][source][-1] for each in results])
+        line(f"  {name}, gold below its best round", [drop(each["rounds"][name]["gold"]) for each in results])
+    gap = [each["rounds"]["refreshed"]["gold"][-1] - each["rounds"]["fixed"]["gold"][-1] for each in results]
+    line("  refreshed - fixed, gold", gap)
+    for place, name in enumerate(("before", "after")):
+        line(f"  accuracy {name}", [float(np.mean([pair[place] for pair in each["accuracy"]])) for each in results])
+
+
+LOOPS = ("iterative", "offline")
+STUDIES = {"rounds": (in_rounds, told_rounds), "refresh": (with_refresh, told_refresh)}
 
 
 def drop(gains: Sequence[float]) -> float:
@@ -323,18 +361,21 @@ def figure(results: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="a small world and few steps: whether it runs at all")
-    parser.add_argument("--figure", type=Path, help="SVG to write")
+    parser.add_argument("--figure", type=Path, help="refresh: SVG to write")
     given = parser.parse_args()
     quiet_transformers()
     distributed.init(1)
-    size = QUICK if given.quick else Size()
+    size = (QUICK if given.quick else SIZES)[given.study]
+    measured, told = STUDIES[given.study]
     results = [measured(given.out / str(seed), seed, size) for seed in given.seeds]
     write_text(given.out / "results.json", json.dumps(results, indent=1) + "\n")
     told(results, size)
-    if given.figure is not None:
+    line("the loop's own share of its time", [each["overhead"] for each in results])
+    if given.study == "refresh" and given.figure is not None:
         figure(results, given.figure)
 
 
