@@ -28,7 +28,7 @@ from assent.models.loading import load_tokenizer
 from assent.models.reward_head import HeadRule
 from assent.serve import app as app_module
 from assent.serve.app import Service
-from assent.serve.gate import Rates
+from assent.serve.asgi import Rates
 from assent.serve.run import listener, service_of, url_of
 from assent.serve.scorer import Reader, Values
 from assent.serve.shapes import Ids, Refusal, Text, activation_of
@@ -561,7 +561,7 @@ def test_mistakes_in_options(scorer_dir: Path, tiny_model_dir: Path, monkeypatch
     assert "port" in said(folder, "--port", "70000")
     assert "has no trained reward head" in said(str(tiny_model_dir), "--port", "0")
     assert "no.such.host.invalid" in said(folder, "--host", "no.such.host.invalid", "--without_key")
-    place = listener(ServeConfig(folder, port=0))
+    place = listener("127.0.0.1", 0)
     place.listen()
     port = url_of(place).rpartition(":")[2]
     assert f"--port {port} cannot be listened on" in said(folder, "--port", port)

@@ -3,59 +3,22 @@ becomes an answer with a reason."""
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Collection
 
 from assent.foreign import named
+from assent.serve.asgi import App, Message, Rates, Receive, Scope, Send, throw_away
 from assent.serve.metrics import Metrics
 from assent.serve.shapes import Refusal
 
 log = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 OPEN = ("/health",)
 """What is answered to everybody: machines ask it to see whether a server lives."""
-ADDRESSES = 10_000
-"""Clients whose rate is remembered."""
-BURST = 2.0
-"""Seconds' worth of requests that may come at once."""
-
-UNREAD_BYTES, UNREAD_SECONDS = 64 << 20, 5.0
-"""What is still taken in, and thrown away, of a request that is refused before it has come whole: to a client that is
-sending, a connection that is closed meanwhile is broken, and the answer with the reason is lost."""
 LATE = 408
 """The refusal of what did not come in time: it is not waited for again."""
-
-
-class Rates:
-    """How often addresses ask: each has a bucket that `rate` fills every second, and every request takes one from."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate, self._most = rate, max(1.0, BURST * rate)
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, address: str, now: float) -> float:
-        """0 where it may ask now, else the seconds until it may."""
-        if not self._rate:
-            return 0.0
-        level, then = self._buckets.pop(address, (self._most, now))
-        level = min(self._most, level + (now - then) * self._rate)
-        wait = max(0.0, (1.0 - level) / self._rate)
-        self._buckets[address] = (level if wait else level - 1.0, now)
-        if len(self._buckets) > ADDRESSES:
-            self._buckets.popitem(last=False)
-        return wait
 
 
 class Gate:
@@ -83,7 +46,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status >= 400 and status != LATE and not whole and not _waits(scope):
-                    await _throw_away(followed)
+                    await throw_away(followed)
             await send(message)
 
         try:
@@ -115,18 +78,6 @@ class Gate:
 def _waits(scope: Scope) -> bool:
     """Whether the client sends nothing before it is told to (curl, with much to send): no answer is lost then."""
     return any(name == b"expect" for name, _ in scope["headers"])
-
-
-async def _throw_away(receive: Receive) -> None:
-    """The rest of a request, within bounds."""
-    left = UNREAD_BYTES
-    with suppress(TimeoutError):
-        async with asyncio.timeout(UNREAD_SECONDS):
-            while left > 0:
-                message = await receive()
-                if not message.get("more_body", False):
-                    return
-                left -= len(message.get("body", b""))
 
 
 async def answer(send: Send, refusal: Refusal) -> None:

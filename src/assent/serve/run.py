@@ -30,7 +30,7 @@ def serve(config: ServeConfig) -> None:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"assent serve needs {', '.join(missing)}. Install it with: pip install 'assent[serve]'")
     key = key_of(config)
-    with listener(config) as place:
+    with listener(config.host, config.port) as place:
         from assent.serve.server import run
 
         service = service_of(config, key)
@@ -52,23 +52,21 @@ def key_of(config: ServeConfig) -> str:
     return key
 
 
-def listener(config: ServeConfig) -> socket.socket:
-    """The address, bound so that nobody else gets it while the model loads. Raises ConfigError."""
+def listener(host: str, port: int) -> socket.socket:
+    """The address, bound so that nobody else gets it while a model loads. Raises ConfigError."""
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, number, _, address = found[0]
         made = socket.socket(family, kind, number)
     except OSError as error:
-        raise ConfigError(f"--host {config.host}: {named(error)}.") from None
+        raise ConfigError(f"--host {host}: {named(error)}.") from None
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
     except (OSError, OverflowError) as error:
         made.close()
         raise ConfigError(
-            f"--host {config.host} --port {config.port} cannot be listened on: {named(error)}. --port 0 takes a free "
-            "port."
+            f"--host {host} --port {port} cannot be listened on: {named(error)}. --port 0 takes a free port."
         ) from None
     return made
 

@@ -10,19 +10,26 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 
 from assent import process
 from assent.errors import AssentError
 from assent.interrupt import SIGNALS
-from assent.serve.queue import Queue
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 2048
 """That wait to be accepted."""
+
+
+class UnderWay(Protocol):
+    """What an application has taken: how many requests, and that no more are taken once it is closed."""
+
+    requests: int
+
+    def close(self) -> None: ...
 
 
 class DrainError(AssentError):
@@ -32,7 +39,7 @@ class DrainError(AssentError):
 class Server(uvicorn.Server):
     """uvicorn, without its own signal handlers, and with its own words."""
 
-    def __init__(self, app: Any, queue: Queue, drain: float, started: Callable[[], object]) -> None:
+    def __init__(self, app: Any, queue: UnderWay, drain: float, started: Callable[[], object]) -> None:
         """`drain` are the seconds for what is under way at the end; `started` is called once it listens."""
         super().__init__(
             uvicorn.Config(
@@ -89,7 +96,7 @@ class Server(uvicorn.Server):
         self.force_exit = True
 
 
-def run(app: Any, place: socket.socket, queue: Queue, drain: float, started: Callable[[], object]) -> None:
+def run(app: Any, place: socket.socket, queue: UnderWay, drain: float, started: Callable[[], object]) -> None:
     """Serves at `place`, a bound socket, until a signal. Raises DrainError where requests were left at the end."""
     server = Server(app, queue, drain, started)
 

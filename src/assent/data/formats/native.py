@@ -43,16 +43,7 @@ def to_row(example: Example) -> dict[str, Any]:
     names = {cls: name for name, cls in KINDS.items()}
     row: dict[str, Any] = {
         "prompt": [message_row(turn) for turn in example.prompt],
-        "responses": [
-            _without_none(
-                {
-                    "messages": [message_row(turn) for turn in each.messages],
-                    "source": each.source,
-                    "finished": None if each.finished else False,
-                }
-            )
-            for each in example.responses
-        ],
+        "responses": [response_row(each) for each in example.responses],
         "feedback": [{"kind": names[type(item)], **_without_none(_fields(item))} for item in example.feedback],
         "meta": dict(example.meta),
     }
@@ -63,6 +54,13 @@ def to_row(example: Example) -> dict[str, Any]:
     if example.template_kwargs:
         row["chat_template_kwargs"] = dict(example.template_kwargs)
     return row
+
+
+def response_row(response: Response) -> dict[str, Any]:
+    """A response as a JSON object; `response_of` reads it back."""
+    turns = [message_row(turn) for turn in response.messages]
+    finished = None if response.finished else False
+    return _without_none({"messages": turns, "source": response.source, "finished": finished})
 
 
 def message_row(turn: Message) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def native(row: Row, origin: Origin) -> Example:
-    responses = tuple(_response(item, f"responses[{index}]") for index, item in enumerate(_items(row, "responses")))
+    responses = tuple(response_of(item, f"responses[{index}]") for index, item in enumerate(_items(row, "responses")))
     is_text = any(turn.role == "text" for response in responses for turn in response.messages)
     if is_text:
         prompt: tuple[Message, ...] = ()
@@ -126,7 +124,8 @@ def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
     return items
 
 
-def _response(item: Mapping[str, Any], column: str) -> Response:
+def response_of(item: Mapping[str, Any], column: str) -> Response:
+    """The response of such an object. Raises RowError."""
     turns = item.get("messages")
     source = item.get("source")
     if source is not None:

@@ -1,0 +1,210 @@
+"""Items: what annotators are asked about, with how many of them want it, have it, and have answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, Select, Text, cast, insert, select, update
+
+from assent.data.records import Message, ToolCall
+from assent.people.store import audit
+from assent.people.store import tables as t
+from assent.people.store.errors import MissingError
+from assent.people.store.records import Added, ItemPurpose, Project, StoredItem, User, clock
+from assent.people.task import Item
+
+BATCH = 500
+"""Items that are written by one statement."""
+
+
+def add_items(
+    c: Connection,
+    project: Project,
+    items: Iterable[Item],
+    purpose: ItemPurpose = "work",
+    expected: Iterable[Mapping[str, Any]] | None = None,
+    by: User | None = None,
+    now: float | None = None,
+) -> Added:
+    """Adds items, at the end of the queue. Those that are there already, prompt and answers alike, are left as they
+    are. `expected` has the known answer to each gold or screening item."""
+    assert (expected is None) == (purpose == "work"), "known answers belong to gold and screening items"
+    turn = _locked_turn(c, project)
+    rows = ((item, None) for item in items) if expected is None else zip(items, expected, strict=True)
+    new = seen = 0
+    pending = iter(rows)
+    while batch := list(islice(pending, BATCH)):
+        new += _add(c, project, batch, purpose, turn, now)
+        seen += len(batch)
+        turn += len(batch)
+    c.execute(update(t.projects).where(t.projects.c.id == project.id).values(turn=turn))
+    if new:
+        detail = {"purpose": purpose, "new": new, "known": seen - new}
+        audit.record(c, by, "items added", project.name, detail, now, project)
+    return Added(new, seen - new)
+
+
+def _locked_turn(c: Connection, project: Project) -> int:
+    query = select(t.projects.c.turn).where(t.projects.c.id == project.id).with_for_update()
+    return c.execute(query).scalar_one()
+
+
+def _add(
+    c: Connection,
+    project: Project,
+    batch: Sequence[tuple[Item, Mapping[str, Any] | None]],
+    purpose: ItemPurpose,
+    turn: int,
+    now: float | None,
+) -> int:
+    """Inserts what is new in the batch, and says how many that are; the project is locked meanwhile."""
+    mine = (t.items.c.project_id == project.id) & (t.items.c.purpose == purpose)
+    ids = select(t.items.c.key, t.items.c.id).where(mine, t.items.c.key.in_([item.digest for item, _ in batch]))
+    known = {row.key for row in c.execute(ids)}
+    new: dict[str, tuple[Item, dict[str, Any]]] = {}
+    for place, (item, answer) in enumerate(batch, turn + 1):
+        row = _row(project, item, purpose, answer, place, now)
+        if row["key"] not in known:
+            new.setdefault(row["key"], (item, row))
+    if new:
+        c.execute(insert(t.items), [row for _, row in new.values()])
+        made = [row for row in c.execute(ids) if row.key in new]
+        c.execute(insert(t.contents), [{"item_id": row.id, "payload": payload_of(new[row.key][0])} for row in made])
+    return len(new)
+
+
+def _row(
+    project: Project, item: Item, purpose: ItemPurpose, expected: Mapping[str, Any] | None, turn: int, now: float | None
+) -> dict[str, Any]:
+    queued = purpose == "work"
+    return {
+        "project_id": project.id,
+        "purpose": purpose,
+        "key": item.digest,
+        "answers": len(item.responses),
+        "expected": expected,
+        "topic": item.topic,
+        "overlap": item.overlap,
+        "wanted": (item.overlap or project.task.overlap) if queued else 0,
+        "state": "open",
+        "lane": 1 if queued else None,
+        "turn": turn if queued else None,
+        "made_at": clock(now),
+    }
+
+
+def payload_of(item: Item) -> dict[str, Any]:
+    """An item as JSON has it, without what is empty."""
+    values = {each.name: plain_value(getattr(item, each.name)) for each in fields(item)}
+    return {name: value for name, value in values.items() if value not in (None, [], {})}
+
+
+def plain_value(value: Any) -> Any:
+    """The same as JSON has it, without what is empty."""
+    if isinstance(value, Message | ToolCall):
+        return {
+            each.name: plain_value(getattr(value, each.name))
+            for each in fields(value)
+            if getattr(value, each.name) != each.default
+        }
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(each) for key, each in value.items()}
+    return [plain_value(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def item_from(payload: Mapping[str, Any]) -> Item:
+    """The item that `payload_of` wrote."""
+    values = dict(payload)
+    values["prompt"] = tuple(_message(turn) for turn in values.get("prompt", ()))
+    for name in ("responses", "sources", "reasoning", "unfinished"):
+        values[name] = tuple(values.get(name, ()))
+    return Item(**values)
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    values = dict(turn)
+    values["tool_calls"] = tuple(ToolCall(**call) for call in values.get("tool_calls", ()))
+    values["attributes"] = tuple((name, value) for name, value in values.get("attributes", ()))
+    return Message(**values)
+
+
+def _joined() -> Select[Any]:
+    return select(t.items, t.contents.c.payload).join(t.contents, t.contents.c.item_id == t.items.c.id)
+
+
+def content(c: Connection, key: int) -> Item:
+    """What an item asks about."""
+    return item_from(c.execute(select(t.contents.c.payload).where(t.contents.c.item_id == key)).scalar_one())
+
+
+def stored(r: Row[Any]) -> StoredItem:
+    """The item of a row of the tables."""
+    return StoredItem(
+        id=r.id,
+        project=r.project_id,
+        purpose=r.purpose,
+        content=item_from(r.payload),
+        expected=r.expected,
+        wanted=r.wanted,
+        taken=r.taken,
+        done=r.done,
+        skips=r.skips,
+        state=r.state,
+        withdrawn=None if r.withdrawn_at is None else r.withdrawn_why or "",
+    )
+
+
+def item(c: Connection, key: int) -> StoredItem:
+    """The item of an id. Raises MissingError."""
+    row = c.execute(_joined().where(t.items.c.id == key)).first()
+    if row is None:
+        raise MissingError(f"There is no item {key}.")
+    return stored(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which items a page shows."""
+
+    purpose: ItemPurpose = "work"
+    state: Literal["open", "full", "done", "decided", "withdrawn"] | None = None
+    topic: str | None = None
+    text: str = ""
+
+
+def page(
+    c: Connection, project: Project, filter: Filter | None = None, after: int = 0, limit: int = 50
+) -> list[StoredItem]:
+    """The items behind the one with id `after`, in the order in which they came in."""
+    wanted = filter or Filter()
+    query = _joined().where(t.items.c.project_id == project.id, t.items.c.purpose == wanted.purpose)
+    if wanted.state is not None:
+        query = query.where(t.items.c.state == wanted.state)
+    if wanted.topic is not None:
+        query = query.where(t.items.c.topic == wanted.topic)
+    if wanted.text:
+        query = query.where(cast(t.contents.c.payload, Text).contains(_in_json(wanted.text), autoescape=True))
+    rows = c.execute(query.where(t.items.c.id > after).order_by(t.items.c.id).limit(limit))
+    return [stored(row) for row in rows]
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def withdraw(c: Connection, key: int, by: User | None, reason: str, now: float | None = None) -> None:
+    """Takes an item out: nobody gets it any more, and what was answered about it stays in the history alone. Raises
+    MissingError."""
+    query = select(t.items.c.project_id, t.items.c.state).where(t.items.c.id == key).with_for_update()
+    row = c.execute(query).first()
+    if row is None:
+        raise MissingError(f"There is no item {key}.")
+    if row.state == "withdrawn":
+        return
+    values = {"state": "withdrawn", "lane": None, "turn": None, "withdrawn_at": clock(now), "withdrawn_why": reason}
+    c.execute(update(t.items).where(t.items.c.id == key).values(values))
+    audit.record(c, by, "item withdrawn", str(key), {"reason": reason}, now, row.project_id)

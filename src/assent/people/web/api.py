@@ -1,0 +1,164 @@
+"""The interface for machine annotators and scripts: JSON over HTTP, with a token. Answers are named by their index in
+the item; `shown` is the order in which the item is given out."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from assent.people.items import item_row
+from assent.people.store import labels, queue
+from assent.people.store.records import Ahead, Slot, Waiting
+from assent.people.task import TaskDefinition
+from assent.people.task import plain as plain_task
+from assent.people.web.refusals import Refused
+from assent.people.web.sessions import Visit, require
+from assent.people.web.work import LONGEST_REASON, check_size, own_slot
+
+ANNOTATOR = require("annotator", machines=True)
+LEAD = require("lead", machines=True)
+TOLD = (
+    "kind", "title", "question", "instructions", "examples", "attributes", "labels", "strength", "ties", "both_bad",
+    "cannot_judge", "comment",
+)  # fmt: skip
+"""Options of a task that annotators are told; others say what is behind it."""
+
+router = APIRouter(prefix="/api")
+
+
+async def sent(request: Request) -> dict[str, Any]:
+    """The JSON object of a request. Raises Refused."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, "json", "Send the header Content-Type: application/json, and JSON.")
+    try:
+        value = json.loads(await request.body(), parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise Refused(400, "json", "The request is no JSON.") from None
+    if not isinstance(value, dict):
+        raise Refused(400, "json", "The request is no JSON object, {...}.")
+    return value
+
+
+Sent = Annotated[dict[str, Any], Depends(sent)]
+
+
+@router.get("/p/{name}/next")
+def next_item(visit: Visit = ANNOTATOR) -> Response:
+    """The item to answer: {slot, item, shown, task, seconds}; or {waiting}, with why there is none."""
+    with visit.writing() as c:
+        slot = queue.next_slot(c, visit.place, visit.known, visit.now)
+    if isinstance(slot, Waiting):
+        again = None if slot.again is None else max(0.0, slot.again - visit.now)
+        return JSONResponse({"waiting": {"reason": slot.reason, "message": slot.message, "again": again}})
+    return _json(given(slot, visit.now))
+
+
+@router.post("/p/{name}/label")
+def label(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+    """Saves {slot, request, value, seconds}: {label, repeated, locked}."""
+    value = body.get("value")
+    if not isinstance(value, dict):
+        raise Refused(422, "label", "The request needs a value: an object, as the kind of task has it.")
+    check_size(len(json.dumps(value, ensure_ascii=False)))
+    slot, request, seconds = _slot(visit, body), _request(body), body.get("seconds")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0):
+        raise Refused(422, "request", "seconds must be a number from 0 on.")
+    with visit.writing() as c:
+        saved = labels.save(c, slot, visit.known, request, value, seconds, visit.now)
+    return JSONResponse({"label": saved.label, "repeated": saved.repeated, "locked": saved.locked})
+
+
+@router.post("/p/{name}/skip")
+def skip(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+    """Skips an item: {slot, request, reason}."""
+    reason = body.get("reason")
+    if not isinstance(reason, str) or not reason.strip() or len(reason) > LONGEST_REASON:
+        raise Refused(422, "request", f"The request needs a reason, of at most {LONGEST_REASON:,} characters.")
+    slot, request = _slot(visit, body), _request(body)
+    with visit.writing() as c:
+        saved = labels.skip(c, slot, visit.known, request, reason, visit.now)
+    return JSONResponse({"label": saved.label, "repeated": saved.repeated, "locked": saved.locked})
+
+
+@router.post("/p/{name}/undo")
+def undo(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+    """Takes the last label back, {request}, and gives its item out again."""
+    with visit.writing() as c:
+        slot = labels.undo(c, visit.known, visit.place, _request(body), visit.now)
+    return _json(given(slot, visit.now))
+
+
+@router.post("/p/{name}/release")
+def release(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+    """Gives an item back unanswered: {slot}."""
+    slot = _slot(visit, body)
+    with visit.writing() as c:
+        queue.release(c, slot, visit.known, visit.now)
+    return JSONResponse({})
+
+
+@router.get("/p/{name}/progress")
+def progress(visit: Visit = ANNOTATOR) -> Response:
+    """How far the annotator is, and the project."""
+    with visit.reading() as c:
+        ahead = queue.ahead(c, visit.place, visit.known)
+    return JSONResponse(counts(ahead))
+
+
+def counts(ahead: Ahead) -> dict[str, int]:
+    """Progress as JSON."""
+    return {"mine": ahead.mine, "waiting": ahead.waiting, "items": ahead.items, "done": ahead.done}
+
+
+def given(slot: Slot, now: float) -> dict[str, Any]:
+    """A slot as it is given to an annotator: nothing of who wrote its answers, or what it is for."""
+    row = item_row(slot.item.content)
+    item = {name: row[name] for name in ("prompt", "responses", "tools") if row.get(name) is not None}
+    return {
+        "slot": slot.id,
+        "item": item,
+        "shown": list(slot.shown),
+        "task": told(slot.definition.task),
+        "seconds": slot.leased_until - now,
+        "note": slot.note,
+    }
+
+
+def told(task: TaskDefinition) -> dict[str, Any]:
+    """What annotators are told of a task."""
+    values = plain_task(task)
+    return {"name": task.name} | {name: values[name] for name in TOLD}
+
+
+# ---- what requests bring
+
+
+def _slot(visit: Visit, body: dict[str, Any]) -> int:
+    key = body.get("slot")
+    if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < 2**63:
+        raise Refused(422, "request", "The request needs its slot: the number that /next gave.")
+    with visit.reading() as c:
+        return own_slot(c, visit, key).id
+
+
+def _request(body: dict[str, Any]) -> str:
+    request = body.get("request")
+    if not isinstance(request, str) or not 1 <= len(request) <= 100:
+        raise Refused(
+            422, "request", "The request needs a word of its own, request: up to 100 characters, the same when it is "
+            "sent again."
+        )  # fmt: skip
+    return request
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)
+
+
+def _json(value: Any) -> Response:
+    """JSON in ASCII: half of a surrogate pair is an escape in it."""
+    return Response(json.dumps(value, allow_nan=False), media_type="application/json")

@@ -1,0 +1,85 @@
+"""What all requests share: the store, the clock, how often people may try to sign in, and how pages are made."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.responses import HTMLResponse
+
+from assent import __version__
+from assent.people.store import Store
+from assent.people.web.refusals import Refused
+from assent.people.web.words import FILTERS
+from assent.serve.asgi import Rates
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+
+BY_NAME = (0.1, 10.0)
+"""Tries to sign in under one name: a second, and at once."""
+BY_ADDRESS = (0.5, 40.0)
+"""The same from one address, behind which a whole team may sit."""
+
+
+class Tries:
+    """How often passwords, invitations and tokens may be tried, by name and by address."""
+
+    def __init__(self) -> None:
+        self._names, self._addresses = Rates(*BY_NAME), Rates(*BY_ADDRESS)
+        self._lock = threading.Lock()
+
+    def take(self, address: str, name: str | None, now: float) -> None:
+        """Raises Refused where it was too often."""
+        with self._lock:
+            wait = self._addresses.take(address, now)
+            if name is not None and not wait:
+                wait = self._names.take(name.casefold(), now)
+        if wait:
+            raise Refused(429, "too_often", f"Too many tries. The next one is free in {1 + int(wait)} s.", wait)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One server of labels."""
+
+    store: Store
+    clock: Callable[[], float] = time.time
+    tries: Tries = field(default_factory=Tries)
+    hashing: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
+    """argon2 takes 64 MB each time: only so many passwords are tried at once."""
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Where the templates are, and what they may use."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals |= {"static": static_url, "version": __version__}
+    made.filters |= FILTERS
+    return made
+
+
+@cache
+def static_url(name: str) -> str:
+    """The address of a file that is kept by browsers until it changes."""
+    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
+    return f"/static/{name}?v={digest}"
+
+
+def page(template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """A template as an answer. Half of a surrogate pair, which no page can carry, is shown as "?"."""
+    text = environment().get_template(template).render(values)
+    return HTMLResponse(text.encode("utf-8", "replace"), status)
