@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import yaml
+from sqlalchemy import Connection
 
 from assent.data.formats import load_examples, to_row
 from assent.data.jsonl import json_line
@@ -25,6 +26,9 @@ from assent.data.records import Example, Feedback, Message, Pair, Ranking, Respo
 from assent.lab.answers import COMPARISON_MIX, draw_style
 from assent.lab.world import AssistantWorld, Prompt
 from assent.outputs import write_text
+from assent.people.store import accounts, projects, sessions
+from assent.people.store.records import Role
+from assent.people.store.store import Store
 
 COMMAND = (sys.executable, "-m", "assent", "label")
 SLOW = 120.0
@@ -112,8 +116,8 @@ class LabelServer:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the label server ended: {self.log.read_text()[-2000:]}")
             try:
-                if httpx2.get(f"{self.url}/login", timeout=5.0, trust_env=False).status_code < 500:
-                    return
+                httpx2.get(f"{self.url}/api/p/none/next", timeout=5.0, trust_env=False)  # refused: nobody asks
+                return
             except httpx2.HTTPError:
                 pass
             if time.monotonic() > until:
@@ -170,9 +174,20 @@ def command(*words: object) -> None:
         raise RuntimeError(f"assent {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
-def hired(db: Path, project: str, names: Sequence[str], role: str = "annotator") -> Mapping[str, str]:
+def hired(db: Path, project: str, names: Sequence[str], role: Role = "annotator") -> Mapping[str, str]:
     """Name -> API token of a new account with that role in the project, also while a server runs on the database."""
-    raise NotImplementedError
+    with Store.open(db, create=False) as store, store.writing() as c:
+        place = projects.project(c, project)
+        tokens = {}
+        for name in names:
+            user = accounts.add_user(c, name, None, role, None) if name not in known(c) else accounts.user(c, name)
+            accounts.add_member(c, place, user, role, None)
+            tokens[name] = sessions.api_token(c, user, None)
+        return tokens
+
+
+def known(c: Connection) -> set[str]:
+    return {user.name for user in accounts.users(c)}
 
 
 def exported(task: Path, db: Path, out: Path) -> list[Example]:

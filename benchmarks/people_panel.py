@@ -87,12 +87,12 @@ def drawn(root: Path, seed: int, size: Size) -> AssistantWorld:
         lab.write_examples(root / f"{name}-items.jsonl", lab.items(world, count, answers, size.gap, rng, leave))
     shared = {"question": "Which answer helps more?", "overlap": max(VOTES)}
     lab.write_task(
-        root / "pairs.yaml", name="pairs", kind="pair", title="Which answer helps more?", items="pairs-items.jsonl",
-        gold="known.jsonl", gold_share=0.05, second_pass=0.05, thresholds={"gold": 0.0}, **shared,
+        root / "pairs.yaml", name="pairs", kind="pair", title="Which answer helps more?", items=str(root / "pairs-items.jsonl"),
+        gold=str(root / "known.jsonl"), gold_share=0.05, second_pass=0.05, **shared,
     )  # fmt: skip
     lab.write_task(
         root / "rankings.yaml", name="rankings", kind="ranking", title="Order the answers",
-        items="rankings-items.jsonl", **shared,
+        items=str(root / "rankings-items.jsonl"), **shared,
     )  # fmt: skip
     return world
 
