@@ -138,6 +138,9 @@ COMMANDS: dict[str, Command] = {
         "assent.people.aggregate:aggregate",
         ("file",),
     ),
+    "label": Command(
+        config.LabelConfig, "The annotation server: people label answers.", "assent.people.label:label", ("tasks",)
+    ),
     "contrast": Command(
         config.ContrastConfig,
         "Pairs by contrasting prompts.",
@@ -170,7 +173,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "From rewards of sampled answers": tuple(METHODS),
     "In rounds": ("iterate", "warp", "apo", "steerlm", "constitution", "rlcd"),
     "By a function of your own": ("custom", "check"),
-    "People and AI feedback": ("judge", "critique", "contrast", "agree", "aggregate"),
+    "People and AI feedback": ("label", "judge", "critique", "contrast", "agree", "aggregate"),
     "Evaluation": ("generate", "eval", "score", "trust", "compare", "report", "watch", "demo"),
 }
 """The commands under the headings of `assent --help`."""

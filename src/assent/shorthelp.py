@@ -54,6 +54,7 @@ BASIC: dict[str, str] = {
     "sampling.top_p engine.name",
     "labels": "policies prompts out baseline reference rewards scorer labels toxicity consistency measures checkpoints "
     "answers resume sampling.max_new_tokens sampling.temperature judge.prompt",
+    "public_url": "tasks db export load format project backup host port public_url invite machine drain",
     "wait_ms": "model name weights precision host port key_env micro_tokens wait_ms limits.tokens limits.requests "
     "drain",
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
@@ -67,7 +68,8 @@ command without any of them has few options and shows them all."""
 
 HEADINGS = {
     "Models": "model reward_model name policies baseline source contrasted critic reference beta tokenizer precision",
-    "Data": "data file files pairs also prompts principles choices few_shots templates demonstrations comparisons "
+    "Data": "tasks db export load project backup data file files pairs also prompts principles choices few_shots "
+    "templates demonstrations comparisons "
     "revisions keep format columns split chat_template max_length limit show problems system",
     "Rounds": "policy rounds begin runs steps merge weight eta front parallel",
     "Objective": "method methods objective options reward_options loss threshold plus reward attributes steering gate "
@@ -76,7 +78,7 @@ HEADINGS = {
     "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
     "topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
-    "Server": "host port key_env micro_tokens wait_ms limits drain",
+    "Server": "host port public_url invite machine key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary resume report_to",
 }
 """Heading -> the options and sections under it."""

@@ -19,6 +19,7 @@ from assent.config.distill import DistillConfig, GKDDistill
 from assent.config.evaluation import EvalConfig, EvalJudgeConfig
 from assent.config.iterate import IterateConfig, LabelsConfig, RefreshConfig
 from assent.config.judge import EndpointConfig, JudgeConfig, VerdictConfig, WriterConfig
+from assent.config.label import LabelConfig
 from assent.config.merge import MERGES, MergeConfig, MergeMethod
 from assent.config.methods import METHODS, Method, has_reference, method_of, objective_key, online_config
 from assent.config.objectives import OBJECTIVES, Objective, objective_of, preference_config
@@ -89,6 +90,7 @@ __all__ = [
     "GateSection", "GenerateConfig", "GivenConfig", "GroupRollout", "HingeConfig", "IPOConfig", "IPOLoss",
     "InfoNCAConfig", "InfoNCALoss", "InitConfig", "InspectConfig", "IterateConfig", "JudgeConfig",
     "JudgeFileConfig", "KLConfig", "KTOConfig", "KTOLoss", "LDDPOConfig", "LDDPOLoss", "LNDPOConfig", "LNDPOLoss",
+    "LabelConfig",
     "LabelsConfig", "LimitsConfig", "ListConfig", "LoraConfig", "LossConfig", "MERGES", "METHODS", "MeasuresConfig",
     "MergeConfig", "MergeMethod", "Method", "ModelConfig", "MovingReference", "NCAConfig", "NCALoss",
     "NashMDConfig", "NashMDKL", "NashMDLoss", "NoKL", "OBJECTIVES", "ODPOConfig", "ODPOLoss", "ORPOConfig",

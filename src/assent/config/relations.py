@@ -14,6 +14,7 @@ from assent.config.evaluation import EvalConfig
 from assent.config.feedback_relations import FEEDBACK
 from assent.config.inputs import INPUTS, is_input
 from assent.config.iterate import ITERATE
+from assent.config.label_relations import LABEL
 from assent.config.merge import MERGES, MergeConfig
 from assent.config.objectives import OBJECTIVES, SFT_TERM, objective_of
 from assent.config.online_relations import (
@@ -351,6 +352,7 @@ RELATIONS: tuple[tuple[type, Callable[[Any], str | None]], ...] = (
     (EvalConfig, judge_is_asked),
     (EvalConfig, _others_are_asked),
     *FEEDBACK,
+    *LABEL,
     (InitConfig, _heads_divide),
     (InitConfig, _small_enough),
     (RunConfig, _quantized_adapters),

@@ -76,7 +76,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
 def item_from(example: Example, task: TaskDefinition) -> Item:
     """The item that a row is to annotators. Raises RowError where it cannot be shown, or has not the answers that its
     kind needs."""
-    prompt, answers = _answers(example)
+    prompt, answers = last_answers(example)
     texts = tuple(response.text for response in answers)
     fewest, most = ANSWERS[task.kind]
     if not fewest <= len(texts) <= most:
@@ -97,7 +97,7 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
     )  # fmt: skip
 
 
-def _answers(example: Example) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
+def last_answers(example: Example) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
     """Prompt and answers of one message each: of one answer, earlier turns are part of the prompt."""
     prompt, answers = example.prompt, example.responses
     if len(answers) == 1 and len(answers[0].messages) > 1:

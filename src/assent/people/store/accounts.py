@@ -57,7 +57,7 @@ def add_user(
         raise AccountError(f"The name '{name}' is taken. Choose another one.")
     hashed = None if password is None else _hasher().hash(password.encode("utf-8", "surrogatepass"))
     row = {"name": name, "folded": folded, "role": role, "password": hashed, "made_at": clock(now)}
-    key = c.execute(insert(t.users).values(row | {"made_by": by and by.id})).inserted_primary_key[0]
+    key = t.made(c, t.users, row | {"made_by": by and by.id})
     audit.record(c, by, "account made", name, {"role": role}, now)
     return User(key, name, role)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, Text, cast, insert, select, update
 
-from assent.data.records import Message, ToolCall
+from assent.people.items import item_of, item_row
 from assent.people.store import audit
 from assent.people.store import tables as t
 from assent.people.store.errors import MissingError
@@ -73,7 +73,7 @@ def _add(
     if new:
         c.execute(insert(t.items), [row for _, row in new.values()])
         made = [row for row in c.execute(ids) if row.key in new]
-        c.execute(insert(t.contents), [{"item_id": row.id, "payload": payload_of(new[row.key][0])} for row in made])
+        c.execute(insert(t.contents), [{"item_id": row.id, "payload": item_row(new[row.key][0])} for row in made])
     return len(new)
 
 
@@ -97,48 +97,13 @@ def _row(
     }
 
 
-def payload_of(item: Item) -> dict[str, Any]:
-    """An item as JSON has it, without what is empty."""
-    values = {each.name: plain_value(getattr(item, each.name)) for each in fields(item)}
-    return {name: value for name, value in values.items() if value not in (None, [], {})}
-
-
-def plain_value(value: Any) -> Any:
-    """The same as JSON has it, without what is empty."""
-    if isinstance(value, Message | ToolCall):
-        return {
-            each.name: plain_value(getattr(value, each.name))
-            for each in fields(value)
-            if getattr(value, each.name) != each.default
-        }
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(each) for key, each in value.items()}
-    return [plain_value(each) for each in value] if isinstance(value, tuple | list) else value
-
-
-def item_from(payload: Mapping[str, Any]) -> Item:
-    """The item that `payload_of` wrote."""
-    values = dict(payload)
-    values["prompt"] = tuple(_message(turn) for turn in values.get("prompt", ()))
-    for name in ("responses", "sources", "reasoning", "unfinished"):
-        values[name] = tuple(values.get(name, ()))
-    return Item(**values)
-
-
-def _message(turn: Mapping[str, Any]) -> Message:
-    values = dict(turn)
-    values["tool_calls"] = tuple(ToolCall(**call) for call in values.get("tool_calls", ()))
-    values["attributes"] = tuple((name, value) for name, value in values.get("attributes", ()))
-    return Message(**values)
-
-
 def _joined() -> Select[Any]:
     return select(t.items, t.contents.c.payload).join(t.contents, t.contents.c.item_id == t.items.c.id)
 
 
 def content(c: Connection, key: int) -> Item:
     """What an item asks about."""
-    return item_from(c.execute(select(t.contents.c.payload).where(t.contents.c.item_id == key)).scalar_one())
+    return item_of(c.execute(select(t.contents.c.payload).where(t.contents.c.item_id == key)).scalar_one())
 
 
 def stored(r: Row[Any]) -> StoredItem:
@@ -147,7 +112,7 @@ def stored(r: Row[Any]) -> StoredItem:
         id=r.id,
         project=r.project_id,
         purpose=r.purpose,
-        content=item_from(r.payload),
+        content=item_of(r.payload),
         expected=r.expected,
         wanted=r.wanted,
         taken=r.taken,

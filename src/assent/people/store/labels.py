@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, exists, insert, select, update
+from sqlalchemy import Connection, Row, Select, exists, select, update
 
 from assent.people.kinds import KINDS
 from assent.people.store import accounts, drafts, items, places, standing
@@ -13,7 +13,7 @@ from assent.people.store import tables as t
 from assent.people.store.errors import AccessError, GoneError, LeaseError, MissingError, StaleError
 from assent.people.store.projects import definition, project_of
 from assent.people.store.queue import own_slot, slot_of
-from assent.people.store.records import Label, Project, Purpose, Saved, Slot, User
+from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
 LONGEST_REQUEST, LONGEST_REASON = 100, 2000
 Action = Literal["label", "skip", "undo"]
@@ -128,7 +128,7 @@ def _append(c: Connection, slot: Row[Any], request: str, row: Mapping[str, Any],
     last = select(t.labels.c.id).where(t.labels.c.slot_id == slot.id).order_by(t.labels.c.id.desc()).limit(1)
     values = dict(row) | {"supersedes": c.execute(last).scalar(), "request": request, "made_at": now}
     values |= {name: getattr(slot, name) for name in ("project_id", "item_id", "user_id", "definition_id", "purpose")}
-    key: int = c.execute(insert(t.labels).values(values | {"slot_id": slot.id})).inserted_primary_key[0]
+    key = t.made(c, t.labels, values | {"slot_id": slot.id})
     return key
 
 
@@ -185,7 +185,9 @@ def reopen(c: Connection, slot: Row[Any], project: Project, request: str, note: 
 # ---- reading
 
 
-def history(c: Connection, project: Project, user: User, limit: int = 100, before: int | None = None) -> list[Label]:
+def history(
+    c: Connection, project: Project, user: User, limit: int = 100, before: int | None = None
+) -> list[StoredLabel]:
     """A user's own rows, the newest first; `before` goes on behind the row of that id."""
     query = _joined().where(t.labels.c.user_id == user.id, t.labels.c.project_id == project.id)
     if before is not None:
@@ -193,12 +195,14 @@ def history(c: Connection, project: Project, user: User, limit: int = 100, befor
     return [_label(row) for row in c.execute(query.order_by(t.labels.c.id.desc()).limit(limit))]
 
 
-def of_item(c: Connection, key: int) -> list[Label]:
+def of_item(c: Connection, key: int) -> list[StoredLabel]:
     """All rows about an item, the oldest first."""
     return [_label(row) for row in c.execute(_joined().where(t.labels.c.item_id == key).order_by(t.labels.c.id))]
 
 
-def labels(c: Connection, project: Project, purpose: Purpose | None = "work", current: bool = True) -> Iterator[Label]:
+def labels(
+    c: Connection, project: Project, purpose: Purpose | None = "work", current: bool = True
+) -> Iterator[StoredLabel]:
     """The answers (and skips) of a project in the order of its items, read as they are needed. With `current` only what
     holds now, and nothing of withdrawn items; without, all of the history. `purpose` None: of all purposes."""
     query = _joined().where(t.labels.c.project_id == project.id)
@@ -212,7 +216,7 @@ def labels(c: Connection, project: Project, purpose: Purpose | None = "work", cu
         yield _label(row)
 
 
-def label(c: Connection, key: int) -> Label:
+def label(c: Connection, key: int) -> StoredLabel:
     """The row of an id. Raises MissingError."""
     row = c.execute(_joined().where(t.labels.c.id == key)).first()
     if row is None:
@@ -226,8 +230,8 @@ def _joined() -> Select[Any]:
     return query.join(t.slots, t.slots.c.id == t.labels.c.slot_id)
 
 
-def _label(r: Row[Any]) -> Label:
-    return Label(
+def _label(r: Row[Any]) -> StoredLabel:
+    return StoredLabel(
         id=r.id,
         item=r.item_id,
         slot=r.slot_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from assent.people.store import audit
 from assent.people.store import tables as t
@@ -33,7 +33,7 @@ def put_project(
     row = c.execute(select(t.projects).where(t.projects.c.name == task.name).with_for_update()).first()
     if row is None:
         start = {"name": task.name, "kind": task.kind, "seed": task.seed, "made_at": clock(now)}
-        key = c.execute(insert(t.projects).values(start)).inserted_primary_key[0]
+        key = t.made(c, t.projects, start)
         _add_version(c, key, 1, task, now)
         audit.record(c, by, "project made", task.name, {"digest": task.digest}, now, key)
         return project_of(c, key)
@@ -64,7 +64,7 @@ def _most(task: TaskDefinition) -> int:
 def _add_version(c: Connection, project: int, version: int, task: TaskDefinition, now: float | None) -> None:
     row = {"project_id": project, "version": version, "digest": task.digest, "meaning": task.meaning}
     row |= {"body": dump_task(task), "made_at": clock(now)}
-    key = c.execute(insert(t.definitions).values(row)).inserted_primary_key[0]
+    key = t.made(c, t.definitions, row)
     c.execute(update(t.projects).where(t.projects.c.id == project).values(definition_id=key))
 
 

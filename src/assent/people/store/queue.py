@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, select, update
 
 from assent.people.store import accounts, items, places
 from assent.people.store import tables as t
@@ -22,6 +22,9 @@ BEFORE_SECOND = 20
 """Answers that lie between an annotator's first and second look at an item."""
 SOON = 5.0
 """Seconds after which one asks again, where nothing better is known."""
+
+
+_had = t.slots.alias("had")
 
 
 def next_slot(c: Connection, project: Project, user: User, now: float) -> Slot | Waiting:
@@ -100,10 +103,10 @@ def _work(c: Connection, project: Project, member: Member) -> Row[Any] | None:
             continue
         query = select(t.items).where(ahead, ~_has(member.user, "work")).order_by(t.items.c.turn).limit(1)
         first = c.execute(query.with_only_columns(t.items.c.turn)).scalar()
-        passed = last if first is None else first - 1  # `last` was read before: what came in since is not passed
-        if passed > cursor:
-            _move_cursor(c, member, lane, passed)
         row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first() if first is not None else None
+        passed = last if first is None else first if row is not None and row.turn == first else first - 1
+        if passed > cursor:  # `last` was read before `first`: what came in meanwhile is not passed
+            _move_cursor(c, member, lane, passed)
         if row is not None:
             return row
     return None
@@ -116,8 +119,8 @@ def _move_cursor(c: Connection, member: Member, lane: int, turn: int) -> None:
 
 def _has(user: User, purpose: Purpose) -> ColumnElement[bool]:
     """Whether the user has, or had, a slot of that purpose at the item of the row."""
-    held = (t.slots.c.item_id == t.items.c.id) & (t.slots.c.user_id == user.id) & (t.slots.c.purpose == purpose)
-    return exists().where(held, t.slots.c.state.in_(("leased", "done", "skipped")))
+    held = (_had.c.item_id == t.items.c.id) & (_had.c.user_id == user.id) & (_had.c.purpose == purpose)
+    return exists().where(held, _had.c.state.in_(("leased", "done", "skipped")))
 
 
 def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purpose: Purpose, now: float) -> Slot:
@@ -134,7 +137,7 @@ def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purp
         "leased_at": now,
         "leased_until": now + 60 * project.task.lease_minutes,
     }
-    key = c.execute(insert(t.slots).values(row)).inserted_primary_key[0]
+    key = t.made(c, t.slots, row)
     where = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == member.user.id)
     c.execute(update(t.memberships).where(where).values(served=t.memberships.c.served + 1))
     if purpose == "work":
@@ -157,7 +160,7 @@ def _shown(
     return tuple(reversed(drawn) if number % 2 else drawn)
 
 
-def _held(c: Connection, project: Project, user: User) -> Row[Any] | None:
+def _held(c: Connection, project: Project, user: User) -> Row[int, float] | None:
     """What the user has leased: of several the latest, as undo makes one."""
     mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased")
     query = select(t.slots.c.id, t.slots.c.leased_until).join(t.items, t.items.c.id == t.slots.c.item_id)

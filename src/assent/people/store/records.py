@@ -135,8 +135,8 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
-    """A row of the history, append-only. `current` unless a later one supersedes it."""
+class StoredLabel:
+    """A row of the history, append-only. `current` unless a later one supersedes it. `name` is the user's."""
 
     id: int
     item: int

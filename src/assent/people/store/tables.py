@@ -9,11 +9,15 @@ everything up to a turn is done (`cursor_0`, `cursor_1` of a membership) never h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import JSON as Json
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -25,6 +29,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    insert,
     text,
 )
 
@@ -50,8 +55,15 @@ def _one_of(column: str, *values: str) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-def _where(condition: str) -> dict[str, object]:
+def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+def made(c: Connection, table: Table, row: Mapping[str, Any]) -> int:
+    """Inserts a row, and says which id it got."""
+    key = c.execute(insert(table).values(dict(row))).inserted_primary_key
+    assert key is not None
+    return int(key[0])
 
 
 users = Table(

@@ -34,7 +34,6 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.StaleError: (409, "stale"),
     errors.ChangedError: (409, "changed"),
     errors.GoneError: (410, "gone"),
-    errors.LabelError: (422, "label"),
     LabelError: (422, "label"),
     errors.BusyError: (503, "busy"),
     errors.RoomError: (507, "room"),

@@ -1,7 +1,7 @@
 """From the fields of a page's form to a label, and back: fields name answers by where they stand on the page, labels by
 their index in the item.
 
-    pair        choice: left-3 to left-1, tie, right-1 to right-3, both_bad, cannot_judge (left-0, right-0: no strengths)
+    pair        choice: left-3 to left-1, tie, right-1 to right-3, both_bad, cannot_judge (left-0, right-0: no strength)
     ranking     rank-0, rank-1, …: the place of each answer, 1 for the best; like places are ties
     best        best: where it stands, or none
     attributes  score-0-helpfulness, …

@@ -6,11 +6,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from assent.people.kinds import KINDS
-from assent.people.store import accounts, items, labels, queue, sessions
+from assent.people.store import accounts, items, labels, projects, queue, sessions
 from assent.people.store.accounts import AccountError
 from assent.people.store.errors import AccessError
 from assent.people.store.records import Ahead, Project
@@ -123,6 +123,8 @@ def _join(visit: Visit, token: str, user: str = "", problem: str = "", status: i
 def _signed_in(visit: Visit, user: accounts.User, place: str) -> Response:
     with visit.writing() as c:
         token = sessions.start_session(c, user, visit.now)
+        if place == "/" and len(only := projects.projects(c, user)) == 1:
+            place = f"/p/{only[0].name}"
     response = visit.go(place)
     set_cookie(visit.request, response, SESSION, token, int(sessions.SESSION))
     return response
@@ -161,11 +163,9 @@ class Row:
 @router.get("/")
 def projects_page(visit: Visit = USER) -> Response:
     """What somebody has a part in."""
-    from assent.people.store.projects import projects
-
     with visit.reading() as c:
         rows = []
-        for project in projects(c, visit.known):
+        for project in projects.projects(c, visit.known):
             role = accounts.membership(c, project, visit.known)
             rows.append(Row(project, queue.ahead(c, project, visit.known), role in ("lead", "admin")))
     return visit.page("projects.html", projects=rows, said="")
@@ -184,7 +184,34 @@ def instructions(visit: Visit = ANNOTATOR) -> Response:
 @router.get("/p/{name}/mine")
 def mine(visit: Visit = ANNOTATOR) -> Response:
     """One's own latest labels."""
-    kind = KINDS[visit.place.task.kind]
+    with visit.reading() as c:
+        ahead = queue.ahead(c, visit.place, visit.known)
+        history = labels.history(c, visit.place, visit.known, 3 * LISTED)
+        rows: list[dict[str, Any]] = []
+        for each in history:
+            if not each.current or len(rows) == LISTED:
+                continue
+            item = items.content(c, each.item)
+            prompt = item.prompt[-1].content if item.prompt else ""
+            kind = KINDS[projects.definition(c, each.definition).task.kind]
+            summary = kind.summary(each.value, item, each.shown) if each.value else f"Skipped: {each.reason}"
+            rows.append(Row(project, queue.ahead(c, project, visit.known), role in ("lead", "admin")))
+    return visit.page("projects.html", projects=rows, said="")
+
+
+# ---- what annotators read
+
+
+@router.get("/p/{name}/instructions")
+def instructions(visit: Visit = ANNOTATOR) -> Response:
+    """How to decide, and examples."""
+    task = visit.place.task
+    return visit.page("instructions.html", help=help_of(task), heading=task.heading)
+
+
+@router.get("/p/{name}/mine")
+def mine(visit: Visit = ANNOTATOR) -> Response:
+    """One's own latest labels."""
     with visit.reading() as c:
         ahead = queue.ahead(c, visit.place, visit.known)
         history = labels.history(c, visit.place, visit.known, 3 * LISTED)
@@ -194,7 +221,9 @@ def mine(visit: Visit = ANNOTATOR) -> Response:
                 continue
             item = items.item(c, each.item).content
             prompt = item.prompt[-1].content if item.prompt else ""
-            summary = kind.summary(each.value, item, each.shown) if each.value is not None else f"Skipped: {each.reason}"
+            summary = (
+                kind.summary(each.value, item, each.shown) if each.value is not None else f"Skipped: {each.reason}"
+            )
             rows.append(
                 {
                     "when": each.made_at,

@@ -39,8 +39,8 @@ KEPT = 512
 """Texts whose HTML is kept."""
 
 _MATH = (
-    "math maction menclose merror mfenced mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow ms "
-    "mspace msqrt msub msubsup msup mtable mtd mtext mtr munder munderover none semantics"
+    "math maction menclose merror mfenced mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow "
+    "ms mspace msqrt msub msubsup msup mtable mtd mtext mtr munder munderover none semantics"
 ).split()
 _MATH_ATTRIBUTES = {
     "accent", "accentunder", "columnalign", "columnlines", "columnspacing", "depth", "display", "displaystyle", "fence",
@@ -49,7 +49,8 @@ _MATH_ATTRIBUTES = {
     "symmetric", "voffset", "width",
 }  # fmt: skip
 _TAGS = {
-    *"a blockquote br code del div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul".split(),
+    *"a blockquote br code del div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong".split(),
+    *"table tbody td th thead tr ul".split(),
     *_MATH,
 }
 _ATTRIBUTES: dict[str, set[str]] = {
@@ -62,7 +63,7 @@ _ATTRIBUTES: dict[str, set[str]] = {
     "span": {"class"},
     "td": {"class"},
     "th": {"class"},
-    **{tag: _MATH_ATTRIBUTES for tag in _MATH},
+    **dict.fromkeys(_MATH, _MATH_ATTRIBUTES),
 }
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 

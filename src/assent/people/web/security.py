@@ -115,7 +115,9 @@ class Gate:
 
     def _check(self, request: Request, limit: int) -> None:
         if self._closing:
-            raise Refused(503, "stopping", "The server is stopping. What you wrote is kept; send it again soon.", wait=5)
+            raise Refused(
+                503, "stopping", "The server is stopping. What you wrote is kept; send it again soon.", wait=5
+            )
         host = request.headers.get("host", "")
         if not self._is_own(host):
             raise Refused(

@@ -63,6 +63,11 @@ class Choice:
     key: str = ""
     about: str = ""
 
+    @property
+    def side(self) -> str:
+        """Of a strength: left or right."""
+        return self.value.partition("-")[0]
+
 
 @dataclass(frozen=True)
 class Rated:
@@ -91,6 +96,13 @@ class Help:
     examples: tuple[Example, ...]
 
 
+class Fields(dict[str, str]):
+    """The values of a form; "" for what it does not say."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """All of a page. `fields` are the values of its form."""
@@ -101,7 +113,7 @@ class Sheet:
     earlier: tuple[Turn, ...]
     turns: tuple[Turn, ...]
     answers: tuple[Answer, ...]
-    fields: Mapping[str, str]
+    fields: Fields
     scale: tuple[Choice, ...]
     others: tuple[Choice, ...]
     rated: tuple[Rated, ...]
@@ -134,7 +146,7 @@ def sheet_of(slot: Slot, fields: Mapping[str, str], now: float, request: str = "
         earlier=tuple(map(_turn, earlier)),
         turns=tuple(map(_turn, turns)),
         answers=tuple(_answer(at, item.responses[answer]) for at, answer in enumerate(slot.shown)),
-        fields=fields,
+        fields=Fields(fields),
         scale=_scale(task),
         others=_others(task),
         rated=_rated(task),
@@ -185,9 +197,7 @@ def _folded(prompt: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Mess
 def _turn(message: Message) -> Turn:
     text = render.text_of(message)
     name = f" ({message.name})" if message.name else ""
-    return Turn(
-        message.role, WHO.get(message.role, message.role) + name, render.markdown(text), len(text) > LONG
-    )
+    return Turn(message.role, WHO.get(message.role, message.role) + name, render.markdown(text), len(text) > LONG)
 
 
 def _answer(at: int, text: str) -> Answer:

@@ -60,7 +60,7 @@ def label(visit: Visit = ANNOTATOR) -> Response:
         value = forms.value_of(slot.definition.task, slot.item.content, slot.shown, fields)
         with visit.writing() as c:
             labels.save(c, slot.id, visit.known, request_id(visit), value, _seconds(visit), visit.now)
-    except (kinds.LabelError, store_errors.LabelError, TooLarge) as error:
+    except (kinds.LabelError, TooLarge) as error:
         return _again(visit, slot, fields, error)
     except LOST as error:
         return _lost(visit, slot, fields, error)
