@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import create_engine, make_url, text
 
 from assent.data.records import Message
 from assent.people.store import Store, accounts, items, labels, projects, queue
@@ -24,9 +28,21 @@ def item(number: int, **options: Any) -> Item:
     return Item(prompt=prompt, responses=(f"yes {number}", f"no {number}"), **options)
 
 
+def opened(path: Path) -> Store:
+    """A database at the path; where ASSENT_POSTGRES names a server, a new one there instead."""
+    if not (server := os.environ.get("ASSENT_POSTGRES")):
+        return Store.open(path)
+    name = f"labels_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    url = make_url(server).set(drivername="postgresql+psycopg")
+    with create_engine(url, isolation_level="AUTOCOMMIT").connect() as c:
+        c.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        c.execute(text(f"CREATE DATABASE {name}"))
+    return Store.open(url.set(database=name).render_as_string(hide_password=False))
+
+
 def made(path: Path, count: int = 5, users: int = 3, **options: Any) -> tuple[Store, Project, list[User]]:
     """A database with a project of `count` items and its annotators."""
-    store = Store.open(path)
+    store = opened(path)
     with store.writing() as c:
         project = projects.put_project(c, task(**options), now=START)
         items.add_items(c, project, (item(i) for i in range(count)), now=START)

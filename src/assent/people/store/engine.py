@@ -42,10 +42,10 @@ def url_of(database: str | Path) -> URL:
         return URL.create("sqlite", database=os.path.abspath(text))
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise OpenError("--db: this is no URL of a database. Give a file, or postgresql://USER@HOST/NAME.") from None
-    kind = url.get_backend_name()
-    if kind == "postgresql":
+    kind = url.drivername.partition("+")[0]
+    if kind in ("postgresql", "postgres"):
         return url.set(drivername="postgresql+psycopg")
     if kind == "sqlite" and url.database and url.database != ":memory:" and not url.query:
         return URL.create("sqlite", database=os.path.abspath(url.database))

@@ -61,7 +61,7 @@ def _end(
         raise StaleError("This was sent before, with another answer. Load the page again to see what is saved.")
     item = places.locked(c, slot.item_id)
     task = definition(c, slot.definition_id).task
-    if value is not None:
+    if action == "label":
         KINDS[task.kind].check(value, items.content(c, item.id), task)
     _check_open(c, slot, item, member.locked, value, now)
     row = {"action": action, "value": value, "reason": reason, "seconds": seconds, "supersedes": None}

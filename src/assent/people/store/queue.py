@@ -168,7 +168,7 @@ def _held(c: Connection, project: Project, user: User) -> Row[int, float] | None
     return c.execute(query.limit(1)).first()
 
 
-def _renew(c: Connection, slot: Row[Any], project: Project, now: float) -> float:
+def _renew(c: Connection, slot: Row[*tuple[Any, ...]], project: Project, now: float) -> float:
     until = max(float(slot.leased_until), now + 60 * project.task.lease_minutes)
     c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(leased_until=until))
     return until
