@@ -217,15 +217,14 @@ def work(
 
 async def _in_turns(desks: Sequence[Desk], rng: np.random.Generator, most: int | None) -> list[Given]:
     given: list[Given] = []
-    idle: set[Desk] = set()
-    while len(idle) < len(desks) and (most is None or len(given) < most):
-        desk = desks[rng.integers(len(desks))]
-        if desk in idle:
-            continue
-        found = await desk.label()
-        if found is None:
-            idle.add(desk)
-            continue
-        given.append(found)
-        idle.clear()  # a label may have opened further slots: where annotators differ, more are asked
+    before = -1
+    while before < len(given):  # labels may open further slots: where annotators differ, more are asked
+        before, waiting = len(given), list(desks)
+        while waiting and (most is None or len(given) < most):
+            place = int(rng.integers(len(waiting)))
+            found = await waiting[place].label()
+            if found is None:
+                del waiting[place]
+            else:
+                given.append(found)
     return given
