@@ -279,7 +279,12 @@ def _attribute(config: AggregateConfig, rated: Sequence[Sequence[Mapping[str, fl
 
 def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, float]) -> dict[str, Annotator]:
     """Everybody with a name."""
-    known = _habits(examples, votes)
+    words = {
+        (row, index): len(response.text.split())
+        for row, example in enumerate(examples)
+        for index, response in enumerate(example.responses)
+    }
+    known = habits_of(votes, words)
     counts = {
         kind: Counter(name for _, name in table)
         for kind, table in (("comparisons", votes.comparisons), ("labels", votes.labels), ("ratings", votes.ratings))
@@ -293,16 +298,13 @@ def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, f
     }
 
 
-def _habits(examples: Sequence[Example], votes: Votes) -> dict[str, Habits]:
+def habits_of(votes: Votes, words: Mapping[One, int]) -> dict[str, Habits]:
+    """The habits of everybody who compared; `words` is how long each answer is."""
     if not votes.comparisons:
         return {}
     table = table_of(votes)
-    words = {
-        (row, index): len(response.text.split()) + 1
-        for row, example in enumerate(examples)
-        for index, response in enumerate(example.responses)
-    }
-    longer = np.array([np.log(words[low] / words[high]) for low, high in map(_things, table.items)])[table.item]
+    logs = {answer: np.log(count + 1) for answer, count in words.items()}
+    longer = np.array([logs[low] - logs[high] for low, high in map(_things, table.items)])[table.item]
     swapped = table.left_is_first == 0
     others = without_own(table)
     found = habits(

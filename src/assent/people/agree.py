@@ -75,7 +75,11 @@ def agree(config: AgreeConfig) -> AgreeSummary:
             examples += rows
             left_out += problems
         questions = questions_of(examples, config)
-    found = tuple(_agreement(question, config) for question in questions if _twice(question.ratings).any())
+    found = tuple(
+        agreement_of(question, topics=config.topic is not None, seed=config.seed)
+        for question in questions
+        if rated_twice(question.ratings).any()
+    )
     if not found:
         raise DataError(
             f"{' '.join(config.files)}: no two annotators have judged the same answers. Feedback must name its "
@@ -105,34 +109,46 @@ def coefficients_of(question: Question) -> dict[str, Coefficient]:
     return found
 
 
-def _agreement(question: Question, config: AgreeConfig) -> Agreement:
-    ratings = question.ratings
-    bounded = partial(_estimate, seed=config.seed)
-    coefficients = {name: bounded(ratings, function) for name, function in coefficients_of(question).items()}
-    if question.scale != "nominal" and (w := _concordance(question, config.seed)) is not None:
+def agreement_of(question: Question, *, topics: bool = False, crowd: bool = False, seed: int = 0) -> Agreement:
+    """Every coefficient of a question. `topics`: also in parts. `crowd`: nothing of single annotators and of pairs of
+    them, which takes long where there are many."""
+    ratings = _squeezed(question.ratings) if crowd else question.ratings
+    functions = coefficients_of(question)
+    if crowd:
+        functions = {name: one for name, one in functions.items() if not name.startswith(("Cohen", "quadratic"))}
+    bounded = partial(_estimate, seed=seed)
+    coefficients = {name: bounded(ratings, function) for name, function in functions.items()}
+    if not crowd and question.scale != "nominal" and (w := _concordance(question, seed)) is not None:
         coefficients["Kendall's W, mean over prompts"] = w
-    each = {name: bounded(ratings, partial(_with_others, place)) for place, name in enumerate(question.annotators)}
-    topics = {}
-    if config.topic is not None:
-        for topic in sorted(set(question.topics)):
-            part = ratings[np.array([name == topic for name in question.topics])]
-            topics[topic] = {name: bounded(part, function) for name, function in coefficients_of(question).items()}
+    people = () if crowd else question.annotators
+    each = {name: bounded(ratings, partial(_with_others, place)) for place, name in enumerate(people)}
+    parts = {}
+    for topic in sorted(set(question.topics)) if topics else ():
+        part = ratings[np.array([name == topic for name in question.topics])]
+        parts[topic] = {name: bounded(part, function) for name, function in functions.items()}
     return Agreement(
-        question.name, question.scale, len(ratings), int(_twice(ratings).sum()), int((~np.isnan(ratings)).sum()),
-        reliability.largest_share(ratings[_twice(ratings)]), coefficients, each, topics,
-        tuple(_notes(ratings, coefficients, topics)),
+        question.name, question.scale, len(ratings), int(rated_twice(ratings).sum()), int((~np.isnan(ratings)).sum()),
+        reliability.largest_share(ratings[rated_twice(ratings)]), coefficients, each, parts,
+        tuple(_notes(ratings, coefficients, parts)),
     )  # fmt: skip
+
+
+def _squeezed(ratings: np.ndarray) -> np.ndarray:
+    """The ratings of each item in its first columns, whoever gave them: all that most coefficients ask for."""
+    ordered = np.sort(ratings, axis=1)  # NaN comes last
+    return ordered[:, : max(1, int((~np.isnan(ratings)).sum(axis=1).max(initial=1)))]
 
 
 def _estimate(ratings: np.ndarray, function: Coefficient, seed: int) -> Estimate:
     """With the interval of drawing items anew."""
-    kept = ratings[_twice(ratings)]
+    kept = ratings[rated_twice(ratings)]
     if not len(kept):
         return undefined("no two annotators have rated the same item")
     return estimate(lambda rows: function(kept[rows]), np.arange(len(kept)), problem="only one value", seed=seed)
 
 
-def _twice(ratings: np.ndarray) -> np.ndarray:
+def rated_twice(ratings: np.ndarray) -> np.ndarray:
+    """[I]: whether two annotators or more have rated an item."""
     return (~np.isnan(ratings)).sum(axis=1) >= 2
 
 
@@ -163,13 +179,13 @@ def _notes(
 ) -> list[str]:
     """Which coefficients mislead here, and why."""
     found = []
-    share = reliability.largest_share(ratings[_twice(ratings)])
+    share = reliability.largest_share(ratings[rated_twice(ratings)])
     misled = [topic for topic, parts in topics.items() if _apart(parts)]
     if share >= SKEWED and _apart(coefficients):
         found.append(f"one value makes {share:.0%} of all ratings: {MISLED}")
     if misled:
         found.append(f"in {', '.join(misled)} one value dominates: {MISLED}")
-    counts = (~np.isnan(ratings)).sum(axis=1)[_twice(ratings)]
+    counts = (~np.isnan(ratings)).sum(axis=1)[rated_twice(ratings)]
     if len(set(counts.tolist())) > 1:
         found.append("items have different numbers of ratings, for which Fleiss' κ is only an approximation")
     return found

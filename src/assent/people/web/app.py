@@ -68,7 +68,7 @@ def application(
     """The server over a database. `hosts` are names by which it may be asked, beside this machine's own; `public_url`
     is where people reach it, if a proxy stands before it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.site = Site(store, clock)
+    app.state.site = Site(store, clock, public_url)
     app.mount("/static", _Static(directory=STATIC), name="static")
     for router in ROUTERS:
         app.include_router(router)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from starlette.responses import HTMLResponse
@@ -19,6 +19,9 @@ from assent.people.store import Store
 from assent.people.web.refusals import Refused
 from assent.people.web.words import FILTERS
 from assent.serve.asgi import Rates
+
+if TYPE_CHECKING:
+    from assent.people.store.board import Board
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -52,7 +55,11 @@ class Site:
 
     store: Store
     clock: Callable[[], float] = time.time
+    public_url: str = ""
+    """Where people reach it, if a proxy stands before it."""
     tries: Tries = field(default_factory=Tries)
+    boards: dict[int, Board] = field(default_factory=dict, compare=False)
+    """What leads look at, by project."""
     hashing: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
     """argon2 takes 64 MB each time: only so many passwords are tried at once."""
 

@@ -1,0 +1,105 @@
+"""What the leads' pages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from assent.people.kinds import KINDS
+from assent.people.store import accounts, items, labels
+from assent.people.store.board import Board
+from assent.people.store.errors import MissingError
+from assent.people.store.records import Member, Project, Slot, StoredItem, StoredLabel, User
+from assent.people.web.refusals import Refused
+from assent.people.web.render import shown
+from assent.people.web.sessions import Visit, require
+
+LEAD = require("lead")
+BRIEF = 160
+"""Characters of a prompt in a list."""
+
+
+def place(visit: Visit, path: str = "") -> str:
+    """The address of a leads' page of the visit's project."""
+    return f"/p/{visit.place.name}/lead{path}"
+
+
+def board_of(visit: Visit) -> Board:
+    """What is kept in memory of the visit's project."""
+    boards, project = visit.site.boards, visit.place.id
+    return boards.setdefault(project, Board(visit.site.store, project))
+
+
+def member_of(visit: Visit, user: int) -> Member:
+    """A member of the project. Raises MissingError."""
+    with visit.reading() as c:
+        found = [one for one in accounts.members(c, visit.place) if one.user.id == user]
+    if not found:
+        raise MissingError(f"There is nobody with number {user} in {visit.place.name}.")
+    return found[0]
+
+
+def item_in(c: Connection, visit: Visit, key: int) -> StoredItem:
+    """An item of the visit's project. Raises MissingError."""
+    found = items.item(c, key)
+    if found.project != visit.place.id:
+        raise MissingError(f"There is no item {key} in {visit.place.name}.")
+    return found
+
+
+def as_slot(visit: Visit, item: StoredItem) -> Slot:
+    """An item as the slot that the form of its kind wants: answers in their own order. It is none of the queue's."""
+    shown = tuple(range(len(item.content.responses)))
+    return Slot(item.id, item, visit.place.id, visit.known.id, shown, "adjudication", visit.now, visit.place.definition)
+
+
+def number(visit: Visit, name: str) -> int:
+    """A whole number from the form. Raises Refused."""
+    said = visit.field(name)
+    if not said.isdecimal() or len(said) > 18:
+        raise Refused(422, "form", f"The form lacks its {name}. Load the page again.")
+    return int(said)
+
+
+def query_number(visit: Visit, name: str, least: int = 0) -> int:
+    """A whole number from the address; 0 where there is none."""
+    said = visit.request.query_params.get(name, "")
+    return max(least, int(said)) if said.isdecimal() and len(said) <= 18 else least
+
+
+@dataclass(frozen=True)
+class Said:
+    """A row of the history as it is shown. `back`: it can be sent back."""
+
+    label: StoredLabel
+    prompt: str
+    summary: str
+    comment: str
+    back: bool
+
+
+def said(label: StoredLabel, item: StoredItem, project: Project, prompt: str = "") -> Said:
+    """A row in words."""
+    summary, comment = "Taken back", label.reason or ""
+    if label.action == "skip":
+        summary = "Skipped"
+    elif label.value is not None:
+        kind = KINDS[project.kind]
+        summary, comment = kind.summary(label.value, item.content, ()), str(label.value.get("comment") or "")
+    back = label.action == "label" and label.current and label.purpose != "adjudication"
+    return Said(label, prompt, summary, shown(comment), back and item.state not in ("decided", "withdrawn"))
+
+
+def label_rows(c: Connection, project: Project, user: User, limit: int) -> list[Said]:
+    """Somebody's latest rows."""
+    rows = labels.history(c, project, user, limit)
+    known = {key: items.item(c, key) for key in {row.item for row in rows}}
+    return [said(row, known[row.item], project, brief(known[row.item])) for row in rows]
+
+
+def brief(item: StoredItem) -> str:
+    """The beginning of an item's prompt, on one line."""
+    turns = item.content.prompt
+    text = " ".join(turns[-1].content.split()) if turns else ""
+    return shown(text if len(text) <= BRIEF else f"{text[: BRIEF - 1].rstrip()}…")
