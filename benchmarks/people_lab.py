@@ -27,6 +27,7 @@ from assent.lab.answers import COMPARISON_MIX, draw_style
 from assent.lab.world import AssistantWorld, Prompt
 from assent.outputs import write_text
 from assent.people.store import accounts, projects, sessions
+from assent.people.store.board import Board
 from assent.people.store.records import Role
 from assent.people.store.store import Store
 
@@ -188,6 +189,31 @@ def hired(db: Path, project: str, names: Sequence[str], role: Role = "annotator"
 
 def known(c: Connection) -> set[str]:
     return {user.name for user in accounts.users(c)}
+
+
+ODD = {
+    "disagrees": "careless",
+    "contradicts themselves": "careless",
+    "hurries": "careless",
+    "known answers": "careless",
+    "prefers the longer": "length",
+    "prefers the left": "left",
+}
+"""What the lead's page says of somebody -> the fault of a labeller that it tells of."""
+
+
+def found_by_lead(db: Path, project: str) -> dict[str, list[str]]:
+    """Fault -> who has it by the lead's page; "other": who is said to be what nobody here is."""
+    with Store.open(db, create=False) as store:
+        with store.reading() as c:
+            place = projects.project(c, project)
+        live = Board(store, place.id).look(wait=SLOW).live
+    assert live is not None, "the labels could not be measured"
+    found: dict[str, set[str]] = {}
+    for name, report in live.annotators.items():
+        for finding in report.odd:
+            found.setdefault(ODD.get(finding.name, "other"), set()).add(name)
+    return {fault: sorted(names) for fault, names in found.items()}
 
 
 def exported(task: Path, db: Path, out: Path) -> list[Example]:

@@ -1,6 +1,6 @@
 """What the labels of twelve people are worth, in the assistant world, whose gold order is known:
 
-    python -m benchmarks.people_panel --out FOLDER [--seeds 0 1 2 3 4] [--quick]
+    python -m benchmarks.people_panel --out FOLDER [--seeds 0 1 2] [--quick]
 
 For each seed a real `assent label` server with two projects, and twelve simulated annotators (`assent.lab.labellers`:
 three experts, three of ordinary care, two careless, two who go by length, two by the left side) who label through its
@@ -42,7 +42,7 @@ from benchmarks import people_lab as lab
 from benchmarks.reward_ensembles import once
 from benchmarks.reward_lab import Drawn, base_model, measures, options, over_seeds
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
 METHODS = {"pairs": ("majority", "dawid-skene", "mace"), "rankings": ("majority", "dawid-skene", "mace", "bradley-terry")}
 VOTES = (3, 5)
 STARTS = (0, 1)
@@ -57,8 +57,8 @@ NOBODY = "prefers the shorter", "prefers the right"
 class Size:
     """How much of everything. Answers to a prompt are `gap` of gold reward apart; held-out ones 0.8."""
 
-    pairs: int = 800
-    rankings: int = 80
+    pairs: int = 600
+    rankings: int = 60
     known: int = 30
     held: int = 1500
     gap: float = 0.4
@@ -109,7 +109,7 @@ def label(root: Path, world: AssistantWorld, seed: int) -> None:
             given = work(server.url, task.stem, tokens, world, seed=seed)
             counts[task.stem] = len(given)
             lab.exported(task, db, root / f"{task.stem}-votes.jsonl")
-            (root / f"{task.stem}-quality.json").write_text(json.dumps(lab.quality(db, task.stem)))
+        (root / "lead.json").write_text(json.dumps(lab.found_by_lead(db, "pairs")))
     (root / "labelled.json").write_text(json.dumps(counts))
 
 
@@ -181,23 +181,22 @@ def found_by_aggregate(summary: AggregateSummary) -> dict[str, list[str]]:
     return listed
 
 
-def rates(found: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, dict[str, float]]:
-    """Of each fault, over seeds: how many that are named have it, and how many that have it are named."""
-    truth = {fault: {labeller.name for labeller in CROWD if labeller.fault == fault} for fault in FAULTS}
+def rates(found: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, tuple[int, int, int, int, int]]:
+    """By what is said, over seeds: how many have the fault, how many of them it is said of, of how many it is said at
+    all, how many of these have another fault, and how many have none."""
+    faulty = {labeller.name: labeller.fault for labeller in CROWD if labeller.fault}
     rows = {}
-    for fault in FAULTS:
-        named = sum(len(seed.get(fault, ())) for seed in found)
-        hits = sum(len(truth[fault] & set(seed.get(fault, ()))) for seed in found)
-        rows[fault] = _rates(hits, named, len(truth[fault]) * len(found))
-    bad = set().union(*truth.values())
-    anybody = [set().union(*(set(names) for names in seed.values())) for seed in found]
-    hits = sum(len(bad & names) for names in anybody)
-    rows["any warning, any fault"] = _rates(hits, sum(map(len, anybody)), len(bad) * len(found))
+    for fault in (*FAULTS, "other", "anything"):
+        named = [
+            name
+            for seed in found
+            for name in (set().union(*map(set, seed.values())) if fault == "anything" else set(seed.get(fault, ())))
+        ]
+        having = [name for name in faulty if fault in (faulty[name], "anything")]
+        hits = sum(name in having for name in named)
+        sound = sum(name not in faulty for name in named)
+        rows[fault] = (len(having) * len(found), hits, len(named), len(named) - hits - sound, sound)
     return rows
-
-
-def _rates(hits: int, named: int, there: int) -> dict[str, float]:
-    return {"precision": hits / named if named else float("nan"), "recall": hits / there, "named": named}
 
 
 # ---- c. reward models
@@ -252,7 +251,7 @@ def one_seed(root: Path, seed: int, size: Size) -> dict[str, Any]:
                 marks, where = right(world, asked, made)
                 key = f"{kind}, {count} votes, {method}"
                 numbers[key] = {"right": marks.tolist(), "item": where, "found": found_by_aggregate(summary)}
-    numbers["lead"] = lab.found_by_lead(json.loads((root / "pairs-quality.json").read_text()))
+    numbers["lead"] = json.loads((root / "lead.json").read_text())
     numbers["reward"] = rewarded(root, world, seed, size)
     return numbers
 
@@ -280,7 +279,8 @@ def tables(numbers: Sequence[Mapping[str, Any]]) -> list[str]:
                 each = [100 * np.mean(seed[f"{kind}, {count} votes, {method}"]["right"]) for seed in numbers]
                 share = f"{mean.mean:.1%} [{mean.low:.1%}, {mean.high:.1%}]"
                 lines.append(f"| {kind} | {count} | {method} | {share} | {gap} | {', '.join(f'{x:.1f}' for x in each)} |")
-    lines += ["", "| who says so | fault | precision | recall | named |", "|---|---|---|---|---|"]
+    lines += ["", "| who says so | fault | found | named | with another fault | without any | precision |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for count in VOTES:
         said = [seed[f"pairs, {count} votes, dawid-skene"]["found"] for seed in numbers]
         lines += _found(f"assent aggregate, {count} votes", rates(said))
@@ -306,11 +306,12 @@ def _gap(found: PairedDifference) -> str:
     return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
-def _found(who: str, found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    return [
-        f"| {who} | {fault} | {row['precision']:.2f} | {row['recall']:.2f} | {row['named']:.0f} |"
-        for fault, row in found.items()
-    ]
+def _found(who: str, found: Mapping[str, tuple[int, int, int, int, int]]) -> list[str]:
+    lines = []
+    for fault, (there, hits, named, otherwise, sound) in found.items():
+        precise = f"{(named - sound) / named:.2f}" if named else ""
+        lines.append(f"| {who} | {fault} | {hits} of {there} | {named} | {otherwise} | {sound} | {precise} |")
+    return lines
 
 
 def main() -> None:
