@@ -15,7 +15,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from assent.foreign import named
-from assent.people.store import items, projects, review
+from assent.people.items import item_of
+from assent.people.store import projects, review
 from assent.people.store import tables as t
 from assent.people.store.evidence import Evidence, Given, Thing
 from assent.people.store.quality import Live, measure
@@ -169,7 +170,7 @@ def _learn(c: Connection, evidence: Evidence, wanted: Iterable[int]) -> None:
         query = select(t.items.c.id, t.items.c.topic, t.items.c.expected, t.contents.c.payload)
         query = query.join(t.contents, t.contents.c.item_id == t.items.c.id).where(t.items.c.id.in_(part))
         for row in c.execute(query):
-            content = items.item_from(row.payload)
+            content = item_of(row.payload)
             words = tuple(len(text.split()) for text in content.responses)
             prompt = sum(len(turn.content.split()) for turn in content.prompt[-1:])
             evidence.things[row.id] = Thing(words, prompt + sum(words), row.topic or "", row.expected)

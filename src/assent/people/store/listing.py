@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, Text, cast, func, or_, select
 
 from assent.people.store import tables as t
-from assent.people.store.items import item_from
+from assent.people.items import item_of
 from assent.people.store.records import Project
 
 STRIDE = 4000
@@ -117,7 +117,7 @@ def _line(row: Any) -> Line:
 
 def snippet(payload: Mapping[str, Any], longest: int = SNIPPET) -> str:
     """The beginning of the last turn of an item's prompt."""
-    turns = item_from(payload).prompt
+    turns = item_of(payload).prompt
     text = turns[-1].content if turns else ""
     return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
 

@@ -195,35 +195,6 @@ def mine(visit: Visit = ANNOTATOR) -> Response:
             prompt = item.prompt[-1].content if item.prompt else ""
             kind = KINDS[projects.definition(c, each.definition).task.kind]
             summary = kind.summary(each.value, item, each.shown) if each.value else f"Skipped: {each.reason}"
-            rows.append(Row(project, queue.ahead(c, project, visit.known), role in ("lead", "admin")))
-    return visit.page("projects.html", projects=rows, said="")
-
-
-# ---- what annotators read
-
-
-@router.get("/p/{name}/instructions")
-def instructions(visit: Visit = ANNOTATOR) -> Response:
-    """How to decide, and examples."""
-    task = visit.place.task
-    return visit.page("instructions.html", help=help_of(task), heading=task.heading)
-
-
-@router.get("/p/{name}/mine")
-def mine(visit: Visit = ANNOTATOR) -> Response:
-    """One's own latest labels."""
-    with visit.reading() as c:
-        ahead = queue.ahead(c, visit.place, visit.known)
-        history = labels.history(c, visit.place, visit.known, 3 * LISTED)
-        rows: list[dict[str, Any]] = []
-        for each in history:
-            if not each.current or len(rows) == LISTED:
-                continue
-            item = items.item(c, each.item).content
-            prompt = item.prompt[-1].content if item.prompt else ""
-            summary = (
-                kind.summary(each.value, item, each.shown) if each.value is not None else f"Skipped: {each.reason}"
-            )
             rows.append(
                 {
                     "when": each.made_at,
