@@ -117,7 +117,7 @@ class LabelServer:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the label server ended: {self.log.read_text()[-2000:]}")
             try:
-                httpx2.get(f"{self.url}/api/p/none/next", timeout=5.0, trust_env=False)  # refused: nobody asks
+                httpx2.get(f"{self.url}/health", timeout=5.0, trust_env=False)
                 return
             except httpx2.HTTPError:
                 pass
@@ -150,6 +150,13 @@ class LabelServer:
     ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.stop()
+
+
+def processor_seconds(server: LabelServer) -> float:
+    """What a server's process has used so far."""
+    assert server.process is not None
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def child_environment() -> dict[str, str]:
