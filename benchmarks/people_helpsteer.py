@@ -52,7 +52,7 @@ TIMES = 10
 COST = 3.0
 """What a careful label costs, in others'."""
 PANELS = {
-    "careful": [Labeller(Annotator(f"careful-{n}", temperature=0.4 + 0.05 * n)) for n in range(5)],
+    "careful": [Labeller(Annotator(f"careful-{n}", temperature=0.7 + 0.05 * n, careless=0.05)) for n in range(5)],
     "careless": [Labeller(Annotator(f"careless-{n}", temperature=1.0, careless=0.5), pace=9.0) for n in range(5)],
     "skimming": [
         Labeller(Annotator(f"skimming-{n}", temperature=0.8, careless=0.2, length_bias=0.15), pace=9.0)
@@ -72,10 +72,10 @@ ARMS = {
 class Size:
     """How much of everything; `budgets` are items of the careful."""
 
-    budgets: tuple[int, ...] = (30, 60, 120)
+    budgets: tuple[int, ...] = (24, 48, 96)
     held: int = 1500
     gap: float = 0.4
-    steps: int = 150
+    steps: int = 100
 
 
 QUICK = Size((6, 12), 40, 0.4, 3)

@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 from sqlalchemy import Connection
 
+from assent.cli import main
 from assent.data.formats import load_examples, to_row
 from assent.data.jsonl import json_line
 from assent.data.records import Example, Feedback, Message, Pair, Ranking, Response
@@ -172,16 +173,6 @@ def free_port() -> int:
         return int(place.getsockname()[1])
 
 
-def command(*words: object) -> None:
-    """`assent ...`, which must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "assent", *map(str, words)],
-        env=child_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"assent {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr[-2000:]}")
-
-
 def hired(db: Path, project: str, names: Sequence[str], role: Role = "annotator") -> Mapping[str, str]:
     """Name -> API token of a new account with that role in the project, also while a server runs on the database."""
     with Store.open(db, create=False) as store, store.writing() as c:
@@ -225,5 +216,7 @@ def found_by_lead(db: Path, project: str) -> dict[str, list[str]]:
 
 def exported(task: Path, db: Path, out: Path) -> list[Example]:
     """The labels of a task's project, in assent's own shape."""
-    command("label", task, "--db", db, "--export", out, "--format", "assent")
+    words = ["label", str(task), "--db", str(db), "--export", str(out), "--format", "assent"]
+    if code := main(words):
+        raise RuntimeError(f"assent {' '.join(words)} ended with {code}")
     return read_examples(out)
