@@ -77,7 +77,8 @@ def write_items(path: Path, count: int) -> Path:
             texts[0] += f"\n\n- one **{number}**\n- two\n\n```python\nprint({number})\n```"
             texts[1] += f"\n\nso that $x_{{{number}}} = {number}^2$."
             prompt = f"Question {number}: {' '.join(draw.choices(WORDS, k=12))}?"
-            row = {"prompt": prompt, "responses": texts}
+            answers = [{"messages": [{"role": "assistant", "content": text}]} for text in texts]
+            row = {"prompt": [{"role": "user", "content": prompt}], "responses": answers, "feedback": []}
             file.write(json.dumps(row) + "\n")
     return path
 

@@ -33,7 +33,7 @@ from assent.people.store.records import Role
 from assent.people.store.store import Store
 
 COMMAND = (sys.executable, "-m", "assent", "label")
-SLOW = 120.0
+SLOW = 900.0
 """Seconds that a server has to begin, and to end."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-SLOW = 300.0
+SLOW = 600.0
 """Seconds that a start may take on a busy machine."""
 
 
@@ -33,7 +33,7 @@ class LabelProcess:
         words = ["label", *map(str, self.tasks), "--db", str(self.db), "--port", str(self.port)]
         self.pid = self.children.start(words, self.log)
         until = time.monotonic() + SLOW
-        while time.monotonic() < until:
+        while time.monotonic() < until and "error: " not in self.log.read_text():
             try:
                 httpx2.get(f"{self.url}/health", timeout=10.0, trust_env=False)
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from assent import http
+from assent.data.formats import to_row
+from assent.data.jsonl import json_line
+from assent.data.records import Example, Message, Response
 from assent.lab.labellers import CROWD, Desk, Given
 from assent.lab.world import AssistantWorld
 from assent.people.store import Store, accounts, projects, sessions
@@ -29,9 +31,8 @@ def task(tmp_path: Path) -> Path:
     while len(rows) < ITEMS:
         prompt = world.draw_prompt(rng)
         texts = [world.respond(prompt, style, rng) for style in ("full", "rude")]
-        turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
-        rows[prompt] = {"prompt": turns, "responses": [{"messages": [{"role": "assistant", "content": x}]} for x in texts]}
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        rows[prompt] = Example(prompt, tuple(Response((Message("assistant", text),)) for text in texts))
+    (tmp_path / "items.jsonl").write_text("".join(json_line(to_row(row)) for row in rows.values()))
     file = tmp_path / "task.yaml"
     file.write_text(f"name: pairs\nkind: pair\nitems: {tmp_path / 'items.jsonl'}\noverlap: {OVERLAP}\n")
     return file
