@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from assent.data.formats import load_examples
 from assent.data.records import Binary, Message, Pair, Rating, Response, ToolCall
+from assent.data.views import binary_view, pair_view, ranking_view, sft_view
 from assent.errors import ConfigError, DataError, RunFolderError
 from assent.people.exchange import SHAPES, Imported, Labelled, export, planned, read
 from assent.people.exchange import shape as lost_words
 from assent.people.items import Label, example_of
 from assent.people.kinds import KINDS
+from assent.people.sources import file_items
 from assent.people.task import HELPSTEER, Attribute, Item, TaskDefinition
 from tests.contract.test_label_kinds import VALID, asked, item_with, task_of
 
@@ -312,6 +314,49 @@ def test_rows_are_a_shape_that_every_command_knows(name: str, kind: str, tmp_pat
         ] == loaded.examples
 
 
+@pytest.mark.parametrize("view", [sft_view, pair_view, binary_view, ranking_view])
+def test_what_annotators_could_not_judge_is_no_bad_row(view):
+    good, silent = ({"verdict": "better", "better": 0, "strength": 1}, {"verdict": "cannot_judge"})
+    rows = [example_of(item_with(2), [Label(value, "ann")], PAIR) for value in (good, silent)]
+    found, problems = view(rows)
+    assert len(found) == 1 and [problem.fault for problem in problems] == [False]
+    bare = replace(rows[1], meta={})
+    assert view([rows[0], bare])[1][0].fault  # of a row that nobody has seen it is one
+
+
+def test_bad_answers_are_no_demonstrations_and_undesirable():
+    good, bad = VALID["pair"], {"verdict": "both_bad"}
+    rows = [example_of(item_with(2), [Label(value, "ann")], PAIR) for value in (good, bad)]
+    found, problems = sft_view(rows)
+    assert [each.responses[0].text for each in found] == [item_with(2).responses[1]]
+    assert [(problem.fault, problem.reason) for problem in problems] == [
+        (False, "the best answer is labelled undesirable")
+    ]
+    labels, _ = binary_view(rows)
+    assert [each.feedback for each in labels][1] == (Binary(0, False), Binary(1, False))
+    assert [problem.reason for problem in pair_view(rows)[1]] == ["tie"]
+
+
+def test_written_answers_are_demonstrations_and_better_than_what_they_were_made_from():
+    rows = [
+        example_of(item_with(1), [Label({"text": "mine", "from": origin}, "ann")], task_of("edit"))
+        for origin in (0, None)
+    ]
+    assert [each.responses[0].text for each in sft_view(rows)[0]] == ["mine", "mine"]
+    found, problems = pair_view(rows)
+    assert [each.text for each in found[0].responses] == [item_with(1).responses[0], "mine"] and found[0].feedback[
+        0
+    ].chosen == 1
+    assert not problems[0].fault
+
+
+def test_items_of_labelled_rows_are_as_if_nobody_had_seen_them(tmp_path: Path):
+    export([Labelled(item_with(2), (Label(VALID["pair"], "ann"),))], PAIR, "assent", str(tmp_path / "x.jsonl"))
+    task = replace(task_of("ranking"), items=str(tmp_path / "x.jsonl"))
+    (item,) = file_items(task)
+    assert item == item_with(2)
+
+
 # ---- others' files
 
 
@@ -325,10 +370,14 @@ def imported(tmp_path: Path, rows, kind: str = "pair", name: str = "x.json", **o
 def test_argilla_records_of_the_server_statuses_suggestions_and_unknown_questions(tmp_path: Path, caplog):
     user = "6b1f3c1e-0000-4000-8000-000000000001"
     row = {
-        "id": "1", "status": "completed", "fields": {"prompt": "2+2?", "response_1": "4", "response_2": "5", "context": "x"},
+        "id": "1", "status": "completed",
+        "fields": {"prompt": "2+2?", "response_1": "4", "response_2": "5", "context": "x"},
         "metadata": {"topic": "sums"}, "vectors": {},
         "responses": [
-            {"user_id": user, "status": "submitted", "values": {"preference": {"value": "response_1"}, "strength": {"value": 3}, "tone": {"value": "kind"}}},
+            {
+                "user_id": user, "status": "submitted",
+                "values": {"preference": {"value": "response_1"}, "strength": {"value": 3}, "tone": {"value": "kind"}},
+            },
             {"user_id": "b", "status": "discarded", "values": {}},
             {"user_id": "c", "status": "draft", "values": {"preference": {"value": "tie"}}},
         ],
@@ -349,11 +398,11 @@ def test_argilla_records_of_the_server_statuses_suggestions_and_unknown_question
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fields": {"prompt": "2+2?", "response_1": "4"}}, "x.json:1: responses: 1 answers; a task of kind pair shows 2"),
+        ({"fields": {"prompt": "?", "response_1": "4"}}, "x.json:1: responses: 1 answers; a task of kind pair shows 2"),
         ({"fields": {"response_1": "4", "response_2": "5"}}, "x.json:1: fields.prompt: expected a list, got None"),
         ({"fields": "x"}, "x.json:1: fields: expected an object"),
-        ({"responses": {"preference": [{"value": "A", "user_id": "a"}]}}, "responses.preference: expected one of response_1, response_2; got the string 'A'"),
-        ({"responses": {"preference": [{"value": "response_1", "user_id": "a"}]}}, "a: The strength must be a whole number from 1 to 3. Got nothing"),
+        ({"responses": {"preference": [{"value": "A", "user_id": "a"}]}}, "response_1, response_2; got the string 'A'"),
+        ({"responses": {"preference": [{"value": "response_1", "user_id": "a"}]}}, "a: The strength must be a whole"),
         ({"responses": {"preference": ["response_1"]}}, "x.json:1: is not as argilla writes it"),
         ({"responses": {"which": [{"value": "x", "user_id": "a"}]}}, "responses.preference: expected one of"),
         ({"metadata": {"annotators": "x"}}, "metadata.annotators: expected a list of texts"),
@@ -373,9 +422,12 @@ def test_argilla_ranks_may_tie(tmp_path: Path):
     assert each.labels[0].value == {"levels": [[1], [0, 2]]}
 
 
+MADE = "2021-03-09T21:52:49.513742Z"
+
+
 def studio(result: list, data: dict | None = None, **more) -> dict:
     return {"id": 7, "data": data or {"prompt": "2+2?", "response_1": "4", "response_2": "5"},
-            "annotations": [{"id": 1, "completed_by": 3, "result": result, "lead_time": 4.5, "created_at": "2021-03-09T21:52:49.513742Z", **more}],
+            "annotations": [{"completed_by": 3, "result": result, "lead_time": 4.5, "created_at": MADE, **more}],
             "predictions": [], "project": 83}  # fmt: skip
 
 

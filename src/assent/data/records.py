@@ -176,6 +176,9 @@ class Problem:
         return where + self.reason
 
 
+ANNOTATED = "annotated"
+"""The column of `assent label` with what each annotator said. A row that has it is sound also where nobody could judge
+it, or where what was said is of no use to a task."""
 LEVELS = 100
 """How deeply lists and objects of a row may be nested."""
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from assent.data.formats.load import moved
 from assent.data.formats.message import messages
 from assent.data.formats.native import message_row, response_of, response_row
 from assent.data.jsonl import plain_json
-from assent.data.records import Binary, Example, Feedback, Message, Origin, Pair, Ranking, Response, RowError
+from assent.data.records import (
+    ANNOTATED,
+    Binary,
+    Example,
+    Feedback,
+    Message,
+    Origin,
+    Pair,
+    Ranking,
+    Response,
+    RowError,
+)
 from assent.people.kinds import KINDS, Value, changed
 from assent.people.task import ANSWERS, Item, TaskDefinition
 
-ANNOTATED = "annotated"
-"""The column of exported rows with what each annotator said, as they said it."""
 WRITTEN = "written by "
 """Before the name of the annotator who wrote an answer: its source."""
 
@@ -91,10 +101,15 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
         raise RowError("overlap", f"expected a whole number of annotators, at least 1; got {str(overlap)[:40]!r}")
     plain = tuple(Response((Message("assistant", each.text),), each.source) for each in answers)
     return Item(
-        prompt, texts, tuple(each.source for each in answers), dict(example.meta),
+        prompt, texts, tuple(each.source for each in answers), _without_earlier(example.meta),
         None if topic is None else str(topic), overlap, () if plain == answers else answers, example.tools,
         dict(example.template_kwargs), example.prompt_text,
     )  # fmt: skip
+
+
+def _without_earlier(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what annotators of another task said."""
+    return {name: value for name, value in meta.items() if name != ANNOTATED}
 
 
 def last_answers(example: Example) -> tuple[tuple[Message, ...], tuple[Response, ...]]:
@@ -139,14 +154,19 @@ def example_of(item: Item, labels: Sequence[Label], task: TaskDefinition, origin
             source = WRITTEN + label.annotator
             responses.append(Response((Message("assistant", label.value["text"]),), source))
             written = len(responses) - 1
-        for each in kind.feedback(label.value, item, label.annotator, label.shown):
-            place = {len(item.responses): written}
-            feedback.append(moved(each, lambda index, place=place: place.get(index, index)))
+        own = {len(item.responses): written}
+        said = kind.feedback(label.value, item, label.annotator, label.shown)
+        feedback += [moved(each, partial(_place, own)) for each in said]
     return Example(
         item.prompt, tuple(responses), _all_bad(feedback, task), origin or Origin("<label>", 0),
         {**item.meta, ANNOTATED: [annotated(label) for label in labels]} if labels else dict(item.meta),
         item.tools, dict(item.template_kwargs), item.prompt_text,
     )  # fmt: skip
+
+
+def _place(own: Mapping[int, int], answer: int) -> int:
+    """Where an answer stands that stood behind the item's own."""
+    return own.get(answer, answer)
 
 
 def _plain(item: Item) -> Iterable[Response]:

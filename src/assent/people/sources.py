@@ -166,10 +166,14 @@ def sampled_items(task: TaskDefinition, known: Collection[str] = ()) -> Iterator
             said |= maker.answers([(n, prompts[n][1], numbers[n]) for n in block])
             if len(makers) > 1:
                 maker.close()
-        made, problems = [], []
+        made: list[Item] = []
+        problems: list[Problem] = []
         for n in block:
             one = _item(task, n, prompts[n], numbers[n], said)
-            (problems if isinstance(one, Problem) else made).append(one)  # type: ignore[arg-type]
+            if isinstance(one, Problem):
+                problems.append(one)
+            else:
+                made.append(one)
         say_problems(task.items, problems)
         found += len(made)
         yield made

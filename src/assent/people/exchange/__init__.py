@@ -106,10 +106,11 @@ def _told(path: str) -> str | None:
         first = next(iter(json.loads(Path(path).read_text(encoding="utf-8-sig"))), None)
     except (OSError, ValueError, TypeError, RecursionError):
         return None  # which is for `load_examples` to say
-    keys = set(first) if isinstance(first, Mapping) else set()
-    if "fields" in keys and keys & {"responses", "suggestions"}:
+    if not isinstance(first, Mapping):
+        return None
+    if "fields" in first and ("responses" in first or "suggestions" in first):
         return "argilla"
-    return "labelstudio" if "data" in keys and isinstance(first["data"], Mapping) else None
+    return "labelstudio" if isinstance(first.get("data"), Mapping) else None
 
 
 def _read_list(path: str, task: TaskDefinition, format: str) -> Imported:

@@ -117,7 +117,8 @@ def _stars(question: str, task: TaskDefinition) -> bool:
     if question == "strength":
         return True
     found = NUMBERED.fullmatch(question)
-    return bool(found) and found[2] in task.attributes and task.attributes[found[2]].lowest >= 1
+    attribute = None if found is None else task.attributes.get(found[2])
+    return attribute is not None and attribute.lowest >= 1
 
 
 def _regions(question: str, spans: list[Row], item: Item) -> Iterator[Row]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from assent.data.formats import Loaded, load_examples
 from assent.data.formats.load import moved
-from assent.data.records import Example, Feedback, Pair, Ranking, RowError
+from assent.data.records import ANNOTATED, Example, Feedback, Pair, Ranking, RowError
 from assent.people.exchange.rows import ANNOTATOR, COMMENT, FIRST, OWN
 from assent.people.exchange.shape import Imported, Labelled
-from assent.people.items import ANNOTATED, WRITTEN, Label, item_from, last_answers
+from assent.people.items import WRITTEN, Label, item_from, last_answers
 from assent.people.kinds import KINDS, LabelError, Value
 from assent.people.task import Item, TaskDefinition, digest_of
 

@@ -79,7 +79,7 @@ class Shape:
 
 def plan(shape: Shape, labelled: Iterable[Labelled], task: TaskDefinition) -> Planned:
     """The rows of a shape. `shape.check` must have been asked."""
-    lost, rows = Lost(), []
+    lost, rows = Lost(), list[Row]()
     for each in labelled:
         rows += shape.rows(each, task, lost)
         lost.close()

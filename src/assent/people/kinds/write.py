@@ -49,7 +49,7 @@ def changed(value: Value, item: Item) -> bool:
 def _edit_feedback(value: Value, item: Item, annotator: str | None, shown: Shown) -> tuple[Feedback, ...]:
     """What was written is good, and better than what it was made from; an answer that was left as it is is good."""
     origin = value.get("from")
-    if not changed(value, item):
+    if origin is not None and not changed(value, item):
         return (Binary(origin, True, annotator),)
     written = len(item.responses)
     better = () if origin is None else (pair(written, origin, None, annotator, ()),)
