@@ -191,7 +191,7 @@ def disable(c: Connection, user: User, by: User | None, now: float | None = None
         .where(t.tokens.c.user_id == user.id, t.tokens.c.revoked_at.is_(None))
         .values(revoked_at=clock(now))
     )
-    held = (t.slots.c.user_id == user.id) & (t.slots.c.state == "leased")
+    held = (t.slots.c.user_id == user.id) & t.in_state(t.slots, "leased")
     c.execute(update(t.slots).where(held).values(leased_until=clock(now)))
     audit.record(c, by, "account disabled", user.name, None, now)
 

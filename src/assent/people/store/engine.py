@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,10 @@ from assent.people.store.errors import BusyError, OpenError, RoomError, StoreErr
 
 WAIT = 10.0
 """Seconds that one waits for a database that another program holds."""
+LOOKS = (0.001, 0.006)
+"""Seconds between two looks whether it is free, by chance."""
+LATELY = 1.0
+"""Seconds for which one is considerate of others that one has met."""
 LOWEST = (3, 35, 0)
 """The oldest SQLite that has all that is used here."""
 NETWORK = frozenset(
@@ -85,12 +92,12 @@ def _sqlite(url: URL) -> Engine:
         connect_args={"timeout": WAIT, "check_same_thread": False},
     )
     event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
+    event.listen(engine, "begin", _Turns().begin)
     return engine
 
 
 def _prepare(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # `_begin` says how a transaction begins
+    connection.isolation_level = None  # `_Turns` says how a transaction begins
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(WAIT * 1000)}")
     mode = _write_ahead(cursor)
@@ -114,11 +121,43 @@ def _write_ahead(cursor: Any) -> str:
         time.sleep(0.02)
 
 
-def _begin(connection: Connection) -> None:
-    """A writer takes the lock before it reads, so that what it read is true when it writes."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+@dataclass(slots=True)
+class _Turns:
+    """How this process begins transactions. SQLite itself looks less and less often whether nobody writes, and whoever
+    has just written is the first to write again, so that among many writers one may never get its turn. Here those who
+    have waited long look most often, and who has met others lately lets them go first. `met` is when that was."""
+
+    met: float = -math.inf
+
+    def begin(self, connection: Connection) -> None:
+        """A writer takes the lock before it reads, so that what it read is true when it writes."""
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
+        if not writes:
+            connection.exec_driver_sql("BEGIN")
+            return
+        plain: Any = connection.connection.dbapi_connection
+        plain.execute("PRAGMA busy_timeout = 0")
+        try:
+            if not self._began(plain):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # tells why not
+        finally:
+            plain.execute(f"PRAGMA busy_timeout = {int(WAIT * 1000)}")
+
+    def _began(self, plain: Any) -> bool:
+        start = time.monotonic()
+        if start - self.met < LATELY:
+            time.sleep(LOOKS[1])
+        while (waited := time.monotonic() - start) < WAIT:
+            try:
+                plain.execute("BEGIN IMMEDIATE")
+                return True
+            except sqlite3.OperationalError as error:
+                if (error.sqlite_errorcode & 0xFF) not in _BUSY:
+                    return False
+            self.met = time.monotonic()
+            time.sleep(random.uniform(*LOOKS) / (1 + 5 * waited))
+        return False
 
 
 def _json(value: object) -> str:

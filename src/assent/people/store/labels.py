@@ -72,7 +72,7 @@ def _end(
     drafts.forget(c, slot)
     _count(c, slot, 1 if action == "label" else 0)
     if slot.purpose == "work":
-        places.settle(c, item, project.task, returned=action == "skip")
+        places.settle(c, item, project.task)
     return Saved(label, False, standing.judge(c, project, user, slot.purpose, now))
 
 
@@ -104,7 +104,7 @@ def _check_open(
 def _again(c: Connection, slot: Row[Any], item: Row[Any]) -> bool:
     """Takes back a slot whose time ran out, where its place is still free and the user has no other at the item."""
     mine = (t.slots.c.item_id == item.id) & (t.slots.c.user_id == slot.user_id) & (t.slots.c.purpose == slot.purpose)
-    known = t.slots.c.state.in_(("leased", "done", "skipped"))
+    known = t.in_state(t.slots, "leased", "done", "skipped")
     if c.execute(select(exists().where(mine, known))).scalar():
         return False
     number = slot.number
@@ -151,7 +151,7 @@ def undo(c: Connection, user: User, project: Project, request: str, now: float) 
     if member.locked is not None:
         raise AccessError(member.locked)
     mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id)
-    query = select(t.slots).where(mine, t.slots.c.state.in_(("done", "skipped")), t.slots.c.purpose != "adjudication")
+    query = select(t.slots).where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
     slot = c.execute(query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)).first()
     if slot is None:
         raise MissingError("There is nothing to undo.")

@@ -27,7 +27,7 @@ def free_number(c: Connection, item: int) -> int:
 
 def live():  # type: ignore[no-untyped-def]
     """Slots that take a place of their item."""
-    return t.slots.c.state.in_(("leased", "done"))
+    return t.in_state(t.slots, "leased", "done")
 
 
 def settle(c: Connection, item: Row[Any], task: TaskDefinition, returned: bool = False) -> None:
@@ -35,7 +35,7 @@ def settle(c: Connection, item: Row[Any], task: TaskDefinition, returned: bool =
     belongs in the queue. `returned`: a slot came back, so that even those who were past it may have it."""
     query = select(t.slots.c.state, t.labels.c.value).outerjoin(t.labels, t.labels.c.id == t.slots.c.label_id)
     query = query.where(t.slots.c.item_id == item.id, t.slots.c.purpose == "work")
-    rows = c.execute(query.where(t.slots.c.state.in_(("leased", "done", "skipped")))).all()
+    rows = c.execute(query.where(t.in_state(t.slots, "leased", "done", "skipped"))).all()
     values = [row.value for row in rows if row.state == "done"]
     skips = sum(row.state == "skipped" for row in rows)
     taken = len(rows) - skips

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, select, update
 
 from assent.people.store import accounts, items, places
 from assent.people.store import tables as t
@@ -77,7 +77,7 @@ def _known(c: Connection, project: Project, user: User) -> Row[Any] | None:
 def _own_again(c: Connection, project: Project, member: Member) -> Row[Any] | None:
     """An item that the user answered a while ago, drawn by chance."""
     mine = (t.slots.c.user_id == member.user.id) & (t.slots.c.project_id == project.id)
-    mine &= (t.slots.c.purpose == "work") & (t.slots.c.state == "done")
+    mine &= (t.slots.c.purpose == "work") & t.in_state(t.slots, "done")
     latest = select(t.slots.c.id).where(mine).order_by(t.slots.c.id.desc()).offset(BEFORE_SECOND - 1).limit(1)
     last = c.execute(latest).scalar()
     first = c.execute(select(func.min(t.slots.c.id)).where(mine)).scalar()
@@ -98,33 +98,39 @@ def _work(c: Connection, project: Project, member: Member) -> Row[Any] | None:
     one."""
     for lane, cursor in enumerate(member.cursors):
         ahead = (t.items.c.project_id == project.id) & (t.items.c.lane == lane) & (t.items.c.turn > cursor)
-        last = c.execute(select(func.max(t.items.c.turn)).where(ahead)).scalar()
-        if last is None:
-            continue
         query = select(t.items).where(ahead, ~_has(member.user, "work")).order_by(t.items.c.turn).limit(1)
-        first = c.execute(query.with_only_columns(t.items.c.turn)).scalar()
-        row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first() if first is not None else None
-        passed = last if first is None else first if row is not None and row.turn == first else first - 1
-        if passed > cursor:  # `last` was read before `first`: what came in meanwhile is not passed
-            _move_cursor(c, member, lane, passed)
+        row = c.execute(query.with_for_update(skip_locked=True, of=t.items)).first()
+        passed = _passed(c, query, ahead, row)
+        if passed > cursor:
+            where = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == member.user.id)
+            c.execute(update(t.memberships).where(where).values({f"cursor_{lane}": passed}))
         if row is not None:
             return row
     return None
 
 
-def _move_cursor(c: Connection, member: Member, lane: int, turn: int) -> None:
-    where = (t.memberships.c.project_id == member.project) & (t.memberships.c.user_id == member.user.id)
-    c.execute(update(t.memberships).where(where).values({f"cursor_{lane}": turn}))
+def _passed(c: Connection, query: Select[Any], ahead: ColumnElement[bool], row: Row[Any] | None) -> int:
+    """Up to which turn there is nothing more for the user. What others have locked is not passed, and neither is what
+    comes in while one looks: the end is read before it is looked whether there is anything up to it."""
+    if row is not None and c.dialect.name == "sqlite":
+        return int(row.turn)
+    end = c.execute(select(func.max(t.items.c.turn)).where(ahead)).scalar()
+    first = c.execute(query.with_only_columns(t.items.c.turn)).scalar()
+    if row is not None and row.turn == first:
+        return int(row.turn)
+    return int((end or 0) if first is None else first - 1)
 
 
 def _has(user: User, purpose: Purpose) -> ColumnElement[bool]:
     """Whether the user has, or had, a slot of that purpose at the item of the row."""
     held = (_had.c.item_id == t.items.c.id) & (_had.c.user_id == user.id) & (_had.c.purpose == purpose)
-    return exists().where(held, _had.c.state.in_(("leased", "done", "skipped")))
+    return exists().where(held, t.in_state(_had, "leased", "done", "skipped"))
 
 
 def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purpose: Purpose, now: float) -> Slot:
     number = places.free_number(c, item.id) if purpose == "work" else 0
+    shown = _shown(c, project, member.user, item, purpose, number)
+    until = now + 60 * project.task.lease_minutes
     row = {
         "project_id": project.id,
         "item_id": item.id,
@@ -133,16 +139,17 @@ def _lease(c: Connection, project: Project, member: Member, item: Row[Any], purp
         "purpose": purpose,
         "number": number,
         "state": "leased",
-        "shown": list(_shown(c, project, member.user, item, purpose, number)),
+        "shown": list(shown),
         "leased_at": now,
-        "leased_until": now + 60 * project.task.lease_minutes,
+        "leased_until": until,
     }
     key = t.made(c, t.slots, row)
     where = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == member.user.id)
     c.execute(update(t.memberships).where(where).values(served=t.memberships.c.served + 1))
     if purpose == "work":
         places.settle(c, item, project.task)
-    return slot_of(c, key)
+    found = items.item(c, item.id)
+    return Slot(key, found, project.id, member.user.id, shown, purpose, until, project.definition)
 
 
 def _shown(
@@ -153,7 +160,7 @@ def _shown(
     answers = range(item.answers)
     if purpose == "second":
         own = (t.slots.c.item_id == item.id) & (t.slots.c.user_id == user.id) & (t.slots.c.purpose == "work")
-        before = c.execute(select(t.slots.c.shown).where(own, t.slots.c.state == "done")).scalar_one()
+        before = c.execute(select(t.slots.c.shown).where(own, t.in_state(t.slots, "done"))).scalar_one()
         return tuple(reversed(before))
     whose = number // 2 if purpose == "work" else f"{purpose} {user.id}"
     drawn = random.Random(f"{project.seed} {item.key} {whose}").sample(answers, len(answers))
@@ -162,7 +169,7 @@ def _shown(
 
 def _held(c: Connection, project: Project, user: User) -> Row[int, float] | None:
     """What the user has leased: of several the latest, as undo makes one."""
-    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased")
+    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased")
     query = select(t.slots.c.id, t.slots.c.leased_until).join(t.items, t.items.c.id == t.slots.c.item_id)
     query = query.where(mine, t.items.c.state != "withdrawn").order_by(t.slots.c.leased_at.desc(), t.slots.c.id.desc())
     return c.execute(query.limit(1)).first()
@@ -176,7 +183,7 @@ def _renew(c: Connection, slot: Row[*tuple[Any, ...]], project: Project, now: fl
 
 def _take_back(c: Connection, project: Project, now: float) -> None:
     """Puts the slots whose lease has run out back into the queue."""
-    due = (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased") & (t.slots.c.leased_until <= now)
+    due = (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased") & (t.slots.c.leased_until <= now)
     query = select(t.slots.c.id.label("slot"), t.items).join(t.items, t.items.c.id == t.slots.c.item_id).where(due)
     query = query.order_by(t.slots.c.leased_until).limit(SWEPT).with_for_update(skip_locked=True, of=t.items)
     for row in c.execute(query).all():
@@ -188,7 +195,7 @@ def _take_back(c: Connection, project: Project, now: float) -> None:
 
 def _nothing(c: Connection, project: Project, user: User, now: float) -> Waiting:
     """Why there is nothing: whether something may come back."""
-    other = (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased") & (t.slots.c.purpose == "work")
+    other = (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased") & (t.slots.c.purpose == "work")
     query = select(func.min(t.slots.c.leased_until)).join(t.items, t.items.c.id == t.slots.c.item_id)
     until = c.execute(query.where(other, t.slots.c.user_id != user.id, ~_has(user, "work"))).scalar()
     if until is not None:

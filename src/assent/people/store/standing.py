@@ -17,7 +17,7 @@ def screening(c: Connection, project: Project, user: User) -> Row[Any] | None:
     if project.task.screening is None:
         return None
     had = (t.slots.c.item_id == t.items.c.id) & (t.slots.c.user_id == user.id) & (t.slots.c.purpose == "screening")
-    mine = exists().where(had, t.slots.c.state.in_(("leased", "done", "skipped")))
+    mine = exists().where(had, t.in_state(t.slots, "leased", "done", "skipped"))
     query = select(t.items).where(t.items.c.project_id == project.id, t.items.c.purpose == "screening")
     query = query.where(t.items.c.state != "withdrawn", ~mine).order_by(t.items.c.id).limit(1)
     return c.execute(query).first()
@@ -62,7 +62,7 @@ def known_answers(c: Connection, project: Project, user: User, purpose: str) -> 
     query = query.join(t.slots, t.slots.c.label_id == t.labels.c.id).join(t.items, t.items.c.id == t.slots.c.item_id)
     states = ("done", "skipped") if purpose == "screening" else ("done",)
     mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & (t.slots.c.purpose == purpose)
-    rows = c.execute(query.where(mine, t.slots.c.state.in_(states), t.items.c.state != "withdrawn")).all()
+    rows = c.execute(query.where(mine, t.in_state(t.slots, *states), t.items.c.state != "withdrawn")).all()
     right = KINDS[project.kind].right
     known = [row.value is not None and right(row.value, row.expected, project.task) for row in rows]
     return sum(known), len(known)
@@ -71,7 +71,7 @@ def known_answers(c: Connection, project: Project, user: User, purpose: str) -> 
 def lock(c: Connection, project: Project, user: User, by: User | None, why: str, now: float) -> None:
     """Locks an annotator out of a project; what they hold goes back to the queue, what they answered stays."""
     c.execute(update(t.memberships).where(_of(project, user)).values(locked_at=now, locked_why=why))
-    held = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "leased")
+    held = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "leased")
     c.execute(update(t.slots).where(held).values(leased_until=now))
     audit.record(c, by, "annotator locked", user.name, {"why": why}, now, project)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ from sqlalchemy import URL, Connection, Engine, text
 
 from assent.people.store import migrate
 from assent.people.store.backup import backup
-from assent.people.store.engine import connect, prepare_file, told, url_of
-from assent.people.store.errors import OpenError, StoreError
+from assent.people.store.engine import WAIT, connect, prepare_file, told, url_of
+from assent.people.store.errors import BusyError, OpenError, StoreError
 
 
 class Store:
@@ -20,6 +21,7 @@ class Store:
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine = engine
         self.name = name
+        self._writer = threading.Lock() if engine.dialect.name == "sqlite" else None
 
     @classmethod
     def open(cls, database: str | Path, create: bool = True) -> Store:
@@ -63,8 +65,21 @@ class Store:
         StaleError or a GoneError has kept is kept.
 
         Raises BusyError where another program holds the database, RoomError where the disk is full."""
-        with told(self.name), self._begun(writes=True) as connection:
+        with told(self.name), self._turn(), self._begun(writes=True) as connection:
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Of several threads one writes to SQLite at a time: the others wait here rather than at the file."""
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=WAIT):
+            raise BusyError(f"{self.name}: others write without a pause. Nothing was changed; try again in a moment.")
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     @contextmanager
     def _begun(self, writes: bool) -> Iterator[Connection]:

@@ -17,10 +17,12 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     Connection,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    FromClause,
     Index,
     Integer,
     MetaData,
@@ -30,6 +32,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     insert,
+    literal_column,
     text,
 )
 
@@ -57,6 +60,13 @@ def _one_of(column: str, *values: str) -> CheckConstraint:
 
 def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+def in_state(slots: FromClause, *states: str) -> ColumnElement[bool]:
+    """Whether slots are in one of these states: written out, as only then a database sees that one of its indexes over
+    such slots will do."""
+    written: list[ColumnElement[str]] = [literal_column(f"'{state}'") for state in states]
+    return slots.c.state == written[0] if len(written) == 1 else slots.c.state.in_(written)
 
 
 def made(c: Connection, table: Table, row: Mapping[str, Any]) -> int:
@@ -208,6 +218,7 @@ slots = Table(
     _one_of("state", "leased", "done", "skipped", "lapsed", "released"),
     Index("uq_slots_user", "item_id", "user_id", "purpose", unique=True, **_where(KNOWN)),
     Index("uq_slots_number", "item_id", "number", unique=True, **_where(f"purpose = 'work' AND {LIVE}")),
+    Index("ix_slots_item", "item_id"),
     Index("ix_slots_due", "project_id", "leased_until", **_where("state = 'leased'")),
     Index("ix_slots_leased", "user_id", "project_id", "leased_at", **_where("state = 'leased'")),
     Index("ix_slots_ended", "user_id", "project_id", "ended_at", **_where("state IN ('done', 'skipped')")),

@@ -18,6 +18,7 @@ def upgrade() -> None:
     """Makes all of it."""
     _accounts()
     _projects()
+    _members()
     _items()
     _slots()
     _labels()
@@ -73,7 +74,7 @@ def _accounts() -> None:
 
 
 def _projects() -> None:
-    """Tasks, and who works on them."""
+    """Tasks."""
     op.create_table(
         "projects",
         sa.Column("id", KEY, nullable=False),
@@ -99,6 +100,10 @@ def _projects() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_definitions")),
         sa.UniqueConstraint("project_id", "version", name=op.f("uq_definitions_project_id_version")),
     )
+
+
+def _members() -> None:
+    """Who may work on them."""
     op.create_table(
         "invitations",
         sa.Column("id", KEY, nullable=False),
@@ -226,6 +231,7 @@ def _slots() -> None:
     op.create_index(
         "ix_slots_ended", "slots", ["user_id", "project_id", "ended_at"], **_where("state IN ('done', 'skipped')")
     )
+    op.create_index("ix_slots_item", "slots", ["item_id"])
     op.create_index("ix_slots_leased", "slots", ["user_id", "project_id", "leased_at"], **_where("state = 'leased'"))
     op.create_index("ix_slots_project", "slots", ["project_id", "purpose", "item_id"], **_where("state = 'done'"))
     op.create_index(
