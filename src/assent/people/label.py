@@ -166,15 +166,21 @@ def _serve(config: LabelConfig, tasks: list[TaskDefinition]) -> None:
 
 def _prepare(config: LabelConfig, store: Store, task: TaskDefinition) -> None:
     """A task's project, with its items."""
-    from assent.people import sources
+    from assent.people import sources, stored
     from assent.people.store import items, projects
 
     with store.writing() as c:
         project = projects.put_project(c, task, new_version=config.new_version)
-    for purpose, found in sources.items_of(task).items():
+    with store.reading() as c:
+        known = {sources.prompt_key(item) for item in stored.work(c, project)} if task.policies else set()
+    counts: dict[str, tuple[int, int]] = {}
+    for batch in sources.batches(task, known):
         with store.writing() as c:
-            added = items.add_items(c, project, *found, purpose=purpose)
-        log.info(f"{task.name}: {added.new:,} new items ({purpose}), {added.known:,} known")
+            added = items.add_items(c, project, batch.items, batch.purpose, batch.expected)
+        new, old = counts.get(batch.purpose, (0, 0))
+        counts[batch.purpose] = (new + added.new, old + added.known)
+    for purpose, (new, old) in counts.items():
+        log.info(f"{task.name}: {new:,} new items ({purpose}), {old:,} that were there")
 
 
 def _introduce(config: LabelConfig, store: Store, url: str) -> None:

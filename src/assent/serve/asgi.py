@@ -44,6 +44,12 @@ class Rates:
             self._buckets.popitem(last=False)
         return wait
 
+    def give_back(self, address: str) -> None:
+        """The last request of an address does not count."""
+        if address in self._buckets:
+            level, then = self._buckets[address]
+            self._buckets[address] = (min(self._most, level + 1.0), then)
+
 
 async def throw_away(receive: Receive) -> None:
     """The rest of a request, within bounds."""

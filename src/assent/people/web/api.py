@@ -4,11 +4,15 @@ the item; `shown` is the order in which the item is given out."""
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from assent.errors import UserError
+from assent.people import exchange, stored
 from assent.people.items import item_row
 from assent.people.store import labels, queue
 from assent.people.store.records import Ahead, Slot, Waiting
@@ -18,8 +22,10 @@ from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit, require
 from assent.people.web.work import LONGEST_REASON, check_size, own_slot
 
-ANNOTATOR = require("annotator", machines=True)
-LEAD = require("lead", machines=True)
+Annotator = Annotated[Visit, require("annotator", machines=True)]
+Lead = Annotated[Visit, require("lead", machines=True)]
+PROBLEMS = 20
+"""Rows that could not be used of which an answer says why."""
 TOLD = (
     "kind", "title", "question", "instructions", "examples", "attributes", "labels", "strength", "ties", "both_bad",
     "cannot_judge", "comment",
@@ -47,7 +53,7 @@ Sent = Annotated[dict[str, Any], Depends(sent)]
 
 
 @router.get("/p/{name}/next")
-def next_item(visit: Visit = ANNOTATOR) -> Response:
+def next_item(visit: Annotator) -> Response:
     """The item to answer: {slot, item, shown, task, seconds}; or {waiting}, with why there is none."""
     with visit.writing() as c:
         slot = queue.next_slot(c, visit.place, visit.known, visit.now)
@@ -58,7 +64,7 @@ def next_item(visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/label")
-def label(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def label(visit: Annotator, body: Sent) -> Response:
     """Saves {slot, request, value, seconds}: {label, repeated, locked}."""
     value = body.get("value")
     if not isinstance(value, dict):
@@ -73,7 +79,7 @@ def label(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/skip")
-def skip(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def skip(visit: Annotator, body: Sent) -> Response:
     """Skips an item: {slot, request, reason}."""
     reason = body.get("reason")
     if not isinstance(reason, str) or not reason.strip() or len(reason) > LONGEST_REASON:
@@ -85,7 +91,7 @@ def skip(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/undo")
-def undo(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def undo(visit: Annotator, body: Sent) -> Response:
     """Takes the last label back, {request}, and gives its item out again."""
     with visit.writing() as c:
         slot = labels.undo(c, visit.known, visit.place, _request(body), visit.now)
@@ -93,7 +99,7 @@ def undo(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.post("/p/{name}/release")
-def release(body: Sent, visit: Visit = ANNOTATOR) -> Response:
+def release(visit: Annotator, body: Sent) -> Response:
     """Gives an item back unanswered: {slot}."""
     slot = _slot(visit, body)
     with visit.writing() as c:
@@ -102,7 +108,7 @@ def release(body: Sent, visit: Visit = ANNOTATOR) -> Response:
 
 
 @router.get("/p/{name}/progress")
-def progress(visit: Visit = ANNOTATOR) -> Response:
+def progress(visit: Annotator) -> Response:
     """How far the annotator is, and the project."""
     with visit.reading() as c:
         ahead = queue.ahead(c, visit.place, visit.known)
@@ -132,6 +138,46 @@ def told(task: TaskDefinition) -> dict[str, Any]:
     """What annotators are told of a task."""
     values = plain_task(task)
     return {"name": task.name} | {name: values[name] for name in TOLD}
+
+
+# ---- for those who lead
+
+
+@router.get("/p/{name}/export")
+def export(visit: Lead) -> Response:
+    """The labels that hold now, in the shape that `?format=` names: rows as JSON lines, or one JSON list."""
+    format = visit.request.query_params.get("format", "assent")
+    task = visit.place.task
+    shape = exchange.shape_of(format, task)
+    with visit.reading() as c:
+        found = exchange.planned(stored.labelled(c, visit.place), task, format)
+    if shape.array:
+        return _json(found.rows)
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in found.rows)
+    return Response(lines, media_type="application/x-ndjson")
+
+
+@router.post("/p/{name}/items")
+def add_items(visit: Lead, body: Sent) -> Response:
+    """Adds {rows}, in any shape that `assent data` knows (`format` names it where that is needed), as items, with the
+    labels that they have: {items, known, labels, repeated, people, problems}."""
+    rows, format = body.get("rows"), body.get("format", "auto")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise Refused(422, "request", "The request needs rows: a list of objects.")
+    if not isinstance(format, str):
+        raise Refused(422, "request", "format must be the name of a shape.")
+    with tempfile.TemporaryDirectory(prefix="assent-items-") as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        try:
+            found = exchange.read(str(file), visit.place.task, format)
+        except UserError as error:
+            raise Refused(422, "data", str(error).replace(f"{folder}/", "")) from None
+    with visit.writing() as c:
+        taken = stored.add(c, visit.place, found, visit.known, visit.now)
+    problems = [str(problem).replace(f"{folder}/", "") for problem in found.problems[:PROBLEMS]]
+    counts = {name: getattr(taken, name) for name in ("items", "known", "labels", "repeated", "people")}
+    return JSONResponse({**counts, "problems": problems, "refused": len(found.problems)})
 
 
 # ---- what requests bring

@@ -38,6 +38,7 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.BusyError: (503, "busy"),
     errors.RoomError: (507, "room"),
     errors.AccessError: (403, "access"),
+    errors.AccountError: (422, "account"),
     errors.MissingError: (404, "missing"),
     errors.StoreError: (500, "store"),
     UserError: (422, "data"),

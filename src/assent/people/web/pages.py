@@ -11,9 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from assent.people.kinds import KINDS
 from assent.people.store import accounts, items, labels, projects, queue, sessions
-from assent.people.store.accounts import AccountError
-from assent.people.store.errors import AccessError
-from assent.people.store.records import Ahead, Project
+from assent.people.store.errors import AccessError, AccountError
+from assent.people.store.records import Ahead, Project, User
 from assent.people.web.refusals import Refused
 from assent.people.web.render import shown
 from assent.people.web.sessions import SESSION, Visit, inside, require, set_cookie
@@ -59,13 +58,14 @@ def login(visit: Visit = OPEN) -> Response:
     """Signs somebody in."""
     name, place = visit.field("user"), inside(visit.field("next", 2000) or "/")
     try:
-        visit.site.tries.take(_address(visit), name, visit.now)
+        visit.site.tries.take(_address(visit), name)
     except Refused as refused:
         return _login(visit, place, name, refused.message, refused.status)
     with visit.site.hashing, visit.reading() as c:
         user = accounts.check_password(c, name, _password(visit))
     if user is None:
         return _login(visit, place, name, "Name and password do not belong together.", 401)
+    visit.site.tries.fine(_address(visit), name)
     return _signed_in(visit, user, place)
 
 
@@ -90,7 +90,7 @@ def join_page(token: str, visit: Visit = OPEN) -> Response:
 def join(token: str, visit: Visit = OPEN) -> Response:
     """Accepts an invitation."""
     name = visit.field("user")
-    visit.site.tries.take(_address(visit), name, visit.now)
+    visit.site.tries.take(_address(visit), name)
     with visit.reading() as c:
         project, _ = sessions.invited(c, token, visit.now)
     try:
@@ -98,6 +98,7 @@ def join(token: str, visit: Visit = OPEN) -> Response:
             user = sessions.join(c, token, name, _password(visit), visit.now)
     except (AccountError, AccessError) as error:
         return _join(visit, token, name, str(error), 422)
+    visit.site.tries.fine(_address(visit), name)
     return _signed_in(visit, user, f"/p/{project.name}" if project else "/")
 
 
@@ -120,10 +121,10 @@ def _join(visit: Visit, token: str, user: str = "", problem: str = "", status: i
     )
 
 
-def _signed_in(visit: Visit, user: accounts.User, place: str) -> Response:
+def _signed_in(visit: Visit, user: User, place: str) -> Response:
     with visit.writing() as c:
         token = sessions.start_session(c, user, visit.now)
-        if place == "/" and len(only := projects.projects(c, user)) == 1:
+        if place == "/" and user.role == "annotator" and len(only := projects.projects(c, user)) == 1:
             place = f"/p/{only[0].name}"
     response = visit.go(place)
     set_cookie(visit.request, response, SESSION, token, int(sessions.SESSION))

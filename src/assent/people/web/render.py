@@ -10,12 +10,13 @@ import html
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import nh3
 from latex2mathml import converter
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
@@ -109,7 +110,8 @@ def _parser() -> MarkdownIt:
     made.block.ruler.before(
         "paragraph", "bracket_math", _block_brackets, {"alt": ["paragraph", "reference", "blockquote", "list"]}
     )
-    rules = made.renderer.rules
+    assert isinstance(made.renderer, RendererHTML)
+    rules = cast(dict[str, Any], made.renderer.rules)
     rules["math_inline"] = lambda tokens, place, options, env: _formula(tokens[place], env, "inline")
     for name in ("math_inline_double", "math_block", "amsmath"):
         rules[name] = lambda tokens, place, options, env: _formula(tokens[place], env, "block")

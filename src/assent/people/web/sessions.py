@@ -10,12 +10,13 @@ import hmac
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Depends, Request
 from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -128,7 +129,14 @@ class Require:
     role: str | None
     machines: bool = False
 
-    def __call__(self, request: Request, form: Annotated[FormData, Depends(posted)]) -> Visit:
+    async def __call__(self, request: Request) -> Visit:
+        visit = await run_in_threadpool(self._visit, request)
+        if request.method == "POST" and not self.machines:
+            visit = replace(visit, form=await posted(request))  # once it is known that they may send one
+            _check_csrf(visit)
+        return visit
+
+    def _visit(self, request: Request) -> Visit:
         site: Site = request.app.state.site
         now = site.clock()
         token = _bearer(request) if self.machines else request.cookies.get(SESSION, "")
@@ -143,11 +151,9 @@ class Require:
                     role = accounts.membership(connection, project, user)
         if user is None:
             secret = request.cookies.get(GUEST, "") or secrets.token_urlsafe(24)
-        visit = Visit(request, site, form, user, project, role, secret, now)
+        visit = Visit(request, site, FormData(), user, project, role, secret, now)
         request.state.visit = visit
         self._check(visit, name)
-        if request.method == "POST" and not self.machines:
-            _check_csrf(visit)
         return visit
 
     def _user(self, connection: Connection, token: str, now: float) -> User | None:
@@ -163,7 +169,7 @@ class Require:
         if visit.user is None:
             if self.machines:
                 client = visit.request.client
-                visit.site.tries.take(client.host if client else "", None, visit.now)
+                visit.site.tries.take(client.host if client else "")
                 raise Refused(401, "token", "Send a token of this server, as the header Authorization: Bearer TOKEN.")
             raise SignIn(visit.request)
         if name is None:

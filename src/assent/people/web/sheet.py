@@ -139,13 +139,14 @@ def sheet_of(slot: Slot, fields: Mapping[str, str], now: float, request: str = "
     """The page of a slot, with what its form already says."""
     task, item = slot.definition.task, slot.item.content
     earlier, turns = _folded(item.prompt)
+    order = slot.shown or range(len(item.responses))  # of a label from a file it may not be known
     return Sheet(
         slot=slot.id,
         kind=task.kind,
         question=task.question or KINDS[task.kind].question,
         earlier=tuple(map(_turn, earlier)),
         turns=tuple(map(_turn, turns)),
-        answers=tuple(_answer(at, item.responses[answer]) for at, answer in enumerate(slot.shown)),
+        answers=tuple(_answer(at, item.responses[answer]) for at, answer in enumerate(order)),
         fields=Fields(fields),
         scale=_scale(task),
         others=_others(task),

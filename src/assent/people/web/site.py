@@ -33,20 +33,29 @@ BY_ADDRESS = (0.5, 40.0)
 
 
 class Tries:
-    """How often passwords, invitations and tokens may be tried, by name and by address."""
+    """How often passwords, invitations and tokens may be tried in vain, by name and by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` goes forward alone: a system's time may be set back."""
+        self._clock = clock
         self._names, self._addresses = Rates(*BY_NAME), Rates(*BY_ADDRESS)
         self._lock = threading.Lock()
 
-    def take(self, address: str, name: str | None, now: float) -> None:
+    def take(self, address: str, name: str | None = None) -> None:
         """Raises Refused where it was too often."""
+        now = self._clock()
         with self._lock:
             wait = self._addresses.take(address, now)
             if name is not None and not wait:
                 wait = self._names.take(name.casefold(), now)
         if wait:
             raise Refused(429, "too_often", f"Too many tries. The next one is free in {1 + int(wait)} s.", wait)
+
+    def fine(self, address: str, name: str) -> None:
+        """The last try of a name from an address was none in vain."""
+        with self._lock:
+            self._addresses.give_back(address)
+            self._names.give_back(name.casefold())
 
 
 @dataclass(frozen=True)

@@ -406,7 +406,8 @@
       removeEventListener("pointerup", end);
       removeEventListener("pointercancel", end);
       from.classList.remove("dragged");
-      if (!moved || !target || ending.type === "pointercancel") return draw();
+      all(".over", ranks).forEach((element) => element.classList.remove("over"));
+      if (!moved || !target || ending.type === "pointercancel") return;
       from.addEventListener("click", (click) => click.stopImmediatePropagation(), { once: true, capture: true });
       const changed = without(place);
       if (target.dataset.gap !== undefined) changed.splice(Number(target.dataset.gap), 0, [place]);
@@ -637,7 +638,7 @@
     const control = all(`[data-key="${CSS.escape(key)}"]`).find((each) => !each.closest("#skip, dialog, [data-row]"));
     if (!control || control.disabled) return false;
     control.click();
-    if (control.type === "radio") control.focus({ preventScroll: true });
+    if (control.type === "radio" && !text) control.focus({ preventScroll: true });
     return true;
   }
   document.addEventListener("keydown", press);
@@ -654,6 +655,9 @@
     else if (toggled) toggle(target);
     else if (label) markAs(label);
     else if (step) at(rows.indexOf(one("[data-row]", one(`[data-panel="${step}"]`))));
+  });
+  document.addEventListener("mousedown", (event) => {
+    if (event.target.closest("[data-mark]")) event.preventDefault();  // what is selected stays so
   });
   document.addEventListener("submit", (event) => {
     if (event.target.id === "work" || event.target.id === "skip-form" || event.target.id === "undo") {
