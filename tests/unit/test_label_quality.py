@@ -1,4 +1,5 @@
-"""What is said of annotators: known numbers by hand, and simulated people of whom the careless and the biased are named."""
+"""What is said of annotators: known numbers by hand, and simulated people of whom the careless and the biased are
+named."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from assent.measures.closest import averaged, helpsteer2
 from assent.measures.habits import Habits, Taste, habits
 from assent.names import suggestion
 from assent.people import asked
-from assent.people.votes import UNNAMED, One, Table, Votes, table_of, votes_of, without_own
+from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _bradley_terry(table: Table) -> tuple[np.ndarray, np.ndarray]:
     left, right = (np.where(swapped, b[table.item], a[table.item]) for a, b in ((low, high), (high, low)))
     outcome = np.where(swapped, 1 - table.first, table.first)
     choices = models.Choices(left, right, table.annotator, outcome, len(things), len(table.annotators))
-    found = models.noisy_bradley_terry(choices, sides_known=bool(np.isfinite(table.left_is_first).all()))
+    found = models.noisy_bradley_terry(choices, sides_known=sides_known(table))
     better = found.prefers(low, high)
     return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.skill
 
@@ -313,7 +313,7 @@ def habits_of(votes: Votes, words: Mapping[One, int]) -> dict[str, Habits]:
         np.where(swapped, 1 - others, others),
         np.where(swapped, -longer, longer),
         len(table.annotators),
-        sides_known=bool(np.isfinite(table.left_is_first).all()),
+        sides_known=sides_known(table),
     )
     return dict(zip(table.annotators, found, strict=True))
 

@@ -132,6 +132,11 @@ def table_of(votes: Votes) -> Table:
     )
 
 
+def sides_known(table: Table) -> bool:
+    """Whether every vote says what was on the left; of a tie nothing depends on it."""
+    return bool(np.isfinite(table.left_is_first[table.first != 0.5]).all())
+
+
 def without_own(table: Table) -> np.ndarray:
     """[n]: the mean vote of the others on the same two answers; NaN where nobody else looked."""
     total = np.bincount(table.item, table.first, len(table.items))[table.item] - table.first

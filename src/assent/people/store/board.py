@@ -1,5 +1,5 @@
-"""What the leads' pages ask of all labels of a project, kept in memory and brought up to date in the background: no page
-waits for statistics of a hundred thousand labels."""
+"""What the leads' pages ask of all labels of a project, kept in memory and brought up to date in the background: no
+page waits for statistics of a hundred thousand labels."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PURPOSES = ("work", "second", "gold", "screening")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is known. `live` is None until it was computed for the first time; `behind` are rows of the history that came
-    since; `disputes` are of all items with labels, whatever they say."""
+    """What is known. `live` is None until it was computed for the first time; `behind` are rows of the history that
+    came since; `disputes` are of all items with labels, whatever they say."""
 
     live: Live | None
     disputes: Mapping[int, Dispute]
@@ -65,8 +65,9 @@ class Board:
     _free_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, wait: float = 1.5) -> View:
-        """As of now, where the background is ready within `wait` seconds; else as of a moment ago."""
+    def look(self, wait: float = 1.0, first: float = 4.0) -> View:
+        """As of now, where the background is ready within `wait` seconds (`first`, the first time); else as of a moment
+        ago."""
         with self.store.reading() as c:
             newest = _newest(c, self.project)
         with self._lock:
@@ -75,7 +76,7 @@ class Board:
                 thread = self._thread = threading.Thread(target=self._work, name="labels", daemon=True)
                 thread.start()
         if thread is not None:
-            thread.join(wait)
+            thread.join(first if self._live is None else wait)
         with self._lock:
             counts: dict[str, int] = defaultdict(int)
             for one in self._skips.values():
@@ -159,7 +160,8 @@ def _rows(c: Connection, project: Project, after: int) -> Sequence[Row[Any]]:
     query = select(*(t.labels.c[name] for name in columns), t.users.c.name, t.slots.c.shown)
     query = query.join(t.users, t.users.c.id == t.labels.c.user_id).join(t.slots, t.slots.c.id == t.labels.c.slot_id)
     query = query.where(t.labels.c.project_id == project.id, t.labels.c.id > after)
-    return c.execute(query.where(t.labels.c.definition_id.in_(alike)).order_by(t.labels.c.id)).all()
+    rows: Sequence[Any] = c.execute(query.where(t.labels.c.definition_id.in_(alike)).order_by(t.labels.c.id)).all()
+    return rows
 
 
 def _learn(c: Connection, evidence: Evidence, wanted: Iterable[int]) -> None:

@@ -1,5 +1,5 @@
-"""The labels of a project in memory, as statistics want them: what stands, by item and annotator, and how far the others
-agree with each label."""
+"""The labels of a project in memory, as statistics want them: what stands, by item and annotator, and how far the
+others agree with each label."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, Text, cast, func, or_, select
 
-from assent.people.store import tables as t
 from assent.people.items import item_of
+from assent.people.store import tables as t
 from assent.people.store.records import Project
 
 STRIDE = 4000
@@ -79,7 +79,8 @@ def _searched(
     c: Connection, project: Project, query: Select[Any], after: int, limit: int, clock: Callable[[], float]
 ) -> Page:
     last = c.execute(select(func.max(t.items.c.id)).where(t.items.c.project_id == project.id)).scalar() or 0
-    end, found = clock() + PATIENCE, []
+    end = clock() + PATIENCE
+    found: list[Line] = []
     while after < last:
         part = query.where(t.items.c.id > after, t.items.c.id <= after + STRIDE).limit(limit - len(found))
         rows = c.execute(part).all()
@@ -134,4 +135,6 @@ def counts(c: Connection, project: Project) -> dict[str, dict[str, int]]:
 def topics(c: Connection, project: Project, most: int = 200) -> list[str]:
     """Topics of items, those of most items first."""
     query = select(t.items.c.topic).where(t.items.c.project_id == project.id, t.items.c.topic.is_not(None))
-    return list(c.execute(query.group_by(t.items.c.topic).order_by(func.count().desc()).limit(most)).scalars())
+    return list(
+        c.execute(query.group_by(t.items.c.topic).order_by(func.count().desc(), t.items.c.topic).limit(most)).scalars()
+    )

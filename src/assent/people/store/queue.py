@@ -257,15 +257,21 @@ def release(c: Connection, slot: int, user: User, now: float) -> None:
 
 
 def ahead(c: Connection, project: Project, user: User) -> Ahead:
-    """Progress of a user and of the project."""
-    member = accounts.member(c, project, user)
+    """Progress of a user and of the project. An admin may ask who has no part in it yet."""
+    admin = accounts.membership(c, project, user) == "admin"
+    member = None if admin and not _is_member(c, project, user) else accounts.member(c, project, user)
     work = (t.items.c.project_id == project.id) & (t.items.c.purpose == "work")
     query = select(t.items.c.state, func.count()).where(work).group_by(t.items.c.state)
     states: dict[str, int] = {row.state: row[1] for row in c.execute(query)}
     waiting = 0
-    for lane, cursor in enumerate(member.cursors):
+    for lane, cursor in enumerate(member.cursors if member else (0, 0)):
         left = (t.items.c.project_id == project.id) & (t.items.c.lane == lane) & (t.items.c.turn > cursor)
         waiting += c.execute(select(func.count()).select_from(t.items).where(left)).scalar_one()
     withdrawn = states.get("withdrawn", 0)
     finished = states.get("done", 0) + states.get("decided", 0)
-    return Ahead(member.done, waiting, sum(states.values()) - withdrawn, finished, withdrawn)
+    return Ahead(member.done if member else 0, waiting, sum(states.values()) - withdrawn, finished, withdrawn)
+
+
+def _is_member(c: Connection, project: Project, user: User) -> bool:
+    key = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == user.id)
+    return c.execute(select(t.memberships.c.user_id).where(key)).first() is not None

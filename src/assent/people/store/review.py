@@ -1,5 +1,5 @@
-"""What a lead does with answers: which items are looked at again and why, what is decided about them, and what goes back
-to its annotator."""
+"""What a lead does with answers: which items are looked at again and why, what is decided about them, and what goes
+back to its annotator."""
 
 from __future__ import annotations
 
@@ -211,6 +211,15 @@ def undecide(c: Connection, project: Project, item: int, by: User, now: float) -
         c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(state="released", ended_at=now))
     places.settle(c, places.locked(c, item), project.task)
     audit.record(c, by, UNDECIDED, str(item), None, now, project)
+
+
+def last_decided(c: Connection, project: Project, by: User) -> int | None:
+    """The item that somebody decided last, while that stands."""
+    mine = (t.slots.c.user_id == by.id) & (t.slots.c.project_id == project.id) & (t.slots.c.state == "done")
+    query = select(t.slots.c.item_id).where(mine, t.slots.c.purpose == "adjudication")
+    query = query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)
+    found: int | None = c.execute(query).scalar()
+    return found
 
 
 def send_back(c: Connection, project: Project, label: int, by: User, reason: str, now: float) -> None:

@@ -271,3 +271,15 @@ audit = Table(
     Column("detail", JSON),
     Index("ix_audit_project", "project_id", "id"),
 )
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("project_id", ForeignKey("projects.id"), nullable=False),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("made_by", ForeignKey("users.id")),
+    Column("made_at", Time, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("read_at", Time),
+    Index("ix_messages_user", "user_id", "project_id", "id"),
+)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from sqlalchemy import Connection, func, select
 from starlette.responses import Response
 
-from assent.people.store import accounts, listing, review, standing
+from assent.people.store import accounts, listing, messages, review, standing
 from assent.people.store import tables as t
 from assent.people.store.board import View
 from assent.people.store.oddities import Report
@@ -213,6 +213,8 @@ def annotators(visit: Visit = LEAD) -> Response:
     view = board_of(visit).look()
     rows = _rows(visit, view.live, view)
     used = {name: words for name, words in COLUMNS.items() if any(row.cells[name].text for row in rows)}
+    if all(row.report.hurried.mean == 0 for row in rows if row.report.hurried.n):
+        used.pop("hurried", None)
     return visit.page("lead_annotators.html", rows=rows, columns=used, view=view)
 
 
@@ -231,9 +233,29 @@ def annotator_page(visit: Visit, user: int, problem: str = "", status: int = 200
         row = Row(member, 0, 0, None, Report(), _cells(Report()))
     with visit.reading() as c:
         latest = label_rows(c, visit.place, member.user, LATEST)
+        written = messages.messages(c, visit.place, member.user)
     return visit.page(
-        "lead_annotator.html", status, row=row, columns=COLUMNS, latest=latest, problem=problem, view=view
+        "lead_annotator.html",
+        status,
+        row=row,
+        columns=COLUMNS,
+        latest=latest,
+        written=written,
+        problem=problem,
+        view=view,
     )
+
+
+@router.post("/p/{name}/lead/annotator/{user}/message")
+def message(user: int, visit: Visit = LEAD) -> Response:
+    """Writes to somebody, who reads it above their next item."""
+    member = member_of(visit, user)
+    text = visit.field("text", messages.LONGEST).replace("\r\n", "\n")
+    if not text:
+        return annotator_page(visit, user, "Write something first.", 422)
+    with visit.writing() as c:
+        messages.send(c, visit.place, member.user, text, visit.known, visit.now)
+    return visit.go(place(visit, f"/annotator/{user}"))
 
 
 @router.post("/p/{name}/lead/annotator/{user}/lock")

@@ -80,14 +80,15 @@ class Said:
 
 
 def said(label: StoredLabel, item: StoredItem, project: Project, prompt: str = "") -> Said:
-    """A row in words."""
+    """A row in words; answers are A, B, … in their own order, whatever order the annotator saw."""
     summary, comment = "Taken back", label.reason or ""
     if label.action == "skip":
         summary = "Skipped"
     elif label.value is not None:
         kind = KINDS[project.kind]
-        summary, comment = kind.summary(label.value, item.content, ()), str(label.value.get("comment") or "")
-    back = label.action == "label" and label.current and label.purpose != "adjudication"
+        order = range(len(item.content.responses))
+        summary, comment = kind.summary(label.value, item.content, order), str(label.value.get("comment") or "")
+    back = label.action == "label" and label.current and label.purpose == "work"
     return Said(label, prompt, summary, shown(comment), back and item.state not in ("decided", "withdrawn"))
 
 

@@ -82,7 +82,7 @@ def _tokens(c: Connection, visit: Visit) -> dict[int, int]:
     """How many tokens hold, by user."""
     query = select(t.tokens.c.user_id, func.count()).join(t.memberships, t.memberships.c.user_id == t.tokens.c.user_id)
     query = query.where(t.memberships.c.project_id == visit.place.id, t.tokens.c.revoked_at.is_(None))
-    return {user: held for user, held in c.execute(query.group_by(t.tokens.c.user_id))}
+    return {row[0]: row[1] for row in c.execute(query.group_by(t.tokens.c.user_id))}
 
 
 @router.post("/p/{name}/lead/people/invite")

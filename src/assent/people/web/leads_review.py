@@ -33,17 +33,13 @@ def show(visit: Visit = LEAD) -> Response:
 
 def _page(visit: Visit, problem: str = "", status: int = 200, fields: Mapping[str, str] | None = None) -> Response:
     threshold = _threshold(visit)
-    view = board_of(visit).look(3.0)
+    view = board_of(visit).look()
     asked = query_number(visit, "item") or (number(visit, "item") if visit.form.get("item") else 0)
     with visit.reading() as c:
         waiting = review.waiting(c, visit.place, view.disputes, threshold)
-        passed = {query_number(visit, "behind")} - {0}
-        rest = [one.item for one in waiting if one.item not in passed]
-        key = asked or next(iter(rest), 0)
+        key = asked or next((one.item for one in waiting), 0)
         if not key:
-            return visit.page(
-                "lead_nothing.html", view=view, threshold=threshold, levels=LEVELS, said=_done(visit), undo=_last(visit)
-            )
+            return visit.page("lead_nothing.html", view=view, threshold=threshold, levels=LEVELS, said=_done(visit))
         item = item_in(c, visit, key)
         rows = [said(row, item, visit.place) for row in labels.of_item(c, key) if row.current]
         dispute = review.dispute_of(c, visit.place, key)
@@ -66,7 +62,6 @@ def _page(visit: Visit, problem: str = "", status: int = 200, fields: Mapping[st
         quotes=range(forms.QUOTES),
         problem=problem,
         said=_done(visit),
-        undo=_last(visit),
     )
 
 
@@ -75,13 +70,8 @@ def _threshold(visit: Visit) -> float:
     return next((level for level in LEVELS if said == f"{level:g}"), review.DIFFER)
 
 
-def _last(visit: Visit) -> int:
-    """The item that was decided last, which can be taken back."""
-    return query_number(visit, "last")
-
-
 def _done(visit: Visit) -> str:
-    last = _last(visit)
+    last = query_number(visit, "last")
     return f"Item {last} is decided." if last else ""
 
 
@@ -132,8 +122,10 @@ def pass_over(visit: Visit = LEAD) -> Response:
 @router.post("/p/{name}/lead/adjudicate/undo")
 def undo(visit: Visit = LEAD) -> Response:
     """Takes the last decision back, and shows its item."""
-    key = number(visit, "item")
     with visit.writing() as c:
+        key = review.last_decided(c, visit.place, visit.known)
+        if key is None:
+            raise Refused(409, "stale", "There is no decision of yours to take back.")
         review.undecide(c, visit.place, key, visit.known, visit.now)
     return _on(visit, item=key)
 

@@ -12,7 +12,7 @@ from assent.people.agree import Agreement
 from assent.people.store.quality import Point
 from assent.statistics import Interval
 
-WIDE, HIGH, LEFT, BELOW, ABOVE = 720, 210, 46, 28, 12
+WIDE, HIGH, LEFT, BELOW, ABOVE = 720, 220, 62, 32, 12
 """A chart's size, and its margins: left, below and above, in its own units."""
 STEPS = 4
 
@@ -77,8 +77,10 @@ def question_row(found: Agreement) -> Question:
     topics = {
         name: {_short(key): estimate_cell(value) for key, value in part.items()} for name, part in found.topics.items()
     }
+    strong = found.question == "comparison" and found.scale == "ordinal"
     return Question(
-        found.question.capitalize(), found.twice, cells, gwet if misled else "α",
+        "Comparison, with strengths" if strong else found.question.capitalize(), found.twice, cells,
+        gwet if misled else "α",
         tuple(f"{note[:1].upper()}{note[1:]}." for note in found.notes), topics,
     )  # fmt: skip
 

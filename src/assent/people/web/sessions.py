@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from assent.people.store import accounts, projects, sessions
+from assent.people.store import accounts, messages, projects, sessions
 from assent.people.store.errors import MissingError
 from assent.people.store.records import Project, User
 from assent.people.web.refusals import Refused
@@ -78,6 +78,14 @@ class Visit:
     def writing(self) -> Iterator[Connection]:
         with self.site.store.writing() as connection:
             yield connection
+
+    @property
+    def messages(self) -> list[messages.Message]:
+        """What leads wrote to the visitor, and they have not read."""
+        if self.user is None or self.project is None or self.role is None:
+            return []
+        with self.reading() as c:
+            return messages.messages(c, self.project, self.user, unread=True)
 
     def field(self, name: str, longest: int = 200) -> str:
         """A short field of the form, without blanks around it. Raises Refused where it is longer."""
