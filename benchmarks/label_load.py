@@ -37,7 +37,7 @@ from assent.people.store.store import Store
 from benchmarks import people_lab as lab
 
 PROJECT = "load"
-WORDS = "the answer says what a person who asked would want to know of it, and gives the reason for it in a few words".split()
+WORDS = "the answer says what a person who asked would want to know of it and gives the reason in few words".split()
 FIELD = re.compile(r'<input type="hidden" name="(csrf|slot|request|opened)" value="([^"]*)"')
 FORM = re.compile(r'<form method="post" action="[^"]*/label".*?</form>', re.DOTALL)
 CHOICE = re.compile(r'name="choice" value="((?:left|right)-\d)"')
@@ -128,14 +128,14 @@ async def program(client: httpx2.AsyncClient, name: str, seen: Seen, until: floa
             seen.saved.add((name, body["request"]))
 
 
-async def crowd(url: str, people: dict[str, str], programs: dict[str, str], seconds: float, pace: tuple[float, float]) -> Seen:
+async def crowd(
+    url: str, people: dict[str, str], programs: dict[str, str], seconds: float, pace: tuple[float, float]
+) -> Seen:
     """Everybody at work for so long."""
     seen, until = Seen(), time.monotonic() + seconds
     given = {"base_url": url, "timeout": 60.0, "trust_env": False}
     clients = [httpx2.AsyncClient(**given, cookies={"assent_session": word}) for word in people.values()]
-    machines = [
-        httpx2.AsyncClient(**given, headers={"Authorization": f"Bearer {word}"}) for word in programs.values()
-    ]
+    machines = [httpx2.AsyncClient(**given, headers={"Authorization": f"Bearer {word}"}) for word in programs.values()]
     try:
         async with asyncio.TaskGroup() as group:
             for name, client in zip(people, clients, strict=True):
@@ -181,7 +181,9 @@ def problems(db: Path, seen: Seen) -> list[str]:
     found += [f"{name} has item {item} {n} times" for (name, item), n in twice.items() if n > 1][:5]
     found += [f"item {row.id} has {per_item[row.id]} labels, and wants {row.wanted}" for row in taken
               if per_item[row.id] > row.wanted][:5]  # fmt: skip
-    found += [f"item {row.id} counts {row.done} of {per_item[row.id]}" for row in taken if row.done != per_item[row.id]][:5]
+    found += [
+        f"item {row.id} counts {row.done} of {per_item[row.id]}" for row in taken if row.done != per_item[row.id]
+    ][:5]
     print(f"{len(seen.saved):,} labels answered with success, {len(rows):,} in the database")
     return found
 
@@ -224,7 +226,10 @@ def main() -> int:
             strange = [what for what in pages.answers if not what.endswith(": 200")]
             wrong += [f"a lead's page: {what}" for what in strange]
             cpu = lab.processor_seconds(server)
-            print(f"processor seconds of the server: {cpu:.0f}; load before {before:.1f}, at the end {os.getloadavg()[0]:.1f}")
+            print(
+                f"processor seconds of the server: {cpu:.0f}; "
+                f"load before {before:.1f}, at the end {os.getloadavg()[0]:.1f}"
+            )
     print("\n".join(wrong) or "nothing lost, nothing twice")
     return int(bool(wrong))
 

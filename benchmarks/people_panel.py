@@ -43,7 +43,10 @@ from benchmarks.reward_ensembles import once
 from benchmarks.reward_lab import Drawn, base_model, measures, options, over_seeds
 
 SEEDS = (0, 1, 2)
-METHODS = {"pairs": ("majority", "dawid-skene", "mace"), "rankings": ("majority", "dawid-skene", "mace", "bradley-terry")}
+METHODS = {
+    "pairs": ("majority", "dawid-skene", "mace"),
+    "rankings": ("majority", "dawid-skene", "mace", "bradley-terry"),
+}
 VOTES = (3, 5)
 STARTS = (0, 1)
 """Seeds of each reward model; the mean of them is one number."""
@@ -87,8 +90,9 @@ def drawn(root: Path, seed: int, size: Size) -> AssistantWorld:
         lab.write_examples(root / f"{name}-items.jsonl", lab.items(world, count, answers, size.gap, rng, leave))
     shared = {"question": "Which answer helps more?", "overlap": max(VOTES)}
     lab.write_task(
-        root / "pairs.yaml", name="pairs", kind="pair", title="Which answer helps more?", items=str(root / "pairs-items.jsonl"),
-        gold=str(root / "known.jsonl"), gold_share=0.05, second_pass=0.05, **shared,
+        root / "pairs.yaml", name="pairs", kind="pair", title="Which answer helps more?",
+        items=str(root / "pairs-items.jsonl"), gold=str(root / "known.jsonl"), gold_share=0.05, second_pass=0.05,
+        **shared,
     )  # fmt: skip
     lab.write_task(
         root / "rankings.yaml", name="rankings", kind="ranking", title="Order the answers",
@@ -278,7 +282,9 @@ def tables(numbers: Sequence[Mapping[str, Any]]) -> list[str]:
                 gap = "" if method == "majority" else _gap(paired_difference(own, base, clusters))
                 each = [100 * np.mean(seed[f"{kind}, {count} votes, {method}"]["right"]) for seed in numbers]
                 share = f"{mean.mean:.1%} [{mean.low:.1%}, {mean.high:.1%}]"
-                lines.append(f"| {kind} | {count} | {method} | {share} | {gap} | {', '.join(f'{x:.1f}' for x in each)} |")
+                lines.append(
+                    f"| {kind} | {count} | {method} | {share} | {gap} | {', '.join(f'{x:.1f}' for x in each)} |"
+                )
     lines += ["", "| who says so | fault | found | named | with another fault | without any | precision |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for count in VOTES:

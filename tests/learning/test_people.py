@@ -65,7 +65,15 @@ def labelled(tmp_path_factory, children) -> tuple[Path, dict[str, list[Given]]]:
                     accounts.add_member(c, projects.project(c, name), user, "annotator", None)
         for name in TASKS:
             said[name] = work(server.url, name, tokens, world, seed=3, budget=600.0)
-            words = ["label", "--db", str(server.db), "--project", name, "--export", str(folder / f"{name}-votes.jsonl")]
+            words = [
+                "label",
+                "--db",
+                str(server.db),
+                "--project",
+                name,
+                "--export",
+                str(folder / f"{name}-votes.jsonl"),
+            ]
             assert main(words) == 0
         assert server.stop() in (0, 143)
     return folder, said
