@@ -124,14 +124,8 @@ def _join(visit: Visit, token: str, user: str = "", problem: str = "", status: i
 def _signed_in(visit: Visit, user: User, place: str) -> Response:
     with visit.writing() as c:
         token = sessions.start_session(c, user, visit.now)
-<<<<<<< HEAD
         if place == "/" and user.role == "annotator" and len(only := projects.projects(c, user)) == 1:
             place = f"/p/{only[0].name}"
-=======
-        if place == "/" and len(only := projects.projects(c, user)) == 1:
-            leads = accounts.membership(c, only[0], user) in ("lead", "admin")
-            place = f"/p/{only[0].name}{'/lead' if leads else ''}"  # the page of work would lease an item to them
->>>>>>> label-lab
     response = visit.go(place)
     set_cookie(visit.request, response, SESSION, token, int(sessions.SESSION))
     return response
