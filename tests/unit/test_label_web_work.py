@@ -379,6 +379,7 @@ def test_leads_take_labels_out_and_put_items_in(site: Site) -> None:
         ("![cat](http://x.org/c.png)", ('<a href="http://x.org/c.png"', "[image: cat]")),
         ("[a](https://a.org)", ('href="https://a.org"', 'rel="noopener noreferrer nofollow"', 'target="_blank"')),
         ("\\(\\frac{\\)", ("<code>\\(\\frac{\\)</code>",)),
+        ("$\\text{<img src=x>}$", ("<code>$\\text{&lt;img src=x&gt;}$</code>",)),
     ],
 )  # fmt: skip
 def test_markdown_code_and_maths_are_set(text: str, parts: tuple[str, ...]) -> None:
