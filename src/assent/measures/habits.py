@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import stats
 from scipy.special import expit, logit
 
 from assent.measures import logistic
-from assent.statistics import Interval, proportion_interval
+from assent.statistics import Interval, holm, proportion_interval
 
 RIDGE = 0.1
 """Holds the coefficients of an annotator with few labels."""
-Z = 2.5758293035489004
-"""Of a 99 % interval."""
+LEVEL = 0.01
+"""Chance that anybody is said to have a taste where all annotators are alike."""
+LEAST = 0.25
+"""Tastes below it, in logits, differ too little from the others' to act on: 0.25 turns 50 % into 56 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +27,6 @@ class Taste:
 
     value: float
     error: float
-
-    @property
-    def found(self) -> bool:
-        """Whether its 99 % interval leaves 0 out."""
-        return self.error > 0 and abs(self.value) > Z * self.error
 
 
 NOTHING = Taste(math.nan, math.nan)
@@ -87,6 +86,22 @@ def habits(
             )
         )
     return made
+
+
+def stand_out(tastes: Mapping[str, Taste]) -> dict[str, Taste]:
+    """The annotators whose taste sets them apart from the others, with how far it lies beyond the median of all, tested
+    with Holm's correction. The others' votes are what is taken for worth, so one annotator's taste shows in all others'
+    as its opposite: counted is what lies on the same side of the median as of 0."""
+    beyond = {name: replace(taste, value=_beyond(taste, tastes)) for name, taste in tastes.items()}
+    chances = [2 * float(stats.norm.sf(abs(t.value) / t.error)) if t.error > 0 else math.nan for t in beyond.values()]
+    adjusted = zip(beyond.items(), holm(chances), strict=True)
+    return {name: taste for (name, taste), p in adjusted if p < LEVEL and abs(taste.value) >= LEAST}
+
+
+def _beyond(taste: Taste, tastes: Mapping[str, Taste]) -> float:
+    known = [each.value for each in tastes.values() if each.error > 0]
+    away = taste.value - (float(np.median(known)) if len(known) > 2 else 0.0)
+    return min(taste.value, away, key=abs) if taste.value * away > 0 else 0.0
 
 
 def _tastes(x: np.ndarray, y: np.ndarray) -> list[Taste]:

@@ -19,7 +19,7 @@ from assent.errors import ConfigError, DataError
 from assent.measures import annotators as models
 from assent.measures.annotators import Consensus, Labels
 from assent.measures.closest import averaged, helpsteer2
-from assent.measures.habits import Habits, Taste, habits
+from assent.measures.habits import Habits, Taste, habits, stand_out
 from assent.names import suggestion
 from assent.people import asked
 from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
@@ -42,18 +42,8 @@ class Annotator:
     ratings: int = 0
     right: float | None = None
     habits: Habits | None = None
-
-    @property
-    def warnings(self) -> list[str]:
-        """What to know before their labels are used."""
-        found = self.habits
-        if found is None:
-            return []
-        return [
-            *(["no better than chance"] if found.is_careless else []),
-            *([f"prefers the {'left' if found.side.value > 0 else 'right'}"] if found.side.found else []),
-            *([f"prefers the {'longer' if found.length.value > 0 else 'shorter'}"] if found.length.found else []),
-        ]
+    warnings: tuple[str, ...] = ()
+    """What to know before their labels are used."""
 
 
 @dataclass(frozen=True)
@@ -289,12 +279,30 @@ def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, f
         kind: Counter(name for _, name in table)
         for kind, table in (("comparisons", votes.comparisons), ("labels", votes.labels), ("ratings", votes.ratings))
     }
+    warned = _warnings({name: each for name, each in known.items() if not name.startswith(UNNAMED)})
     return {
         name: Annotator(
-            **{kind: count[name] for kind, count in counts.items()}, right=right.get(name), habits=known.get(name)
+            **{kind: count[name] for kind, count in counts.items()},
+            right=right.get(name),
+            habits=known.get(name),
+            warnings=warned.get(name, ()),
         )
         for name in sorted(votes.annotators)
         if not name.startswith(UNNAMED)
+    }
+
+
+def _warnings(known: Mapping[str, Habits]) -> dict[str, tuple[str, ...]]:
+    """Who is careless, and whose taste for a side or a length sets them apart."""
+    left = stand_out({name: each.side for name, each in known.items()})
+    longer = stand_out({name: each.length for name, each in known.items()})
+    return {
+        name: (
+            *(["no better than chance"] if each.is_careless else []),
+            *([f"prefers the {'left' if left[name].value > 0 else 'right'}"] if name in left else []),
+            *([f"prefers the {'longer' if longer[name].value > 0 else 'shorter'}"] if name in longer else []),
+        )
+        for name, each in known.items()
     }
 
 

@@ -9,20 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from assent.measures.habits import NOTHING, Habits, Taste
+from assent.measures.habits import LEVEL, NOTHING, Habits, Taste, stand_out
 from assent.people.task import TaskDefinition
 from assent.statistics import Interval, holm, proportion_interval, share_interval
 
-LEVEL = 0.01
-"""Chance that anything is said where all annotators are alike, for each thing that is looked at."""
 FEWEST = 20
 """Labels below which nothing is said of agreement, haste and sides."""
 LATE = 50
 """Labels that are late ones; the first half is early."""
 GAP = 0.1
 """Shares that are closer differ too little to act on, however sure the difference is."""
-TASTE = 0.25
-"""The same of tastes, in logits: what turns 50 % into 56 %."""
 HASTE = 0.1
 """Share of labels given too fast to have been read from which it is said."""
 PACE = 25.0
@@ -96,9 +92,8 @@ def reports(
     below = _holm({name: _below_others(name, agreed) for name in found})
     fickle = _holm({name: _below_others(name, again) for name in found})
     drifts = _holm({name: one.drift.p if one.drift else math.nan for name, one in found.items()})
-    left = _beyond({name: one.side for name, one in found.items()})
-    longer = _beyond({name: one.length for name, one in found.items()})
-    sides, lengths = (_holm({name: _chance(taste) for name, taste in each.items()}) for each in (left, longer))
+    left = stand_out({name: one.side for name, one in found.items()})
+    longer = stand_out({name: one.length for name, one in found.items()})
     made = {}
     for name, one in found.items():
         odd: list[Finding] = [*_low_gold(one.gold, task), *_hurries(one.hurried)]
@@ -110,9 +105,9 @@ def reports(
             )
         if one.drift is not None and drifts[name] < LEVEL:
             odd += _falls(one.drift)
-        if sides[name] < LEVEL:
+        if name in left:
             odd += _takes(left[name], ("left", "right"), "the one on the {}")
-        if lengths[name] < LEVEL:
+        if name in longer:
             odd += _takes(
                 longer[name], ("longer", "shorter"), "the {} of two answers, a standard deviation apart in length,"
             )
@@ -192,24 +187,6 @@ def _mean_of_others(name: str, values: Mapping[str, np.ndarray]) -> float:
     return float(_others(name, values).mean())
 
 
-def _beyond(tastes: Mapping[str, Taste]) -> dict[str, Taste]:
-    """How far each taste lies beyond the median of all, where it lies on the same side of it as of 0: the others' votes
-    are what is taken for worth, so that one annotator's taste shows in all others' as its opposite."""
-    known = [taste.value for taste in tastes.values() if taste.error > 0]
-    middle = float(np.median(known)) if len(known) > 2 else 0.0
-
-    def least(value: float) -> float:
-        away = value - middle
-        return min(value, away, key=abs) if value * away > 0 else 0.0
-
-    return {name: replace(taste, value=least(taste.value)) for name, taste in tastes.items()}
-
-
-def _chance(taste: Taste) -> float:
-    """p of there being no such taste."""
-    return 2 * float(stats.norm.sf(abs(taste.value) / taste.error)) if taste.error > 0 else math.nan
-
-
 # ---- in words
 
 
@@ -244,8 +221,6 @@ def _falls(drift: Drift) -> list[Finding]:
 
 
 def _takes(taste: Taste, names: Sequence[str], words: str) -> list[Finding]:
-    if abs(taste.value) < TASTE:
-        return []
     side = names[0] if taste.value > 0 else names[1]
     share = 1 / (1 + math.exp(-abs(taste.value)))
     rest = "of the time where the others' votes are even"
