@@ -43,8 +43,8 @@ from assent.models.loading import quiet_transformers
 from assent.outputs import write_text
 from assent.people.aggregate import aggregate
 from benchmarks import people_lab as lab
-from benchmarks.reward_ensembles import once
-from benchmarks.reward_lab import Drawn, base_model, measures, options, over_seeds
+from benchmarks.reward_ensembles import common, once
+from benchmarks.reward_lab import Drawn, measures, over_seeds
 
 SEEDS = (0, 1, 2)
 TIMES = 10
@@ -75,10 +75,12 @@ class Size:
     budgets: tuple[int, ...] = (24, 48, 96)
     held: int = 1500
     gap: float = 0.4
-    steps: int = 100
+    steps: int = 150
+    scale: float = 1.0
+    """Of the demonstrations that the reward models' start has learnt from."""
 
 
-QUICK = Size((6, 12), 40, 0.4, 3)
+QUICK = Size((6, 12), 40, 0.4, 3, 0.02)
 
 
 # ---- labelling
@@ -182,17 +184,13 @@ def one_seed(root: Path, seed: int, size: Size) -> dict[str, dict[str, float]]:
     once(root / "labelled.json", lambda: label(root, world, seed))
     held = lab.read_examples(root / "held.jsonl")
     examples = [Drawn(example, tuple(lab.gold_of(world, example))) for example in held]
-    texts = [Drawn(example, ()) for example in lab.read_examples(root / "careless-items.jsonl")]
-    base = base_model(root / "base", texts, seed)
+    base = lab.start(root, seed, size.scale)
     found = {}
     for budget in size.budgets:
         for arm in ARMS:
             file, about = rows_of(root, arm, budget)
             run = root / f"reward-{file.stem}"
-            given = options(
-                base, file, run, seed, batch_size=16, epochs=1000, max_steps=size.steps, micro_tokens=8192,
-                log_every=50,
-            )  # fmt: skip
+            given = common(base, file, run, 1e-3, seed, batch_size=16, epochs=1000, max_steps=size.steps)
             once(run / "summary.json", lambda: _quietly(given))  # noqa: B023
             found[f"{arm}, {budget}"] = {**measures(run, examples), "away from gold": _right(world, file), **about}
     return found

@@ -39,8 +39,8 @@ from assent.outputs import write_text
 from assent.people.aggregate import AggregateSummary, aggregate
 from assent.statistics import PairedDifference, mean_interval, paired_difference
 from benchmarks import people_lab as lab
-from benchmarks.reward_ensembles import once
-from benchmarks.reward_lab import Drawn, base_model, measures, options, over_seeds
+from benchmarks.reward_ensembles import common, once
+from benchmarks.reward_lab import Drawn, measures, over_seeds
 
 SEEDS = (0, 1, 2)
 METHODS = {
@@ -48,7 +48,7 @@ METHODS = {
     "rankings": ("majority", "dawid-skene", "mace", "bradley-terry"),
 }
 VOTES = (3, 5)
-STARTS = (0, 1)
+ORDERS = (0, 1)
 """Seeds of each reward model; the mean of them is one number."""
 SAID = {"careless": "no better than chance", "length": "prefers the longer", "left": "prefers the left"}
 """Fault of a labeller -> what `assent aggregate` says of it."""
@@ -66,9 +66,11 @@ class Size:
     held: int = 1500
     gap: float = 0.4
     steps: int = 150
+    scale: float = 1.0
+    """Of the demonstrations that the reward models' start has learnt from."""
 
 
-QUICK = Size(60, 12, 8, 60, 0.4, 4)
+QUICK = Size(60, 12, 8, 60, 0.4, 4, 0.02)
 
 
 # ---- labelling
@@ -207,7 +209,7 @@ def rates(found: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, tuple[int, 
 
 
 def rewarded(root: Path, world: AssistantWorld, seed: int, size: Size) -> dict[str, float]:
-    """Held-out accuracy of a reward model on each kind of labels, the mean over `STARTS`."""
+    """Held-out accuracy of a reward model on each kind of labels, the mean over `ORDERS`."""
     least = min(VOTES)
     asked, held = lab.read_examples(root / "pairs-items.jsonl"), lab.read_examples(root / "held.jsonl")
     raw = root / "pairs-raw.jsonl"
@@ -221,13 +223,12 @@ def rewarded(root: Path, world: AssistantWorld, seed: int, size: Size) -> dict[s
     arms["gold"] = (root / "pairs-gold.jsonl", False)
     examples = [Drawn(example, tuple(lab.gold_of(world, example))) for example in held]
     found: dict[str, float] = {}
+    base = lab.start(root, seed, size.scale)
     for name, (file, soft) in arms.items():
         accuracy = []
-        for start in STARTS:
-            base = base_model(root / f"base-{start}", [Drawn(example, ()) for example in asked], 10 * seed + start)
-            run = root / f"reward-{name.replace(', ', '-').replace(' ', '-')}-{start}"
-            steps = {"batch_size": 32, "epochs": 1000, "max_steps": size.steps, "micro_tokens": 8192, "log_every": 50}
-            given = options(base, file, run, 10 * seed + start, **steps)
+        for order in ORDERS:
+            run = root / f"reward-{name.replace(', ', '-').replace(' ', '-')}-{order}"
+            given = common(base, file, run, 1e-3, 10 * seed + order, batch_size=16, epochs=1000, max_steps=size.steps)
             once(run / "summary.json", lambda: _quietly(RewardConfig(**given, reward=RewardSection(votes=soft))))  # noqa: B023
             accuracy.append(measures(run, examples)["accuracy"])
         found[name] = float(np.mean(accuracy))
