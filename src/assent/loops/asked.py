@@ -46,7 +46,7 @@ def _ask(answers: Path, to_label: Path, labelled: Path) -> None:
     raise Incomplete(
         f"{count:,} answers to {len(rows):,} prompts wait for labels in {to_label}. Put the same rows with feedback "
         f"(pairs, rankings, ratings or yes/no labels: docs/formats.md) into {labelled}, and give the same command with "
-        "--resume auto."
+        "--resume auto. `assent label` asks people (docs/loops.md)."
     )
 
 
