@@ -33,14 +33,18 @@ class LabelProcess:
         words = ["label", *map(str, self.tasks), "--db", str(self.db), "--port", str(self.port)]
         self.pid = self.children.start(words, self.log)
         until = time.monotonic() + SLOW
-        while time.monotonic() < until and "error: " not in self.log.read_text():
+        while time.monotonic() < until and "error: " not in self._said():
             try:
                 httpx2.get(f"{self.url}/health", timeout=10.0, trust_env=False)
                 return
             except httpx2.HTTPError:
                 time.sleep(0.1)
         self.kill()
-        raise AssertionError(self.log.read_text()[-2000:])
+        raise AssertionError(self._said()[-2000:])
+
+    def _said(self) -> str:
+        """The log, which the child makes when it begins."""
+        return self.log.read_text() if self.log.exists() else ""
 
     def stop(self) -> int:
         """Asks it to end, as a service manager does; its exit code."""
