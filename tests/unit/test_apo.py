@@ -274,7 +274,7 @@ def test_a_method_on_rewards_is_given_the_reward_model(world: Path, tmp_path: Pa
         ("--method ppo --choose.gap 1", "samples answers by itself"),
         ("--choose.take above", "takes what reaches --choose.threshold"),
         ("--data.eval_fraction 0", "Give a share, or --data.eval FILE"),
-        ("--reward_options adversarial.golden:x", "reward has no option 'adversarial.golden'"),
+        ("--reward_options adversarial.golden:WORLD/more.jsonl", "reward has no option 'adversarial.golden'"),
         ("--reward_options adversarial.coeff:1", "Perhaps you meant"),
         ("--options optim.lrr:1", "sft has no option 'optim.lrr'"),
         ("--reward_model WORLD/policy", "has no reward head. Train one with: assent reward"),
