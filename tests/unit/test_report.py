@@ -113,7 +113,7 @@ def table() -> PolicyTable:
                 name,
                 columns,
                 np.arange(40),
-                (NASTY,) * 40,
+                (f"{NASTY} {name}",) * 40,
                 tokens=np.arange(10, 50),
                 finished=np.arange(40) % 5 > 0,
                 log_prob=np.full(40, -2.5),

@@ -108,7 +108,7 @@ def test_constitutional_ai_and_going_on_when_the_server_left(base: Path, tmp_pat
     assert constitution(replace(config, resume="auto")) == last and server.asked == asked  # nothing is done again
     loop.rename(tmp_path / "whole")
     rows = state(tmp_path / "whole")
-    stages = ["sl/answers.jsonl", "sl/revisions.jsonl", "sl/sft"]
+    stages = ["prompts.jsonl", "sl/answers.jsonl", "sl/revisions.jsonl", "sl/sft"]
     stages += [
         f"round-1/{name}" for name in ("answers.jsonl", "choices.jsonl", "pairs.jsonl", "reward", "rloo", "eval")
     ]
@@ -117,7 +117,7 @@ def test_constitutional_ai_and_going_on_when_the_server_left(base: Path, tmp_pat
     assert all(len(row.meta["chain"]) == 2 and row.responses[0].source == "ai" for row in revised)
     assert {"length", "length_low", "win_rate"} <= rows[-1]["numbers"].keys()
     pairs = load_examples(str(tmp_path / "whole/round-1/pairs.jsonl")).examples
-    assert rows[5]["numbers"] == {"feedback": len(pairs) - 1, "comparisons": 1}
+    assert rows[6]["numbers"] == {"feedback": len(pairs) - 1, "comparisons": 1}
     assert all(0.5 < pair.share < 1 for row in pairs[:-1] for pair in row.feedback) and compares(pairs[-1])
     made = yaml.safe_load((tmp_path / "whole/round-1/reward/resolved.yaml").read_text())
     assert made["reward"]["votes"] is True and made["model"]["path"].endswith("sl/sft")
@@ -128,7 +128,7 @@ def test_constitutional_ai_and_going_on_when_the_server_left(base: Path, tmp_pat
     server.left = 4
     with pytest.raises(Incomplete, match="--resume asks them alone"):
         constitution(config)
-    assert [row["stage"] for row in state(loop)] == ["sl/answers.jsonl"]
+    assert [row["stage"] for row in state(loop)] == ["prompts.jsonl", "sl/answers.jsonl"]
     server.left = 7 + 2 + 3  # the rest of the revisions, what the judge is tried with, and three of ten choices
     with pytest.raises(Incomplete):
         constitution(replace(config, resume="auto"))
