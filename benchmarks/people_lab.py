@@ -152,7 +152,7 @@ class LabelServer:
     def stop(self) -> int:
         """Ends it as Ctrl-C does; its exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(SLOW)
         except subprocess.TimeoutExpired:
