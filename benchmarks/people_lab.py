@@ -150,7 +150,7 @@ class LabelServer:
             time.sleep(0.1)
 
     def stop(self) -> int:
-        """Ends it as Ctrl-C does; its exit code."""
+        """Ends it in order, as a service manager does; its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
