@@ -4,8 +4,6 @@ to run, and when something goes wrong: two tabs, a lease that ran out, no connec
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import threading
 import time
@@ -17,16 +15,11 @@ import pytest
 
 from assent.data.records import Message
 from assent.people.task import Item, TaskDefinition
+from tests.browser import ARGUMENTS, CHROMIUM, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None and not os.environ.get("ASSENT_BROWSER"):
-    pytest.skip("no chromium is here (apt-get install chromium)", allow_module_level=True)
-
-sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("sqlalchemy")
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 PASSWORD = "a long password"
 PATIENCE = 60_000
 """Milliseconds: the machine may be busy."""

@@ -4,9 +4,7 @@ decided by keyboard, labels are exported, and `assent reward` trains on the file
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -20,16 +18,11 @@ from assent.cli import main
 from assent.data.formats import load_examples
 from assent.data.records import Message
 from assent.people.task import Item, TaskDefinition
+from tests.browser import ARGUMENTS, CHROMIUM, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None and not os.environ.get("ASSENT_BROWSER"):
-    pytest.skip("no chromium is here (apt-get install chromium)", allow_module_level=True)
-
-sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("sqlalchemy")
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 PASSWORD = "a long password"
 PATIENCE = 60_000
 """Milliseconds: the machine may be busy."""

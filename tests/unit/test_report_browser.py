@@ -4,9 +4,7 @@ light, dark and printed; that nothing in it runs but its own script, and that it
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,19 +20,13 @@ from assent.evaluate.report import Report, build_report
 from assent.evaluate.results import PolicyTable
 from assent.evaluate.runs import read_run
 from assent.measures.answers import Answers, Prompts
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None and not os.environ.get("ASSENT_BROWSER"):
-    pytest.skip("no chromium is here (apt-get install chromium)", allow_module_level=True)
-
-sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+from tests.browser import ARGUMENTS, CHROMIUM, sync_playwright
 
 PROMPTS = 45
 NASTY = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'></script><!--<script> \u2028 \u2029 \x00 "
     '" onfocus="window.ran=1" autofocus x=" \' javascript:window.ran=1 &lt;b&gt; {{ 7*7 }} \ud800'
 )
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -132,24 +132,35 @@ def _trl(labelled: Labelled, task: TaskDefinition, lost: Lost) -> Iterator[Row]:
     def said(text: str) -> Any:
         return text if as_text else [message_row(Message("assistant", text))]
 
+    def alone(text: str) -> Row:
+        return {"prompt": prompt, "completion": said(text)}
+
+    yield from _rows(labelled, task, lost, base, alone, {"prompt": prompt}, said, "label")
+
+
+def _rows(
+    labelled: Labelled,
+    task: TaskDefinition,
+    lost: Lost,
+    base: Row,
+    alone: Callable[[str], Row],
+    before: Row,
+    said: Callable[[str], Any],
+    good_name: str,
+) -> Iterator[Row]:
+    """A row for each label: `alone` makes those of one answer, `before` is what stands before two of them, `good_name`
+    the column of a yes/no label."""
+    responses = labelled.item.responses
     if task.kind == "yesno":
         for label, answer, good in _label_rows(labelled, lost, task):
-            yield base | {"prompt": prompt, "completion": said(item.responses[answer]), "label": good} | _said(label)
+            yield base | alone(responses[answer]) | {good_name: good} | _said(label)
     elif task.kind == "edit":
         for label, text in _written(labelled, lost):
-            yield base | {"prompt": prompt, "completion": said(text)} | _said(label)
+            yield base | alone(text) | _said(label)
     else:
         for label, pair in _votes(labelled, lost, task):
-            yield (
-                base
-                | {
-                    "prompt": prompt,
-                    "chosen": said(item.responses[pair.chosen]),
-                    "rejected": said(item.responses[pair.rejected]),
-                }
-                | _strength(pair)
-                | _said(label)
-            )
+            two = {"chosen": said(responses[pair.chosen]), "rejected": said(responses[pair.rejected])}
+            yield base | before | two | _strength(pair) | _said(label)
 
 
 def _is_text(item: Item) -> bool:
@@ -179,24 +190,10 @@ def _sharegpt(labelled: Labelled, task: TaskDefinition, lost: Lost) -> Iterator[
     def said(text: str) -> Row:
         return {"from": "gpt", "value": text}
 
-    if task.kind == "yesno":
-        for label, answer, good in _label_rows(labelled, lost, task):
-            yield base | {"conversations": [*turns, said(item.responses[answer])], "kto_tag": good} | _said(label)
-    elif task.kind == "edit":
-        for label, text in _written(labelled, lost):
-            yield base | {"conversations": [*turns, said(text)]} | _said(label)
-    else:
-        for label, pair in _votes(labelled, lost, task):
-            yield (
-                base
-                | {
-                    "conversations": turns,
-                    "chosen": said(item.responses[pair.chosen]),
-                    "rejected": said(item.responses[pair.rejected]),
-                }
-                | _strength(pair)
-                | _said(label)
-            )
+    def alone(text: str) -> Row:
+        return {"conversations": [*turns, said(text)]}
+
+    yield from _rows(labelled, task, lost, base, alone, {"conversations": turns}, said, "kto_tag")
 
 
 # ---- HelpSteer
