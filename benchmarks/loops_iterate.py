@@ -35,16 +35,15 @@ from matplotlib.figure import Figure
 from assent import distributed
 from assent.algorithms.online.train import train_online
 from assent.algorithms.reward.pairs import train_reward
-from assent.algorithms.sft import train_sft
-from assent.config import EvalConfig, IterateConfig, RewardConfig, RewardsConfig, SFTConfig, online_config
+from assent.config import EvalConfig, IterateConfig, RewardConfig, RewardsConfig, online_config
 from assent.evaluate.evaluation import evaluate
 from assent.evaluate.plots import GOLD_COLOR, PROXY_COLOR
 from assent.evaluate.results import EVALUATION, PolicyTable
-from assent.lab.artifacts import WorldPaths, build_world
+from assent.lab.artifacts import WorldPaths
 from assent.loops.iterate import iterate
 from assent.models.loading import quiet_transformers
 from assent.outputs import write_text
-from benchmarks.reward_ensembles import common, once, write_base
+from benchmarks.reward_ensembles import common, once, write_start
 from benchmarks.reward_lab import over_seeds
 
 SAMPLING = {"max_new_tokens": 48, "max_batch": 256}
@@ -119,11 +118,7 @@ QUICK = {
 def started(root: Path, seed: int, size: Size) -> WorldPaths:
     """World, `start`, and reward models: `proxy`, which loops begin with, and where labels follow `proxy-more`, from as
     many more pairs as all rounds label."""
-    world = WorldPaths(root / "world")
-    once(world.world, lambda: build_world(world.root, seed=seed, scale=size.scale))
-    base = once(root / "base", lambda: write_base(world, root / "base", seed))
-    given = common(base, world.sft, root / "start", 4e-3, seed, batch_size=32, epochs=size.epochs)
-    once(root / "start" / "summary.json", partial(train_sft, SFTConfig(**given)))
+    world = write_start(root, seed, size.scale, size.epochs)
     rows = world.preferences.read_text().splitlines(keepends=True)
     wanted = {"proxy": size.pairs}
     if size.labels:

@@ -22,21 +22,18 @@ import numpy as np
 import yaml
 from sqlalchemy import Connection
 
-from assent.algorithms.sft import train_sft
 from assent.cli import main
-from assent.config import SFTConfig
 from assent.data.formats import load_examples, to_row
 from assent.data.jsonl import json_line
 from assent.data.records import Example, Feedback, Message, Pair, Ranking, Response
 from assent.lab.answers import COMPARISON_MIX, draw_style
-from assent.lab.artifacts import WorldPaths, build_world
 from assent.lab.world import AssistantWorld, Prompt
 from assent.outputs import write_text
 from assent.people.store import accounts, projects, sessions
 from assent.people.store.board import Board
 from assent.people.store.records import Role
 from assent.people.store.store import Store
-from benchmarks.reward_ensembles import common, once, write_base
+from benchmarks.reward_ensembles import write_start
 
 COMMAND = (sys.executable, "-m", "assent", "label")
 SLOW = 900.0
@@ -44,18 +41,9 @@ SLOW = 900.0
 
 
 def start(root: Path, seed: int, scale: float) -> Path:
-    """A small model that has learnt the world's demonstrations, and with them its facts: what reward models begin
-    from."""
-    world = WorldPaths(root / "world")
-    once(world.world, lambda: build_world(world.root, seed=seed, scale=scale))
-    base = once(root / "base", lambda: write_base(world, root / "base", seed))
-    given = common(base, world.sft, root / "start", 4e-3, seed, batch_size=32, epochs=5)
-
-    def learn() -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train_sft(SFTConfig(**given))
-
-    once(root / "start" / "summary.json", learn)
+    """What reward models begin from; training it says nothing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        write_start(root, seed, scale)
     return root / "start"
 
 

@@ -138,6 +138,16 @@ def write_base(world: WorldPaths, out: Path, seed: int) -> None:
     write_new_model(tokenizer, random_model(tokenizer, size), out)
 
 
+def write_start(root: Path, seed: int, scale: float, epochs: int = 5) -> WorldPaths:
+    """A world in `root`, and in root/start a small model that has learnt its demonstrations, with them its facts."""
+    world = WorldPaths(root / "world")
+    once(world.world, lambda: build_world(world.root, seed=seed, scale=scale))
+    base = once(root / "base", lambda: write_base(world, root / "base", seed))
+    given = common(base, world.sft, root / "start", 4e-3, seed, batch_size=32, epochs=epochs)
+    once(root / "start" / "summary.json", lambda: train_sft(SFTConfig(**given)))
+    return world
+
+
 @dataclass(frozen=True)
 class Models:
     """What is made for a seed before gold is asked for. `every` are the folders of models that learnt from all pairs:
