@@ -50,7 +50,7 @@ METHODS = {
 VOTES = (3, 5)
 ORDERS = (0, 1)
 """Seeds of each reward model; the mean of them is one number."""
-SAID = {"careless": "no better than chance", "length": "prefers the longer", "left": "prefers the left"}
+SAID = {"careless": "hardly better than chance", "length": "prefers the longer", "left": "prefers the left"}
 """Fault of a labeller -> what `assent aggregate` says of it."""
 NOBODY = "prefers the shorter", "prefers the right"
 """What it may say of somebody, though nobody here is so."""

@@ -1,4 +1,4 @@
-"""Who is right when annotators disagree: models of annotators beside crowd-kit's, their habits, HelpSteer2's rule."""
+"""Who is right when annotators disagree: models of annotators beside crowd-kit's, HelpSteer2's rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from scipy.special import logit
 
 from assent.measures.annotators import Choices, Labels, dawid_skene, decided, mace, majority, noisy_bradley_terry
 from assent.measures.closest import averaged, helpsteer2, needs_more
-from assent.measures.habits import Taste, habits, stand_out
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 ACCURACY = np.array([0.95, 0.9, 0.9, 0.8, 0.7, 0.6, 0.4, 0.34])
@@ -118,36 +117,6 @@ def test_bradley_terry_with_annotators_has_crowd_kits_likelihood_and_finds_skill
     assert np.corrcoef(close.strength, strength)[0, 1] > 0.97
     np.testing.assert_allclose(close.skill, skill, atol=0.2)
     assert close.side[3] > 0.85 and close.prefers(np.array([strength.argmax()]), np.array([strength.argmin()]))[0] > 0.8
-
-
-def test_what_annotators_go_by():
-    rng = np.random.default_rng(0)
-    n = 3000
-    who, worth, longer = rng.integers(0, 4, n), rng.normal(0, 1, n), rng.normal(0, 0.5, n)
-    side, length, look = np.array([0, 1.5, 0, 0]), np.array([0, 0, 3.0, 0]), np.array([2.0, 2.0, 2.0, 0.0])
-    took = (rng.random(n) < 1 / (1 + np.exp(-(look[who] * worth + side[who] + length[who] * longer)))).astype(float)
-    others = 1 / (1 + np.exp(-worth))
-    took[:10], others[10:20] = 0.5, np.nan
-    good, left, wordy, careless = habits(who, took, others, longer, 4)
-    found = dict(zip(("good", "left", "wordy", "careless"), (good, left, wordy, careless), strict=True))
-    sides = stand_out({name: each.side for name, each in found.items()})
-    lengths = stand_out({name: each.length for name, each in found.items()})
-    assert set(sides) == {"left"} and sides["left"].value > 0.8 and set(lengths) == {"wordy"}
-    assert lengths["wordy"].value > 0.8 and not good.is_careless
-    assert careless.is_careless and not left.is_careless
-    assert sum(each.ties for each in (good, left, wordy, careless)) == 10
-    assert sum(each.labels for each in (good, left, wordy, careless)) == n
-    (unknown, *_) = habits(who, took, others, longer, 4, sides_known=False)
-    assert np.isnan(unknown.side.value) and stand_out({"unknown": unknown.side}) == {}
-
-
-def test_a_taste_of_one_is_not_the_others_opposite():
-    """Who is measured against votes with a taste seems to have the opposite one."""
-    tastes = {"wordy": Taste(2.0, 0.2), **{name: Taste(-0.5, 0.1) for name in "abcde"}}
-    assert stand_out(tastes) == {"wordy": Taste(2.0, 0.2)}
-    assert stand_out({name: Taste(0.5, 0.1) for name in "ab"}).keys() == {"a", "b"}  # two have no median to go by
-    assert stand_out({"a": Taste(0.2, 0.001), "b": Taste(0.0, 1.0)}) == {}  # sure, but too little to act on
-    assert stand_out({"a": Taste(0.6, 0.2), **{str(n): Taste(0.0, 0.2) for n in range(99)}}) == {}  # one of a hundred
 
 
 @pytest.mark.parametrize(

@@ -198,16 +198,16 @@ def test_a_message_stands_above_the_work_until_it_is_read(world):
 
 def test_numbers_in_words():
     assert leads_words.share_cell(NONE) == leads_words.NOTHING == leads_words.taste_cell(leads_words_nothing(), "ab")
-    from assent.measures.habits import Taste
+    from assent.measures.tastes import Taste
 
-    left = leads_words.taste_cell(Taste(0.0, 0.5), ("left", "right"))
+    left = leads_words.taste_cell(Taste(0.0, 0.5, 1.0), ("left", "right"))
     assert (left.text, left.bounds) == ("left 50 %", "27 to 73")
-    right = leads_words.taste_cell(Taste(-1.0986, 0.1), ("left", "right"))
+    right = leads_words.taste_cell(Taste(-1.0986, 0.1, 0.0), ("left", "right"))
     assert (right.text, right.bounds) == ("right 75 %", "71 to 78")
 
 
 def leads_words_nothing():
-    from assent.measures.habits import NOTHING
+    from assent.measures.tastes import NOTHING
 
     return NOTHING
 

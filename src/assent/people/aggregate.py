@@ -19,7 +19,8 @@ from assent.errors import ConfigError, DataError
 from assent.measures import annotators as models
 from assent.measures.annotators import Consensus, Labels
 from assent.measures.closest import averaged, helpsteer2
-from assent.measures.habits import Habits, Taste, habits, stand_out
+from assent.measures.habits import Habits, careless, habits
+from assent.measures.tastes import Comparisons, Taste, stand_out
 from assent.names import suggestion
 from assent.people import asked
 from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
@@ -294,15 +295,16 @@ def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, f
 
 def _warnings(known: Mapping[str, Habits]) -> dict[str, tuple[str, ...]]:
     """Who is careless, and whose taste for a side or a length sets them apart."""
+    poor = careless(known)
     left = stand_out({name: each.side for name, each in known.items()})
     longer = stand_out({name: each.length for name, each in known.items()})
     return {
         name: (
-            *(["no better than chance"] if each.is_careless else []),
+            *(["hardly better than chance"] if name in poor else []),
             *([f"prefers the {'left' if left[name].value > 0 else 'right'}"] if name in left else []),
             *([f"prefers the {'longer' if longer[name].value > 0 else 'shorter'}"] if name in longer else []),
         )
-        for name, each in known.items()
+        for name in known
     }
 
 
@@ -315,14 +317,18 @@ def habits_of(votes: Votes, words: Mapping[One, int]) -> dict[str, Habits]:
     longer = np.array([logs[low] - logs[high] for low, high in map(_things, table.items)])[table.item]
     swapped = table.left_is_first == 0
     others = without_own(table)
-    found = habits(
-        table.annotator,
-        np.where(swapped, 1 - table.first, table.first),
-        np.where(swapped, 1 - others, others),
-        np.where(swapped, -longer, longer),
+    tied = table.first == 0.5
+    choices = Comparisons(
+        table.item[~tied],
+        table.annotator[~tied],
+        (np.where(swapped, 1 - table.first, table.first) > 0.5)[~tied],
+        swapped[~tied],
+        np.where(swapped, -longer, longer)[~tied],
         len(table.annotators),
-        sides_known=sides_known(table),
+        sides_known(table),
     )
+    ties = np.bincount(table.annotator[tied], minlength=len(table.annotators))
+    found = habits(choices, ties, np.where(swapped, 1 - others, others)[~tied])
     return dict(zip(table.annotators, found, strict=True))
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from assent.measures.habits import LEVEL, NOTHING, Habits, Taste, stand_out
+from assent.measures.habits import Habits
+from assent.measures.tastes import LEVEL, NOTHING, Taste, stand_out
 from assent.people.task import TaskDefinition
 from assent.statistics import Interval, holm, proportion_interval, share_interval
 
@@ -223,7 +224,7 @@ def _falls(drift: Drift) -> list[Finding]:
 def _takes(taste: Taste, names: Sequence[str], words: str) -> list[Finding]:
     side = names[0] if taste.value > 0 else names[1]
     share = 1 / (1 + math.exp(-abs(taste.value)))
-    rest = "of the time where the others' votes are even"
+    rest = "of the time where neither is better"
     return [Finding(f"prefers the {side}", f"takes {words.format(side)} {100 * share:.0f} % {rest}")]
 
 

@@ -16,11 +16,14 @@ from assent.people.kinds import KINDS
 from assent.people.questions import questions_of
 from assent.people.store.evidence import Evidence, Given, Tables
 from assent.people.store.oddities import Report, Work, reports
+from assent.people.votes import Votes
 from assent.statistics import Interval, share_interval
 
 LATEST = 3000
 """Items, the latest that two annotators or more have judged, of which the coefficients are. `assent agree` on an export
 takes all."""
+TASTED = 20_000
+"""Labels, the latest, by which tastes for a side or a length are told."""
 TOPICS = 12
 """Topics, those of most items, by which agreement is shown."""
 POINTS = 24
@@ -41,7 +44,7 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Live:
     """`questions` are of the latest `items` of `of` that were judged twice; `by_annotator` of all labels up to
-    `last`."""
+    `last`; their tastes of the latest `TASTED`."""
 
     last: int
     labels: int
@@ -58,11 +61,20 @@ def measure(evidence: Evidence, machines: frozenset[str] = frozenset()) -> Live:
     agreed = tables.agreed
     twice = _twice(evidence)
     work = _work(evidence, tables, agreed)
-    found = reports(evidence.task, work, habits_of(tables.votes, tables.words(evidence.things)), machines)
+    habits = habits_of(_latest(tables), tables.words(evidence.things))
+    found = reports(evidence.task, work, habits, machines)
     return Live(
         max(evidence.given, default=0), len(evidence.given), min(len(twice), LATEST), len(twice),
         _agreement(tables, twice[-LATEST:]), _timeline(tables.labels, agreed), found,
     )  # fmt: skip
+
+
+def _latest(tables: Tables) -> Votes:
+    """Of the items that were labelled last: enough to tell tastes by."""
+    wanted = {one.item for one in tables.labels[-TASTED:]}
+    rows = {row for row, item in enumerate(tables.items) if item in wanted}
+    votes = tables.votes
+    return replace(votes, comparisons={key: said for key, said in votes.comparisons.items() if key[0][0] in rows})
 
 
 def _twice(evidence: Evidence) -> list[int]:

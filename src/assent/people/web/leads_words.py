@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from assent.measures.estimates import Estimate
-from assent.measures.habits import Taste
+from assent.measures.tastes import Taste
 from assent.people.agree import Agreement
 from assent.people.store.quality import Point
 from assent.statistics import Interval
