@@ -287,7 +287,7 @@ def test_progress_counts(tmp_path):
     work(store, project, two)
     with store.writing() as c:
         items.withdraw(c, 5, None, "broken")
-        assert queue.ahead(c, project, one) == queue.Ahead(mine=3, waiting=1, items=4, done=1, withdrawn=1)
+        assert queue.ahead(c, project, one) == queue.Ahead(mine=3, waiting=1, items=4, done=1)
     take(store, project, one)
     with store.writing() as c:
         assert queue.ahead(c, project, one).waiting == 0

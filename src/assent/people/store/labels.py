@@ -18,7 +18,8 @@ from assent.people.store.queue import own_slot, slot_of
 from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
 LONGEST_REASON = 2000
-_REQUEST = re.compile(r"[ -~]{1,100}")
+REQUEST = re.compile(r"[ -~]{1,100}")
+"""What tells a request from others."""
 Action = Literal["label", "skip", "undo"]
 
 
@@ -120,7 +121,7 @@ def _again(c: Connection, slot: Row[Any], item: Row[Any]) -> bool:
 
 
 def _request(c: Connection, user: User, request: str) -> Row[Any] | None:
-    if not _REQUEST.fullmatch(request):
+    if not REQUEST.fullmatch(request):
         raise StaleError("The form has no proper request number. Load the page again.")
     query = select(t.labels).where(t.labels.c.user_id == user.id, t.labels.c.request == request)
     return c.execute(query).first()
@@ -153,9 +154,11 @@ def undo(c: Connection, user: User, project: Project, request: str, now: float) 
         raise StaleError("This was sent before, with another meaning. Load the page again.")
     if member.locked is not None:
         raise AccessError(member.locked)
-    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id)
-    query = select(t.slots).where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
-    slot = c.execute(query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)).first()
+    mine = (t.labels.c.user_id == user.id) & (t.labels.c.project_id == project.id)
+    mine &= t.slots.c.label_id == t.labels.c.id
+    query = select(t.slots).join(t.labels, t.labels.c.slot_id == t.slots.c.id)
+    query = query.where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
+    slot = c.execute(query.order_by(t.labels.c.id.desc()).limit(1)).first()  # not the latest by a clock that was set
     if slot is None:
         raise MissingError("There is nothing to undo.")
     reopen(c, slot, project, request, None, now)

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -77,6 +77,7 @@ def application(
         **dict.fromkeys(STATUS, _of_error),
         Refused: _itself,
         HTTPException: _of_http,
+        ClientDisconnect: _of_nobody,
         RequestValidationError: _of_request,
         Exception: _of_bug,
     }
@@ -163,7 +164,15 @@ def _of_error(request: Request, error: Exception) -> Refused:
 def _of_http(request: Request, error: Exception) -> Refused:
     status = getattr(error, "status_code", 500)
     words = {404: "There is no such page.", 405: f"{request.method} is not answered here."}
-    return Refused(status, "http", words.get(status, brief(getattr(error, "detail", "") or "That did not work.")))
+    refused = Refused(status, "http", words.get(status, brief(getattr(error, "detail", "") or "That did not work.")))
+    if status == 405:
+        here = {each for route in routes() if route.path_regex.match(request.url.path) for each in route.methods}
+        refused.allow = ", ".join(sorted(here | ({"HEAD"} if "GET" in here else set())))
+    return refused
+
+
+def _of_nobody(request: Request, error: Exception) -> Refused:
+    return Refused(400, "gone", "The connection ended before the request had come whole.")
 
 
 def _of_request(request: Request, error: Exception) -> Refused:
