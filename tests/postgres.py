@@ -60,7 +60,7 @@ def server(bin: Path) -> Iterator[str]:
                     time.sleep(0.1)
             yield url
         finally:
-            running.send_signal(signal.SIGINT)  # ends connections, and then itself
+            running.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
             running.wait(SLOW)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
