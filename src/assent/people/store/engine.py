@@ -40,6 +40,7 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
 _BUSY_STATES = {"55P03", "40P01", "40001", "57014", "53300"}
 _FULL_STATES = {"53100", "53200"}
+_ENDED_STATES = {"57P01", "57P02", "57P03", "08000", "08003", "08006"}
 
 
 def url_of(database: str | Path) -> URL:
@@ -230,6 +231,11 @@ def _as_ours(name: str, error: DBAPIError) -> StoreError | DBAPIError:
             f"{name}: another program has kept the database locked for {WAIT:.0f} seconds. Nothing was changed; try "
             "again, and end the program that holds it."
         )
+    if state in _ENDED_STATES or (state is None and code is None and error.connection_invalidated):
+        return BusyError(
+            f"{name}: the server of the database has ended the connection: {brief(said)}. Try again in a moment; what "
+            "is sent again is saved once."
+        )
     if kind in _FULL or state in _FULL_STATES:
         return RoomError(
             f"{name}: the database cannot grow: {brief(said)}. Nothing of this was saved; all that was saved before is "
@@ -242,7 +248,7 @@ def _as_ours(name: str, error: DBAPIError) -> StoreError | DBAPIError:
         )
     if kind in _CLOSED or "write-ahead log" in str(said):
         return OpenError(f"{name}: it cannot be written: {brief(said)}. Look at the rights of the file and its folder.")
-    if state is None and code is None and error.connection_invalidated | ("connect" in str(said)):
+    if state is None and code is None and "connect" in str(said):
         return OpenError(f"{name}: cannot be reached: {brief(said)}.")
     if state is not None and state[:2] in ("28", "3D", "08", "42") and "permission" in str(said):
         return OpenError(f"{name}: {brief(said)}.")

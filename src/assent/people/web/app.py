@@ -40,10 +40,18 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.AccessError: (403, "access"),
     errors.AccountError: (422, "account"),
     errors.MissingError: (404, "missing"),
+    errors.OpenError: (503, "database"),
     errors.StoreError: (500, "store"),
     UserError: (422, "data"),
 }
 """Errors that say to a person what is the matter, with their status and their word for programs."""
+TELL = "Nothing was saved; what you wrote is kept in the browser. Tell whoever runs the server, and send it again."
+FOR_PEOPLE: dict[type[Exception], str] = {
+    errors.BusyError: "The database is busy with another program. Nothing was saved; send it again in a moment.",
+    errors.RoomError: f"The server's disk is full. {TELL}",
+    errors.OpenError: f"The server cannot use its database at the moment, and its log says why. {TELL}",
+}
+"""What people read of errors that are about the server's own files, which its log names."""
 BUSY_WAIT = 2.0
 HEADINGS = {
     401: "Signed out",
@@ -158,7 +166,7 @@ def _of_error(request: Request, error: Exception) -> Refused:
     if status >= 500:
         log.error("%s: %s", code, named(error))
     wait = BUSY_WAIT if isinstance(error, errors.BusyError) else None
-    return Refused(status, code, str(error), wait)
+    return Refused(status, code, FOR_PEOPLE.get(type(error), str(error)), wait)
 
 
 def _of_http(request: Request, error: Exception) -> Refused:
