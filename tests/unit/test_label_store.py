@@ -155,6 +155,8 @@ def test_what_is_no_place_for_a_database(path, tmp_path, monkeypatch):
     refused(tmp_path, "it is a folder")
     refused(tmp_path / "none" / "labels.db", "the folder .*none does not exist")
     refused(path, "there is no such file", create=False)
+    refused("/dev/null", "it is no regular file")
+    refused(tmp_path / ("x" * 300), "cannot be looked at|File name too long")
     assert not path.exists()
     refused("mysql://somewhere/x", "give a file .*, or postgresql://")
     refused("a://b://c[", "no URL|give a file")

@@ -12,6 +12,7 @@ from assent.foreign import brief
 from assent.outputs import sync, writing
 from assent.people.store.errors import OpenError
 
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
 """What file systems say that know no second name of a file, as those of sticks and of shared folders."""
 
@@ -55,6 +56,8 @@ def _copy(source: Path, part: Path, target: Path) -> None:
             new.execute("PRAGMA journal_mode = DELETE")  # one file, which a read-only place can hold
             found = new.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
-        raise OpenError(f"--backup {target}: the copy could not be made: {brief(error)}.") from error
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = " Make room there, or choose another place." if kind in NO_ROOM else ""
+        raise OpenError(f"--backup {target}: the copy could not be made: {brief(error)}.{advice}") from error
     if found != "ok":
         raise OpenError(f"--backup {target}: the database is damaged ({brief(found)}); no copy was kept.")

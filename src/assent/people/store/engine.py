@@ -174,10 +174,15 @@ def as_json(value: object) -> str:
 def prepare_file(path: Path, create: bool) -> None:
     """The file of a database, made where it is missing, readable for its owner alone; and a complaint where a database
     cannot be kept there."""
-    if path.is_dir():
-        raise OpenError(f"--db {path}: it is a folder. Give a file.")
-    if not path.parent.is_dir():
-        raise OpenError(f"--db {path}: the folder {path.parent} does not exist.")
+    try:
+        if path.is_dir():
+            raise OpenError(f"--db {path}: it is a folder. Give a file.")
+        if not path.parent.is_dir():
+            raise OpenError(f"--db {path}: the folder {path.parent} does not exist.")
+        if path.exists() and not path.is_file():
+            raise OpenError(f"--db {path}: it is no regular file. Give one.")
+    except OSError as error:
+        raise OpenError(f"--db {path}: cannot be looked at: {error.strerror}.") from None
     if (kind := file_system(path.parent)) in NETWORK:
         raise OpenError(
             f"--db {path}: it lies on a network file system ({kind}), where a database that several programs write is "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, exists, select, update
+from sqlalchemy import Connection, Row, Select, exists, func, select, update
 
 from assent.foreign import printable
 from assent.people.kinds import KINDS
@@ -183,7 +183,10 @@ def reopen(c: Connection, slot: Row[Any], project: Project, request: str, note: 
     _append(c, slot, request, row, now)
     _count(c, slot, -1 if slot.state == "done" else 0)
     until = now + 60 * project.task.lease_minutes
-    values = {"state": "leased", "label_id": None, "ended_at": None, "leased_at": now, "leased_until": until}
+    mine = (t.slots.c.user_id == slot.user_id) & (t.slots.c.project_id == slot.project_id)
+    latest = c.execute(select(func.max(t.slots.c.leased_at)).where(mine, t.in_state(t.slots, "leased"))).scalar()
+    first = max(now, (latest or 0.0) + 0.001)  # the next that they get, whatever the clock says
+    values = {"state": "leased", "label_id": None, "ended_at": None, "leased_at": first, "leased_until": until}
     c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(values | {"number": number, "note": note}))
     if slot.purpose == "work":
         places.settle(c, item, project.task)

@@ -46,7 +46,9 @@ async def sent(request: Request) -> dict[str, Any]:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "json", "Send the request as it is: compressed ones (Content-Encoding) are not read.")
     try:
-        value = json.loads((await request.body()).decode(), parse_constant=_no_number, object_pairs_hook=_once)
+        value = json.loads(
+            (await request.body()).decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once
+        )
     except RecursionError:
         raise Refused(400, "json", "The request is nested too deeply.") from None
     except ValueError as error:
