@@ -40,7 +40,7 @@ class DrainError(AssentError):
     """The server was stopped before it had answered all that it had taken."""
 
 
-class Protocol(H11Protocol):
+class Patient(H11Protocol):
     """uvicorn's, that hangs up on whoever does not send a request."""
 
     _late: asyncio.TimerHandle | None = None
@@ -82,7 +82,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=Patient,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",

@@ -34,7 +34,7 @@ def put_project(
     query = select(t.projects).where(t.projects.c.name == task.name)
     row = c.execute(query).first()
     if row is not None:
-        if project_of(c, row.id).task.overlap != task.overlap:  # items are locked first, as everybody does
+        if _wanted(project_of(c, row.id).task) != _wanted(task):  # items are locked first, as everybody does
             every = select(t.items.c.id).where(t.items.c.project_id == row.id).order_by(t.items.c.id)
             c.execute(every.with_for_update()).all()
         row = c.execute(query.with_for_update(key_share=True)).one()
@@ -56,7 +56,7 @@ def put_project(
         )
     _add_version(c, row.id, old.definition.version + 1, task, now)
     c.execute(update(t.projects).where(t.projects.c.id == row.id).values(kind=task.kind))
-    if _most(old.task) != _most(task) or old.task.overlap != task.overlap:
+    if _wanted(old.task) != _wanted(task):
         _change_overlap(c, row.id, task, row.turn)
     changed = {"meaning": found.meaning, "presented": found.presented, "run": found.run}
     detail = {"version": old.definition.version + 1, "digest": task.digest, **{k: list(v) for k, v in changed.items()}}
@@ -64,8 +64,9 @@ def put_project(
     return project_of(c, row.id)
 
 
-def _most(task: TaskDefinition) -> int:
-    return task.extra.up_to if task.extra else 0
+def _wanted(task: TaskDefinition) -> object:
+    """What decides how many annotators an item wants."""
+    return task.overlap, task.extra
 
 
 def _add_version(c: Connection, project: int, version: int, task: TaskDefinition, now: float | None) -> None:

@@ -40,7 +40,7 @@ class Store:
         try:
             with told(name):
                 store._migrate()
-            store._place = path and _place_of(path)
+            store._place = None if path is None else _place_of(path)
         except BaseException:
             store.close()
             raise

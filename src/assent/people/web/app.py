@@ -174,7 +174,7 @@ def _of_http(request: Request, error: Exception) -> Refused:
     words = {404: "There is no such page.", 405: f"{request.method} is not answered here."}
     refused = Refused(status, "http", words.get(status, brief(getattr(error, "detail", "") or "That did not work.")))
     if status == 405:
-        here = {each for route in routes() if route.path_regex.match(request.url.path) for each in route.methods}
+        here = {each for route in routes() if route.path_regex.match(request.url.path) for each in route.methods or ()}
         refused.allow = ", ".join(sorted(here | ({"HEAD"} if "GET" in here else set())))
     return refused
 
