@@ -455,12 +455,23 @@ def test_items_and_known_answers_are_imported(world):
     for name, content, said in (
         ("x.exe", "x", "must end in"),
         ("x.json", "no json", "x.json"),
-        ("x.jsonl", '{"colour": 1}\n', "x.jsonl"),
+        ("x.jsonl", '{"colour": 1}\n', "x.jsonl: unknown shape. Columns found: colour"),
     ):
         answer = world.lead.post(LEAD + "/import", purpose="work", files={"file": (name, content)})
         assert answer.status_code == 422 and said in words(answer.text) and "/tmp" not in answer.text, name
     assert world.lead.post(LEAD + "/import", purpose="work").status_code == 422
     assert world.log()[0] == "file imported gold_set.jsonl"
+
+
+def test_what_is_not_read_of_a_file_is_named(world):
+    values = {"preference": {"value": "response_1"}, "strength": {"value": 3}, "tone": {"value": "<b>kind</b>"}}
+    row = {"fields": {"prompt": "2+2?", "response_1": "4", "response_2": "5", "<i>hue</i>": "x"},
+           "responses": [{"user_id": "cy", "status": "submitted", "values": values}]}  # fmt: skip
+    answer = world.lead.post(LEAD + "/import", purpose="work", files={"file": ("a.json", json.dumps([row]))})
+    assert answer.status_code == 200 and "<i>hue" not in answer.text
+    said = words(answer.text)
+    assert "Not read: question tone (1 row)" in said and "Not read: fields.&lt;i&gt;hue&lt;/i&gt; (1 row)" in said, said
+    assert "New items: 1" in said and "Labels: 1" in said
 
 
 def test_labels_are_imported_once(world):

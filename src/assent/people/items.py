@@ -11,6 +11,7 @@ from typing import Any
 from assent.data.formats.load import moved
 from assent.data.formats.message import messages
 from assent.data.formats.native import message_row, response_of, response_row
+from assent.data.formats.values import in_words
 from assent.data.jsonl import plain_json
 from assent.data.records import (
     ANNOTATED,
@@ -27,6 +28,8 @@ from assent.data.records import (
 from assent.people.kinds import KINDS, Value, changed
 from assent.people.task import ANSWERS, Item, TaskDefinition
 
+END_OF_TIME = 253_402_300_800.0
+"""The end of the year 9999, which no date is beyond."""
 WRITTEN = "written by "
 """Before the name of the annotator who wrote an answer: its source."""
 
@@ -41,6 +44,15 @@ class Label:
     shown: tuple[int, ...] = ()
     seconds: float | None = None
     at: float | None = None
+
+
+def seconds_of(said: object, where: str) -> float | None:
+    """How long something took, or when it was. Raises RowError for what is neither."""
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said < END_OF_TIME:
+        raise RowError(where, f"expected a number of seconds, got {in_words(said)}")
+    return float(said)
 
 
 # ---- JSON

@@ -27,7 +27,7 @@ from assent.data.jsonl import plain_json
 from assent.data.records import RowError
 from assent.people.exchange.marks import NONE, NOTHING, Questions, name_of, questions_of, value_of
 from assent.people.exchange.shape import Labelled, Lost, Row, Shape, note_item, note_labels
-from assent.people.items import Label
+from assent.people.items import Label, seconds_of
 from assent.people.kinds import KINDS
 from assent.people.task import ANSWERS, SAMPLED, Item, TaskDefinition
 
@@ -208,7 +208,8 @@ def read_task_row(row: Mapping[str, Any], task: TaskDefinition, found: Questions
                 found.skipped[f"skipped by {who}"] += 1
                 continue
             answers = _answers(each.get("result") or [], f"{kind}[{number}]", item, found)
-            labels.append(Label(value_of(answers, item, task, found, who), who, (), each.get("lead_time"), _at(each)))
+            seconds = seconds_of(each.get("lead_time"), f"{kind}[{number}].lead_time")
+            labels.append(Label(value_of(answers, item, task, found, who), who, (), seconds, _at(each)))
     return Labelled(item, tuple(labels))
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, Text, cast, insert, select, upda
 
 from assent.foreign import printable
 from assent.people.items import item_of, item_row
-from assent.people.store import audit
+from assent.people.store import audit, places
 from assent.people.store import tables as t
 from assent.people.store.engine import as_json
 from assent.people.store.errors import MissingError
@@ -42,7 +42,8 @@ def add_items(
         new += _add(c, project, batch, purpose, turn, now)
         seen += len(batch)
         turn += len(batch)
-    c.execute(update(t.projects).where(t.projects.c.id == project.id).values(turn=turn))
+    values = {"turn": turn, "size": t.projects.c.size + (new if purpose == "work" else 0)}
+    c.execute(update(t.projects).where(t.projects.c.id == project.id).values(values))
     if new:
         detail = {"purpose": purpose, "new": new, "known": seen - new}
         audit.record(c, by, "items added", project.name, detail, now, project)
@@ -50,7 +51,7 @@ def add_items(
 
 
 def _locked_turn(c: Connection, project: Project) -> int:
-    query = select(t.projects.c.turn).where(t.projects.c.id == project.id).with_for_update()
+    query = select(t.projects.c.turn).where(t.projects.c.id == project.id).with_for_update(key_share=True)
     return c.execute(query).scalar_one()
 
 
@@ -165,18 +166,11 @@ def _in_json(text: str) -> str:
 def withdraw(c: Connection, key: int, by: User | None, reason: str, now: float | None = None) -> None:
     """Takes an item out: nobody gets it any more, and what was answered about it stays in the history alone. Raises
     MissingError."""
-    query = select(t.items.c.project_id, t.items.c.state).where(t.items.c.id == key).with_for_update()
-    row = c.execute(query).first()
+    row = c.execute(select(t.items).where(t.items.c.id == key).with_for_update()).first()
     if row is None:
         raise MissingError(f"There is no item {key}.")
     if row.state == "withdrawn":
         return
-    values = {
-        "state": "withdrawn",
-        "lane": None,
-        "turn": None,
-        "withdrawn_at": clock(now),
-        "withdrawn_why": printable(reason),
-    }
-    c.execute(update(t.items).where(t.items.c.id == key).values(values))
-    audit.record(c, by, "item withdrawn", str(key), {"reason": printable(reason)}, now, row.project_id)
+    why = printable(reason)
+    places.change(c, row, state="withdrawn", lane=None, turn=None, withdrawn_at=clock(now), withdrawn_why=why)
+    audit.record(c, by, "item withdrawn", str(key), {"reason": why}, now, row.project_id)

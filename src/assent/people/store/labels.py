@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, exists, select, update
+from sqlalchemy import Connection, Row, Select, exists, func, select, update
 
 from assent.foreign import printable
 from assent.people.kinds import KINDS
@@ -18,7 +18,8 @@ from assent.people.store.queue import own_slot, slot_of
 from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
 LONGEST_REASON = 2000
-_REQUEST = re.compile(r"[ -~]{1,100}")
+REQUEST = re.compile(r"[ -~]{1,100}")
+"""What tells a request from others."""
 Action = Literal["label", "skip", "undo"]
 
 
@@ -120,7 +121,7 @@ def _again(c: Connection, slot: Row[Any], item: Row[Any]) -> bool:
 
 
 def _request(c: Connection, user: User, request: str) -> Row[Any] | None:
-    if not _REQUEST.fullmatch(request):
+    if not REQUEST.fullmatch(request):
         raise StaleError("The form has no proper request number. Load the page again.")
     query = select(t.labels).where(t.labels.c.user_id == user.id, t.labels.c.request == request)
     return c.execute(query).first()
@@ -153,9 +154,11 @@ def undo(c: Connection, user: User, project: Project, request: str, now: float) 
         raise StaleError("This was sent before, with another meaning. Load the page again.")
     if member.locked is not None:
         raise AccessError(member.locked)
-    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id)
-    query = select(t.slots).where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
-    slot = c.execute(query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)).first()
+    mine = (t.labels.c.user_id == user.id) & (t.labels.c.project_id == project.id)
+    mine &= t.slots.c.label_id == t.labels.c.id
+    query = select(t.slots).join(t.labels, t.labels.c.slot_id == t.slots.c.id)
+    query = query.where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
+    slot = c.execute(query.order_by(t.labels.c.id.desc()).limit(1)).first()  # not the latest by a clock that was set
     if slot is None:
         raise MissingError("There is nothing to undo.")
     reopen(c, slot, project, request, None, now)
@@ -180,7 +183,10 @@ def reopen(c: Connection, slot: Row[Any], project: Project, request: str, note: 
     _append(c, slot, request, row, now)
     _count(c, slot, -1 if slot.state == "done" else 0)
     until = now + 60 * project.task.lease_minutes
-    values = {"state": "leased", "label_id": None, "ended_at": None, "leased_at": now, "leased_until": until}
+    mine = (t.slots.c.user_id == slot.user_id) & (t.slots.c.project_id == slot.project_id)
+    latest = c.execute(select(func.max(t.slots.c.leased_at)).where(mine, t.in_state(t.slots, "leased"))).scalar()
+    first = max(now, (latest or 0.0) + 0.001)  # the next that they get, whatever the clock says
+    values = {"state": "leased", "label_id": None, "ended_at": None, "leased_at": first, "leased_until": until}
     c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(values | {"number": number, "note": note}))
     if slot.purpose == "work":
         places.settle(c, item, project.task)

@@ -19,7 +19,7 @@ from assent.people.store.oddities import Report, Work, reports
 from assent.people.votes import Votes
 from assent.statistics import Interval, share_interval
 
-LATEST = 3000
+LATEST = 1000
 """Items, the latest that two annotators or more have judged, of which the coefficients are. `assent agree` on an export
 takes all."""
 TASTED = 20_000

@@ -139,8 +139,12 @@ def pass_over(c: Connection, project: Project, item: int, by: User, now: float) 
     audit.record(c, by, PASSED, str(item), {"upto": _newest(c, item)}, now, project)
 
 
-def _own(c: Connection, project: Project, item: int):  # type: ignore[no-untyped-def]
-    """The item, locked. Raises MissingError where it is none of the project's."""
+def _own(c: Connection, project: Project, item: int, *users: int):  # type: ignore[no-untyped-def]
+    """The item, locked, and before it what the project knows of these users, in the order in which annotators lock
+    them. Raises MissingError where it is none of the project's."""
+    members = (t.memberships.c.project_id == project.id) & t.memberships.c.user_id.in_(users)
+    query = select(t.memberships.c.user_id).where(members).order_by(t.memberships.c.user_id)
+    c.execute(query.with_for_update()).all()
     found = c.execute(select(t.items.c.project_id).where(t.items.c.id == item)).scalar()
     if found != project.id:
         raise MissingError(f"There is no item {item} in {project.name}.")
@@ -165,8 +169,8 @@ def decide(
     later decision supersedes it. The same request again changes nothing.
 
     Raises LabelError where the value is none of the task's, GoneError where the item was withdrawn."""
-    row = _own(c, project, item)
     accounts.member(c, project, by, lock=True)
+    row = _own(c, project, item)
     if row.state == "withdrawn":
         raise GoneError("The item was withdrawn: nothing can be decided about it.")
     before = select(t.labels.c.id, t.labels.c.slot_id, t.labels.c.value)
@@ -177,7 +181,7 @@ def decide(
         undecide(c, project, item, by, now)
     slot = _slot(c, project, row, by, shown, now)
     saved = labels.save(c, slot, by, request, value, seconds, now)
-    c.execute(update(t.items).where(t.items.c.id == item).values(state="decided", lane=None, turn=None))
+    places.change(c, places.locked(c, item), state="decided", lane=None, turn=None)
     audit.record(c, by, DECIDED, str(item), {"value": dict(value)}, now, project)
     return saved
 
@@ -200,12 +204,13 @@ def _slot(c: Connection, project: Project, item: Any, by: User, shown: Sequence[
 
 def undecide(c: Connection, project: Project, item: int, by: User, now: float) -> None:
     """Takes a decision back: the item goes on where it was. Raises StaleError where there is none."""
-    row = _own(c, project, item)
+    held = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
+    held &= t.slots.c.purpose == "adjudication"
+    row = _own(c, project, item, *c.execute(select(t.slots.c.user_id).where(held)).scalars())
     if row.state != "decided":
         raise StaleError("Nothing is decided about this item, perhaps not any more.")
-    c.execute(update(t.items).where(t.items.c.id == item).values(state="open"))
-    held = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
-    for slot in c.execute(select(t.slots).where(held, t.slots.c.purpose == "adjudication")).all():
+    places.change(c, row, state="open")
+    for slot in c.execute(select(t.slots).where(held)).all():
         labels.reopen(c, slot, project, f"undecided {slot.label_id}", None, now)
         c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(state="released", ended_at=now))
     places.settle(c, places.locked(c, item), project.task)
@@ -214,10 +219,12 @@ def undecide(c: Connection, project: Project, item: int, by: User, now: float) -
 
 def last_decided(c: Connection, project: Project, by: User) -> int | None:
     """The item that somebody decided last, while that stands."""
-    mine = (t.slots.c.user_id == by.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
-    query = select(t.slots.c.item_id).where(mine, t.slots.c.purpose == "adjudication")
-    query = query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)
-    found: int | None = c.execute(query).scalar()
+    mine = (
+        (t.labels.c.user_id == by.id) & (t.labels.c.project_id == project.id) & (t.labels.c.purpose == "adjudication")
+    )
+    mine &= t.slots.c.label_id == t.labels.c.id
+    query = select(t.labels.c.item_id).join(t.slots, t.labels.c.slot_id == t.slots.c.id)
+    found: int | None = c.execute(query.where(mine).order_by(t.labels.c.id.desc()).limit(1)).scalar()
     return found
 
 
@@ -228,7 +235,8 @@ def send_back(c: Connection, project: Project, label: int, by: User, reason: str
     Raises MissingError where there is no such answer, StaleError where it does not hold any more, or the item is
     decided; GoneError where that was withdrawn."""
     found = labels.label(c, label)
-    _own(c, project, found.item)
+    _own(c, project, found.item, found.user)
+    found = labels.label(c, label)  # as it is now that nobody changes it
     slot = c.execute(select(t.slots).where(t.slots.c.id == found.slot)).one()
     if found.action != "label" or not found.current or found.purpose == "adjudication":
         raise StaleError(

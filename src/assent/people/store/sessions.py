@@ -100,17 +100,28 @@ def invited(c: Connection, token: str, now: float | None = None) -> tuple[Projec
     return (None if row.project_id is None else project_of(c, row.project_id)), row.role
 
 
-def join(c: Connection, token: str, name: str, password: str, now: float | None = None) -> User:
+def proof(c: Connection, name: str, password: str) -> User | accounts.Hashed:
+    """Who somebody is, by name and password; a hash of the password where there is nobody of this name. Raises
+    AccessError where it is not theirs, AccountError where it cannot be one."""
+    if c.execute(select(t.users.c.id).where(t.users.c.folded == accounts.folded(name))).first() is None:
+        return accounts.hashed(password)
+    user = accounts.check_password(c, name, password)
+    if user is None:
+        raise AccessError("The name is taken, and the password is not its own. Choose another name, or try again.")
+    return user
+
+
+def join(
+    c: Connection, token: str, name: str, password: str | User | accounts.Hashed, now: float | None = None
+) -> User:
     """Accepts an invitation: with a new name an account is made; an existing one, with its password, becomes a
-    member."""
+    member. In place of the password it takes its `proof`, which was made before the transaction."""
     project, role = invited(c, token, now)
     row = c.execute(_valid(token, clock(now)).with_for_update()).first()
-    known = c.execute(select(t.users.c.id).where(t.users.c.folded == accounts.folded(name))).first()
-    user = accounts.check_password(c, name, password) if known else None
-    if row is None or (known and user is None):
-        raise AccessError("The name is taken, and the password is not its own. Choose another name, or try again.")
-    if user is None:
-        user = accounts.add_user(c, name, password, role, None, now)
+    if row is None:
+        raise AccessError("This invitation was used up a moment ago. Ask the lead for a new one.")
+    who = password if isinstance(password, User | accounts.Hashed) else proof(c, name, password)
+    user = accounts.user(c, who.id) if isinstance(who, User) else accounts.add_user(c, name, who, role, None, now)
     if project is not None:
         before = accounts.membership(c, project, user)
         if before not in ("admin", "lead"):

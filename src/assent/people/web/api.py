@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from assent.data.jsonl import plain_json
 from assent.errors import UserError
+from assent.foreign import brief
 from assent.people import exchange, stored
 from assent.people.items import item_row
 from assent.people.store import labels, queue
@@ -22,7 +23,7 @@ from assent.people.task import plain as plain_task
 from assent.people.web.leads_common import board_of
 from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit, require
-from assent.people.web.work import LONGEST_REASON, check_size, own_slot
+from assent.people.web.work import LONGEST_REASON, LONGEST_TIME, check_size, own_slot
 
 Annotator = Annotated[Visit, require("annotator", machines=True)]
 Lead = Annotated[Visit, require("lead", machines=True)]
@@ -42,10 +43,16 @@ async def sent(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused(415, "json", "Send the header Content-Type: application/json, and JSON.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "json", "Send the request as it is: compressed ones (Content-Encoding) are not read.")
     try:
-        value = json.loads(await request.body(), parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise Refused(400, "json", "The request is no JSON.") from None
+        value = json.loads(
+            (await request.body()).decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once
+        )
+    except RecursionError:
+        raise Refused(400, "json", "The request is nested too deeply.") from None
+    except ValueError as error:
+        raise Refused(400, "json", f"The request is no JSON in UTF-8: {brief(error)}.") from None
     if not isinstance(value, dict):
         raise Refused(400, "json", "The request is no JSON object, {...}.")
     return value
@@ -73,8 +80,8 @@ def label(visit: Annotator, body: Sent) -> Response:
         raise Refused(422, "label", "The request needs a value: an object, as the kind of task has it.")
     check_size(len(json.dumps(value, ensure_ascii=False)))
     slot, request, seconds = _slot(visit, body), _request(body), body.get("seconds")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0):
-        raise Refused(422, "request", "seconds must be a number from 0 on.")
+    if seconds is not None and not _is_time(seconds):
+        raise Refused(422, "request", "seconds must be a number, from 0 on.")
     with visit.writing() as c:
         saved = labels.save(c, slot, visit.known, request, value, seconds, visit.now)
     return JSONResponse({"label": saved.label, "repeated": saved.repeated, "locked": saved.locked})
@@ -203,16 +210,30 @@ def _slot(visit: Visit, body: dict[str, Any]) -> int:
 
 def _request(body: dict[str, Any]) -> str:
     request = body.get("request")
-    if not isinstance(request, str) or not 1 <= len(request) <= 100:
+    if not isinstance(request, str) or not labels.REQUEST.fullmatch(request):
         raise Refused(
-            422, "request", "The request needs a word of its own, request: up to 100 characters, the same when it is "
-            "sent again."
+            422, "request", "The request needs a word of its own, request: up to 100 characters of ASCII, the same "
+            "when it is sent again."
         )  # fmt: skip
     return request
 
 
+def _is_time(seconds: object) -> bool:
+    """Whether it is a number of seconds that a database can hold."""
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < LONGEST_TIME
+
+
 def _no_number(word: str) -> float:
-    raise ValueError(word)
+    raise ValueError(f"{word} is no number of it")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises ValueError where a name stands twice: which value was meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
 
 
 def _json(value: Any) -> Response:

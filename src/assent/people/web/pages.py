@@ -94,8 +94,10 @@ def join(token: str, visit: Visit = OPEN) -> Response:
     with visit.reading() as c:
         project, _ = sessions.invited(c, token, visit.now)
     try:
-        with visit.site.hashing, visit.writing() as c:
-            user = sessions.join(c, token, name, _password(visit), visit.now)
+        with visit.site.hashing, visit.reading() as c:
+            proof = sessions.proof(c, name, _password(visit))
+        with visit.writing() as c:
+            user = sessions.join(c, token, name, proof, visit.now)
     except (AccountError, AccessError) as error:
         return _join(visit, token, name, str(error), 422)
     visit.site.tries.fine(_address(visit), name)

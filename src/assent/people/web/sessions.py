@@ -177,7 +177,7 @@ class Require:
         if visit.user is None:
             if self.machines:
                 client = visit.request.client
-                visit.site.tries.take(client.host if client else "")
+                visit.site.tries.take(f"token {client.host if client else ''}")  # apart from people's
                 raise Refused(401, "token", "Send a token of this server, as the header Authorization: Bearer TOKEN.")
             raise SignIn(visit.request)
         if name is None:

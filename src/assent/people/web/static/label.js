@@ -107,7 +107,7 @@
       const link = made("a", "Sign in again");
       link.href = `/login?next=${encodeURIComponent(location.pathname)}`;
       say(error.message, "bad", link);
-    } else if (["lease", "busy", "stopping", "too_often"].includes(error.code)) {
+    } else if (["lease", "busy", "database", "room", "slow", "stopping", "too_often"].includes(error.code)) {
       say(error.message, "bad", again);
       if (error.code === "lease") again.after(next());
     } else if (["stale", "gone", "missing", "access"].includes(error.code)) {
