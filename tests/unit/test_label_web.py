@@ -42,7 +42,7 @@ def needed(path: str) -> int:
     """Who may use a route, by its address alone."""
     if path in ("/health", "/login", "/join/{token}"):
         return OPEN
-    if path in ("/", "/logout"):
+    if path in ("/", "/logout", "/account", "/account/password", "/account/sessions"):
         return USER
     if re.fullmatch(r"/p/\{name\}/lead/people/(disable|enable|password)", path):
         return ADMIN  # an account is the server's, and works in other projects too
