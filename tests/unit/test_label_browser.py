@@ -348,6 +348,14 @@ def test_passages_by_keyboard_and_mouse(signed_in, served) -> None:
     )
     page.click("[data-mark=wrong]")
     assert page.inner_text("#marks q") == "Seine"
+    page.evaluate("() => getSelection().selectAllChildren(document.querySelector('.answers'))")
+    page.click("[data-mark=rude]")  # of both answers, which no mark can be
+    told(page, "Select words of one answer")
+    assert page.locator("#marks q").count() == 1
+    page.click(".answer:first-of-type .markable", click_count=3, position={"x": 20, "y": 36})  # the last line
+    page.click("[data-mark=rude]")
+    assert page.inner_text("#marks q >> nth=0").startswith("it lies on the Seine. Answer")
+    page.click("#marks button >> nth=0")
     saved(page)
     each = served.last("spans")
     (span,) = each.value["spans"]
@@ -414,7 +422,9 @@ def test_words_in_common_are_a_longest_common_subsequence(signed_in, served) -> 
     draw = random.Random(3)
     for size in (0, 1, 5, 31, 32, 33, 70, 130):
         a, b = ([draw.choice("abcdefgh"[: 2 + size % 7]) for _ in range(draw.randint(0, size))] for _ in range(2))
-        found = page.evaluate("([a, b]) => { const c = Texts.common(a, b); return [[...c.firsts], [...c.seconds]] }", [a, b])
+        found = page.evaluate(
+            "([a, b]) => { const c = Texts.common(a, b); return [[...c.firsts], [...c.seconds]] }", [a, b]
+        )
         firsts, seconds = map(sorted, found)
         assert [a[each] for each in firsts] == [b[each] for each in seconds]
         assert len(firsts) == longest(a, b)
@@ -623,6 +633,20 @@ def test_a_form_of_another_session_says_what_to_do(signed_in, served) -> None:
     page.wait_for_selector("html.js #work")
     assert page.locator("[value=no]:checked").count() == 2
     saved(page)
+
+
+def test_a_session_that_ends_while_somebody_writes_is_told_at_once(signed_in, served) -> None:
+    page = signed_in()
+    page.clock.install()
+    work(page, served, "edit")
+    page.keyboard.press("e")
+    page.keyboard.type("half of it")
+    page.context.clear_cookies()
+    page.clock.run_for(11 * 60_000)
+    page.keyboard.type(" and more")
+    page.clock.run_for(2_000)
+    told(page, "signed out")
+    assert page.input_value("#text") == "half of it and more" and page.is_visible("#status a[href^='/login']")
 
 
 def test_nothing_that_others_wrote_runs(signed_in, served) -> None:

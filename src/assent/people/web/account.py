@@ -62,6 +62,4 @@ def end_others(visit: Visit = USER) -> Response:
 def _page(visit: Visit, problem: str = "", said: str = "", status: int = 200) -> Response:
     with visit.reading() as c:
         others = sessions.others(c, visit.known, visit.secret, visit.now)
-    return visit.page(
-        "account.html", status, others=others, problem=problem, said=said, shortest=accounts.SHORTEST
-    )
+    return visit.page("account.html", status, others=others, problem=problem, said=said, shortest=accounts.SHORTEST)

@@ -264,7 +264,7 @@ def _rated(task: TaskDefinition) -> tuple[Rated, ...]:
 
 
 def _level_keys(levels: range) -> list[str]:
-    """The keys that choose a level: its digit; where levels have others, they are counted from 1, and 0 is the tenth."""
+    """The keys that choose a level: its digit; where some have none, they are counted from 1, and 0 is the tenth."""
     if levels[0] >= 0 and levels[-1] <= 9:
         return [str(level) for level in levels]
     if levels[0] == 0:

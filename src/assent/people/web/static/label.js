@@ -120,10 +120,10 @@
       const link = made("a", "Sign in again");
       link.href = `/login?next=${encodeURIComponent(location.pathname)}`;
       say(error.message, "bad", link);
-    } else if (["lease", "busy", "stopping", "too_often"].includes(error.code)) {
+    } else if (error.code === "lease" || answer.status === 429 || answer.status >= 500) {
       say(error.message, "bad", again);
       if (error.code === "lease") again.after(next());
-    } else if (["stale", "gone", "missing", "access"].includes(error.code)) {
+    } else if (target !== one("#undo") && ["stale", "gone", "missing", "access"].includes(error.code)) {
       say(error.message, "bad", next());
     } else {
       say(error.message, "bad");
@@ -221,8 +221,8 @@
     return [...(more[kind] || []), ...found];
   }
   function ratings() {
-    const names = [...new Set(all("[data-row] [data-key]", form).map((each) => each.dataset.key))];
-    return names.length > 1 ? `${names[0]} … ${names[names.length - 1]}` : names[0];
+    const names = all("[data-key]", rows[row]).map((each) => each.dataset.key);
+    return `${names[0]} … ${names[names.length - 1]}`;
   }
   function toggle(button) {
     const on = button.getAttribute("aria-pressed") !== "true";
@@ -499,9 +499,12 @@
   }
   function chosen() {  // what is selected with the mouse, else what the keys have chosen
     const selection = getSelection();
-    const range = selection.rangeCount && !selection.isCollapsed ? selection.getRangeAt(0) : null;
-    const answer = range ? texts.findIndex((text) => text.contains(range.startContainer) && text.contains(range.endContainer)) : -1;
-    if (answer < 0) return cursor && cursor.to > cursor.from ? { answer: cursor.answer, start: cursor.from, end: cursor.to } : null;
+    if (!selection.rangeCount || selection.isCollapsed) {
+      return cursor && cursor.to > cursor.from ? { answer: cursor.answer, start: cursor.from, end: cursor.to } : null;
+    }
+    const parts = texts.map((text) => inside(selection.getRangeAt(0), text)).filter((part) => part.toString().trim());
+    if (parts.length !== 1) return null;
+    const [range] = parts, answer = texts.findIndex((text) => text.contains(range.commonAncestorContainer));
     const before = range.cloneRange();
     before.selectNodeContents(texts[answer]);
     before.setEnd(range.startContainer, range.startOffset);
@@ -510,9 +513,16 @@
     while (end > start && /\s/.test(sources[answer][end - 1])) end--;
     return end > start ? { answer, start, end } : null;
   }
+  function inside(range, text) {  // a selected paragraph often ends in the next box
+    const part = document.createRange();
+    part.selectNodeContents(text);
+    if (range.compareBoundaryPoints(Range.START_TO_START, part) > 0) part.setStart(range.startContainer, range.startOffset);
+    if (range.compareBoundaryPoints(Range.END_TO_END, part) < 0) part.setEnd(range.endContainer, range.endOffset);
+    return part;
+  }
   function markAs(label) {
     const span = chosen();
-    if (!span) return say("Select the words first, with the mouse or with the arrow keys.", "plain");
+    if (!span) return say("Select words of one answer first, with the mouse or with the arrow keys.", "plain");
     const other = spans.find((each) => each.answer === span.answer && each.start < span.end && span.start < each.end);
     if (other && other.start === span.start && other.end === span.end) other.label = label;
     else if (other) return say(`Part of this is marked already (${other.label}). Take that mark away first.`, "plain");
@@ -653,7 +663,10 @@
     const control = all(`[data-key="${CSS.escape(key)}"]`).find((each) => !each.closest("#skip, dialog, [data-row]"));
     if (!control || control.disabled) return false;
     control.click();
-    if (control.type === "radio" && !text) control.focus({ preventScroll: true });
+    if (control.type === "radio" && !text) {
+      control.focus({ preventScroll: true });
+      if (control.getBoundingClientRect().top > innerHeight) control.scrollIntoView({ block: "nearest" });  // a low window
+    }
     return true;
   }
   document.addEventListener("keydown", press);
