@@ -377,7 +377,7 @@ def test_leads_take_labels_out_and_put_items_in(site: Site) -> None:
         ("It costs $5 and $10.", ("It costs $5 and $10.",)),
         ("US$20 to US$30. `$HOME`, $A:$B", ("US$20 to US$30. <code>$HOME</code>, $A:$B",)),
         ("$x$ is the $n$th of 5", ("<mi>x</mi></mrow></math> is", "<mi>n</mi></mrow></math>th of 5")),
-        ("\\[\\begin{aligned}a&=b\\\\[2pt]&=c\\end{aligned}\\]", ('<mtr><mtd columnalign="right"><mi>a</mi>', "c</mi>")),
+        ("\\[\\begin{aligned}a&=b\\\\[2pt]&=c\\end{aligned}\\]", ('columnalign="right"><mi>a</mi>', "<mi>c</mi>")),
         ("$$a \\\\ b$$", ("<mtr><mtd><mi>a</mi></mtd></mtr><mtr><mtd><mi>b</mi>",)),
         ("\\begin{gather}a\\\\b\\end{gather}", ("<mtr><mtd><mi>a</mi></mtd></mtr><mtr>",)),
         ("$a \\\\ b$", ("<code>$a \\\\ b$</code>",)),
