@@ -69,7 +69,7 @@ def needed(path: str) -> int:
     """Who may use a route, by its address alone."""
     if path in ("/health", "/login", "/join/{token}"):
         return OPEN
-    if path in ("/", "/logout"):
+    if path in ("/", "/logout", "/account", "/account/password", "/account/sessions"):
         return USER
     if re.fullmatch(r"/p/\{name\}/lead/people/(disable|enable|password)", path):
         return ADMIN  # an account is the server's, and works in other projects too
@@ -332,6 +332,52 @@ def test_a_session_ends(fresh: Site) -> None:
     assert client.get("/p/pairs").status_code == 303
     answer = client.post("/p/pairs/label", data={"slot": "1"}, headers=JSON)
     assert answer.json()["error"]["code"] == "signed_out" and "is kept" in answer.json()["error"]["message"]
+
+
+def test_ones_own_password_is_changed_by_whoever_knows_it(fresh: Site) -> None:
+    client, elsewhere, other = fresh.client("ann"), fresh.client("ann"), fresh.client("bob")
+    token = csrf_of(client, "/account")
+    fields = {"csrf": token, "password": PASSWORD, "new": "quite another one", "again": "quite another one"}
+    for wrong, status, words in (
+        ({"password": "not it at all"}, 403, "not your password"),
+        ({"again": "quite another two"}, 422, "not the same both times"),
+        ({"new": "short", "again": "short"}, 422, "at least 8 characters"),
+    ):
+        answer = post(client, "/account/password", fields | wrong)
+        assert answer.status_code == status and words in answer.text
+        assert elsewhere.get("/account").status_code == 200
+    answer = post(client, "/account/password", fields)
+    assert answer.headers["location"] == "/account?said=password"
+    client = fresh.client()
+    client.cookies.set("assent_session", answer.cookies["assent_session"])
+    assert client.get("/account").status_code == 200
+    assert elsewhere.get("/account").status_code == 303 and other.get("/account").status_code == 200
+    assert sign_in(fresh.client()).status_code == 401
+    assert sign_in(fresh.client(), password="quite another one").status_code == 303
+    fields["csrf"] = csrf_of(client, "/account")
+    codes = [post(client, "/account/password", fields | {"password": f"guess {i}"}).status_code for i in range(12)]
+    assert codes[0] == 403 and codes[-1] == 429
+
+
+def test_sessions_elsewhere_end_and_this_one_stays(fresh: Site) -> None:
+    client, elsewhere, other = fresh.client("ann"), fresh.client("ann"), fresh.client("bob")
+    assert "1 other browser is signed in" in client.get("/account").text
+    answer = post(client, "/account/sessions", {"csrf": csrf_of(client, "/account")})
+    assert "signed in here alone" in client.get(answer.headers["location"]).text
+    assert elsewhere.get("/account").status_code == 303 and other.get("/account").status_code == 200
+    assert "nowhere else" in client.get("/account").text
+
+
+def test_whoever_joins_while_signed_in_has_one_session_after_it(fresh: Site) -> None:
+    with fresh.store.writing() as c:
+        word = sessions.invite(c, fresh.project, "annotator", None, now=fresh.now)
+    client = fresh.client("bob")
+    before = client.cookies["assent_session"]
+    fields = {"csrf": csrf_of(client, f"/join/{word}"), "user": "new", "password": PASSWORD}
+    assert post(client, f"/join/{word}", fields).status_code == 303
+    old = fresh.client()
+    old.cookies.set("assent_session", before)
+    assert old.get("/account").status_code == 303
 
 
 def test_whoever_has_one_project_goes_straight_to_it(fresh: Site) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
 from assent.people.store import accounts, audit
 from assent.people.store import tables as t
@@ -45,6 +45,22 @@ def user_of(c: Connection, token: str, now: float) -> User | None:
 def end_session(c: Connection, token: str) -> None:
     """Signs somebody out."""
     c.execute(delete(t.sessions).where(t.sessions.c.hash == _hash(token)))
+
+
+def others(c: Connection, user: User, token: str, now: float) -> int:
+    """How many sessions of the same user there are beside this one."""
+    return int(c.execute(select(func.count()).where(_others(user, token), t.sessions.c.expires_at > now)).scalar_one())
+
+
+def end_others(c: Connection, user: User, token: str, now: float | None = None) -> int:
+    """Ends them, and says how many there were."""
+    ended = c.execute(delete(t.sessions).where(_others(user, token))).rowcount
+    audit.record(c, user, "sessions ended", user.name, {"sessions": ended}, now)
+    return ended
+
+
+def _others(user: User, token: str) -> ColumnElement[bool]:
+    return (t.sessions.c.user_id == user.id) & (t.sessions.c.hash != _hash(token))
 
 
 def api_token(c: Connection, user: User, by: User | None, now: float | None = None) -> str:

@@ -19,7 +19,7 @@ from assent.errors import UserError
 from assent.foreign import brief, named
 from assent.people.kinds import LabelError
 from assent.people.store import Store, errors
-from assent.people.web import api, leads, notes, pages, work
+from assent.people.web import account, api, leads, notes, pages, work
 from assent.people.web.refusals import Refused
 from assent.people.web.security import Gate
 from assent.people.web.sessions import SignIn, Visit
@@ -27,7 +27,7 @@ from assent.people.web.site import STATIC, Site, page
 
 log = logging.getLogger(__name__)
 
-ROUTERS: tuple[APIRouter, ...] = (pages.router, work.router, notes.router, leads.router, api.router)
+ROUTERS: tuple[APIRouter, ...] = (pages.router, account.router, work.router, notes.router, leads.router, api.router)
 
 STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.LeaseError: (409, "lease"),

@@ -204,6 +204,17 @@ def require(role: str | None, machines: bool = False) -> Any:
     return Depends(Require(role, machines))
 
 
+def password_of(visit: Visit, name: str = "password") -> str:
+    """A password of the form, as it was typed."""
+    given = visit.form.get(name)
+    return given[: accounts.LONGEST + 1] if isinstance(given, str) else ""
+
+
+def address_of(visit: Visit) -> str:
+    """Where the visitor comes from."""
+    return visit.request.client.host if visit.request.client else ""
+
+
 def inside(path: str) -> str:
     """A path of this server that somebody asks to be sent to; "/" for anything else."""
     fine = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
