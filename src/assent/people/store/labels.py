@@ -18,7 +18,9 @@ from assent.people.store.queue import own_slot, slot_of
 from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
 LONGEST_REASON = 2000
-_REQUEST = re.compile(r"[ -~]{1,100}")
+OWN = "\N{SECTION SIGN} "
+"""Begins the requests that the server makes in somebody's name: those that come in are ASCII."""
+_REQUEST = re.compile(f"({OWN})?[ -~]{{1,100}}")
 Action = Literal["label", "skip", "undo"]
 
 
@@ -84,9 +86,15 @@ def _check_open(
 ) -> None:
     """Whether the slot can be answered: it is held, or it can be had again."""
     problem: GoneError | StaleError | LeaseError
+    asked = project_of(c, slot.project_id).definition
     if item.state == "withdrawn":
         problem = GoneError(
             "This item was withdrawn while you worked on it. What you wrote is kept; open the next one."
+        )
+    elif definition(c, slot.definition_id).meaning != asked.meaning:
+        problem = StaleError(
+            "The task has changed since you opened this item, and asks something else now. What you wrote is kept; "
+            "open the next one."
         )
     elif slot.state in ("done", "skipped"):
         problem = StaleError("This item is answered already, perhaps in another tab. To change the answer, undo it.")

@@ -7,7 +7,7 @@ import functools
 from sqlalchemy import Connection, Row, func, select, update
 
 from assent.foreign import printable
-from assent.people.store import audit
+from assent.people.store import audit, versions
 from assent.people.store import tables as t
 from assent.people.store.errors import ChangedError, MissingError
 from assent.people.store.records import Definition, Project, User, clock
@@ -50,6 +50,9 @@ def put_project(
         )
     _add_version(c, row.id, old.definition.version + 1, task, now)
     c.execute(update(t.projects).where(t.projects.c.id == row.id).values(kind=task.kind))
+    if old.definition.meaning != task.meaning:
+        versions.change(c, row.id, task, clock(now))
+        row = c.execute(select(t.projects).where(t.projects.c.id == row.id)).one()
     if _most(old.task) != _most(task) or old.task.overlap != task.overlap:
         _change_overlap(c, row.id, task.overlap, row.turn)
     changed = {"meaning": found.meaning, "presented": found.presented, "run": found.run}
