@@ -16,8 +16,9 @@ and `comment` (TextArea) in all. A stars' rating of 0 means that there is none, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -25,7 +26,7 @@ from assent.data.formats.message import messages
 from assent.data.formats.values import in_words
 from assent.data.jsonl import plain_json
 from assent.data.records import RowError
-from assent.people.exchange.marks import NONE, NOTHING, Questions, name_of, questions_of, value_of
+from assent.people.exchange.marks import NONE, NOTHING, Questions, labels_of, name_of, questions_of, value_of
 from assent.people.exchange.shape import Labelled, Lost, Row, Shape, note_item, note_labels
 from assent.people.items import Label
 from assent.people.kinds import KINDS
@@ -200,16 +201,26 @@ def read_task_row(row: Mapping[str, Any], task: TaskDefinition, found: Questions
     if not isinstance(data, Mapping):
         raise RowError("data", f"expected an object, got {in_words(data)}")
     item = _item(data, found)
-    labels = []
+    given: list[tuple[str, Callable[[], Label]]] = []
     for kind in ("annotations", "predictions"):
         for number, each in enumerate(row.get(kind) or []):
             who = _who(each, kind, number)
             if each.get("was_cancelled"):
                 found.skipped[f"skipped by {who}"] += 1
                 continue
-            answers = _answers(each.get("result") or [], f"{kind}[{number}]", item, found)
-            labels.append(Label(value_of(answers, item, task, found, who), who, (), each.get("lead_time"), _at(each)))
-    return Labelled(item, tuple(labels))
+            given.append((who, partial(_label, each, f"{kind}[{number}]", item, task, found, who)))
+    return Labelled(item, labels_of(given, found))
+
+
+def _label(
+    each: Mapping[str, Any], where: str, item: Item, task: TaskDefinition, found: Questions, who: str
+) -> Label:
+    """An annotation, or a prediction."""
+    value = value_of(_answers(each.get("result") or [], where, item, found), item, task, found)
+    seconds = each.get("lead_time")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0):
+        raise RowError(f"{where}.lead_time", f"expected a number of seconds, got {in_words(seconds)}")
+    return Label(value, who, (), seconds, _at(each))
 
 
 def _who(each: Mapping[str, Any], kind: str, number: int) -> str:
@@ -312,10 +323,17 @@ def _span(value: Mapping[str, Any], name: Any, item: Item, note: Mapping[str, An
     start, end, text = value.get("start"), value.get("end"), value.get("text")
     if isinstance(text, str) and isinstance(start, int) and isinstance(end, int):
         if item.responses[answer][start:end] != text:
-            raise RowError(f"{where}.value", f"characters {start} to {end} of the answer are not {text[:40]!r}")
+            start, end = _units(item.responses[answer], start), _units(item.responses[answer], end)
+        if item.responses[answer][start:end] != text:
+            raise RowError(f"{where}.value", f"characters {value['start']} to {value['end']} of the answer are not {text[:40]!r}")
     (label,) = value.get("labels") or [None]
     said = "\n".join((note or {}).get("value", {}).get("text") or [])
     return {"start": start, "end": end, "label": label} | ({"comment": said} if said else {})
+
+
+def _units(text: str, place: int) -> int:
+    """A place in code points that is given in UTF-16's units, as a browser counts."""
+    return len(text.encode("utf-16-le", "surrogatepass")[: 2 * max(place, 0)].decode("utf-16-le", "ignore"))
 
 
 def most_answers(items: list[Item], task: TaskDefinition) -> int:
