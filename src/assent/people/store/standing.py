@@ -59,7 +59,7 @@ def _screened(c: Connection, project: Project, user: User, now: float) -> str | 
 
 
 def _reaches(right: int, given: int, least: float) -> bool:
-    """Whether so many right ones are the share that is asked for; 0.55 of 20 are 11, whatever binary fractions say."""
+    """Whether so many right ones are the share that is asked for; 0.56 of 25 are 14, whatever binary fractions say."""
     return right >= least * given - 1e-9
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, case, delete, func, select, update
 
 from assent.people.items import item_of
 from assent.people.kinds import KINDS, LabelError
@@ -31,6 +31,8 @@ def change(c: Connection, project: int, task: TaskDefinition, now: float) -> Non
     action = select(t.labels.c.action).where(t.labels.c.id == t.slots.c.label_id).scalar_subquery()
     again = mine & t.in_state(t.slots, "lapsed") & t.slots.c.label_id.is_not(None) & t.slots.c.definition_id.in_(alike)
     c.execute(update(t.slots).where(again).values(state=case((action == "skip", "skipped"), else_="done")))
+    mine_too = select(t.items.c.id).where(t.items.c.project_id == project)
+    c.execute(delete(t.drafts).where(t.drafts.c.item_id.in_(mine_too)))  # which no form of the new task could show
     _items(c, project, task, now)
     done = select(func.count()).select_from(t.slots).where(mine, t.in_state(t.slots, "done"))
     done = done.where(t.slots.c.user_id == t.memberships.c.user_id).correlate(t.memberships)
