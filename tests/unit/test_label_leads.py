@@ -15,11 +15,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import insert, text
 
 from assent.data.records import Message
+from assent.people import stored
 from assent.people.items import item_row
 from assent.people.store import Store, accounts, audit, items, labels, review, sessions
 from assent.people.store import tables as t
 from assent.people.store.oddities import NONE
-from assent.people.task import Item
+from assent.people.task import Attribute, Item
 from assent.people.web import leads, leads_words
 from assent.people.web.app import application
 from tests.labelling import START, answer, made, take
@@ -520,3 +521,31 @@ def fill(world: World, count: int) -> None:
             c.execute(insert(t.items), rows)
             c.execute(insert(t.contents), [{"item_id": n, "payload": payload} for n in part])
         c.execute(text("ANALYZE"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "values", "fields", "decided", "seen"),
+    [
+        ("edit", {}, ({"text": "one <b>text</b>", "from": 0}, {"text": "another", "from": None}),
+         {"text": "mine", "from": "1"}, {"text": "mine", "from": 1}, ("one &lt;b&gt;text&lt;/b&gt;", "another")),
+        ("spans", {"labels": ("wrong", "rude")},
+         ({"spans": [{"answer": 0, "start": 0, "end": 3, "label": "rude", "comment": "so?"}]}, {"spans": []}),
+         {"spans": '[{"answer": 1, "start": 0, "end": 2, "label": "wrong"}]'},
+         {"spans": [{"answer": 1, "start": 0, "end": 2, "label": "wrong"}]}, ("rude, in A", "“yes”: so?")),
+        ("attributes", {"attributes": {"help": Attribute()}},
+         ({"scores": [{"help": 0}, {"help": 4}]}, {"scores": [{"help": 4}, {"help": 0}]}),
+         {"score-0-help": "3", "score-1-help": "1"}, {"scores": [{"help": 3}, {"help": 1}]}, ("A: help 0; B: help 4",)),
+    ],
+)  # fmt: skip
+def test_leads_read_what_was_written_and_decide_it(tmp_path, kind, options, values, fields, decided, seen):
+    world = World(tmp_path, 1, kind=kind, **options)
+    key = world.say(*values)
+    for page in (f"/adjudicate?item={key}", f"/item/{key}"):
+        html = world.lead.get(LEAD + page)
+        assert all(text in html for text in seen), page
+    assert seen[0] in world.lead.get(f"{LEAD}/annotator/{world.people[0].id}")
+    assert world.lead.post(LEAD + "/adjudicate", item=str(key), request="r", known="0", **fields).status_code == 303
+    late = world.admin.post(LEAD + "/adjudicate", item=str(key), request="q", known="0", **fields)
+    assert late.status_code == 409 and "leah has decided this item" in words(late.text)
+    with world.store.reading() as c:
+        assert [each.labels[0].value for each in stored.chosen(c, world.project)] == [decided]

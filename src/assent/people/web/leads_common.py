@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
 from assent.people.kinds import KINDS
+from assent.people.kinds.base import LETTERS
 from assent.people.store import accounts, items, labels, projects
 from assent.people.store.board import Board
 from assent.people.store.errors import MissingError
@@ -79,6 +81,8 @@ class Said:
     summary: str
     comment: str
     back: bool
+    parts: tuple[tuple[str, str], ...] = ()
+    """What the summary only counts: the text that was written, each marked passage with its mark; name and words."""
     version: int = 0
 
     @property
@@ -100,16 +104,32 @@ def said_of(
 def _said(label: StoredLabel, item: StoredItem, project: Project, asked: Definition, prompt: str) -> Said:
     """A row in words; answers are A, B, … in their own order, whatever order the annotator saw."""
     version = 0 if asked.meaning == project.definition.meaning else asked.version
-    summary, comment = "Taken back", label.reason or ""
+    summary, comment, parts = "Taken back", label.reason or "", tuple[tuple[str, str], ...]()
     if label.action == "skip":
         summary = "Skipped"
     elif label.value is not None:
         kind = KINDS[asked.task.kind]
         order = range(len(item.content.responses))
         summary, comment = kind.summary(label.value, item.content, order), str(label.value.get("comment") or "")
+        parts = _parts(asked.task.kind, label.value, item)
     back = label.action == "label" and label.current and label.purpose == "work" and not version
     back = back and item.state not in ("decided", "withdrawn")
-    return Said(label, prompt, summary, shown(comment), back, version)
+    return Said(label, prompt, summary, shown(comment), back, parts, version)
+
+
+def _parts(kind: str, value: Mapping[str, Any], item: StoredItem) -> tuple[tuple[str, str], ...]:
+    """What an annotator wrote, or marked."""
+    if kind == "edit":
+        return (("", shown(value["text"])),)
+    if kind != "spans":
+        return ()
+    made = []
+    for span in value["spans"]:
+        passage = item.content.responses[span["answer"]][span["start"] : span["end"]]
+        note = str(span.get("comment") or "")
+        where = f"{span['label']}, in {LETTERS[span['answer']]}" if len(item.content.responses) > 1 else span["label"]
+        made.append((shown(where), shown(f"“{passage}”" + (f": {note}" if note.strip() else ""))))
+    return tuple(made)
 
 
 def label_rows(c: Connection, project: Project, user: User, limit: int) -> list[Said]:
