@@ -33,6 +33,8 @@ READERS: Mapping[str, Callable[[Mapping[str, Any], TaskDefinition, Questions], L
     "labelstudio": lambda row, task, found: read_task_row(flat.task_row(row), task, found),
 }
 """Shapes of annotation tools, and the reader of one of their objects."""
+KEYS = {"argilla": "fields", "labelstudio": "data"}
+"""The key that most of their files have."""
 CONFIG = ".xml"
 """Behind the name of a file for Label Studio: its labelling interface."""
 __all__ = ["SHAPES", "Imported", "Labelled", "Planned", "Shape", "export", "planned", "read"]
@@ -113,8 +115,11 @@ def _told(path: str) -> str | None:
 
 def _read_tool(path: str, task: TaskDefinition, format: str) -> Imported:
     found, problems = Questions(task), list[Problem]()
-    labelled = []
-    for origin, row in rows_of(path):
+    labelled: list[Labelled] = []
+    rows = list(rows_of(path))
+    if not rows or not any(isinstance(row, Problem) or flat.tool_of(row) == format for _, row in rows):
+        raise DataError(f"{path}: expected a list of objects with '{KEYS[format]}', as {format} writes them.")
+    for origin, row in rows:
         try:
             if isinstance(row, Problem):
                 problems.append(row)

@@ -200,11 +200,21 @@ def _given(row: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
     if isinstance(responses, Mapping):
         for question, given in responses.items():
             for each in given:
-                yield str(each.get("user_id") or UNNAMED), question, each.get("value"), each.get("status") or "submitted"
+                yield (
+                    str(each.get("user_id") or UNNAMED),
+                    question,
+                    each.get("value"),
+                    each.get("status") or "submitted",
+                )
     elif isinstance(responses, list):
         for each in responses:
             for question, value in (each.get("values") or {}).items():
-                yield str(each.get("user_id") or UNNAMED), question, value.get("value"), each.get("status") or "submitted"
+                yield (
+                    str(each.get("user_id") or UNNAMED),
+                    question,
+                    value.get("value"),
+                    each.get("status") or "submitted",
+                )
     suggestions = row.get("suggestions") or {}
     if isinstance(suggestions, Mapping):
         for question, each in suggestions.items():

@@ -212,9 +212,7 @@ def read_task_row(row: Mapping[str, Any], task: TaskDefinition, found: Questions
     return Labelled(item, labels_of(given, found))
 
 
-def _label(
-    each: Mapping[str, Any], where: str, item: Item, task: TaskDefinition, found: Questions, who: str
-) -> Label:
+def _label(each: Mapping[str, Any], where: str, item: Item, task: TaskDefinition, found: Questions, who: str) -> Label:
     """An annotation, or a prediction."""
     value = value_of(_answers(each.get("result") or [], where, item, found), item, task, found)
     seconds = each.get("lead_time")
@@ -266,7 +264,7 @@ def _item(data: Mapping[str, Any], found: Questions) -> Item:
 def _answers(results: list[Any], where: str, item: Item, found: Questions) -> dict[str, Any]:
     """Results as answers to questions."""
     answers: dict[str, Any] = {}
-    notes = {each.get("id"): each for each in results if str(each.get("from_name", "")).endswith("_note")}
+    notes = {each["id"]: each for each in results if each.get("id") and str(each.get("from_name")).endswith("_note")}
     for number, each in enumerate(results):
         name, kind, value = each.get("from_name"), each.get("type"), each.get("value") or {}
         place = f"{where}.result[{number}]"
@@ -285,7 +283,10 @@ def _answers(results: list[Any], where: str, item: Item, found: Questions) -> di
             case "labels":
                 answers.setdefault(name, []).append(_span(value, name, item, notes.get(each.get("id")), place))
             case "textarea":
-                if not str(name).endswith("_note"):
+                if str(name).endswith("_note"):
+                    if each.get("id") is None:
+                        found.unknown["notes of marked passages"] += 1
+                else:
                     answers[name] = "\n".join(value.get("text") or [])
             case _:
                 found.unknown[f"results of type {kind}"] += 1
@@ -325,7 +326,9 @@ def _span(value: Mapping[str, Any], name: Any, item: Item, note: Mapping[str, An
         if item.responses[answer][start:end] != text:
             start, end = _units(item.responses[answer], start), _units(item.responses[answer], end)
         if item.responses[answer][start:end] != text:
-            raise RowError(f"{where}.value", f"characters {value['start']} to {value['end']} of the answer are not {text[:40]!r}")
+            raise RowError(
+                f"{where}.value", f"characters {value['start']} to {value['end']} of the answer are not {text[:40]!r}"
+            )
     (label,) = value.get("labels") or [None]
     said = "\n".join((note or {}).get("value", {}).get("text") or [])
     return {"start": start, "end": end, "label": label} | ({"comment": said} if said else {})

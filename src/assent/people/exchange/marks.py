@@ -35,9 +35,7 @@ class Questions:
         return item_from(Example(prompt, answers, meta=dict(meta)), self.task)
 
 
-def labels_of(
-    given: Iterable[tuple[str, Callable[[], Label]]], found: Questions
-) -> tuple[Label, ...]:
+def labels_of(given: Iterable[tuple[str, Callable[[], Label]]], found: Questions) -> tuple[Label, ...]:
     """The labels that can be made; of each annotator's that cannot it is noted why."""
     made = []
     for who, make in given:

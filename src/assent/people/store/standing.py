@@ -70,9 +70,7 @@ def _let_in(c: Connection, project: Project, user: User) -> float:
     return -1.0 if found is None else float(found)
 
 
-def known_answers(
-    c: Connection, project: Project, user: User, purpose: str, after: float = -1.0
-) -> tuple[int, int]:
+def known_answers(c: Connection, project: Project, user: User, purpose: str, after: float = -1.0) -> tuple[int, int]:
     """How many of an annotator's answers to items of known answer, given `after` that time, are right, and of how many.
     A skip is no answer to a gold item; of the screening it is a wrong one."""
     query = select(t.labels.c.value, t.items.c.expected)
