@@ -402,7 +402,7 @@ def test_argilla_records_of_the_server_statuses_suggestions_and_unknown_question
         ({"fields": {"response_1": "4", "response_2": "5"}}, "x.json:1: fields.prompt: expected a list, got None"),
         ({"fields": "x"}, "x.json:1: fields: expected an object"),
         ({"responses": {"preference": [{"value": "A", "user_id": "a"}]}}, "response_1, response_2; got the string 'A'"),
-        ({"responses": {"preference": [{"value": "response_1", "user_id": "a"}]}}, "the label of a is left out: The strength must be a whole"),
+        ({"responses": {"preference": [{"value": "response_1", "user_id": "a"}]}}, "of a is left out: The strength"),
         ({"responses": {"preference": ["response_1"]}}, "x.json:1: is not as argilla writes it"),
         ({"responses": {"which": [{"value": "x", "user_id": "a"}]}}, "a is left out: expected one of"),
         ({"metadata": {"annotators": "x"}}, "metadata.annotators: expected a list of texts"),

@@ -14,8 +14,8 @@ from assent.data.records import Message
 from assent.people import exchange
 from assent.people.exchange import Labelled
 from assent.people.items import Label
-from assent.people.taskfile import load_task
 from assent.people.task import Item, TaskDefinition
+from assent.people.taskfile import load_task
 
 ANN, BOB = "e7d99a30-855b-4840-8df5-a6fe486667c9", "621d3eeb-eaf8-45b5-a3ea-fabd3c649292"
 
@@ -71,12 +71,22 @@ def test_tables_of_argilla(name: str, tmp_path: Path) -> None:
 
 def test_rows_of_argilla_1(tmp_path: Path) -> None:
     old = {
-        "id": "0", "prompt": "Q", "response_1": "a", "response_2": "b", "metadata": '{"lang": "en"}', "external_id": None,
-        "preference": [{"user_id": ANN, "value": "response_2", "status": "submitted"}, {"user_id": BOB, "value": None, "status": "discarded"}],
+        "id": "0",
+        "prompt": "Q",
+        "response_1": "a",
+        "response_2": "b",
+        "metadata": '{"lang": "en"}',
+        "external_id": None,
+        "preference": [
+            {"user_id": ANN, "value": "response_2", "status": "submitted"},
+            {"user_id": BOB, "value": None, "status": "discarded"},
+        ],
         "preference-suggestion": "response_1",
         "preference-suggestion-metadata": {"type": "model", "score": None, "agent": "m"},
-        "comment": [], "comment-suggestion": None, "comment-suggestion-metadata": {"type": None, "score": None, "agent": None},
-    }  # fmt: skip
+        "comment": [],
+        "comment-suggestion": None,
+        "comment-suggestion-metadata": {"type": None, "score": None, "agent": None},
+    }
     found = read(tmp_path, [old], task("kind: pair\nstrength: 0"))
     assert said(found) == [(ANN, better(1, None)), ("m", better(0, None))]
     assert dict(found.labelled[0].item.meta) == {"lang": "en"} and dict(found.skipped) == {f"discarded by {BOB}": 1}

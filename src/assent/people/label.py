@@ -106,6 +106,8 @@ def _load(config: LabelConfig, store: Store, project: Project) -> None:
     read = exchange.read(config.load, project.task, config.format or "auto")
     for problem in read.problems[:10]:
         log.warning(f"{problem}")
+    if (more := len(read.problems) - 10) > 0:
+        log.warning(f"{config.load}: and {more:,} more rows or labels that cannot be used")
     with store.writing() as c:
         taken = stored.add(c, project, read)
         stored.note_import(c, project, Path(config.load).name, taken)

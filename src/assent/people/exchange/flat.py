@@ -1,5 +1,5 @@
 """Rows in which annotation tools write an item and what was said of it side by side, as the nested objects that their
-other exports have: Argilla's tables (`to_datasets`, the hub, FeedbackDataset of 1.x), Label Studio's JSON_MIN and CSV."""
+other exports have: Argilla's tables (`to_datasets`, the hub, and those of 1.x), Label Studio's JSON_MIN and CSV."""
 
 from __future__ import annotations
 

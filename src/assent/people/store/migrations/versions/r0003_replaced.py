@@ -1,4 +1,4 @@
-"""Labels and the audit log are not overwritten by SQLite's INSERT OR REPLACE either, which is no DELETE to a trigger."""
+"""Labels and the audit log hold against SQLite's INSERT OR REPLACE, too, which is no DELETE to a trigger."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def upgrade() -> None:
         return
     for table, same in KEYS.items():
         op.execute(
-            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) "
-            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
         )
