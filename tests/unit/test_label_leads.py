@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import insert, text
 
+from assent.cli import main
 from assent.data.records import Message
 from assent.people import stored
 from assent.people.items import item_row
@@ -549,3 +550,29 @@ def test_leads_read_what_was_written_and_decide_it(tmp_path, kind, options, valu
     assert late.status_code == 409 and "leah has decided this item" in words(late.text)
     with world.store.reading() as c:
         assert [each.labels[0].value for each in stored.chosen(c, world.project)] == [decided]
+
+
+def test_decisions_are_in_exports_of_the_command_and_of_programs(world, tmp_path):
+    decided = world.say(A, B)
+    world.say(A, A)
+    world.lead.post(LEAD + "/adjudicate", item=str(decided), choice="right-1", request="r1")
+    with world.store.writing() as c:
+        token = sessions.api_token(c, accounts.user(c, "leah"), None)
+    wanted = {"best": [1, 2], "labels": [2, 2], "decisions": [1]}
+    for of, counts in wanted.items():
+        file = tmp_path / f"{of}.jsonl"
+        assert main(["label", "--db", str(tmp_path / "labels.db"), "--export", str(file), "--of", of]) == 0
+        asked = world.lead.http.get(f"/api/p/pairs/export?of={of}", headers={"Authorization": f"Bearer {token}"})
+        for text in (file.read_text(), asked.text):
+            rows = [json.loads(line) for line in text.splitlines()]
+            assert [len(row["meta"]["annotated"]) for row in rows] == counts, of
+    assert world.log()[:6] == ["labels exported pairs"] * 6
+    wrong = world.lead.http.get("/api/p/pairs/export?of=all", headers={"Authorization": f"Bearer {token}"})
+    assert wrong.status_code == 422 and "best, labels, decisions" in wrong.json()["error"]["message"]
+    assert main(["label", "--db", str(tmp_path / "labels.db"), "--of", "labels", "--invite", "lead"]) == 2
+
+
+def test_admins_read_what_was_done_to_accounts_and_leads_what_is_of_their_project(world):
+    world.admin.post(LEAD + "/people/password", page=LEAD + "/people", user=str(world.people[0].id))
+    assert "password changed" in world.admin.get(LEAD + "/audit")
+    assert "password changed" not in world.lead.get(LEAD + "/audit")

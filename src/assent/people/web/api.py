@@ -212,8 +212,8 @@ def _request(body: dict[str, Any]) -> str:
     request = body.get("request")
     if not isinstance(request, str) or not request.isascii() or not 1 <= len(request) <= 100:
         raise Refused(
-            422, "request", "The request needs a word of its own, request: up to 100 ASCII characters, the same when it "
-            "is sent again."
+            422, "request", "The request needs a word of its own, request: up to 100 ASCII characters, the same when "
+            "it is sent again."
         )  # fmt: skip
     return request
 
