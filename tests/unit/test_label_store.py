@@ -113,7 +113,7 @@ def test_a_newer_database_is_refused_and_left_alone(path):
     c.close()
     before = path.read_bytes()
     refused(
-        path, r"labels\.db: a newer assent has made it \(revision 9999; this one knows up to 0003\)\. Update assent"
+        path, r"labels\.db: a newer assent has made it \(revision 9999; this one knows up to 0004\)\. Update assent"
     )
     assert path.read_bytes() == before
 

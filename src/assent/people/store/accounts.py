@@ -129,8 +129,9 @@ def add_member(
     c: Connection, project: Project, user: User, role: Role, by: User | None, now: float | None = None
 ) -> None:
     """Makes somebody a member, or changes what they are in the project."""
+    a_role = f"an {role}" if role in ("admin", "annotator") else f"a {role}"
     if role == "admin" or (role == "judge") != (user.role == "judge"):
-        raise AccountError(f"{user.name} ({user.role}) cannot be a {role} of {project.name}.")
+        raise AccountError(f"{user.name} ({user.role}) cannot be {a_role} of {project.name}.")
     key = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == user.id)
     found = c.execute(select(t.memberships.c.role).where(key)).scalar()
     if found == role:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, Text, cast, insert, select, upda
 
 from assent.foreign import printable
 from assent.people.items import item_of, item_row
-from assent.people.store import audit, places
+from assent.people.store import audit, places, versions
 from assent.people.store import tables as t
 from assent.people.store.engine import as_json
 from assent.people.store.errors import MissingError
@@ -32,14 +32,15 @@ def add_items(
     now: float | None = None,
 ) -> Added:
     """Adds items, at the end of the queue. Those that are there already, prompt and answers alike, are left as they
-    are. `expected` has the known answer to each gold or screening item."""
+    are. `expected` has the known answer to each gold or screening item; one that is there gets it, too."""
     assert (expected is None) == (purpose == "work"), "known answers belong to gold and screening items"
     turn = _locked_turn(c, project)
     rows = ((item, None) for item in items) if expected is None else zip(items, expected, strict=True)
-    new = seen = 0
+    new = seen = changed = 0
     pending = iter(rows)
     while batch := list(islice(pending, BATCH)):
-        new += _add(c, project, batch, purpose, turn, now)
+        added, renewed = _add(c, project, batch, purpose, turn, now)
+        new, changed = new + added, changed + renewed
         seen += len(batch)
         turn += len(batch)
     values = {"turn": turn, "size": t.projects.c.size + (new if purpose == "work" else 0)}
@@ -47,6 +48,9 @@ def add_items(
     if new:
         detail = {"purpose": purpose, "new": new, "known": seen - new}
         audit.record(c, by, "items added", project.name, detail, now, project)
+    if changed:
+        detail = {"purpose": purpose, "changed": changed}
+        audit.record(c, by, "known answers changed", project.name, detail, now, project)
     return Added(new, seen - new)
 
 
@@ -62,11 +66,12 @@ def _add(
     purpose: ItemPurpose,
     turn: int,
     now: float | None,
-) -> int:
-    """Inserts what is new in the batch, and says how many that are; the project is locked meanwhile."""
+) -> tuple[int, int]:
+    """Inserts what is new in the batch, and says how many that are, and of how many others the known answer changed;
+    the project is locked meanwhile."""
     mine = (t.items.c.project_id == project.id) & (t.items.c.purpose == purpose)
-    ids = select(t.items.c.key, t.items.c.id).where(mine, t.items.c.key.in_([item.digest for item, _ in batch]))
-    known = {row.key for row in c.execute(ids)}
+    ids = select(t.items).where(mine, t.items.c.key.in_([item.digest for item, _ in batch]))
+    known = {row.key: row for row in c.execute(ids)}
     new: dict[str, tuple[Item, dict[str, Any]]] = {}
     for place, (item, answer) in enumerate(batch, turn + 1):
         row = _row(project, item, purpose, answer, place, now)
@@ -76,7 +81,8 @@ def _add(
         c.execute(insert(t.items), [row for _, row in new.values()])
         made = [row for row in c.execute(ids) if row.key in new]
         c.execute(insert(t.contents), [{"item_id": row.id, "payload": item_row(new[row.key][0])} for row in made])
-    return len(new)
+    answers = {item.digest: answer for item, answer in batch if answer is not None}
+    return len(new), versions.renewed(c, list(known.values()), answers)
 
 
 def _row(

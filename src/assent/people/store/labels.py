@@ -18,7 +18,9 @@ from assent.people.store.queue import own_slot, slot_of
 from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
 LONGEST_REASON = 2000
-REQUEST = re.compile(r"[ -~]{1,100}")
+OWN = "\N{SECTION SIGN} "
+"""Begins the requests that the server makes in somebody's name: those that come in are ASCII."""
+REQUEST = re.compile(f"({OWN})?[ -~]{{1,100}}")
 """What tells a request from others."""
 Action = Literal["label", "skip", "undo"]
 
@@ -64,16 +66,19 @@ def _end(
             return Saved(before.id, True, member.locked)
         raise StaleError("This was sent before, with another answer. Load the page again to see what is saved.")
     item = places.locked(c, slot.item_id)
-    task = definition(c, slot.definition_id).task
+    asked = definition(c, slot.definition_id)
+    task, earlier = asked.task, asked.meaning != project.definition.meaning
     if action == "label":
         KINDS[task.kind].check(value, items.content(c, item.id), task)
-    _check_open(c, slot, item, member.locked, value, now)
+    _check_open(c, slot, item, member.locked, value, now, earlier)
     row = {"action": action, "value": value, "reason": reason, "seconds": seconds, "supersedes": None}
     label = _append(c, slot, request, row, now)
-    state = "done" if action == "label" else "skipped"
+    state = "lapsed" if earlier else "done" if action == "label" else "skipped"
     ended = {"state": state, "label_id": label, "ended_at": now, "note": None}
     c.execute(update(t.slots).where(t.slots.c.id == key).values(ended))
     drafts.forget(c, slot)
+    if earlier:
+        return Saved(label, False, member.locked)
     _count(c, slot, 1 if action == "label" else 0)
     if slot.purpose == "work":
         places.settle(c, item, project.task)
@@ -81,17 +86,24 @@ def _end(
 
 
 def _check_open(
-    c: Connection, slot: Row[Any], item: Row[Any], locked: str | None, value: Mapping[str, Any] | None, now: float
+    c: Connection,
+    slot: Row[Any],
+    item: Row[Any],
+    locked: str | None,
+    value: Mapping[str, Any] | None,
+    now: float,
+    earlier: bool,
 ) -> None:
-    """Whether the slot can be answered: it is held, or it can be had again."""
+    """Whether the slot can be answered: it is held, or it can be had again; or it is of an `earlier` meaning of the
+    task, whose answers are kept and count no more."""
     problem: GoneError | StaleError | LeaseError
     if item.state == "withdrawn":
         problem = GoneError(
             "This item was withdrawn while you worked on it. What you wrote is kept; open the next one."
         )
-    elif slot.state in ("done", "skipped"):
+    elif slot.label_id is not None:
         problem = StaleError("This item is answered already, perhaps in another tab. To change the answer, undo it.")
-    elif slot.state == "leased" and locked is None:
+    elif (slot.state == "leased" or earlier) and locked is None:
         return
     elif locked is None and _again(c, slot, item):
         return
@@ -100,7 +112,7 @@ def _check_open(
             "Your time for this item ran out, and somebody else has it now. Nothing is lost: what you wrote is kept as "
             "a draft."
         )
-    if value is not None:
+    if value is not None and not earlier:
         drafts.keep(c, slot, value, now)
     raise problem
 

@@ -4,6 +4,7 @@ queue. Whoever changes a slot locks the item first and settles it afterwards."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -91,6 +92,11 @@ def wanted_of(task: TaskDefinition, overlap: int | None, values: Sequence[Mappin
     if extra is None or len(values) < first or extra.up_to <= first:
         return first
     return extra.up_to if spread(values, extra.attribute) > extra.when_differ_by else first
+
+
+def of_known(task: TaskDefinition) -> TaskDefinition:
+    """What a known answer must be: it needs neither strength nor reason."""
+    return replace(task, strength=0, comment="optional")
 
 
 def spread(values: Sequence[Mapping[str, Any]], attribute: str) -> float:

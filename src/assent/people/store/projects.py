@@ -7,7 +7,7 @@ import functools
 from sqlalchemy import Connection, Row, func, select, update
 
 from assent.foreign import printable
-from assent.people.store import audit, places
+from assent.people.store import audit, places, versions
 from assent.people.store import tables as t
 from assent.people.store.errors import ChangedError, MissingError
 from assent.people.store.records import Definition, Project, User, clock
@@ -34,7 +34,9 @@ def put_project(
     query = select(t.projects).where(t.projects.c.name == task.name)
     row = c.execute(query).first()
     if row is not None:
-        if _wanted(project_of(c, row.id).task) != _wanted(task):  # items are locked first, as everybody does
+        before = project_of(c, row.id)
+        if _wanted(before.task) != _wanted(task) or before.definition.meaning != task.meaning:
+            # items are locked first, as everybody does
             every = select(t.items.c.id).where(t.items.c.project_id == row.id).order_by(t.items.c.id)
             c.execute(every.with_for_update()).all()
         row = c.execute(query.with_for_update(key_share=True)).one()
@@ -56,6 +58,9 @@ def put_project(
         )
     _add_version(c, row.id, old.definition.version + 1, task, now)
     c.execute(update(t.projects).where(t.projects.c.id == row.id).values(kind=task.kind))
+    if old.definition.meaning != task.meaning:
+        versions.change(c, row.id, task, clock(now))
+        row = c.execute(select(t.projects).where(t.projects.c.id == row.id)).one()
     if _wanted(old.task) != _wanted(task):
         _change_overlap(c, row.id, task, row.turn)
     changed = {"meaning": found.meaning, "presented": found.presented, "run": found.run}

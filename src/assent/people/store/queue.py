@@ -14,7 +14,7 @@ from assent.people.store import tables as t
 from assent.people.store.errors import LeaseError, MissingError
 from assent.people.store.projects import definition, project_of
 from assent.people.store.records import Ahead, Member, Project, Purpose, Slot, User, Waiting
-from assent.people.store.standing import screening
+from assent.people.store.standing import judge, screening
 
 SWEPT = 20
 """Leases that have run out and are taken back at once; more are taken back later."""
@@ -38,8 +38,11 @@ def next_slot(c: Connection, project: Project, user: User, now: float) -> Slot |
         _renew(c, held, project, now)
         return slot_of(c, held.id)
     _take_back(c, project, now)
-    if not member.screened and member.role != "lead" and (row := screening(c, project, user)) is not None:
-        return _lease(c, project, member, row, "screening", now)
+    if project.task.screening and not member.screened and member.role != "lead":
+        if (row := screening(c, project, user)) is not None:
+            return _lease(c, project, member, row, "screening", now)
+        if (why := judge(c, project, user, "screening", now)) is not None:
+            return Waiting("locked", why)  # the items that were left to give were withdrawn
     for purpose in _draws(project, member):
         if purpose == "gold" and (row := _known(c, project, user)) is not None:
             return _lease(c, project, member, row, "gold", now)

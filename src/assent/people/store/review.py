@@ -14,6 +14,7 @@ from assent.people.kinds import KINDS
 from assent.people.store import accounts, audit, labels, places
 from assent.people.store import tables as t
 from assent.people.store.errors import GoneError, MissingError, StaleError
+from assent.people.store.projects import definitions
 from assent.people.store.records import Entry, Project, Saved, User
 from assent.people.task import TaskDefinition
 
@@ -65,7 +66,9 @@ def dispute(
 
 def dispute_of(c: Connection, project: Project, item: int) -> Dispute:
     """The same of an item as it is now."""
+    asked = {each.id for each in definitions(c, project) if each.meaning == project.definition.meaning}
     rows = [one for one in labels.of_item(c, item) if one.purpose == "work" and one.current]
+    rows = [one for one in rows if one.definition in asked]
     values = [one.value for one in rows if one.action == "label" and one.value is not None]
     return dispute(project.task, item, values, len(rows) - len(values), marks(c, project).get(item))
 
@@ -141,14 +144,17 @@ def pass_over(c: Connection, project: Project, item: int, by: User, now: float) 
 
 def _own(c: Connection, project: Project, item: int, *users: int):  # type: ignore[no-untyped-def]
     """The item, locked, and before it what the project knows of these users, in the order in which annotators lock
-    them. Raises MissingError where it is none of the project's."""
+    them. Raises MissingError where it is none of the project's, StaleError where it is no work."""
     members = (t.memberships.c.project_id == project.id) & t.memberships.c.user_id.in_(users)
     query = select(t.memberships.c.user_id).where(members).order_by(t.memberships.c.user_id)
     c.execute(query.with_for_update()).all()
     found = c.execute(select(t.items.c.project_id).where(t.items.c.id == item)).scalar()
     if found != project.id:
         raise MissingError(f"There is no item {item} in {project.name}.")
-    return places.locked(c, item)
+    row = places.locked(c, item)
+    if row.purpose != "work":
+        raise StaleError("This is an item of known answer, about which nothing is decided. Correct the file of them.")
+    return row
 
 
 # ---- decisions
@@ -164,11 +170,15 @@ def decide(
     now: float,
     shown: Sequence[int] = (),
     seconds: float | None = None,
+    known: int | None = None,
 ) -> Saved:
     """A lead's word on an item, which is then decided: nobody gets it any more, and its labels cannot be changed. A
     later decision supersedes it. The same request again changes nothing.
 
-    Raises LabelError where the value is none of the task's, GoneError where the item was withdrawn."""
+    `known` is the decision, as its label, that its maker saw (0: none), None: whichever there is.
+
+    Raises LabelError where the value is none of the task's, GoneError where the item was withdrawn, StaleError where
+    somebody else has decided it, or taken the decision back, in the meantime."""
     accounts.member(c, project, by, lock=True)
     row = _own(c, project, item)
     if row.state == "withdrawn":
@@ -177,6 +187,13 @@ def decide(
     said = c.execute(before.where(t.labels.c.user_id == by.id, t.labels.c.request == request)).first()
     if said is not None:
         return labels.save(c, said.slot_id, by, request, value, seconds, now)
+    if known is not None and known != (there := decision(c, project, item)):
+        raise StaleError(
+            "Another lead has decided this item since you opened it. Look at what they say; what you save then "
+            "supersedes it."
+            if there
+            else "The decision that you saw was taken back in the meantime. Load the page again."
+        )
     if row.state == "decided":
         undecide(c, project, item, by, now)
     slot = _slot(c, project, row, by, shown, now)
@@ -211,10 +228,16 @@ def undecide(c: Connection, project: Project, item: int, by: User, now: float) -
         raise StaleError("Nothing is decided about this item, perhaps not any more.")
     places.change(c, row, state="open")
     for slot in c.execute(select(t.slots).where(held)).all():
-        labels.reopen(c, slot, project, f"undecided {slot.label_id}", None, now)
+        labels.reopen(c, slot, project, f"{labels.OWN}undecided {slot.label_id}", None, now)
         c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(state="released", ended_at=now))
     places.settle(c, places.locked(c, item), project.task)
     audit.record(c, by, UNDECIDED, str(item), None, now, project)
+
+
+def decision(c: Connection, project: Project, item: int) -> int:
+    """The label of the decision that stands about an item; 0 where there is none."""
+    mine = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
+    return c.execute(select(t.slots.c.label_id).where(mine, t.slots.c.purpose == "adjudication")).scalar() or 0
 
 
 def last_decided(c: Connection, project: Project, by: User) -> int | None:
@@ -238,12 +261,12 @@ def send_back(c: Connection, project: Project, label: int, by: User, reason: str
     _own(c, project, found.item, found.user)
     found = labels.label(c, label)  # as it is now that nobody changes it
     slot = c.execute(select(t.slots).where(t.slots.c.id == found.slot)).one()
-    if found.action != "label" or not found.current or found.purpose == "adjudication":
+    if found.action != "label" or slot.label_id != label or slot.state != "done" or slot.purpose == "adjudication":
         raise StaleError(
             "This answer does not hold any more: its annotator has changed it, or it was sent back before."
         )
     reason = " ".join(reason.split())[:LONGEST]
-    labels.reopen(c, slot, project, f"sent back {label}", reason or "Please look at this once more.", now)
+    labels.reopen(c, slot, project, f"{labels.OWN}sent back {label}", reason or "Please look at this once more.", now)
     until = now + 86_400 * BACK_DAYS
     c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(leased_until=until))
     detail = {"label": label, "annotator": found.name, "reason": reason}

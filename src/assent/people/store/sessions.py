@@ -154,7 +154,8 @@ def revoke_invitation(c: Connection, key: int, by: User | None, now: float | Non
     """Ends an invitation."""
     held = (t.invitations.c.id == key) & t.invitations.c.revoked_at.is_(None)
     c.execute(update(t.invitations).where(held).values(revoked_at=clock(now)))
-    audit.record(c, by, "invitation revoked", str(key), None, now)
+    project = c.execute(select(t.invitations.c.project_id).where(t.invitations.c.id == key)).scalar()
+    audit.record(c, by, "invitation revoked", str(key), None, now, project)
 
 
 def _valid(token: str, now: float):  # type: ignore[no-untyped-def]

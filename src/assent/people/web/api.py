@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
@@ -154,12 +154,18 @@ def told(task: TaskDefinition) -> dict[str, Any]:
 
 @router.get("/p/{name}/export")
 def export(visit: Lead) -> Response:
-    """The labels that hold now, in the shape that `?format=` names: rows as JSON lines, or one JSON list."""
-    format = visit.request.query_params.get("format", "assent")
-    task = visit.place.task
-    shape = exchange.shape_of(format, task)
+    """The labels that hold now, in the shape that `?format=` names: rows as JSON lines, or one JSON list. `?of=` says
+    which: best (a lead's decision where there is one), labels, or decisions."""
+    asked = visit.request.query_params
+    format, said = asked.get("format", "assent"), asked.get("of", "best")
+    of = next((each for each in get_args(stored.Of) if each == said), None)
+    if of is None:
+        raise Refused(422, "request", f"of is one of {', '.join(get_args(stored.Of))}. Got {said[:40]!r}.")
+    shape = exchange.shape_of(format, visit.place.task)
     with visit.reading() as c:
-        found = exchange.planned(stored.labelled(c, visit.place), task, format)
+        found = exchange.planned(stored.chosen(c, visit.place, of), visit.place.task, format)
+    with visit.writing() as c:
+        stored.note_export(c, visit.place, format, of, len(found.rows), visit.known, visit.now)
     if shape.array:
         return _json(found.rows)
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in found.rows)
@@ -192,6 +198,7 @@ def add_items(visit: Lead, body: Sent) -> Response:
             raise Refused(422, "data", str(error).replace(f"{folder}/", "")) from None
     with visit.writing() as c:
         taken = stored.add(c, visit.place, found, visit.known, visit.now)
+        stored.note_import(c, visit.place, "rows of a program", taken, visit.known, visit.now)
     problems = [str(problem).replace(f"{folder}/", "") for problem in found.problems[:PROBLEMS]]
     counts = {name: getattr(taken, name) for name in ("items", "known", "labels", "repeated", "people")}
     return JSONResponse({**counts, "problems": problems, "refused": len(found.problems)})
@@ -210,7 +217,7 @@ def _slot(visit: Visit, body: dict[str, Any]) -> int:
 
 def _request(body: dict[str, Any]) -> str:
     request = body.get("request")
-    if not isinstance(request, str) or not labels.REQUEST.fullmatch(request):
+    if not isinstance(request, str) or not request.isascii() or not labels.REQUEST.fullmatch(request):
         raise Refused(
             422, "request", "The request needs a word of its own, request: up to 100 characters of ASCII, the same "
             "when it is sent again."

@@ -147,7 +147,10 @@ def own_slot(c: Connection, visit: Visit, key: int) -> Slot:
 
 def request_id(visit: Visit) -> str:
     """What tells a repeated request from a new one."""
-    return visit.field("request") or secrets.token_hex(16)
+    said = visit.field("request")
+    if not said.isascii():
+        raise Refused(422, "form", "The form has no proper request number. Load the page again.")
+    return said or secrets.token_hex(16)
 
 
 def _seconds(visit: Visit) -> float | None:
