@@ -135,6 +135,8 @@ class AggregateConfig(Sections):
     """Split of a hub id."""
     limit: Count | None = field(default=None, kw_only=True)
     """Use only the first rows."""
+    annotator: Named | None = field(default=None, kw_only=True)
+    """Column that says who judged, where feedback names nobody."""
     seed: Seed = field(default=0, kw_only=True)
     """mace: random starts."""
     summary: Named | None = field(default=None, kw_only=True)
@@ -149,7 +151,13 @@ class AgreeConfig(Sections):
     """Files, folders or hub ids with judged answers; what is said of the same answers in several files is compared, so
     `assent agree people.jsonl judge.jsonl` compares people and judge."""
     labels: tuple[str, ...] = field(default=(), kw_only=True)
-    """Columns of a plain table, one for each annotator, in place of judged answers: annotation_1 annotation_2."""
+    """Columns of a plain table in place of judged answers: one for each annotator (annotation_1 annotation_2), or with
+    --item and --annotator the one of all labels."""
+    annotator: Named | None = field(default=None, kw_only=True)
+    """Column that says who judged, where feedback names nobody; of a plain table with a row for each label too."""
+    item: Named | None = field(default=None, kw_only=True)
+    """Column that says what was judged, of a plain table with a row for each label: --labels label --item task
+    --annotator worker."""
     topic: Named | None = field(default=None, kw_only=True)
     """Column by which agreement is also shown in parts."""
     scale: Literal["auto", "nominal", "ordinal", "interval"] = field(default="auto", kw_only=True)

@@ -32,8 +32,11 @@ HABIT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A table of labels. Example: annotator 2 gave item 0 the label 1: item [0], annotator [2], label [1]. `seen` is
-    the label as the annotator saw it, where the same label looks otherwise to some: the side on which an answer was."""
+    """A table of labels. Example: annotator 2 gave item 0 the label 1: item [0], annotator [2], label [1].
+
+    `mirrored`: labels 0 and 1 are two answers that might as well stand the other way round, so no model may learn from
+    which is which. `seen` is then the label by sides, 0 the left answer, where the sides are known; annotators may have
+    a taste for one."""
 
     item: np.ndarray
     annotator: np.ndarray
@@ -41,9 +44,11 @@ class Labels:
     items: int
     annotators: int
     classes: int
+    mirrored: bool = False
     seen: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        assert self.mirrored or self.seen is None, "only comparisons have sides"
         columns = ((self.item, self.items), (self.annotator, self.annotators), (self.label, self.classes))
         for column, size in (*columns, *([] if self.seen is None else [(self.seen, self.classes)])):
             assert column.shape == self.label.shape, "one entry each"
@@ -55,6 +60,26 @@ class Labels:
         found = np.zeros((self.items, self.classes))
         np.add.at(found, (self.item, self.label), 1.0)
         return found
+
+    @property
+    def wrote(self) -> np.ndarray:
+        """[n]: labels as their annotators saw them."""
+        return self.label if self.seen is None else self.seen
+
+    def turned(self, shares: np.ndarray) -> np.ndarray:
+        """[n, C] shares of labels as they are -> as they were seen by each annotator; the same back."""
+        if self.seen is None:
+            return shares
+        return np.where((self.seen != self.label)[:, None], shares[:, mirror(self.classes)], shares)
+
+    def levelled(self, counts: np.ndarray) -> np.ndarray:
+        """Counts of labels [..., C], the same for 0 and 1 where nobody knows which was seen where."""
+        return counts if not self.mirrored or self.seen is not None else (counts + counts[..., mirror(self.classes)]) / 2
+
+
+def mirror(classes: int) -> list[int]:
+    """The labels with 0 and 1 in each other's place."""
+    return [1, 0, *range(2, classes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +127,21 @@ def dawid_skene(labels: Labels, smoothing: float = SMOOTHING) -> Consensus:
 
         E   posterior[i, t] ∝ π_t Π_{(a, l) on i} K_a[t, l]
         M   π_t = mean_i posterior[i, t],  K_a[t, l] ∝ s + Σ_{i: a wrote l} posterior[i, t],  s the smoothing
-    """
-    posterior = _started(labels)
+
+    Of comparisons t and l are sides where these are known, else K is the same for both answers; and so is π."""
+    posterior, other = _started(labels), mirror(labels.classes)
     before = -math.inf
     for _ in range(ITERATIONS):
         counts = np.full((labels.annotators, labels.classes, labels.classes), smoothing)
-        np.add.at(counts.transpose(0, 2, 1), (labels.annotator, labels.label), posterior[labels.item])
+        np.add.at(counts.transpose(0, 2, 1), (labels.annotator, labels.wrote), labels.turned(posterior[labels.item]))
+        if labels.mirrored and labels.seen is None:
+            counts = (counts + counts[:, other][:, :, other]) / 2
         confusion = counts / counts.sum(axis=2, keepdims=True)
         prior = posterior.mean(axis=0)
+        prior = (prior + prior[other]) / 2 if labels.mirrored else prior
         with np.errstate(divide="ignore"):
             joint = np.tile(np.log(prior), (labels.items, 1))
-            np.add.at(joint, labels.item, np.log(confusion[labels.annotator, :, labels.label]))
+            np.add.at(joint, labels.item, labels.turned(np.log(confusion[labels.annotator, :, labels.wrote])))
         evidence = logsumexp(joint, axis=1)
         posterior = np.exp(joint - evidence[:, None])
         # What EM climbs: the likelihood with the smoothing's Dirichlet prior.
@@ -135,7 +164,7 @@ def mace(labels: Labels, seed: int = 0) -> Consensus:
     rng, best, found = np.random.default_rng(seed), -math.inf, None
     for _ in range(RESTARTS):
         knows = np.column_stack([rng.uniform(1, 2, labels.annotators), rng.uniform(1, 2, labels.annotators)])
-        guesses = rng.uniform(1, 2, (labels.annotators, labels.classes))
+        guesses = labels.levelled(rng.uniform(1, 2, (labels.annotators, labels.classes)))
         one = _mace_from(labels, knows / knows.sum(1, keepdims=True), guesses / guesses.sum(1, keepdims=True))
         if one[0] > best:
             best, found = one[0], one[1]
@@ -146,7 +175,7 @@ def mace(labels: Labels, seed: int = 0) -> Consensus:
 def _mace_from(labels: Labels, knows: np.ndarray, guesses: np.ndarray) -> tuple[float, Consensus]:
     """One run of variational EM: (log evidence at its end, consensus). `knows` [A, 2] are weights of knowing and of
     guessing, `guesses` [A, C] of what is guessed; after the first step they need not sum to 1."""
-    who, wrote = labels.annotator, labels.label if labels.seen is None else labels.seen
+    who, wrote = labels.annotator, labels.wrote
     exact = np.eye(labels.classes)[labels.label]
     before, evidence = -math.inf, -math.inf
     posterior = np.full((labels.items, labels.classes), 1 / labels.classes)
@@ -163,7 +192,7 @@ def _mace_from(labels: Labels, knows: np.ndarray, guesses: np.ndarray) -> tuple[
         written = np.zeros((labels.annotators, labels.classes))
         np.add.at(written, (who, wrote), spam)
         mean = (counts[:, 0] + PRIOR) / (counts.sum(1) + 2 * PRIOR)
-        knows, guesses = _variational(counts), _variational(written)
+        knows, guesses = _variational(counts), _variational(labels.levelled(written))
         if abs(evidence - before) < TOLERANCE * max(1, len(wrote)):
             break
         before = evidence

@@ -23,7 +23,7 @@ from assent.measures.habits import Habits, careless, habits
 from assent.measures.tastes import Comparisons, Taste, stand_out
 from assent.names import suggestion
 from assent.people import asked
-from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
+from assent.people.votes import UNNAMED, One, Table, Votes, one_row_each, sides_known, table_of, votes_of, without_own
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class AggregateSummary:
     file: str
     method: str
     rows: int
+    joined: int
+    """Rows that were put into another of the same prompt, with which they share an answer."""
     written: Mapping[str, int]
     dropped: Mapping[str, int]
     repeated: Mapping[str, int]
@@ -69,9 +71,11 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
     Raises ConfigError, DataError for a file without feedback of annotators; RunFolderError where `config.out` exists.
     """
     asked.check_places(config.out, False, config.summary)
-    examples, left_out = asked.read_rows(
-        config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit
-    )
+    read, left_out = asked.read_rows(
+        config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit,
+        annotator=config.annotator,
+    )  # fmt: skip
+    examples = one_row_each(read)
     votes = votes_of(examples)
     if not votes.annotators:
         raise DataError(
@@ -85,8 +89,8 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
     written = Counter(type(item).__name__.lower() for items in made.values() for item in items)
     found = [replace(examples[row], feedback=tuple(made[row])) for row in sorted(made)]
     summary = AggregateSummary(
-        config.file, config.method, len(found), dict(written), dict(dropped), dict(votes.repeated),
-        dict(left_out), _annotators(examples, votes, right),
+        config.file, config.method, len(found), len(read) - len(examples), dict(written), dict(dropped),
+        dict(votes.repeated), dict(left_out), _annotators(examples, votes, right),
     )  # fmt: skip
     if not found:
         reasons = ", ".join(f"{why} ({count})" for why, count in dropped.most_common(3))
@@ -103,7 +107,7 @@ def _check_named(config: AggregateConfig, votes: Votes) -> None:
     if unnamed and config.method != "majority":
         raise DataError(
             f"{config.file}: {unnamed} votes do not name their annotator, whose errors --method {config.method} "
-            "learns. Give --method majority, which counts votes, or name annotators in the rows."
+            "learns. Give --method majority, which counts votes, or --annotator COLUMN, where a column names them."
         )
     if config.method == "bradley-terry" and votes.labels:
         raise ConfigError("--method bradley-terry reads comparisons, and the file has yes/no labels. Give mace.")
@@ -149,8 +153,10 @@ def _by_class(config: AggregateConfig, table: Table) -> tuple[np.ndarray, np.nda
     """([I, 3] probabilities of first, second and tie; how often each annotator is right)."""
     label = table.label
     classes = 3 if (label == TIE).any() else 2
-    seen = np.where((table.left_is_first == 0) & (label != TIE), 1 - label, label)
-    labels = Labels(table.item, table.annotator, label, len(table.items), len(table.annotators), classes, seen)
+    seen = np.where((table.left_is_first == 0) & (label != TIE), 1 - label, label) if sides_known(table) else None
+    labels = Labels(
+        table.item, table.annotator, label, len(table.items), len(table.annotators), classes, mirrored=True, seen=seen
+    )
     found = consensus(config, labels)
     shares = np.zeros((len(table.items), 3))
     shares[:, :classes] = found.posterior
@@ -355,8 +361,10 @@ def render(found: AggregateSummary, out: str) -> None:
         )  # fmt: skip
     if found.annotators:
         console.print(grid)
-    for line in asked.reason_lines("dropped", found.dropped):
+    for line in (*asked.reason_lines("left out", found.left_out), *asked.reason_lines("dropped", found.dropped)):
         console.print(line, markup=False)
+    if found.joined:
+        console.print(f"rows put into another that has the same prompt and an answer of theirs: {found.joined:,}")
     for kind, count in found.repeated.items():
         console.print(f"{kind} that the same annotator gave again, of which the last counts: {count:,}")
     written = ", ".join(f"{count:,} {kind}" for kind, count in found.written.items())

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -104,11 +104,28 @@ def check_same(out: str, examples: Sequence[Example]) -> None:
         raise RunFolderError(f"--resume: --out {out} has answers to other prompts than these. Choose another --out.")
 
 
-def read_rows(file: str, **shape: Any) -> tuple[list[Example], Counter[str]]:
-    """The rows of a file, and why others cannot be used, which is said."""
+def read_rows(file: str, *, annotator: str | None = None, **shape: Any) -> tuple[list[Example], Counter[str]]:
+    """The rows of a file, and why others cannot be used, which is said. `annotator` is the column that names who gave
+    the feedback that names nobody."""
     loaded = load_examples(file, **shape)
     say_problems(file, loaded.problems)
-    return list(loaded.examples), Counter(problem.reason for problem in loaded.problems)
+    examples = list(loaded.examples)
+    if annotator is not None:
+        if not any(annotator in example.meta for example in examples):
+            known = list(dict.fromkeys(name for example in examples for name in example.meta))
+            raise ConfigError(
+                f"--annotator {annotator}: {file} has no such column.{suggestion(annotator, known)}"
+                + (f" There are: {', '.join(known)}." if known else "")
+            )
+        examples = [_signed(example, annotator) for example in examples]
+    return examples, Counter(problem.reason for problem in loaded.problems)
+
+
+def _signed(example: Example, column: str) -> Example:
+    who = example.meta.get(column)
+    name = "" if who is None else str(who).strip()
+    given = [replace(each, annotator=name) if name and each.annotator is None else each for each in example.feedback]
+    return replace(example, feedback=tuple(given))
 
 
 def say_problems(file: str, problems: Sequence[Problem]) -> None:

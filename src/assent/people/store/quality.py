@@ -90,7 +90,7 @@ def _agreement(tables: Tables, items: Sequence[int]) -> tuple[Agreement, ...]:
     known = {topic for topic, _ in topics.most_common(TOPICS) if topic}
     if len(known) > 1:
         examples = [replace(one, meta={"topic": _topic(one, known)}) for one in examples]
-    questions = questions_of(examples, AgreeConfig(files=("labels",), topic="topic"))
+    questions = questions_of(examples, AgreeConfig(files=("labels",), topic="topic")).questions
     return tuple(
         agreement_of(question, topics=len(known) > 1, crowd=True)
         for question in questions
