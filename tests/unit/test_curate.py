@@ -23,6 +23,7 @@ from assent.data.records import Example, Message, Origin, Pair, Ranking, Rating,
 from assent.errors import ConfigError, DataError, ModelError
 from assent.people.curate import duplicates, language
 from assent.people.curate.against import Sets, overlapping
+from assent.people.curate.code import code_in
 from assent.people.curate.complexity import as_request, by_features, ranks
 from assent.people.curate.duplicates import EXACT, NEAR, exact, jaccard, near, plan, runs
 from assent.people.curate.pairs import only, worth_of
@@ -212,7 +213,7 @@ def test_what_is_not_told_stays_unless_its_script_is_another():
     ],
 )
 def test_code(text: str, expected: str):
-    assert language.code_in(text) == expected
+    assert code_in(text) == expected
 
 
 def test_code_is_no_language():
