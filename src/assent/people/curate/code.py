@@ -59,15 +59,15 @@ _THINGS = r"(?:arrays?|lists?|strings?|integers?|numbers?|inputs?|outputs?|sort(
 _MAKE = r"(?:write|create|design|build|make|develop|implement|generate|construct|give|show|code)"
 _KIND = r"(?:simple|small|short|computer|recursive|efficient|basic|new|working|complete|python)"
 _ABOUT = re.compile(
-    rf"(?<![A-Za-z0-9_.])(?:{_NAMES})(?![A-Za-z0-9_])|\b(?:{_TERMS})\b"
+    rf"(?<![a-z0-9_.])(?:{_NAMES})(?![a-z0-9_])|\b(?:{_TERMS})\b"
     rf"|\b{_MAKE}\ (?:me\ )?(?:an?\ |the\ |some\ |this\ )?(?:{_KIND}\ )*(?:code|function|algorithm|program|method)"
     rf"\ (?:to|that|which|for|in)\b(?=.{{0,80}}\b(?:{_THINGS}|pairs?|text|problem)\b)"
     rf"|\bfunction\ (?:to|that|which)\b(?=.{{0,40}}\b{_THINGS}\b)"
     r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code)\ (?:me\ )?"
     r"(?:some\ |this\ |the\ |my\ |an?\ |any\ )?(?:following\ |sorting\ |short\ )?(?:code|algorithms?)\b"
-    r"|\b(?:this|following)\ code\b|\bdata\ structures?\b",
-    re.IGNORECASE,
+    r"|\b(?:this|following)\ code\b|\bdata\ structures?\b"
 )
+"""Of text in lower case, which is looked through faster."""
 _CASED = re.compile(  # where capitals tell it from a word
     r"\bin (?:C|R|Rust|Swift|Go|Ruby|Dart|Julia|Node)\b(?! (?:major|minor|sharp|flat))|\b(?:Rust|Swift|Ruby|Go|R) (?:code"
     r"|functions?|programs?|scripts?|crates?|structs?)\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:Error|Exception)\b"
@@ -84,7 +84,7 @@ def code_in(text: str) -> str:
     looks = sum(_LINE.match(line) is not None for line in lines)
     if looks >= 2 or (looks and 2 * looks >= len(lines)) or sum(len(_INLINE.findall(line)) for line in lines) >= 2:
         return HOLDS
-    return ABOUT if _ABOUT.search(text) or _CASED.search(text) else ""
+    return ABOUT if _ABOUT.search(text.lower()) or _CASED.search(text) else ""
 
 
 def without_code(text: str) -> str:
