@@ -150,7 +150,7 @@ def test_candidates_are_those_of_datasketch():
     texts = [sentence(rng, 2) for _ in range(120)]
     index = datasketch.MinHashLSH(num_perm=how.permutations, params=(how.bands, how.rows))
     hashes = duplicates.signatures(texts)
-    made = [datasketch.MinHash(num_perm=how.permutations, hashvalues=row.astype(np.uint64)) for row in hashes]
+    made = [datasketch.MinHash(num_perm=how.permutations, scheme="affine32", hashvalues=row.astype(np.uint64)) for row in hashes]
     for number, each in enumerate(made):
         index.insert(number, each)
     bands = duplicates._shared_bands(hashes, how)
@@ -285,6 +285,14 @@ def test_overlap_equals_brute_force():
         expected.append(hit)
     assert [fate is not None for fate in fates] == expected and 20 < sum(expected) < 150
     assert numbers["eval"].dropped == sum(expected) and numbers["eval"].prompts == 60
+    shared = [
+        any(
+            mine == own if len(own) < 8 else grams(mine, min(13, len(own))) & grams(own, min(13, len(own)))
+            for mine in (plain_words(row.prompt[-1].content) for row in rows)
+        )
+        for own in (plain_words(each.prompt[-1].content) for each in evaluated)
+    ]
+    assert numbers["eval"].found == sum(shared)  # all of them, not the first for each row alone
     assert numbers["eval"].equal == sum(len(e.prompt[-1].content.split()) < 8 for e in evaluated)
     for fate in filter(None, fates):
         source = " ".join(plain_words(evaluated[fate.of.row].prompt[-1].content))
