@@ -3,7 +3,6 @@ like any."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.names import suggestion
+from assent.people.curate.code import HOLDS, code_in, without_code
 from assent.people.curate.sieve import Fate
 from assent.people.curate.texts import extra, user_text
 
@@ -23,13 +23,12 @@ READ = 600
 """Characters of a prompt that the detector reads."""
 FEW = 6
 """Fewer words beside code are no language."""
-HOLDS, ABOUT = "holds code", "about programming"
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """`language` is the detector's, `UNTOLD` where its `confidence` is too low, `NO_WORDS` where nothing but code and
-    numbers is left; `script` the one of most letters; `code` is `HOLDS`, `ABOUT` or nothing."""
+    numbers is left; `script` the one of most letters; `code` is what `code_in` says."""
 
     language: str
     confidence: float
@@ -99,59 +98,3 @@ def by_language(found: Sequence[Told], wanted: Sequence[str]) -> list[Fate | Non
 def by_code(found: Sequence[Told]) -> list[Fate | None]:
     """Rows that hold code or are about it."""
     return [Fate(each.code) if each.code else None for each in found]
-
-
-# ---- code
-
-_FENCE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)", re.DOTALL)
-_LINE = re.compile(
-    r"""^\s*(?:
-      (?:async\s+)?def\s+\w+\s*\( | class\s+\w+\s*[:({] | (?:from\s+[\w.]+\s+)?import\s+[\w.{*]+\s*(?:$|;|,|as\s|from\s)
-    | \#\s*include\s*[<"] | using\s+namespace\s | package\s+[\w.]+; | (?:export\s+)?(?:const|let|var)\s+\w+\s*=
-    | (?:public|private|protected|static)\s+[\w<>\[\]]+\s+\w+ | (?:async\s+)?function\s*\w*\s*\( | \}?\s*else\s*[:{]
-    | (?:if|for|while|switch|catch)\s*\(.*\)\s*\{?\s*$ | (?:if|for|while|elif|with|try)\b[^.?!]*:\s*$
-    | SELECT\s.+\sFROM\s | INSERT\s+INTO\s | UPDATE\s+\w+\s+SET\s | CREATE\s+TABLE\s | </?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>
-    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<]
-    | return\s+[\w.()\[\]]+(?:\s*[-+*/%<>=,]+\s*[\w.()\[\]]+)*\s*;?\s*$
-    | [\w.\[\]]+\s*(?:[+*/-]?=)\s*(?:new\s+)?[\w.]+\(.*\)\s*;?\s*$ | [\w.]+\([^)]*\)\s*[;{]\s*$ | [{}]\s*;?\s*$
-    | [^.!?]*[=(){}\[\]][^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
-    )""",
-    re.VERBOSE,
-)
-_INLINE = re.compile(r"\w+\([^()]*\)\s*[;{]|=>|\bdef \w+\(|[!=]==?\s*\w+\s*[&|)]|::\w+|\b\w+\[\w+\]\s*=|<\w+>.*</\w+>")
-_ABOUT = re.compile(
-    r"(?<![\w.])(?:python|java|javascript|typescript|c\+\+|c\#|objective-c|golang|php|perl|kotlin|scala|lua|matlab"
-    r"|powershell|bash|vba|sql|mysql|postgres(?:ql)?|sqlite|mongodb|html5?|css3?|jquery|react(?:js|\.js)|node\.?js"
-    r"|django|numpy|pandas dataframes?|pytorch|tensorflow|opencv|kubernetes|npm|github|regex(?:es)?|leetcode)(?!\w)"
-    r"|\b(?:source code|pseudo-?code|lines? of code|code snippets?|snippets? of code|regular expressions?|unit tests?"
-    r"|linked[- ]lists?|programming language|compiler error|stack trace)\b"
-    r"|\b(?:code|function|algorithm|program) (?:to|that|which|for)\b(?=.{0,80}\b(?:arrays?|lists?|strings?|integers?"
-    r"|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|pairs?|dates?|files?|text|problem|fahrenheit|leap)\b)"
-    r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code) (?:me )?"
-    r"(?:some |this |the |my |an? |any )?(?:following |sorting |short )?(?:code|algorithms?)\b"
-    r"|\bin (?:C|R|Rust|Swift|Go) (?:for the following task|code)\b",
-    re.IGNORECASE,
-)
-
-
-LOOKED_AT, LINE = 20_000, 400
-"""Characters of a text, and of each line, in which code is looked for."""
-
-
-def code_in(text: str) -> str:
-    """Whether a prompt holds code (a fence, two lines that look like it, or one that is half of the text), is about
-    programming by its words, or neither: a rule of thumb, for English and the usual programming languages."""
-    text = text[:LOOKED_AT]
-    if _FENCE.search(text):
-        return HOLDS
-    lines = [line[:LINE] for line in text.splitlines() if line.strip()]
-    looks = sum(_LINE.match(line) is not None for line in lines)
-    if looks >= 2 or (looks and 2 * looks >= len(lines)) or sum(len(_INLINE.findall(line)) for line in lines) >= 2:
-        return HOLDS
-    return ABOUT if _ABOUT.search(text) else ""
-
-
-def without_code(text: str) -> str:
-    """The text without fences and lines that look like code."""
-    lines = _FENCE.sub("\n", text[:LOOKED_AT]).splitlines()
-    return "\n".join(line for line in lines if not _LINE.match(line[:LINE]))

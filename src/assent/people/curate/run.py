@@ -99,8 +99,6 @@ def _check(config: CurateConfig, world: World) -> None:
     asked.check_places(config.out, config.resume, config.summary)
     if config.dropped is not None:
         try_file(config.dropped, f"--dropped {config.dropped}")
-    if config.filter.near < 1:
-        extra("datasketch", "near duplicates")
     check_complexity(config)
     check_topics(config.topics)
     check_pairs(config.choose)
