@@ -59,6 +59,7 @@ class AgreeSummary:
 def agree(config: AgreeConfig) -> AgreeSummary:
     """Measures the agreement of all annotators of `config.files` and prints it. Raises ConfigError for columns that are
     not there, DataError where no two annotators have rated the same item."""
+    asked.check_apart({"--summary": config.summary}, config.files)
     if config.summary is not None:
         try_file(config.summary, f"--summary {config.summary}")
     left_out: Counter[str] = Counter()

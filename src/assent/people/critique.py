@@ -81,7 +81,8 @@ def critique(config: CritiqueConfig) -> CritiqueSummary:
     few_shots = constitution.few_shots
     if config.few_shots is not None:
         few_shots = distributed.on_main(partial(read_few_shots, config.few_shots))
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    read = [config.file, config.principles, config.few_shots]
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, read))
     chains, left_out = distributed.on_main(partial(_chains, config))
     writer = AskedWriter(
         spec, name, config.judge, config.remote, asked.place_of(config, config.judge.engine, world), "--source"
@@ -97,10 +98,11 @@ def critique(config: CritiqueConfig) -> CritiqueSummary:
     cost = writer.cost
     summary = CritiqueSummary(config.file, len(chains), len(rows), left_out, dict(failures), unchanged, cost)
     if world.is_main:
-        asked.write_examples(rows, config.out)
+        if rows:
+            asked.write_examples(rows, config.out)
         asked.write_summary(config.summary, summary)
         render(summary, config.out, name)
-    asked.check_answered(config.out, {name: cost})
+    asked.check_answered(config.out, {name: cost}, len(rows))
     if not rows:
         raise DataError(
             f"--out {config.out}: none of {len(chains)} answers was revised. Mostly: "
@@ -203,11 +205,11 @@ def render(summary: CritiqueSummary, out: str, name: str) -> None:
     console = asked.console()
     console.print(
         Text(
-            f"{summary.rows:,} rows in {out}, of {summary.answers:,} answers of {summary.file}; {summary.unchanged:,} "
-            "revisions changed nothing"
+            f"{summary.rows:,} rows{f' in {out}' if summary.rows else ''}, of {summary.answers:,} answers of "
+            f"{summary.file}; {summary.unchanged:,} revisions changed nothing"
         )
     )
     for what, reasons in {"left out": summary.left_out, "not revised": summary.failures}.items():
         for line in asked.reason_lines(what, reasons):
             console.print(Text(line))
-    console.print(asked.cost_table({name: summary.cost}))
+    asked.show_costs(console, {name: summary.cost})

@@ -23,7 +23,7 @@ from assent.models.digests import model_digests
 from assent.models.loading import load_tokenizer
 from assent.people.asked import Cost, called, cost_of
 from assent.rewards.judge import parse
-from assent.rewards.judge.ask import STOPPED, Answer
+from assent.rewards.judge.ask import STOPPED, Answer, as_key
 from assent.rewards.judge.asking import Asker
 from assent.rewards.judge.build import writer
 from assent.rewards.judge.cache import Cache, key_of
@@ -146,7 +146,7 @@ class SampledWriter:
                 "engine": options.engine.name,
                 "options": [asdict(options.model), asdict(options.sampling)],
                 "seed": [options.seed, start],
-                "messages": [[[m.role, m.content] for m in messages] for messages in conversations],
+                "messages": [as_key(messages) for messages in conversations],
             }
         )
         self._counts["questions"] += len(conversations)
