@@ -22,7 +22,7 @@ from assent.measures.closest import averaged, helpsteer2
 from assent.measures.habits import Habits, Taste, habits, stand_out
 from assent.names import suggestion
 from assent.people import asked
-from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
+from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, warn_of_soft, without_own
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
             f"{config.file}: no comparison, label or rating. assent data {config.file} shows what is there."
         )
     _check_named(config, votes)
+    if config.method != "bradley-terry":
+        warn_of_soft(examples, "aggregate")
     made: Made = defaultdict(list)
     dropped: Counter[str] = Counter()
     right = _comparisons(config, votes, made, dropped) | _labels(config, votes, made, dropped)

@@ -20,6 +20,7 @@ from assent.measures.estimates import Estimate, estimate, undefined
 from assent.outputs import try_file
 from assent.people import asked
 from assent.people.questions import Question, columns_of_labels, questions_of
+from assent.people.votes import warn_of_soft
 
 SKEWED = 0.8
 """Share of the most frequent value from which coefficients that take it for chance mislead."""
@@ -75,6 +76,7 @@ def agree(config: AgreeConfig) -> AgreeSummary:
             )
             examples += rows
             left_out += problems
+        warn_of_soft(examples, "agree")
         questions = questions_of(examples, config)
     found = tuple(
         agreement_of(question, topics=config.topic is not None, seed=config.seed)

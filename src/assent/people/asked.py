@@ -197,9 +197,9 @@ def console() -> Console:
 def show_costs(shown: Console, costs: Mapping[str, Cost]) -> None:
     """The table, and what a server said that left questions without an answer."""
     shown.print(_cost_table(costs))
-    for name, cost in costs.items():
+    for cost in costs.values():
         if cost.unanswered and cost.said:
-            shown.print(Text(f"{name}, last: {cost.said}"))
+            shown.print(Text(cost.said))
 
 
 def _cost_table(costs: Mapping[str, Cost]) -> Table:

@@ -127,6 +127,8 @@ def _prompts(config: ContrastConfig) -> tuple[list[Example], Mapping[str, int]]:
 
 
 def _writer(config: ContrastConfig, world: World) -> AskedWriter | SampledWriter:
+    if "://" in config.model and not is_served(config.model):
+        raise ConfigError("MODEL: a server is openai=URL, perhaps with a name before it: NAME=openai=URL.")
     if is_served(config.model):
         (name, spec), *_ = asked.named([config.model], config.judge, "MODEL").items()
         options = WriterConfig(

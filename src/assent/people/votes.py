@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Literal
 import numpy as np
 
 from assent.data.records import Binary, Example, Pair, Ranking, Rating
+
+log = logging.getLogger(__name__)
 
 UNNAMED = "(no name)"
 """The annotator of feedback that names none."""
@@ -78,6 +81,15 @@ def votes_of(examples: Sequence[Example]) -> Votes:
 def _compare(found: Votes, said: Comparison) -> None:
     found.repeated["comparisons"] += (said.two, said.annotator) in found.comparisons
     found.comparisons[said.two, said.annotator] = said
+
+
+def warn_of_soft(examples: Sequence[Example], command: str) -> None:
+    """Says where annotators gave probabilities, which count as whole votes."""
+    pairs = [item for example in examples for item in example.feedback if isinstance(item, Pair)]
+    soft = Counter(pair.annotator or UNNAMED for pair in pairs if pair.share is not None and 0 < pair.share < 1)
+    if soft:
+        names = ", ".join(f"{name} {count:,}" for name, count in soft.most_common(3))
+        log.warning(f"{command}: soft labels of pairs count as whole votes ({names}); --reward.votes keeps them")
 
 
 def _comparison(row: int, pair: Pair, who: str) -> Comparison:

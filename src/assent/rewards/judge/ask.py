@@ -89,9 +89,7 @@ def as_chat(messages: Sequence[Message]) -> list[dict[str, object]]:
 
 def as_key(messages: Sequence[Message]) -> list[list[object]]:
     """All of messages that decides what is written next, for the names of answers that are kept."""
-    return [
-        [m.role, m.content, *([[call.name, call.arguments] for call in m.tool_calls])] for m in messages
-    ]
+    return [[m.role, m.content, *([[call.name, call.arguments] for call in m.tool_calls])] for m in messages]
 
 
 def known(likeliest: Mapping[str, float], spelled: Mapping[str, str]) -> dict[str, float]:
