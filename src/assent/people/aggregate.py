@@ -23,7 +23,18 @@ from assent.measures.habits import Habits, careless, habits
 from assent.measures.tastes import Comparisons, Taste, stand_out
 from assent.names import suggestion
 from assent.people import asked
-from assent.people.votes import UNNAMED, One, Table, Votes, one_row_each, sides_known, table_of, votes_of, without_own
+from assent.people.votes import (
+    UNNAMED,
+    One,
+    Table,
+    Votes,
+    one_row_each,
+    sides_known,
+    table_of,
+    votes_of,
+    warn_of_soft,
+    without_own,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +81,7 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
 
     Raises ConfigError, DataError for a file without feedback of annotators; RunFolderError where `config.out` exists.
     """
-    asked.check_places(config.out, False, config.summary)
+    asked.check_places(config.out, False, config.summary, [config.file])
     read, left_out = asked.read_rows(
         config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit,
         annotator=config.annotator,
@@ -82,6 +93,8 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
             f"{config.file}: no comparison, label or rating. assent data {config.file} shows what is there."
         )
     _check_named(config, votes)
+    if config.method != "bradley-terry":
+        warn_of_soft(examples, "aggregate")
     made: Made = defaultdict(list)
     dropped: Counter[str] = Counter()
     right = _comparisons(config, votes, made, dropped) | _labels(config, votes, made, dropped)

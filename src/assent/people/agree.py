@@ -21,6 +21,7 @@ from assent.measures.reliability import Statistic, Table
 from assent.outputs import try_file
 from assent.people import asked
 from assent.people.questions import Asked, Question, questions_of, table_of_labels
+from assent.people.votes import warn_of_soft
 
 SKEWED = 0.8
 """Share of the most frequent value from which coefficients that take it for chance mislead."""
@@ -66,6 +67,7 @@ class AgreeSummary:
 def agree(config: AgreeConfig) -> AgreeSummary:
     """Measures the agreement of all annotators of `config.files` and prints it. Raises ConfigError for columns that are
     not there, DataError where no two annotators have rated the same item."""
+    asked.check_apart({"--summary": config.summary}, config.files)
     if config.summary is not None:
         try_file(config.summary, f"--summary {config.summary}")
     left_out: Counter[str] = Counter()
@@ -82,6 +84,7 @@ def agree(config: AgreeConfig) -> AgreeSummary:
             )  # fmt: skip
             examples += rows
             left_out += problems
+        warn_of_soft(examples, "agree")
         asked_of = questions_of(examples, config)
     found = tuple(
         agreement_of(question, topics=config.topic is not None, seed=config.seed)

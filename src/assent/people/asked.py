@@ -28,7 +28,7 @@ from assent.outputs import try_file, write_text
 from assent.rewards.judge.ask import Judge, Spent
 from assent.rewards.judge.folder import Place
 from assent.rewards.judge.ledger import CACHED
-from assent.rewards.judge.openai import REFUSALS, OpenAIJudge
+from assent.rewards.judge.openai import REFUSALS, OpenAIJudge, path_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ LISTED = 10
 class Cost:
     """What one model was asked: questions, the share that was in the cache, requests, tokens, seconds. `told` is False
     where a server did not say of all answers how many tokens they are; `unanswered` are questions that a server left,
-    by why."""
+    by why, and `said` is what was heard last of one, in full."""
 
     questions: int
     cached: int
@@ -51,6 +51,7 @@ class Cost:
     tokens_out: int
     told: bool
     unanswered: Mapping[str, int] = field(default_factory=dict)
+    said: str = ""
 
     @property
     def open(self) -> int:
@@ -73,14 +74,17 @@ def cost_of(judge: Judge, noted: Mapping[str, Sequence[float]]) -> Cost:
         tokens_out=sum(each.written for each in spent),
         told=not any(each.untold for each in spent),
         unanswered=dict(sum((each for _, each in ranks), Counter[str]())),
+        said=judge.said if isinstance(judge, OpenAIJudge) else "",
     )
 
 
 # ---- rows
 
 
-def check_places(out: str, resume: bool, summary: str | None) -> None:
-    """Before any work, whether the results can be written. With `resume`, `out` may be there: it is written again."""
+def check_places(out: str, resume: bool, summary: str | None, read: Sequence[str | None]) -> None:
+    """Before any work, whether the results can be written, and are none of the files that are `read`. With `resume`,
+    `out` may be there: it is written again."""
+    check_apart({"--out": out, "--summary": summary}, read)
     if not resume:
         check_new_file(out)
     elif os.path.isdir(out):
@@ -89,6 +93,17 @@ def check_places(out: str, resume: bool, summary: str | None) -> None:
         try_file(out, f"--out {out}")
     if summary is not None:
         try_file(summary, f"--summary {summary}")
+
+
+def check_apart(written: Mapping[str, str | None], read: Sequence[str | None]) -> None:
+    """Raises RunFolderError where a file that will be written, by its option, is another of them, or one of `read`."""
+    taken = {os.path.realpath(name): f"{name} is read" for name in read if name is not None}
+    for option, name in written.items():
+        if name is None:
+            continue
+        if (what := taken.get(os.path.realpath(name))) is not None:
+            raise RunFolderError(f"{option} {name}: {what}, and would be overwritten. Choose another name.")
+        taken[os.path.realpath(name)] = f"{name} is written by {option}"
 
 
 def check_same(out: str, examples: Sequence[Example]) -> None:
@@ -154,10 +169,17 @@ def named(words: Sequence[str], config: EndpointConfig, flag: str) -> dict[str, 
         name = name or ((config.model or "judge") if kind == "openai" else called(where))
         if name in found:
             raise ConfigError(f"{flag}: two are called '{name}'. Give each a name: NAME=openai=URL.")
-        if f"{KINDS[kind]}={where}" in found.values():  # the URL is not shown: it may hold a password
+        spec = f"{KINDS[kind]}={where}"
+        if _same(spec) in map(_same, found.values()):  # the URL is not shown: it may hold a password
             raise ConfigError(f"{flag}: '{name}' is the same model as another, whose verdicts would count twice.")
-        found[name] = f"{KINDS[kind]}={where}"
+        found[name] = spec
     return found
+
+
+def _same(spec: str) -> str:
+    """Alike for two spellings of one server, or of one folder."""
+    kind, _, where = spec.partition("=")
+    return f"{kind}={path_of(where.rstrip('/'))}" if kind == "openai" else f"{kind}={os.path.realpath(where)}"
 
 
 def called(folder: str) -> str:
@@ -189,7 +211,15 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def cost_table(costs: Mapping[str, Cost]) -> Table:
+def show_costs(shown: Console, costs: Mapping[str, Cost]) -> None:
+    """The table, and what a server said that left questions without an answer."""
+    shown.print(_cost_table(costs))
+    for cost in costs.values():
+        if cost.unanswered and cost.said:
+            shown.print(Text(cost.said))
+
+
+def _cost_table(costs: Mapping[str, Cost]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for name in ("questions", "cached", "requests", "seconds", "tokens in", "tokens out", "unanswered"):
@@ -225,15 +255,17 @@ def write_summary(path: str | None, found: Any) -> None:
         write_text(Path(path), text + "\n", f"--summary {path}")
 
 
-def check_answered(out: str, costs: Mapping[str, Cost]) -> None:
-    """Raises Incomplete where servers left questions without an answer."""
+def check_answered(out: str, costs: Mapping[str, Cost], rows: int) -> None:
+    """Raises Incomplete where servers left questions without an answer; `rows` are in `out`, which is not there
+    without any."""
     lost = {name: cost.open for name, cost in costs.items() if cost.open}
     if lost:
         counts = ", ".join(f"{name} {count}" for name, count in lost.items())
         why = Counter[str]()
         for name in lost:
             why.update(costs[name].unanswered)
+        done = f"{rows:,} rows are written" if rows else "nothing is written"
         raise Incomplete(
-            f"--out {out}: written, but servers left questions without an answer ({counts}; mostly: "
+            f"--out {out}: {done}, but servers left questions without an answer ({counts}; mostly: "
             f"{why.most_common(1)[0][0]}). The same command with --resume asks them alone."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from assent.data.records import Binary, Example, Feedback, Pair, Ranking, Rating, Response
+
+log = logging.getLogger(__name__)
 
 UNNAMED = "(no name)"
 """The annotator of feedback that names none."""
@@ -127,6 +130,15 @@ def votes_of(examples: Sequence[Example]) -> Votes:
 def _compare(found: Votes, said: Comparison) -> None:
     found.repeated["comparisons"] += (said.two, said.annotator) in found.comparisons
     found.comparisons[said.two, said.annotator] = said
+
+
+def warn_of_soft(examples: Sequence[Example], command: str) -> None:
+    """Says where annotators gave probabilities, which count as whole votes."""
+    pairs = [item for example in examples for item in example.feedback if isinstance(item, Pair)]
+    soft = Counter(pair.annotator or UNNAMED for pair in pairs if pair.share is not None and 0 < pair.share < 1)
+    if soft:
+        names = ", ".join(f"{name} {count:,}" for name, count in soft.most_common(3))
+        log.warning(f"{command}: soft labels of pairs count as whole votes ({names}); --reward.votes keeps them")
 
 
 def _comparison(row: int, pair: Pair, who: str) -> Comparison:

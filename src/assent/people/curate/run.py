@@ -87,7 +87,7 @@ def curate(config: CurateConfig) -> CurateSummary:
         asked.write_examples(sieve.examples, config.out)
     _write(config, sieve, summary)
     if summary.complexity is not None and summary.complexity.cost is not None:
-        asked.check_answered(config.out, {summary.complexity.by: summary.complexity.cost})
+        asked.check_answered(config.out, {summary.complexity.by: summary.complexity.cost}, summary.rows)
     return summary
 
 
@@ -96,7 +96,8 @@ def _check(config: CurateConfig, world: World) -> None:
     where results cannot be written."""
     if world.size > 1:
         raise ConfigError(f"assent curate runs as one process; this is one of {world.size}.")
-    asked.check_places(config.out, config.resume, config.summary)
+    asked.check_apart({"--out": config.out, "--summary": config.summary, "--dropped": config.dropped}, config.prompts)
+    asked.check_places(config.out, config.resume, config.summary, config.prompts)
     if config.dropped is not None:
         try_file(config.dropped, f"--dropped {config.dropped}")
     check_complexity(config)
