@@ -121,6 +121,13 @@ def serving():
     return run
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled decoding steps are traced and lowered as ever, but without kernels in C++, which take seconds each."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiled(*args, **options, backend="aot_eager"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of public data files, named by ASSENT_REAL_DATA."""

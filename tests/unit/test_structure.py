@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import sys
 import tomllib
 from collections import Counter
@@ -17,6 +18,7 @@ from types import ModuleType
 import pytest
 
 import assent
+from assent.errors import AssentError
 
 SOURCE = Path(assent.__file__).parent
 ROOT = SOURCE.parents[1]
@@ -271,6 +273,21 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
                 target = page.parent / path if path else page
                 assert target.exists(), f"{page.name}: {link}"
                 assert not heading or heading in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_commands_that_pages_print_are_read_as_printed(generator):
+    """By the shell too: comments behind them, quotes, continued lines. `...` stands for options that are left out."""
+    printed = 0
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            for line in re.findall(r"^ *assent (?!COMMAND).*$", block.replace("\\\n", " "), re.M):
+                name, *words = shlex.split(line, comments=True)[1:]
+                try:
+                    generator.cli.parse(name, [word for word in words if word != "..."])
+                except AssentError as error:
+                    assert "..." in words and "must be given" in str(error), f"{page.name}: {line}"
+                printed += 1
+    assert printed > 70
 
 
 def anchors(page: Path) -> set[str]:
