@@ -4,6 +4,7 @@ where there is one."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -33,6 +34,13 @@ logging.getLogger("assent").setLevel(logging.INFO)
 for _signal, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _usual)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected without looking through all that was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 TEXTS = (
     "What is the capital of France? The capital of France is Paris.",
