@@ -4,6 +4,7 @@ where there is one."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -33,6 +34,13 @@ logging.getLogger("assent").setLevel(logging.INFO)
 for _signal, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _usual)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected without looking through all that was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 TEXTS = (
     "What is the capital of France? The capital of France is Paris.",
@@ -119,6 +127,13 @@ def serving():
             assert not thread.is_alive()
 
     return run
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled decoding steps are traced and lowered as ever, but without kernels in C++, which take seconds each."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiled(*args, **options, backend="aot_eager"))
 
 
 @pytest.fixture(scope="session")
