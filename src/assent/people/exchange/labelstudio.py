@@ -214,8 +214,9 @@ def read_task_row(row: Mapping[str, Any], task: TaskDefinition, found: Questions
 
 def _label(each: Mapping[str, Any], where: str, item: Item, task: TaskDefinition, found: Questions, who: str) -> Label:
     """An annotation, or a prediction."""
+    seconds = seconds_of(each.get("lead_time"), f"{where}.lead_time")
     value = value_of(_answers(each.get("result") or [], where, item, found), item, task, found)
-    return Label(value, who, (), seconds_of(each.get("lead_time"), f"{where}.lead_time"), _at(each))
+    return Label(value, who, (), seconds, _at(each))
 
 
 def _who(each: Mapping[str, Any], kind: str, number: int) -> str:

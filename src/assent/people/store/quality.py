@@ -86,6 +86,8 @@ def _twice(evidence: Evidence) -> list[int]:
 def _agreement(tables: Tables, items: Sequence[int]) -> tuple[Agreement, ...]:
     wanted = set(items)
     examples = [example for item, example in zip(tables.items, tables.examples, strict=True) if item in wanted]
+    if not examples:
+        return ()
     topics = Counter(str(example.meta["topic"]) for example in examples)
     known = {topic for topic, _ in topics.most_common(TOPICS) if topic}
     if len(known) > 1:
