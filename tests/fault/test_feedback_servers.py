@@ -290,6 +290,16 @@ def test_nothing_that_is_read_is_written_over(folder: Path, endpoint: Endpoint, 
     assert rows.read_bytes() == before and not out.exists() and not endpoint.bodies
 
 
+def test_a_file_of_another_shape_is_read_by_what_the_message_says(folder: Path, endpoint: Endpoint, caplog):
+    endpoint.say = lambda handler: completion("said")
+    write(folder / "rows.jsonl", {"asked_text": "q", "answer_text": "a"})
+    assert main(words("critique", folder, endpoint.url)) == 2
+    assert "name the columns with --columns EXPECTED:FOUND" in caplog.text and "--data." not in caplog.text
+    assert (
+        main(words("critique", folder, endpoint.url, "--columns", "prompt:asked_text", "completion:answer_text")) == 0
+    )
+
+
 @pytest.mark.parametrize("command", ["judge", "critique"])
 def test_where_no_row_came_of_it_there_is_no_file(command: str, folder: Path, endpoint: Endpoint, caplog):
     endpoint.say = lambda handler: completion("")
