@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import select, text
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 
 from assent.people.store import Store, engine, labels, places, queue, review
@@ -197,3 +197,25 @@ def test_leads_and_annotators_at_one_item_do_not_hold_each_other_up(tmp_path: Pa
         before = queue.ahead(c, project, one)
         places.count_anew(c, project.id)
         assert queue.ahead(c, project, one) == before
+
+
+def test_a_server_that_ends_connections_is_told_and_found_again(tmp_path: Path) -> None:
+    """As one that is started anew does."""
+    store, project, (one, *_) = made(tmp_path / "a")
+    slot = take(store, project, one)
+    other = create_engine(url(store))
+    everybody = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    with pytest.raises(BusyError, match="has ended the connection.*is saved once"), store.writing() as c:
+        labels.save(c, slot.id, one, "r", BETTER, 1.0, START)
+        with other.begin() as outside:
+            outside.execute(text(f"{everybody} AND pid <> pg_backend_pid()"))
+        c.execute(text("SELECT 1"))
+    other.dispose()
+    assert not answered(store, project)
+    answer(store, slot, one, request="r")
+    assert len(answered(store, project)) == 1
+
+
+def answered(store: Store, project) -> list:
+    with store.reading() as c:
+        return list(labels.labels(c, project))
