@@ -551,8 +551,13 @@ def test_differences_are_marked_on_demand(signed_in, served) -> None:
     page.keyboard.press("d")
     marks = page.eval_on_selector_all(".shown mark.differs", "all => all.map(each => each.textContent)")
     assert sorted(marks) == ["0", "1"]
+    whole = "() => [...document.querySelectorAll('.answer .shown, .answer .raw')].map(each => each.innerHTML)"
+    marked = page.evaluate(whole)
     page.keyboard.press("d")
-    assert page.locator("mark.differs").count() == 0
+    assert page.locator("mark.differs").count() == 0 and page.evaluate(whole) != marked
+    page.keyboard.press("d")
+    assert page.evaluate(whole) == marked
+    page.keyboard.press("d")
     page.keyboard.press("r")
     assert page.is_visible(".answer .raw") and not page.is_visible(".answer .shown")
 

@@ -25,7 +25,7 @@ from assent.people.store import accounts, sessions
 from assent.people.web import security
 from assent.people.web.app import application, routes
 from assent.people.web.sessions import Require, inside
-from assent.people.web.site import BY_ADDRESS, BY_NAME, Tries
+from assent.people.web.site import BY_ADDRESS, BY_NAME, HERE, Tries
 from assent.serve import server
 from assent.serve.run import listener, url_of
 from tests.label_site import JSON, PASSWORD, Site, csrf_of, form, post
@@ -478,6 +478,12 @@ def test_no_secret_is_logged(fresh: Site, caplog: pytest.LogCaptureFixture) -> N
                          for row in c.exec_driver_sql(f"SELECT * FROM {table}"))  # fmt: skip
     for secret in (word, PASSWORD, client.cookies["assent_session"], fresh.tokens["bot"]):
         assert secret not in stored
+
+
+def test_every_form_of_answers_names_its_draft() -> None:
+    """Without it what somebody began at one item would come up at the next."""
+    forms = [text for path in (HERE / "templates").glob("*.html") if 'id="work"' in (text := path.read_text("utf-8"))]
+    assert len(forms) == 2 and all('data-draft="{{ sheet.draft }}"' in text for text in forms)
 
 
 def test_a_form_shows_what_was_typed_without_running_it(fresh: Site) -> None:

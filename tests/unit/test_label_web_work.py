@@ -20,10 +20,10 @@ from assent.data.records import Message
 from assent.people.kinds import KINDS, LabelError
 from assent.people.store import accounts, drafts, items, labels, projects, queue
 from assent.people.task import HELPSTEER, Item, TaskDefinition
-from assent.people.web import forms, render, work
+from assent.people.web import forms, render, sheet, work
 from assent.people.web.app import STATUS
 from assent.people.web.sheet import sheet_of
-from tests.label_site import JSON, SECRET, Site, form, post
+from tests.label_site import JSON, SECRET, Site, form, item, post
 
 
 @pytest.fixture
@@ -511,3 +511,17 @@ def test_the_pace_is_the_middle_of_the_latest(site: Site) -> None:
         user = accounts.user(c, "ann")
         latest = labels.history(c, projects.project(c, "pairs"), user, 20)
     assert work.pace_of(latest) == 20.0 and work.pace_of([]) is None
+
+
+def test_a_draft_is_of_one_item_in_one_database() -> None:
+    assert sheet._draft(1, item(0)) == sheet._draft(1, item(0))
+    assert len({sheet._draft(1, item(0)), sheet._draft(1, item(1)), sheet._draft(2, item(0))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("levels", "keys"),
+    [(range(5), "01234"), (range(1, 6), "12345"), (range(1, 11), "1234567890"), (range(11), "0123456789-"),
+     (range(-3, 4), "1234567"), (range(90, 101), "1234567890-")],
+)  # fmt: skip
+def test_every_level_has_a_key(levels: range, keys: str) -> None:
+    assert "".join(sheet._level_keys(levels)) == keys

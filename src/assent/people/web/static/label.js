@@ -244,10 +244,10 @@
     }
     return found;
   }
+  let compared = [];  // what stands for a piece of text, and the piece itself
   function differences(on) {
-    const bodies = all(".answer .shown, .answer .raw", form);
-    for (const mark of bodies.flatMap((body) => all("mark.differs", body))) mark.replaceWith(...mark.childNodes);
-    bodies.forEach((body) => body.normalize());
+    for (const [box, node] of compared) box.replaceWith(node);
+    compared = [];
     if (!on) { say(""); return true; }
     for (const sort of ["shown", "raw"]) {
       const texts = all(`.answer .${sort}`, form).map(words);
@@ -263,18 +263,24 @@
     return true;
   }
   function mark(text, common) {
-    const runs = [];
-    text.forEach((word, place) => {
+    const runs = new Map();  // what differs, by the piece of text that it stands in
+    text.forEach(({ node, start, end }, place) => {
       if (common.has(place)) return;
-      const last = runs[runs.length - 1];
-      if (last && last.to === place - 1 && last.node === word.node) { last.to = place; last.end = word.end; }
-      else runs.push({ node: word.node, start: word.start, end: word.end, to: place });
+      if (!runs.has(node)) runs.set(node, []);
+      const mine = runs.get(node), last = mine[mine.length - 1];
+      if (last && last.to === place - 1) { last.to = place; last.end = end; } else mine.push({ start, end, to: place });
     });
-    for (const run of runs.reverse()) {
-      const range = document.createRange();
-      range.setStart(run.node, run.start);
-      range.setEnd(run.node, run.end);
-      if (run.node.parentNode && run.node.parentNode.namespaceURI.endsWith("xhtml")) range.surroundContents(made("mark", "", "differs"));
+    for (const [node, mine] of runs) {
+      if (!node.parentNode.namespaceURI.endsWith("xhtml")) continue;
+      const box = made("span");
+      let at = 0;
+      for (const { start, end } of mine) {
+        box.append(node.data.slice(at, start), made("mark", node.data.slice(start, end), "differs"));
+        at = end;
+      }
+      box.append(node.data.slice(at));
+      node.replaceWith(box);
+      compared.push([box, node]);
     }
   }
 
