@@ -398,7 +398,7 @@ def test_argilla_records_of_the_server_statuses_suggestions_and_unknown_question
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fields": {"prompt": "?", "response_1": "4"}}, "x.json:1: responses: 1 answers; a task of kind pair shows 2"),
+        ({"fields": {"prompt": "?", "response_1": "4"}}, "x.json:1: responses: 1 answer; a task of kind pair shows 2"),
         ({"fields": {"response_1": "4", "response_2": "5"}}, "x.json:1: fields.prompt: expected a list, got None"),
         ({"fields": "x"}, "x.json:1: fields: expected an object"),
         ({"responses": {"preference": [{"value": "A", "user_id": "a"}]}}, "response_1, response_2; got the string 'A'"),

@@ -574,8 +574,8 @@ def test_decisions_are_in_exports_of_the_command_and_of_programs(world, tmp_path
         file = tmp_path / f"{of}.jsonl"
         assert main(["label", "--db", str(tmp_path / "labels.db"), "--export", str(file), "--of", of]) == 0
         asked = world.lead.http.get(f"/api/p/pairs/export?of={of}", headers={"Authorization": f"Bearer {token}"})
-        for written in (file.read_text(), asked.text):
-            rows = [json.loads(line) for line in written.splitlines()]
+        for said in (file.read_text(), asked.text):
+            rows = [json.loads(line) for line in said.splitlines()]
             assert [len(row["meta"]["annotated"]) for row in rows] == counts, of
     assert world.log()[:6] == ["labels exported pairs"] * 6
     wrong = world.lead.http.get("/api/p/pairs/export?of=all", headers={"Authorization": f"Bearer {token}"})

@@ -104,7 +104,9 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
     fewest, most = ANSWERS[task.kind]
     if not fewest <= len(texts) <= most:
         wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        raise RowError("responses", f"{len(texts)} answers; a task of kind {task.kind} shows {wanted}")
+        found = "1 answer" if len(texts) == 1 else f"{len(texts)} answers"
+        hint = "" if texts else ". Give them in the row, or name `policies` in the task that write them"
+        raise RowError("responses", f"{found}; a task of kind {task.kind} shows {wanted}{hint}")
     same = {text.strip(): index for index, text in enumerate(texts)}
     if len(same) < len(texts):
         twice = next(index for index, text in enumerate(texts) if same[text.strip()] != index)
@@ -112,15 +114,25 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
     for name, text in (*(("prompt", turn.content) for turn in prompt), *(("responses", text) for text in texts)):
         if "\0" in text:
             raise RowError(name, "has a NUL character, which databases cannot hold")
-    topic, overlap = example.meta.get(task.topic), example.meta.get("overlap")
-    if overlap is not None and (isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 1):
-        raise RowError("overlap", f"expected a whole number of annotators, at least 1; got {str(overlap)[:40]!r}")
+    topic, overlap = example.meta.get(task.topic), _overlap(example.meta.get("overlap"))
     plain = tuple(Response((Message("assistant", each.text),), each.source) for each in answers)
     return Item(
         prompt, texts, tuple(each.source for each in answers), _columns(example.meta),
         None if topic is None else str(topic), overlap, () if plain == answers else answers, example.tools,
         dict(example.template_kwargs), example.prompt_text,
     )  # fmt: skip
+
+
+def _overlap(said: Any) -> int | None:
+    """How many annotators a row asks for: in a table of text as text, in one with gaps as 3.0. Raises RowError."""
+    if said is None or said == "" or said != said:
+        return None
+    number = int(said) if isinstance(said, str) and said.strip().isdecimal() and len(said) < 10 else said
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < 2**31:
+        raise RowError("overlap", f"expected a whole number of annotators, at least 1; got {str(said)[:40]!r}")
+    return number
 
 
 def _columns(meta: Mapping[str, Any]) -> dict[str, Any]:
