@@ -67,7 +67,7 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
 
     Raises ConfigError, DataError for a file without feedback of annotators; RunFolderError where `config.out` exists.
     """
-    asked.check_places(config.out, False, config.summary)
+    asked.check_places(config.out, False, config.summary, config.file)
     examples, left_out = asked.read_rows(
         config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit
     )

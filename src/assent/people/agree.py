@@ -17,7 +17,7 @@ from assent.config import AgreeConfig
 from assent.errors import ConfigError, DataError
 from assent.measures import reliability
 from assent.measures.estimates import Estimate, estimate, undefined
-from assent.outputs import try_file
+from assent.outputs import check_apart, try_file
 from assent.people import asked
 from assent.people.questions import Question, columns_of_labels, questions_of
 
@@ -59,6 +59,7 @@ class AgreeSummary:
 def agree(config: AgreeConfig) -> AgreeSummary:
     """Measures the agreement of all annotators of `config.files` and prints it. Raises ConfigError for columns that are
     not there, DataError where no two annotators have rated the same item."""
+    check_apart({"--summary": config.summary}, config.files)
     if config.summary is not None:
         try_file(config.summary, f"--summary {config.summary}")
     left_out: Counter[str] = Counter()

@@ -74,7 +74,7 @@ def contrast(config: ContrastConfig) -> ContrastSummary:
     quiet_transformers()
     world = distributed.init()
     templates = distributed.on_main(partial(read_templates, config.templates))
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, config.prompts))
     examples, left_out = distributed.on_main(partial(_prompts, config))
     drawn = [templates[draw(len(templates), config.seed, e.origin.row)] for e in examples]
     writer = _writer(config, world)

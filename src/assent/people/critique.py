@@ -81,7 +81,7 @@ def critique(config: CritiqueConfig) -> CritiqueSummary:
     few_shots = constitution.few_shots
     if config.few_shots is not None:
         few_shots = distributed.on_main(partial(read_few_shots, config.few_shots))
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, config.file))
     chains, left_out = distributed.on_main(partial(_chains, config))
     writer = AskedWriter(
         spec, name, config.judge, config.remote, asked.place_of(config, config.judge.engine, world), "--source"

@@ -90,7 +90,7 @@ def judge(config: JudgeFileConfig) -> JudgeSummary:
     sources = asked.named(config.source, config.judge, "--source")
     judged_by = JudgeConfig(**keywords(config.judge))
     prompt = check_judge(config)
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, config.file))
     examples, left_out = distributed.on_main(partial(_rows, config, prompt, frozenset(sources)))
     distributed.on_main(partial(asked.check_same, config.out, examples) if config.resume else lambda: None)
     judges = _opened(config, judged_by, sources, examples, world)

@@ -19,6 +19,13 @@ from assent.people.curate.texts import extra, user_text
 
 UNTOLD, NO_WORDS = "und", "zxx"
 """ISO 639: undetermined; no linguistic content."""
+MEANT = {
+    "arabic": "ar", "chinese": "zh", "cmn": "zh", "danish": "da", "dutch": "nl", "english": "en", "finnish": "fi",
+    "french": "fr", "german": "de", "deutsch": "de", "greek": "el", "hindi": "hi", "indonesian": "id", "italian": "it",
+    "japanese": "ja", "jp": "ja", "korean": "ko", "nb": "no", "norwegian": "no", "polish": "pl", "portuguese": "pt",
+    "russian": "ru", "spanish": "es", "swedish": "sv", "turkish": "tr", "ukrainian": "uk", "vietnamese": "vi",
+}  # fmt: skip
+"""What people call a language -> its code here."""
 READ = 600
 """Characters of a prompt that the detector reads."""
 FEW = 6
@@ -47,8 +54,10 @@ def check_languages(wanted: Sequence[str]) -> None:
     known = sorted(_detector().labels) if wanted else []
     for code in wanted:
         if code not in known:
+            meant = MEANT.get(code.lower(), code.lower().partition("-")[0])
+            hint = f" Perhaps you meant '{meant}'." if meant in known else suggestion(code, known)
             raise ConfigError(
-                f"--filter.languages {code}: the detector does not know it.{suggestion(code, known)} Codes of ISO 639: "
+                f"--filter.languages {code}: the detector does not know it.{hint} Codes of ISO 639: "
                 f"{', '.join(known)}."
             )
 

@@ -18,7 +18,7 @@ from assent.data.turns import choose_turns
 from assent.distributed import World
 from assent.errors import ConfigError, DataError
 from assent.models.loading import quiet_transformers
-from assent.outputs import try_file, whole_file
+from assent.outputs import whole_file
 from assent.people import asked
 from assent.people.curate import language
 from assent.people.curate.against import Overlap, Sets, overlapping
@@ -28,7 +28,7 @@ from assent.people.curate.duplicates import exact, near, plan
 from assent.people.curate.pairs import check_pairs, first_of, only, ranked
 from assent.people.curate.report import ComplexityNumbers, CurateSummary, PairNumbers, TopicNumbers, render
 from assent.people.curate.sieve import Fate, Sieve
-from assent.people.curate.texts import extra, many_turns, user_text
+from assent.people.curate.texts import many_turns, user_text
 from assent.people.curate.topics import Topics, check_topics, topics_of
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,8 @@ def _check(config: CurateConfig, world: World) -> None:
     where results cannot be written."""
     if world.size > 1:
         raise ConfigError(f"assent curate runs as one process; this is one of {world.size}.")
-    asked.check_places(config.out, config.resume, config.summary)
-    if config.dropped is not None:
-        try_file(config.dropped, f"--dropped {config.dropped}")
+    read = (*config.prompts, *config.against)
+    asked.check_places(config.out, config.resume, config.summary, *read, dropped=config.dropped)
     check_complexity(config)
     check_topics(config.topics)
     check_pairs(config.choose)

@@ -114,7 +114,8 @@ def _reduced(table: Any, seed: int) -> np.ndarray:
         dense = weighted.toarray()
     else:
         svd = extra("sklearn.decomposition", "topics").TruncatedSVD(size, random_state=_seed(seed))
-        dense = svd.fit_transform(weighted)
+        with np.errstate(invalid="ignore"):  # the share of variance, of texts that are all the same
+            dense = svd.fit_transform(weighted)
     lengths = np.linalg.norm(dense, axis=1, keepdims=True)
     return np.asarray(dense / np.maximum(lengths, 1e-12), np.float32)
 
