@@ -57,8 +57,7 @@ def check_languages(wanted: Sequence[str]) -> None:
             meant = MEANT.get(code.lower(), code.lower().partition("-")[0])
             hint = f" Perhaps you meant '{meant}'." if meant in known else suggestion(code, known)
             raise ConfigError(
-                f"--filter.languages {code}: the detector does not know it.{hint} Codes of ISO 639: "
-                f"{', '.join(known)}."
+                f"--filter.languages {code}: the detector does not know it.{hint} Codes of ISO 639: {', '.join(known)}."
             )
 
 
@@ -70,11 +69,11 @@ def told(examples: Sequence[Example], sure: float) -> list[Told]:
 def tell(text: str, sure: float) -> Told:
     code = code_in(text)
     words = without_code(text)[:READ] if code == HOLDS else text[:READ]
-    letters = [letter for letter in words if letter.isalpha()]
+    letters = "".join(filter(str.isalpha, words))
     if len(letters) < 2 or (code == HOLDS and len(words.split()) < FEW):
         return Told(NO_WORDS, 1.0, "", code)
     language, confidence = _detector().classify(words)
-    script = Counter(map(_script, letters)).most_common(1)[0][0]
+    script = "LATIN" if letters.isascii() else Counter(map(_script, letters)).most_common(1)[0][0]
     return Told(language if confidence >= sure else UNTOLD, round(float(confidence), 4), script, code)
 
 

@@ -118,7 +118,7 @@ def _read(config: CurateConfig, sieve: Sieve, found: _Found) -> None:
     sieve.drop("read", [_unfit(example) for example in sieve.examples])
     if unread:
         (stage,) = sieve.stages
-        reasons = Counter(fate.reason for *_, fate in unread)
+        reasons = Counter(fate.reason.partition(", got ")[0] for *_, fate in unread)  # what was got differs by row
         sieve.stages[0] = replace(stage, came=stage.came + len(unread), dropped={**stage.dropped, **reasons})
         sieve.dropped += unread  # type: ignore[arg-type]
     named = Counter(name for example in sieve.examples for name in NOTES if name in example.meta)

@@ -28,6 +28,8 @@ COMMON, MANY = 0.1, 100
 there are so many prompts."""
 READ = 4_000
 """Characters of a prompt whose words count."""
+BATCH = 4096
+"""Texts that k-means looks at in one step; of no more than these it looks at all in each."""
 FEWEST = 5
 """Texts that BERTopic can tell apart; fewer are one topic."""
 NAMED = 3
@@ -121,9 +123,11 @@ def _reduced(table: Any, seed: int) -> np.ndarray:
 
 
 def _kmeans(vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
-    made = extra("sklearn.cluster", "topics").MiniBatchKMeans(
-        number, random_state=_seed(seed), batch_size=4096, n_init=1, max_iter=50
-    )
+    cluster = extra("sklearn.cluster", "topics")
+    if len(vectors) <= BATCH:
+        made = cluster.KMeans(number, random_state=_seed(seed), n_init=3)
+    else:
+        made = cluster.MiniBatchKMeans(number, random_state=_seed(seed), batch_size=BATCH, n_init=3, max_iter=50)
     return np.asarray(made.fit_predict(vectors))
 
 
