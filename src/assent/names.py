@@ -22,8 +22,8 @@ SURE = 0.8
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant: one with the same last part, else one of its section, else the one that is spelt
-    most alike, here or in `ALIASES`, with its section or without."""
+    """The name that was probably meant: one with the same last part, else one of its section, else the one that is
+    spelt most alike, here or in `ALIASES`, with its section or without."""
     known, last = list(names), _last(name)
     same = [other for other in known if _last(other) == last]
     if same:

@@ -150,7 +150,10 @@ def test_candidates_are_those_of_datasketch():
     texts = [sentence(rng, 2) for _ in range(120)]
     index = datasketch.MinHashLSH(num_perm=how.permutations, params=(how.bands, how.rows))
     hashes = duplicates.signatures(texts)
-    made = [datasketch.MinHash(num_perm=how.permutations, scheme="affine32", hashvalues=row.astype(np.uint64)) for row in hashes]
+    made = [
+        datasketch.MinHash(num_perm=how.permutations, scheme="affine32", hashvalues=row.astype(np.uint64))
+        for row in hashes
+    ]
     for number, each in enumerate(made):
         index.insert(number, each)
     bands = duplicates._shared_bands(hashes, how)
@@ -230,6 +233,35 @@ def test_what_is_not_told_stays_unless_its_script_is_another():
 )
 def test_code(text: str, expected: str):
     assert code_in(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I center a div?", "Why is my for loop running forever?", "Explain async/await in Rust.",
+        "How to reverse a string in Go?", "用Python写一个冒泡排序", "Schreibe eine Python-Funktion für Primzahlen.",
+        "TypeError: 'NoneType' object is not subscriptable - how do I fix it?", "Write a Dockerfile for a Flask app.",
+        'Traceback (most recent call last):\n  File "a.py", line 3, in <module>\nKeyError', "How do I end a C program?",
+        "Construct a query to retrieve data from a database.", "Can you refactor this method to use streams?",
+        'Give the output of this.\nitems = ["apple", "orange"]\nprint(items[1])', "Implement a binary search tree.",
+    ],
+)  # fmt: skip
+def test_programming_is_told(text: str):
+    assert code_in(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is java coffee stronger than arabica?", "else: a poem about otherness", "Which code of conduct applies?",
+        "Design a training program to teach employees to read files and reports.", "I rust my bike in C major.",
+        "<b>Important</b>: please summarise the following paragraph.", "Is there a genetic code that sorts species?",
+        "Solve for x: f(x) = 3x^2 - 5; g(x) = x + 1;", "A train leaves at 3:00; another at 4:30; when do they meet?",
+        "Go to the shop and buy three apples; two pears; and a melon.", "The string section is too loud.",
+    ],
+)  # fmt: skip
+def test_what_only_sounds_like_programming(text: str):
+    assert not code_in(text)
 
 
 def test_code_is_no_language():
@@ -554,6 +586,8 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(tmp_path: Path):
     ("words", "error", "reason"),
     [
         ({"filter": {"languages": ["xx"]}}, ConfigError, "--filter.languages xx: the detector does not know it"),
+        ({"filter": {"languages": ["German"]}}, ConfigError, "the detector does not know it. Perhaps you meant 'de'."),
+        ({"filter": {"languages": ["zh-CN"]}}, ConfigError, "the detector does not know it. Perhaps you meant 'zh'."),
         ({"complexity": {"prompt": "p.yaml"}}, ConfigError, "--complexity.prompt is about a judge"),
         ({"complexity": {"source": "nobody"}}, ConfigError, "--complexity.source: expected openai=URL or judge=FOLDER"),
         (
@@ -562,6 +596,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(tmp_path: Path):
             "expected mode rating or criteria",
         ),
         ({"choose": {"budget": 3}}, ConfigError, "--choose.budget is about pairs"),
+        ({"choose": {"pairs": "disagreement", "source": ["x", "x"]}}, ConfigError, "--choose.source: x is there twice"),
         ({"choose": {"pairs": "random", "source": ["x"]}}, ConfigError, "--choose.source is read only with"),
         ({"topics": {"method": "none", "number": 3}}, ConfigError, "--topics.method none makes no topics"),
         ({"topics": {"model": "/nowhere/model"}}, ModelError, "--topics.model /nowhere/model"),
@@ -575,6 +610,28 @@ def test_options_that_do_not_fit(tmp_path: Path, words: dict, error: type, reaso
     with pytest.raises(error, match=reason.replace("(", r"\(")):
         curate(CurateConfig((file,), str(tmp_path / "out.jsonl"), **words))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--out", "in.jsonl", "--resume"], "--out in.jsonl is a file that is read, which would be lost"),
+        (["--out", "o", "--dropped", "./in.jsonl"], "--dropped ./in.jsonl is a file that is read"),
+        (["--out", "o", "--against", "e.jsonl", "--summary", "e.jsonl"], "--summary e.jsonl is a file that is read"),
+        (["--out", "o", "--dropped", "o"], "--out and --dropped are the same file, o."),
+        (["--out", "o", "--dropped", "d", "--summary", "d"], "--summary and --dropped are the same file, d."),
+        (["folder", "--out", "folder/o"], "--out folder/o lies in a folder that is read"),
+    ],
+)
+def test_nothing_that_is_read_or_written_is_written_over(tmp_path: Path, words: list, reason: str, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("in.jsonl", "e.jsonl", "folder/a.jsonl"):
+        write(tmp_path / name, asks("Who?"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    assert main(["curate", "in.jsonl", *words]) == 2
+    assert reason in caplog.text and not (tmp_path / "o").exists()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
 
 
 def test_files_in_which_nothing_is_left(tmp_path: Path, caplog):

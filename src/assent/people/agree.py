@@ -18,7 +18,7 @@ from assent.foreign import brief
 from assent.measures import reliability
 from assent.measures.estimates import Estimate, estimates, undefined
 from assent.measures.reliability import Statistic, Table
-from assent.outputs import try_file
+from assent.outputs import check_apart, try_file
 from assent.people import asked
 from assent.people.questions import Asked, Question, questions_of, table_of_labels
 from assent.people.votes import warn_of_soft
@@ -67,7 +67,7 @@ class AgreeSummary:
 def agree(config: AgreeConfig) -> AgreeSummary:
     """Measures the agreement of all annotators of `config.files` and prints it. Raises ConfigError for columns that are
     not there, DataError where no two annotators have rated the same item."""
-    asked.check_apart({"--summary": config.summary}, config.files)
+    check_apart({"--summary": config.summary}, config.files)
     if config.summary is not None:
         try_file(config.summary, f"--summary {config.summary}")
     left_out: Counter[str] = Counter()

@@ -24,7 +24,7 @@ from assent.data.records import Example, Problem
 from assent.distributed import World, gathered
 from assent.errors import ConfigError, DataError, Incomplete, RunFolderError
 from assent.names import suggestion
-from assent.outputs import try_file, write_text
+from assent.outputs import check_apart, try_file, write_text
 from assent.rewards.judge.ask import Judge, Spent
 from assent.rewards.judge.folder import Place
 from assent.rewards.judge.ledger import CACHED
@@ -81,29 +81,21 @@ def cost_of(judge: Judge, noted: Mapping[str, Sequence[float]]) -> Cost:
 # ---- rows
 
 
-def check_places(out: str, resume: bool, summary: str | None, read: Sequence[str | None]) -> None:
-    """Before any work, whether the results can be written, and are none of the files that are `read`. With `resume`,
-    `out` may be there: it is written again."""
-    check_apart({"--out": out, "--summary": summary}, read)
+def check_places(
+    out: str, resume: bool, summary: str | None, read: Sequence[str | None], dropped: str | None = None
+) -> None:
+    """Before any work, whether the results can be written without loss of what is `read`. With `resume`, `out` may be
+    there: it is written again."""
+    check_apart({"--out": out, "--summary": summary, "--dropped": dropped}, read)
     if not resume:
         check_new_file(out)
     elif os.path.isdir(out):
         raise RunFolderError(f"--out {out} is a folder. Choose another name.")
     else:
         try_file(out, f"--out {out}")
-    if summary is not None:
-        try_file(summary, f"--summary {summary}")
-
-
-def check_apart(written: Mapping[str, str | None], read: Sequence[str | None]) -> None:
-    """Raises RunFolderError where a file that will be written, by its option, is another of them, or one of `read`."""
-    taken = {os.path.realpath(name): f"{name} is read" for name in read if name is not None}
-    for option, name in written.items():
-        if name is None:
-            continue
-        if (what := taken.get(os.path.realpath(name))) is not None:
-            raise RunFolderError(f"{option} {name}: {what}, and would be overwritten. Choose another name.")
-        taken[os.path.realpath(name)] = f"{name} is written by {option}"
+    for flag, path in (("--summary", summary), ("--dropped", dropped)):
+        if path is not None:
+            try_file(path, f"{flag} {path}")
 
 
 def check_same(out: str, examples: Sequence[Example]) -> None:

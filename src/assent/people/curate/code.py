@@ -49,13 +49,16 @@ _TERMS = (  # of programming
     r"|(?:object[- ]oriented|functional|computer)\ programming|compil(?:er|ation)\ errors?|stack\ traces?"
     r"|segmentation\ faults?|segfaults?|null\ ?pointers?|(?:for|while|for-?each)\ loops?|infinite\ loops?"
     r"|abstract\ class(?:es)?|(?:sql|database|select)\ (?:quer(?:y|ies)|statements?|schemas?)|stored\ procedures?"
-    r"|query\ to\ (?:retrieve|select|get|find|fetch|insert|update|delete)|(?:excel|spreadsheet|sheets)\ (?:formulas?|macros?)"
+    r"|query\ to\ (?:retrieve|select|get|find|fetch|insert|update|delete)"
+    r"|(?:excel|spreadsheet|sheets)\ (?:formulas?|macros?)"
     r"|(?:shell|batch)\ scripts?|one-liner\ that|command[- ]line\ (?:tool|program|app|interface)s?|async/await"
     r"|c\ programs?|(?:center|centre)\ a\ div|web\ scrap(?:er|ing)|merge\ conflicts?|pull\ requests?"
     r"|ci(?:/cd)?\ pipelines?|http\ requests?|environment\ variables?|(?:static|private|public|virtual)\ methods?"
     r"|refactor|debug|recursive\ function|callback\ functions?|software\ bugs?|(?:sorted|given|two|an)\ arrays?"
 )
-_THINGS = r"(?:arrays?|lists?|strings?|integers?|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|dates?|files?|fahrenheit|leap)"
+_THINGS = (
+    r"(?:arrays?|lists?|strings?|integers?|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|dates?|files?|fahrenheit|leap)"
+)
 _MAKE = r"(?:write|create|design|build|make|develop|implement|generate|construct|give|show|code)"
 _KIND = r"(?:simple|small|short|computer|recursive|efficient|basic|new|working|complete|python)"
 _ABOUT = re.compile(
@@ -69,8 +72,8 @@ _ABOUT = re.compile(
 )
 """Of text in lower case, which is looked through faster."""
 _CASED = re.compile(  # where capitals tell it from a word
-    r"\bin (?:C|R|Rust|Swift|Go|Ruby|Dart|Julia|Node)\b(?! (?:major|minor|sharp|flat))|\b(?:Rust|Swift|Ruby|Go|R) (?:code"
-    r"|functions?|programs?|scripts?|crates?|structs?)\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:Error|Exception)\b"
+    r"\bin (?:C|R|Rust|Swift|Go|Ruby|Dart|Julia|Node)\b(?! (?:major|minor|sharp|flat))"
+    r"|\b(?:Rust|Swift|Ruby|Go|R) (?:code|functions?|programs?|scripts?|crates?|structs?)\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:Error|Exception)\b"
 )
 
 

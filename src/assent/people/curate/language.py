@@ -19,6 +19,13 @@ from assent.people.curate.texts import extra, user_text
 
 UNTOLD, NO_WORDS = "und", "zxx"
 """ISO 639: undetermined; no linguistic content."""
+MEANT = {
+    "arabic": "ar", "chinese": "zh", "cmn": "zh", "danish": "da", "dutch": "nl", "english": "en", "finnish": "fi",
+    "french": "fr", "german": "de", "deutsch": "de", "greek": "el", "hindi": "hi", "indonesian": "id", "italian": "it",
+    "japanese": "ja", "jp": "ja", "korean": "ko", "nb": "no", "norwegian": "no", "polish": "pl", "portuguese": "pt",
+    "russian": "ru", "spanish": "es", "swedish": "sv", "turkish": "tr", "ukrainian": "uk", "vietnamese": "vi",
+}  # fmt: skip
+"""What people call a language -> its code here."""
 READ = 600
 """Characters of a prompt that the detector reads."""
 FEW = 6
@@ -47,9 +54,10 @@ def check_languages(wanted: Sequence[str]) -> None:
     known = sorted(_detector().labels) if wanted else []
     for code in wanted:
         if code not in known:
+            meant = MEANT.get(code.lower(), code.lower().partition("-")[0])
+            hint = f" Perhaps you meant '{meant}'." if meant in known else suggestion(code, known)
             raise ConfigError(
-                f"--filter.languages {code}: the detector does not know it.{suggestion(code, known)} Codes of ISO 639: "
-                f"{', '.join(known)}."
+                f"--filter.languages {code}: the detector does not know it.{hint} Codes of ISO 639: {', '.join(known)}."
             )
 
 
@@ -61,11 +69,11 @@ def told(examples: Sequence[Example], sure: float) -> list[Told]:
 def tell(text: str, sure: float) -> Told:
     code = code_in(text)
     words = without_code(text)[:READ] if code == HOLDS else text[:READ]
-    letters = [letter for letter in words if letter.isalpha()]
+    letters = "".join(filter(str.isalpha, words))
     if len(letters) < 2 or (code == HOLDS and len(words.split()) < FEW):
         return Told(NO_WORDS, 1.0, "", code)
     language, confidence = _detector().classify(words)
-    script = Counter(map(_script, letters)).most_common(1)[0][0]
+    script = "LATIN" if letters.isascii() else Counter(map(_script, letters)).most_common(1)[0][0]
     return Told(language if confidence >= sure else UNTOLD, round(float(confidence), 4), script, code)
 
 

@@ -28,6 +28,8 @@ COMMON, MANY = 0.1, 100
 there are so many prompts."""
 READ = 4_000
 """Characters of a prompt whose words count."""
+BATCH = 4096
+"""Texts that k-means looks at in one step; of no more than these it looks at all in each."""
 FEWEST = 5
 """Texts that BERTopic can tell apart; fewer are one topic."""
 NAMED = 3
@@ -114,15 +116,18 @@ def _reduced(table: Any, seed: int) -> np.ndarray:
         dense = weighted.toarray()
     else:
         svd = extra("sklearn.decomposition", "topics").TruncatedSVD(size, random_state=_seed(seed))
-        dense = svd.fit_transform(weighted)
+        with np.errstate(invalid="ignore"):  # the share of variance, of texts that are all the same
+            dense = svd.fit_transform(weighted)
     lengths = np.linalg.norm(dense, axis=1, keepdims=True)
     return np.asarray(dense / np.maximum(lengths, 1e-12), np.float32)
 
 
 def _kmeans(vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
-    made = extra("sklearn.cluster", "topics").MiniBatchKMeans(
-        number, random_state=_seed(seed), batch_size=4096, n_init=1, max_iter=50
-    )
+    cluster = extra("sklearn.cluster", "topics")
+    if len(vectors) <= BATCH:
+        made = cluster.KMeans(number, random_state=_seed(seed), n_init=3)
+    else:
+        made = cluster.MiniBatchKMeans(number, random_state=_seed(seed), batch_size=BATCH, n_init=3, max_iter=50)
     return np.asarray(made.fit_predict(vectors))
 
 
