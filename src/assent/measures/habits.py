@@ -15,6 +15,8 @@ from assent.statistics import Interval, holm, proportion_interval
 
 RIDGE = 0.1
 """Holds the coefficients of an annotator with few labels."""
+CLEAR = 2 / 3
+"""Agreement with the others from which annotators are not taken for coins."""
 LEVEL = 0.01
 """Chance that anybody is said to have a taste where all annotators are alike."""
 LEAST = 0.25
@@ -43,11 +45,6 @@ class Habits:
     agreement: Interval
     side: Taste = NOTHING
     length: Taste = NOTHING
-
-    @property
-    def is_careless(self) -> bool:
-        """Whether agreement with the others is no better than a coin's: its 95 % interval reaches down to half."""
-        return self.agreement.n > 0 and self.agreement.low <= 0.5
 
 
 def habits(
@@ -86,6 +83,17 @@ def habits(
             )
         )
     return made
+
+
+def careless(agreements: Mapping[str, Interval]) -> set[str]:
+    """Whose agreement with the others is no better than a coin's: its 95 % interval reaches down to half, and it is
+    lower than that of the median annotator (or than `CLEAR`, where even that one hardly agrees), tested with Holm's
+    correction. Of few labels nothing is said: a coin's and anybody's are then the same."""
+    known = {name: each for name, each in agreements.items() if each.n > 0}
+    usual = max(CLEAR, float(np.median([each.mean for each in known.values()]))) if known else CLEAR
+    chances = [float(stats.binom.cdf(round(each.mean * each.n), each.n, usual)) for each in known.values()]
+    adjusted = zip(known.items(), holm(chances), strict=True)
+    return {name for (name, each), p in adjusted if p < LEVEL and each.low <= 0.5}
 
 
 def stand_out(tastes: Mapping[str, Taste]) -> dict[str, Taste]:
