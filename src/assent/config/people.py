@@ -116,8 +116,8 @@ class AggregateConfig(Sections):
     """jsonl file to write: rows of assent's own shape, with one label in place of all votes."""
     method: Literal["majority", "dawid-skene", "mace", "bradley-terry"] = field(default="dawid-skene", kw_only=True)
     """Of comparisons, rankings and yes/no labels: the share of votes; Dawid and Skene's model, in which each annotator
-    has errors of their own; MACE, in which annotators know or guess; Bradley-Terry with each annotator's skill, and
-    side of those who do not look (comparisons only)."""
+    has errors of their own; MACE, in which annotators know or guess; Bradley-Terry with each annotator's skill and
+    taste for a side (comparisons only)."""
     ratings: Literal["mean", "median", "helpsteer2"] = field(default="mean", kw_only=True)
     """Of ratings: mean or median by attribute, or HelpSteer2's rule: the three closest of three to five annotators,
     rounded; dropped where they still differ by more than 2 (arXiv 2406.08673)."""

@@ -50,7 +50,9 @@ class Table:
     @property
     def alike(self) -> np.ndarray:
         """[n]: how many ratings of its item are the same as this one, itself among them."""
-        _, place, count = np.unique(self.item * max(1, len(self.values)) + self.code, return_inverse=True, return_counts=True)
+        _, place, count = np.unique(
+            self.item * max(1, len(self.values)) + self.code, return_inverse=True, return_counts=True
+        )
         return np.asarray(count[place])
 
     def by_item(self, column: np.ndarray) -> np.ndarray:
@@ -62,7 +64,7 @@ class Table:
         return np.bincount(self.code, column, len(self.values))
 
     def apart(self, place: np.ndarray) -> np.ndarray:
-        """[I]: Σ (place_v - place_w)² over all ordered pairs of an item's ratings; `place` [C] is where values stand."""
+        """[I]: Σ (place_v - place_w)² over ordered pairs of an item's ratings; `place` [C] is where values stand."""
         at = place[self.code]
         found: np.ndarray = 2 * (self.each * self.by_item(at * at) - self.by_item(at) ** 2)
         return found

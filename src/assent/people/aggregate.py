@@ -46,8 +46,8 @@ Made = dict[int, list[Feedback]]
 
 @dataclass(frozen=True)
 class Annotator:
-    """What one annotator gave, how often they are right by the model (of MACE and Bradley-Terry: how often they look at
-    all), and what else they go by."""
+    """What one annotator gave, how often they are right by the model (of MACE: how often they look at all), and what
+    else they go by."""
 
     comparisons: int = 0
     labels: int = 0
@@ -97,6 +97,9 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
         warn_of_soft(examples, "aggregate")
     made: Made = defaultdict(list)
     dropped: Counter[str] = Counter()
+    judged = {thing[0] for thing, _ in (*votes.comparisons, *votes.labels, *votes.ratings)}
+    if silent := len(examples) - len(judged):
+        dropped["rows: no comparison, label or rating"] = silent
     right = _comparisons(config, votes, made, dropped) | _labels(config, votes, made, dropped)
     _ratings(config, votes, made, dropped)
     written = Counter(type(item).__name__.lower() for items in made.values() for item in items)
@@ -124,12 +127,6 @@ def _check_named(config: AggregateConfig, votes: Votes) -> None:
         )
     if config.method == "bradley-terry" and votes.labels:
         raise ConfigError("--method bradley-terry reads comparisons, and the file has yes/no labels. Give mace.")
-    rows = Counter(row for row, _ in {thing for two, _ in votes.comparisons for thing in _things(two)})
-    if config.method == "bradley-terry" and max(rows.values(), default=0) < 3:
-        raise ConfigError(
-            "--method bradley-terry: every prompt has only two answers that were compared, whose strengths say no more "
-            "than the votes. Give mace or dawid-skene."
-        )
 
 
 # ---- comparisons and labels
@@ -177,16 +174,16 @@ def _by_class(config: AggregateConfig, table: Table) -> tuple[np.ndarray, np.nda
 
 
 def _bradley_terry(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The same by strengths of answers; annotators' skill in place of how often they are right."""
+    """The same by strengths of answers."""
     swapped = table.left_is_first == 0
     things = {thing: place for place, thing in enumerate(dict.fromkeys(t for two in table.items for t in _things(two)))}
     low, high = np.array([[things[thing] for thing in _things(two)] for two in table.items]).T
     left, right = (np.where(swapped, b[table.item], a[table.item]) for a, b in ((low, high), (high, low)))
     outcome = np.where(swapped, 1 - table.first, table.first)
     choices = models.Choices(left, right, table.annotator, outcome, len(things), len(table.annotators))
-    found = models.noisy_bradley_terry(choices, sides_known=sides_known(table))
+    found = models.skilled_bradley_terry(choices, sides_known=sides_known(table))
     better = found.prefers(low, high)
-    return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.skill
+    return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.accuracy
 
 
 def _things(two: tuple[int, int, int]) -> tuple[One, One]:
@@ -314,12 +311,12 @@ def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, f
 
 def _warnings(known: Mapping[str, Habits]) -> dict[str, tuple[str, ...]]:
     """Who is careless, and whose taste for a side or a length sets them apart."""
-    poor = careless(known)
+    coins = careless({name: each.agreement for name, each in known.items()})
     left = stand_out({name: each.side for name, each in known.items()})
     longer = stand_out({name: each.length for name, each in known.items()})
     return {
         name: (
-            *(["hardly better than chance"] if name in poor else []),
+            *(["hardly better than chance"] if name in coins else []),
             *([f"prefers the {'left' if left[name].value > 0 else 'right'}"] if name in left else []),
             *([f"prefers the {'longer' if longer[name].value > 0 else 'shorter'}"] if name in longer else []),
         )
@@ -355,7 +352,7 @@ def render(found: AggregateSummary, out: str) -> None:
     """The table of annotators, what was dropped, and what was written."""
     console = asked.console()
     grid = Grid(box=SIMPLE_HEAD)
-    skill = "looks" if found.method in ("mace", "bradley-terry") else "right"
+    skill = "looks" if found.method == "mace" else "right"
     for name, how in (("annotator", "left"), ("votes", "right"), (skill, "right"), ("agrees with others", "right")):
         grid.add_column(name, justify=how)  # type: ignore[arg-type]
     for name in ("left side", "length"):

@@ -34,6 +34,7 @@ or topic can be said to mislead."""
 ENTRIES = 3_000_000
 """Ratings by pairs of annotators: kappas of more have no interval, which would take minutes."""
 
+
 @dataclass(frozen=True)
 class Agreement:
     """What annotators agree on in one question. `coefficients` by name, each with its interval (whole items are drawn
@@ -115,7 +116,9 @@ def _nothing(config: AgreeConfig, found: Asked) -> str:
     if found.unnamed:
         told.append(f"{found.unnamed:,} judgements name no annotator.")
     if not config.labels and (found.unnamed or len(counts) < 2):
-        told.append("Where a column says who judged, give --annotator COLUMN; for a plain table --labels COLUMN COLUMN.")
+        told.append(
+            "Where a column says who judged, give --annotator COLUMN; for a plain table --labels COLUMN COLUMN."
+        )
     return " ".join(told)
 
 
@@ -186,6 +189,8 @@ def agreement_of(question: Question, *, topics: bool = False, crowd: bool = Fals
         reliability.most_frequent(ratings)[0], coefficients, dict(zip(people, each, strict=True)), parts,
         tuple(_notes(question, coefficients, parts)),
     )  # fmt: skip
+
+
 def rated_twice(ratings: np.ndarray) -> np.ndarray:
     """[I]: whether two annotators or more have rated an item."""
     return (~np.isnan(ratings)).sum(axis=1) >= 2

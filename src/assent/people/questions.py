@@ -79,9 +79,7 @@ def questions_of(examples: Sequence[Example], config: AgreeConfig) -> Asked:
         vote.strength is not None or vote.first == 0.5 for vote in votes.comparisons.values()
     )
 
-    def note(
-        name: str, scale: Scale, row: int, answers: tuple[int, ...], who: str, value: float, kind: str
-    ) -> None:
+    def note(name: str, scale: Scale, row: int, answers: tuple[int, ...], who: str, value: float, kind: str) -> None:
         nonlocal several
         example = examples[row]
         texts = tuple(example.responses[index].text for index in answers)
@@ -214,9 +212,14 @@ def _word(row: Row, column: str | None) -> str:
 
 
 def _labelled(
-    config: AgreeConfig, cells: Mapping[tuple[Hashable, str], str | float], topics: Mapping[Any, str], who: Sequence[str]
+    config: AgreeConfig,
+    cells: Mapping[tuple[Hashable, str], str | float],
+    topics: Mapping[Any, str],
+    who: Sequence[str],
 ) -> Question:
-    words = () if all(isinstance(cell, float) for cell in cells.values()) else sorted({_name(c) for c in cells.values()})
+    words = (
+        () if all(isinstance(cell, float) for cell in cells.values()) else sorted({_name(c) for c in cells.values()})
+    )
     if words and config.scale in ("ordinal", "interval"):
         raise DataError(
             f"{config.files[0]}: --scale {config.scale} needs numbers, for words have no order: got "

@@ -204,4 +204,3 @@ def without_own(table: Table) -> np.ndarray:
     count = np.bincount(table.item, minlength=len(table.items))[table.item] - 1
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(count > 0, total / count, np.nan)
-
