@@ -69,7 +69,7 @@ class OpenAIJudge:
         self._timeout, self._retries, self._pause, self._concurrency = timeout, retries, pause, concurrency
         self._form, self._letters, self._tie = form or Form(), tuple(letters), tie
         self.forgiving, self.unanswered, self.said = forgiving, Counter[str](), ""
-        self._in_a_row = 0
+        self._in_a_row, self._lists = 0, False
         self.spent = Spent()
 
     @property
@@ -137,7 +137,8 @@ class OpenAIJudge:
         chances = None
         if self._letters:
             tokens = (choice.get("logprobs") or {}).get("content") or []
-            if not tokens and text and ended == STOPPED:  # not kept: another time it may
+            self._lists |= bool(tokens)
+            if not self._lists and text and ended == STOPPED:  # not kept: another time it may
                 raise ServerAnswerError(f"{self.who} {NO_LOGPROBS}", "gave no log-probabilities")
             chances = letter_chances(tokens, text or "", self._form, self._letters, self._tie)
         self._count(reply.get("usage"))
