@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,20 @@ TEXTS = (
     "You are a helpful assistant. Answer the question in one sentence.",
     "user assistant system\n\nThank you! You're welcome. 12 + 30 = 42, isn't it?",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_passwords() -> Iterator[Callable[..., Any] | None]:
+    """Passwords are hashed with little work; gives argon2's own hasher, which takes a sixth of a second each time."""
+    if importlib.util.find_spec("argon2") is None:
+        yield None
+        return
+    import argon2
+
+    with pytest.MonkeyPatch.context() as patch:
+        own = argon2.PasswordHasher
+        patch.setattr(argon2, "PasswordHasher", partial(own, time_cost=1, memory_cost=8, parallelism=1))
+        yield own
 
 
 @pytest.fixture(scope="session")
