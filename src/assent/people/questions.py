@@ -198,7 +198,7 @@ def _rows(config: AgreeConfig, file: str) -> list[Row]:
     if not found:
         raise DataError(f"{file}: no rows.")
     known = list(dict.fromkeys(name for row in found for name in row))
-    asked = [("--labels", name) for name in config.labels]
+    asked: list[tuple[str, str | None]] = [("--labels", name) for name in config.labels]
     asked += [("--topic", config.topic), ("--item", config.item), ("--annotator", config.annotator)]
     for flag, name in asked:
         if name is not None and name not in known:
