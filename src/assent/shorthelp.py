@@ -79,7 +79,7 @@ HEADINGS = {
     "kl distill",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
     "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
-    "topic scale ratings least sure",
+    "annotator item topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
     "Server": "host port public_url invite machine key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary dropped resume report_to",

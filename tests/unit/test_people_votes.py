@@ -217,9 +217,8 @@ def test_a_column_names_the_annotators(tmp_path: Path, capsys):
 
 def test_unnamed_feedback_is_one_annotator_unless_it_contradicts_itself(tmp_path: Path, capsys):
     people = [example(n, Pair(0, 1)) for n in range(12)]
-    judge = write(
-        tmp_path / "judge.jsonl", [example(n, Pair(int(n % 4 == 0), int(n % 4 != 0), None, "judge")) for n in range(12)]
-    )
+    judged = [example(n, Pair(0, 1, None, "judge") if n % 4 else Pair(1, 0, None, "judge")) for n in range(12)]
+    judge = write(tmp_path / "judge.jsonl", judged)
     summary = tmp_path / "agree.json"
     assert run(capsys, "agree", write(tmp_path / "p.jsonl", people), judge, "--summary", str(summary))[0] == 0
     (found,) = json.loads(summary.read_text())["questions"]

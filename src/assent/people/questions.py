@@ -72,7 +72,7 @@ def questions_of(examples: Sequence[Example], config: AgreeConfig) -> Asked:
     asked: dict[str, _Asked] = {}
     votes, several = votes_of(examples), False
     repeated = Counter(votes.repeated)
-    if config.topic is not None and not any(config.topic in example.meta for example in examples):
+    if config.topic is not None and examples and not any(config.topic in example.meta for example in examples):
         known = list(dict.fromkeys(name for example in examples for name in example.meta))
         raise ConfigError(f"--topic {config.topic}: no row has such a column.{_there(config.topic, known)}")
     strong = bool(votes.comparisons) and all(
