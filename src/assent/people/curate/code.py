@@ -73,7 +73,8 @@ _ABOUT = re.compile(
 """Of text in lower case, which is looked through faster."""
 _CASED = re.compile(  # where capitals tell it from a word
     r"\bin (?:C|R|Rust|Swift|Go|Ruby|Dart|Julia|Node)\b(?! (?:major|minor|sharp|flat))"
-    r"|\b(?:Rust|Swift|Ruby|Go|R) (?:code|functions?|programs?|scripts?|crates?|structs?)\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:Error|Exception)\b"
+    r"|\b(?:Rust|Swift|Ruby|Go|R) (?:code|functions?|programs?|scripts?|crates?|structs?)\b"
+    r"|\b[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:Error|Exception)\b"
 )
 
 
