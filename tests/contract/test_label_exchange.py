@@ -168,7 +168,7 @@ def test_rows_for_trainers_keep_every_vote_with_its_annotator_strength_and_side(
 ):
     labelled, task = data.draw(labelled_items(kind)), task_of(kind)
     if not planned(labelled, task, name).rows:
-        with pytest.raises(DataError, match="nothing that it could carry"):
+        with pytest.raises(DataError, match="nothing that it could carry|has no such labels yet"):
             round_trip(labelled, task, name, tmp_path)
         return
     found, lost = round_trip(labelled, task, name, tmp_path)

@@ -68,6 +68,8 @@ def export(labelled: Iterable[Labelled], task: TaskDefinition, format: str, out:
     if shape is LABELSTUDIO:
         check_new_file(out + CONFIG)
     listed = list(labelled)
+    if not listed:
+        raise DataError(f"{task.name} has no such labels yet.")
     found = plan(shape, listed, task)
     for what, count in found.lost.items():
         log.warning(f"--format {format} does not carry {what} (of {count:,} of {len(listed):,} items)")
