@@ -38,7 +38,7 @@ def password(visit: Visit = USER) -> Response:
     with visit.site.hashing, visit.reading() as c:
         known = accounts.check_password(c, visit.known.name, password_of(visit))
     if known is None:
-        return _page(visit, "That is not your password of now.", status=403)
+        return _page(visit, "That is not your current password.", status=403)
     visit.site.tries.fine(address_of(visit), visit.known.name)
     try:
         with visit.site.hashing:
