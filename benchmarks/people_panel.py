@@ -42,11 +42,13 @@ from benchmarks import people_lab as lab
 from benchmarks.reward_ensembles import common, once
 from benchmarks.reward_lab import Drawn, measures, over_seeds
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(12))
 METHODS = {
-    "pairs": ("majority", "dawid-skene", "mace"),
+    "pairs": ("majority", "dawid-skene", "mace", "bradley-terry"),
     "rankings": ("majority", "dawid-skene", "mace", "bradley-terry"),
 }
+REWARDED = ("majority", "dawid-skene", "mace")
+"""Methods on whose labels reward models are trained."""
 VOTES = (3, 5)
 ORDERS = (0, 1)
 """Seeds of each reward model; the mean of them is one number."""
@@ -60,12 +62,12 @@ NOBODY = "prefers the shorter", "prefers the right"
 class Size:
     """How much of everything. Answers to a prompt are `gap` of gold reward apart; held-out ones 0.8."""
 
-    pairs: int = 400
+    pairs: int = 1600
     rankings: int = 40
     known: int = 30
     held: int = 1500
     gap: float = 0.4
-    steps: int = 150
+    steps: int = 600
     scale: float = 1.0
     """Of the demonstrations that the reward models' start has learnt from."""
 
@@ -216,7 +218,7 @@ def rewarded(root: Path, world: AssistantWorld, seed: int, size: Size) -> dict[s
     alone = [replace(row, feedback=(pair,)) for row in votes(root, "pairs", least) for pair in row.feedback]
     lab.write_examples(raw, alone)
     lab.write_examples(root / "pairs-gold.jsonl", [lab.with_gold(world, example) for example in asked])
-    made = {method: root / f"pairs-{method}-{least}.jsonl" for method in METHODS["pairs"]}
+    made = {method: root / f"pairs-{method}-{least}.jsonl" for method in REWARDED}
     arms = {"raw votes, a row each": (raw, False)}
     arms |= {method: (file, False) for method, file in made.items()}
     arms["dawid-skene, soft"] = (made["dawid-skene"], True)

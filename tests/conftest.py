@@ -4,6 +4,8 @@ where there is one."""
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib.util
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,13 @@ for _signal, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _usual)
 
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected without looking through all that was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 TEXTS = (
     "What is the capital of France? The capital of France is Paris.",
     "Name three colours. Red, green and blue are three colours.",
@@ -41,6 +51,20 @@ TEXTS = (
     "You are a helpful assistant. Answer the question in one sentence.",
     "user assistant system\n\nThank you! You're welcome. 12 + 30 = 42, isn't it?",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_passwords() -> Iterator[Callable[..., Any] | None]:
+    """Passwords are hashed with little work; gives argon2's own hasher, which takes a sixth of a second each time."""
+    if importlib.util.find_spec("argon2") is None:
+        yield None
+        return
+    import argon2
+
+    with pytest.MonkeyPatch.context() as patch:
+        own = argon2.PasswordHasher
+        patch.setattr(argon2, "PasswordHasher", partial(own, time_cost=1, memory_cost=8, parallelism=1))
+        yield own
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +143,13 @@ def serving():
             assert not thread.is_alive()
 
     return run
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled decoding steps are traced and lowered as ever, but without kernels in C++, which take seconds each."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiled(*args, **options, backend="aot_eager"))
 
 
 @pytest.fixture(scope="session")

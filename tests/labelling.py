@@ -40,9 +40,11 @@ def opened(path: Path) -> Store:
     return Store.open(url.set(database=name).render_as_string(hide_password=False))
 
 
-def made(path: Path, count: int = 5, users: int = 3, **options: Any) -> tuple[Store, Project, list[User]]:
+def made(
+    path: Path, count: int = 5, users: int = 3, store: Store | None = None, **options: Any
+) -> tuple[Store, Project, list[User]]:
     """A database with a project of `count` items and its annotators."""
-    store = opened(path)
+    store = store or opened(path)
     with store.writing() as c:
         project = projects.put_project(c, task(**options), now=START)
         items.add_items(c, project, (item(i) for i in range(count)), now=START)

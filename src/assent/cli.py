@@ -198,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> int:
         problem = streams.broken() or closed
     except AssentError as error:
         streams.broken()
-        log.error(error)
+        log.error(_in_own_options(str(error), list(sys.argv[1:] if words is None else words)))
         return error.exit_code
     except KeyboardInterrupt:
         streams.broken()
@@ -213,6 +213,16 @@ def main(words: Sequence[str] | None = None) -> int:
         return 141
     log.error("standard output: %s. What was to be printed there is lost.", problem.reason)
     return 2
+
+
+def _in_own_options(text: str, words: Sequence[str]) -> str:
+    """A message about the rows of a file, for commands that have the options of `data` without that section."""
+    command = COMMANDS.get(words[0]) if words else None
+    own = set() if command is None else {field.name for field in dataclasses.fields(command.config)}
+    for option in ("columns", "format"):
+        if option in own:
+            text = text.replace(f"--data.{option}", f"--{option}")
+    return text
 
 
 def _run(words: list[str]) -> bool:

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -144,6 +144,24 @@ def try_file(path: str | Path, name: str = "") -> None:
             for folder in missing:
                 with suppress(OSError):
                     folder.rmdir()
+
+
+def check_apart(written: Mapping[str, str | None], read: Iterable[str | None]) -> None:
+    """Raises OutputError where two of the files to be written, by their flags, are one, or one is a file that is read,
+    or would lie among the files of a folder that is."""
+    flags: dict[Path, str] = {}
+    sources = {Path(source).resolve() for source in read if source is not None}
+    for flag, name in written.items():
+        if name is None:
+            continue
+        path = Path(name).resolve()
+        if path in flags:
+            raise OutputError(f"{flags[path]} and {flag} are the same file, {name}. Choose another name for one.")
+        if path in sources:
+            raise OutputError(f"{flag} {name} is a file that is read, which would be lost. Choose another name.")
+        if path.parent in sources:
+            raise OutputError(f"{flag} {name} lies in a folder that is read. Choose a place outside of it.")
+        flags[path] = flag
 
 
 def _write_and_remove(path: Path) -> None:

@@ -27,7 +27,7 @@ BASIC: dict[str, str] = {
     "sampling.max_new_tokens",
     "loss.ties": f"{COMPARED} loss.beta",
     "loss.threshold": f"{COMPARED} loss.beta",
-    "topic": "files labels topic scale format columns split limit seed summary",
+    "topic": "files labels annotator item topic scale format columns split limit seed summary",
     "choices": f"{LOOP} source principles choices revisions demonstrations comparisons answers method options",
     "contrasted": f"{LOOP} sampling.max_new_tokens templates contrasted comparisons method options judge.model",
     "steering.ratings": "model.path data.train data.eval out resume rounds steering.model steering.ratings "
@@ -62,7 +62,7 @@ BASIC: dict[str, str] = {
     "explain": "source file weights ensemble reference beta tokenizer max_length format columns limit out summary "
     "explain",
     "probes": "source file also out scorer by probes benchmark weights ensemble format columns split limit seed",
-    "sure": "file out method ratings by least sure format columns limit summary",
+    "sure": "file out method ratings by least sure annotator format columns limit summary",
     "problems": "file model chat_template format columns split max_length limit show problems",
 }
 """An option that marks a kind of command (the first that it has) -> what people set there; `X.*` is a whole section. A
@@ -79,7 +79,7 @@ HEADINGS = {
     "kl distill",
     "Sampled answers and their rewards": "rewards rollout answers scorer labels choose refresh toxicity "
     "consistency measures judge weights ensemble explain sampling engine by probes benchmark "
-    "topic scale ratings least sure",
+    "annotator item topic scale ratings least sure",
     "Training": "optim train eval alarm seed",
     "Server": "host port public_url invite machine key_env micro_tokens wait_ms limits drain",
     "Run": "out checkpoints summary dropped resume report_to",

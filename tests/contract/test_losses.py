@@ -252,7 +252,7 @@ def test_every_loss_of_the_table_is_covered():
 
 
 @independent
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(items=st.integers(0, 17), seed=st.integers(0, 10_000), data=st.data())
 def test_items_are_independent(case: Case, items: int, seed: int, data: st.DataObject):
     """Any order and any subset of the items gives the same numbers, and the gradient that a mask would give."""
@@ -273,7 +273,7 @@ def test_items_are_independent(case: Case, items: int, seed: int, data: st.DataO
 
 
 @independent
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(items=st.integers(1, 17), seed=st.integers(0, 10_000), data=st.data())
 def test_split_equals_whole(case: Case, items: int, seed: int, data: st.DataObject):
     inputs = case.make(items, seed)

@@ -176,7 +176,11 @@ def outcome(out: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stopped_and_continued_is_straight(name: str, make: Make, stop_after, tmp_path: Path, monkeypatch) -> None:
+def test_stopped_and_continued_is_straight(
+    name: str, make: Make, stop_after, tmp_path: Path, monkeypatch, request
+) -> None:
+    if name == "compiled":  # that kernels repeat themselves to the bit: test_rollout.py
+        request.getfixturevalue("traced")
     monkeypatch.setattr("assent.rollout.sampler.PATIENCE", 120.0)  # answers under way are not given up
     asked: list[list[int]] = []
     take = Prompts.next

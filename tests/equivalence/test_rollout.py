@@ -158,9 +158,14 @@ def both(
     ("name", "options"),
     [("llama", {}), ("llama", {"num_key_value_heads": 1}), ("qwen3", {}), ("gemma", {}), ("gpt2", {})],
 )
+@pytest.mark.usefixtures("traced")
 def test_a_compiled_step_samples_the_same(name: str, options: dict[str, int]) -> None:
     """Also when slots fall empty, down to the last one, and are filled anew."""
     both(build(name, **options))
+
+
+def test_its_kernels_sample_the_same() -> None:
+    both(build("llama"))
 
 
 def test_long_answers_outgrow_the_cache_and_its_first_window() -> None:
@@ -212,6 +217,7 @@ def test_bf16_is_as_near_to_fp32_as_without() -> None:
     assert compiled.max() < 1.5 * plain.max()
 
 
+@pytest.mark.usefixtures("traced")
 def test_adapters_are_sampled_with() -> None:
     model = get_peft_model(build("llama"), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
     with torch.no_grad():
@@ -221,6 +227,7 @@ def test_adapters_are_sampled_with() -> None:
     both(model)
 
 
+@pytest.mark.usefixtures("traced")
 def test_every_engine_has_a_compilation_of_its_own() -> None:
     """In turns, and of more than a compiler keeps for one function: models that differ in more than their weights."""
     sampling = replace(SAMPLING, max_new_tokens=4)
@@ -233,6 +240,7 @@ def test_every_engine_has_a_compilation_of_its_own() -> None:
                 agree(engine.generate(prompts(), 2, sampling, seed), want)
 
 
+@pytest.mark.usefixtures("traced")
 def test_one_compilation_serves_all_batches_and_windows() -> None:
     """Also where at first batch, window and width of a head happen to be the same number."""
     model = build("llama", head_dim=16)

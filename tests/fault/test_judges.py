@@ -150,8 +150,10 @@ def test_soft_verdicts_of_an_endpoint(endpoint: Endpoint, judge) -> None:
     again = source.score([group_of("x", "yy"), group_of("sure", "no", row=2)])
     np.testing.assert_array_equal(again.values, scores.values[:4])
     assert len(endpoint.requests) == 6 and again.metrics[CACHED] == [1.0] * 4
-    endpoint.usual = says("A")  # a server that gives none
-    assert judge(prompt="pairwise-letter", soft=True).score([group_of("r", "s")]).failures
+    endpoint.usual = says("A")  # it gives none any more
+    assert source.score([group_of("r", "s")]).failures
+    with pytest.raises(ServerAnswerError, match="gave no log-probabilities, which --judge.soft needs"):
+        judge(prompt="pairwise-letter", soft=True).score([group_of("t", "u")])  # and never did
 
 
 # ---- faults

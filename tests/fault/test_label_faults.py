@@ -189,5 +189,5 @@ def test_the_hot_path_looks_at_no_whole_table(tmp_path: Path) -> None:
     assert len(plans) > 25
     for statement, plan in plans.items():
         for step in plan:
-            assert not step.startswith("SCAN") or "CONSTANT ROW" in step, f"{statement}\n{plan}"
+            assert not step.startswith("SCAN") or "CONSTANT ROW" in step or "SCAN anon_" in step, f"{statement}\n{plan}"
             assert "slots" not in step or "project_id=?)" not in step or "user_id" in step, f"{statement}\n{plan}"

@@ -6,6 +6,7 @@ acknowledged is lost, and nothing is there twice.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -153,24 +154,24 @@ def test_eight_writers_that_are_killed_lose_and_duplicate_nothing(tmp_path: Path
         return process
 
     end = time.time() + SECONDS
-    running = {name: start(name, end) for name in names}
+    running = {name: start(name, math.inf) for name in names}
     try:
-        while time.time() < end:
+        while time.time() < end or killed < SECONDS / 2:
             time.sleep(random.random() * 0.4)
             name = random.choice(names)
             os.kill(running[name].pid, signal.SIGKILL)
             running[name].join()
             killed += running[name].exitcode == -signal.SIGKILL
-            running[name] = start(name, end)
+            running[name] = start(name, math.inf)
+        for process in running.values():
+            process.kill()
+            process.join()
+        running = {name: start(name, 0 if ITEMS <= 1000 else time.time()) for name in names}  # to the end of all of it
         finished(running)
-        if ITEMS <= 1000:  # all of it, to the end
-            running = {name: start(name, 0) for name in names}
-            finished(running)
     finally:
         for process in running.values():
             process.kill()
             process.join()
-    assert killed >= SECONDS / 2
     with Store.open(database) as store:
         found = check(store, {name: list(entries(tmp_path / name)) for name in names})
         if ITEMS <= 1000:
@@ -208,6 +209,8 @@ def check(store: Store, journals: dict[str, list[dict[str, Any]]]) -> dict[str, 
         members = c.execute(select(t.memberships)).all()
         names = {user.name: user.id for user in accounts.users(c)}
         assert c.execute(select(func.count()).select_from(t.items)).scalar() == ITEMS + GOLD
+        size, finished = c.execute(select(t.projects.c.size, t.projects.c.finished)).one()
+        assert (size, finished) == (ITEMS, sum(row.state == "done" and row.purpose == "work" for row in stored))
     check_slots(slots, stored)
     check_history(history, slots)
     done = Counter(slot.user_id for slot in slots if slot.state == "done")

@@ -70,8 +70,10 @@ def test_a_server_that_leaves_is_asked_again_for_the_rest_alone(folder: Path, en
     assert main(words(command, folder, endpoint.url, *more)) == 4
     assert "servers left questions without an answer (j " in caplog.text
     assert "mostly: the server answered 503" in caplog.text
-    assert main(words(command, folder, endpoint.url, *more)) == 2  # the file is there
-    assert "exists already" in caplog.text
+    if command == "judge":  # of the critiques none came to a revision
+        assert main(words(command, folder, endpoint.url, *more)) == 2
+        assert "exists already" in caplog.text
+    assert (folder / "out.jsonl").exists() == (command == "judge")
     endpoint.left, before = 1 << 20, 1 << 20
     assert main(words(command, folder, endpoint.url, *more, "--resume")) == 0
     asked = before - endpoint.left

@@ -393,7 +393,7 @@ def test_a_change_of_anything_that_is_read_is_noticed(case: str, place: Path, ca
 NAMES_NOTHING = set(
     "out resume resume_changed model.revision model.template_kwargs model.lora.targets data.split data.format "
     "data.columns rewards.rules rewards.weights rewards.output_weights remote.model remote.label remote.key_env "
-    "judge.model judge.key_env "
+    "judge.model judge.key_env judge.body "
     "judge.cache curriculum.column given.hint reward.output attributes.outputs attributes.weights gate.verbosity "
     "engine.weights plus methods options loss.options scorer reward_model prompts eval.measures eval.best".split()
 )

@@ -23,6 +23,7 @@ from assent.data.records import Example, Message, Origin, Pair, Ranking, Rating,
 from assent.errors import ConfigError, DataError, ModelError
 from assent.people.curate import duplicates, language
 from assent.people.curate.against import Sets, overlapping
+from assent.people.curate.code import code_in
 from assent.people.curate.complexity import as_request, by_features, ranks
 from assent.people.curate.duplicates import EXACT, NEAR, exact, jaccard, near, plan, runs
 from assent.people.curate.pairs import only, worth_of
@@ -121,6 +122,26 @@ def test_near_repeats_are_those_that_brute_force_finds(monkeypatch):
             assert fate.notes["similarity"] == pytest.approx(again, abs=1e-4) and again >= 0.7
 
 
+def test_shared_hashes_estimate_the_similarity():
+    """As independent permutations would: without bias, and with the spread of a binomial."""
+    rng = random.Random(3)
+    texts, values = [], []
+    while len(values) < 400:
+        one = sentence(rng, 2)
+        words = one.split()
+        for _ in range(rng.randint(1, 6)):
+            words[rng.randrange(len(words))] = f"odd{rng.randrange(1000)}"
+        texts += [one, " ".join(words)]
+        values.append(jaccard(runs(texts[-2]), runs(texts[-1])))
+    assert max(values) < 1
+    hashes = duplicates.signatures(texts)
+    shares, true = (hashes[::2] == hashes[1::2]).mean(axis=1), np.array(values)
+    z = (shares - true) / np.sqrt(true * (1 - true) / duplicates.PERMUTATIONS)
+    assert abs(z.mean()) < 0.2 and 0.85 < z.std() < 1.15
+    alone = [duplicates.signatures([text])[0] for text in (*texts[:20], "", "ab")]
+    np.testing.assert_array_equal(duplicates.signatures([*texts[:20], "", "ab"]), alone)
+
+
 def test_candidates_are_those_of_datasketch():
     """The same bands over the same hashes give the pairs that its MinHashLSH gives."""
     datasketch = pytest.importorskip("datasketch")
@@ -128,18 +149,17 @@ def test_candidates_are_those_of_datasketch():
     how = plan(0.6)
     texts = [sentence(rng, 2) for _ in range(120)]
     index = datasketch.MinHashLSH(num_perm=how.permutations, params=(how.bands, how.rows))
-    hashes = []
-    for number, text in enumerate(texts):
-        made = datasketch.MinHash(num_perm=how.permutations, seed=1, hashfunc=int)
-        made.update_batch((runs(text) >> np.uint64(32)).tolist())
-        index.insert(number, made)
-        hashes.append(made)
-    signatures = np.stack([duplicates.signature(text) for text in texts])
-    np.testing.assert_array_equal(signatures, [made.hashvalues for made in hashes])
-    bands = duplicates._shared_bands(signatures, how)
-    for number, made in enumerate(hashes):
+    hashes = duplicates.signatures(texts)
+    made = [
+        datasketch.MinHash(num_perm=how.permutations, scheme="affine32", hashvalues=row.astype(np.uint64))
+        for row in hashes
+    ]
+    for number, each in enumerate(made):
+        index.insert(number, each)
+    bands = duplicates._shared_bands(hashes, how)
+    for number, each in enumerate(made):
         own = {other for other in range(len(texts)) if set(bands[other]) & set(bands[number])} | {number}
-        assert own == set(index.query(made))
+        assert own == set(index.query(each))
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8, 0.95, 1.0])
@@ -212,7 +232,36 @@ def test_what_is_not_told_stays_unless_its_script_is_another():
     ],
 )
 def test_code(text: str, expected: str):
-    assert language.code_in(text) == expected
+    assert code_in(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I center a div?", "Why is my for loop running forever?", "Explain async/await in Rust.",
+        "How to reverse a string in Go?", "用Python写一个冒泡排序", "Schreibe eine Python-Funktion für Primzahlen.",
+        "TypeError: 'NoneType' object is not subscriptable - how do I fix it?", "Write a Dockerfile for a Flask app.",
+        'Traceback (most recent call last):\n  File "a.py", line 3, in <module>\nKeyError', "How do I end a C program?",
+        "Construct a query to retrieve data from a database.", "Can you refactor this method to use streams?",
+        'Give the output of this.\nitems = ["apple", "orange"]\nprint(items[1])', "Implement a binary search tree.",
+    ],
+)  # fmt: skip
+def test_programming_is_told(text: str):
+    assert code_in(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is java coffee stronger than arabica?", "else: a poem about otherness", "Which code of conduct applies?",
+        "Design a training program to teach employees to read files and reports.", "I rust my bike in C major.",
+        "<b>Important</b>: please summarise the following paragraph.", "Is there a genetic code that sorts species?",
+        "Solve for x: f(x) = 3x^2 - 5; g(x) = x + 1;", "A train leaves at 3:00; another at 4:30; when do they meet?",
+        "Go to the shop and buy three apples; two pears; and a melon.", "The string section is too loud.",
+    ],
+)  # fmt: skip
+def test_what_only_sounds_like_programming(text: str):
+    assert not code_in(text)
 
 
 def test_code_is_no_language():
@@ -268,6 +317,14 @@ def test_overlap_equals_brute_force():
         expected.append(hit)
     assert [fate is not None for fate in fates] == expected and 20 < sum(expected) < 150
     assert numbers["eval"].dropped == sum(expected) and numbers["eval"].prompts == 60
+    shared = [
+        any(
+            mine == own if len(own) < 8 else grams(mine, min(13, len(own))) & grams(own, min(13, len(own)))
+            for mine in (plain_words(row.prompt[-1].content) for row in rows)
+        )
+        for own in (plain_words(each.prompt[-1].content) for each in evaluated)
+    ]
+    assert numbers["eval"].found == sum(shared)  # all of them, not the first for each row alone
     assert numbers["eval"].equal == sum(len(e.prompt[-1].content.split()) < 8 for e in evaluated)
     for fate in filter(None, fates):
         source = " ".join(plain_words(evaluated[fate.of.row].prompt[-1].content))
@@ -311,32 +368,81 @@ def test_an_optional_package_is_named(monkeypatch, tmp_path, caplog):
     monkeypatch.setitem(sys.modules, "bertopic", None)
     assert run(tmp_path, file, "--topics.method", "bertopic", code=2) == []
     assert "--topics.method bertopic needs a package" in caplog.text and "pip install 'assent[topics]'" in caplog.text
-    monkeypatch.setitem(sys.modules, "datasketch", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     assert run(tmp_path, file, code=2) == [] and "pip install 'assent[people]'" in caplog.text
 
 
-def test_bertopic_is_given_vectors_and_its_outliers_are_put_somewhere(monkeypatch):
-    """By its documented interface: the package itself is not here."""
-    asked = {}
+class FakeBERTopic:
+    """Its documented interface, for tests where the package is not installed."""
 
-    class BERTopic:
-        def __init__(self, **options):
-            asked.update(options)
+    labels: list[int] = []
+    asked: dict = {}
 
-        def fit_transform(self, texts, embeddings):
-            asked["shape"] = embeddings.shape
-            return [-1 if i == 0 else int(i >= len(texts) // 2) for i in range(len(texts))], None
+    def __init__(self, language, **options):
+        self.asked |= {"language": language, **options}
 
-        def reduce_outliers(self, texts, topics, strategy, embeddings):
-            asked["strategy"] = strategy
-            return [max(topic, 0) for topic in topics]
+    def fit_transform(self, texts, embeddings):
+        self.asked["shape"] = embeddings.shape
+        return list(self.labels), None
 
-    monkeypatch.setitem(sys.modules, "bertopic", types.SimpleNamespace(BERTopic=BERTopic))
+    def reduce_topics(self, texts, nr_topics):
+        self.asked["nr_topics"] = nr_topics
+        self.topics_ = [min(label, 1) for label in self.labels]
+
+
+@pytest.fixture
+def bertopic(monkeypatch) -> type[FakeBERTopic]:
+    monkeypatch.setitem(sys.modules, "bertopic", types.SimpleNamespace(BERTopic=FakeBERTopic))
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=lambda **options: options))
+    monkeypatch.setattr(FakeBERTopic, "asked", {})
+    return FakeBERTopic
+
+
+def test_outliers_of_bertopic_go_to_the_nearest_topic(bertopic, monkeypatch):
+    names, texts = subjects(10)
+    known = [list(SUBJECTS).index(name) for name in names]
+    monkeypatch.setattr(bertopic, "labels", [-1 if place % 10 == 0 else label for place, label in enumerate(known)])
+    found = topics_of(texts, TopicsConfig(number=3, method="bertopic"), 0)
+    assert found.labels.tolist() == known and "nr_topics" not in bertopic.asked
+    assert bertopic.asked["shape"][0] == 30 and bertopic.asked["umap_model"]["random_state"] > 0
+    assert bertopic.asked["min_topic_size"] == 5
+
+
+@pytest.mark.parametrize("outliers", [0, 1])
+def test_more_topics_of_bertopic_than_asked_for_are_joined(outliers: int, bertopic, monkeypatch):
     _, texts = subjects(10)
+    monkeypatch.setattr(bertopic, "labels", [-1] * outliers + [place // 10 for place in range(30 - outliers)])
     found = topics_of(texts, TopicsConfig(number=2, method="bertopic"), 0)
-    assert found.labels.tolist() == [0] * 15 + [1] * 15 and asked["strategy"] == "embeddings"
-    assert asked["nr_topics"] == 3 and asked["shape"][0] == 30 and asked["umap_model"]["random_state"] > 0
+    assert bertopic.asked["nr_topics"] == 2 + outliers and len(found.names) == 2
+
+
+def test_bertopic_that_finds_nothing(bertopic, monkeypatch):
+    _, texts = subjects(10)
+    monkeypatch.setattr(bertopic, "labels", [-1] * 30)
+    assert len(topics_of(texts, TopicsConfig(number=2, method="bertopic"), 0).names) == 1
+
+
+def test_real_bertopic(monkeypatch):
+    """Subjects come apart, the same ones again; few texts, texts without words, other scripts; nothing is asked from
+    outside."""
+    pytest.importorskip("bertopic")
+
+    def refused(*_: object) -> None:
+        raise AssertionError("it asks somebody")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    names, texts = subjects(20)
+    config = TopicsConfig(number=3, method="bertopic")
+    found = topics_of(texts, config, 0)
+    for name in SUBJECTS:
+        (topic, most), *_ = Counter(t for n, t in zip(names, found.of_rows(), strict=True) if n == name).most_common()
+        assert most >= 18, (name, topic)
+    np.testing.assert_array_equal(found.labels, topics_of(texts, config, 0).labels)
+    for few in range(2, 33, 5):
+        assert len(topics_of(texts[:few], config, 0).labels) == few
+    chinese = ["为什么傍晚天空会变红", "怎么做红烧肉好吃", "谁写了红楼梦", "北京今天天气怎么样"] * 10
+    for odd in (chinese, ["?", "!", "a", "b 7"] * 10, texts[:30] + ["?"] * 30):
+        assert len(topics_of(odd, config, 0).labels) == len(odd)
 
 
 def test_complexity_by_features_is_a_mean_of_ranks():
@@ -480,6 +586,8 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(tmp_path: Path):
     ("words", "error", "reason"),
     [
         ({"filter": {"languages": ["xx"]}}, ConfigError, "--filter.languages xx: the detector does not know it"),
+        ({"filter": {"languages": ["German"]}}, ConfigError, "the detector does not know it. Perhaps you meant 'de'."),
+        ({"filter": {"languages": ["zh-CN"]}}, ConfigError, "the detector does not know it. Perhaps you meant 'zh'."),
         ({"complexity": {"prompt": "p.yaml"}}, ConfigError, "--complexity.prompt is about a judge"),
         ({"complexity": {"source": "nobody"}}, ConfigError, "--complexity.source: expected openai=URL or judge=FOLDER"),
         (
@@ -488,6 +596,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_others(tmp_path: Path):
             "expected mode rating or criteria",
         ),
         ({"choose": {"budget": 3}}, ConfigError, "--choose.budget is about pairs"),
+        ({"choose": {"pairs": "disagreement", "source": ["x", "x"]}}, ConfigError, "--choose.source: x is there twice"),
         ({"choose": {"pairs": "random", "source": ["x"]}}, ConfigError, "--choose.source is read only with"),
         ({"topics": {"method": "none", "number": 3}}, ConfigError, "--topics.method none makes no topics"),
         ({"topics": {"model": "/nowhere/model"}}, ModelError, "--topics.model /nowhere/model"),
@@ -501,6 +610,28 @@ def test_options_that_do_not_fit(tmp_path: Path, words: dict, error: type, reaso
     with pytest.raises(error, match=reason.replace("(", r"\(")):
         curate(CurateConfig((file,), str(tmp_path / "out.jsonl"), **words))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--out", "in.jsonl", "--resume"], "--out in.jsonl is a file that is read, which would be lost"),
+        (["--out", "o", "--dropped", "./in.jsonl"], "--dropped ./in.jsonl is a file that is read"),
+        (["--out", "o", "--against", "e.jsonl", "--summary", "e.jsonl"], "--summary e.jsonl is a file that is read"),
+        (["--out", "o", "--dropped", "o"], "--out and --dropped are the same file, o."),
+        (["--out", "o", "--dropped", "d", "--summary", "d"], "--summary and --dropped are the same file, d."),
+        (["folder", "--out", "folder/o"], "--out folder/o lies in a folder that is read"),
+    ],
+)
+def test_nothing_that_is_read_or_written_is_written_over(tmp_path: Path, words: list, reason: str, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("in.jsonl", "e.jsonl", "folder/a.jsonl"):
+        write(tmp_path / name, asks("Who?"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    assert main(["curate", "in.jsonl", *words]) == 2
+    assert reason in caplog.text and not (tmp_path / "o").exists()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
 
 
 def test_files_in_which_nothing_is_left(tmp_path: Path, caplog):

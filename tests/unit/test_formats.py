@@ -272,6 +272,21 @@ SHAPES = [
         example(Q, [said("4"), said("5"), said("6")], [Ranking(((0,), (1, 2)))]),
     ),
     (
+        "answers",
+        {"prompt": "q", "responses": ["a", openai("assistant", "b"), {"messages": openai("assistant", "c")}]},
+        example(Q, [said("a"), said("b"), said("c")], []),
+    ),
+    (
+        "answers",
+        {"prompt": openai("user", "p", "assistant", "r", "user", "q"), "responses": ["a"]},
+        example(PAST_Q, [said("a")], []),
+    ),
+    (
+        "assent",
+        {"prompt": "q", "responses": ["a", "b"], "feedback": [{"kind": "pair", "chosen": 1, "rejected": 0}]},
+        example(Q, [said("a"), said("b")], [Pair(1, 0)]),
+    ),
+    (
         "ranked",
         {
             "context": openai("user", "q"),
@@ -517,6 +532,24 @@ def test_ambiguous_shape_asks_for_a_choice():
 def test_prompt_beside_an_answer_is_not_read_as_prompts_only():
     with pytest.raises(DataError, match="unknown shape"):
         detect([{"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"scores": [1, 0.5]}, "scores: a number for each answer looks like a judgement"),
+        ({"good": [True, False]}, "good: a number for each answer looks like a judgement"),
+        ({"responses": ["a", 5]}, r"responses\[1\]: expected text, messages, or an object with messages"),
+        ({"responses": ["a", ""]}, r"responses\[1\]: expected text, got an empty string"),
+        ({"prompt": 5}, "prompt"),
+    ],
+)
+def test_answers_without_a_judgement(more, words):
+    """Numbers for each answer are not left unread; words and other lists are columns."""
+    row = {"prompt": "q", "responses": ["a", "b"], "tags": ["x", "y"], "ids": [1, 2, 3]}
+    assert FORMATS["answers"].parse(row, ORIGIN).meta == {"tags": ["x", "y"], "ids": [1, 2, 3]}
+    with pytest.raises(RowError, match=words):
+        FORMATS["answers"].parse(row | more, ORIGIN)
 
 
 # Loading.

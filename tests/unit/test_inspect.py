@@ -156,6 +156,15 @@ def test_errors_name_the_option(pairs, tmp_path):
         inspect(InspectConfig(str(tmp_path / "nothing.jsonl")))
 
 
+def test_a_file_whose_every_row_is_bad_is_shown(tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "q", "responses": [1]}\n{"prompt": "", "responses": ["a", "b"]}\n')
+    inspect_file(InspectConfig(str(path)))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 rows, 0 examples, 2 problem rows" in out and "median" not in out
+    assert "expected text, messages, or an object with messages, got the number 1" in out
+
+
 def test_the_command_prints(pairs, capsys):
     assert inspect_file(InspectConfig(pairs, problems=1)).rows == 6
     assert "6 rows" in capsys.readouterr().out

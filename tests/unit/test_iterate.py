@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from assent import cli
-from assent.config import IterateConfig, ReportConfig, WatchConfig, settings
+from assent.config import IterateConfig, ReportConfig, SourceConfig, WatchConfig, settings
 from assent.data.formats import load_examples
 from assent.errors import ConfigError, DataError, ModelError, RunFolderError
 from assent.evaluate.report import write_report
@@ -20,6 +20,7 @@ from assent.evaluate.runs import LOOP, find_runs
 from assent.evaluate.watch import watch
 from assent.loops import loop as loop_module
 from assent.loops.iterate import iterate
+from assent.loops.labelled import spoken
 from assent.loops.loop import STATE
 from assent.rewards.judge import asking
 from assent.rewards.judge.ask import STOPPED, Answer
@@ -311,3 +312,15 @@ def test_python_is_the_command_line(loop_world: World, tmp_path: Path):
     )
     assert iterate(config) == tmp_path / "python" / "round-1" / "dpo"
     assert (tmp_path / "cli" / STATE).read_text() == (tmp_path / "python" / STATE).read_text()
+
+
+def test_servers_and_rules_read_with_the_tokenizer_of_the_policy_unless_another_is_named():
+    for words, given, want in (
+        (("openrlhf=http://127.0.0.1:1",), {}, "policy"),
+        (("length=2,4",), {}, "policy"),
+        (("openrlhf=http://127.0.0.1:1",), {"tokenizer": "own"}, "own"),
+        (("openrlhf=http://127.0.0.1:1", "some/model"), {}, None),
+        (("exact",), {}, None),
+        (("openai=http://127.0.0.1:1",), {}, None),
+    ):
+        assert spoken(SourceConfig(source=words, **given), "policy").tokenizer == want, words

@@ -437,7 +437,10 @@ def test_files_of_the_cache(tmp_path: Path, caplog) -> None:
     assert cache.get(key) == answer and not caplog.records
     other = key_of({})
     file = tmp_path / "cache" / key[:2] / f"{key}.json"
-    for damage in (b"", b"{", b"[]", b'{"key": "x"}', file.read_bytes().replace(key.encode(), other.encode())):
+    fields = json.loads(file.read_bytes())
+    wrong = [{**fields, **own} for own in ({"text": 1}, {"ended": None}, {"chances": [1]}, {"chances": {"A": "x"}})]
+    broken = [b"", b"{", b"[]", b'{"key": "x"}', file.read_bytes().replace(key.encode(), other.encode())]
+    for damage in (*broken, *(json.dumps(each).encode() for each in wrong)):
         kept = file.read_bytes()
         file.write_bytes(damage)
         assert cache.get(key) is None and "is damaged: the judge is asked again" in caplog.text

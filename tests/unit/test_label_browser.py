@@ -4,6 +4,7 @@ to run, and when something goes wrong: two tabs, a lease that ran out, no connec
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 import time
@@ -347,10 +348,176 @@ def test_passages_by_keyboard_and_mouse(signed_in, served) -> None:
     )
     page.click("[data-mark=wrong]")
     assert page.inner_text("#marks q") == "Seine"
+    page.evaluate("() => getSelection().selectAllChildren(document.querySelector('.answers'))")
+    page.click("[data-mark=rude]")  # of both answers, which no mark can be
+    told(page, "Select words of one answer")
+    assert page.locator("#marks q").count() == 1
+    page.click(".answer:first-of-type .markable", click_count=3, position={"x": 20, "y": 36})  # the last line
+    page.click("[data-mark=rude]")
+    assert page.inner_text("#marks q >> nth=0").startswith("it lies on the Seine. Answer")
+    page.click("#marks button >> nth=0")
     saved(page)
     each = served.last("spans")
     (span,) = each.value["spans"]
     assert span["answer"] == each.shown[1] and WORDS[span["start"] : span["end"]] == "Seine"
+
+
+def pressed(page: Any, key: str, code: str, **more: Any) -> None:
+    """A key of a keyboard that playwright does not have."""
+    init = json.dumps({"key": key, "code": code, "bubbles": True, "cancelable": True, **more})
+    page.evaluate(f"document.body.dispatchEvent(new KeyboardEvent('keydown', {init}))")
+
+
+def test_keys_of_other_keyboards(signed_in, served) -> None:
+    page = signed_in()
+    work(page, served, "pair")
+    for key, code, more, value in (
+        ("B", "KeyB", {}, "both_bad"),  # Caps Lock
+        ("&", "Digit1", {}, "left-3"),  # French
+        ("т", "KeyN", {}, "cannot_judge"),  # Russian
+        ("b", "KeyN", {}, "both_bad"),  # Dvorak and the like: what is printed on the key
+        ("7", "Digit7", {"shiftKey": True}, "right-3"),
+        ("/", "Digit3", {"shiftKey": True}, "right-3"),  # no key of this page
+        ("1", "Digit1", {"ctrlKey": True}, "right-3"),  # the browser's
+    ):
+        pressed(page, key, code, **more)
+        assert page.input_value("[name=choice]:checked") == value, key
+    work(page, served, "attributes")
+    pressed(page, "]", "Digit9", altKey=True)  # German, on a Mac
+    assert page.is_visible("#step-1")
+    pressed(page, "х", "BracketLeft")
+    assert page.is_visible("#step-0")
+
+
+def test_a_key_that_is_held_or_pressed_twice_answers_once(signed_in, served) -> None:
+    page = signed_in()
+    work(page, served, "spans")
+    count, before = len(served.labels("spans")), slot_of(page)
+    page.keyboard.press("Enter")
+    told(page, "Nothing is marked")
+    pressed(page, "Enter", "Enter", repeat=True)
+    assert len(served.labels("spans")) == count and slot_of(page) == before
+    saved(page)
+    told(page, "Saved. The next item.", ".unseen[aria-live]")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert served.last("spans").value == {"spans": []}
+
+
+def test_passages_of_any_script_have_their_places(signed_in, served) -> None:
+    text = "e\u0301te\u0301 👨‍👩‍👧 中文测试 नमस्ते. 𝕳i (really)...\r\nשלום"
+    page = signed_in()
+    work(page, served, "spans")
+    found = page.evaluate("text => Texts.steps(text)", text)
+    words = ["e\u0301te\u0301", "👨‍👩‍👧", "中文", "测试", "नमस्ते", ".", "𝕳i", "(", "really", ")...", "שלום"]
+    assert [text[start:end] for start, end in found] == words
+    long = "Ein Wort, 😀 und mehr. " * 5000
+    begun = time.monotonic()
+    places = page.evaluate("text => Texts.steps(text)", long)
+    assert time.monotonic() - begun < 60 and len(places) == 35_000
+    assert {long[start:end] for start, end in places[::7]} == {"Ein"}
+
+
+def test_words_in_common_are_a_longest_common_subsequence(signed_in, served) -> None:
+    page = signed_in()
+    draw = random.Random(3)
+    for size in (0, 1, 5, 31, 32, 33, 70, 130):
+        a, b = ([draw.choice("abcdefgh"[: 2 + size % 7]) for _ in range(draw.randint(0, size))] for _ in range(2))
+        found = page.evaluate(
+            "([a, b]) => { const c = Texts.common(a, b); return [[...c.firsts], [...c.seconds]] }", [a, b]
+        )
+        firsts, seconds = map(sorted, found)
+        assert [a[each] for each in firsts] == [b[each] for each in seconds]
+        assert len(firsts) == longest(a, b)
+    words = "([n, k]) => Array.from({length: n}, (_, i) => 'w' + (i * k) % 9973)"
+    first, second = page.evaluate(words, [15_000, 7]), page.evaluate(words, [15_000, 11])
+    begun = time.monotonic()
+    assert page.evaluate("([a, b]) => Texts.common(a, b).firsts.size", [first, second]) > 1000
+    assert time.monotonic() - begun < 60
+
+
+def longest(a: list[str], b: list[str]) -> int:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = row[:]
+        for j, y in enumerate(b):
+            row[j + 1] = before[j] + 1 if x == y else max(before[j + 1], row[j])
+    return row[-1]
+
+
+def test_what_an_edit_began_from_is_what_it_says(signed_in, served) -> None:
+    page = signed_in()
+    work(page, served, "edit")
+    page.keyboard.press("1")
+    page.keyboard.type("Mine. ")
+    keys(page, "Escape", "2")
+    told(page, "Your text is kept")
+    assert page.input_value("[name=from]:checked") == "0" and page.input_value("#text").startswith("Mine. ")
+    saved(page, "Control+Enter")
+    each = served.last("edit")
+    assert each.value["from"] == each.shown[0]
+    keys(page, "1", "Escape", "2")  # left as it is: another one takes its place
+    assert page.input_value("[name=from]:checked") == "1"
+
+
+def test_ctrl_enter_in_a_reason_skips_and_saves_nothing(signed_in, served) -> None:
+    page = signed_in()
+    work(page, served, "pair")
+    keys(page, "1", "s")
+    page.fill("[name=other]", "it is odd")
+    saved(page, "Control+Enter")
+    each = served.last("pair")
+    assert (each.action, each.reason) == ("skip", "it is odd")
+
+
+def test_time_goes_on_over_a_reload(signed_in, served) -> None:
+    page = signed_in()
+    page.clock.install()
+    work(page, served, "yesno")
+    page.clock.run_for(20_000)
+    page.reload()
+    page.wait_for_selector("html.js #work")
+    page.clock.run_for(5_000)
+    served.ahead = 40.0
+    keys(page, "y", "y")
+    saved(page)
+    assert 20 <= served.last("yesno").seconds <= 60
+
+
+def test_the_controls_leave_room_where_the_window_is_low(signed_in, served) -> None:
+    page = signed_in(width=600)
+    work(page, served, "pair")
+    for height, place in ((800, "sticky"), (400, "static")):
+        page.set_viewport_size({"width": 600, "height": height})
+        assert page.evaluate("getComputedStyle(document.querySelector('.dock')).position") == place
+
+
+def test_a_password_is_changed_and_other_browsers_are_signed_out(browser, served) -> None:
+    from assent.people.store import accounts
+
+    with served.store.writing() as c:
+        accounts.add_user(c, "cleo", PASSWORD, "annotator", None)
+    pages = []
+    for _ in range(2):
+        context = browser.new_context()
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.goto(f"{served.url}/account")
+        page.fill("[name=user]", "cleo")
+        page.fill("[name=password]", PASSWORD)
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{served.url}/account")
+        pages.append(page)
+    page, other = pages
+    page.reload()
+    assert "1 other browser is signed in as you" in page.inner_text("main")
+    for name, text in (("password", PASSWORD), ("new", "quite another one"), ("again", "quite another one")):
+        page.fill(f"[name={name}]", text)
+    page.keyboard.press("Enter")
+    told(page, "Your password is changed", "main")
+    other.reload()
+    assert "/login" in other.url
+    for each in pages:
+        each.context.close()
 
 
 def test_skip_undo_and_what_is_begun_is_there_after_a_reload(signed_in, served) -> None:
@@ -384,8 +551,13 @@ def test_differences_are_marked_on_demand(signed_in, served) -> None:
     page.keyboard.press("d")
     marks = page.eval_on_selector_all(".shown mark.differs", "all => all.map(each => each.textContent)")
     assert sorted(marks) == ["0", "1"]
+    whole = "() => [...document.querySelectorAll('.answer .shown, .answer .raw')].map(each => each.innerHTML)"
+    marked = page.evaluate(whole)
     page.keyboard.press("d")
-    assert page.locator("mark.differs").count() == 0
+    assert page.locator("mark.differs").count() == 0 and page.evaluate(whole) != marked
+    page.keyboard.press("d")
+    assert page.evaluate(whole) == marked
+    page.keyboard.press("d")
     page.keyboard.press("r")
     assert page.is_visible(".answer .raw") and not page.is_visible(".answer .shown")
 
@@ -466,6 +638,20 @@ def test_a_form_of_another_session_says_what_to_do(signed_in, served) -> None:
     page.wait_for_selector("html.js #work")
     assert page.locator("[value=no]:checked").count() == 2
     saved(page)
+
+
+def test_a_session_that_ends_while_somebody_writes_is_told_at_once(signed_in, served) -> None:
+    page = signed_in()
+    page.clock.install()
+    work(page, served, "edit")
+    page.keyboard.press("e")
+    page.keyboard.type("half of it")
+    page.context.clear_cookies()
+    page.clock.run_for(11 * 60_000)
+    page.keyboard.type(" and more")
+    page.clock.run_for(2_000)
+    told(page, "signed out")
+    assert page.input_value("#text") == "half of it and more" and page.is_visible("#status a[href^='/login']")
 
 
 def test_nothing_that_others_wrote_runs(signed_in, served) -> None:

@@ -14,12 +14,14 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import insert, text
 
+from assent.cli import main
 from assent.data.records import Message
+from assent.people import stored
 from assent.people.items import item_row
 from assent.people.store import Store, accounts, audit, items, labels, review, sessions
 from assent.people.store import tables as t
 from assent.people.store.oddities import NONE
-from assent.people.task import Item
+from assent.people.task import Attribute, Item
 from assent.people.web import leads, leads_words
 from assent.people.web.app import application
 from tests.labelling import START, answer, made, take
@@ -455,12 +457,23 @@ def test_items_and_known_answers_are_imported(world):
     for name, content, said in (
         ("x.exe", "x", "must end in"),
         ("x.json", "no json", "x.json"),
-        ("x.jsonl", '{"colour": 1}\n', "x.jsonl"),
+        ("x.jsonl", '{"colour": 1}\n', "x.jsonl: unknown shape. Columns found: colour"),
     ):
         answer = world.lead.post(LEAD + "/import", purpose="work", files={"file": (name, content)})
         assert answer.status_code == 422 and said in words(answer.text) and "/tmp" not in answer.text, name
     assert world.lead.post(LEAD + "/import", purpose="work").status_code == 422
     assert world.log()[0] == "file imported gold_set.jsonl"
+
+
+def test_what_is_not_read_of_a_file_is_named(world):
+    values = {"preference": {"value": "response_1"}, "strength": {"value": 3}, "tone": {"value": "<b>kind</b>"}}
+    row = {"fields": {"prompt": "2+2?", "response_1": "4", "response_2": "5", "<i>hue</i>": "x"},
+           "responses": [{"user_id": "cy", "status": "submitted", "values": values}]}  # fmt: skip
+    answer = world.lead.post(LEAD + "/import", purpose="work", files={"file": ("a.json", json.dumps([row]))})
+    assert answer.status_code == 200 and "<i>hue" not in answer.text
+    said = words(answer.text)
+    assert "Not read: question tone (1 row)" in said and "Not read: fields.&lt;i&gt;hue&lt;/i&gt; (1 row)" in said, said
+    assert "New items: 1" in said and "Labels: 1" in said
 
 
 def test_labels_are_imported_once(world):
@@ -520,3 +533,57 @@ def fill(world: World, count: int) -> None:
             c.execute(insert(t.items), rows)
             c.execute(insert(t.contents), [{"item_id": n, "payload": payload} for n in part])
         c.execute(text("ANALYZE"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "values", "fields", "decided", "seen"),
+    [
+        ("edit", {}, ({"text": "one <b>text</b>", "from": 0}, {"text": "another", "from": None}),
+         {"text": "mine", "from": "1"}, {"text": "mine", "from": 1}, ("one &lt;b&gt;text&lt;/b&gt;", "another")),
+        ("spans", {"labels": ("wrong", "rude")},
+         ({"spans": [{"answer": 0, "start": 0, "end": 3, "label": "rude", "comment": "so?"}]}, {"spans": []}),
+         {"spans": '[{"answer": 1, "start": 0, "end": 2, "label": "wrong"}]'},
+         {"spans": [{"answer": 1, "start": 0, "end": 2, "label": "wrong"}]}, ("rude, in A", "“yes”: so?")),
+        ("attributes", {"attributes": {"help": Attribute()}},
+         ({"scores": [{"help": 0}, {"help": 4}]}, {"scores": [{"help": 4}, {"help": 0}]}),
+         {"score-0-help": "3", "score-1-help": "1"}, {"scores": [{"help": 3}, {"help": 1}]}, ("A: help 0; B: help 4",)),
+    ],
+)  # fmt: skip
+def test_leads_read_what_was_written_and_decide_it(tmp_path, kind, options, values, fields, decided, seen):
+    world = World(tmp_path, 1, kind=kind, **options)
+    key = world.say(*values)
+    for page in (f"/adjudicate?item={key}", f"/item/{key}"):
+        html = world.lead.get(LEAD + page)
+        assert all(text in html for text in seen), page
+    assert seen[0] in world.lead.get(f"{LEAD}/annotator/{world.people[0].id}")
+    assert world.lead.post(LEAD + "/adjudicate", item=str(key), request="r", known="0", **fields).status_code == 303
+    late = world.admin.post(LEAD + "/adjudicate", item=str(key), request="q", known="0", **fields)
+    assert late.status_code == 409 and "leah has decided this item" in words(late.text)
+    with world.store.reading() as c:
+        assert [each.labels[0].value for each in stored.chosen(c, world.project)] == [decided]
+
+
+def test_decisions_are_in_exports_of_the_command_and_of_programs(world, tmp_path):
+    decided = world.say(A, B)
+    world.say(A, A)
+    world.lead.post(LEAD + "/adjudicate", item=str(decided), choice="right-1", request="r1")
+    with world.store.writing() as c:
+        token = sessions.api_token(c, accounts.user(c, "leah"), None)
+    wanted = {"best": [1, 2], "labels": [2, 2], "decisions": [1]}
+    for of, counts in wanted.items():
+        file = tmp_path / f"{of}.jsonl"
+        assert main(["label", "--db", str(tmp_path / "labels.db"), "--export", str(file), "--of", of]) == 0
+        asked = world.lead.http.get(f"/api/p/pairs/export?of={of}", headers={"Authorization": f"Bearer {token}"})
+        for said in (file.read_text(), asked.text):
+            rows = [json.loads(line) for line in said.splitlines()]
+            assert [len(row["meta"]["annotated"]) for row in rows] == counts, of
+    assert world.log()[:6] == ["labels exported pairs"] * 6
+    wrong = world.lead.http.get("/api/p/pairs/export?of=all", headers={"Authorization": f"Bearer {token}"})
+    assert wrong.status_code == 422 and "best, labels, decisions" in wrong.json()["error"]["message"]
+    assert main(["label", "--db", str(tmp_path / "labels.db"), "--of", "labels", "--invite", "lead"]) == 2
+
+
+def test_admins_read_what_was_done_to_accounts_and_leads_what_is_of_their_project(world):
+    world.admin.post(LEAD + "/people/password", page=LEAD + "/people", user=str(world.people[0].id))
+    assert "password changed" in world.admin.get(LEAD + "/audit")
+    assert "password changed" not in world.lead.get(LEAD + "/audit")

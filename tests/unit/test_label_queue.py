@@ -280,6 +280,56 @@ def test_a_changed_overlap_opens_and_closes_items(tmp_path):
     assert asked(store, fewer, two).reason == "done"
 
 
+def test_a_changed_overlap_leaves_the_rule_for_further_annotators(tmp_path):
+    options = {"kind": "attributes", "attributes": {"helpfulness": Attribute()}}
+    store, project, people = made(tmp_path / "labels.db", count=2, overlap=3, **options)
+    for user, first, second in zip(people, (0, 4, 2), (1, 2, 2)):
+        work(store, project, user, rated(first))
+        work(store, project, user, rated(second))
+    for overlap, extra, wanted in (
+        (2, Extra(), [5, 3]),
+        (2, Extra(up_to=4), [4, 3]),
+        (2, None, [3, 3]),
+        (4, Extra(), [4, 4]),
+        (3, Extra(), [5, 3]),
+    ):
+        with store.writing() as c:
+            projects.put_project(c, task(overlap=overlap, extra=extra, **options))
+            assert [each.wanted for each in items.page(c, project)] == wanted
+            done = sum(each.state == "done" for each in items.page(c, project))
+            assert queue.ahead(c, project, people[0]).done == done == sum(number == 3 for number in wanted)
+
+
+def test_a_hundred_annotators_of_ten_items(tmp_path):
+    store, project, people = made(tmp_path / "labels.db", count=10, users=100, overlap=2)
+    given = [(user, asked(store, project, user)) for user in people]
+    slots = [(user, slot) for user, slot in given if isinstance(slot, Slot)]
+    assert Counter(slot.item.id for _, slot in slots) == dict.fromkeys(range(1, 11), 2)
+    assert {slot.reason for _, slot in given if isinstance(slot, Waiting)} == {"others"}
+    for user, slot in slots:
+        answer(store, slot, user)
+    with store.reading() as c:
+        assert queue.ahead(c, project, people[0]) == queue.Ahead(mine=1, waiting=0, items=10, done=10)
+    assert {asked(store, project, user).reason for user in people[::9]} == {"done"}
+
+
+def test_progress_of_very_many_is_an_estimate(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "COUNTED", 5)
+    store, project, (one, two, _) = made(tmp_path / "labels.db", count=12, overlap=2)
+    waiting = []
+    for _ in range(12):
+        work(store, project, one)
+        with store.reading() as c:
+            waiting.append(queue.ahead(c, project, one).waiting)
+    assert waiting == [*range(11, -1, -1)]
+    for _ in range(3):
+        work(store, project, two)
+    with store.writing() as c:
+        assert queue.ahead(c, project, two) == queue.Ahead(mine=3, waiting=9, items=12, done=3)
+        items.withdraw(c, 1, None, "done, and yet")
+        assert queue.ahead(c, project, two) == queue.Ahead(mine=3, waiting=8, items=11, done=2)
+
+
 def test_progress_counts(tmp_path):
     store, project, (one, two, _) = made(tmp_path / "labels.db", count=5, overlap=2)
     for _ in range(3):
@@ -287,7 +337,7 @@ def test_progress_counts(tmp_path):
     work(store, project, two)
     with store.writing() as c:
         items.withdraw(c, 5, None, "broken")
-        assert queue.ahead(c, project, one) == queue.Ahead(mine=3, waiting=1, items=4, done=1, withdrawn=1)
+        assert queue.ahead(c, project, one) == queue.Ahead(mine=3, waiting=1, items=4, done=1)
     take(store, project, one)
     with store.writing() as c:
         assert queue.ahead(c, project, one).waiting == 0

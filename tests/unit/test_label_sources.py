@@ -20,6 +20,7 @@ from assent.people import sources
 from assent.people.items import item_from
 from assent.people.sources import assigned, batches, prompt_key, sampled_items
 from assent.people.task import LabelSampling, Screening, TaskDefinition
+from assent.people.taskfile import load_task
 from assent.rollout.answering import opened
 
 
@@ -69,9 +70,9 @@ def test_rows_become_items_and_problem_rows_have_their_line(tmp_path: Path, capl
     ("kind", "row", "reason"),
     [
         ("pair", {"prompt": "?"}, "responses: 0 answers; a task of kind pair shows 2"),
-        ("pair", {"prompt": "?", "completion": "a"}, "responses: 1 answers; a task of kind pair shows 2"),
+        ("pair", {"prompt": "?", "completion": "a"}, "responses: 1 answer; a task of kind pair shows 2"),
         ("pair", ranked("a", "b", "c"), "responses: 3 answers"),
-        ("ranking", {"prompt": "?", "completion": "a"}, "1 answers; a task of kind ranking shows 2 to 9"),
+        ("ranking", {"prompt": "?", "completion": "a"}, "1 answer; a task of kind ranking shows 2 to 9"),
         ("yesno", {"prompt": "?"}, "0 answers; a task of kind yesno shows 1 to 9"),
         ("yesno", {"text": "once upon a time"}, "prompt: plain text has no prompt"),
         ("ranking", ranked("a", "b", "a "), "answers 1 and 3 are the same"),
@@ -280,3 +281,18 @@ def test_one_policy_without_chance_has_one_answer(tiny_model_dir: Path, prompts:
         ConfigError, match="temperature 0 gives each policy one answer to a prompt, and 2 are asked of 1"
     ):
         work(sampling(tiny_model_dir, prompts, sampling=cold))
+
+
+def test_overlap_in_tables_of_text_and_with_gaps(tmp_path):
+    (tmp_path / "items.csv").write_text("prompt,chosen,rejected,overlap\nq,a,b,3\nr,a,b,\ns,a,b,2.5\n")
+    defined = load_task(f"name: p\nkind: pair\nitems: {tmp_path}/items.csv\n", "t")
+    (batch,) = batches(defined)
+    assert [(item.prompt[0].content, item.overlap) for item in batch.items] == [("q", 3), ("r", None)]
+    (tmp_path / "items.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": str(n), "chosen": "a", "rejected": "b", "overlap": n}) + "\n"
+            for n in (2.0, 4, 0, True)
+        )
+    )
+    (batch,) = batches(load_task(f"name: p\nkind: pair\nitems: {tmp_path}/items.jsonl\n", "t"))
+    assert [item.overlap for item in batch.items] == [2, 4]

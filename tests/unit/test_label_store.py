@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -14,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from assent.errors import OutputError, UserError
-from assent.people.store import Store, accounts, engine, items, labels, migrate
+from assent.people.store import Store, accounts, engine, items, labels, migrate, projects
 from assent.people.store.errors import BusyError, OpenError, RoomError
 from assent.people.store.store import connect, url_of
 from assent.people.store.tables import metadata
@@ -33,6 +34,14 @@ def test_migrations_lead_to_the_tables_from_the_first_revision_on(path):
     with store._begun(writes=True) as c:
         migrate.upgrade(c, "0001")
         c.execute(text("INSERT INTO users (name, folded, role, made_at) VALUES ('ada', 'ada', 'lead', 0)"))
+        c.execute(text("INSERT INTO projects (name, kind, seed, made_at) VALUES ('p', 'pair', 0, 0)"))
+        for state in ("open", "done", "decided", "withdrawn"):
+            c.execute(
+                text(
+                    'INSERT INTO items (project_id, purpose, "key", answers, wanted, state, made_at) '
+                    f"VALUES (1, 'work', '{state}', 2, 1, '{state}', 0)"
+                )
+            )
     store.close()
     with Store.open(path) as store:
         with store.reading() as c:
@@ -40,6 +49,7 @@ def test_migrations_lead_to_the_tables_from_the_first_revision_on(path):
             context = MigrationContext.configure(c, opts={"compare_type": True, "compare_server_default": True})
             assert compare_metadata(context, metadata) == []
             assert accounts.user(c, "ada").role == "lead"  # and nothing was lost on the way
+            assert c.execute(text("SELECT size, finished FROM projects")).one() == (3, 2)
             checks = c.execute(text("SELECT group_concat(sql) FROM sqlite_master")).scalar_one()
     for table in metadata.tables.values():  # what alembic does not compare
         for constraint in table.constraints:
@@ -103,7 +113,7 @@ def test_a_newer_database_is_refused_and_left_alone(path):
     c.close()
     before = path.read_bytes()
     refused(
-        path, r"labels\.db: a newer assent has made it \(revision 9999; this one knows up to 0002\)\. Update assent"
+        path, r"labels\.db: a newer assent has made it \(revision 9999; this one knows up to 0004\)\. Update assent"
     )
     assert path.read_bytes() == before
 
@@ -145,6 +155,8 @@ def test_what_is_no_place_for_a_database(path, tmp_path, monkeypatch):
     refused(tmp_path, "it is a folder")
     refused(tmp_path / "none" / "labels.db", "the folder .*none does not exist")
     refused(path, "there is no such file", create=False)
+    refused("/dev/null", "it is no regular file")
+    refused(tmp_path / ("x" * 300), "cannot be looked at|File name too long")
     assert not path.exists()
     refused("mysql://somewhere/x", "give a file .*, or postgresql://")
     refused("a://b://c[", "no URL|give a file")
@@ -284,6 +296,18 @@ def test_a_backup_while_it_is_written_to(path):
         "copy1.db",
         "copy2.db",
     ]
+
+
+def test_a_backup_to_a_place_without_hard_links(path, tmp_path, monkeypatch):
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    store, *_ = made(path)
+    monkeypatch.setattr(os, "link", link)
+    store.backup(tmp_path / "copy.db")
+    with Store.open(tmp_path / "copy.db", create=False) as copy, copy.reading() as c:
+        assert len(items.page(c, projects.project(c, "pairs"))) == 5
+    assert not [each for each in tmp_path.iterdir() if each.name.endswith(".part")]
 
 
 def test_a_backup_overwrites_nothing_and_is_whole_or_absent(path, tmp_path):

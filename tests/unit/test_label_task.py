@@ -287,3 +287,14 @@ def test_labels_in_another_order_mean_the_same():
     turned = replace(task, labels=("b", "a"))
     assert changes(task, turned) == Changes(presented=("labels",)) and turned.meaning == task.meaning
     assert changes(task, replace(task, labels=("a", "c"))).meaning == ("labels",)
+
+
+def test_what_yaml_reads_otherwise_than_people_write_it() -> None:
+    assert load_task("name: p\nkind: pair\nitems: x\ncomment: off\n", "t").comment == "off"
+    for text, read in (("010", 8), ("1:30", 90)):
+        with pytest.raises(
+            ConfigError, match=f"t:4: 'overlap' must be a whole number. Got '{text}', which YAML reads as {read}"
+        ):
+            load_task(f"name: p\nkind: pair\nitems: x\noverlap: {text}\n", "t")
+    with pytest.raises(ConfigError, match="must be a mapping from whole numbers to text"):
+        load_task("name: p\nkind: attributes\nitems: x\nattributes: {help: {levels: {no: bad}}}\n", "t")

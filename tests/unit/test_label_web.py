@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("sqlalchemy")
 
+import httpx2
 from fastapi.testclient import TestClient
 
 from assent.people.store import accounts, sessions
 from assent.people.web import security
 from assent.people.web.app import application, routes
 from assent.people.web.sessions import Require, inside
-from assent.people.web.site import BY_ADDRESS, BY_NAME, Tries
+from assent.people.web.site import BY_ADDRESS, BY_NAME, HERE, Tries
+from assent.serve import server
+from assent.serve.run import listener, url_of
 from tests.label_site import JSON, PASSWORD, Site, csrf_of, form, post
 
 
@@ -28,6 +36,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = Site(tmp_path_factory.mktemp("labels"))
     yield made
     made.close()
+
+
+class Listening:
+    """An application at a port of this machine, in a thread."""
+
+    def __init__(self, app: Any) -> None:
+        self.place, ready = listener("127.0.0.1", 0), threading.Event()
+        self.server = server.Server(app, app, 10.0, ready.set)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([self.place])))
+        self.thread.start()
+        assert ready.wait(300)
+
+    def __enter__(self) -> str:
+        return url_of(self.place)
+
+    def __exit__(self, *_: object) -> None:
+        self.server._queue = type("Nothing", (), {"requests": 0, "close": lambda self: None})()  # others go on with it
+        self.server.should_exit = True
+        self.thread.join(300)
 
 
 # ---- who may what
@@ -42,7 +69,7 @@ def needed(path: str) -> int:
     """Who may use a route, by its address alone."""
     if path in ("/health", "/login", "/join/{token}"):
         return OPEN
-    if path in ("/", "/logout"):
+    if path in ("/", "/logout", "/account", "/account/password", "/account/sessions"):
         return USER
     if re.fullmatch(r"/p/\{name\}/lead/people/(disable|enable|password)", path):
         return ADMIN  # an account is the server's, and works in other projects too
@@ -130,7 +157,8 @@ def test_every_answer_has_the_headers(site: Site, path: str) -> None:
     [
         ("localhost:8400", True), ("127.0.0.1:1", True), ("[::1]:8400", True), ("192.168.1.7", True),
         ("labels.localhost", True), ("evil.example", False), ("localhost.evil.example", False), ("[::1", False),
-        ("", False), ("a@b", False),
+        ("", False), ("a@b", False), ("localhost, evil.example", False), ("127.0.0.1\tevil", False),
+        ("127.0.0.1:8400:1", False), ("LOCALHOST", True), ("127.1", False), ("[::1]x", False),
     ],
 )  # fmt: skip
 def test_it_answers_to_its_own_names(site: Site, host: str, fine: bool) -> None:
@@ -187,7 +215,13 @@ def test_large_requests_are_refused_whether_or_not_they_say_so(site: Site) -> No
 
 def test_unknown_pages_and_methods_say_so(site: Site) -> None:
     assert "There is no such page." in site.people["ann"].get("/p/pairs/nothing").text
-    assert site.people["ann"].get("/p/pairs/label").status_code == 405
+    for method, path, allowed in (
+        ("GET", "/p/pairs/label", "POST"), ("PUT", "/login", "GET, HEAD, POST"), ("TRACE", "/health", "GET, HEAD"),
+    ):  # fmt: skip
+        answer = site.people["ann"].request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    for path, status in (("/health", 200), ("/login", 303), ("/p/pairs", 200), ("/nothing", 404)):
+        assert site.people["ann"].head(path).status_code == status
     assert site.people["ann"].get("/static/../app.py").status_code == 404
     for path in ("/docs", "/redoc", "/openapi.json"):
         assert site.people["adm"].get(path).status_code == 404
@@ -201,6 +235,58 @@ def test_a_bug_is_no_leak(site: Site, monkeypatch: pytest.MonkeyPatch, caplog: p
     answer = site.people["ann"].get("/p/pairs")
     assert answer.status_code == 500 and "its log says why" in answer.text and "passwd" not in answer.text
     assert "GET /p/{name}: RuntimeError" in caplog.text
+
+
+def test_a_client_that_goes_away_is_no_failure_of_the_server(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = {"host": "localhost", "content-type": "application/json", **site.api()}
+    scope = {
+        "type": "http", "method": "POST", "path": "/api/p/pairs/label", "raw_path": b"", "query_string": b"",
+        "scheme": "http", "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "root_path": "", "http_version": "1.1",
+    }  # fmt: skip
+    asyncio.run(site.app(scope, receive, send))
+    assert sent[0]["status"] == 400 and not caplog.records
+
+
+def test_a_request_that_does_not_come_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly its bytes drip in."""
+    monkeypatch.setattr(security, "PATIENCE", 0.2)
+
+    def parts() -> Iterator[bytes]:
+        yield b'{"slot": 1'
+        time.sleep(0.5)
+        yield b"}"
+
+    kind = {"Content-Type": "application/json"}
+    with Listening(site.app) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as client:
+        answer = client.post("/api/p/pairs/label", content=parts(), headers=site.api() | kind)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "slow")
+        assert client.get("/health").text == "ok\n"
+
+
+def test_connections_that_send_no_request_are_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 1.0)
+    with Listening(site.app) as url:
+        place = urlsplit(url)
+        silent = [socket.create_connection((place.hostname, place.port)) for _ in range(20)]
+        for each in silent[:10]:
+            each.sendall(b"POST /login HTTP/1.1\r\nHost: local")
+        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as client:
+            start = time.monotonic()
+            while time.monotonic() - start < 2.0:  # one that asks is answered for as long as it likes
+                assert client.get("/health").text == "ok\n"
+        for each in silent:
+            each.settimeout(60)
+            assert each.recv(1) == b""
+            each.close()
 
 
 # ---- signing in and out
@@ -248,6 +334,52 @@ def test_a_session_ends(fresh: Site) -> None:
     assert answer.json()["error"]["code"] == "signed_out" and "is kept" in answer.json()["error"]["message"]
 
 
+def test_ones_own_password_is_changed_by_whoever_knows_it(fresh: Site) -> None:
+    client, elsewhere, other = fresh.client("ann"), fresh.client("ann"), fresh.client("bob")
+    token = csrf_of(client, "/account")
+    fields = {"csrf": token, "password": PASSWORD, "new": "quite another one", "again": "quite another one"}
+    for wrong, status, words in (
+        ({"password": "not it at all"}, 403, "not your password"),
+        ({"again": "quite another two"}, 422, "not the same both times"),
+        ({"new": "short", "again": "short"}, 422, "at least 8 characters"),
+    ):
+        answer = post(client, "/account/password", fields | wrong)
+        assert answer.status_code == status and words in answer.text
+        assert elsewhere.get("/account").status_code == 200
+    answer = post(client, "/account/password", fields)
+    assert answer.headers["location"] == "/account?said=password"
+    client = fresh.client()
+    client.cookies.set("assent_session", answer.cookies["assent_session"])
+    assert client.get("/account").status_code == 200
+    assert elsewhere.get("/account").status_code == 303 and other.get("/account").status_code == 200
+    assert sign_in(fresh.client()).status_code == 401
+    assert sign_in(fresh.client(), password="quite another one").status_code == 303
+    fields["csrf"] = csrf_of(client, "/account")
+    codes = [post(client, "/account/password", fields | {"password": f"guess {i}"}).status_code for i in range(12)]
+    assert codes[0] == 403 and codes[-1] == 429
+
+
+def test_sessions_elsewhere_end_and_this_one_stays(fresh: Site) -> None:
+    client, elsewhere, other = fresh.client("ann"), fresh.client("ann"), fresh.client("bob")
+    assert "1 other browser is signed in" in client.get("/account").text
+    answer = post(client, "/account/sessions", {"csrf": csrf_of(client, "/account")})
+    assert "signed in here alone" in client.get(answer.headers["location"]).text
+    assert elsewhere.get("/account").status_code == 303 and other.get("/account").status_code == 200
+    assert "nowhere else" in client.get("/account").text
+
+
+def test_whoever_joins_while_signed_in_has_one_session_after_it(fresh: Site) -> None:
+    with fresh.store.writing() as c:
+        word = sessions.invite(c, fresh.project, "annotator", None, now=fresh.now)
+    client = fresh.client("bob")
+    before = client.cookies["assent_session"]
+    fields = {"csrf": csrf_of(client, f"/join/{word}"), "user": "new", "password": PASSWORD}
+    assert post(client, f"/join/{word}", fields).status_code == 303
+    old = fresh.client()
+    old.cookies.set("assent_session", before)
+    assert old.get("/account").status_code == 303
+
+
 def test_whoever_has_one_project_goes_straight_to_it(fresh: Site) -> None:
     assert sign_in(fresh.client()).headers["location"] == "/p/pairs"
 
@@ -267,6 +399,29 @@ def test_passwords_cannot_be_tried_for_ever(fresh: Site, monkeypatch: pytest.Mon
     assert sign_in(client, user="bob").status_code == 401
     codes = [sign_in(client, user=f"user {i}").status_code for i in range(int(BY_ADDRESS[1]))]
     assert codes[0] == 401 and codes[-1] == 429
+
+
+def test_a_program_with_a_wrong_token_locks_nobody_out(fresh: Site) -> None:
+    client = fresh.client()
+    wrong = {"Authorization": "Bearer nonsense"}
+    codes = [client.get("/api/p/pairs/next", headers=wrong).status_code for _ in range(int(BY_ADDRESS[1]) + 5)]
+    assert codes[0] == 401 and codes[-1] == 429
+    assert client.get("/api/p/pairs/progress", headers=fresh.api()).status_code == 200
+    assert sign_in(client).status_code == 303
+
+
+def test_an_address_that_is_made_up_wins_no_further_tries(fresh: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy of this machine, the address counts that it adds, which is the last."""
+    monkeypatch.setattr(accounts, "check_password", lambda c, name, password: None)
+    with Listening(fresh.app) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as client:
+        fields = {"csrf": csrf_of(client), "password": "guess"}  # type: ignore[arg-type]
+        codes = []
+        for number in range(int(BY_ADDRESS[1]) + 5):
+            made_up = {"X-Forwarded-For": f"10.0.0.{number}, 192.0.2.7", "X-Real-IP": f"10.0.1.{number}"}
+            codes.append(client.post("/login", data=fields | {"user": f"u{number}"}, headers=made_up).status_code)
+        assert codes[0] == 401 and codes[-1] == 429
+        other = {"X-Forwarded-For": "192.0.2.8"}
+        assert client.post("/login", data=fields | {"user": "u"}, headers=other).status_code == 401
 
 
 def test_tries_come_back_with_time_and_what_was_right_does_not_count() -> None:
@@ -323,6 +478,12 @@ def test_no_secret_is_logged(fresh: Site, caplog: pytest.LogCaptureFixture) -> N
                          for row in c.exec_driver_sql(f"SELECT * FROM {table}"))  # fmt: skip
     for secret in (word, PASSWORD, client.cookies["assent_session"], fresh.tokens["bot"]):
         assert secret not in stored
+
+
+def test_every_form_of_answers_names_its_draft() -> None:
+    """Without it what somebody began at one item would come up at the next."""
+    forms = [text for path in (HERE / "templates").glob("*.html") if 'id="work"' in (text := path.read_text("utf-8"))]
+    assert len(forms) == 2 and all('data-draft="{{ sheet.draft }}"' in text for text in forms)
 
 
 def test_a_form_shows_what_was_typed_without_running_it(fresh: Site) -> None:

@@ -20,10 +20,10 @@ from assent.data.records import Message
 from assent.people.kinds import KINDS, LabelError
 from assent.people.store import accounts, drafts, items, labels, projects, queue
 from assent.people.task import HELPSTEER, Item, TaskDefinition
-from assent.people.web import forms, render, work
+from assent.people.web import forms, render, sheet, work
 from assent.people.web.app import STATUS
 from assent.people.web.sheet import sheet_of
-from tests.label_site import JSON, SECRET, Site, form, post
+from tests.label_site import JSON, SECRET, Site, form, item, post
 
 
 @pytest.fixture
@@ -222,6 +222,7 @@ def test_a_database_that_another_program_holds_is_told(site: Site, tmp_path: Pat
         holder.execute("ROLLBACK")
         holder.close()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy") and answer.headers["retry-after"]
+    assert "send it again in a moment" in answer.json()["error"]["message"] and str(tmp_path) not in answer.text
     assert post(client, "/p/pairs/label", fields).status_code == 303
 
 
@@ -231,7 +232,7 @@ def test_every_error_of_the_store_has_its_status() -> None:
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.StoreError)]
     for kind in kinds:
         status = next(STATUS[each] for each in kind.__mro__ if each in STATUS)
-        assert status[0] != 500 or kind in (errors.StoreError, errors.OpenError), kind
+        assert status[0] != 500 or kind is errors.StoreError, kind
 
 
 def test_when_all_is_done(tmp_path: Path) -> None:
@@ -317,6 +318,8 @@ def test_a_machine_labels_by_the_interface(site: Site) -> None:
         ("label", {"value": {}, "slot": True}, 422, "needs its slot"),
         ("label", {"value": {}, "slot": 999}, 404, "no slot 999"),
         ("label", {"value": {}, "slot": 1, "request": ""}, 422, "a word of its own"),
+        ("label", {"value": {}, "slot": 1, "request": "a\nb"}, 422, "characters of ASCII"),
+        ("undo", {"request": "é"}, 422, "characters of ASCII"),
         ("label", {"value": {}, "slot": 1, "request": "r", "seconds": "x"}, 422, "seconds must be"),
         ("label", {"value": {"verdict": "x"}, "slot": 1, "request": "r"}, 422, "verdict must be one of"),
         ("label", {"value": {"comment": "a" * 100_001}, "slot": 1}, 413, "100,000 are taken"),
@@ -331,11 +334,73 @@ def test_the_interface_says_what_is_wrong(site: Site, path: str, body: Any, stat
     assert answer.status_code == status and words in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": NaN}', "[" * 100_000])
-def test_what_is_no_json_is_refused(site: Site, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "Expecting value"), ("{", "Expecting property name"), ("[]", "no JSON object"),
+        ('{"a": NaN}', "NaN is no number"), ("[" * 100_000, "nested too deeply"), (b'{"a": "\xff"}', "in UTF-8"),
+        ('{"value": {"verdict": "tie", "verdict": "both_bad"}}', "'verdict' stands twice"),
+        ('{"seconds": ' + "1" * 5000 + "}", "no JSON in UTF-8"), ("{}".encode("utf-16"), "in UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_is_no_json_is_refused(site: Site, text: str | bytes, words: str) -> None:
     kind = {"Content-Type": "application/json"}
     answer = site.people["nobody"].post("/api/p/pairs/label", content=text, headers=site.api() | kind)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "json")
+    assert words in answer.json()["error"]["message"]
+
+
+def test_only_plain_json_is_read(site: Site) -> None:
+    client, body = site.people["nobody"], b"{}"
+    for headers, words in (
+        ({}, "Content-Type: application/json"), ({"Content-Type": "text/plain"}, "Content-Type: application/json"),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, "compressed"),
+    ):  # fmt: skip
+        answer = client.post("/api/p/pairs/label", content=body, headers=site.api() | headers)
+        assert answer.status_code == 415 and words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("seconds", ["1e999", "-1", "1" + "0" * 400, "true", '"1"'])
+def test_a_time_that_no_page_could_show_is_refused(site: Site, seconds: str) -> None:
+    """An infinite one would be in the way of every page with a median."""
+    client = site.people["nobody"]
+    slot = client.get("/api/p/pairs/next", headers=site.api()).json()["slot"]
+    body = f'{{"slot": {slot}, "request": "r", "value": {{"verdict": "tie"}}, "seconds": {seconds}}}'
+    headers = site.api() | {"Content-Type": "application/json"}
+    answer = client.post("/api/p/pairs/label", content=body, headers=headers)
+    assert answer.status_code == 422 and "seconds must be a number" in answer.json()["error"]["message"]
+    rows = [{**ANNOTATED, "meta": {"annotated": [{"annotator": "x", "value": {"verdict": "tie"}, "seconds": 0}]}}]
+    text = json.dumps({"rows": rows}).replace('"seconds": 0', f'"seconds": {seconds}')
+    told = client.post(
+        "/api/p/pairs/items", content=text, headers=site.api("lea") | {"Content-Type": "application/json"}
+    )
+    assert told.json()["refused"] == 1 and "expected a number of seconds" in told.json()["problems"][0]
+    assert not saved(site)
+
+
+ANNOTATED = {
+    "prompt": [{"role": "user", "content": "Once more?"}],
+    "responses": [{"messages": [{"role": "assistant", "content": text}]} for text in ("yes", "no")],
+    "feedback": [],
+}
+
+
+def test_the_same_request_of_two_people_is_two_requests(site: Site) -> None:
+    for name in ("ann", "bob"):
+        fields = form(site.people[name]) | {"choice": "tie", "request": "one"}
+        assert post(site.people[name], "/p/pairs/label", fields).status_code == 303
+    assert [each.name for each in saved(site)] == ["ann", "bob"]
+
+
+def test_a_clock_that_is_set_back_takes_back_the_last_answer_all_the_same(site: Site) -> None:
+    client = site.people["ann"]
+    post(client, "/p/pairs/label", form(client) | {"choice": "left-1"})
+    site.now -= 86_400
+    second = form(client)
+    post(client, "/p/pairs/label", second | {"choice": "right-1"})
+    post(client, "/p/pairs/undo", form(client))
+    assert form(client)["slot"] == second["slot"]
+    assert [each.value["verdict"] for each in saved(site) if each.current] == ["better"]
 
 
 def test_leads_take_labels_out_and_put_items_in(site: Site) -> None:
@@ -370,12 +435,21 @@ def test_leads_take_labels_out_and_put_items_in(site: Site) -> None:
     ("text", "parts"),
     [
         ("**b** `c` ~~s~~", ("<strong>b</strong>", "<code>c</code>", "<s>s</s>")),
-        ("```python\nif x < 1: pass\n```", ('class="c-k">if</span>', "&lt;", 'tabindex="0"')),
+        ("```python\nif x < 1: pass\n```", ('class="c-k">if</span>', "&lt;")),
         ("```nosuch\na<b\n```", ("a&lt;b",)),
         ("$x^2$ and \\(y_1\\)", ("<msup><mi>x</mi><mn>2</mn></msup>", "<msub><mi>y</mi><mn>1</mn></msub>")),
         ("\\[\na\n- b\n\\]", ('class="formula"', 'display="block"', "<mo>−</mo>")),
         ("It costs $5 and $10.", ("It costs $5 and $10.",)),
-        ("|a|b|\n|-|-:|\n|1|2|", ("<table>", '<td class="right">2</td>')),
+        ("US$20 to US$30. `$HOME`, $A:$B", ("US$20 to US$30. <code>$HOME</code>, $A:$B",)),
+        ("$x$ is the $n$th of 5", ("<mi>x</mi></mrow></math> is", "<mi>n</mi></mrow></math>th of 5")),
+        ("\\[\\begin{aligned}a&=b\\\\[2pt]&=c\\end{aligned}\\]", ('columnalign="right"><mi>a</mi>', "<mi>c</mi>")),
+        ("$$a \\\\ b$$", ("<mtr><mtd><mi>a</mi></mtd></mtr><mtr><mtd><mi>b</mi>",)),
+        ("\\begin{gather}a\\\\b\\end{gather}", ("<mtr><mtd><mi>a</mi></mtd></mtr><mtr>",)),
+        ("$a \\\\ b$", ("<code>$a \\\\ b$</code>",)),
+        ("$$\\begin{rcases}a\\end{rcases}$$", ('<pre class="code">$$\\begin{rcases}',)),
+        ("$\\operatorname*{arg\\,max}_x \\text{5\\%}$", ("<mo>argmax</mo>", "<mtext>5%</mtext>")),
+        ("שלום\n\n- a\n  - ב", ('<p dir="auto">שלום</p>', '<ul dir="auto">', "<ul>\n<li>ב")),
+        ("|a|b|\n|-|-:|\n|1|2|", ('<table dir="auto">', '<td class="right">2</td>')),
         ("![cat](http://x.org/c.png)", ('<a href="http://x.org/c.png"', "[image: cat]")),
         ("[a](https://a.org)", ('href="https://a.org"', 'rel="noopener noreferrer nofollow"', 'target="_blank"')),
         ("\\(\\frac{\\)", ("<code>\\(\\frac{\\)</code>",)),
@@ -437,3 +511,17 @@ def test_the_pace_is_the_middle_of_the_latest(site: Site) -> None:
         user = accounts.user(c, "ann")
         latest = labels.history(c, projects.project(c, "pairs"), user, 20)
     assert work.pace_of(latest) == 20.0 and work.pace_of([]) is None
+
+
+def test_a_draft_is_of_one_item_in_one_database() -> None:
+    assert sheet._draft(1, item(0)) == sheet._draft(1, item(0))
+    assert len({sheet._draft(1, item(0)), sheet._draft(1, item(1)), sheet._draft(2, item(0))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("levels", "keys"),
+    [(range(5), "01234"), (range(1, 6), "12345"), (range(1, 11), "1234567890"), (range(11), "0123456789-"),
+     (range(-3, 4), "1234567"), (range(90, 101), "1234567890-")],
+)  # fmt: skip
+def test_every_level_has_a_key(levels: range, keys: str) -> None:
+    assert "".join(sheet._level_keys(levels)) == keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from assent.cli import main
 from assent.data.formats import load_examples, to_row
 from assent.data.records import Binary, Critique, Example, Message, Pair, Ranking, Rating, Response
 from assent.data.views import pair_view
-from assent.people.votes import table_of, votes_of, without_own
+from assent.people.votes import one_row_each, table_of, votes_of, without_own
 
 
 def example(number: int, *feedback, answers: int = 2, **meta) -> Example:
@@ -147,7 +148,7 @@ def test_models_beat_votes_and_name_the_careless_and_the_biased(method: str, tmp
     assert set(annotators) == {"a", "b", "c", "d", "careless1", "careless2", "left"}
 
 
-def test_bradley_terry_needs_prompts_with_more_answers(votes: str, tmp_path: Path, capsys):
+def test_bradley_terry_reads_comparisons_alone(votes: str, tmp_path: Path, capsys):
     rows = [example(n, Ranking(((2,), (0,), (1,)), "a"), Ranking(((2,), (1,), (0,)), "b"), answers=3) for n in range(4)]
     out = tmp_path / "out.jsonl"
     ranked = write(tmp_path / "ranked.jsonl", rows)
@@ -157,9 +158,138 @@ def test_bradley_terry_needs_prompts_with_more_answers(votes: str, tmp_path: Pat
     assert all(0.5 < pair.share < 1 for pair in pairs)
     code, told = run(capsys, "aggregate", votes, "--out", str(tmp_path / "x.jsonl"), "--method", "bradley-terry")
     assert code == 2 and "yes/no labels" in told
-    pairs_alone = write(tmp_path / "pairs.jsonl", crowd(rows=5)[0])
-    code, told = run(capsys, "aggregate", pairs_alone, "--out", str(tmp_path / "x.jsonl"), "--method", "bradley-terry")
-    assert code == 2 and "only two answers" in told and not (tmp_path / "x.jsonl").exists()
+
+
+def test_rows_of_the_same_answers_are_one_item(tmp_path: Path, capsys):
+    """A row a vote, answers in either order, one row with a third answer: the same votes as if they stood together."""
+    together = [
+        example(n, *(Pair(int(who in "ab"[: n % 3]), int(who not in "ab"[: n % 3]), None, who) for who in "abc"))
+        for n in range(6)
+    ]
+    apart = []
+    for row in together:
+        one, two, three = (
+            Example(row.prompt, row.responses, (vote,), meta={"who": vote.annotator}) for vote in row.feedback
+        )
+        (vote,) = two.feedback
+        turned = Example(row.prompt, row.responses[::-1], (Pair(1 - vote.chosen, 1 - vote.rejected, None, "b"),))
+        longer = Example(row.prompt, (*row.responses, Response((Message("assistant", "third"),))), three.feedback)
+        apart += [one, turned, longer]
+    found = []
+    for name, rows in (("together", together), ("apart", apart)):
+        file, out, summary = (
+            write(tmp_path / f"{name}.jsonl", rows),
+            tmp_path / f"{name}-out.jsonl",
+            tmp_path / "s.json",
+        )
+        assert run(capsys, "aggregate", file, "--out", str(out), "--summary", str(summary))[0] == 0
+        found.append(feedback_of(out))
+        assert json.loads(summary.read_text())["joined"] == len(rows) - len(together)
+    assert found[0] == found[1] and len(found[0]) == 6
+    # answers to the same prompt that share nothing stay apart, as does the same answer under another prompt
+    alone = [example(0, Binary(0, True, "a"), answers=1), replace(example(1, Binary(0, True, "a"), answers=1))]
+    other = Example(alone[0].prompt, (Response((Message("assistant", "else"),)),), (Binary(0, False, "a"),))
+    assert len(one_row_each([*alone, other])) == 3
+    twice = Example(alone[0].prompt, alone[0].responses * 2, (Pair(0, 1, None, "a"),))
+    (joined,) = one_row_each([twice, twice])
+    assert joined.feedback == twice.feedback * 2 and len(joined.responses) == 2  # two answers that say the same
+
+
+def test_a_column_names_the_annotators(tmp_path: Path, capsys):
+    file = tmp_path / "votes.csv"
+    rows = [(n, who, who == "b" and n < 3) for n in range(20) for who in "abc"]
+    lines = [f"q{n},{'no' if other else 'yes'},{'yes' if other else 'no'},{who}" for n, who, other in rows]
+    file.write_text("\n".join(["prompt,chosen,rejected,worker", *lines]))
+    out, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
+    code, told = run(capsys, "aggregate", str(file), "--out", str(out))
+    assert code == 2 and "--annotator COLUMN" in told
+    words = ("--annotator", "worker", "--summary", str(summary))
+    assert run(capsys, "aggregate", str(file), "--out", str(out), *words)[0] == 0
+    assert [row.responses[f.chosen].text for row in load_examples(str(out)).examples for f in row.feedback] == [
+        "yes"
+    ] * 20
+    assert run(capsys, "agree", str(file), *words)[0] == 0
+    (found,) = json.loads(summary.read_text())["questions"]
+    assert found["twice"] == 20 and found["annotators"]["b"]["value"] == pytest.approx(17 / 20)
+    code, told = run(capsys, "agree", str(file), "--annotator", "workr")
+    assert code == 2 and "Perhaps you meant 'worker'" in told
+
+
+def test_unnamed_feedback_is_one_annotator_unless_it_contradicts_itself(tmp_path: Path, capsys):
+    people = [example(n, Pair(0, 1)) for n in range(12)]
+    judged = [example(n, Pair(0, 1, None, "judge") if n % 4 else Pair(1, 0, None, "judge")) for n in range(12)]
+    judge = write(tmp_path / "judge.jsonl", judged)
+    summary = tmp_path / "agree.json"
+    assert run(capsys, "agree", write(tmp_path / "p.jsonl", people), judge, "--summary", str(summary))[0] == 0
+    (found,) = json.loads(summary.read_text())["questions"]
+    assert found["annotators"].keys() == {"(no name)", "judge"}
+    assert found["coefficients"]["observed agreement"]["value"] == pytest.approx(0.75)
+    two = write(tmp_path / "two.jsonl", [*people, example(0, Pair(1, 0))])
+    code, told = run(capsys, "agree", two, judge)
+    assert code == 2 and "13 judgements name no annotator" in told and "judge (12)" in told
+
+
+def test_a_table_with_a_row_for_each_label(tmp_path: Path, capsys):
+    """The same numbers as of the table with a column for each annotator; what was given again counts once."""
+    rng = np.random.default_rng(0)
+    wide, long, summary = tmp_path / "wide.csv", tmp_path / "long.csv", tmp_path / "summary.json"
+    labels = rng.choice(["yes", "no", " no ", "NaN", ""], (40, 3), p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    wide.write_text("\n".join(["a,b,c", *(",".join(row) for row in labels)]))
+    rows = [f"{n},{who},{cell}" for n, row in enumerate(labels) for who, cell in zip("abc", row, strict=True)]
+    long.write_text("\n".join(["task,worker,label", "0,a,maybe", *rows]) + "\n0,a,yes\n0,,yes\n")
+    wide.write_text(wide.read_text().replace(",".join(labels[0]), ",".join(["yes", *labels[0][1:]]), 1))
+    found = []
+    for file, words in (
+        (wide, ("a", "b", "c")),
+        (long, ("label", "--item", "task", "--annotator", "worker")),
+    ):
+        code, told = run(capsys, "agree", str(file), "--labels", *words, "--summary", str(summary))
+        assert code == 0, told
+        found.append(json.loads(summary.read_text()))
+    one, other = (each["questions"][0] for each in found)
+    assert one["coefficients"] == other["coefficients"] and one["annotators"].keys() == other["annotators"].keys()
+    assert found[1]["repeated"]["labels"] >= 1 and found[1]["unnamed"] == 1
+    assert one["ratings"] == int(np.isin(labels, ["yes", "no", " no "]).sum()) + (
+        labels[0][0] not in ("yes", "no", " no ")
+    )
+
+
+def test_what_is_no_label_and_what_has_no_order(tmp_path: Path, capsys):
+    file = tmp_path / "table.csv"
+    for text, words, message in (
+        ("a,b\nlow,high\nlow,low\n", ("--scale", "ordinal"), "words have no order"),
+        ("a,b\n1,inf\n2,2\n", (), "an infinite number"),
+        ("a,b\n1,1\n", ("--item", "a"), "give all three"),
+        ("a,b\n", (), "no rows"),
+    ):
+        file.write_text(text)
+        code, told = run(capsys, "agree", str(file), "--labels", "a", "b", *words)
+        assert code == 2 and message in told, told
+    file.write_text("a,b\n1,1\n2,2\n")
+    code, told = run(capsys, "agree", str(file), "--labels", "a", "a")
+    assert code == 2 and "an annotator each" in told
+    code, told = run(capsys, "agree", str(file), "--labels", "a", "b")
+    assert (
+        code == 0 and "mislead" not in told and "1.000 (1.00" not in told
+    )  # two items tell nothing of skew, or spread
+
+
+def test_many_annotators_and_skew(tmp_path: Path, capsys):
+    """Of pairs of annotators that hardly meet no kappa is told; what dominates is said with agreement on the rest."""
+    rng = np.random.default_rng(0)
+    rows = [
+        example(n, *(Binary(0, bool(rng.random() < 0.95), f"who {a}") for a in rng.choice(200, 3, replace=False)))
+        for n in range(300)
+    ]
+    summary = tmp_path / "summary.json"
+    code, told = run(capsys, "agree", write(tmp_path / "rows.jsonl", rows), "--summary", str(summary))
+    assert code == 0 and "one value makes 9" in told and "on the other values annotators agree in" in told
+    (found,) = json.loads(summary.read_text())["questions"]
+    kappa = found["coefficients"]["Cohen's κ, mean over pairs"]
+    assert kappa["value"] is None and kappa["problem"] == "no two annotators share 10 items"
+    assert len(found["annotators"]) > 150
+    code, told = run(capsys, "aggregate", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out.jsonl"))
+    assert code == 0 and "hardly better than chance" not in told
 
 
 @pytest.mark.parametrize(
@@ -230,7 +360,7 @@ def test_columns_of_a_table_and_what_misleads(tmp_path: Path, capsys, real_data:
     ("words", "message"),
     [
         (("--labels", "one", "tow"), "--labels tow: "),
-        (("--labels", "one"), "--labels names two columns or more of one file"),
+        (("--labels", "one"), "--labels names two columns or more, an annotator each"),
         (("--labels", "one", "two", "--topic", "kind"), "--topic kind: "),
         ((), "no two annotators have judged the same answers"),
     ],

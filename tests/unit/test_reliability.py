@@ -109,6 +109,51 @@ def test_gwet_by_a_plain_loop(quadratic: bool):
     assert r.gwet(ratings, quadratic) == pytest.approx((observed - chance) / (1 - chance), abs=1e-12)
 
 
+def test_items_with_different_numbers_of_ratings_are_irrcacs():
+    """irrCAC 0.4.4 (Gwet's own formulas) on the same 29 items with 2 to 4 ratings."""
+    rng = np.random.default_rng(7)
+    truth = rng.integers(0, 5, 30)
+    ratings = np.clip(truth[:, None] + rng.integers(-1, 2, (30, 4)), 0, 4).astype(float)
+    ratings[rng.random(ratings.shape) < 0.3] = NAN
+    assert r.gwet(ratings) == pytest.approx(0.19800406, abs=1e-8)
+    assert r.gwet(ratings, quadratic=True) == pytest.approx(0.72894288, abs=1e-8)
+    assert r.fleiss(ratings) == pytest.approx(0.18482421, abs=1e-8)
+    assert r.krippendorff(ratings) == pytest.approx(0.2595326, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawing_an_item_twice_is_having_it_twice(seed: int):
+    """Each statistic of how often items are drawn is the coefficient of the rows that were drawn."""
+    rng = np.random.default_rng(seed)
+    ratings = random_ratings(seed, missing=0.4)
+    drawn = rng.integers(0, len(ratings), len(ratings))
+    weight, rows = np.bincount(drawn, minlength=len(ratings)).astype(float), ratings[drawn]
+    table, values = r.Table.of(ratings), np.unique(ratings[~np.isnan(ratings)])
+    pairs, shared = r.pairs_sharing(ratings, 1)
+    assert len(pairs) == 6 and shared == sum((~np.isnan(ratings[:, two])).all(1).sum() for two in pairs)
+    for scale in ("nominal", "ordinal", "interval"):
+        assert r.krippendorff_of(table, scale)(weight) == pytest.approx(r.krippendorff(rows, scale), abs=1e-12)
+    assert r.agreement_of(table)(weight) == pytest.approx(r.agreement(rows), abs=1e-12)
+    assert r.fleiss_of(table)(weight) == pytest.approx(r.fleiss(rows), abs=1e-12)
+    for quadratic in (False, True):
+        wanted = r.cohen(rows, quadratic), r.gwet(rows, quadratic, values)
+        found = r.cohen_of(ratings, pairs, quadratic)(weight), r.gwet_of(table, quadratic)(weight)
+        assert found == pytest.approx(wanted, abs=1e-12)
+    others = r.with_others(table, 4)(weight)
+    for place in range(4):
+        same = [row[place] == value for row in rows if not np.isnan(row[place]) for n, value in enumerate(row)
+                if n != place and not np.isnan(value)]  # fmt: skip
+        assert others[place] == pytest.approx(np.mean(same), abs=1e-12)
+
+
+def test_agreement_on_what_is_rare():
+    """96 of 100 items say 0 twice, 1 says 1 twice, 3 once each: of the five 1s two have a 1 beside them."""
+    ratings = np.array([[0, 0]] * 96 + [[1, 1]] + [[1, 0]] * 3, float)
+    share, others = r.most_frequent(np.vstack([ratings, [[1, NAN]] * 50]))
+    assert (share, others) == pytest.approx((195 / 200, 2 / 5))
+    assert math.isnan(r.most_frequent(np.zeros((4, 2)))[1])
+
+
 def test_kendalls_w_by_friedman():
     """W = χ² / (m (n - 1)) of Friedman's test, which scipy corrects for ties."""
     from scipy.stats import friedmanchisquare

@@ -21,6 +21,7 @@ def _contrast_is_asked(config: ContrastConfig | RLCDConfig) -> str | None:
         ("engine.name", config.engine.name != "torch" and not by_loop, False),
         ("judge.model", config.judge.model is not None, True),
         ("judge.key_env", config.judge.key_env is not None, True),
+        ("judge.body", bool(config.judge.body), True),
     ):
         if given and server != served:
             where = "openai=URL" if server else "a folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from assent.config.ranges import Count, Named, NotNegative, Seed
@@ -16,6 +16,9 @@ class EndpointConfig:
     """openai: the model's name there."""
     key_env: Named | None = None
     """openai: environment variable with the key that is sent as "Authorization: Bearer KEY"."""
+    body: dict[str, str] = field(default_factory=dict)
+    """openai: further fields of each request, NAME:JSON; null leaves one out, as in max_completion_tokens:2048
+    max_tokens:null."""
     cache: Named | None = None
     """Folder of what was written already; default: `judge` in ~/.cache/assent (or ASSENT_CACHE)."""
 

@@ -51,6 +51,7 @@ def unread(judge: WriterConfig, judges: Sequence[str], server: str, folder: str)
     for option, kind, words, given in (
         ("model", "openai", server, judge.model is not None),
         ("key_env", "openai", server, judge.key_env is not None),
+        ("body", "openai", server, bool(judge.body)),
         ("engine", "model", folder, judge.engine != "torch"),
     ):
         if given and kind not in kinds:

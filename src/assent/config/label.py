@@ -33,6 +33,9 @@ class LabelConfig(Sections):
     """Take a task whose meaning has changed; labels of before are kept as those of the version before."""
     export: Named | None = None
     """Write the labels of a project to this file, and end."""
+    of: Literal["best", "labels", "decisions"] = "best"
+    """export: of each item a lead's decision where there is one, else all labels (best); all labels, without decisions;
+    or decisions alone."""
     load: Named | None = None
     """Add the items, and the labels if there are any, of this file to a project, and end."""
     format: Named | None = None

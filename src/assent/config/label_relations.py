@@ -21,6 +21,7 @@ def _read_options(config: LabelConfig) -> str | None:
     for name, actions in (
         ("format", ("export", "load")),
         ("project", ("export", "load", "invite", "machine")),
+        ("of", ("export",)),
         ("uses", ("invite",)),
         ("days", ("invite",)),
     ):

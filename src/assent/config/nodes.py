@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -16,6 +17,8 @@ LARGEST, LEVELS = 2**18, 100
 """Most characters of a configuration, and levels of nesting in it."""
 
 TAG = "tag:yaml.org,2002:"
+OLD_INT = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)")
+"""Numbers to the base of 8 and 60 in YAML 1.1, which nobody means: 010, 1:30."""
 _SCALARS = {str: ("str",), bool: ("bool",), int: ("int",), float: ("float", "int", "str")}
 
 
@@ -79,10 +82,9 @@ def value_as(node: yaml.Node, kind: Any) -> Any:
             values[name] = value_as(item, args[1])
         return values
     if origin is Literal:
-        value = _scalar(node, str)
-        if value not in args:
-            raise WrongType(node)
-        return value
+        if isinstance(node, yaml.ScalarNode) and node.value in args:
+            return node.value  # also `off`, which YAML 1.1 takes for false
+        raise WrongType(node)
     return _scalar(node, kind)
 
 
@@ -119,6 +121,8 @@ def _constructed(node: yaml.ScalarNode) -> Any:
 def _scalar(node: yaml.Node, kind: Any) -> Any:
     if not isinstance(node, yaml.ScalarNode) or node.tag.removeprefix(TAG) not in _SCALARS[kind]:
         raise WrongType(node)
+    if kind in (int, float) and node.tag == TAG + "int" and OLD_INT.fullmatch(node.value):
+        raise WrongType(node, got=f"{cut(node.value)!r}, which YAML reads as {_constructed(node)}")
     try:
         if kind is float and node.tag == TAG + "str":  # YAML 1.1 reads 1e-4, without a point, as text
             return float(node.value)

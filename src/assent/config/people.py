@@ -116,8 +116,8 @@ class AggregateConfig(Sections):
     """jsonl file to write: rows of assent's own shape, with one label in place of all votes."""
     method: Literal["majority", "dawid-skene", "mace", "bradley-terry"] = field(default="dawid-skene", kw_only=True)
     """Of comparisons, rankings and yes/no labels: the share of votes; Dawid and Skene's model, in which each annotator
-    has errors of their own; MACE, in which annotators know or guess; Bradley-Terry with each annotator's skill, and
-    side of those who do not look (comparisons only)."""
+    has errors of their own; MACE, in which annotators know or guess; Bradley-Terry with each annotator's skill and
+    taste for a side (comparisons only)."""
     ratings: Literal["mean", "median", "helpsteer2"] = field(default="mean", kw_only=True)
     """Of ratings: mean or median by attribute, or HelpSteer2's rule: the three closest of three to five annotators,
     rounded; dropped where they still differ by more than 2 (arXiv 2406.08673)."""
@@ -135,6 +135,8 @@ class AggregateConfig(Sections):
     """Split of a hub id."""
     limit: Count | None = field(default=None, kw_only=True)
     """Use only the first rows."""
+    annotator: Named | None = field(default=None, kw_only=True)
+    """Column that says who judged, where feedback names nobody."""
     seed: Seed = field(default=0, kw_only=True)
     """mace: random starts."""
     summary: Named | None = field(default=None, kw_only=True)
@@ -149,7 +151,13 @@ class AgreeConfig(Sections):
     """Files, folders or hub ids with judged answers; what is said of the same answers in several files is compared, so
     `assent agree people.jsonl judge.jsonl` compares people and judge."""
     labels: tuple[str, ...] = field(default=(), kw_only=True)
-    """Columns of a plain table, one for each annotator, in place of judged answers: annotation_1 annotation_2."""
+    """Columns of a plain table in place of judged answers: one for each annotator (annotation_1 annotation_2), or with
+    --item and --annotator the one of all labels."""
+    annotator: Named | None = field(default=None, kw_only=True)
+    """Column that says who judged, where feedback names nobody; of a plain table with a row for each label too."""
+    item: Named | None = field(default=None, kw_only=True)
+    """Column that says what was judged, of a plain table with a row for each label: --labels label --item task
+    --annotator worker."""
     topic: Named | None = field(default=None, kw_only=True)
     """Column by which agreement is also shown in parts."""
     scale: Literal["auto", "nominal", "ordinal", "interval"] = field(default="auto", kw_only=True)

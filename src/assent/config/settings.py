@@ -261,7 +261,10 @@ def describe(kind: Any) -> str:
     if origin is tuple:
         return f"a list of values, each {describe(args[0])}"
     if origin is dict:
-        return "a mapping from text to " + ("text" if args[1] is str else "values" if args[1] == SCALAR else "numbers")
+        keys = "whole numbers" if args[0] is int else "text"
+        return f"a mapping from {keys} to " + (
+            "text" if args[1] is str else "values" if args[1] == SCALAR else "numbers"
+        )
     return {
         str: "text (in quotes where it looks like something else)",
         bool: "true or false",

@@ -34,6 +34,8 @@ class AttributeView:
 
     def __call__(self, examples: Sequence[Example]) -> tuple[list[Example], list[Problem]]:
         there = attributes_in(examples)
+        if not examples:
+            return [], []
         if not there:
             file = examples[0].origin.file
             raise DataError(f"{file}: ratings are needed, of one attribute or several. This file has none.")

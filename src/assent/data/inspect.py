@@ -265,7 +265,8 @@ def _token_spans(chat: Chat, example: Example, tree: TokenTree) -> list[Span]:
 def render(inspection: Inspection, console: Console, listed: int = 20) -> None:
     """Prints an inspection; at most `listed` problem rows (0: all)."""
     console.print(_summary(inspection), "")
-    console.print(_length_table(inspection))
+    if inspection.examples:
+        console.print(_length_table(inspection))
     if inspection.unit == "characters":
         console.print("Give --model FOLDER to see tokens, and rows that are too long.", style="dim")
     limit = f"--max_length {inspection.max_length}"

@@ -37,7 +37,7 @@ from assent.evaluate.agreement import (
     spread,
 )
 from assent.models.loading import quiet_transformers
-from assent.outputs import try_file, write_text
+from assent.outputs import check_apart, try_file, write_text
 from assent.rewards.group import Scores
 from assent.rewards.outside import Outside, open_source, rewards_of
 from assent.rewards.pool import end_workers
@@ -136,6 +136,7 @@ def score(config: ScoreConfig) -> Summary:
 
 def _check_places(config: ScoreConfig) -> None:
     """Before any work, whether the results can be written."""
+    check_apart({"--out": config.out, "--summary": config.summary}, [config.file])
     if config.out is not None:
         check_new_file(config.out)
     if config.summary is not None:

@@ -33,7 +33,7 @@ from assent.errors import ConfigError, DataError
 from assent.loops.asked import label_by_people
 from assent.loops.chosen import choose_from
 from assent.loops.evaluated import evaluate_round
-from assent.loops.labelled import label
+from assent.loops.labelled import label, spoken
 from assent.loops.loop import Loop, here, opened, seed_of
 from assent.loops.refresh import labeller, refreshed, reward_config
 from assent.loops.sampled import sample
@@ -138,7 +138,8 @@ def _model(config: IterateConfig, path: str) -> ModelConfig:
 def _labels(config: IterateConfig, policy: str, reward: str) -> SourceConfig:
     """What labels the answers of a policy."""
     words = (reward,) if config.refresh.labels else config.labels.source
-    return replace(config.labels, source=tuple(f"judge={policy}" if word == POLICY else word for word in words))
+    named = replace(config.labels, source=tuple(f"judge={policy}" if word == POLICY else word for word in words))
+    return spoken(named, config.model.path)
 
 
 # ---- prompts

@@ -25,6 +25,7 @@ from assent.rewards.judge.source import JudgeReward
 from assent.rewards.outside import open_source, rewards_of
 from assent.rewards.pool import end_workers
 from assent.rewards.reading import REWARD
+from assent.rewards.rules import counts_tokens
 from assent.rewards.scoring import portions
 from assent.rewards.shared import Shared
 
@@ -65,6 +66,15 @@ def inputs_of(source: SourceConfig) -> tuple[str, ...]:
     files = (word.rpartition(":")[0] for word in rewards.functions)
     named = (*rewards.model, *rewards.implicit, *files, *(word.partition("=")[2] for word in rewards.judges))
     return tuple(map(str, here(*named)))
+
+
+def spoken(source: SourceConfig, policy: str) -> SourceConfig:
+    """The source, with the tokenizer of `policy` where servers or rules need one and nothing else names it."""
+    rewards = rewards_of(source)
+    named = source.tokenizer or source.remote.tokenizer or rewards.model or rewards.implicit
+    if named or not (rewards.servers or any(map(counts_tokens, rewards.rules))):
+        return source
+    return replace(source, tokenizer=policy)
 
 
 def _labelled(path: Path, answers: Path, source: SourceConfig, loop: Loop) -> Mapping[str, float]:

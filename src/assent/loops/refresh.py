@@ -24,7 +24,7 @@ from assent.evaluate.agreement import Collected
 from assent.evaluate.score import Summary, answered, scored_rows, summarised
 from assent.loops.asked import label_by_people
 from assent.loops.chosen import reduced
-from assent.loops.labelled import label, read_answers
+from assent.loops.labelled import label, read_answers, spoken
 from assent.loops.loop import Loop, here, seed_of
 from assent.outputs import write_text
 from assent.rewards.outside import open_source
@@ -77,7 +77,8 @@ def refreshed(loop: Loop, config: IterateConfig, number: int, answers: Path, rew
 def labeller(config: IterateConfig) -> SourceConfig:
     """What labels answers for the reward model."""
     own = config.refresh
-    return replace(config.labels, source=own.labels, weights={}, ensemble="mean", remote=own.remote, judge=own.judge)
+    named = replace(config.labels, source=own.labels, weights={}, ensemble="mean", remote=own.remote, judge=own.judge)
+    return spoken(named, config.model.path)
 
 
 def reward_config(config: IterateConfig, data: str, begin: str, seed: int) -> RunConfig:

@@ -23,17 +23,19 @@ SMOOTHING = 0.01
 PRIOR = 0.5
 """MACE: both parameters of the Beta prior of an annotator's reliability, and of the Dirichlet prior of guesses."""
 RESTARTS = 10
-RIDGE = 0.5
-"""Bradley-Terry with annotators: weight of half the squared strengths. Two answers that nothing else joins tell skill
-from strength by it alone."""
+RIDGE = 0.1
+"""Bradley-Terry with annotators: weight of half the squared strengths."""
 HABIT = 0.5
-"""The same of half the squared logits of skill and side."""
+"""The same of half the squared distance of skills from 1, and of tastes for a side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A table of labels. Example: annotator 2 gave item 0 the label 1: item [0], annotator [2], label [1]. `seen` is
-    the label as the annotator saw it, where the same label looks otherwise to some: the side on which an answer was."""
+    """A table of labels. Example: annotator 2 gave item 0 the label 1: item [0], annotator [2], label [1].
+
+    `mirrored`: labels 0 and 1 are two answers that might as well stand the other way round, so no model may learn from
+    which is which. `seen` is then the label by sides, 0 the left answer, where the sides are known; annotators may have
+    a taste for one."""
 
     item: np.ndarray
     annotator: np.ndarray
@@ -41,9 +43,11 @@ class Labels:
     items: int
     annotators: int
     classes: int
+    mirrored: bool = False
     seen: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        assert self.mirrored or self.seen is None, "only comparisons have sides"
         columns = ((self.item, self.items), (self.annotator, self.annotators), (self.label, self.classes))
         for column, size in (*columns, *([] if self.seen is None else [(self.seen, self.classes)])):
             assert column.shape == self.label.shape, "one entry each"
@@ -55,6 +59,32 @@ class Labels:
         found = np.zeros((self.items, self.classes))
         np.add.at(found, (self.item, self.label), 1.0)
         return found
+
+    @property
+    def wrote(self) -> np.ndarray:
+        """[n]: labels as their annotators saw them."""
+        return self.label if self.seen is None else self.seen
+
+    def turned(self, shares: np.ndarray) -> np.ndarray:
+        """[n, C] probabilities of labels as they are -> as they were seen by each annotator; the same back. With a tie
+        nobody says on which side they saw what: both are as probable."""
+        if self.seen is None:
+            return shares
+        found = np.where((self.seen != self.label)[:, None], shares[:, mirror(self.classes)], shares)
+        ties = self.label > 1
+        found[ties, :2] = found[ties, :2].mean(axis=1, keepdims=True)
+        return found
+
+    def levelled(self, counts: np.ndarray) -> np.ndarray:
+        """Counts of labels [..., C], the same for 0 and 1 where nobody knows which was seen where."""
+        return (
+            counts if not self.mirrored or self.seen is not None else (counts + counts[..., mirror(self.classes)]) / 2
+        )
+
+
+def mirror(classes: int) -> list[int]:
+    """The labels with 0 and 1 in each other's place."""
+    return [1, 0, *range(2, classes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +132,21 @@ def dawid_skene(labels: Labels, smoothing: float = SMOOTHING) -> Consensus:
 
         E   posterior[i, t] ∝ π_t Π_{(a, l) on i} K_a[t, l]
         M   π_t = mean_i posterior[i, t],  K_a[t, l] ∝ s + Σ_{i: a wrote l} posterior[i, t],  s the smoothing
-    """
-    posterior = _started(labels)
+
+    Of comparisons t and l are sides where these are known, else K is the same for both answers; and so is π."""
+    posterior, other = _started(labels), mirror(labels.classes)
     before = -math.inf
     for _ in range(ITERATIONS):
         counts = np.full((labels.annotators, labels.classes, labels.classes), smoothing)
-        np.add.at(counts.transpose(0, 2, 1), (labels.annotator, labels.label), posterior[labels.item])
+        np.add.at(counts.transpose(0, 2, 1), (labels.annotator, labels.wrote), labels.turned(posterior[labels.item]))
+        if labels.mirrored and labels.seen is None:
+            counts = (counts + counts[:, other][:, :, other]) / 2
         confusion = counts / counts.sum(axis=2, keepdims=True)
         prior = posterior.mean(axis=0)
+        prior = (prior + prior[other]) / 2 if labels.mirrored else prior
         with np.errstate(divide="ignore"):
             joint = np.tile(np.log(prior), (labels.items, 1))
-            np.add.at(joint, labels.item, np.log(confusion[labels.annotator, :, labels.label]))
+            np.add.at(joint, labels.item, np.log(labels.turned(confusion[labels.annotator, :, labels.wrote])))
         evidence = logsumexp(joint, axis=1)
         posterior = np.exp(joint - evidence[:, None])
         # What EM climbs: the likelihood with the smoothing's Dirichlet prior.
@@ -135,7 +169,7 @@ def mace(labels: Labels, seed: int = 0) -> Consensus:
     rng, best, found = np.random.default_rng(seed), -math.inf, None
     for _ in range(RESTARTS):
         knows = np.column_stack([rng.uniform(1, 2, labels.annotators), rng.uniform(1, 2, labels.annotators)])
-        guesses = rng.uniform(1, 2, (labels.annotators, labels.classes))
+        guesses = labels.levelled(rng.uniform(1, 2, (labels.annotators, labels.classes)))
         one = _mace_from(labels, knows / knows.sum(1, keepdims=True), guesses / guesses.sum(1, keepdims=True))
         if one[0] > best:
             best, found = one[0], one[1]
@@ -146,7 +180,7 @@ def mace(labels: Labels, seed: int = 0) -> Consensus:
 def _mace_from(labels: Labels, knows: np.ndarray, guesses: np.ndarray) -> tuple[float, Consensus]:
     """One run of variational EM: (log evidence at its end, consensus). `knows` [A, 2] are weights of knowing and of
     guessing, `guesses` [A, C] of what is guessed; after the first step they need not sum to 1."""
-    who, wrote = labels.annotator, labels.label if labels.seen is None else labels.seen
+    who, wrote = labels.annotator, labels.wrote
     exact = np.eye(labels.classes)[labels.label]
     before, evidence = -math.inf, -math.inf
     posterior = np.full((labels.items, labels.classes), 1 / labels.classes)
@@ -163,7 +197,7 @@ def _mace_from(labels: Labels, knows: np.ndarray, guesses: np.ndarray) -> tuple[
         written = np.zeros((labels.annotators, labels.classes))
         np.add.at(written, (who, wrote), spam)
         mean = (counts[:, 0] + PRIOR) / (counts.sum(1) + 2 * PRIOR)
-        knows, guesses = _variational(counts), _variational(written)
+        knows, guesses = _variational(counts), _variational(labels.levelled(written))
         if abs(evidence - before) < TOLERANCE * max(1, len(wrote)):
             break
         before = evidence
@@ -212,53 +246,56 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Strengths:
-    """`strength` [things], nats, mean 0 within things that comparisons join. `skill` [A]: how often an annotator looks
-    at the answers at all; `side` [A]: how often one who does not takes the left."""
+    """`strength` [things], nats for an annotator of skill 1, mean 0 within things that comparisons join. `skill` [A]:
+    by how much an annotator's choices sharpen with strength; 0 goes by nothing, and below 0 they are upside down.
+    `side` [A]: the logit with which the left one of two equals is taken. `accuracy` [A]: how probably an annotator says
+    the stronger of the two, on average over what they compared, whatever the side."""
 
     strength: np.ndarray
     skill: np.ndarray
     side: np.ndarray
+    accuracy: np.ndarray
 
     def prefers(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """P(left is better), σ(s_left - s_right), whoever looks."""
+        """P(left is better), σ(s_left - s_right)."""
         chance: np.ndarray = expit(self.strength[left] - self.strength[right])
         return chance
 
 
-def noisy_bradley_terry(
+def skilled_bradley_terry(
     choices: Choices, ridge: float = RIDGE, habit: float = HABIT, *, sides_known: bool = True
 ) -> Strengths:
-    """Bradley-Terry with annotators of different skill, and a taste for a side of those who do not look (Chen et al.
-    2013, CrowdBT, with a side):
+    """Bradley-Terry with annotators of different skill, and a taste for a side (Birnbaum 1968 has the two parameters
+    of a test question):
 
-        P(left preferred by a) = γ_a σ(s_left - s_right) + (1 - γ_a) q_a
+        P(left preferred by a) = σ(γ_a (s_left - s_right) + q_a)
 
-    by maximum likelihood with normal priors: of weight `ridge` on s, of weight `habit` on logit q around 0 and on logit
-    γ around 2. A tie counts half for each side. `sides_known` False: nobody knows what was on the left, and q is ½."""
-    things, crowd = choices.things, choices.annotators
-    left, right, who, outcome = choices.left, choices.right, choices.annotator, choices.outcome
+    at the maximum of the posterior with normal priors: of weight `ridge` on s around 0, of weight `habit` on γ around 1
+    and on q around 0. A tie counts half for each side. `sides_known` False: nobody knows what was on the left, and q is
+    0."""
+    things, crowd, who = choices.things, choices.annotators, choices.annotator
+    left, right, outcome = choices.left, choices.right, choices.outcome
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        s, q, g = x[:things], x[things : things + crowd], x[things + crowd :]
-        gap, side, skill = s[left] - s[right], q[who], g[who]
-        value, grad = 0.0, np.zeros_like(x)
-        for sign, weight in ((1.0, outcome), (-1.0, 1.0 - outcome)):
-            looks = log_expit(skill) + log_expit(sign * gap)
-            blind = log_expit(-skill) + log_expit(sign * side)
-            both = np.logaddexp(looks, blind)
-            share = np.exp(looks - both)
-            value -= float((weight * both).sum())
-            by_gap = -weight * share * sign * expit(-sign * gap)
-            np.add.at(grad, left, by_gap)
-            np.add.at(grad, right, -by_gap)
-            np.add.at(grad, things + who, -weight * (1 - share) * sign * expit(-sign * side))
-            np.add.at(grad, things + crowd + who, -weight * (share * expit(-skill) - (1 - share) * expit(skill)))
+        s, q, skill = x[:things], x[things : things + crowd], x[things + crowd :]
+        gap = s[left] - s[right]
+        logit = skill[who] * gap + q[who]
+        value = -float(outcome @ log_expit(logit) + (1 - outcome) @ log_expit(-logit))
+        slope = expit(logit) - outcome
+        by_gap = slope * skill[who]
+        grad = np.concatenate([
+            np.bincount(left, by_gap, things) - np.bincount(right, by_gap, things),
+            np.bincount(who, slope, crowd) * sides_known,
+            np.bincount(who, slope * gap, crowd),
+        ])  # fmt: skip
         away = x - rest
         return value + float(prior @ (away * away)) / 2, grad + prior * away
 
-    rest = np.concatenate([np.zeros(things + crowd), np.full(crowd, 2.0)])
-    sides = np.full(crowd, habit if sides_known else 1e6)
-    prior = np.concatenate([np.full(things, ridge), sides, np.full(crowd, habit)])
+    rest = np.concatenate([np.zeros(things + crowd), np.ones(crowd)])
+    prior = np.repeat([ridge, habit], [things, 2 * crowd])
     found = minimize(loss, rest, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-8})
-    x = found.x
-    return Strengths(x[:things], expit(x[things + crowd :]), expit(x[things : things + crowd]))
+    s, side, skill = np.split(found.x, [things, things + crowd])
+    says = expit(skill[who] * np.abs(s[left] - s[right]))
+    with np.errstate(invalid="ignore"):
+        accuracy = np.bincount(who, says, crowd) / np.bincount(who, minlength=crowd)
+    return Strengths(s, skill, side, accuracy)

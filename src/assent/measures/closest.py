@@ -39,8 +39,8 @@ def helpsteer2(ratings: Sequence[Mapping[str, float]], by: str, spread: float = 
         return Combined(None, why=f"fewer than {ENOUGH} ratings")
 
     def apart(three: tuple[int, ...]) -> tuple[float, float]:
-        chosen = [values[index] for index in three]
-        return max(chosen) - min(chosen), float(np.var(chosen))
+        low, middle, high = sorted(values[index] for index in three)
+        return high - low, abs(2 * middle - low - high)  # of the same range, as variances are, but exact
 
     kept = min(combinations(range(len(values)), ENOUGH), key=apart)
     if apart(kept)[0] > spread:

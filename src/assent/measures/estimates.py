@@ -11,6 +11,8 @@ import numpy as np
 
 RESAMPLES = 400
 """Draws of prompts: the bounds then move by about 3 % of the interval's width from seed to seed."""
+EQUAL = 1e-9
+"""Draws that differ by less are the same number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,37 @@ def estimate(
         return Estimate(float(value), n=n)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(value), float(low), float(high), n)
+
+
+def estimates(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    items: int,
+    *,
+    problem: str = "too few values",
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Estimate]:
+    """As `estimate`, of several statistics [K] at once, each item a prompt of its own, where they can be told from how
+    often each item is drawn: `statistic(weights [items])`.
+
+    Bounds that are the same are left out: what is alike in every draw says nothing about how sure it is."""
+    values = statistic(np.ones(items)) if items else np.zeros(0)
+    rng = np.random.default_rng(seed)
+    draws = np.full((resamples if items > 1 else 0, len(values)), math.nan)
+    for row in draws:
+        row[:] = statistic(np.bincount(rng.integers(0, items, items), minlength=items).astype(np.float64))
+    found = []
+    for value, drawn in zip(values.tolist(), draws.T, strict=True):
+        there = drawn[~np.isnan(drawn)]
+        if math.isnan(value):
+            found.append(undefined(problem, items))
+        elif len(there) < max(1, resamples / 2) or np.ptp(there) < EQUAL:
+            found.append(Estimate(value, n=items))
+        else:
+            low, high = np.quantile(there, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+            found.append(Estimate(value, low, high, items))
+    return found
 
 
 def _resampled(prompt: np.ndarray, resamples: int, seed: int) -> list[np.ndarray]:

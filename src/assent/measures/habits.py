@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,9 @@ from assent.measures.tastes import LEVEL, NOTHING, Comparisons, Taste, tastes
 from assent.statistics import Interval, holm, proportion_interval
 
 HARDLY = 0.6
-"""Share of comparisons in agreement with the others below which labels are worth hardly more than a coin's."""
+"""Agreement with the others below which labels are worth hardly more than a coin's."""
+CLEAR = 2 / 3
+"""Agreement with the others from which annotators are not taken for coins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,12 @@ def habits(choices: Comparisons, ties: np.ndarray, others: np.ndarray) -> list[H
     ]
 
 
-def careless(found: Mapping[str, Habits]) -> set[str]:
-    """Who agrees with the others hardly more often than a coin: surely on less than `HARDLY` of all comparisons, or
-    perhaps no more often than a coin, where the rest surely agree more often (binomial tests with Holm's correction).
-    """
-    known = {name: each.agreement for name, each in found.items() if each.agreement.n}
-    total, right = sum(each.n for each in known.values()), sum(each.mean * each.n for each in known.values())
-    chances = []
-    for each in known.values():
-        rest = (right - each.mean * each.n) / (total - each.n) if total > each.n else math.nan
-        chances.append(float(stats.binom.cdf(round(each.mean * each.n), each.n, rest)))
-    below = dict(zip(known, holm(chances), strict=True))
-    return {name for name, each in known.items() if each.high < HARDLY or (each.low <= 0.5 and below[name] < LEVEL)}
+def careless(agreements: Mapping[str, Interval]) -> set[str]:
+    """Whose agreement with the others is hardly better than a coin's: surely below `HARDLY`, or perhaps no more than
+    half, and lower than that of the median annotator (or than `CLEAR`, where even that one hardly agrees), tested with
+    Holm's correction. Of few labels nothing is said: a coin's and anybody's are then the same."""
+    known = {name: each for name, each in agreements.items() if each.n > 0}
+    usual = max(CLEAR, float(np.median([each.mean for each in known.values()]))) if known else CLEAR
+    chances = [float(stats.binom.cdf(round(each.mean * each.n), each.n, usual)) for each in known.values()]
+    adjusted = zip(known.items(), holm(chances), strict=True)
+    return {name for (name, each), p in adjusted if each.high < HARDLY or (p < LEVEL and each.low <= 0.5)}

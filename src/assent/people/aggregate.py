@@ -23,7 +23,18 @@ from assent.measures.habits import Habits, careless, habits
 from assent.measures.tastes import Comparisons, Taste, stand_out
 from assent.names import suggestion
 from assent.people import asked
-from assent.people.votes import UNNAMED, One, Table, Votes, sides_known, table_of, votes_of, without_own
+from assent.people.votes import (
+    UNNAMED,
+    One,
+    Table,
+    Votes,
+    one_row_each,
+    sides_known,
+    table_of,
+    votes_of,
+    warn_of_soft,
+    without_own,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +46,8 @@ Made = dict[int, list[Feedback]]
 
 @dataclass(frozen=True)
 class Annotator:
-    """What one annotator gave, how often they are right by the model (of MACE and Bradley-Terry: how often they look at
-    all), and what else they go by."""
+    """What one annotator gave, how often they are right by the model (of MACE: how often they look at all), and what
+    else they go by."""
 
     comparisons: int = 0
     labels: int = 0
@@ -54,6 +65,8 @@ class AggregateSummary:
     file: str
     method: str
     rows: int
+    joined: int
+    """Rows that were put into another of the same prompt, with which they share an answer."""
     written: Mapping[str, int]
     dropped: Mapping[str, int]
     repeated: Mapping[str, int]
@@ -68,25 +81,32 @@ def aggregate(config: AggregateConfig) -> AggregateSummary:
 
     Raises ConfigError, DataError for a file without feedback of annotators; RunFolderError where `config.out` exists.
     """
-    asked.check_places(config.out, False, config.summary)
-    examples, left_out = asked.read_rows(
-        config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit
-    )
+    asked.check_places(config.out, False, config.summary, [config.file])
+    read, left_out = asked.read_rows(
+        config.file, format=config.format, columns=config.columns, split=config.split, limit=config.limit,
+        annotator=config.annotator,
+    )  # fmt: skip
+    examples = one_row_each(read)
     votes = votes_of(examples)
     if not votes.annotators:
         raise DataError(
             f"{config.file}: no comparison, label or rating. assent data {config.file} shows what is there."
         )
     _check_named(config, votes)
+    if config.method != "bradley-terry":
+        warn_of_soft(examples, "aggregate")
     made: Made = defaultdict(list)
     dropped: Counter[str] = Counter()
+    judged = {thing[0] for thing, _ in (*votes.comparisons, *votes.labels, *votes.ratings)}
+    if silent := len(examples) - len(judged):
+        dropped["rows: no comparison, label or rating"] = silent
     right = _comparisons(config, votes, made, dropped) | _labels(config, votes, made, dropped)
     _ratings(config, votes, made, dropped)
     written = Counter(type(item).__name__.lower() for items in made.values() for item in items)
     found = [replace(examples[row], feedback=tuple(made[row])) for row in sorted(made)]
     summary = AggregateSummary(
-        config.file, config.method, len(found), dict(written), dict(dropped), dict(votes.repeated),
-        dict(left_out), _annotators(examples, votes, right),
+        config.file, config.method, len(found), len(read) - len(examples), dict(written), dict(dropped),
+        dict(votes.repeated), dict(left_out), _annotators(examples, votes, right),
     )  # fmt: skip
     if not found:
         reasons = ", ".join(f"{why} ({count})" for why, count in dropped.most_common(3))
@@ -103,16 +123,10 @@ def _check_named(config: AggregateConfig, votes: Votes) -> None:
     if unnamed and config.method != "majority":
         raise DataError(
             f"{config.file}: {unnamed} votes do not name their annotator, whose errors --method {config.method} "
-            "learns. Give --method majority, which counts votes, or name annotators in the rows."
+            "learns. Give --method majority, which counts votes, or --annotator COLUMN, where a column names them."
         )
     if config.method == "bradley-terry" and votes.labels:
         raise ConfigError("--method bradley-terry reads comparisons, and the file has yes/no labels. Give mace.")
-    rows = Counter(row for row, _ in {thing for two, _ in votes.comparisons for thing in _things(two)})
-    if config.method == "bradley-terry" and max(rows.values(), default=0) < 3:
-        raise ConfigError(
-            "--method bradley-terry: every prompt has only two answers that were compared, whose strengths say no more "
-            "than the votes. Give mace or dawid-skene."
-        )
 
 
 # ---- comparisons and labels
@@ -149,8 +163,10 @@ def _by_class(config: AggregateConfig, table: Table) -> tuple[np.ndarray, np.nda
     """([I, 3] probabilities of first, second and tie; how often each annotator is right)."""
     label = table.label
     classes = 3 if (label == TIE).any() else 2
-    seen = np.where((table.left_is_first == 0) & (label != TIE), 1 - label, label)
-    labels = Labels(table.item, table.annotator, label, len(table.items), len(table.annotators), classes, seen)
+    seen = np.where((table.left_is_first == 0) & (label != TIE), 1 - label, label) if sides_known(table) else None
+    labels = Labels(
+        table.item, table.annotator, label, len(table.items), len(table.annotators), classes, mirrored=True, seen=seen
+    )
     found = consensus(config, labels)
     shares = np.zeros((len(table.items), 3))
     shares[:, :classes] = found.posterior
@@ -158,16 +174,16 @@ def _by_class(config: AggregateConfig, table: Table) -> tuple[np.ndarray, np.nda
 
 
 def _bradley_terry(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The same by strengths of answers; annotators' skill in place of how often they are right."""
+    """The same by strengths of answers."""
     swapped = table.left_is_first == 0
     things = {thing: place for place, thing in enumerate(dict.fromkeys(t for two in table.items for t in _things(two)))}
     low, high = np.array([[things[thing] for thing in _things(two)] for two in table.items]).T
     left, right = (np.where(swapped, b[table.item], a[table.item]) for a, b in ((low, high), (high, low)))
     outcome = np.where(swapped, 1 - table.first, table.first)
     choices = models.Choices(left, right, table.annotator, outcome, len(things), len(table.annotators))
-    found = models.noisy_bradley_terry(choices, sides_known=sides_known(table))
+    found = models.skilled_bradley_terry(choices, sides_known=sides_known(table))
     better = found.prefers(low, high)
-    return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.skill
+    return np.column_stack([better, 1 - better, np.zeros(len(better))]), found.accuracy
 
 
 def _things(two: tuple[int, int, int]) -> tuple[One, One]:
@@ -295,12 +311,12 @@ def _annotators(examples: Sequence[Example], votes: Votes, right: Mapping[str, f
 
 def _warnings(known: Mapping[str, Habits]) -> dict[str, tuple[str, ...]]:
     """Who is careless, and whose taste for a side or a length sets them apart."""
-    poor = careless(known)
+    coins = careless({name: each.agreement for name, each in known.items()})
     left = stand_out({name: each.side for name, each in known.items()})
     longer = stand_out({name: each.length for name, each in known.items()})
     return {
         name: (
-            *(["hardly better than chance"] if name in poor else []),
+            *(["hardly better than chance"] if name in coins else []),
             *([f"prefers the {'left' if left[name].value > 0 else 'right'}"] if name in left else []),
             *([f"prefers the {'longer' if longer[name].value > 0 else 'shorter'}"] if name in longer else []),
         )
@@ -336,7 +352,7 @@ def render(found: AggregateSummary, out: str) -> None:
     """The table of annotators, what was dropped, and what was written."""
     console = asked.console()
     grid = Grid(box=SIMPLE_HEAD)
-    skill = "looks" if found.method in ("mace", "bradley-terry") else "right"
+    skill = "looks" if found.method == "mace" else "right"
     for name, how in (("annotator", "left"), ("votes", "right"), (skill, "right"), ("agrees with others", "right")):
         grid.add_column(name, justify=how)  # type: ignore[arg-type]
     for name in ("left side", "length"):
@@ -355,8 +371,10 @@ def render(found: AggregateSummary, out: str) -> None:
         )  # fmt: skip
     if found.annotators:
         console.print(grid)
-    for line in asked.reason_lines("dropped", found.dropped):
+    for line in (*asked.reason_lines("left out", found.left_out), *asked.reason_lines("dropped", found.dropped)):
         console.print(line, markup=False)
+    if found.joined:
+        console.print(f"rows put into another that has the same prompt and an answer of theirs: {found.joined:,}")
     for kind, count in found.repeated.items():
         console.print(f"{kind} that the same annotator gave again, of which the last counts: {count:,}")
     written = ", ".join(f"{count:,} {kind}" for kind, count in found.written.items())

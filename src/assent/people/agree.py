@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -15,18 +14,25 @@ from rich.text import Text
 
 from assent.config import AgreeConfig
 from assent.errors import ConfigError, DataError
+from assent.foreign import brief
 from assent.measures import reliability
-from assent.measures.estimates import Estimate, estimate, undefined
-from assent.outputs import try_file
+from assent.measures.estimates import Estimate, estimates, undefined
+from assent.measures.reliability import Statistic, Table
+from assent.outputs import check_apart, try_file
 from assent.people import asked
-from assent.people.questions import Question, columns_of_labels, questions_of
+from assent.people.questions import Asked, Question, questions_of, table_of_labels
+from assent.people.votes import warn_of_soft
 
 SKEWED = 0.8
 """Share of the most frequent value from which coefficients that take it for chance mislead."""
 GAP = 0.2
 """By how much they must differ from Gwet's to be said to mislead."""
-MISLED = "α and κ take most of the agreement on it for chance. Read Gwet's AC beside the observed agreement"
-Coefficient = Callable[[np.ndarray], float]
+MISLED = "α and κ mislead, for they take agreement on it for chance. Read Gwet's AC beside the observed agreement"
+TELLING = 10
+"""Items that two annotators must both have rated for a kappa of theirs in a mean over pairs, and from which a question
+or topic can be said to mislead."""
+ENTRIES = 3_000_000
+"""Ratings by pairs of annotators: kappas of more have no interval, which would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -49,102 +55,140 @@ class Agreement:
 
 @dataclass(frozen=True)
 class AgreeSummary:
-    """Every question, and rows that could not be read."""
+    """Every question; feedback that an annotator gave again, of which the last counts; feedback that names nobody; and
+    rows that could not be read."""
 
     files: tuple[str, ...]
     questions: tuple[Agreement, ...]
+    repeated: Mapping[str, int]
+    unnamed: int
     left_out: Mapping[str, int]
 
 
 def agree(config: AgreeConfig) -> AgreeSummary:
     """Measures the agreement of all annotators of `config.files` and prints it. Raises ConfigError for columns that are
     not there, DataError where no two annotators have rated the same item."""
+    check_apart({"--summary": config.summary}, config.files)
     if config.summary is not None:
         try_file(config.summary, f"--summary {config.summary}")
     left_out: Counter[str] = Counter()
     if config.labels:
-        if len(config.files) > 1 or len(config.labels) < 2:
-            raise ConfigError("--labels names two columns or more of one file, an annotator each.")
-        questions = [columns_of_labels(config)]
+        asked_of = table_of_labels(config)
     else:
+        if config.item:
+            raise ConfigError("--item names the items of a plain table, whose column of labels --labels must name.")
         examples = []
         for file in config.files:
             rows, problems = asked.read_rows(
-                file, format=config.format, columns=config.columns, split=config.split, limit=config.limit
-            )
+                file, format=config.format, columns=config.columns, split=config.split, limit=config.limit,
+                annotator=config.annotator,
+            )  # fmt: skip
             examples += rows
             left_out += problems
-        questions = questions_of(examples, config)
+        warn_of_soft(examples, "agree")
+        asked_of = questions_of(examples, config)
     found = tuple(
         agreement_of(question, topics=config.topic is not None, seed=config.seed)
-        for question in questions
+        for question in asked_of.questions
         if rated_twice(question.ratings).any()
     )
     if not found:
-        raise DataError(
-            f"{' '.join(config.files)}: no two annotators have judged the same answers. Feedback must name its "
-            "annotator; for a plain table give --labels COLUMN COLUMN."
-        )
-    summary = AgreeSummary(config.files, found, dict(left_out))
+        raise DataError(f"{' '.join(config.files)}: {_nothing(config, asked_of)}")
+    summary = AgreeSummary(config.files, found, asked_of.repeated, asked_of.unnamed, dict(left_out))
     asked.write_summary(config.summary, summary)
     render(summary)
     return summary
 
 
-def coefficients_of(question: Question) -> dict[str, Coefficient]:
-    """What can be said of a question of its scale: name -> function of ratings [I, A]."""
-    ordered = question.scale != "nominal"
-    two = question.ratings.shape[1] == 2
-    values = np.unique(question.ratings[~np.isnan(question.ratings)])
-    found: dict[str, Coefficient] = {
-        "observed agreement": reliability.agreement,
-        f"Krippendorff's α ({question.scale})": partial(reliability.krippendorff, scale=question.scale),
-        "Cohen's κ" if two else "Cohen's κ, mean over pairs": reliability.cohen,
-        "Fleiss' κ": reliability.fleiss,
-        "Gwet's AC1": partial(reliability.gwet, values=values),
+def _nothing(config: AgreeConfig, found: Asked) -> str:
+    """Why there is nothing to compare."""
+    counts = {
+        name: int((~np.isnan(question.ratings[:, place])).sum())
+        for question in found.questions
+        for place, name in enumerate(question.annotators)
     }
-    if ordered:
-        found["quadratic-weighted κ"] = partial(reliability.cohen, quadratic=True)
-        found["Gwet's AC2"] = partial(reliability.gwet, quadratic=True, values=values)
-    return found
+    told = ["no two annotators have judged the same answers."]
+    if counts:
+        names = ", ".join(f"{brief(name, 40)} ({count:,})" for name, count in list(counts.items())[:5])
+        told.append(f"Items judged: {names}{', ...' if len(counts) > 5 else ''}.")
+        if len(counts) > 1:
+            told.append("An item is a prompt with its answers, to the letter.")
+    if found.unnamed:
+        told.append(f"{found.unnamed:,} judgements name no annotator.")
+    if not config.labels and (found.unnamed or len(counts) < 2):
+        told.append(
+            "Where a column says who judged, give --annotator COLUMN; for a plain table --labels COLUMN COLUMN."
+        )
+    return " ".join(told)
+
+
+def _coefficients(
+    question: Question, ratings: np.ndarray, values: np.ndarray, crowd: bool, seed: int
+) -> dict[str, Estimate]:
+    """What can be said of ratings [I, A] of a question, or of a part of it, on its scale: of the items that two
+    annotators or more have rated."""
+    ratings = ratings[rated_twice(ratings)]
+    table, twice = Table.of(ratings, values), len(ratings)
+    known: dict[str, Statistic] = {
+        "observed agreement": reliability.agreement_of(table),
+        f"Krippendorff's α ({question.scale})": reliability.krippendorff_of(table, question.scale),
+        "Fleiss' κ": reliability.fleiss_of(table),
+        "Gwet's AC1": reliability.gwet_of(table),
+    }
+    if question.scale != "nominal":
+        known["Gwet's AC2"] = reliability.gwet_of(table, quadratic=True)
+    problem = "only one value" if twice else "no two annotators have rated the same item"
+    found = _bounded(known, ratings, problem, seed)
+    return found if crowd or not twice else found | _kappas(question, ratings, seed)
+
+
+def _kappas(question: Question, ratings: np.ndarray, seed: int) -> dict[str, Estimate]:
+    """Cohen's, of two annotators; else the means over the pairs that share enough to tell one."""
+    twice, two = len(ratings), ratings.shape[1] == 2
+    least = 1 if two else min(TELLING, twice)
+    pairs, entries = reliability.pairs_sharing(ratings, least)
+    kinds = {"Cohen's κ": False} | ({} if question.scale == "nominal" else {"quadratic-weighted κ": True})
+    names = {f"{name}{'' if two else ', mean over pairs'}": quadratic for name, quadratic in kinds.items()}
+    if not len(pairs):
+        return {name: undefined(f"no two annotators share {least} items", twice) for name in names}
+    if entries > ENTRIES:
+        return {name: Estimate(reliability.cohen(ratings, quadratic), n=twice) for name, quadratic in names.items()}
+    known = {name: reliability.cohen_of(ratings, pairs, quadratic) for name, quadratic in names.items()}
+    return _bounded(known, ratings, "only one value", seed)
+
+
+def _bounded(known: Mapping[str, Statistic], ratings: np.ndarray, problem: str, seed: int) -> dict[str, Estimate]:
+    """With the intervals of drawing items anew."""
+
+    def statistics(drawn: np.ndarray) -> np.ndarray:
+        return np.array([one(drawn) for one in known.values()])
+
+    return dict(zip(known, estimates(statistics, len(ratings), problem=problem, seed=seed), strict=True))
 
 
 def agreement_of(question: Question, *, topics: bool = False, crowd: bool = False, seed: int = 0) -> Agreement:
     """Every coefficient of a question. `topics`: also in parts. `crowd`: nothing of single annotators and of pairs of
-    them, which takes long where there are many."""
-    ratings = _squeezed(question.ratings) if crowd else question.ratings
-    functions = coefficients_of(question)
-    if crowd:
-        functions = {name: one for name, one in functions.items() if not name.startswith(("Cohen", "quadratic"))}
-    bounded = partial(_estimate, seed=seed)
-    coefficients = {name: bounded(ratings, function) for name, function in functions.items()}
+    them."""
+    ratings = question.ratings
+    kept, values = ratings[rated_twice(ratings)], np.unique(ratings[~np.isnan(ratings)])
+    coefficients = _coefficients(question, ratings, values, crowd, seed)
     if not crowd and question.scale != "nominal" and (w := _concordance(question, seed)) is not None:
         coefficients["Kendall's W, mean over prompts"] = w
-    people = () if crowd else question.annotators
-    each = {name: bounded(ratings, partial(_with_others, place)) for place, name in enumerate(people)}
-    parts = {}
+    each: list[Estimate] = []
+    if not crowd:
+        agrees = reliability.with_others(Table.of(kept), ratings.shape[1])
+        found = estimates(agrees, len(kept), problem="nobody else has rated the same items", seed=seed)
+        shared = (~np.isnan(kept)).sum(axis=0).tolist()
+        each = [replace(one, n=count) for one, count in zip(found, shared, strict=True)]
+    parts, names = {}, np.array(question.topics)
     for topic in sorted(set(question.topics)) if topics else ():
-        part = ratings[np.array([name == topic for name in question.topics])]
-        parts[topic] = {name: bounded(part, function) for name, function in functions.items()}
+        parts[topic] = _coefficients(question, ratings[names == topic], values, crowd, seed)
+    people = () if crowd else question.annotators
     return Agreement(
-        question.name, question.scale, len(ratings), int(rated_twice(ratings).sum()), int((~np.isnan(ratings)).sum()),
-        reliability.largest_share(ratings[rated_twice(ratings)]), coefficients, each, parts,
-        tuple(_notes(ratings, coefficients, parts)),
+        question.name, question.scale, len(ratings), len(kept), int((~np.isnan(ratings)).sum()),
+        reliability.most_frequent(ratings)[0], coefficients, dict(zip(people, each, strict=True)), parts,
+        tuple(_notes(question, coefficients, parts)),
     )  # fmt: skip
-
-
-def _squeezed(ratings: np.ndarray) -> np.ndarray:
-    """The ratings of each item in its first columns, whoever gave them: all that most coefficients ask for."""
-    ordered = np.sort(ratings, axis=1)  # NaN comes last
-    return ordered[:, : max(1, int((~np.isnan(ratings)).sum(axis=1).max(initial=1)))]
-
-
-def _estimate(ratings: np.ndarray, function: Coefficient, seed: int) -> Estimate:
-    """With the interval of drawing items anew."""
-    kept = ratings[rated_twice(ratings)]
-    if not len(kept):
-        return undefined("no two annotators have rated the same item")
-    return estimate(lambda rows: function(kept[rows]), np.arange(len(kept)), problem="only one value", seed=seed)
 
 
 def rated_twice(ratings: np.ndarray) -> np.ndarray:
@@ -152,52 +196,50 @@ def rated_twice(ratings: np.ndarray) -> np.ndarray:
     return (~np.isnan(ratings)).sum(axis=1) >= 2
 
 
-def _with_others(place: int, ratings: np.ndarray) -> float:
-    """The mean agreement of one annotator with each other on the items that both have rated."""
-    mine = ratings[:, [place]]
-    both = ~np.isnan(mine) & ~np.isnan(ratings)
-    both[:, place] = False
-    return float((mine == ratings)[both].mean()) if both.any() else np.nan
-
-
 def _concordance(question: Question, seed: int) -> Estimate | None:
     """Kendall's W of the answers to each prompt that the same annotators have rated, where there are three or more; the
     mean over prompts."""
+    order = np.argsort(question.groups, kind="stable")
     values = []
-    for group in np.unique(question.groups):
-        rows = question.ratings[question.groups == group]
+    for group in np.split(order, np.flatnonzero(np.diff(question.groups[order])) + 1):
+        rows = question.ratings[group]
         there = ~np.isnan(rows).any(axis=0)
-        values.append(reliability.kendall_w(rows[:, there]) if len(rows) > 2 and there.sum() > 1 else np.nan)
+        if len(rows) > 2 and there.sum() > 1:
+            values.append(reliability.kendall_w(rows[:, there]))
     defined = np.array([value for value in values if not np.isnan(value)])
     if not len(defined):
         return None
-    return estimate(lambda rows: float(defined[rows].mean()), np.arange(len(defined)), seed=seed)
+    mean = estimates(lambda drawn: np.array([drawn @ defined / len(defined)]), len(defined), seed=seed)
+    return mean[0]
 
 
 def _notes(
-    ratings: np.ndarray, coefficients: Mapping[str, Estimate], topics: Mapping[str, Mapping[str, Estimate]]
+    question: Question, coefficients: Mapping[str, Estimate], topics: Mapping[str, Mapping[str, Estimate]]
 ) -> list[str]:
-    """Which coefficients mislead here, and why."""
-    found = []
-    share = reliability.largest_share(ratings[rated_twice(ratings)])
-    misled = [topic for topic, parts in topics.items() if _apart(parts)]
-    if share >= SKEWED and _apart(coefficients):
-        found.append(f"one value makes {share:.0%} of all ratings: {MISLED}")
-    if misled:
-        found.append(f"in {', '.join(misled)} one value dominates: {MISLED}")
-    counts = (~np.isnan(ratings)).sum(axis=1)[rated_twice(ratings)]
-    if len(set(counts.tolist())) > 1:
-        found.append("items have different numbers of ratings, for which Fleiss' κ is only an approximation")
+    """Which coefficients mislead here, why, and what tells who is right: agreement on the values that are rare."""
+    found, names = [], np.array(question.topics)
+    share, others = reliability.most_frequent(question.ratings)
+    if _misled(share, coefficients):
+        rest = "" if np.isnan(others) else f"; on the other values annotators agree in {others:.0%}"
+        found.append(f"one value makes {share:.0%} of all ratings: {MISLED}{rest}")
+    dominated = []
+    for topic, parts in topics.items():
+        share, others = reliability.most_frequent(question.ratings[names == topic])
+        if _misled(share, parts):
+            rest = "no other" if np.isnan(others) else f"others agreed in {others:.0%}"
+            dominated.append(f"{brief(topic, 60)} ({share:.0%}; {rest})")
+    if dominated:
+        found.append(f"one value dominates in {', '.join(dominated)}: {MISLED}")
     return found
 
 
-def _apart(coefficients: Mapping[str, Estimate]) -> bool:
+def _misled(share: float, coefficients: Mapping[str, Estimate]) -> bool:
+    """Whether one value is so frequent that alpha and the kappas take for chance what Gwet's AC does not."""
     alpha = next(value for name, value in coefficients.items() if name.startswith("Krippendorff")).value
-    gwet = coefficients.get("Gwet's AC2", coefficients["Gwet's AC1"]).value
-    observed = coefficients["observed agreement"].value
-    if gwet is None or observed is None:
+    gwet = coefficients.get("Gwet's AC2", coefficients["Gwet's AC1"])
+    if gwet.n < TELLING or share < SKEWED or gwet.value is None:
         return False
-    return observed >= SKEWED and (alpha is None or gwet - alpha >= GAP)
+    return alpha is None or gwet.value - alpha >= GAP
 
 
 # ---- for people
@@ -217,6 +259,10 @@ def render(summary: AgreeSummary) -> None:
             _by_topic(console, found.topics)
         for note in found.notes:
             console.print(f"Note: {note}.", markup=False, highlight=False)
+    for kind, count in summary.repeated.items():
+        console.print(f"{kind} that the same annotator gave again, of which the last counts: {count:,}")
+    if summary.unnamed:
+        console.print(f"left out: {summary.unnamed:,}: names no annotator")
     for line in asked.reason_lines("left out", summary.left_out):
         console.print(line, markup=False)
 
@@ -246,4 +292,4 @@ def words(value: Estimate) -> str:
     if value.value is None:
         return f"none: {value.problem}"
     bounds = "" if value.low is None or value.high is None else f" ({value.low:.2f} to {value.high:.2f})"
-    return f"{value.value:.3f}{bounds}"
+    return f"{round(value.value, 3) + 0.0:.3f}{bounds}"

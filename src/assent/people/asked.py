@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,11 +24,11 @@ from assent.data.records import Example, Problem
 from assent.distributed import World, gathered
 from assent.errors import ConfigError, DataError, Incomplete, RunFolderError
 from assent.names import suggestion
-from assent.outputs import try_file, write_text
+from assent.outputs import check_apart, try_file, write_text
 from assent.rewards.judge.ask import Judge, Spent
 from assent.rewards.judge.folder import Place
 from assent.rewards.judge.ledger import CACHED
-from assent.rewards.judge.openai import REFUSALS, OpenAIJudge
+from assent.rewards.judge.openai import REFUSALS, OpenAIJudge, path_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ LISTED = 10
 class Cost:
     """What one model was asked: questions, the share that was in the cache, requests, tokens, seconds. `told` is False
     where a server did not say of all answers how many tokens they are; `unanswered` are questions that a server left,
-    by why."""
+    by why, and `said` is what was heard last of one, in full."""
 
     questions: int
     cached: int
@@ -51,6 +51,7 @@ class Cost:
     tokens_out: int
     told: bool
     unanswered: Mapping[str, int] = field(default_factory=dict)
+    said: str = ""
 
     @property
     def open(self) -> int:
@@ -73,22 +74,28 @@ def cost_of(judge: Judge, noted: Mapping[str, Sequence[float]]) -> Cost:
         tokens_out=sum(each.written for each in spent),
         told=not any(each.untold for each in spent),
         unanswered=dict(sum((each for _, each in ranks), Counter[str]())),
+        said=judge.said if isinstance(judge, OpenAIJudge) else "",
     )
 
 
 # ---- rows
 
 
-def check_places(out: str, resume: bool, summary: str | None) -> None:
-    """Before any work, whether the results can be written. With `resume`, `out` may be there: it is written again."""
+def check_places(
+    out: str, resume: bool, summary: str | None, read: Sequence[str | None], dropped: str | None = None
+) -> None:
+    """Before any work, whether the results can be written without loss of what is `read`. With `resume`, `out` may be
+    there: it is written again."""
+    check_apart({"--out": out, "--summary": summary, "--dropped": dropped}, read)
     if not resume:
         check_new_file(out)
     elif os.path.isdir(out):
         raise RunFolderError(f"--out {out} is a folder. Choose another name.")
     else:
         try_file(out, f"--out {out}")
-    if summary is not None:
-        try_file(summary, f"--summary {summary}")
+    for flag, path in (("--summary", summary), ("--dropped", dropped)):
+        if path is not None:
+            try_file(path, f"{flag} {path}")
 
 
 def check_same(out: str, examples: Sequence[Example]) -> None:
@@ -104,11 +111,28 @@ def check_same(out: str, examples: Sequence[Example]) -> None:
         raise RunFolderError(f"--resume: --out {out} has answers to other prompts than these. Choose another --out.")
 
 
-def read_rows(file: str, **shape: Any) -> tuple[list[Example], Counter[str]]:
-    """The rows of a file, and why others cannot be used, which is said."""
+def read_rows(file: str, *, annotator: str | None = None, **shape: Any) -> tuple[list[Example], Counter[str]]:
+    """The rows of a file, and why others cannot be used, which is said. `annotator` is the column that names who gave
+    the feedback that names nobody."""
     loaded = load_examples(file, **shape)
     say_problems(file, loaded.problems)
-    return list(loaded.examples), Counter(problem.reason for problem in loaded.problems)
+    examples = list(loaded.examples)
+    if annotator is not None:
+        if not any(annotator in example.meta for example in examples):
+            known = list(dict.fromkeys(name for example in examples for name in example.meta))
+            raise ConfigError(
+                f"--annotator {annotator}: {file} has no such column.{suggestion(annotator, known)}"
+                + (f" There are: {', '.join(known)}." if known else "")
+            )
+        examples = [_signed(example, annotator) for example in examples]
+    return examples, Counter(problem.reason for problem in loaded.problems)
+
+
+def _signed(example: Example, column: str) -> Example:
+    who = example.meta.get(column)
+    name = "" if who is None else str(who).strip()
+    given = [replace(each, annotator=name) if name and each.annotator is None else each for each in example.feedback]
+    return replace(example, feedback=tuple(given))
 
 
 def say_problems(file: str, problems: Sequence[Problem]) -> None:
@@ -137,10 +161,17 @@ def named(words: Sequence[str], config: EndpointConfig, flag: str) -> dict[str, 
         name = name or ((config.model or "judge") if kind == "openai" else called(where))
         if name in found:
             raise ConfigError(f"{flag}: two are called '{name}'. Give each a name: NAME=openai=URL.")
-        if f"{KINDS[kind]}={where}" in found.values():  # the URL is not shown: it may hold a password
+        spec = f"{KINDS[kind]}={where}"
+        if _same(spec) in map(_same, found.values()):  # the URL is not shown: it may hold a password
             raise ConfigError(f"{flag}: '{name}' is the same model as another, whose verdicts would count twice.")
-        found[name] = f"{KINDS[kind]}={where}"
+        found[name] = spec
     return found
+
+
+def _same(spec: str) -> str:
+    """Alike for two spellings of one server, or of one folder."""
+    kind, _, where = spec.partition("=")
+    return f"{kind}={path_of(where.rstrip('/'))}" if kind == "openai" else f"{kind}={os.path.realpath(where)}"
 
 
 def called(folder: str) -> str:
@@ -172,7 +203,15 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def cost_table(costs: Mapping[str, Cost]) -> Table:
+def show_costs(shown: Console, costs: Mapping[str, Cost]) -> None:
+    """The table, and what a server said that left questions without an answer."""
+    shown.print(_cost_table(costs))
+    for cost in costs.values():
+        if cost.unanswered and cost.said:
+            shown.print(Text(cost.said))
+
+
+def _cost_table(costs: Mapping[str, Cost]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for name in ("questions", "cached", "requests", "seconds", "tokens in", "tokens out", "unanswered"):
@@ -208,15 +247,17 @@ def write_summary(path: str | None, found: Any) -> None:
         write_text(Path(path), text + "\n", f"--summary {path}")
 
 
-def check_answered(out: str, costs: Mapping[str, Cost]) -> None:
-    """Raises Incomplete where servers left questions without an answer."""
+def check_answered(out: str, costs: Mapping[str, Cost], rows: int) -> None:
+    """Raises Incomplete where servers left questions without an answer; `rows` are in `out`, which is not there
+    without any."""
     lost = {name: cost.open for name, cost in costs.items() if cost.open}
     if lost:
         counts = ", ".join(f"{name} {count}" for name, count in lost.items())
         why = Counter[str]()
         for name in lost:
             why.update(costs[name].unanswered)
+        done = f"{rows:,} rows are written" if rows else "nothing is written"
         raise Incomplete(
-            f"--out {out}: written, but servers left questions without an answer ({counts}; mostly: "
+            f"--out {out}: {done}, but servers left questions without an answer ({counts}; mostly: "
             f"{why.most_common(1)[0][0]}). The same command with --resume asks them alone."
         )

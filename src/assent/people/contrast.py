@@ -74,7 +74,8 @@ def contrast(config: ContrastConfig) -> ContrastSummary:
     quiet_transformers()
     world = distributed.init()
     templates = distributed.on_main(partial(read_templates, config.templates))
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    read = [config.prompts, config.templates]
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, read))
     examples, left_out = distributed.on_main(partial(_prompts, config))
     drawn = [templates[draw(len(templates), config.seed, e.origin.row)] for e in examples]
     writer = _writer(config, world)
@@ -93,10 +94,11 @@ def contrast(config: ContrastConfig) -> ContrastSummary:
     cost = writer.cost
     summary = ContrastSummary(config.prompts, len(examples), len(rows), left_out, dict(failures), cost)
     if world.is_main:
-        asked.write_examples(rows, config.out)
+        if rows:
+            asked.write_examples(rows, config.out)
         asked.write_summary(config.summary, summary)
         render(summary, config.out, writer.name)
-    asked.check_answered(config.out, {writer.name: cost})
+    asked.check_answered(config.out, {writer.name: cost}, len(rows))
     if not rows:
         raise DataError(
             f"--out {config.out}: none of {len(examples)} prompts has a pair. Mostly: {failures.most_common(1)[0][0]}."
@@ -125,6 +127,8 @@ def _prompts(config: ContrastConfig) -> tuple[list[Example], Mapping[str, int]]:
 
 
 def _writer(config: ContrastConfig, world: World) -> AskedWriter | SampledWriter:
+    if "://" in config.model and not is_served(config.model):
+        raise ConfigError("MODEL: a server is openai=URL, perhaps with a name before it: NAME=openai=URL.")
     if is_served(config.model):
         (name, spec), *_ = asked.named([config.model], config.judge, "MODEL").items()
         options = WriterConfig(
@@ -211,8 +215,9 @@ def _fail(source: str, node: yaml.Node | None, reason: str) -> NoReturn:
 def render(summary: ContrastSummary, out: str, name: str) -> None:
     """The tables."""
     console = asked.console()
-    console.print(Text(f"{summary.rows:,} pairs in {out}, of {summary.prompts:,} prompts of {summary.file}"))
+    place = f" in {out}" if summary.rows else ""
+    console.print(Text(f"{summary.rows:,} pairs{place}, of {summary.prompts:,} prompts of {summary.file}"))
     for what, reasons in {"left out": summary.left_out, "no pair": summary.failures}.items():
         for line in asked.reason_lines(what, reasons):
             console.print(Text(line))
-    console.print(asked.cost_table({name: summary.cost}))
+    asked.show_costs(console, {name: summary.cost})

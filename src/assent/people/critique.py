@@ -13,13 +13,13 @@ from rich.text import Text
 
 from assent import distributed
 from assent.config import CritiqueConfig
-from assent.data.records import Example, Message, Response
+from assent.data.records import Example, Message, Problem, Response
 from assent.data.views import answers_view
 from assent.errors import DataError
 from assent.models.loading import quiet_transformers
 from assent.people import asked
 from assent.people.asked import Cost
-from assent.people.principles import Constitution, Principle, read_few_shots, read_principles
+from assent.people.principles import Constitution, Principle, draw, read_few_shots, read_principles
 from assent.people.writers import AskedWriter, Written
 from assent.train.progress import ProgressDisplay
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 CHAIN = "chain"
 """The column that holds an answer and all that became of it."""
+CALLS = "calls a tool; what is revised are answers in words"
 PORTION = 512
 """Answers that are criticised together: what is in memory at once."""
 
@@ -81,7 +82,8 @@ def critique(config: CritiqueConfig) -> CritiqueSummary:
     few_shots = constitution.few_shots
     if config.few_shots is not None:
         few_shots = distributed.on_main(partial(read_few_shots, config.few_shots))
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    read = [config.file, config.principles, config.few_shots]
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, read))
     chains, left_out = distributed.on_main(partial(_chains, config))
     writer = AskedWriter(
         spec, name, config.judge, config.remote, asked.place_of(config, config.judge.engine, world), "--source"
@@ -97,10 +99,11 @@ def critique(config: CritiqueConfig) -> CritiqueSummary:
     cost = writer.cost
     summary = CritiqueSummary(config.file, len(chains), len(rows), left_out, dict(failures), unchanged, cost)
     if world.is_main:
-        asked.write_examples(rows, config.out)
+        if rows:
+            asked.write_examples(rows, config.out)
         asked.write_summary(config.summary, summary)
         render(summary, config.out, name)
-    asked.check_answered(config.out, {name: cost})
+    asked.check_answered(config.out, {name: cost}, len(rows))
     if not rows:
         raise DataError(
             f"--out {config.out}: none of {len(chains)} answers was revised. Mostly: "
@@ -113,12 +116,18 @@ def _chains(config: CritiqueConfig) -> tuple[list[Chain], Mapping[str, int]]:
     shape = {name: getattr(config, name) for name in ("format", "columns", "split", "limit")}
     loaded, reasons = asked.read_rows(config.file, **shape)
     examples, unfit = answers_view(loaded)
-    asked.say_problems(config.file, unfit)
+    answers, problems = [], list(unfit)
+    for example in examples:
+        for number, response in enumerate(example.responses):
+            if response.messages[-1].tool_calls:
+                problems.append(Problem(example.origin, f"responses[{number}]", CALLS))
+            else:
+                answers.append((example, response))
+    asked.say_problems(config.file, problems)
     if config.resume:
         asked.check_same(config.out, examples)
-    answers = [(example, response) for example in examples for response in example.responses]
     chains = [Chain(number, example, response) for number, (example, response) in enumerate(answers)]
-    return chains, dict(reasons + Counter(problem.reason for problem in unfit))
+    return chains, dict(reasons + Counter(problem.reason for problem in problems))
 
 
 def _revised(
@@ -134,12 +143,20 @@ def _revised(
     with ProgressDisplay(total=len(chains), label="critique") as progress:
         for start in range(0, len(chains), PORTION):
             going = list(chains[start : start + PORTION])
-            for turn in range(config.revisions):
-                drawn = {c.number: constitution.drawn(config.seed, c.example.origin.row, c.number, turn) for c in going}
+            for _ in range(config.revisions):
+                drawn = {chain.number: _drawn(constitution, chain, config.seed) for chain in going}
                 going = _turn(going, drawn, shown, writer, failures)
             ended += going
             progress.update(min(start + PORTION, len(chains)), f"{len(ended):,} revised")
     return ended, failures
+
+
+def _drawn(constitution: Constitution, chain: Chain, seed: int) -> Principle:
+    """One that the answer has not been revised by, as long as there is one."""
+    principles, turn = constitution.principles, len(chain.steps)
+    used = [step.principle for step in chain.steps[turn - turn % len(principles) :]]
+    left = [principle for principle in principles if principle not in used] or principles
+    return left[draw(len(left), seed, chain.example.origin.row, chain.number, turn)]
 
 
 def _turn(
@@ -203,11 +220,11 @@ def render(summary: CritiqueSummary, out: str, name: str) -> None:
     console = asked.console()
     console.print(
         Text(
-            f"{summary.rows:,} rows in {out}, of {summary.answers:,} answers of {summary.file}; {summary.unchanged:,} "
-            "revisions changed nothing"
+            f"{summary.rows:,} rows{f' in {out}' if summary.rows else ''}, of {summary.answers:,} answers of "
+            f"{summary.file}; {summary.unchanged:,} revisions changed nothing"
         )
     )
     for what, reasons in {"left out": summary.left_out, "not revised": summary.failures}.items():
         for line in asked.reason_lines(what, reasons):
             console.print(Text(line))
-    console.print(asked.cost_table({name: summary.cost}))
+    asked.show_costs(console, {name: summary.cost})

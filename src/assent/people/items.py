@@ -11,6 +11,7 @@ from typing import Any
 from assent.data.formats.load import moved
 from assent.data.formats.message import messages
 from assent.data.formats.native import message_row, response_of, response_row
+from assent.data.formats.values import in_words
 from assent.data.jsonl import plain_json
 from assent.data.records import (
     ANNOTATED,
@@ -27,6 +28,8 @@ from assent.data.records import (
 from assent.people.kinds import KINDS, Value, changed
 from assent.people.task import ANSWERS, Item, TaskDefinition
 
+END_OF_TIME = 253_402_300_800.0
+"""The end of the year 9999, which no date is beyond."""
 WRITTEN = "written by "
 """Before the name of the annotator who wrote an answer: its source."""
 
@@ -41,6 +44,15 @@ class Label:
     shown: tuple[int, ...] = ()
     seconds: float | None = None
     at: float | None = None
+
+
+def seconds_of(said: object, where: str) -> float | None:
+    """How long something took, or when it was. Raises RowError for what is neither."""
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said < END_OF_TIME:
+        raise RowError(where, f"expected a number of seconds, got {in_words(said)}")
+    return float(said)
 
 
 # ---- JSON
@@ -92,7 +104,9 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
     fewest, most = ANSWERS[task.kind]
     if not fewest <= len(texts) <= most:
         wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        raise RowError("responses", f"{len(texts)} answers; a task of kind {task.kind} shows {wanted}")
+        found = "1 answer" if len(texts) == 1 else f"{len(texts)} answers"
+        hint = "" if texts else ". Give them in the row, or name `policies` in the task that write them"
+        raise RowError("responses", f"{found}; a task of kind {task.kind} shows {wanted}{hint}")
     same = {text.strip(): index for index, text in enumerate(texts)}
     if len(same) < len(texts):
         twice = next(index for index, text in enumerate(texts) if same[text.strip()] != index)
@@ -100,15 +114,25 @@ def item_from(example: Example, task: TaskDefinition) -> Item:
     for name, text in (*(("prompt", turn.content) for turn in prompt), *(("responses", text) for text in texts)):
         if "\0" in text:
             raise RowError(name, "has a NUL character, which databases cannot hold")
-    topic, overlap = example.meta.get(task.topic), example.meta.get("overlap")
-    if overlap is not None and (isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 1):
-        raise RowError("overlap", f"expected a whole number of annotators, at least 1; got {str(overlap)[:40]!r}")
+    topic, overlap = example.meta.get(task.topic), _overlap(example.meta.get("overlap"))
     plain = tuple(Response((Message("assistant", each.text),), each.source) for each in answers)
     return Item(
         prompt, texts, tuple(each.source for each in answers), _columns(example.meta),
         None if topic is None else str(topic), overlap, () if plain == answers else answers, example.tools,
         dict(example.template_kwargs), example.prompt_text,
     )  # fmt: skip
+
+
+def _overlap(said: Any) -> int | None:
+    """How many annotators a row asks for: in a table of text as text, in one with gaps as 3.0. Raises RowError."""
+    if said is None or said == "" or said != said:
+        return None
+    number = int(said) if isinstance(said, str) and said.strip().isdecimal() and len(said) < 10 else said
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < 2**31:
+        raise RowError("overlap", f"expected a whole number of annotators, at least 1; got {str(said)[:40]!r}")
+    return number
 
 
 def _columns(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def judge(config: JudgeFileConfig) -> JudgeSummary:
     sources = asked.named(config.source, config.judge, "--source")
     judged_by = JudgeConfig(**keywords(config.judge))
     prompt = check_judge(config)
-    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary))
+    read = [config.file, config.principles]
+    distributed.on_main(partial(asked.check_places, config.out, config.resume, config.summary, read))
     examples, left_out = distributed.on_main(partial(_rows, config, prompt, frozenset(sources)))
     distributed.on_main(partial(asked.check_same, config.out, examples) if config.resume else lambda: None)
     judges = _opened(config, judged_by, sources, examples, world)
@@ -103,10 +104,11 @@ def judge(config: JudgeFileConfig) -> JudgeSummary:
         left_out = {**left_out, NO_VERDICT: silent}
     summary = JudgeSummary(config.file, len(judged), left_out, numbers)
     if world.is_main:
-        asked.write_examples(judged, config.out)
+        if judged:
+            asked.write_examples(judged, config.out)
         asked.write_summary(config.summary, summary)
         render(summary, config.out)
-    asked.check_answered(config.out, {name: each.cost for name, each in numbers.items()})
+    asked.check_answered(config.out, {name: each.cost for name, each in numbers.items()}, len(judged))
     if not judged:
         why = sum((Counter(each.failures) for each in numbers.values()), Counter[str]())
         raise DataError(f"--out {config.out}: no verdict on any of {len(found)} rows. {_mostly(why)}")
@@ -161,8 +163,8 @@ def _rows(config: JudgeFileConfig, prompt: Prompt, names: frozenset[str]) -> tup
     asked.say_problems(config.file, problems)
     if not kept:
         raise DataError(
-            f"{config.file}: none of its rows can be judged by --judge.prompt {config.judge.prompt}. The first: "
-            f"{problems[0] if problems else 'there is none'}."
+            f"{config.file}: none of its rows can be judged by --judge.prompt {config.judge.prompt}. "
+            f"{f'The first: {problems[0]}.' if problems else _mostly(reasons)}"
         )
     return kept, dict(reasons + Counter(problem.reason for problem in problems))
 
@@ -306,7 +308,7 @@ def agreement(example: Example, own: Sequence[Feedback]) -> list[float]:
 def render(summary: JudgeSummary, out: str) -> None:
     """The tables."""
     console = asked.console()
-    console.print(Text(f"{summary.rows:,} rows of {summary.file} in {out}"))
+    console.print(Text(f"{summary.rows:,} rows of {summary.file}{f' in {out}' if summary.rows else ''}"))
     for line in asked.reason_lines("left out", summary.left_out):
         console.print(Text(line))
     table = Table(box=SIMPLE_HEAD)
@@ -321,10 +323,10 @@ def render(summary: JudgeSummary, out: str) -> None:
     for name, each in summary.judges.items():
         for line in asked.reason_lines(f"{name}, no verdict", each.failures):
             console.print(Text(line))
-    console.print(asked.cost_table({name: each.cost for name, each in summary.judges.items()}))
+    asked.show_costs(console, {name: each.cost for name, each in summary.judges.items()})
 
 
 def _share(found: Interval | None) -> str:
     if found is None or math.isnan(found.mean):
         return "–"
-    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f}, n {found.n:,})"
+    return f"{found.mean:.3f} ({found.low:.2f} to {found.high:.2f})"

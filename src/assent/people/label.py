@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assent.config import LabelConfig
@@ -90,8 +91,11 @@ def _export(config: LabelConfig, store: Store, project: Project) -> None:
     from assent.people import exchange, stored
 
     assert config.export is not None
+    format = config.format or "assent"
     with store.reading() as c:
-        found = exchange.export(stored.labelled(c, project), project.task, config.format or "assent", config.export)
+        found = exchange.export(stored.chosen(c, project, config.of), project.task, format, config.export)
+    with store.writing() as c:
+        stored.note_export(c, project, format, config.of, len(found.rows))
     log.info(f"{config.export}: {len(found.rows):,} rows of {project.name}")
 
 
@@ -102,8 +106,11 @@ def _load(config: LabelConfig, store: Store, project: Project) -> None:
     read = exchange.read(config.load, project.task, config.format or "auto")
     for problem in read.problems[:10]:
         log.warning(f"{problem}")
+    if (more := len(read.problems) - 10) > 0:
+        log.warning(f"{config.load}: and {more:,} more rows or labels that cannot be used")
     with store.writing() as c:
         taken = stored.add(c, project, read)
+        stored.note_import(c, project, Path(config.load).name, taken)
     log.info(f"{project.name}: {taken.words} from {config.load}")
 
 

@@ -124,7 +124,7 @@ class _Reader:
             else:
                 found = [self._published(name, item) for name, item in fields.items()]
         else:
-            self.fail(node, f"no principles. Expected {SHAPES}")
+            self.fail(node, f"no principles{'; a list begins each with - ' if node else ''}. Expected {SHAPES}")
         if not found:
             self.fail(node, f"no principles. Expected {SHAPES}")
         return found

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from assent.people.exchange.shape import Imported, Labelled
 from assent.people.items import Label
-from assent.people.store import accounts, items, labels, places, projects
+from assent.people.store import accounts, audit, items, labels, places, projects
 from assent.people.store import tables as t
 from assent.people.store.errors import AccessError, MissingError
 from assent.people.store.records import Project, Purpose, StoredLabel, User, clock
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 PAGE = 500
 """Items that are read at a time."""
+Of = Literal["best", "labels", "decisions"]
+"""What is exported: of each item a lead's decision where there is one, else all labels; all labels, without decisions;
+decisions alone."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ def labelled(c: Connection, project: Project, purpose: Purpose = "work") -> Iter
         yield _labelled(c, found)
 
 
+def chosen(c: Connection, project: Project, of: Of = "best") -> Iterator[Labelled]:
+    """A project's items with what is asked for (`Of`)."""
+    if of == "labels":
+        yield from labelled(c, project)
+        return
+    decided = {each.item.digest: each for each in labelled(c, project, "adjudication")}
+    if of == "best":
+        for each in labelled(c, project):
+            yield decided.pop(each.item.digest, each)
+    yield from decided.values()  # decided without a label
+
+
 def work(c: Connection, project: Project) -> Iterator[Item]:
     """The items of a project that are to be labelled, without those that were withdrawn."""
     after = 0
@@ -72,6 +87,13 @@ def _labelled(c: Connection, found: Iterable[StoredLabel]) -> Labelled:
         Label(each.value, each.name, each.shown, each.seconds, each.made_at) for each in found if each.value is not None
     )
     return Labelled(items.content(c, next(iter(found)).item), said)
+
+
+def note_export(
+    c: Connection, project: Project, format: str, of: Of, rows: int, by: User | None = None, now: float | None = None
+) -> None:
+    """Writes into the audit log who took labels out."""
+    audit.record(c, by, "labels exported", project.name, {"format": format, "of": of, "rows": rows}, now, project)
 
 
 # ---- in
@@ -94,6 +116,15 @@ def add(c: Connection, project: Project, found: Imported, by: User | None = None
             new = _add_label(c, project, keys[each.item.digest], people[label.annotator], label, clock(now))
             counts[0 if new else 1] += 1
     return Taken(added.new, added.known, counts[0], counts[1], tuple(made))
+
+
+def note_import(
+    c: Connection, project: Project, name: str, taken: Taken, by: User | None = None, now: float | None = None
+) -> None:
+    """Writes into the audit log what a file brought."""
+    counts = {"items": taken.items, "labels": taken.labels, "accounts": len(taken.people)}
+    detail = {"purpose": "work"} | {what: number for what, number in counts.items() if number}
+    audit.record(c, by, "file imported", name, detail, now, project)
 
 
 def _keys(c: Connection, project: Project, digests: list[str]) -> dict[str, int]:
@@ -145,5 +176,5 @@ def _add_label(c: Connection, project: Project, item: int, user: User, label: La
         "leased_until": at,
     }
     slot = t.made(c, t.slots, row)
-    labels.save(c, slot, user, f"import {project.id} {item}", label.value, label.seconds, at)
+    labels.save(c, slot, user, f"{labels.OWN}import {slot}", label.value, label.seconds, at)
     return True

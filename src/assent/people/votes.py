@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
-from typing import Literal
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from assent.data.records import Binary, Example, Pair, Ranking, Rating
+from assent.data.records import Binary, Example, Feedback, Pair, Ranking, Rating, Response
+
+log = logging.getLogger(__name__)
 
 UNNAMED = "(no name)"
 """The annotator of feedback that names none."""
@@ -46,8 +50,56 @@ class Votes:
     @property
     def annotators(self) -> list[str]:
         """Everybody who said anything, in the order of their first word."""
+        return list(dict.fromkeys(who for _, who in (*self.comparisons, *self.labels, *self.ratings)))
+
+    @property
+    def unnamed(self) -> int:
+        """How many name nobody."""
         keys = (*self.comparisons, *self.labels, *self.ratings)
-        return list(dict.fromkeys(who for _, who in keys))
+        return sum(who.startswith(UNNAMED) for _, who in keys)
+
+
+def one_row_each(examples: Sequence[Example]) -> list[Example]:
+    """The rows, with those of the same prompt that share an answer put into one, so that all votes on the same answers
+    stand together. Of columns the first row's are kept."""
+    prompts = [
+        (example.prompt, example.tools, repr(sorted(example.template_kwargs.items())), example.prompt_text)
+        for example in examples
+    ]
+    keys: dict[Hashable, int] = defaultdict(lambda: len(keys))
+    held = [(row, keys[prompts[row], each.messages]) for row, e in enumerate(examples) for each in e.responses]
+    row, key = np.array(held, np.int64).reshape(-1, 2).T
+    shared = coo_array((np.ones(len(row)), (row, len(examples) + key)), (len(examples) + len(keys),) * 2)
+    _, group = connected_components(shared, directed=False)
+    groups: dict[int, list[Example]] = defaultdict(list)
+    for example, place in zip(examples, group.tolist(), strict=False):
+        groups[place].append(example)
+    return [_joined(rows) if len(rows) > 1 else rows[0] for rows in groups.values()]
+
+
+def _joined(rows: Sequence[Example]) -> Example:
+    responses: dict[Hashable, Response] = {}
+    feedback: list[Feedback] = []
+    for row in rows:
+        times: Counter[Hashable] = Counter()
+        places = []
+        for response in row.responses:
+            times[response.messages] += 1  # the same answer twice in a row is two answers
+            responses.setdefault((response.messages, times[response.messages]), response)
+            places.append([*responses].index((response.messages, times[response.messages])))
+        feedback += [_moved(item, places) for item in row.feedback]
+    return replace(rows[0], responses=tuple(responses.values()), feedback=tuple(feedback))
+
+
+def _moved(item: Feedback, places: Sequence[int]) -> Feedback:
+    """Feedback of answers that stand elsewhere."""
+    match item:
+        case Pair():
+            return replace(item, chosen=places[item.chosen], rejected=places[item.rejected])
+        case Ranking():
+            return replace(item, levels=tuple(tuple(places[index] for index in level) for level in item.levels))
+        case _:
+            return replace(item, response=places[item.response])
 
 
 def votes_of(examples: Sequence[Example]) -> Votes:
@@ -78,6 +130,15 @@ def votes_of(examples: Sequence[Example]) -> Votes:
 def _compare(found: Votes, said: Comparison) -> None:
     found.repeated["comparisons"] += (said.two, said.annotator) in found.comparisons
     found.comparisons[said.two, said.annotator] = said
+
+
+def warn_of_soft(examples: Sequence[Example], command: str) -> None:
+    """Says where annotators gave probabilities, which count as whole votes."""
+    pairs = [item for example in examples for item in example.feedback if isinstance(item, Pair)]
+    soft = Counter(pair.annotator or UNNAMED for pair in pairs if pair.share is not None and 0 < pair.share < 1)
+    if soft:
+        names = ", ".join(f"{name} {count:,}" for name, count in soft.most_common(3))
+        log.warning(f"{command}: soft labels of pairs count as whole votes ({names}); --reward.votes keeps them")
 
 
 def _comparison(row: int, pair: Pair, who: str) -> Comparison:
@@ -143,6 +204,3 @@ def without_own(table: Table) -> np.ndarray:
     count = np.bincount(table.item, minlength=len(table.items))[table.item] - 1
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(count > 0, total / count, np.nan)
-
-
-Method = Literal["majority", "dawid-skene", "mace", "bradley-terry"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from assent.models.digests import model_digests
 from assent.models.loading import load_tokenizer
 from assent.people.asked import Cost, called, cost_of
 from assent.rewards.judge import parse
-from assent.rewards.judge.ask import STOPPED, Answer
+from assent.rewards.judge.ask import STOPPED, Answer, as_key
 from assent.rewards.judge.asking import Asker
 from assent.rewards.judge.build import writer
 from assent.rewards.judge.cache import Cache, key_of
@@ -105,7 +106,7 @@ class SampledWriter:
         self._room = room_of(options.model, options.sampling)
         self._cache = Cache(options.cache)
         self._cache.check()
-        self._counts = Counter[str]()
+        self._counts, self._seconds = Counter[str](), 0.0
         self._made: Engine | None = None
 
     def _engine(self) -> Engine:
@@ -146,13 +147,15 @@ class SampledWriter:
                 "engine": options.engine.name,
                 "options": [asdict(options.model), asdict(options.sampling)],
                 "seed": [options.seed, start],
-                "messages": [[[m.role, m.content] for m in messages] for messages in conversations],
+                "messages": [as_key(messages) for messages in conversations],
             }
         )
         self._counts["questions"] += len(conversations)
         kept = self._cache.get(key)
         if kept is None:
+            begun = time.monotonic()
             kept = Answer(json.dumps(self._sampled(conversations, start)), STOPPED)
+            self._seconds += time.monotonic() - begun
             self._cache.put(key, kept)
         else:
             self._counts["cached"] += len(conversations)
@@ -183,7 +186,5 @@ class SampledWriter:
 
     @property
     def cost(self) -> Cost:
-        count = self._counts
-        return Cost(
-            count["questions"], count["cached"], count["requests"], 0.0, count["tokens in"], count["tokens out"], True
-        )
+        count, tokens = self._counts, (self._counts["tokens in"], self._counts["tokens out"])
+        return Cost(count["questions"], count["cached"], count["requests"], self._seconds, *tokens, told=True)

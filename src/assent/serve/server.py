@@ -13,6 +13,7 @@ from math import ceil
 from typing import Any, Protocol
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from assent import process
 from assent.errors import AssentError
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = 2048
 """That wait to be accepted."""
+PATIENCE = 30.0
+"""Seconds in which the head of a request must have come: connections that say nothing would use up all that a process
+may have, and nobody else could connect."""
 
 
 class UnderWay(Protocol):
@@ -36,6 +40,40 @@ class DrainError(AssentError):
     """The server was stopped before it had answered all that it had taken."""
 
 
+class Patient(H11Protocol):
+    """uvicorn's, that hangs up on whoever does not send a request."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _await_request(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._late is None and not self.transport.is_closing():
+            self._late = self.loop.call_later(PATIENCE, self._hang_up)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _hang_up(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn, without its own signal handlers, and with its own words."""
 
@@ -44,7 +82,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Patient,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",

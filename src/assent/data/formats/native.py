@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from assent.data.formats.fields import check_answer, check_prompt, same_answer
+from assent.data.formats.fields import answer, check_answer, check_prompt, same_answer, text_prompt
 from assent.data.formats.message import messages
 from assent.data.formats.values import Row, boolean, get, in_words, listed, number, text
 from assent.data.records import (
@@ -87,12 +87,15 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def native(row: Row, origin: Origin) -> Example:
-    responses = tuple(response_of(item, f"responses[{index}]") for index, item in enumerate(_items(row, "responses")))
+    given = listed(row["responses"], "responses") if row.get("responses") else ()
+    responses = tuple(response_of(item, f"responses[{index}]") for index, item in enumerate(given))
     is_text = any(turn.role == "text" for response in responses for turn in response.messages)
     if is_text:
         prompt: tuple[Message, ...] = ()
     else:
-        prompt = check_prompt(messages(get(row, "prompt"), "prompt"), "prompt")
+        asked = get(row, "prompt")
+        is_plain = isinstance(asked, str)
+        prompt = text_prompt(asked, "prompt") if is_plain else check_prompt(messages(asked, "prompt"), "prompt")
         for index, response in enumerate(responses):
             check_answer(response.messages, f"responses[{index}].messages", prompt[-1].role)
     feedback = tuple(
@@ -124,8 +127,27 @@ def _items(row: Row, column: str) -> list[Mapping[str, Any]]:
     return items
 
 
-def response_of(item: Mapping[str, Any], column: str) -> Response:
-    """The response of such an object. Raises RowError."""
+def unjudged(row: Row, origin: Origin) -> Example:
+    """The same without feedback: answers that are to be labelled or judged."""
+    example = native(row, origin)
+    for name, value in row.items():
+        if name != "responses" and isinstance(value, list) and len(value) == len(example.responses):
+            if all(isinstance(each, int | float) for each in value):
+                raise RowError(
+                    name, "a number for each answer looks like a judgement, which this shape does not read. Write it "
+                    "as feedback (docs/formats.md#assent), or remove the column."
+                )  # fmt: skip
+    return example
+
+
+def response_of(item: object, column: str) -> Response:
+    """The response of an object as `response_row` makes it, of messages alone, or of plain text. Raises RowError."""
+    if isinstance(item, str):
+        return answer(item, column)
+    if isinstance(item, list):
+        return Response(messages(item, column))
+    if not isinstance(item, Mapping):
+        raise RowError(column, f"expected text, messages, or an object with messages, got {in_words(item)}")
     turns = item.get("messages")
     source = item.get("source")
     if source is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from assent.data.formats.fields import (
     answer,
@@ -10,6 +10,7 @@ from assent.data.formats.fields import (
     as_context,
     check_answer,
     check_prompt,
+    is_dialogue,
     pair_example,
     split_common,
     text_prompt,
@@ -144,3 +145,36 @@ def plain_text(row: Row, origin: Origin) -> Example:
     without chat template."""
     response = Response((Message("text", text(get(row, "text"), "text")),))
     return Example((), (response,), (), origin)
+
+
+# ---- which of the shapes with the same columns a row has
+
+
+def _list_of_text(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def dialogues(row: Row) -> bool:
+    return is_dialogue(row["chosen"]) and is_dialogue(row["rejected"])
+
+
+def has_rejected_answer(row: Row) -> bool:
+    return row.get("rejected_response") is not None or row.get("rejected_messages") is not None
+
+
+def _transcript(value: object) -> bool:
+    """A list of messages that brings its own prompt."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and first.get("role") != "assistant"
+
+
+def redundant_prompt(row: Row) -> bool:
+    return isinstance(row["prompt"], str) and _transcript(row["chosen"]) and _transcript(row["rejected"])
+
+
+def several_answers(row: Row) -> bool:
+    return _list_of_text(row["chosen"]) and _list_of_text(row["rejected"])
+
+
+def plain_preference(row: Row) -> bool:
+    return not (begins_with_prompt(row) or redundant_prompt(row) or several_answers(row))

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from assent.data.formats import conversations, judged, native, pairs
 from assent.data.formats.fates import REASONING, Fate
-from assent.data.formats.fields import is_dialogue
 from assent.data.formats.shape import Fields, Format
 from assent.data.formats.values import Row
 
 
 def _lists(*columns: str) -> Callable[[Row], bool]:
     return lambda row: all(isinstance(row[column], list) for column in columns)
-
-
-def _list_of_text(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-
-
-def _dialogues(row: Row) -> bool:
-    return is_dialogue(row["chosen"]) and is_dialogue(row["rejected"])
-
-
-def _has_rejected_answer(row: Row) -> bool:
-    return row.get("rejected_response") is not None or row.get("rejected_messages") is not None
-
-
-def _transcript(value: object) -> bool:
-    """A list of messages that brings its own prompt."""
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and first.get("role") != "assistant"
-
-
-def _redundant_prompt(row: Row) -> bool:
-    return isinstance(row["prompt"], str) and _transcript(row["chosen"]) and _transcript(row["rejected"])
-
-
-def _several_answers(row: Row) -> bool:
-    return _list_of_text(row["chosen"]) and _list_of_text(row["rejected"])
-
-
-def _plain_preference(row: Row) -> bool:
-    return not (pairs.begins_with_prompt(row) or _redundant_prompt(row) or _several_answers(row))
 
 
 # Columns that hold answers or verdicts: beside one of them a prompt is not "prompts only".
@@ -103,8 +72,8 @@ ROWS = (
         native.native,
         {
             **_text(
-                prompt="messages up to the last question",
-                responses="[{messages, source, finished}]; finished false: cut off, no end is trained",
+                prompt="messages up to the last question, or its text",
+                responses="[{messages, source, finished}], or texts; finished false: cut off, no end is trained",
             ),
             **_feedback(feedback="[{kind: pair, ranking, rating, binary or critique, ...}] by index of the responses"),
             "prompt_text": (Fate.SHOWN, "the prompt where it was text and no messages"),
@@ -163,7 +132,7 @@ ROWS = (
         conversations.openai_messages,
         _text(messages=TURNS) | KEPT_PROMPT,
         {"messages": [ASK, SAY], "prompt": "2+2?"},
-        lambda row: not _has_rejected_answer(row),
+        lambda row: not pairs.has_rejected_answer(row),
     ),
     Format(
         "messages-binary",
@@ -186,7 +155,7 @@ ROWS = (
         )
         | STRENGTH,
         {"messages": [ASK, SAY], "rejected_response": "5", **MARGIN},
-        _has_rejected_answer,
+        pairs.has_rejected_answer,
     ),
     Format(
         "alpaca",
@@ -258,7 +227,7 @@ ROWS = (
         | STRENGTH
         | REPEATED,
         {"prompt": "2+2?", "chosen": "4", "rejected": "5", **MARGIN},
-        _plain_preference,
+        pairs.plain_preference,
     ),
     Format(
         "preference-transcripts",
@@ -293,7 +262,7 @@ ROWS = (
             "messages": (Fate.PASSED, "repeats chosen"),
         },
         {"prompt": "2+2?", "chosen": [ASK, SAY], "rejected": [ASK, NO], "messages": [ASK, SAY], **MARGIN},
-        _redundant_prompt,
+        pairs.redundant_prompt,
     ),
     Format(
         "hh-rlhf",
@@ -302,7 +271,7 @@ ROWS = (
         pairs.hh_rlhf,
         _text(chosen="dialogue with the better answer", rejected="dialogue with the worse answer") | STRENGTH,
         {"chosen": DIALOGUE + "4", "rejected": DIALOGUE + "5", **MARGIN},
-        _dialogues,
+        pairs.dialogues,
     ),
     Format(
         "best-of",
@@ -311,7 +280,16 @@ ROWS = (
         judged.best_of,
         _text(prompt="the question", chosen="right answers", rejected="wrong answers"),
         {"prompt": "2+2?", "chosen": ["4", "four"], "rejected": ["5", "22"]},
-        _several_answers,
+        pairs.several_answers,
+    ),
+    Format(
+        "answers",
+        "a prompt with several answers that nobody has judged yet: for assent label and assent judge",
+        ("prompt", "responses"),
+        native.unjudged,
+        _text(prompt="the question, as text or messages", responses="the answers, each as text or messages"),
+        {"prompt": "2+2?", "responses": ["4", "5"]},
+        _lists("responses"),
     ),
     Format(
         "ranked",

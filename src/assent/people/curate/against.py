@@ -32,12 +32,12 @@ class Overlap:
 @dataclass
 class Sets:
     """Runs of words of the prompts of evaluation sets. `runs` are numbers of words as tuples, hashed, by their length;
-    for each the first row that has it."""
+    for each the rows that have it."""
 
     ngram: int
     words: dict[str, int] = field(default_factory=dict)
-    runs: dict[int, dict[int, tuple[str, Origin]]] = field(default_factory=dict)
-    equal: dict[str, tuple[str, Origin]] = field(default_factory=dict)
+    runs: dict[int, dict[int, list[tuple[str, Origin]]]] = field(default_factory=dict)
+    equal: dict[str, list[tuple[str, Origin]]] = field(default_factory=dict)
     texts: dict[Origin, str] = field(default_factory=dict)
     sizes: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Sets:
             where = (file, example.origin)
             if len(found) < WHOLE:
                 sizes["equal"] += 1
-                self.equal.setdefault(" ".join(found), where)
+                self.equal.setdefault(" ".join(found), []).append(where)
                 continue
             sizes["whole"] += len(found) < self.ngram
             length = min(len(found), self.ngram)
@@ -59,22 +59,23 @@ class Sets:
             numbers = [self.words.setdefault(word, len(self.words)) for word in found]
             table = self.runs.setdefault(length, {})
             for start in range(len(numbers) - length + 1):
-                table.setdefault(hash(tuple(numbers[start : start + length])), where)
+                rows = table.setdefault(hash(tuple(numbers[start : start + length])), [])
+                if where not in rows[-1:]:
+                    rows.append(where)
 
-    def match(self, example: Example) -> tuple[str, Origin, str] | None:
-        """File and row that it overlaps with, and the words."""
+    def matches(self, example: Example) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
+        """Each run of words that it shares, and file and row of those that have it."""
         found = plain_words(turns_text(example))
-        if (same := self.equal.get(" ".join(found))) is not None:
-            return (*same, " ".join(found))
+        whole = " ".join(found)
+        if whole in self.equal:
+            yield whole, self.equal[whole]
         for start, numbers in self._known(found):
             for length, table in self.runs.items():
                 for first in range(len(numbers) - length + 1):
-                    if (hit := table.get(hash(tuple(numbers[first : first + length])))) is None:
-                        continue
-                    run = " ".join(found[start + first : start + first + length])
-                    if f" {run} " in f" {self.texts[hit[1]]} ":  # hashes may be equal by chance
-                        return (*hit, run)
-        return None
+                    if rows := table.get(hash(tuple(numbers[first : first + length]))):
+                        run = " ".join(found[start + first : start + first + length])
+                        if f" {run} " in f" {self.texts[rows[0][1]]} ":  # hashes may be equal by chance
+                            yield run, rows
 
     def _known(self, found: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
         """Stretches of words that evaluation sets have."""
@@ -95,15 +96,19 @@ def overlapping(examples: Sequence[Example], sets: Sets) -> tuple[list[Fate | No
     """Rows that overlap with an evaluation set, and what that says of each set."""
     fates: list[Fate | None] = []
     dropped, found = Counter[str](), {file: set[Origin]() for file in sets.sizes}
+    counted = set[str]()
     for example in examples:
-        hit = sets.match(example)
-        if hit is None:
-            fates.append(None)
-            continue
-        file, origin, words = hit
-        dropped[file] += 1
-        found[file].add(origin)
-        fates.append(Fate(f"overlaps with {file}", origin, {"words": words}))
+        fate = None
+        for run, rows in sets.matches(example):
+            if fate is None:
+                file, origin = rows[0]
+                fate = Fate(f"overlaps with {file}", origin, {"words": run})
+                dropped[file] += 1
+            if run not in counted:
+                counted.add(run)
+                for file, origin in rows:
+                    found[file].add(origin)
+        fates.append(fate)
     return fates, {
         file: Overlap(sizes["prompts"], sizes["whole"], sizes["equal"], len(found[file]), dropped[file])
         for file, sizes in sets.sizes.items()

@@ -14,15 +14,15 @@ import numpy as np
 
 from assent.data.records import Example
 from assent.people.curate.sieve import Fate
-from assent.people.curate.texts import extra, plain, system_text, turns_text
+from assent.people.curate.texts import plain, system_text, turns_text
 
 RUN = 5
 """Letters in a row that are compared."""
 PERMUTATIONS = 128
 FOUND = 0.99
 """Least probability with which a pair at the threshold is to be found."""
-PART = 4096
-"""Runs of a text that are hashed at once."""
+PART = 1 << 17
+"""About how many runs are hashed at once."""
 EXACT = "the same as an earlier prompt"
 NEAR = "nearly the same as an earlier prompt"
 
@@ -66,8 +66,8 @@ def near(examples: Sequence[Example], threshold: float) -> list[Fate | None]:
     with earlier rows in the order of their likely similarity."""
     how = plan(threshold)
     texts = [(turns_text(example), system_text(example)) for example in examples]
-    signatures = np.stack([signature(text) for text, _ in texts]) if texts else np.zeros((0, PERMUTATIONS), np.uint32)
-    bands_of = _shared_bands(signatures, how)
+    hashes = signatures([text for text, _ in texts])
+    bands_of = _shared_bands(hashes, how)
     kept: dict[int, list[int]] = {}
     """Shared band -> the rows with it that are kept so far."""
     sets = lru_cache(maxsize=4096)(runs)
@@ -75,7 +75,7 @@ def near(examples: Sequence[Example], threshold: float) -> list[Fate | None]:
     for place, (text, system) in enumerate(texts):
         earlier = sorted({other for band in bands_of[place] for other in kept.get(band, ())})
         fate = None
-        alike = (signatures[earlier] == signatures[place]).mean(axis=1)
+        alike = (hashes[earlier] == hashes[place]).mean(axis=1)
         for nth in np.argsort(-alike, kind="stable"):
             other = earlier[nth]
             value = jaccard(sets(text), sets(texts[other][0]))
@@ -94,15 +94,19 @@ def near(examples: Sequence[Example], threshold: float) -> list[Fate | None]:
 
 def runs(text: str) -> np.ndarray:
     """The distinct runs of `RUN` letters of a text in plain form, as hashes of 64 bits; one run where it is shorter."""
+    return np.unique(_hashed(text))
+
+
+def _hashed(text: str) -> np.ndarray:
+    """All of its runs."""
     letters = np.frombuffer(plain(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     if len(letters) == 0:
         return letters
     width = min(RUN, len(letters))
-    windows = np.lib.stride_tricks.sliding_window_view(letters, width)
-    hashed = np.full(len(windows), width, np.uint64)
-    for column in windows.T:
+    hashed = np.full(len(letters) - width + 1, width, np.uint64)
+    for column in np.lib.stride_tricks.sliding_window_view(letters, width).T:
         hashed = _mixed(hashed ^ column)
-    return np.unique(hashed)
+    return hashed
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -124,22 +128,31 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 # ---- MinHash
 
 
-def _itself(value: int) -> int:
-    return value
+def signatures(texts: Sequence[str]) -> np.ndarray:
+    """The MinHash of each text, [N, PERMUTATIONS] uint32: the least of the hashes of its runs, by each of
+    `PERMUTATIONS` permutations of 64 bits, of which the upper half counts."""
+    rng = np.random.default_rng(1)
+    masks, factors = rng.integers(1 << 64, size=(2, PERMUTATIONS), dtype=np.uint64)
+    found = np.zeros((len(texts), PERMUTATIONS), np.uint32)
+    for first, hashed in _batches(texts):
+        starts = np.cumsum([0, *map(len, hashed[:-1])])
+        together = np.concatenate(hashed)
+        for column, (mask, factor) in enumerate(zip(masks, factors | np.uint64(1), strict=True)):
+            values = ((together ^ mask) * factor) >> np.uint64(32)
+            found[first : first + len(hashed), column] = np.minimum.reduceat(values, starts)
+    return found
 
 
-@lru_cache(maxsize=1)
-def _blank() -> object:
-    return extra("datasketch", "near duplicates").MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=_itself)
-
-
-def signature(text: str) -> np.ndarray:
-    """Its MinHash, [PERMUTATIONS] uint32."""
-    made = _blank().copy()  # type: ignore[attr-defined]
-    hashed = runs(text) >> np.uint64(32)
-    for start in range(0, len(hashed), PART):
-        made.update_batch(hashed[start : start + PART].tolist())
-    return np.asarray(made.hashvalues).astype(np.uint32)
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The runs of several texts at once, and the place of the first of these; of a text without letters one number."""
+    batch, first, size = list[np.ndarray](), 0, 0
+    for place, text in enumerate(texts):
+        hashed = _hashed(text)
+        batch.append(hashed if len(hashed) else np.zeros(1, np.uint64))
+        size += len(batch[-1])
+        if size >= PART or place == len(texts) - 1:
+            yield first, batch
+            batch, first, size = [], place + 1, 0
 
 
 def _shared_bands(signatures: np.ndarray, how: Near) -> list[list[int]]:
@@ -147,8 +160,10 @@ def _shared_bands(signatures: np.ndarray, how: Near) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in signatures]
     number = 0
     for band in range(how.bands):
-        part = np.ascontiguousarray(signatures[:, band * how.rows : (band + 1) * how.rows])
-        for group in _alike(part.view([("", part.dtype)] * how.rows).ravel()):
+        keys = np.zeros(len(signatures), np.uint64)
+        for column in signatures[:, band * how.rows : (band + 1) * how.rows].T:
+            keys = _mixed(keys ^ column)
+        for group in _alike(keys):
             for place in group:
                 found[place].append(number)
             number += 1
@@ -158,7 +173,7 @@ def _shared_bands(signatures: np.ndarray, how: Near) -> list[list[int]]:
 def _alike(keys: np.ndarray) -> Iterator[list[int]]:
     """Places of equal keys, of those that are not alone."""
     order = np.argsort(keys, kind="stable")
-    new = keys[order][1:] != keys[order][:-1]
-    for group in np.split(order, np.flatnonzero(new) + 1):
-        if len(group) > 1:
-            yield group.tolist()
+    ends = np.flatnonzero(np.append(keys[order][1:] != keys[order][:-1], True)) + 1
+    starts = np.append(0, ends[:-1])
+    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+        yield order[start:end].tolist()

@@ -3,7 +3,6 @@ like any."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -14,22 +13,29 @@ from typing import Any
 from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.names import suggestion
+from assent.people.curate.code import HOLDS, code_in, without_code
 from assent.people.curate.sieve import Fate
 from assent.people.curate.texts import extra, user_text
 
 UNTOLD, NO_WORDS = "und", "zxx"
 """ISO 639: undetermined; no linguistic content."""
+MEANT = {
+    "arabic": "ar", "chinese": "zh", "cmn": "zh", "danish": "da", "dutch": "nl", "english": "en", "finnish": "fi",
+    "french": "fr", "german": "de", "deutsch": "de", "greek": "el", "hindi": "hi", "indonesian": "id", "italian": "it",
+    "japanese": "ja", "jp": "ja", "korean": "ko", "nb": "no", "norwegian": "no", "polish": "pl", "portuguese": "pt",
+    "russian": "ru", "spanish": "es", "swedish": "sv", "turkish": "tr", "ukrainian": "uk", "vietnamese": "vi",
+}  # fmt: skip
+"""What people call a language -> its code here."""
 READ = 600
 """Characters of a prompt that the detector reads."""
 FEW = 6
 """Fewer words beside code are no language."""
-HOLDS, ABOUT = "holds code", "about programming"
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """`language` is the detector's, `UNTOLD` where its `confidence` is too low, `NO_WORDS` where nothing but code and
-    numbers is left; `script` the one of most letters; `code` is `HOLDS`, `ABOUT` or nothing."""
+    numbers is left; `script` the one of most letters; `code` is what `code_in` says."""
 
     language: str
     confidence: float
@@ -48,9 +54,10 @@ def check_languages(wanted: Sequence[str]) -> None:
     known = sorted(_detector().labels) if wanted else []
     for code in wanted:
         if code not in known:
+            meant = MEANT.get(code.lower(), code.lower().partition("-")[0])
+            hint = f" Perhaps you meant '{meant}'." if meant in known else suggestion(code, known)
             raise ConfigError(
-                f"--filter.languages {code}: the detector does not know it.{suggestion(code, known)} Codes of ISO 639: "
-                f"{', '.join(known)}."
+                f"--filter.languages {code}: the detector does not know it.{hint} Codes of ISO 639: {', '.join(known)}."
             )
 
 
@@ -62,11 +69,11 @@ def told(examples: Sequence[Example], sure: float) -> list[Told]:
 def tell(text: str, sure: float) -> Told:
     code = code_in(text)
     words = without_code(text)[:READ] if code == HOLDS else text[:READ]
-    letters = [letter for letter in words if letter.isalpha()]
+    letters = "".join(filter(str.isalpha, words))
     if len(letters) < 2 or (code == HOLDS and len(words.split()) < FEW):
         return Told(NO_WORDS, 1.0, "", code)
     language, confidence = _detector().classify(words)
-    script = Counter(map(_script, letters)).most_common(1)[0][0]
+    script = "LATIN" if letters.isascii() else Counter(map(_script, letters)).most_common(1)[0][0]
     return Told(language if confidence >= sure else UNTOLD, round(float(confidence), 4), script, code)
 
 
@@ -99,59 +106,3 @@ def by_language(found: Sequence[Told], wanted: Sequence[str]) -> list[Fate | Non
 def by_code(found: Sequence[Told]) -> list[Fate | None]:
     """Rows that hold code or are about it."""
     return [Fate(each.code) if each.code else None for each in found]
-
-
-# ---- code
-
-_FENCE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)", re.DOTALL)
-_LINE = re.compile(
-    r"""^\s*(?:
-      (?:async\s+)?def\s+\w+\s*\( | class\s+\w+\s*[:({] | (?:from\s+[\w.]+\s+)?import\s+[\w.{*]+\s*(?:$|;|,|as\s|from\s)
-    | \#\s*include\s*[<"] | using\s+namespace\s | package\s+[\w.]+; | (?:export\s+)?(?:const|let|var)\s+\w+\s*=
-    | (?:public|private|protected|static)\s+[\w<>\[\]]+\s+\w+ | (?:async\s+)?function\s*\w*\s*\( | \}?\s*else\s*[:{]
-    | (?:if|for|while|switch|catch)\s*\(.*\)\s*\{?\s*$ | (?:if|for|while|elif|with|try)\b[^.?!]*:\s*$
-    | SELECT\s.+\sFROM\s | INSERT\s+INTO\s | UPDATE\s+\w+\s+SET\s | CREATE\s+TABLE\s | </?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>
-    | (?:print|printf|console\.log|System\.out\.print\w*|std::cout)\s*[(<]
-    | return\s+[\w.()\[\]]+(?:\s*[-+*/%<>=,]+\s*[\w.()\[\]]+)*\s*;?\s*$
-    | [\w.\[\]]+\s*(?:[+*/-]?=)\s*(?:new\s+)?[\w.]+\(.*\)\s*;?\s*$ | [\w.]+\([^)]*\)\s*[;{]\s*$ | [{}]\s*;?\s*$
-    | [^.!?]*[=(){}\[\]][^.!?]*;\s*$ | \$\s*(?:sudo|pip|git|cd|ls|npm|docker)\s | @\w+\s*$
-    )""",
-    re.VERBOSE,
-)
-_INLINE = re.compile(r"\w+\([^()]*\)\s*[;{]|=>|\bdef \w+\(|[!=]==?\s*\w+\s*[&|)]|::\w+|\b\w+\[\w+\]\s*=|<\w+>.*</\w+>")
-_ABOUT = re.compile(
-    r"(?<![\w.])(?:python|java|javascript|typescript|c\+\+|c\#|objective-c|golang|php|perl|kotlin|scala|lua|matlab"
-    r"|powershell|bash|vba|sql|mysql|postgres(?:ql)?|sqlite|mongodb|html5?|css3?|jquery|react(?:js|\.js)|node\.?js"
-    r"|django|numpy|pandas dataframes?|pytorch|tensorflow|opencv|kubernetes|npm|github|regex(?:es)?|leetcode)(?!\w)"
-    r"|\b(?:source code|pseudo-?code|lines? of code|code snippets?|snippets? of code|regular expressions?|unit tests?"
-    r"|linked[- ]lists?|programming language|compiler error|stack trace)\b"
-    r"|\b(?:code|function|algorithm|program) (?:to|that|which|for)\b(?=.{0,80}\b(?:arrays?|lists?|strings?|integers?"
-    r"|numbers?|inputs?|outputs?|sort(?:s|ed|ing)?|pairs?|dates?|files?|text|problem|fahrenheit|leap)\b)"
-    r"|\b(?:write|implement|debug|fix|edit|check|explain|run|refactor|compile|code) (?:me )?"
-    r"(?:some |this |the |my |an? |any )?(?:following |sorting |short )?(?:code|algorithms?)\b"
-    r"|\bin (?:C|R|Rust|Swift|Go) (?:for the following task|code)\b",
-    re.IGNORECASE,
-)
-
-
-LOOKED_AT, LINE = 20_000, 400
-"""Characters of a text, and of each line, in which code is looked for."""
-
-
-def code_in(text: str) -> str:
-    """Whether a prompt holds code (a fence, two lines that look like it, or one that is half of the text), is about
-    programming by its words, or neither: a rule of thumb, for English and the usual programming languages."""
-    text = text[:LOOKED_AT]
-    if _FENCE.search(text):
-        return HOLDS
-    lines = [line[:LINE] for line in text.splitlines() if line.strip()]
-    looks = sum(_LINE.match(line) is not None for line in lines)
-    if looks >= 2 or (looks and 2 * looks >= len(lines)) or sum(len(_INLINE.findall(line)) for line in lines) >= 2:
-        return HOLDS
-    return ABOUT if _ABOUT.search(text) else ""
-
-
-def without_code(text: str) -> str:
-    """The text without fences and lines that look like code."""
-    lines = _FENCE.sub("\n", text[:LOOKED_AT]).splitlines()
-    return "\n".join(line for line in lines if not _LINE.match(line[:LINE]))

@@ -51,6 +51,8 @@ def check_pairs(config: PairsConfig) -> None:
         raise ConfigError(f"--choose.pairs {config.pairs} asks reward models. Give --choose.source FOLDER...")
     if not asks and config.source:
         raise ConfigError("--choose.source is read only with --choose.pairs disagreement or margin.")
+    if twice := [word for word, count in Counter(config.source).items() if count > 1]:
+        raise ConfigError(f"--choose.source: {twice[0]} is there twice, and would be no second opinion.")
     if config.pairs == "none" and config.budget is not None:
         raise ConfigError("--choose.budget is about pairs. Give --choose.pairs disagreement, margin or random.")
 
@@ -66,11 +68,6 @@ def ranked(examples: Sequence[Example], config: CurateConfig, world: World) -> R
         fates = [None if pairs else Fate(ALONE) for pairs in options]
         return Ranked(picked, rng.permutation(len(examples)).astype(float), fates)
     scores, unscored = _scores(examples, how, config, world)
-    if how.pairs == "disagreement" and len(scores) < 2:
-        raise ConfigError(
-            "--choose.pairs disagreement needs two opinions or more. Got one: give several to --choose.source, or a "
-            "reward model with --ensemble.heads; or --choose.pairs margin."
-        )
     ends = np.cumsum([len(example.responses) for example in examples])
     found: list[tuple[int, int] | None] = []
     worth = np.full(len(examples), -np.inf)
@@ -147,8 +144,14 @@ def _scores(
             source = open_source(
                 SourceConfig((word,), precision=config.precision, trust_remote_code=config.trust_remote_code), world
             )
+            heads = _heads(source)
+            if how.pairs == "disagreement" and len(how.source) == 1 and len(heads) < 2:
+                raise ConfigError(
+                    "--choose.pairs disagreement needs two opinions or more. Got one: give several to --choose.source, "
+                    "or a reward model with --ensemble.heads; or --choose.pairs margin."
+                )
             source.check(bare)
-            own = _asked(word, source, bare, unscored)
+            own = _asked(word, source, heads, bare, unscored)
             del source
             opinions += own
     finally:
@@ -156,9 +159,15 @@ def _scores(
     return np.stack(opinions), dict(unscored)
 
 
-def _asked(word: str, source: Outside, examples: Sequence[Example], unscored: Counter[str]) -> list[np.ndarray]:
-    """[S] of a source; of a reward model with heads for the same reward, of each."""
-    heads = [f"{s.name}/{m}" for s in source.source.sources if isinstance(s, ModelReward) for m in s.members]
+def _heads(source: Outside) -> list[str]:
+    """Of reward models with several heads for the same reward, what their parts are called."""
+    return [f"{s.name}/{m}" for s in source.source.sources if isinstance(s, ModelReward) for m in s.members]
+
+
+def _asked(
+    word: str, source: Outside, heads: Sequence[str], examples: Sequence[Example], unscored: Counter[str]
+) -> list[np.ndarray]:
+    """[S] of a source; of a reward model with `heads`, of each."""
     found: list[list[np.ndarray]] = []
     done = 0
     with ProgressDisplay(total=len(examples), label=f"score: {word.partition('=')[0]}") as progress:

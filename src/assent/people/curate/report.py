@@ -92,7 +92,7 @@ def render(found: CurateSummary, out: str) -> None:
         grid.add_row(name, Text(line))
     console.print(grid)
     if found.complexity is not None and found.complexity.cost is not None:
-        console.print(asked.cost_table({found.complexity.by: found.complexity.cost}))
+        asked.show_costs(console, {found.complexity.by: found.complexity.cost})
 
 
 def _files(found: CurateSummary) -> str:

@@ -18,7 +18,7 @@ from assent.data.turns import choose_turns
 from assent.distributed import World
 from assent.errors import ConfigError, DataError
 from assent.models.loading import quiet_transformers
-from assent.outputs import try_file, whole_file
+from assent.outputs import whole_file
 from assent.people import asked
 from assent.people.curate import language
 from assent.people.curate.against import Overlap, Sets, overlapping
@@ -28,7 +28,7 @@ from assent.people.curate.duplicates import exact, near, plan
 from assent.people.curate.pairs import check_pairs, first_of, only, ranked
 from assent.people.curate.report import ComplexityNumbers, CurateSummary, PairNumbers, TopicNumbers, render
 from assent.people.curate.sieve import Fate, Sieve
-from assent.people.curate.texts import extra, many_turns, user_text
+from assent.people.curate.texts import many_turns, user_text
 from assent.people.curate.topics import Topics, check_topics, topics_of
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def curate(config: CurateConfig) -> CurateSummary:
         asked.write_examples(sieve.examples, config.out)
     _write(config, sieve, summary)
     if summary.complexity is not None and summary.complexity.cost is not None:
-        asked.check_answered(config.out, {summary.complexity.by: summary.complexity.cost})
+        asked.check_answered(config.out, {summary.complexity.by: summary.complexity.cost}, summary.rows)
     return summary
 
 
@@ -96,11 +96,8 @@ def _check(config: CurateConfig, world: World) -> None:
     where results cannot be written."""
     if world.size > 1:
         raise ConfigError(f"assent curate runs as one process; this is one of {world.size}.")
-    asked.check_places(config.out, config.resume, config.summary)
-    if config.dropped is not None:
-        try_file(config.dropped, f"--dropped {config.dropped}")
-    if config.filter.near < 1:
-        extra("datasketch", "near duplicates")
+    read = [*config.prompts, *config.against]
+    asked.check_places(config.out, config.resume, config.summary, read, config.dropped)
     check_complexity(config)
     check_topics(config.topics)
     check_pairs(config.choose)
@@ -121,7 +118,7 @@ def _read(config: CurateConfig, sieve: Sieve, found: _Found) -> None:
     sieve.drop("read", [_unfit(example) for example in sieve.examples])
     if unread:
         (stage,) = sieve.stages
-        reasons = Counter(fate.reason for *_, fate in unread)
+        reasons = Counter(fate.reason.partition(", got ")[0] for *_, fate in unread)  # what was got differs by row
         sieve.stages[0] = replace(stage, came=stage.came + len(unread), dropped={**stage.dropped, **reasons})
         sieve.dropped += unread  # type: ignore[arg-type]
     named = Counter(name for example in sieve.examples for name in NOTES if name in example.meta)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import unicodedata
 from typing import Any
 
@@ -11,8 +10,7 @@ from assent.data.records import Example
 from assent.errors import ConfigError
 from assent.measures.texts import words
 
-EXTRAS = {"datasketch": "people", "py3langid": "people", "sklearn": "people", "bertopic": "topics", "umap": "topics"}
-_BLANK = re.compile(r"\s+")
+EXTRAS = {"py3langid": "people", "sklearn": "people", "bertopic": "topics", "umap": "topics"}
 
 
 def extra(module: str, what: str) -> Any:
@@ -47,7 +45,9 @@ def many_turns(example: Example) -> bool:
 
 def plain(text: str) -> str:
     """NFKC, without case, one blank between words."""
-    return _BLANK.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
 
 
 def plain_words(text: str) -> list[str]:

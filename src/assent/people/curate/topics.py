@@ -28,6 +28,10 @@ COMMON, MANY = 0.1, 100
 there are so many prompts."""
 READ = 4_000
 """Characters of a prompt whose words count."""
+BATCH = 4096
+"""Texts that k-means looks at in one step; of no more than these it looks at all in each."""
+FEWEST = 5
+"""Texts that BERTopic can tell apart; fewer are one topic."""
 NAMED = 3
 """Words of a topic's name."""
 _LETTER = re.compile(f"[{UNSPACED}]")
@@ -112,31 +116,53 @@ def _reduced(table: Any, seed: int) -> np.ndarray:
         dense = weighted.toarray()
     else:
         svd = extra("sklearn.decomposition", "topics").TruncatedSVD(size, random_state=_seed(seed))
-        dense = svd.fit_transform(weighted)
+        with np.errstate(invalid="ignore"):  # the share of variance, of texts that are all the same
+            dense = svd.fit_transform(weighted)
     lengths = np.linalg.norm(dense, axis=1, keepdims=True)
     return np.asarray(dense / np.maximum(lengths, 1e-12), np.float32)
 
 
 def _kmeans(vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
-    made = extra("sklearn.cluster", "topics").MiniBatchKMeans(
-        number, random_state=_seed(seed), batch_size=4096, n_init=3, max_iter=50
-    )
+    cluster = extra("sklearn.cluster", "topics")
+    if len(vectors) <= BATCH:
+        made = cluster.KMeans(number, random_state=_seed(seed), n_init=3)
+    else:
+        made = cluster.MiniBatchKMeans(number, random_state=_seed(seed), batch_size=BATCH, n_init=3, max_iter=50)
     return np.asarray(made.fit_predict(vectors))
 
 
 def _bertopic(texts: Sequence[str], vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """BERTopic's topics; outliers go to the topic whose vectors are nearest."""
-    what = "--topics.method bertopic"
+    """BERTopic's topics, of which there are at most `number`; outliers go to the topic whose mean vector is nearest."""
+    what, count = "--topics.method bertopic", len(texts)
+    if count < FEWEST:
+        return np.zeros(count, int)
     umap = extra("umap", what).UMAP(
-        n_neighbors=15, n_components=5, min_dist=0.0, metric="cosine", random_state=_seed(seed)
+        n_neighbors=min(15, count - 1),
+        n_components=min(5, count - 2),
+        min_dist=0.0,
+        metric="cosine",
+        init="spectral" if count > 30 else "random",  # which eigenvectors of so small a matrix do not allow
+        random_state=_seed(seed),
     )
-    model = extra("bertopic", what).BERTopic(nr_topics=number + 1, umap_model=umap, calculate_probabilities=False)
-    labels, _ = model.fit_transform(list(texts), embeddings=vectors)
-    outliers = sum(label < 0 for label in labels)
-    if outliers and len(set(labels)) > 1:
-        log.info(f"topics: {outliers:,} outliers go to the nearest topic")
-        labels = model.reduce_outliers(list(texts), labels, strategy="embeddings", embeddings=vectors)
-    return np.asarray(labels)
+    least = max(2, min(10, count // (2 * number)))
+    counter = extra("sklearn.feature_extraction.text", what).CountVectorizer(analyzer=str.split)
+    model = extra("bertopic", what).BERTopic(
+        "multilingual", min_topic_size=least, umap_model=umap, vectorizer_model=counter
+    )
+    labels = np.asarray(model.fit_transform(list(texts), embeddings=vectors)[0])
+    outside = labels < 0
+    if outside.all():
+        return np.zeros(count, int)
+    if len(np.unique(labels[~outside])) > number:
+        model.reduce_topics(list(texts), nr_topics=number + int(outside.any()))
+        labels = np.asarray(model.topics_)
+    found, places = np.unique(labels[~outside], return_inverse=True)
+    means = np.stack([vectors[~outside][places == place].mean(0) for place in range(len(found))])
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    if outside.any():
+        log.info(f"topics: {int(outside.sum()):,} outliers go to the nearest topic")
+        labels[outside] = found[np.argmax(vectors[outside] @ means.T, axis=1)]
+    return labels
 
 
 def _seed(seed: int) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from assent.data.jsonl import check_new_file, write_rows
-from assent.data.records import Origin, Problem, RowError
+from assent.data.readers import read_rows as rows_of
+from assent.data.records import Problem, RowError
 from assent.errors import ConfigError, DataError
 from assent.files import not_a_file
 from assent.names import suggestion
 from assent.outputs import write_text
+from assent.people.exchange import flat
 from assent.people.exchange.argilla import ARGILLA, read_record
 from assent.people.exchange.labelstudio import LABELSTUDIO, config_of, most_answers, read_task_row
 from assent.people.exchange.marks import Questions
@@ -25,11 +28,13 @@ from assent.people.task import TaskDefinition
 log = logging.getLogger(__name__)
 
 SHAPES: Mapping[str, Shape] = {shape.name: shape for shape in (ASSENT, TRL, SHARE, STEER, ARGILLA, LABELSTUDIO)}
-READERS: Mapping[str, tuple[str, Callable[[Mapping[str, Any], TaskDefinition, Questions], Labelled]]] = {
-    "argilla": ("fields", read_record),
-    "labelstudio": ("data", read_task_row),
+READERS: Mapping[str, Callable[[Mapping[str, Any], TaskDefinition, Questions], Labelled]] = {
+    "argilla": lambda row, task, found: read_record(flat.record(row), task, found),
+    "labelstudio": lambda row, task, found: read_task_row(flat.task_row(row), task, found),
 }
-"""Shapes that are lists of objects with a key that tells them, and the reader of one."""
+"""Shapes of annotation tools, and the reader of one of their objects."""
+KEYS = {"argilla": "fields", "labelstudio": "data"}
+"""The key that most of their files have."""
 CONFIG = ".xml"
 """Behind the name of a file for Label Studio: its labelling interface."""
 __all__ = ["SHAPES", "Imported", "Labelled", "Planned", "Shape", "export", "planned", "read"]
@@ -63,6 +68,8 @@ def export(labelled: Iterable[Labelled], task: TaskDefinition, format: str, out:
     if shape is LABELSTUDIO:
         check_new_file(out + CONFIG)
     listed = list(labelled)
+    if not listed:
+        raise DataError(f"{task.name} has no such labels yet.")
     found = plan(shape, listed, task)
     for what, count in found.lost.items():
         log.warning(f"--format {format} does not carry {what} (of {count:,} of {len(listed):,} items)")
@@ -86,7 +93,7 @@ def read(path: str, task: TaskDefinition, format: str = "auto") -> Imported:
     if format == "auto":
         format = _told(path) or "auto"
     if format in READERS:
-        found = _read_list(path, task, format)
+        found = _read_tool(path, task, format)
     elif format in SHAPES or format == "auto":
         found = read_rows(path, task)
     else:
@@ -99,42 +106,33 @@ def read(path: str, task: TaskDefinition, format: str = "auto") -> Imported:
 
 
 def _told(path: str) -> str | None:
-    """Whether a file is a list of objects of an annotation tool."""
-    if not path.endswith(".json") or not_a_file(path):
+    """Which annotation tool wrote a file, by its first row."""
+    if not Path(path).is_file() or not_a_file(path):
         return None
-    try:
-        first = next(iter(json.loads(Path(path).read_text(encoding="utf-8-sig"))), None)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None  # which is for `load_examples` to say
-    if not isinstance(first, Mapping):
-        return None
-    if "fields" in first and ("responses" in first or "suggestions" in first):
-        return "argilla"
-    return "labelstudio" if isinstance(first.get("data"), Mapping) else None
+    with suppress(DataError):  # which is for `load_examples` to say
+        for _, row in rows_of(path):
+            return flat.tool_of(row) if isinstance(row, Mapping) else None
+    return None
 
 
-def _read_list(path: str, task: TaskDefinition, format: str) -> Imported:
-    key, reader = READERS[format]
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {str(error)[:100]}.") from None
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: expected a list of objects with '{key}', as {format} writes them.")
+def _read_tool(path: str, task: TaskDefinition, format: str) -> Imported:
     found, problems = Questions(task), list[Problem]()
-    labelled = []
-    for number, row in enumerate(rows, 1):
-        origin = Origin(path, number)
+    labelled: list[Labelled] = []
+    rows = list(rows_of(path))
+    if not rows or not any(isinstance(row, Problem) or flat.tool_of(row) == format for _, row in rows):
+        raise DataError(f"{path}: expected a list of objects with '{KEYS[format]}', as {format} writes them.")
+    for origin, row in rows:
         try:
-            if not isinstance(row, Mapping):
-                raise RowError(None, f"expected an object with '{key}'")
-            labelled.append(reader(row, task, found))
+            if isinstance(row, Problem):
+                problems.append(row)
+                continue
+            labelled.append(READERS[format](row, task, found))
         except RowError as error:
             problems.append(error.at(origin))
         except (TypeError, AttributeError, ValueError, KeyError):
             problems.append(Problem(origin, None, f"is not as {format} writes it"))
+        problems += [error.at(origin) for error in found.refused]
+        found.refused.clear()
     return Imported(_merged(labelled), problems, dict(found.unknown), dict(found.skipped))
 
 

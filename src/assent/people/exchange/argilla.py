@@ -18,12 +18,13 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from assent.data.formats.message import messages
 from assent.data.formats.values import in_words
 from assent.data.records import RowError
-from assent.people.exchange.marks import Questions, questions_of, value_of
+from assent.people.exchange.marks import Questions, labels_of, questions_of, value_of
 from assent.people.exchange.shape import (
     COLUMNS,
     Labelled,
@@ -40,6 +41,8 @@ from assent.people.task import Item, TaskDefinition
 OWN = "annotators"
 SOURCE = re.compile(r"source_(\d+)")
 ATTRIBUTE = re.compile(r"[a-z0-9_-]+")
+UNNAMED = "imported"
+"""Who said what nobody is named for."""
 RATINGS = (0, 10)
 """What Argilla's ratings may be."""
 RECORD = ("id", "fields", "metadata", "suggestions", "responses", "vectors", "status", "_server_id")
@@ -159,10 +162,11 @@ def read_record(row: Mapping[str, Any], task: TaskDefinition, found: Questions) 
             found.skipped[f"{status} by {names.get(user, user)}"] += 1
             continue
         by.setdefault(names.get(user, user), {})[question] = value
-    return Labelled(
-        item,
-        tuple(Label(value_of(_plain(answers), item, task, found, who), who) for who, answers in by.items()),
-    )
+
+    def make(who: str) -> Label:
+        return Label(value_of(_plain(by[who]), item, task, found), who)
+
+    return Labelled(item, labels_of(((who, partial(make, who)) for who in by), found))
 
 
 def _names(entries: object) -> dict[str, str]:
@@ -196,11 +200,21 @@ def _given(row: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
     if isinstance(responses, Mapping):
         for question, given in responses.items():
             for each in given:
-                yield str(each.get("user_id")), question, each.get("value"), each.get("status") or "submitted"
+                yield (
+                    str(each.get("user_id") or UNNAMED),
+                    question,
+                    each.get("value"),
+                    each.get("status") or "submitted",
+                )
     elif isinstance(responses, list):
         for each in responses:
             for question, value in (each.get("values") or {}).items():
-                yield str(each.get("user_id")), question, value.get("value"), each.get("status") or "submitted"
+                yield (
+                    str(each.get("user_id") or UNNAMED),
+                    question,
+                    value.get("value"),
+                    each.get("status") or "submitted",
+                )
     suggestions = row.get("suggestions") or {}
     if isinstance(suggestions, Mapping):
         for question, each in suggestions.items():
@@ -214,6 +228,8 @@ def _plain(answers: Mapping[str, Any]) -> dict[str, Any]:
     if "ranking" in plain:
         by_rank: dict[Any, list[str]] = defaultdict(list)
         for place, each in enumerate(plain["ranking"] if isinstance(plain["ranking"], list) else [{}], 1):
+            if isinstance(each, str):
+                each = {"value": each}
             if not isinstance(each, Mapping) or not isinstance(each.get("value"), str):
                 raise RowError("responses.ranking", "expected a list of {value, rank}")
             by_rank[each.get("rank") if each.get("rank") is not None else place].append(each["value"])

@@ -16,8 +16,9 @@ and `comment` (TextArea) in all. A stars' rating of 0 means that there is none, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -25,9 +26,9 @@ from assent.data.formats.message import messages
 from assent.data.formats.values import in_words
 from assent.data.jsonl import plain_json
 from assent.data.records import RowError
-from assent.people.exchange.marks import NONE, NOTHING, Questions, name_of, questions_of, value_of
+from assent.people.exchange.marks import NONE, NOTHING, Questions, labels_of, name_of, questions_of, value_of
 from assent.people.exchange.shape import Labelled, Lost, Row, Shape, note_item, note_labels
-from assent.people.items import Label
+from assent.people.items import Label, seconds_of
 from assent.people.kinds import KINDS
 from assent.people.task import ANSWERS, SAMPLED, Item, TaskDefinition
 
@@ -200,16 +201,22 @@ def read_task_row(row: Mapping[str, Any], task: TaskDefinition, found: Questions
     if not isinstance(data, Mapping):
         raise RowError("data", f"expected an object, got {in_words(data)}")
     item = _item(data, found)
-    labels = []
+    given: list[tuple[str, Callable[[], Label]]] = []
     for kind in ("annotations", "predictions"):
         for number, each in enumerate(row.get(kind) or []):
             who = _who(each, kind, number)
             if each.get("was_cancelled"):
                 found.skipped[f"skipped by {who}"] += 1
                 continue
-            answers = _answers(each.get("result") or [], f"{kind}[{number}]", item, found)
-            labels.append(Label(value_of(answers, item, task, found, who), who, (), each.get("lead_time"), _at(each)))
-    return Labelled(item, tuple(labels))
+            given.append((who, partial(_label, each, f"{kind}[{number}]", item, task, found, who)))
+    return Labelled(item, labels_of(given, found))
+
+
+def _label(each: Mapping[str, Any], where: str, item: Item, task: TaskDefinition, found: Questions, who: str) -> Label:
+    """An annotation, or a prediction."""
+    seconds = seconds_of(each.get("lead_time"), f"{where}.lead_time")
+    value = value_of(_answers(each.get("result") or [], where, item, found), item, task, found)
+    return Label(value, who, (), seconds, _at(each))
 
 
 def _who(each: Mapping[str, Any], kind: str, number: int) -> str:
@@ -255,7 +262,7 @@ def _item(data: Mapping[str, Any], found: Questions) -> Item:
 def _answers(results: list[Any], where: str, item: Item, found: Questions) -> dict[str, Any]:
     """Results as answers to questions."""
     answers: dict[str, Any] = {}
-    notes = {each.get("id"): each for each in results if str(each.get("from_name", "")).endswith("_note")}
+    notes = {each["id"]: each for each in results if each.get("id") and str(each.get("from_name")).endswith("_note")}
     for number, each in enumerate(results):
         name, kind, value = each.get("from_name"), each.get("type"), each.get("value") or {}
         place = f"{where}.result[{number}]"
@@ -274,7 +281,10 @@ def _answers(results: list[Any], where: str, item: Item, found: Questions) -> di
             case "labels":
                 answers.setdefault(name, []).append(_span(value, name, item, notes.get(each.get("id")), place))
             case "textarea":
-                if not str(name).endswith("_note"):
+                if str(name).endswith("_note"):
+                    if each.get("id") is None:
+                        found.unknown["notes of marked passages"] += 1
+                else:
                     answers[name] = "\n".join(value.get("text") or [])
             case _:
                 found.unknown[f"results of type {kind}"] += 1
@@ -312,10 +322,19 @@ def _span(value: Mapping[str, Any], name: Any, item: Item, note: Mapping[str, An
     start, end, text = value.get("start"), value.get("end"), value.get("text")
     if isinstance(text, str) and isinstance(start, int) and isinstance(end, int):
         if item.responses[answer][start:end] != text:
-            raise RowError(f"{where}.value", f"characters {start} to {end} of the answer are not {text[:40]!r}")
+            start, end = _units(item.responses[answer], start), _units(item.responses[answer], end)
+        if item.responses[answer][start:end] != text:
+            raise RowError(
+                f"{where}.value", f"characters {value['start']} to {value['end']} of the answer are not {text[:40]!r}"
+            )
     (label,) = value.get("labels") or [None]
     said = "\n".join((note or {}).get("value", {}).get("text") or [])
     return {"start": start, "end": end, "label": label} | ({"comment": said} if said else {})
+
+
+def _units(text: str, place: int) -> int:
+    """A place in code points that is given in UTF-16's units, as a browser counts."""
+    return len(text.encode("utf-16-le", "surrogatepass")[: 2 * max(place, 0)].decode("utf-16-le", "ignore"))
 
 
 def most_answers(items: list[Item], task: TaskDefinition) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from assent.data.formats.values import in_words
 from assent.data.records import Example, Message, Response, RowError
-from assent.people.items import item_from
+from assent.people.items import Label, item_from
 from assent.people.kinds import KINDS, LabelError, Value
 from assent.people.task import Item, TaskDefinition
 
@@ -23,6 +23,8 @@ class Questions:
     task: TaskDefinition
     unknown: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    refused: list[RowError] = field(default_factory=list)
+    """Labels of the present item that are none of the task's; the item stays."""
 
     def item(
         self, prompt: tuple[Message, ...], responses: tuple[str, ...], sources: tuple[Any, ...], meta: Mapping[str, Any]
@@ -31,6 +33,17 @@ class Questions:
         pairs = zip(responses, sources or (None,) * len(responses), strict=True)
         answers = tuple(Response((Message("assistant", text),), source) for text, source in pairs)
         return item_from(Example(prompt, answers, meta=dict(meta)), self.task)
+
+
+def labels_of(given: Iterable[tuple[str, Callable[[], Label]]], found: Questions) -> tuple[Label, ...]:
+    """The labels that can be made; of each annotator's that cannot it is noted why."""
+    made = []
+    for who, make in given:
+        try:
+            made.append(make())
+        except RowError as error:
+            found.refused.append(RowError(error.column, f"the label of {who} is left out: {error.reason}"))
+    return tuple(made)
 
 
 def name_of(answer: int) -> str:
@@ -74,7 +87,7 @@ def questions_of(value: Value, item: Item, task: TaskDefinition) -> dict[str, An
     return {name: each for name, each in answers.items() if each is not None}
 
 
-def value_of(answers: Mapping[str, Any], item: Item, task: TaskDefinition, found: Questions, who: str) -> Value:
+def value_of(answers: Mapping[str, Any], item: Item, task: TaskDefinition, found: Questions) -> Value:
     """The value of such answers, checked. Questions of other names are noted. Raises RowError."""
     value = _value(answers, item, task)
     known = _known(item, task)
@@ -88,7 +101,7 @@ def value_of(answers: Mapping[str, Any], item: Item, task: TaskDefinition, found
     except LabelError as error:
         missing = [name for name in known if name not in answers and name not in ("comment", "strength")]
         hint = f"; there is no answer to: {', '.join(missing)}" if missing else ""
-        raise RowError("responses", f"{who}: {str(error).removesuffix('.')}{hint}") from None
+        raise RowError("responses", f"{str(error).removesuffix('.')}{hint}") from None
     return value
 
 

@@ -12,7 +12,7 @@ from assent.data.formats.load import moved
 from assent.data.records import ANNOTATED, Example, Feedback, Pair, Ranking, RowError
 from assent.people.exchange.rows import ANNOTATOR, COMMENT, FIRST, OWN
 from assent.people.exchange.shape import Imported, Labelled
-from assent.people.items import WRITTEN, Label, item_from, last_answers
+from assent.people.items import WRITTEN, Label, item_from, last_answers, seconds_of
 from assent.people.kinds import KINDS, LabelError, Value
 from assent.people.task import Item, TaskDefinition, digest_of
 
@@ -101,12 +101,8 @@ def _entry(entry: Any, where: str, item: Item, task: TaskDefinition) -> Label:
         raise RowError(f"{where}.annotator", "expected a name")
     if shown and (not isinstance(shown, list) or sorted(shown, key=str) != [*range(len(item.responses))]):
         raise RowError(f"{where}.shown", f"expected every answer once, from 0 to {len(item.responses) - 1}")
-    for name in ("seconds", "at"):
-        if entry.get(name) is not None and (
-            isinstance(entry[name], bool) or not isinstance(entry[name], int | float) or not 0 <= entry[name] < 1e12
-        ):
-            raise RowError(f"{where}.{name}", "expected a number of seconds")
-    return Label(dict(entry["value"]), who, tuple(shown), entry.get("seconds"), entry.get("at"))
+    seconds, at = (seconds_of(entry.get(name), f"{where}.{name}") for name in ("seconds", "at"))
+    return Label(dict(entry["value"]), who, tuple(shown), seconds, at)
 
 
 def _without_written(example: Example, task: TaskDefinition) -> Example:

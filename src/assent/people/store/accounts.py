@@ -36,6 +36,17 @@ def _nobody() -> str:
     return _hasher().hash("nobody has this password")
 
 
+class Hashed(str):
+    """The hash of a new password: made before a transaction, since nobody else writes meanwhile."""
+
+
+def hashed(password: str) -> Hashed:
+    """Raises AccountError where it cannot be one."""
+    if not SHORTEST <= len(password) <= LONGEST:
+        raise AccountError(f"A password has at least {SHORTEST} characters (and at most {LONGEST:,}).")
+    return Hashed(_hasher().hash(password.encode("utf-8", "surrogatepass")))
+
+
 def add_user(
     c: Connection, name: str, password: str | None, role: Role, by: User | None, now: float | None = None
 ) -> User:
@@ -47,16 +58,14 @@ def add_user(
         raise AccountError(
             "A name has up to 64 letters, digits, spaces and . @ + - _ ', and begins with a letter or digit."
         )
-    if password is not None and not SHORTEST <= len(password) <= LONGEST:
-        raise AccountError(f"A password has at least {SHORTEST} characters (and at most {LONGEST:,}).")
     if role not in get_args(Role):
         raise AccountError(f"No role '{role}'. Known: {', '.join(get_args(Role))}.")
     if role == "judge" and password is not None:
         raise AccountError("A judge signs in by a token, and has no password.")
     if c.execute(select(t.users.c.id).where(t.users.c.folded == folded(name))).first():
         raise AccountError(f"The name '{name}' is taken. Choose another one.")
-    hashed = None if password is None else _hasher().hash(password.encode("utf-8", "surrogatepass"))
-    row = {"name": name, "folded": folded(name), "role": role, "password": hashed, "made_at": clock(now)}
+    kept = password if password is None or isinstance(password, Hashed) else hashed(password)
+    row = {"name": name, "folded": folded(name), "role": role, "password": kept, "made_at": clock(now)}
     key = t.made(c, t.users, row | {"made_by": by and by.id})
     audit.record(c, by, "account made", name, {"role": role}, now)
     return User(key, name, role)
@@ -66,22 +75,20 @@ def check_password(c: Connection, name: str, password: str) -> User | None:
     """The user of that name, where the password is theirs and they are not disabled. It takes as long for a name that
     is not there."""
     row = c.execute(_user().where(t.users.c.folded == folded(name))).first()
-    hashed = row.password if row is not None and row.password is not None else None
+    kept = row.password if row is not None and row.password is not None else None
     from argon2.exceptions import Argon2Error, InvalidHashError
 
     try:
-        _hasher().verify(hashed or _nobody(), password[: LONGEST + 1].encode("utf-8", "surrogatepass"))
+        _hasher().verify(kept or _nobody(), password[: LONGEST + 1].encode("utf-8", "surrogatepass"))
     except (Argon2Error, InvalidHashError):
         return None
-    return user_in(row) if row is not None and hashed is not None and row.disabled_at is None else None
+    return user_in(row) if row is not None and kept is not None and row.disabled_at is None else None
 
 
 def set_password(c: Connection, user: User, password: str, by: User | None, now: float | None = None) -> None:
     """Changes a password; who is signed in with the old one no longer is."""
-    if not SHORTEST <= len(password) <= LONGEST:
-        raise AccountError(f"A password has at least {SHORTEST} characters (and at most {LONGEST:,}).")
-    hashed = _hasher().hash(password.encode("utf-8", "surrogatepass"))
-    c.execute(update(t.users).where(t.users.c.id == user.id).values(password=hashed))
+    kept = password if isinstance(password, Hashed) else hashed(password)
+    c.execute(update(t.users).where(t.users.c.id == user.id).values(password=kept))
     c.execute(t.sessions.delete().where(t.sessions.c.user_id == user.id))
     audit.record(c, by, "password changed", user.name, None, now)
 
@@ -122,8 +129,9 @@ def add_member(
     c: Connection, project: Project, user: User, role: Role, by: User | None, now: float | None = None
 ) -> None:
     """Makes somebody a member, or changes what they are in the project."""
+    a_role = f"an {role}" if role in ("admin", "annotator") else f"a {role}"
     if role == "admin" or (role == "judge") != (user.role == "judge"):
-        raise AccountError(f"{user.name} ({user.role}) cannot be a {role} of {project.name}.")
+        raise AccountError(f"{user.name} ({user.role}) cannot be {a_role} of {project.name}.")
     key = (t.memberships.c.project_id == project.id) & (t.memberships.c.user_id == user.id)
     found = c.execute(select(t.memberships.c.role).where(key)).scalar()
     if found == role:

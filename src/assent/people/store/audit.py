@@ -33,11 +33,15 @@ def record(
     c.execute(insert(t.audit).values(row))
 
 
-def entries(c: Connection, project: Project | None, after: int | None = None, limit: int = 100) -> list[Entry]:
-    """The newest rows first, of one project or of all; `after` goes on behind the row of that id."""
+def entries(
+    c: Connection, project: Project | None, after: int | None = None, limit: int = 100, server: bool = False
+) -> list[Entry]:
+    """The newest rows first, of one project (with `server` also those of none: accounts, passwords, tokens) or of all;
+    `after` goes on behind the row of that id."""
     query = select(t.audit, t.users.c.name).outerjoin(t.users, t.users.c.id == t.audit.c.user_id)
     if project is not None:
-        query = query.where(t.audit.c.project_id == project.id)
+        mine = t.audit.c.project_id == project.id
+        query = query.where(mine | t.audit.c.project_id.is_(None) if server else mine)
     if after is not None:
         query = query.where(t.audit.c.id < after)
     rows = c.execute(query.order_by(t.audit.c.id.desc()).limit(limit))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from assent.foreign import brief
-from assent.outputs import writing
+from assent.outputs import sync, writing
 from assent.people.store.errors import OpenError
+
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
+"""What file systems say that know no second name of a file, as those of sticks and of shared folders."""
 
 
 def backup(source: Path, target: Path) -> None:
@@ -25,12 +30,23 @@ def backup(source: Path, target: Path) -> None:
             os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         _copy(source, part, target)
         with writing(target, f"--backup {target}"):
-            _synced(part)
-            os.link(part, target)  # not over what has come there meanwhile
+            sync(part)
+            _place(part, target)
     finally:
         for suffix in ("", "-journal", "-wal", "-shm"):
             part.with_name(part.name + suffix).unlink(missing_ok=True)
-    _synced(target.parent)
+    sync(target.parent)
+
+
+def _place(part: Path, target: Path) -> None:
+    """Gives the copy its name, but not over what has come there meanwhile."""
+    try:
+        os.link(part, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        part.replace(target)
 
 
 def _copy(source: Path, part: Path, target: Path) -> None:
@@ -40,14 +56,8 @@ def _copy(source: Path, part: Path, target: Path) -> None:
             new.execute("PRAGMA journal_mode = DELETE")  # one file, which a read-only place can hold
             found = new.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
-        raise OpenError(f"--backup {target}: the copy could not be made: {brief(error)}.") from error
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = " Make room there, or choose another place." if kind in NO_ROOM else ""
+        raise OpenError(f"--backup {target}: the copy could not be made: {brief(error)}.{advice}") from error
     if found != "ok":
         raise OpenError(f"--backup {target}: the database is damaged ({brief(found)}); no copy was kept.")
-
-
-def _synced(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -40,6 +40,7 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _CLOSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
 _BUSY_STATES = {"55P03", "40P01", "40001", "57014", "53300"}
 _FULL_STATES = {"53100", "53200"}
+_ENDED_STATES = {"57P01", "57P02", "57P03", "08000", "08003", "08006"}
 
 
 def url_of(database: str | Path) -> URL:
@@ -173,10 +174,15 @@ def as_json(value: object) -> str:
 def prepare_file(path: Path, create: bool) -> None:
     """The file of a database, made where it is missing, readable for its owner alone; and a complaint where a database
     cannot be kept there."""
-    if path.is_dir():
-        raise OpenError(f"--db {path}: it is a folder. Give a file.")
-    if not path.parent.is_dir():
-        raise OpenError(f"--db {path}: the folder {path.parent} does not exist.")
+    try:
+        if path.is_dir():
+            raise OpenError(f"--db {path}: it is a folder. Give a file.")
+        if not path.parent.is_dir():
+            raise OpenError(f"--db {path}: the folder {path.parent} does not exist.")
+        if path.exists() and not path.is_file():
+            raise OpenError(f"--db {path}: it is no regular file. Give one.")
+    except OSError as error:
+        raise OpenError(f"--db {path}: cannot be looked at: {error.strerror}.") from None
     if (kind := file_system(path.parent)) in NETWORK:
         raise OpenError(
             f"--db {path}: it lies on a network file system ({kind}), where a database that several programs write is "
@@ -230,6 +236,11 @@ def _as_ours(name: str, error: DBAPIError) -> StoreError | DBAPIError:
             f"{name}: another program has kept the database locked for {WAIT:.0f} seconds. Nothing was changed; try "
             "again, and end the program that holds it."
         )
+    if state in _ENDED_STATES or (state is None and code is None and error.connection_invalidated):
+        return BusyError(
+            f"{name}: the server of the database has ended the connection: {brief(said)}. Try again in a moment; what "
+            "is sent again is saved once."
+        )
     if kind in _FULL or state in _FULL_STATES:
         return RoomError(
             f"{name}: the database cannot grow: {brief(said)}. Nothing of this was saved; all that was saved before is "
@@ -242,7 +253,7 @@ def _as_ours(name: str, error: DBAPIError) -> StoreError | DBAPIError:
         )
     if kind in _CLOSED or "write-ahead log" in str(said):
         return OpenError(f"{name}: it cannot be written: {brief(said)}. Look at the rights of the file and its folder.")
-    if state is None and code is None and error.connection_invalidated | ("connect" in str(said)):
+    if state is None and code is None and "connect" in str(said):
         return OpenError(f"{name}: cannot be reached: {brief(said)}.")
     if state is not None and state[:2] in ("28", "3D", "08", "42") and "permission" in str(said):
         return OpenError(f"{name}: {brief(said)}.")

@@ -57,6 +57,8 @@ class Evidence:
     feedback: dict[int, tuple[Feedback, ...]] = field(default_factory=dict)
     by_item: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     """The labels of each item that are work."""
+    examples: dict[int, Example] = field(default_factory=dict)
+    """Items as rows, as long as nothing new is said of them."""
 
     def add(self, one: Given) -> None:
         """Takes a label in; its item is one of `things`."""
@@ -64,12 +66,14 @@ class Evidence:
         if one.purpose == "work":
             self.feedback[one.label] = _feedback(self.task, one, len(self.things[one.item].words))
             self.by_item[one.item].add(one.label)
+            self.examples.pop(one.item, None)
 
     def remove(self, label: int) -> Given | None:
         """Forgets a label that no longer stands, and says which it was."""
         one = self.given.pop(label, None)
         if one is not None and self.feedback.pop(label, None) is not None:
             self.by_item[one.item].discard(label)
+            self.examples.pop(one.item, None)
         return one
 
     def of(self, *purposes: str) -> list[Given]:
@@ -79,8 +83,10 @@ class Evidence:
     def tables(self) -> Tables:
         """Votes on all items, as of now."""
         items = [item for item, labels in self.by_item.items() if labels]
-        examples = [_slim(item, self.things[item], self._said(item)) for item in items]
-        return Tables(self.task, tuple(items), tuple(examples), tuple(self.of("work")))
+        for item in items:
+            if item not in self.examples:
+                self.examples[item] = _slim(item, self.things[item], self._said(item))
+        return Tables(self.task, tuple(items), tuple(map(self.examples.__getitem__, items)), tuple(self.of("work")))
 
     def _said(self, item: int) -> Iterable[Feedback]:
         return (piece for label in sorted(self.by_item[item]) for piece in self.feedback[label])

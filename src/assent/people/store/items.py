@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, Text, cast, insert, select, upda
 
 from assent.foreign import printable
 from assent.people.items import item_of, item_row
-from assent.people.store import audit
+from assent.people.store import audit, places, versions
 from assent.people.store import tables as t
 from assent.people.store.engine import as_json
 from assent.people.store.errors import MissingError
@@ -32,25 +32,30 @@ def add_items(
     now: float | None = None,
 ) -> Added:
     """Adds items, at the end of the queue. Those that are there already, prompt and answers alike, are left as they
-    are. `expected` has the known answer to each gold or screening item."""
+    are. `expected` has the known answer to each gold or screening item; one that is there gets it, too."""
     assert (expected is None) == (purpose == "work"), "known answers belong to gold and screening items"
     turn = _locked_turn(c, project)
     rows = ((item, None) for item in items) if expected is None else zip(items, expected, strict=True)
-    new = seen = 0
+    new = seen = changed = 0
     pending = iter(rows)
     while batch := list(islice(pending, BATCH)):
-        new += _add(c, project, batch, purpose, turn, now)
+        added, renewed = _add(c, project, batch, purpose, turn, now)
+        new, changed = new + added, changed + renewed
         seen += len(batch)
         turn += len(batch)
-    c.execute(update(t.projects).where(t.projects.c.id == project.id).values(turn=turn))
+    values = {"turn": turn, "size": t.projects.c.size + (new if purpose == "work" else 0)}
+    c.execute(update(t.projects).where(t.projects.c.id == project.id).values(values))
     if new:
         detail = {"purpose": purpose, "new": new, "known": seen - new}
         audit.record(c, by, "items added", project.name, detail, now, project)
+    if changed:
+        detail = {"purpose": purpose, "changed": changed}
+        audit.record(c, by, "known answers changed", project.name, detail, now, project)
     return Added(new, seen - new)
 
 
 def _locked_turn(c: Connection, project: Project) -> int:
-    query = select(t.projects.c.turn).where(t.projects.c.id == project.id).with_for_update()
+    query = select(t.projects.c.turn).where(t.projects.c.id == project.id).with_for_update(key_share=True)
     return c.execute(query).scalar_one()
 
 
@@ -61,11 +66,12 @@ def _add(
     purpose: ItemPurpose,
     turn: int,
     now: float | None,
-) -> int:
-    """Inserts what is new in the batch, and says how many that are; the project is locked meanwhile."""
+) -> tuple[int, int]:
+    """Inserts what is new in the batch, and says how many that are, and of how many others the known answer changed;
+    the project is locked meanwhile."""
     mine = (t.items.c.project_id == project.id) & (t.items.c.purpose == purpose)
-    ids = select(t.items.c.key, t.items.c.id).where(mine, t.items.c.key.in_([item.digest for item, _ in batch]))
-    known = {row.key for row in c.execute(ids)}
+    ids = select(t.items).where(mine, t.items.c.key.in_([item.digest for item, _ in batch]))
+    known = {row.key: row for row in c.execute(ids)}
     new: dict[str, tuple[Item, dict[str, Any]]] = {}
     for place, (item, answer) in enumerate(batch, turn + 1):
         row = _row(project, item, purpose, answer, place, now)
@@ -75,7 +81,8 @@ def _add(
         c.execute(insert(t.items), [row for _, row in new.values()])
         made = [row for row in c.execute(ids) if row.key in new]
         c.execute(insert(t.contents), [{"item_id": row.id, "payload": item_row(new[row.key][0])} for row in made])
-    return len(new)
+    answers = {item.digest: answer for item, answer in batch if answer is not None}
+    return len(new), versions.renewed(c, list(known.values()), answers)
 
 
 def _row(
@@ -165,18 +172,11 @@ def _in_json(text: str) -> str:
 def withdraw(c: Connection, key: int, by: User | None, reason: str, now: float | None = None) -> None:
     """Takes an item out: nobody gets it any more, and what was answered about it stays in the history alone. Raises
     MissingError."""
-    query = select(t.items.c.project_id, t.items.c.state).where(t.items.c.id == key).with_for_update()
-    row = c.execute(query).first()
+    row = c.execute(select(t.items).where(t.items.c.id == key).with_for_update()).first()
     if row is None:
         raise MissingError(f"There is no item {key}.")
     if row.state == "withdrawn":
         return
-    values = {
-        "state": "withdrawn",
-        "lane": None,
-        "turn": None,
-        "withdrawn_at": clock(now),
-        "withdrawn_why": printable(reason),
-    }
-    c.execute(update(t.items).where(t.items.c.id == key).values(values))
-    audit.record(c, by, "item withdrawn", str(key), {"reason": printable(reason)}, now, row.project_id)
+    why = printable(reason)
+    places.change(c, row, state="withdrawn", lane=None, turn=None, withdrawn_at=clock(now), withdrawn_why=why)
+    audit.record(c, by, "item withdrawn", str(key), {"reason": why}, now, row.project_id)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, exists, select, update
+from sqlalchemy import Connection, Row, Select, exists, func, select, update
 
 from assent.foreign import printable
 from assent.people.kinds import KINDS
@@ -18,7 +18,10 @@ from assent.people.store.queue import own_slot, slot_of
 from assent.people.store.records import Project, Purpose, Saved, Slot, StoredLabel, User
 
 LONGEST_REASON = 2000
-_REQUEST = re.compile(r"[ -~]{1,100}")
+OWN = "\N{SECTION SIGN} "
+"""Begins the requests that the server makes in somebody's name: those that come in are ASCII."""
+REQUEST = re.compile(f"({OWN})?[ -~]{{1,100}}")
+"""What tells a request from others."""
 Action = Literal["label", "skip", "undo"]
 
 
@@ -63,16 +66,19 @@ def _end(
             return Saved(before.id, True, member.locked)
         raise StaleError("This was sent before, with another answer. Load the page again to see what is saved.")
     item = places.locked(c, slot.item_id)
-    task = definition(c, slot.definition_id).task
+    asked = definition(c, slot.definition_id)
+    task, earlier = asked.task, asked.meaning != project.definition.meaning
     if action == "label":
         KINDS[task.kind].check(value, items.content(c, item.id), task)
-    _check_open(c, slot, item, member.locked, value, now)
+    _check_open(c, slot, item, member.locked, value, now, earlier)
     row = {"action": action, "value": value, "reason": reason, "seconds": seconds, "supersedes": None}
     label = _append(c, slot, request, row, now)
-    state = "done" if action == "label" else "skipped"
+    state = "lapsed" if earlier else "done" if action == "label" else "skipped"
     ended = {"state": state, "label_id": label, "ended_at": now, "note": None}
     c.execute(update(t.slots).where(t.slots.c.id == key).values(ended))
     drafts.forget(c, slot)
+    if earlier:
+        return Saved(label, False, member.locked)
     _count(c, slot, 1 if action == "label" else 0)
     if slot.purpose == "work":
         places.settle(c, item, project.task)
@@ -80,17 +86,24 @@ def _end(
 
 
 def _check_open(
-    c: Connection, slot: Row[Any], item: Row[Any], locked: str | None, value: Mapping[str, Any] | None, now: float
+    c: Connection,
+    slot: Row[Any],
+    item: Row[Any],
+    locked: str | None,
+    value: Mapping[str, Any] | None,
+    now: float,
+    earlier: bool,
 ) -> None:
-    """Whether the slot can be answered: it is held, or it can be had again."""
+    """Whether the slot can be answered: it is held, or it can be had again; or it is of an `earlier` meaning of the
+    task, whose answers are kept and count no more."""
     problem: GoneError | StaleError | LeaseError
     if item.state == "withdrawn":
         problem = GoneError(
             "This item was withdrawn while you worked on it. What you wrote is kept; open the next one."
         )
-    elif slot.state in ("done", "skipped"):
+    elif slot.label_id is not None:
         problem = StaleError("This item is answered already, perhaps in another tab. To change the answer, undo it.")
-    elif slot.state == "leased" and locked is None:
+    elif (slot.state == "leased" or earlier) and locked is None:
         return
     elif locked is None and _again(c, slot, item):
         return
@@ -99,7 +112,7 @@ def _check_open(
             "Your time for this item ran out, and somebody else has it now. Nothing is lost: what you wrote is kept as "
             "a draft."
         )
-    if value is not None:
+    if value is not None and not earlier:
         drafts.keep(c, slot, value, now)
     raise problem
 
@@ -120,7 +133,7 @@ def _again(c: Connection, slot: Row[Any], item: Row[Any]) -> bool:
 
 
 def _request(c: Connection, user: User, request: str) -> Row[Any] | None:
-    if not _REQUEST.fullmatch(request):
+    if not REQUEST.fullmatch(request):
         raise StaleError("The form has no proper request number. Load the page again.")
     query = select(t.labels).where(t.labels.c.user_id == user.id, t.labels.c.request == request)
     return c.execute(query).first()
@@ -153,9 +166,11 @@ def undo(c: Connection, user: User, project: Project, request: str, now: float) 
         raise StaleError("This was sent before, with another meaning. Load the page again.")
     if member.locked is not None:
         raise AccessError(member.locked)
-    mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id)
-    query = select(t.slots).where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
-    slot = c.execute(query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)).first()
+    mine = (t.labels.c.user_id == user.id) & (t.labels.c.project_id == project.id)
+    mine &= t.slots.c.label_id == t.labels.c.id
+    query = select(t.slots).join(t.labels, t.labels.c.slot_id == t.slots.c.id)
+    query = query.where(mine, t.in_state(t.slots, "done", "skipped"), t.slots.c.purpose != "adjudication")
+    slot = c.execute(query.order_by(t.labels.c.id.desc()).limit(1)).first()  # not the latest by a clock that was set
     if slot is None:
         raise MissingError("There is nothing to undo.")
     reopen(c, slot, project, request, None, now)
@@ -180,7 +195,10 @@ def reopen(c: Connection, slot: Row[Any], project: Project, request: str, note: 
     _append(c, slot, request, row, now)
     _count(c, slot, -1 if slot.state == "done" else 0)
     until = now + 60 * project.task.lease_minutes
-    values = {"state": "leased", "label_id": None, "ended_at": None, "leased_at": now, "leased_until": until}
+    mine = (t.slots.c.user_id == slot.user_id) & (t.slots.c.project_id == slot.project_id)
+    latest = c.execute(select(func.max(t.slots.c.leased_at)).where(mine, t.in_state(t.slots, "leased"))).scalar()
+    first = max(now, (latest or 0.0) + 0.001)  # the next that they get, whatever the clock says
+    values = {"state": "leased", "label_id": None, "ended_at": None, "leased_at": first, "leased_until": until}
     c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(values | {"number": number, "note": note}))
     if slot.purpose == "work":
         places.settle(c, item, project.task)

@@ -4,13 +4,17 @@ queue. Whoever changes a slot locks the item first and settles it afterwards."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from assent.people.store import tables as t
 from assent.people.task import TaskDefinition
+
+FINISHED = ("done", "decided")
+"""States of an item that wants nobody more."""
 
 
 def locked(c: Connection, key: int) -> Row[Any]:
@@ -28,6 +32,35 @@ def free_number(c: Connection, item: int) -> int:
 def live():  # type: ignore[no-untyped-def]
     """Slots that take a place of their item."""
     return t.in_state(t.slots, "leased", "done")
+
+
+def change(c: Connection, item: Row[Any], **values: Any) -> None:
+    """Changes a locked item, and what its project counts of it."""
+    c.execute(update(t.items).where(t.items.c.id == item.id).values(values))
+    if item.purpose != "work" or "state" not in values:
+        return
+    before, after = item.state, values["state"]
+    size = (before == "withdrawn") - (after == "withdrawn")
+    finished = (after in FINISHED) - (before in FINISHED)
+    if size or finished:
+        count(c, item.project_id, t.projects.c.size + size, t.projects.c.finished + finished)
+
+
+def count(c: Connection, project: int, size: Any, finished: Any) -> None:
+    """What a project counts of its items."""
+    c.execute(update(t.projects).where(t.projects.c.id == project).values(size=size, finished=finished))
+
+
+def count_anew(c: Connection, project: int) -> None:
+    """The same from the items, where many have changed."""
+    work = (t.items.c.project_id == project) & (t.items.c.purpose == "work")
+    there = select(func.count()).select_from(t.items).where(work)
+    count(
+        c,
+        project,
+        there.where(t.items.c.state != "withdrawn").scalar_subquery(),
+        there.where(t.items.c.state.in_(FINISHED)).scalar_subquery(),
+    )
 
 
 def settle(c: Connection, item: Row[Any], task: TaskDefinition, returned: bool = False) -> None:
@@ -48,7 +81,7 @@ def settle(c: Connection, item: Row[Any], task: TaskDefinition, returned: bool =
                 changed |= {"lane": 0, "turn": _next_turn(c, item.project_id)}
         else:
             changed |= {"state": "done" if len(values) >= wanted else "full", "lane": None, "turn": None}
-    c.execute(update(t.items).where(t.items.c.id == item.id).values(changed))
+    change(c, item, **changed)
 
 
 def wanted_of(task: TaskDefinition, overlap: int | None, values: Sequence[Mapping[str, Any]]) -> int:
@@ -59,6 +92,11 @@ def wanted_of(task: TaskDefinition, overlap: int | None, values: Sequence[Mappin
     if extra is None or len(values) < first or extra.up_to <= first:
         return first
     return extra.up_to if spread(values, extra.attribute) > extra.when_differ_by else first
+
+
+def of_known(task: TaskDefinition) -> TaskDefinition:
+    """What a known answer must be: it needs neither strength nor reason."""
+    return replace(task, strength=0, comment="optional")
 
 
 def spread(values: Sequence[Mapping[str, Any]], attribute: str) -> float:

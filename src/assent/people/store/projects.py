@@ -7,7 +7,7 @@ import functools
 from sqlalchemy import Connection, Row, func, select, update
 
 from assent.foreign import printable
-from assent.people.store import audit
+from assent.people.store import audit, places, versions
 from assent.people.store import tables as t
 from assent.people.store.errors import ChangedError, MissingError
 from assent.people.store.records import Definition, Project, User, clock
@@ -31,7 +31,15 @@ def put_project(
 
     Raises ChangedError where the definition means something else by a label than the labels that there are, unless
     `new_version` says that they stay as those of the version before."""
-    row = c.execute(select(t.projects).where(t.projects.c.name == task.name).with_for_update()).first()
+    query = select(t.projects).where(t.projects.c.name == task.name)
+    row = c.execute(query).first()
+    if row is not None:
+        before = project_of(c, row.id)
+        if _wanted(before.task) != _wanted(task) or before.definition.meaning != task.meaning:
+            # items are locked first, as everybody does
+            every = select(t.items.c.id).where(t.items.c.project_id == row.id).order_by(t.items.c.id)
+            c.execute(every.with_for_update()).all()
+        row = c.execute(query.with_for_update(key_share=True)).one()
     if row is None:
         start = {"name": task.name, "kind": task.kind, "seed": task.seed, "made_at": clock(now)}
         key = t.made(c, t.projects, start)
@@ -50,16 +58,20 @@ def put_project(
         )
     _add_version(c, row.id, old.definition.version + 1, task, now)
     c.execute(update(t.projects).where(t.projects.c.id == row.id).values(kind=task.kind))
-    if _most(old.task) != _most(task) or old.task.overlap != task.overlap:
-        _change_overlap(c, row.id, task.overlap, row.turn)
+    if old.definition.meaning != task.meaning:
+        versions.change(c, row.id, task, clock(now))
+        row = c.execute(select(t.projects).where(t.projects.c.id == row.id)).one()
+    if _wanted(old.task) != _wanted(task):
+        _change_overlap(c, row.id, task, row.turn)
     changed = {"meaning": found.meaning, "presented": found.presented, "run": found.run}
     detail = {"version": old.definition.version + 1, "digest": task.digest, **{k: list(v) for k, v in changed.items()}}
     audit.record(c, by, "task changed", task.name, detail, now, row.id)
     return project_of(c, row.id)
 
 
-def _most(task: TaskDefinition) -> int:
-    return task.extra.up_to if task.extra else 0
+def _wanted(task: TaskDefinition) -> object:
+    """What decides how many annotators an item wants."""
+    return task.overlap, task.extra
 
 
 def _add_version(c: Connection, project: int, version: int, task: TaskDefinition, now: float | None) -> None:
@@ -69,9 +81,11 @@ def _add_version(c: Connection, project: int, version: int, task: TaskDefinition
     c.execute(update(t.projects).where(t.projects.c.id == project).values(definition_id=key))
 
 
-def _change_overlap(c: Connection, project: int, overlap: int, turn: int) -> None:
+def _change_overlap(c: Connection, project: int, task: TaskDefinition, turn: int) -> None:
     """Items without an overlap of their own want as many annotators as the task says now, but no fewer than they have.
-    Those that are open again stand in the first lane, in their order."""
+    Those that are open again stand in the first lane, in their order. Where the task asks for more annotators of some
+    items, these are looked at one by one."""
+    overlap = task.overlap
     mine = (
         (t.items.c.project_id == project)
         & (t.items.c.purpose == "work")
@@ -87,6 +101,11 @@ def _change_overlap(c: Connection, project: int, overlap: int, turn: int) -> Non
     c.execute(update(t.items).where(again).values(lane=0, turn=turn + t.items.c.id, state="open"))
     highest = c.execute(select(func.max(t.items.c.id)).where(t.items.c.project_id == project)).scalar() or 0
     c.execute(update(t.projects).where(t.projects.c.id == project).values(turn=turn + highest))
+    places.count_anew(c, project)
+    if task.extra is not None:
+        heard = mine & (t.items.c.done >= func.coalesce(t.items.c.overlap, overlap))
+        for key in c.execute(select(t.items.c.id).where(heard).order_by(t.items.c.id)).scalars().all():
+            places.settle(c, places.locked(c, key), task)
 
 
 def _joined():  # type: ignore[no-untyped-def]

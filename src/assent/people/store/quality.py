@@ -19,7 +19,7 @@ from assent.people.store.oddities import Report, Work, reports
 from assent.people.votes import Votes
 from assent.statistics import Interval, share_interval
 
-LATEST = 3000
+LATEST = 1000
 """Items, the latest that two annotators or more have judged, of which the coefficients are. `assent agree` on an export
 takes all."""
 TASTED = 20_000
@@ -86,11 +86,13 @@ def _twice(evidence: Evidence) -> list[int]:
 def _agreement(tables: Tables, items: Sequence[int]) -> tuple[Agreement, ...]:
     wanted = set(items)
     examples = [example for item, example in zip(tables.items, tables.examples, strict=True) if item in wanted]
+    if not examples:
+        return ()
     topics = Counter(str(example.meta["topic"]) for example in examples)
     known = {topic for topic, _ in topics.most_common(TOPICS) if topic}
     if len(known) > 1:
         examples = [replace(one, meta={"topic": _topic(one, known)}) for one in examples]
-    questions = questions_of(examples, AgreeConfig(files=("labels",), topic="topic"))
+    questions = questions_of(examples, AgreeConfig(files=("labels",), topic="topic")).questions
     return tuple(
         agreement_of(question, topics=len(known) > 1, crowd=True)
         for question in questions

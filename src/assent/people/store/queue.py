@@ -14,12 +14,14 @@ from assent.people.store import tables as t
 from assent.people.store.errors import LeaseError, MissingError
 from assent.people.store.projects import definition, project_of
 from assent.people.store.records import Ahead, Member, Project, Purpose, Slot, User, Waiting
-from assent.people.store.standing import screening
+from assent.people.store.standing import judge, screening
 
 SWEPT = 20
 """Leases that have run out and are taken back at once; more are taken back later."""
 BEFORE_SECOND = 20
 """Answers that lie between an annotator's first and second look at an item."""
+COUNTED = 1000
+"""Items up to which those that wait for somebody are counted; beyond, they are estimated."""
 SOON = 5.0
 """Seconds after which one asks again, where nothing better is known."""
 
@@ -36,8 +38,11 @@ def next_slot(c: Connection, project: Project, user: User, now: float) -> Slot |
         _renew(c, held, project, now)
         return slot_of(c, held.id)
     _take_back(c, project, now)
-    if not member.screened and member.role != "lead" and (row := screening(c, project, user)) is not None:
-        return _lease(c, project, member, row, "screening", now)
+    if project.task.screening and not member.screened and member.role != "lead":
+        if (row := screening(c, project, user)) is not None:
+            return _lease(c, project, member, row, "screening", now)
+        if (why := judge(c, project, user, "screening", now)) is not None:
+            return Waiting("locked", why)  # the items that were left to give were withdrawn
     for purpose in _draws(project, member):
         if purpose == "gold" and (row := _known(c, project, user)) is not None:
             return _lease(c, project, member, row, "gold", now)
@@ -260,16 +265,18 @@ def ahead(c: Connection, project: Project, user: User) -> Ahead:
     """Progress of a user and of the project. An admin may ask who has no part in it yet."""
     admin = accounts.membership(c, project, user) == "admin"
     member = None if admin and not _is_member(c, project, user) else accounts.member(c, project, user)
-    work = (t.items.c.project_id == project.id) & (t.items.c.purpose == "work")
-    query = select(t.items.c.state, func.count()).where(work).group_by(t.items.c.state)
-    states: dict[str, int] = {row.state: row[1] for row in c.execute(query)}
+    mine = member.done if member else 0
+    size, finished = c.execute(
+        select(t.projects.c.size, t.projects.c.finished).where(t.projects.c.id == project.id)
+    ).one()
     waiting = 0
     for lane, cursor in enumerate(member.cursors if member else (0, 0)):
         left = (t.items.c.project_id == project.id) & (t.items.c.lane == lane) & (t.items.c.turn > cursor)
-        waiting += c.execute(select(func.count()).select_from(t.items).where(left)).scalar_one()
-    withdrawn = states.get("withdrawn", 0)
-    finished = states.get("done", 0) + states.get("decided", 0)
-    return Ahead(member.done if member else 0, waiting, sum(states.values()) - withdrawn, finished, withdrawn)
+        some = select(t.items.c.turn).where(left).limit(COUNTED - waiting).subquery()
+        waiting += c.execute(select(func.count()).select_from(some)).scalar_one()
+    if waiting == COUNTED:
+        waiting = max(COUNTED, size - max(finished, mine))
+    return Ahead(mine, waiting, size, finished)
 
 
 def _is_member(c: Connection, project: Project, user: User) -> bool:

@@ -157,13 +157,13 @@ class StoredLabel:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """Progress: answers by this user; about how many items wait for them; and items of work in the project by state."""
+    """Progress: answers by this user; about how many items wait for them; items of work in the project that were not
+    withdrawn, and how many of these are done or decided."""
 
     mine: int
     waiting: int
     items: int
     done: int
-    withdrawn: int
 
 
 @dataclass(frozen=True, slots=True)

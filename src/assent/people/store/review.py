@@ -14,6 +14,7 @@ from assent.people.kinds import KINDS
 from assent.people.store import accounts, audit, labels, places
 from assent.people.store import tables as t
 from assent.people.store.errors import GoneError, MissingError, StaleError
+from assent.people.store.projects import definitions
 from assent.people.store.records import Entry, Project, Saved, User
 from assent.people.task import TaskDefinition
 
@@ -65,7 +66,9 @@ def dispute(
 
 def dispute_of(c: Connection, project: Project, item: int) -> Dispute:
     """The same of an item as it is now."""
+    asked = {each.id for each in definitions(c, project) if each.meaning == project.definition.meaning}
     rows = [one for one in labels.of_item(c, item) if one.purpose == "work" and one.current]
+    rows = [one for one in rows if one.definition in asked]
     values = [one.value for one in rows if one.action == "label" and one.value is not None]
     return dispute(project.task, item, values, len(rows) - len(values), marks(c, project).get(item))
 
@@ -139,12 +142,19 @@ def pass_over(c: Connection, project: Project, item: int, by: User, now: float) 
     audit.record(c, by, PASSED, str(item), {"upto": _newest(c, item)}, now, project)
 
 
-def _own(c: Connection, project: Project, item: int):  # type: ignore[no-untyped-def]
-    """The item, locked. Raises MissingError where it is none of the project's."""
+def _own(c: Connection, project: Project, item: int, *users: int):  # type: ignore[no-untyped-def]
+    """The item, locked, and before it what the project knows of these users, in the order in which annotators lock
+    them. Raises MissingError where it is none of the project's, StaleError where it is no work."""
+    members = (t.memberships.c.project_id == project.id) & t.memberships.c.user_id.in_(users)
+    query = select(t.memberships.c.user_id).where(members).order_by(t.memberships.c.user_id)
+    c.execute(query.with_for_update()).all()
     found = c.execute(select(t.items.c.project_id).where(t.items.c.id == item)).scalar()
     if found != project.id:
         raise MissingError(f"There is no item {item} in {project.name}.")
-    return places.locked(c, item)
+    row = places.locked(c, item)
+    if row.purpose != "work":
+        raise StaleError("This is an item of known answer, about which nothing is decided. Correct the file of them.")
+    return row
 
 
 # ---- decisions
@@ -160,24 +170,35 @@ def decide(
     now: float,
     shown: Sequence[int] = (),
     seconds: float | None = None,
+    known: int | None = None,
 ) -> Saved:
     """A lead's word on an item, which is then decided: nobody gets it any more, and its labels cannot be changed. A
     later decision supersedes it. The same request again changes nothing.
 
-    Raises LabelError where the value is none of the task's, GoneError where the item was withdrawn."""
-    row = _own(c, project, item)
+    `known` is the decision, as its label, that its maker saw (0: none), None: whichever there is.
+
+    Raises LabelError where the value is none of the task's, GoneError where the item was withdrawn, StaleError where
+    somebody else has decided it, or taken the decision back, in the meantime."""
     accounts.member(c, project, by, lock=True)
+    row = _own(c, project, item)
     if row.state == "withdrawn":
         raise GoneError("The item was withdrawn: nothing can be decided about it.")
     before = select(t.labels.c.id, t.labels.c.slot_id, t.labels.c.value)
     said = c.execute(before.where(t.labels.c.user_id == by.id, t.labels.c.request == request)).first()
     if said is not None:
         return labels.save(c, said.slot_id, by, request, value, seconds, now)
+    if known is not None and known != (there := decision(c, project, item)):
+        raise StaleError(
+            "Another lead has decided this item since you opened it. Look at what they say; what you save then "
+            "supersedes it."
+            if there
+            else "The decision that you saw was taken back in the meantime. Load the page again."
+        )
     if row.state == "decided":
         undecide(c, project, item, by, now)
     slot = _slot(c, project, row, by, shown, now)
     saved = labels.save(c, slot, by, request, value, seconds, now)
-    c.execute(update(t.items).where(t.items.c.id == item).values(state="decided", lane=None, turn=None))
+    places.change(c, places.locked(c, item), state="decided", lane=None, turn=None)
     audit.record(c, by, DECIDED, str(item), {"value": dict(value)}, now, project)
     return saved
 
@@ -200,24 +221,33 @@ def _slot(c: Connection, project: Project, item: Any, by: User, shown: Sequence[
 
 def undecide(c: Connection, project: Project, item: int, by: User, now: float) -> None:
     """Takes a decision back: the item goes on where it was. Raises StaleError where there is none."""
-    row = _own(c, project, item)
+    held = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
+    held &= t.slots.c.purpose == "adjudication"
+    row = _own(c, project, item, *c.execute(select(t.slots.c.user_id).where(held)).scalars())
     if row.state != "decided":
         raise StaleError("Nothing is decided about this item, perhaps not any more.")
-    c.execute(update(t.items).where(t.items.c.id == item).values(state="open"))
-    held = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
-    for slot in c.execute(select(t.slots).where(held, t.slots.c.purpose == "adjudication")).all():
-        labels.reopen(c, slot, project, f"undecided {slot.label_id}", None, now)
+    places.change(c, row, state="open")
+    for slot in c.execute(select(t.slots).where(held)).all():
+        labels.reopen(c, slot, project, f"{labels.OWN}undecided {slot.label_id}", None, now)
         c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(state="released", ended_at=now))
     places.settle(c, places.locked(c, item), project.task)
     audit.record(c, by, UNDECIDED, str(item), None, now, project)
 
 
+def decision(c: Connection, project: Project, item: int) -> int:
+    """The label of the decision that stands about an item; 0 where there is none."""
+    mine = (t.slots.c.item_id == item) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
+    return c.execute(select(t.slots.c.label_id).where(mine, t.slots.c.purpose == "adjudication")).scalar() or 0
+
+
 def last_decided(c: Connection, project: Project, by: User) -> int | None:
     """The item that somebody decided last, while that stands."""
-    mine = (t.slots.c.user_id == by.id) & (t.slots.c.project_id == project.id) & t.in_state(t.slots, "done")
-    query = select(t.slots.c.item_id).where(mine, t.slots.c.purpose == "adjudication")
-    query = query.order_by(t.slots.c.ended_at.desc(), t.slots.c.id.desc()).limit(1)
-    found: int | None = c.execute(query).scalar()
+    mine = (
+        (t.labels.c.user_id == by.id) & (t.labels.c.project_id == project.id) & (t.labels.c.purpose == "adjudication")
+    )
+    mine &= t.slots.c.label_id == t.labels.c.id
+    query = select(t.labels.c.item_id).join(t.slots, t.labels.c.slot_id == t.slots.c.id)
+    found: int | None = c.execute(query.where(mine).order_by(t.labels.c.id.desc()).limit(1)).scalar()
     return found
 
 
@@ -228,14 +258,15 @@ def send_back(c: Connection, project: Project, label: int, by: User, reason: str
     Raises MissingError where there is no such answer, StaleError where it does not hold any more, or the item is
     decided; GoneError where that was withdrawn."""
     found = labels.label(c, label)
-    _own(c, project, found.item)
+    _own(c, project, found.item, found.user)
+    found = labels.label(c, label)  # as it is now that nobody changes it
     slot = c.execute(select(t.slots).where(t.slots.c.id == found.slot)).one()
-    if found.action != "label" or not found.current or found.purpose == "adjudication":
+    if found.action != "label" or slot.label_id != label or slot.state != "done" or slot.purpose == "adjudication":
         raise StaleError(
             "This answer does not hold any more: its annotator has changed it, or it was sent back before."
         )
     reason = " ".join(reason.split())[:LONGEST]
-    labels.reopen(c, slot, project, f"sent back {label}", reason or "Please look at this once more.", now)
+    labels.reopen(c, slot, project, f"{labels.OWN}sent back {label}", reason or "Please look at this once more.", now)
     until = now + 86_400 * BACK_DAYS
     c.execute(update(t.slots).where(t.slots.c.id == slot.id).values(leased_until=until))
     detail = {"label": label, "annotator": found.name, "reason": reason}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
 from assent.people.store import accounts, audit
 from assent.people.store import tables as t
@@ -45,6 +45,22 @@ def user_of(c: Connection, token: str, now: float) -> User | None:
 def end_session(c: Connection, token: str) -> None:
     """Signs somebody out."""
     c.execute(delete(t.sessions).where(t.sessions.c.hash == _hash(token)))
+
+
+def others(c: Connection, user: User, token: str, now: float) -> int:
+    """How many sessions of the same user there are beside this one."""
+    return int(c.execute(select(func.count()).where(_others(user, token), t.sessions.c.expires_at > now)).scalar_one())
+
+
+def end_others(c: Connection, user: User, token: str, now: float | None = None) -> int:
+    """Ends them, and says how many there were."""
+    ended = c.execute(delete(t.sessions).where(_others(user, token))).rowcount
+    audit.record(c, user, "sessions ended", user.name, {"sessions": ended}, now)
+    return ended
+
+
+def _others(user: User, token: str) -> ColumnElement[bool]:
+    return (t.sessions.c.user_id == user.id) & (t.sessions.c.hash != _hash(token))
 
 
 def api_token(c: Connection, user: User, by: User | None, now: float | None = None) -> str:
@@ -100,17 +116,28 @@ def invited(c: Connection, token: str, now: float | None = None) -> tuple[Projec
     return (None if row.project_id is None else project_of(c, row.project_id)), row.role
 
 
-def join(c: Connection, token: str, name: str, password: str, now: float | None = None) -> User:
+def proof(c: Connection, name: str, password: str) -> User | accounts.Hashed:
+    """Who somebody is, by name and password; a hash of the password where there is nobody of this name. Raises
+    AccessError where it is not theirs, AccountError where it cannot be one."""
+    if c.execute(select(t.users.c.id).where(t.users.c.folded == accounts.folded(name))).first() is None:
+        return accounts.hashed(password)
+    user = accounts.check_password(c, name, password)
+    if user is None:
+        raise AccessError("The name is taken, and the password is not its own. Choose another name, or try again.")
+    return user
+
+
+def join(
+    c: Connection, token: str, name: str, password: str | User | accounts.Hashed, now: float | None = None
+) -> User:
     """Accepts an invitation: with a new name an account is made; an existing one, with its password, becomes a
-    member."""
+    member. In place of the password it takes its `proof`, which was made before the transaction."""
     project, role = invited(c, token, now)
     row = c.execute(_valid(token, clock(now)).with_for_update()).first()
-    known = c.execute(select(t.users.c.id).where(t.users.c.folded == accounts.folded(name))).first()
-    user = accounts.check_password(c, name, password) if known else None
-    if row is None or (known and user is None):
-        raise AccessError("The name is taken, and the password is not its own. Choose another name, or try again.")
-    if user is None:
-        user = accounts.add_user(c, name, password, role, None, now)
+    if row is None:
+        raise AccessError("This invitation was used up a moment ago. Ask the lead for a new one.")
+    who = password if isinstance(password, User | accounts.Hashed) else proof(c, name, password)
+    user = accounts.user(c, who.id) if isinstance(who, User) else accounts.add_user(c, name, who, role, None, now)
     if project is not None:
         before = accounts.membership(c, project, user)
         if before not in ("admin", "lead"):
@@ -127,7 +154,8 @@ def revoke_invitation(c: Connection, key: int, by: User | None, now: float | Non
     """Ends an invitation."""
     held = (t.invitations.c.id == key) & t.invitations.c.revoked_at.is_(None)
     c.execute(update(t.invitations).where(held).values(revoked_at=clock(now)))
-    audit.record(c, by, "invitation revoked", str(key), None, now)
+    project = c.execute(select(t.invitations.c.project_id).where(t.invitations.c.id == key)).scalar()
+    audit.record(c, by, "invitation revoked", str(key), None, now, project)
 
 
 def _valid(token: str, now: float):  # type: ignore[no-untyped-def]

@@ -12,6 +12,8 @@ from assent.people.store import audit
 from assent.people.store import tables as t
 from assent.people.store.records import Project, User
 
+UNLOCKED = "annotator unlocked"
+
 
 def screening(c: Connection, project: Project, user: User) -> Row[Any] | None:
     """The next screening item of somebody who has not passed; None where there are none left to give."""
@@ -32,8 +34,8 @@ def judge(c: Connection, project: Project, user: User, purpose: str, now: float)
     thresholds = project.task.thresholds
     if purpose != "gold" or thresholds.gold is None:
         return None
-    right, given = known_answers(c, project, user, "gold")
-    if given < thresholds.at_least or right >= thresholds.gold * given:
+    right, given = known_answers(c, project, user, "gold", _let_in(c, project, user))
+    if given < thresholds.at_least or _reaches(right, given, thresholds.gold):
         return None
     why = f"{right} of {given} items of known answer were right; this task needs {thresholds.gold:.0%}. Ask the lead."
     lock(c, project, user, None, why, now)
@@ -45,9 +47,9 @@ def _screened(c: Connection, project: Project, user: User, now: float) -> str | 
     there = select(func.count()).select_from(t.items).where(t.items.c.project_id == project.id)
     there = there.where(t.items.c.purpose == "screening", t.items.c.state != "withdrawn")
     right, given = known_answers(c, project, user, "screening")
-    if rules is None or given < min(rules.at_least, c.execute(there).scalar_one()):
+    if rules is None or not given or given < min(rules.at_least, c.execute(there).scalar_one()):
         return None
-    if right >= rules.threshold * given:
+    if _reaches(right, given, rules.threshold):
         c.execute(update(t.memberships).where(_of(project, user)).values(screened_at=now))
         audit.record(c, None, "screening passed", user.name, {"right": right, "of": given}, now, project)
         return None
@@ -56,13 +58,26 @@ def _screened(c: Connection, project: Project, user: User, now: float) -> str | 
     return why
 
 
-def known_answers(c: Connection, project: Project, user: User, purpose: str) -> tuple[int, int]:
-    """How many of an annotator's answers to items of known answer are right, and of how many. A skip is
-    no answer to a gold item; of the screening it is a wrong one."""
+def _reaches(right: int, given: int, least: float) -> bool:
+    """Whether so many right ones are the share that is asked for; 0.56 of 25 are 14, whatever binary fractions say."""
+    return right >= least * given - 1e-9
+
+
+def _let_in(c: Connection, project: Project, user: User) -> float:
+    """When a lead let an annotator in again, last; what they answered before is not held against them once more."""
+    query = select(func.max(t.audit.c.made_at)).where(t.audit.c.project_id == project.id)
+    found = c.execute(query.where(t.audit.c.what == UNLOCKED, t.audit.c.target == user.name)).scalar()
+    return -1.0 if found is None else float(found)
+
+
+def known_answers(c: Connection, project: Project, user: User, purpose: str, after: float = -1.0) -> tuple[int, int]:
+    """How many of an annotator's answers to items of known answer, given `after` that time, are right, and of how many.
+    A skip is no answer to a gold item; of the screening it is a wrong one."""
     query = select(t.labels.c.value, t.items.c.expected)
     query = query.join(t.slots, t.slots.c.label_id == t.labels.c.id).join(t.items, t.items.c.id == t.slots.c.item_id)
     states = ("done", "skipped") if purpose == "screening" else ("done",)
     mine = (t.slots.c.user_id == user.id) & (t.slots.c.project_id == project.id) & (t.slots.c.purpose == purpose)
+    mine &= t.slots.c.ended_at > after
     rows = c.execute(query.where(mine, t.in_state(t.slots, *states), t.items.c.state != "withdrawn")).all()
     right = KINDS[project.kind].right
     known = [row.value is not None and right(row.value, row.expected, project.task) for row in rows]
@@ -82,7 +97,7 @@ def unlock(c: Connection, project: Project, user: User, by: User | None, now: fl
     """Lets an annotator in again, past the screening, too."""
     values = {"locked_at": None, "locked_why": None, "screened_at": now}
     c.execute(update(t.memberships).where(_of(project, user)).values(values))
-    audit.record(c, by, "annotator unlocked", user.name, None, now, project)
+    audit.record(c, by, UNLOCKED, user.name, None, now, project)
 
 
 def _of(project: Project, user: User):  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, text
 
@@ -22,6 +23,8 @@ class Store:
         self.engine = engine
         self.name = name
         self._writer = threading.Lock() if engine.dialect.name == "sqlite" else None
+        self._place: tuple[int, int] | None = None
+        """Which file it is."""
 
     @classmethod
     def open(cls, database: str | Path, create: bool = True) -> Store:
@@ -37,6 +40,7 @@ class Store:
         try:
             with told(name):
                 store._migrate()
+            store._place = None if path is None else _place_of(path)
         except BaseException:
             store.close()
             raise
@@ -83,7 +87,15 @@ class Store:
 
     @contextmanager
     def _begun(self, writes: bool) -> Iterator[Connection]:
-        options = {"writes": writes, "postgresql_readonly": not writes}
+        options: dict[str, Any] = {"writes": writes}
+        if self._writer is None:  # a writer waits for others' rows, and goes on with what they have become
+            options |= {"postgresql_readonly": not writes,
+                        "isolation_level": "READ COMMITTED" if writes else "REPEATABLE READ"}  # fmt: skip
+        elif self._place is not None and _place_of(Path(self.name)) != self._place:
+            raise OpenError(
+                f"{self.name}: the file was moved, removed or replaced after it was opened. Nothing of this was saved. "
+                "Put it back, or end this program and start it again with the file that is meant."
+            )
         with self.engine.connect().execution_options(**options) as connection:
             transaction = connection.begin()
             try:
@@ -113,6 +125,15 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    """Which file lies there; (0, 0) for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def file_of(url: URL) -> Path | None:

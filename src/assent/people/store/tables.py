@@ -5,6 +5,8 @@ An item wants `wanted` slots and has `taken` of them (leased or done), `done` wi
 stands in a lane of its project's queue, at its `turn`: in lane 1 where its file put it, in lane 0, which goes first,
 once a slot came back or more answers were asked for, with a turn higher than all before it. So somebody for whom
 everything up to a turn is done (`cursor_0`, `cursor_1` of a membership) never has to look there again.
+
+A project counts its items of work that were not withdrawn (`size`), and those that are done or decided (`finished`).
 """
 
 from __future__ import annotations
@@ -116,6 +118,8 @@ projects = Table(
     Column("definition_id", Key),
     Column("turn", BigInteger, nullable=False, server_default="0"),
     Column("made_at", Time, nullable=False),
+    Column("size", Integer, nullable=False, server_default="0"),
+    Column("finished", Integer, nullable=False, server_default="0"),
 )
 definitions = Table(
     "definitions",

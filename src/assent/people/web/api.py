@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from assent.data.jsonl import plain_json
 from assent.errors import UserError
+from assent.foreign import brief
 from assent.people import exchange, stored
 from assent.people.items import item_row
 from assent.people.store import labels, queue
@@ -22,7 +23,7 @@ from assent.people.task import plain as plain_task
 from assent.people.web.leads_common import board_of
 from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit, require
-from assent.people.web.work import LONGEST_REASON, check_size, own_slot
+from assent.people.web.work import LONGEST_REASON, LONGEST_TIME, check_size, own_slot
 
 Annotator = Annotated[Visit, require("annotator", machines=True)]
 Lead = Annotated[Visit, require("lead", machines=True)]
@@ -42,10 +43,16 @@ async def sent(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused(415, "json", "Send the header Content-Type: application/json, and JSON.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "json", "Send the request as it is: compressed ones (Content-Encoding) are not read.")
     try:
-        value = json.loads(await request.body(), parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise Refused(400, "json", "The request is no JSON.") from None
+        value = json.loads(
+            (await request.body()).decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once
+        )
+    except RecursionError:
+        raise Refused(400, "json", "The request is nested too deeply.") from None
+    except ValueError as error:
+        raise Refused(400, "json", f"The request is no JSON in UTF-8: {brief(error)}.") from None
     if not isinstance(value, dict):
         raise Refused(400, "json", "The request is no JSON object, {...}.")
     return value
@@ -73,8 +80,8 @@ def label(visit: Annotator, body: Sent) -> Response:
         raise Refused(422, "label", "The request needs a value: an object, as the kind of task has it.")
     check_size(len(json.dumps(value, ensure_ascii=False)))
     slot, request, seconds = _slot(visit, body), _request(body), body.get("seconds")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0):
-        raise Refused(422, "request", "seconds must be a number from 0 on.")
+    if seconds is not None and not _is_time(seconds):
+        raise Refused(422, "request", "seconds must be a number, from 0 on.")
     with visit.writing() as c:
         saved = labels.save(c, slot, visit.known, request, value, seconds, visit.now)
     return JSONResponse({"label": saved.label, "repeated": saved.repeated, "locked": saved.locked})
@@ -147,12 +154,18 @@ def told(task: TaskDefinition) -> dict[str, Any]:
 
 @router.get("/p/{name}/export")
 def export(visit: Lead) -> Response:
-    """The labels that hold now, in the shape that `?format=` names: rows as JSON lines, or one JSON list."""
-    format = visit.request.query_params.get("format", "assent")
-    task = visit.place.task
-    shape = exchange.shape_of(format, task)
+    """The labels that hold now, in the shape that `?format=` names: rows as JSON lines, or one JSON list. `?of=` says
+    which: best (a lead's decision where there is one), labels, or decisions."""
+    asked = visit.request.query_params
+    format, said = asked.get("format", "assent"), asked.get("of", "best")
+    of = next((each for each in get_args(stored.Of) if each == said), None)
+    if of is None:
+        raise Refused(422, "request", f"of is one of {', '.join(get_args(stored.Of))}. Got {said[:40]!r}.")
+    shape = exchange.shape_of(format, visit.place.task)
     with visit.reading() as c:
-        found = exchange.planned(stored.labelled(c, visit.place), task, format)
+        found = exchange.planned(stored.chosen(c, visit.place, of), visit.place.task, format)
+    with visit.writing() as c:
+        stored.note_export(c, visit.place, format, of, len(found.rows), visit.known, visit.now)
     if shape.array:
         return _json(found.rows)
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in found.rows)
@@ -185,6 +198,7 @@ def add_items(visit: Lead, body: Sent) -> Response:
             raise Refused(422, "data", str(error).replace(f"{folder}/", "")) from None
     with visit.writing() as c:
         taken = stored.add(c, visit.place, found, visit.known, visit.now)
+        stored.note_import(c, visit.place, "rows of a program", taken, visit.known, visit.now)
     problems = [str(problem).replace(f"{folder}/", "") for problem in found.problems[:PROBLEMS]]
     counts = {name: getattr(taken, name) for name in ("items", "known", "labels", "repeated", "people")}
     return JSONResponse({**counts, "problems": problems, "refused": len(found.problems)})
@@ -203,16 +217,30 @@ def _slot(visit: Visit, body: dict[str, Any]) -> int:
 
 def _request(body: dict[str, Any]) -> str:
     request = body.get("request")
-    if not isinstance(request, str) or not 1 <= len(request) <= 100:
+    if not isinstance(request, str) or not request.isascii() or not labels.REQUEST.fullmatch(request):
         raise Refused(
-            422, "request", "The request needs a word of its own, request: up to 100 characters, the same when it is "
-            "sent again."
+            422, "request", "The request needs a word of its own, request: up to 100 characters of ASCII, the same "
+            "when it is sent again."
         )  # fmt: skip
     return request
 
 
+def _is_time(seconds: object) -> bool:
+    """Whether it is a number of seconds that a database can hold."""
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < LONGEST_TIME
+
+
 def _no_number(word: str) -> float:
-    raise ValueError(word)
+    raise ValueError(f"{word} is no number of it")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises ValueError where a name stands twice: which value was meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
 
 
 def _json(value: Any) -> Response:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -19,7 +19,7 @@ from assent.errors import UserError
 from assent.foreign import brief, named
 from assent.people.kinds import LabelError
 from assent.people.store import Store, errors
-from assent.people.web import api, leads, notes, pages, work
+from assent.people.web import account, api, leads, notes, pages, work
 from assent.people.web.refusals import Refused
 from assent.people.web.security import Gate
 from assent.people.web.sessions import SignIn, Visit
@@ -27,7 +27,7 @@ from assent.people.web.site import STATIC, Site, page
 
 log = logging.getLogger(__name__)
 
-ROUTERS: tuple[APIRouter, ...] = (pages.router, work.router, notes.router, leads.router, api.router)
+ROUTERS: tuple[APIRouter, ...] = (pages.router, account.router, work.router, notes.router, leads.router, api.router)
 
 STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.LeaseError: (409, "lease"),
@@ -40,10 +40,18 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     errors.AccessError: (403, "access"),
     errors.AccountError: (422, "account"),
     errors.MissingError: (404, "missing"),
+    errors.OpenError: (503, "database"),
     errors.StoreError: (500, "store"),
     UserError: (422, "data"),
 }
 """Errors that say to a person what is the matter, with their status and their word for programs."""
+TELL = "Nothing was saved; what you wrote is kept in the browser. Tell whoever runs the server, and send it again."
+FOR_PEOPLE: dict[type[Exception], str] = {
+    errors.BusyError: "The database is busy with another program. Nothing was saved; send it again in a moment.",
+    errors.RoomError: f"The server's disk is full. {TELL}",
+    errors.OpenError: f"The server cannot use its database at the moment, and its log says why. {TELL}",
+}
+"""What people read of errors that are about the server's own files, which its log names."""
 BUSY_WAIT = 2.0
 HEADINGS = {
     401: "Signed out",
@@ -77,6 +85,7 @@ def application(
         **dict.fromkeys(STATUS, _of_error),
         Refused: _itself,
         HTTPException: _of_http,
+        ClientDisconnect: _of_nobody,
         RequestValidationError: _of_request,
         Exception: _of_bug,
     }
@@ -157,13 +166,21 @@ def _of_error(request: Request, error: Exception) -> Refused:
     if status >= 500:
         log.error("%s: %s", code, named(error))
     wait = BUSY_WAIT if isinstance(error, errors.BusyError) else None
-    return Refused(status, code, str(error), wait)
+    return Refused(status, code, FOR_PEOPLE.get(type(error), str(error)), wait)
 
 
 def _of_http(request: Request, error: Exception) -> Refused:
     status = getattr(error, "status_code", 500)
     words = {404: "There is no such page.", 405: f"{request.method} is not answered here."}
-    return Refused(status, "http", words.get(status, brief(getattr(error, "detail", "") or "That did not work.")))
+    refused = Refused(status, "http", words.get(status, brief(getattr(error, "detail", "") or "That did not work.")))
+    if status == 405:
+        here = {each for route in routes() if route.path_regex.match(request.url.path) for each in route.methods or ()}
+        refused.allow = ", ".join(sorted(here | ({"HEAD"} if "GET" in here else set())))
+    return refused
+
+
+def _of_nobody(request: Request, error: Exception) -> Refused:
+    return Refused(400, "gone", "The connection ended before the request had come whole.")
 
 
 def _of_request(request: Request, error: Exception) -> Refused:

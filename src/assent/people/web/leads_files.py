@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from fastapi import APIRouter, BackgroundTasks
 from fastapi.responses import FileResponse, Response
-from sqlalchemy import Connection
 
 from assent.errors import UserError
 from assent.foreign import message
 from assent.people import stored
-from assent.people.exchange import SHAPES, Imported, Labelled, export, planned, read
+from assent.people.exchange import SHAPES, Imported, export, planned, read
 from assent.people.exchange.labelstudio import config_of
 from assent.people.store import audit, items
-from assent.people.store.records import ItemPurpose, Project
+from assent.people.store.records import ItemPurpose
 from assent.people.task import TaskDefinition
 from assent.people.web.leads_common import LEAD
 from assent.people.web.refusals import Refused
 from assent.people.web.render import shown
 from assent.people.web.sessions import Visit
 
-OF = {
+OF: dict[stored.Of, str] = {
     "best": "decisions where there are any, else all labels",
     "labels": "all labels, without decisions",
     "decisions": "decisions alone",
@@ -50,20 +49,6 @@ class Fit:
     lost: tuple[tuple[str, int], ...]
 
 
-def chosen(c: Connection, project: Project, of: str) -> Iterator[Labelled]:
-    """A project's items with the labels that are asked for (`OF`)."""
-    if of == "labels":
-        yield from stored.labelled(c, project)
-        return
-    decided = {each.item.digest: each for each in stored.labelled(c, project, "adjudication")}
-    if of == "decisions":
-        yield from decided.values()
-        return
-    for each in stored.labelled(c, project):
-        yield decided.pop(each.item.digest, each)
-    yield from decided.values()  # decided without a label
-
-
 @router.get("/p/{name}/lead/files")
 def files(visit: Visit = LEAD) -> Response:
     """What can be had, and brought."""
@@ -73,7 +58,7 @@ def files(visit: Visit = LEAD) -> Response:
 def _page(visit: Visit, problem: str = "", status: int = 200, taken: Mapping[str, object] | None = None) -> Response:
     task = visit.place.task
     with visit.reading() as c:
-        first = list(islice(chosen(c, visit.place, "best"), PREVIEW))
+        first = list(islice(stored.chosen(c, visit.place, "best"), PREVIEW))
     fits = []
     for shape in SHAPES.values():
         if task.kind in shape.kinds and shape.check(task) is None:
@@ -87,8 +72,9 @@ def _page(visit: Visit, problem: str = "", status: int = 200, taken: Mapping[str
 @router.post("/p/{name}/lead/export")
 def exported(visit: Visit = LEAD) -> Response:
     """A file of labels."""
-    format, of = visit.field("format"), visit.field("of") or "best"
-    if format not in SHAPES or of not in OF:
+    format = visit.field("format")
+    of = next((each for each in OF if each == (visit.field("of") or "best")), None)
+    if format not in SHAPES or of is None:
         raise Refused(422, "form", "Choose a shape of the page, and what goes into it.")
     folder = tempfile.TemporaryDirectory(prefix="assent-export-")
     try:
@@ -96,10 +82,9 @@ def exported(visit: Visit = LEAD) -> Response:
         name = f"{visit.place.name}-{format}.{ending}"
         path = Path(folder.name) / name
         with visit.reading() as c:
-            found = export(chosen(c, visit.place, of), visit.place.task, format, str(path))
-        detail = {"format": format, "of": of, "rows": len(found.rows)}
+            found = export(stored.chosen(c, visit.place, of), visit.place.task, format, str(path))
         with visit.writing() as c:
-            audit.record(c, visit.known, "labels exported", visit.place.name, detail, visit.now, visit.place)
+            stored.note_export(c, visit.place, format, of, len(found.rows), visit.known, visit.now)
         after = BackgroundTasks()
         after.add_task(folder.cleanup)
         return FileResponse(path, filename=name, background=after)
@@ -112,7 +97,7 @@ def exported(visit: Visit = LEAD) -> Response:
 def interface(visit: Visit = LEAD) -> Response:
     """Label Studio's labelling interface for the task."""
     with visit.reading() as c:
-        found = [len(each.item.responses) for each in islice(chosen(c, visit.place, "best"), PREVIEW)]
+        found = [len(each.item.responses) for each in islice(stored.chosen(c, visit.place, "best"), PREVIEW)]
     name = f"{visit.place.name}.xml"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(config_of(visit.place.task, max(found, default=2)), media_type="application/xml", headers=headers)

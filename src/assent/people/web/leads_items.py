@@ -12,7 +12,7 @@ from assent.people.store import items, labels, listing, review
 from assent.people.store.listing import Wanted
 from assent.people.web import render
 from assent.people.web.leads_audit import line_of
-from assent.people.web.leads_common import LEAD, as_slot, item_in, place, query_number, said
+from assent.people.web.leads_common import LEAD, as_slot, item_in, place, query_number, said_of
 from assent.people.web.refusals import Refused
 from assent.people.web.sessions import Visit
 from assent.people.web.sheet import sheet_of
@@ -80,7 +80,7 @@ def item_page(visit: Visit, key: int, problem: str = "", status: int = 200) -> R
     """The page, with what was wrong."""
     with visit.reading() as c:
         item = item_in(c, visit, key)
-        rows = [said(row, item, visit.place) for row in labels.of_item(c, key)]
+        rows = said_of(c, visit.place, [(row, item) for row in labels.of_item(c, key)])
         dispute = review.dispute_of(c, visit.place, key) if item.purpose == "work" else None
         log = review.log_of(c, visit.place, key)
     sheet = sheet_of(as_slot(visit, item), {}, visit.now)

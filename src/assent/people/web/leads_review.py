@@ -9,9 +9,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from assent.people import kinds
-from assent.people.store import labels, review
+from assent.people.store import labels, projects, review
+from assent.people.store.errors import StaleError
 from assent.people.web import forms
-from assent.people.web.leads_common import LEAD, as_slot, board_of, item_in, number, place, query_number, said
+from assent.people.web.leads_common import LEAD, as_slot, board_of, item_in, number, place, query_number, said_of
 from assent.people.web.refusals import Refused, TooLarge
 from assent.people.web.sessions import Visit
 from assent.people.web.sheet import fields_of, sheet_of
@@ -41,7 +42,9 @@ def _page(visit: Visit, problem: str = "", status: int = 200, fields: Mapping[st
         if not key:
             return visit.page("lead_nothing.html", view=view, threshold=threshold, levels=LEVELS, said=_done(visit))
         item = item_in(c, visit, key)
-        rows = [said(row, item, visit.place) for row in labels.of_item(c, key) if row.current]
+        if item.purpose != "work":
+            raise Refused(409, "stale", "This is an item of known answer, about which nothing is decided.")
+        rows = [row for row in said_of(c, visit.place, [(row, item) for row in labels.of_item(c, key)]) if row.holds]
         dispute = review.dispute_of(c, visit.place, key)
     slot = as_slot(visit, item)
     given = [row for row in rows if row.label.action == "label" and row.label.purpose == "work"]
@@ -86,8 +89,9 @@ def decide(visit: Visit = LEAD) -> Response:
         check_size(sum(map(len, fields.values())))
         value = forms.value_of(slot.definition.task, item.content, slot.shown, fields)
         _decide(visit, key, value)
-    except (kinds.LabelError, TooLarge) as error:
-        refused = error if isinstance(error, Refused) else Refused(422, "label", str(error))
+    except (kinds.LabelError, TooLarge, StaleError) as error:
+        code = (409, "stale") if isinstance(error, StaleError) else (422, "label")
+        refused = error if isinstance(error, Refused) else Refused(*code, str(error))
         if _by_script(visit):
             raise refused from None
         return _page(visit, refused.message, refused.status, fields)
@@ -100,15 +104,17 @@ def adopt(visit: Visit = LEAD) -> Response:
     with visit.reading() as c:
         found = labels.label(c, number(visit, "label"))
         item_in(c, visit, found.item)
-    if found.value is None or not found.current:
+        meaning = projects.definition(c, found.definition).meaning
+    if found.value is None or not found.current or meaning != visit.place.definition.meaning:
         raise Refused(409, "stale", "This label does not hold any more. Load the page again.")
     _decide(visit, found.item, found.value)
     return _on(visit, last=found.item)
 
 
 def _decide(visit: Visit, key: int, value: Mapping[str, object]) -> None:
+    known = number(visit, "known") if visit.form.get("known") else None
     with visit.writing() as c:
-        review.decide(c, visit.place, key, visit.known, request_id(visit), value, visit.now)
+        review.decide(c, visit.place, key, visit.known, request_id(visit), value, visit.now, known=known)
 
 
 @router.post("/p/{name}/lead/adjudicate/pass")

@@ -15,7 +15,7 @@ from assent.people.store.errors import AccessError, AccountError
 from assent.people.store.records import Ahead, Project, User
 from assent.people.web.refusals import Refused
 from assent.people.web.render import shown
-from assent.people.web.sessions import SESSION, Visit, inside, require, set_cookie
+from assent.people.web.sessions import SESSION, Visit, address_of, inside, password_of, require, set_cookie
 from assent.people.web.sheet import help_of
 from assent.people.web.words import count
 from assent.people.web.work import RECENT, pace_of
@@ -23,7 +23,6 @@ from assent.people.web.work import RECENT, pace_of
 OPEN = require(None)
 USER = require("user")
 ANNOTATOR = require("annotator")
-LONGEST_PASSWORD = 1000
 LISTED = 50
 """Labels on the page of one's own."""
 BRIEF = 300
@@ -58,14 +57,14 @@ def login(visit: Visit = OPEN) -> Response:
     """Signs somebody in."""
     name, place = visit.field("user"), inside(visit.field("next", 2000) or "/")
     try:
-        visit.site.tries.take(_address(visit), name)
+        visit.site.tries.take(address_of(visit), name)
     except Refused as refused:
         return _login(visit, place, name, refused.message, refused.status)
     with visit.site.hashing, visit.reading() as c:
-        user = accounts.check_password(c, name, _password(visit))
+        user = accounts.check_password(c, name, password_of(visit))
     if user is None:
         return _login(visit, place, name, "Name and password do not belong together.", 401)
-    visit.site.tries.fine(_address(visit), name)
+    visit.site.tries.fine(address_of(visit), name)
     return _signed_in(visit, user, place)
 
 
@@ -90,15 +89,17 @@ def join_page(token: str, visit: Visit = OPEN) -> Response:
 def join(token: str, visit: Visit = OPEN) -> Response:
     """Accepts an invitation."""
     name = visit.field("user")
-    visit.site.tries.take(_address(visit), name)
+    visit.site.tries.take(address_of(visit), name)
     with visit.reading() as c:
         project, _ = sessions.invited(c, token, visit.now)
     try:
-        with visit.site.hashing, visit.writing() as c:
-            user = sessions.join(c, token, name, _password(visit), visit.now)
+        with visit.site.hashing, visit.reading() as c:
+            proof = sessions.proof(c, name, password_of(visit))
+        with visit.writing() as c:
+            user = sessions.join(c, token, name, proof, visit.now)
     except (AccountError, AccessError) as error:
         return _join(visit, token, name, str(error), 422)
-    visit.site.tries.fine(_address(visit), name)
+    visit.site.tries.fine(address_of(visit), name)
     return _signed_in(visit, user, f"/p/{project.name}" if project else "/")
 
 
@@ -123,21 +124,14 @@ def _join(visit: Visit, token: str, user: str = "", problem: str = "", status: i
 
 def _signed_in(visit: Visit, user: User, place: str) -> Response:
     with visit.writing() as c:
+        if visit.user is not None:  # who joins while signed in has one session after it, too
+            sessions.end_session(c, visit.secret)
         token = sessions.start_session(c, user, visit.now)
         if place == "/" and user.role == "annotator" and len(only := projects.projects(c, user)) == 1:
             place = f"/p/{only[0].name}"
     response = visit.go(place)
     set_cookie(visit.request, response, SESSION, token, int(sessions.SESSION))
     return response
-
-
-def _password(visit: Visit) -> str:
-    given = visit.form.get("password")
-    return given[: LONGEST_PASSWORD + 1] if isinstance(given, str) else ""
-
-
-def _address(visit: Visit) -> str:
-    return visit.request.client.host if visit.request.client else ""
 
 
 # ---- projects

@@ -10,11 +10,14 @@ class Refused(Exception):
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.wait = None if wait is None else 1 + int(wait)
+        self.allow = ""
+        """Methods that are answered there."""
 
     @property
     def headers(self) -> dict[str, str]:
         wait = {} if self.wait is None else {"Retry-After": str(self.wait)}
-        return wait | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        allow = {"Allow": self.allow} if self.allow else {}
+        return wait | allow | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 class TooLarge(Refused):

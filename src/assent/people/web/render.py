@@ -11,13 +11,12 @@ import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, cast
-from xml.etree import ElementTree
 
 import nh3
-from latex2mathml import converter
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup
@@ -29,19 +28,20 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 from assent.data.records import Message
+from assent.people.web import formulas
 
 LONGEST = 50_000
 """Characters of a text that is read as Markdown; a longer one is shown as it is."""
 LONGEST_CODE = 30_000
 """Characters of a block of code that gets colours."""
-LONGEST_FORMULA, FORMULAS = 2_000, 300
-"""Characters of a formula that is set, and formulas of one text."""
+FORMULAS = 300
+"""Formulas of one text that are set."""
 KEPT = 512
 """Texts whose HTML is kept."""
 
 _MATH = (
     "math maction menclose merror mfenced mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow "
-    "ms mspace msqrt msub msubsup msup mtable mtd mtext mtr munder munderover none semantics"
+    "ms mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder munderover none semantics"
 ).split()
 _MATH_ATTRIBUTES = {
     "accent", "accentunder", "columnalign", "columnlines", "columnspacing", "depth", "display", "displaystyle", "fence",
@@ -55,12 +55,12 @@ _TAGS = {
     *_MATH,
 }
 _ATTRIBUTES: dict[str, set[str]] = {
-    "*": set(),
+    "*": {"dir"},
     "a": {"href"},
     "code": {"class"},
     "div": {"class"},
     "ol": {"start"},
-    "pre": {"class", "tabindex"},
+    "pre": {"class"},
     "span": {"class"},
     "td": {"class"},
     "th": {"class"},
@@ -107,6 +107,8 @@ def _parser() -> MarkdownIt:
     made.use(dollarmath_plugin, allow_labels=False, allow_space=False, allow_digits=False, double_inline=True)
     made.use(amsmath_plugin)
     made.inline.ruler.before("escape", "bracket_math", _inline_brackets)
+    made.inline.ruler.before("math_inline", "dollar", _dollar)
+    made.core.ruler.push("directions", _directions)
     made.block.ruler.before(
         "paragraph", "bracket_math", _block_brackets, {"alt": ["paragraph", "reference", "blockquote", "list"]}
     )
@@ -120,19 +122,55 @@ def _parser() -> MarkdownIt:
     rules["image"] = _image
     for name in ("th_open", "td_open"):
         rules[name] = _cell
-    rules["table_open"] = lambda *_: '<div class="wide"><table>'
+    rules["table_open"] = lambda *_: '<div class="wide"><table dir="auto">'
     rules["table_close"] = lambda *_: "</table></div>"
     return made
 
 
+def _directions(state: StateCore) -> None:
+    """A paragraph, list or table goes the way that its first letter goes: Arabic and Hebrew from the right."""
+    for token in state.tokens:
+        if token.level == 0 and token.nesting == 1:
+            token.attrSet("dir", "auto")
+
+
 # ---- \( \) and \[ \], as language models write formulas
+
+
+def _dollar(state: StateInline, silent: bool) -> bool:
+    """$x$, and a dollar that is one: a sign of money or of a shell stands at a letter or digit (US$5, $5-$10, 5$,
+    $HOME/$USER), before a blank, or before code that begins inside."""
+    if state.src[state.pos] != "$" or state.src.startswith("$$", state.pos):
+        return False
+    end = _closing(state.src, state.pos + 1, state.posMax)
+    content = state.src[state.pos + 1 : end]
+    before, after = state.src[: state.pos][-1:], state.src[end + 1 : state.posMax][:1]
+    maths = end > 0 and content.strip() == content != "" and "`" not in content
+    if not maths or before.isalnum() or after.isdigit() or after.isupper():
+        if not silent:
+            state.pending += "$"
+        state.pos += 1
+        return True
+    if not silent:
+        token = state.push("math_inline", "math", 0)
+        token.content, token.markup = content, "$"
+    state.pos = end + 1
+    return True
+
+
+def _closing(text: str, start: int, most: int) -> int:
+    """Where the next dollar is that no backslash stands before; -1: nowhere."""
+    end = text.find("$", start, most)
+    while end > 0 and text[end - 1] == "\\":
+        end = text.find("$", end + 1, most)
+    return end
 
 
 def _inline_brackets(state: StateInline, silent: bool) -> bool:
     start = state.src[state.pos : state.pos + 2]
     if start not in (r"\(", r"\["):
         return False
-    end = state.src.find(r"\)" if start == r"\(" else r"\]", state.pos + 2, state.pos + 2 + LONGEST_FORMULA)
+    end = state.src.find(r"\)" if start == r"\(" else r"\]", state.pos + 2, state.pos + 2 + formulas.LONGEST)
     if end < 0:
         return False
     if not silent:
@@ -146,7 +184,7 @@ def _block_brackets(state: StateBlock, first: int, last: int, silent: bool) -> b
     begin = state.bMarks[first] + state.tShift[first]
     if not state.src.startswith(r"\[", begin) or state.is_code_block(first):
         return False
-    end = state.src.find(r"\]", begin + 2, begin + 2 + LONGEST_FORMULA)
+    end = state.src.find(r"\]", begin + 2, begin + 2 + formulas.LONGEST)
     if end < 0:
         return False
     line = first
@@ -164,15 +202,9 @@ def _block_brackets(state: StateBlock, first: int, last: int, silent: bool) -> b
 
 def _formula(token: Token, env: dict[str, Any], display: str) -> str:
     env["formulas"] = env.get("formulas", 0) + 1
-    source = token.content.strip()
-    if source and len(source) <= LONGEST_FORMULA and env["formulas"] <= FORMULAS:
-        try:
-            made = converter.convert(source, display=display)
-            ElementTree.fromstring(made)  # what stands in \text{} goes into it as it is
-        except Exception:  # not all that people write is a formula, and the converter's errors are of many kinds
-            made = ""
-        if made:
-            return f'<div class="formula">{made}</div>' if token.block else made
+    made = formulas.mathml(token.content, display) if env["formulas"] <= FORMULAS else ""
+    if made:
+        return f'<div class="formula">{made}</div>' if token.block else made
     ends = {r"\(": r"\)", r"\[": r"\]"}
     before = token.markup if token.type != "amsmath" else ""
     written = html.escape(f"{before}{token.content}{ends.get(before, before)}")
@@ -191,7 +223,7 @@ def _code(text: str, info: str) -> str:
             inner = highlight(text, get_lexer_by_name(name, stripnl=False, ensurenl=False), _formatter())
         except ClassNotFound:
             pass
-    return f'<pre class="code" tabindex="0"><code>{inner}</code></pre>\n'
+    return f'<pre class="code"><code>{inner}</code></pre>\n'
 
 
 @cache
@@ -217,5 +249,20 @@ def _cell(tokens: Sequence[Token], place: int, options: object, env: object) -> 
 
 def text_of(message: Message) -> str:
     """What a turn says, with the tools that it calls."""
-    calls = (f"```json\n{call.name} {call.arguments}\n```" for call in message.tool_calls)
+    calls = (f"**Calls** {_code_span(call.name)}\n\n{_fenced(call.arguments)}" for call in message.tool_calls)
     return "\n\n".join([*([message.content] if message.content else []), *calls])
+
+
+def _code_span(text: str) -> str:
+    fence = _longer(text, 1)
+    return f"{fence} {text} {fence}"
+
+
+def _fenced(text: str) -> str:
+    fence = _longer(text, 3)
+    return f"{fence}json\n{text}\n{fence}"
+
+
+def _longer(text: str, least: int) -> str:
+    """More backticks than stand together in a text."""
+    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -3,8 +3,10 @@ runs in a page but its own script, nobody frames it, and nothing of it is asked 
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
+import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -46,6 +48,9 @@ LARGEST_FILE = 64 << 20
 """Bytes of a request that brings items or labels (`FILES`)."""
 FILES = re.compile(r"/(?:api/)?p/[^/]+/(?:lead/)?(?:items|import)/?")
 
+PATIENCE, SLOWEST = 60.0, 10_000
+"""Seconds that a request may take to come in, and bytes a second for which it may take longer."""
+HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
 
@@ -77,15 +82,17 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # whoever sends it leaves the body out
+            scope = {**scope, "method": "GET"}
         request = Request(scope)
-        whole, taken = request.method in SAFE, 0
+        whole, taken, begun = request.method in SAFE, 0, time.monotonic()
         limit = LARGEST_FILE if FILES.fullmatch(scope["path"]) else LARGEST_FORM
         secure = self.is_secure(request)
         scope.setdefault("state", {})["secure"] = secure
 
         async def counted() -> Message:
             nonlocal whole, taken
-            message = await receive()
+            message = await (receive() if whole else _in_time(receive, begun + PATIENCE + taken / SLOWEST))
             whole = not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > limit:
@@ -152,12 +159,19 @@ class Gate:
             raise Refused(403, "origin", "This was sent from a page of another site. Open the page here and try again.")
 
 
+async def _in_time(receive: Receive, until: float) -> Message:
+    """More of a request. Raises Refused where it does not come."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await receive()
+    except TimeoutError:
+        raise Refused(408, "slow", "The request did not come in whole in time. Nothing of it was taken.") from None
+
+
 def _name_of(host: str) -> str:
     """The name in a Host header; "" for none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # brackets that are not closed
-        return ""
+    found = HOST.fullmatch(host)
+    return found["name"].strip("[]").lower() if found else ""
 
 
 def _too_large(limit: int) -> TooLarge:

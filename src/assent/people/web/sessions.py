@@ -177,7 +177,7 @@ class Require:
         if visit.user is None:
             if self.machines:
                 client = visit.request.client
-                visit.site.tries.take(client.host if client else "")
+                visit.site.tries.take(f"token {client.host if client else ''}")  # apart from people's
                 raise Refused(401, "token", "Send a token of this server, as the header Authorization: Bearer TOKEN.")
             raise SignIn(visit.request)
         if name is None:
@@ -202,6 +202,17 @@ class SignIn(Refused):
 def require(role: str | None, machines: bool = False) -> Any:
     """Who may use a route, as the default of its parameter."""
     return Depends(Require(role, machines))
+
+
+def password_of(visit: Visit, name: str = "password") -> str:
+    """A password of the form, as it was typed."""
+    given = visit.form.get(name)
+    return given[: accounts.LONGEST + 1] if isinstance(given, str) else ""
+
+
+def address_of(visit: Visit) -> str:
+    """Where the visitor comes from."""
+    return visit.request.client.host if visit.request.client else ""
 
 
 def inside(path: str) -> str:

@@ -3,6 +3,7 @@ for, or what others said."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from assent.people.kinds import KINDS
 from assent.people.kinds.base import COMMENT, LETTERS, TEXT
 from assent.people.kinds.compare import CLEARLY
 from assent.people.store.records import Slot
-from assent.people.task import TaskDefinition
+from assent.people.task import Item, TaskDefinition
 from assent.people.web import forms, render
 
 FOLDED = 1500
@@ -77,6 +78,11 @@ class Rated:
     about: str
     levels: tuple[Choice, ...]
 
+    @property
+    def keyed(self) -> bool:
+        """Whether the keys must be shown, for they are not what the levels are called."""
+        return any(level.key != level.words for level in self.levels)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -105,7 +111,8 @@ class Fields(dict[str, str]):
 
 @dataclass(frozen=True)
 class Sheet:
-    """All of a page. `fields` are the values of its form."""
+    """All of a page. `fields` are the values of its form; `draft` is the name under which a browser keeps them, of this
+    slot in this database alone."""
 
     slot: int
     kind: str
@@ -123,6 +130,7 @@ class Sheet:
     note: str
     help: Help
     request: str
+    draft: str
     leased_until: float
     opened: float
     comment_limit: int = COMMENT
@@ -157,9 +165,15 @@ def sheet_of(slot: Slot, fields: Mapping[str, str], now: float, request: str = "
         note=slot.note or "",
         help=help_of(task),
         request=request or secrets.token_hex(16),
+        draft=_draft(slot.id, item),
         leased_until=slot.leased_until,
         opened=now,
     )
+
+
+def _draft(slot: int, item: Item) -> str:
+    said = repr((slot, item.prompt, item.responses)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(said).hexdigest()[:16]
 
 
 def fields_of(slot: Slot, value: Mapping[str, Any] | None) -> dict[str, str]:
@@ -240,9 +254,19 @@ def _rated(task: TaskDefinition) -> tuple[Rated, ...]:
             name,
             each.about,
             tuple(
-                Choice(str(level), str(level), str(level) if 0 <= level <= 9 else "", each.levels.get(level, ""))
-                for level in range(each.lowest, each.highest + 1)
+                Choice(str(level), str(level), key, each.levels.get(level, ""))
+                for level, key in zip(levels, _level_keys(levels), strict=True)
             ),
         )
         for name, each in task.attributes.items()
+        if (levels := range(each.lowest, each.highest + 1))
     )
+
+
+def _level_keys(levels: range) -> list[str]:
+    """The keys that choose a level: its digit; where some have none, they are counted from 1, and 0 is the tenth."""
+    if levels[0] >= 0 and levels[-1] <= 9:
+        return [str(level) for level in levels]
+    if levels[0] == 0:
+        return [*map(str, range(10)), "-"]
+    return [*"1234567890-"][: len(levels)]

@@ -26,6 +26,8 @@ LARGEST = 100_000
 RECENT = 20
 """Answers from which the pace is told."""
 LONGEST_REASON = 1000
+LONGEST_TIME = 1e10
+"""Seconds that nobody looks at an item."""
 ANNOTATOR = require("annotator")
 SAID = {
     "undone": "Your last label is taken back. Change it, and save it again.",
@@ -42,6 +44,7 @@ def show(visit: Visit = ANNOTATOR) -> Response:
     """The item that somebody works on."""
     with visit.writing() as c:
         slot = queue.next_slot(c, visit.place, visit.known, visit.now)
+    with visit.reading() as c:  # nobody waits for what is only read
         ahead = queue.ahead(c, visit.place, visit.known)
         if isinstance(slot, Waiting):
             return _waiting(visit, slot, ahead)
@@ -144,7 +147,10 @@ def own_slot(c: Connection, visit: Visit, key: int) -> Slot:
 
 def request_id(visit: Visit) -> str:
     """What tells a repeated request from a new one."""
-    return visit.field("request") or secrets.token_hex(16)
+    said = visit.field("request")
+    if not said.isascii():
+        raise Refused(422, "form", "The form has no proper request number. Load the page again.")
+    return said or secrets.token_hex(16)
 
 
 def _seconds(visit: Visit) -> float | None:
@@ -160,7 +166,7 @@ def _positive(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if 0 <= value < 1e12 else None
+    return value if 0 <= value < LONGEST_TIME else None
 
 
 # ---- what is answered

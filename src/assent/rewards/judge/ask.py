@@ -67,6 +67,31 @@ class Judge(Protocol):
         ...
 
 
+def as_chat(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Messages as /v1/chat/completions has them. Calls of tools, and their results, are named in order where they have
+    no id."""
+    found: list[dict[str, object]] = []
+    waiting: list[str] = []
+    for place, message in enumerate(messages):
+        turn: dict[str, object] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            waiting = [call.id or f"call_{place}_{number}" for number, call in enumerate(message.tool_calls)]
+            turn["tool_calls"] = [
+                {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for name, call in zip(waiting, message.tool_calls, strict=True)
+            ]
+        elif message.role == "tool":
+            first = waiting.pop(0) if waiting else f"call_{place}"
+            turn["tool_call_id"] = message.tool_call_id or first
+        found.append(turn)
+    return found
+
+
+def as_key(messages: Sequence[Message]) -> list[list[object]]:
+    """All of messages that decides what is written next, for the names of answers that are kept."""
+    return [[m.role, m.content, *([[call.name, call.arguments] for call in m.tool_calls])] for m in messages]
+
+
 def known(likeliest: Mapping[str, float], spelled: Mapping[str, str]) -> dict[str, float]:
     """Log-probabilities of letters from those of the likeliest tokens at their place; `spelled` says as which token
     each letter would stand there.

@@ -10,7 +10,7 @@ from typing import TypeVar
 from assent.config import WriterConfig
 from assent.data.records import Message
 from assent.foreign import brief
-from assent.rewards.judge.ask import CUT, STOPPED, Answer, Judge, Question, Unanswered
+from assent.rewards.judge.ask import CUT, STOPPED, Answer, Judge, Question, Unanswered, as_key
 from assent.rewards.judge.cache import Cache, key_of
 from assent.rewards.judge.ledger import CACHED, Ledger
 from assent.rewards.judge.parse import Unreadable
@@ -74,7 +74,7 @@ class Asker:
             key_of(
                 {
                     **identity,
-                    "messages": [[message.role, message.content] for message in question.messages],
+                    "messages": as_key(question.messages),
                     "seed": question.seed if config.temperature > 0 else 0,
                 }
             )

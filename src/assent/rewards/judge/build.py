@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from assent.config import JudgeConfig
@@ -18,6 +20,8 @@ from assent.rewards.judge.prompt import CLAIMS, Form, Prompt, read_prompt
 from assent.rewards.judge.source import JudgeReward, check_options
 
 KINDS = ("openai", "model")
+OWN = ("messages", "stream", "n", "seed")
+"""Fields of a request that --judge.body cannot set."""
 
 
 def judge_reward(
@@ -107,6 +111,7 @@ def _made(
             where,
             model=judge.model or "",
             key=_key(judge.key_env),
+            body=_body(judge.body),
             temperature=judge.temperature,
             max_tokens=judge.max_tokens,
             timeout=remote.timeout,
@@ -119,6 +124,25 @@ def _made(
         )
     except ConfigError as error:
         raise ConfigError(f"{flag}: {error}") from None
+
+
+def _body(fields: Mapping[str, str]) -> dict[str, object]:
+    """Further fields of a request: JSON, or else text."""
+    for name in fields:
+        if name in OWN:
+            raise ConfigError(f"--judge.body {name}: it is set by what is asked. Leave it out.")
+    return {name: _json(value) for name, value in fields.items()}
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        return text
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(constant)  # NaN and its kin are no JSON
 
 
 def _key(variable: str | None) -> str:

@@ -23,6 +23,13 @@ def key_of(request: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
+def _whole(answer: Answer) -> bool:
+    """Whether its fields are what they should be."""
+    chances = {} if answer.chances is None else answer.chances
+    numbers = isinstance(chances, dict) and all(isinstance(value, float | int) for value in chances.values())
+    return isinstance(answer.text, str) and isinstance(answer.ended, str) and numbers
+
+
 class Cache:
     """A folder of answers; by default `judge` where caches lie."""
 
@@ -38,8 +45,8 @@ class Cache:
         file = self._file(key)
         try:
             found = json.loads(file.read_bytes())
-            if found.pop("key") == key:
-                return Answer(**found)
+            if found.pop("key") == key and _whole(answer := Answer(**found)):
+                return answer
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):

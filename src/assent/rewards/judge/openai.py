@@ -11,8 +11,9 @@ from itertools import accumulate
 from typing import Any
 
 from assent.errors import UserError
-from assent.http import Client, Patience, ServerError, run, together
-from assent.rewards.judge.ask import Answer, Keep, Question, Spent, Unanswered, known
+from assent.http import Client, Patience, ServerAnswerError, ServerError, run, together
+from assent.rewards.judge import parse
+from assent.rewards.judge.ask import STOPPED, Answer, Keep, Question, Spent, Unanswered, as_chat, known
 from assent.rewards.judge.prompt import Form
 
 PATH = "/v1/chat/completions"
@@ -20,6 +21,10 @@ GIVEN_UP = 8
 """Questions in a row without an answer after which a server is asked no more."""
 REFUSALS = ("answered 400", "answered 413", "answered 422")
 """What a server says that cannot read this question, such as one too long for it: it would say so again."""
+NO_LOGPROBS = (
+    "gave no log-probabilities, which --judge.soft needs: its answer has no logprobs.content. Ask a server and a model "
+    "that give them, or take the letter that is written, without --judge.soft."
+)
 LISTED = 20
 """Alternatives of a token that are asked for: the most that servers give."""
 
@@ -47,23 +52,24 @@ class OpenAIJudge:
         form: Form | None = None,
         letters: Sequence[str] = (),
         tie: str | None = None,
+        body: Mapping[str, object] | None = None,
         forgiving: bool = False,
     ) -> None:
-        """Raises ConfigError for what is no URL of a server."""
+        """`body` are further fields of each request, None for one that is not sent. Raises ConfigError for what is no
+        URL of a server."""
         self._client = Client(f"{name}: the judge", url, key)
-        base = self._client.base.removesuffix("/chat/completions").removesuffix("/v1")
-        self._path = base + PATH
+        self._path = path_of(self._client.base)
         self.who = f"{self._client.who}{self._path}"
-        self._options: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
-        if model:
-            self._options["model"] = model
+        options: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens, "model": model or None}
         if letters:
-            self._options |= {"logprobs": True, "top_logprobs": LISTED}
+            options |= {"logprobs": True, "top_logprobs": LISTED}
+        options |= body or {}
+        self._options = {field: value for field, value in options.items() if value is not None}
         self._draws = temperature > 0
         self._timeout, self._retries, self._pause, self._concurrency = timeout, retries, pause, concurrency
         self._form, self._letters, self._tie = form or Form(), tuple(letters), tie
         self.forgiving, self.unanswered, self.said = forgiving, Counter[str](), ""
-        self._in_a_row = 0
+        self._in_a_row, self._lists = 0, False
         self.spent = Spent()
 
     @property
@@ -107,8 +113,7 @@ class OpenAIJudge:
         return Unanswered(why)
 
     async def _ask(self, number: int, question: Question, keep: Keep, patience: Patience) -> Answer:
-        messages = [{"role": message.role, "content": message.content} for message in question.messages]
-        body: dict[str, object] = {**self._options, "messages": messages}
+        body: dict[str, object] = {**self._options, "messages": as_chat(question.messages)}
         if self._draws:
             body["seed"] = question.seed
         self.spent.requests += 1
@@ -126,12 +131,15 @@ class OpenAIJudge:
 
     def _read(self, reply: Any) -> Answer:
         (choice,) = reply["choices"]
-        text, ended = choice["message"].get("content"), choice["finish_reason"]
+        text, ended = _said(choice["message"].get("content")), choice["finish_reason"]
         if not isinstance(text, str | None) or not isinstance(ended, str):
             raise TypeError
         chances = None
         if self._letters:
             tokens = (choice.get("logprobs") or {}).get("content") or []
+            self._lists |= bool(tokens)
+            if not self._lists and text and ended == STOPPED:  # not kept: another time it may
+                raise ServerAnswerError(f"{self.who} {NO_LOGPROBS}", "gave no log-probabilities")
             chances = letter_chances(tokens, text or "", self._form, self._letters, self._tie)
         self._count(reply.get("usage"))
         return Answer(text or "", ended, chances)
@@ -145,6 +153,18 @@ class OpenAIJudge:
             self.spent.written += written
         else:
             self.spent.untold += 1
+
+
+def path_of(base: str) -> str:
+    """The path that is asked, by that of the address: with /chat/completions it is whole, without it may end in /v1."""
+    return base if base.endswith("/chat/completions") else base.removesuffix("/v1") + PATH
+
+
+def _said(content: Any) -> Any:
+    """The text of a message, also where it comes in parts, of which thoughts are none of it."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def tried(flag: str, judge: OpenAIJudge, ask: Callable[[], object]) -> None:
@@ -162,7 +182,7 @@ def letter_chances(
     its text; some servers (vLLM) list the token that ended it as well, which is no text. Empty where it has no verdict,
     or where its letter is not a token by itself: what else could stand there is then not known."""
     words = [str(token["token"]) for token in tokens]
-    number, written = _place(words, text, form, [*letters, *([tie] if tie else [])])
+    number, written = _place(words, parse.spoken(text), form, [*letters, *([tie] if tie else [])])
     if number < 0 or words[number].strip() != written:
         return {}
     likeliest: dict[str, float] = {}
@@ -172,12 +192,14 @@ def letter_chances(
     return known(likeliest, {letter: words[number].replace(written, letter) for letter in letters})
 
 
-def _place(words: Sequence[str], text: str, form: Form, letters: Sequence[str]) -> tuple[int, str]:
-    """Which token has the letter of the last verdict, and the letter; -1 where there is none."""
-    if not form.before:  # it is all that was written
-        first = next((number for number, word in enumerate(words) if word.strip()), -1)
-        return (first, text.strip()) if text.strip() in letters else (-1, "")
+def _place(words: Sequence[str], said: str, form: Form, letters: Sequence[str]) -> tuple[int, str]:
+    """Which token has the letter of the last verdict, and the letter; -1 where there is none. Servers may list the
+    tokens of thoughts as well."""
     joined, starts = "".join(words), [0, *accumulate(map(len, words))]
+    if not form.before:  # it is all that was said
+        begins = len(joined) - len(parse.spoken(joined))
+        places = (number for number, word in enumerate(words) if starts[number] >= begins and word.strip())
+        return (next(places, -1), said.strip()) if said.strip() in letters else (-1, "")
     found = {letter: joined.rfind(form.written(letter)) for letter in letters}
     letter, place = max(found.items(), key=lambda item: item[1])
     begins = place + len(form.before)

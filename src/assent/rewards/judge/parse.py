@@ -98,12 +98,17 @@ def _claim(raw: Any) -> Claim:
 
 def said(text: str) -> str:
     """What the judge says when it has thought. Raises Unreadable where that is nothing."""
-    thoughts, ended, words = text.rpartition("</think>")
+    words = spoken(text)
     if "<think>" in words:
         raise Unreadable(THINKING)
     if not words.strip():
         raise Unreadable(EMPTY)
     return words
+
+
+def spoken(text: str) -> str:
+    """What stands behind the last thought that ended; all, where there is none."""
+    return text.rpartition("</think>")[2]
 
 
 def _verdicts(text: str, form: Form) -> list[str]:

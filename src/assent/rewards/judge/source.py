@@ -135,8 +135,11 @@ class JudgeReward:
         if prompt.mode == "criteria":
             names = [criterion.name for criterion in prompt.criteria]
             return np.array(parse.criteria(answer.text, names, prompt.scale, prompt.whole))
+        known = [*prompt.letters, *([prompt.tie] if prompt.tie else [])]
         if self.config.soft:
             chances = answer.chances or {}
+            if answer.text or not chances:  # a folder's judge writes nothing
+                parse.letter(answer.text, prompt.form, known)
             if not prompt.letters or not all(letter in chances for letter in prompt.letters):
                 raise Unreadable(NO_CHANCES)
             logs = [chances[letter] for letter in prompt.letters]
@@ -146,7 +149,6 @@ class JudgeReward:
         if prompt.verdicts:
             share = prompt.verdicts[parse.letter(answer.text, prompt.form, prompt.verdicts)]
             return np.array([share, 1 - share])
-        known = [*prompt.letters, *([prompt.tie] if prompt.tie else [])]
         letter = parse.letter(answer.text, prompt.form, known)
         count = len(prompt.letters)
         return np.full(count, 1 / count) if letter == prompt.tie else np.eye(count)[prompt.letters.index(letter)]
@@ -289,7 +291,7 @@ def check_no_reference(prompt: Prompt, name: str) -> None:
 def conversation(prompt: Sequence[Message]) -> str:
     """What a judge is shown of a conversation: the text of a single message as it is, several with their roles."""
     if len(prompt) == 1:
-        return prompt[0].content
+        return _said(prompt[0])
     return "\n\n".join(f"[{message.role}]\n{_said(message)}" for message in prompt)
 
 

@@ -31,11 +31,14 @@
 
   // ---- drafts: what is written stays in this browser until it is saved
 
-  const place = form ? `assent draft ${location.pathname} ${form.dataset.slot}` : "";
+  const place = form ? `assent draft ${location.pathname} ${form.dataset.draft}` : "";
   const LEFT_OUT = ["csrf", "slot", "request", "opened", "seconds"];
   const written = () => [...new FormData(form)].filter(([name]) => !LEFT_OUT.includes(name));
   const stored = (work) => { try { return work(window.localStorage); } catch { return null; } };
+  const kept = (name) => { try { return window.sessionStorage.getItem(name); } catch { return null; } };  // of this tab
+  const keepFor = (name, value) => { try { window.sessionStorage.setItem(name, value); } catch { /* no storage */ } };
   const first = form ? JSON.stringify(written()) : "";
+  const drafts = (storage) => Object.keys(storage).filter((name) => name.startsWith("assent draft "));
   function keep() {
     const now = JSON.stringify(written());
     stored((storage) => now === first ? storage.removeItem(place) : storage.setItem(place, now));
@@ -53,28 +56,33 @@
   }
   function tidy() {  // drafts of items that are long gone
     stored((storage) => {
-      const mine = Object.keys(storage).filter((name) => name.startsWith("assent draft ") && name !== place);
+      const mine = drafts(storage).filter((name) => name !== place);
       mine.slice(0, Math.max(0, mine.length - 50)).forEach((name) => storage.removeItem(name));
     });
   }
 
   // ---- time: only while the page is in sight and somebody is there
 
-  let seconds = 0, active = Date.now();
+  const spent = form ? `assent seconds ${location.pathname} ${form.dataset.draft}` : "";
+  const before = JSON.parse(kept(spent) || "null");
+  const opened = before ? before[0] : form && form.elements.opened.value;
+  let seconds = before ? before[1] : 0, active = Date.now();
   const AWAY = 60000;
   setInterval(() => { if (!document.hidden && Date.now() - active < AWAY) seconds += 1; }, 1000);
+  addEventListener("pagehide", () => { if (form && !sent) keepFor(spent, JSON.stringify([opened, seconds])); });
   for (const name of ["keydown", "pointerdown", "pointermove", "scroll", "wheel"]) {
     addEventListener(name, () => { active = Date.now(); }, { passive: true });
   }
 
   // ---- sending: one request, with the same number however often it is sent
 
-  let sending = false;
+  let sending = false, sent = false;
+  const SAVED = "assent saved";
   async function send(target) {
     if (sending) return;
     sending = true;
-    const buttons = all("button");
-    if (target === form) form.elements.seconds.value = seconds;
+    const buttons = all("button"), focused = document.activeElement;
+    if (target === form) [form.elements.opened.value, form.elements.seconds.value] = [opened, seconds];
     buttons.forEach((button) => { button.disabled = true; });
     target.classList.add("saving");
     let answer = null, said = null;
@@ -86,12 +94,17 @@
       said = await answer.json();
     } catch { said = null; }
     if (answer && answer.ok && said) {
-      if (target !== form || stored((storage) => (storage.removeItem(place), true)) !== false) location.replace(said.next);
+      if (target === form) stored((storage) => storage.removeItem(place));
+      sent = target !== one("#undo");
+      if (sent) keepFor(spent, "");
+      keepFor(SAVED, target === form ? "Saved." : " ");
+      location.replace(said.next);
       return;
     }
     sending = false;
     buttons.forEach((button) => { button.disabled = false; });
     target.classList.remove("saving");
+    if (focused && focused !== document.activeElement) focused.focus({ preventScroll: true });
     refused(target, answer, said && said.error);
   }
   function refused(target, answer, error) {
@@ -107,10 +120,10 @@
       const link = made("a", "Sign in again");
       link.href = `/login?next=${encodeURIComponent(location.pathname)}`;
       say(error.message, "bad", link);
-    } else if (["lease", "busy", "stopping", "too_often"].includes(error.code)) {
+    } else if (["lease", "slow"].includes(error.code) || answer.status === 429 || answer.status >= 500) {
       say(error.message, "bad", again);
       if (error.code === "lease") again.after(next());
-    } else if (["stale", "gone", "missing", "access"].includes(error.code)) {
+    } else if (target !== one("#undo") && ["stale", "gone", "missing", "access"].includes(error.code)) {
       say(error.message, "bad", next());
     } else {
       say(error.message, "bad");
@@ -142,14 +155,17 @@
         const answer = await fetch(mark.dataset.renew, { method: "POST", body, headers: { Accept: "application/json" } });
         const said = await answer.json();
         if (answer.ok) until = Date.now() + 1000 * said.seconds;
-        else if (answer.status === 409 && !over) { over = true; refused(form, answer, said.error); }
+        else if (answer.status !== 503 && !over) { over = true; refused(form, answer, said.error); }
       } catch { /* saving will say it */ }
     };
+    let told = "";
     setInterval(() => {
       const left = until - Date.now();
       if (!over && active > asked && Date.now() - asked > whole / 3) renew();
-      mark.textContent = left < 0 ? "Your time for this item is over; save it before somebody else gets it."
-        : left < 120000 ? `This item is yours for ${Math.ceil(left / 1000)} s more` : "";
+      const late = left < 0 ? "Your time for this item is over; save it before somebody else gets it." : "";
+      mark.textContent = late || (left < 120000 ? `This item is yours for ${Math.ceil(left / 1000)} s more` : "");
+      if (mark.textContent && told !== late) tell(late || mark.textContent);
+      told = mark.textContent ? late : null;
     }, 1000);
   }
 
@@ -191,7 +207,7 @@
       if (element.closest("#skip")) continue;
       const label = element.closest("label") || element;
       const words = [...label.childNodes].filter((node) => node.nodeName !== "KBD").map((node) => node.textContent).join("").trim();
-      if (element.closest("[data-row]") && kind === "attributes") found.set("0 … 9", "Rate, and go on to the next");
+      if (element.closest("[data-row]") && kind === "attributes") found.set(ratings(), "Rate, and go on to the next");
       else if (!found.has(element.dataset.key)) found.set(element.dataset.key, kind === "yesno" && element.closest("[data-row]") ? `${words}, and go on` : words);
     }
     const more = {
@@ -203,6 +219,10 @@
     if (one(".earlier")) found.set("o", "Earlier turns");
     found.set("Esc", "Leave a text, or close what is open");
     return [...(more[kind] || []), ...found];
+  }
+  function ratings() {
+    const names = all("[data-key]", rows[row]).map((each) => each.dataset.key);
+    return `${names[0]} … ${names[names.length - 1]}`;
   }
   function toggle(button) {
     const on = button.getAttribute("aria-pressed") !== "true";
@@ -216,64 +236,51 @@
 
   // ---- differences, word by word, in the text as it is shown
 
-  const MOST = 6000000;
-  const WORD = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]/gu;
   function words(element) {
     const found = [];
     const walk = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
     for (let node = walk.nextNode(); node; node = walk.nextNode()) {
-      for (const match of node.data.matchAll(WORD)) found.push({ node, start: match.index, end: match.index + match[0].length, text: match[0] });
+      for (const [start, end] of Texts.words(node.data)) found.push({ node, start, end, text: node.data.slice(start, end) });
     }
     return found;
   }
+  let compared = [];  // what stands for a piece of text, and the piece itself
   function differences(on) {
-    const bodies = all(".answer .shown, .answer .raw", form);
-    for (const mark of bodies.flatMap((body) => all("mark.differs", body))) mark.replaceWith(...mark.childNodes);
-    bodies.forEach((body) => body.normalize());
+    for (const [box, node] of compared) box.replaceWith(node);
+    compared = [];
     if (!on) { say(""); return true; }
     for (const sort of ["shown", "raw"]) {
       const texts = all(`.answer .${sort}`, form).map(words);
       for (const [place, text] of texts.slice(1).entries()) {
-        const common = shared(texts[0], text);
+        const common = Texts.common(...[texts[0], text].map((list) => list.map((word) => word.text)));
         if (!common) { say("These answers are too long to compare word by word."); return false; }
-        mark(text, common.second);
-        if (place === 0 && texts.length === 2) mark(texts[0], common.first);
+        mark(text, common.seconds);
+        if (place === 0 && texts.length === 2) mark(texts[0], common.firsts);
       }
     }
     if (all("mark.differs").length === 0) say("The answers are the same, word for word.", "plain");
     else if (all(".answer", form).length > 2) say("Marked: what is not in answer A.", "plain");
     return true;
   }
-  function shared(a, b) {  // a longest common subsequence: which words of each are in it
-    const n = a.length, m = b.length;
-    if (n * m > MOST) return null;
-    const rows = Array.from({ length: n + 1 }, () => new Uint16Array(m + 1));
-    for (let i = n - 1; i >= 0; i--) {
-      for (let j = m - 1; j >= 0; j--) {
-        rows[i][j] = a[i].text === b[j].text ? rows[i + 1][j + 1] + 1 : Math.max(rows[i + 1][j], rows[i][j + 1]);
-      }
-    }
-    const firsts = new Set(), seconds = new Set();
-    for (let i = 0, j = 0; i < n && j < m;) {
-      if (a[i].text === b[j].text) { firsts.add(i++); seconds.add(j++); }
-      else if (rows[i + 1][j] >= rows[i][j + 1]) i++;
-      else j++;
-    }
-    return { first: firsts, second: seconds };
-  }
   function mark(text, common) {
-    const runs = [];
-    text.forEach((word, place) => {
+    const runs = new Map();  // what differs, by the piece of text that it stands in
+    text.forEach(({ node, start, end }, place) => {
       if (common.has(place)) return;
-      const last = runs[runs.length - 1];
-      if (last && last.to === place - 1 && last.node === word.node) { last.to = place; last.end = word.end; }
-      else runs.push({ node: word.node, start: word.start, end: word.end, to: place });
+      if (!runs.has(node)) runs.set(node, []);
+      const mine = runs.get(node), last = mine[mine.length - 1];
+      if (last && last.to === place - 1) { last.to = place; last.end = end; } else mine.push({ start, end, to: place });
     });
-    for (const run of runs.reverse()) {
-      const range = document.createRange();
-      range.setStart(run.node, run.start);
-      range.setEnd(run.node, run.end);
-      if (run.node.parentNode && run.node.parentNode.namespaceURI.endsWith("xhtml")) range.surroundContents(made("mark", "", "differs"));
+    for (const [node, mine] of runs) {
+      if (!node.parentNode.namespaceURI.endsWith("xhtml")) continue;
+      const box = made("span");
+      let at = 0;
+      for (const { start, end } of mine) {
+        box.append(node.data.slice(at, start), made("mark", node.data.slice(start, end), "differs"));
+        at = end;
+      }
+      box.append(node.data.slice(at));
+      node.replaceWith(box);
+      compared.push([box, node]);
     }
   }
 
@@ -451,10 +458,7 @@
   const texts = form ? all(".markable", form) : [];
   const sources = texts.map((element) => [...element.textContent]);
   let spans = [], cursor = null;  // {answer, from, to}: places in code points, `to` beyond the end
-  const starts = sources.map((letters) => [...letters.join("").matchAll(/[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s]+/gu)].map((match) => {
-    const start = [...match.input.slice(0, match.index)].length;
-    return [start, start + [...match[0]].length];
-  }));
+  const starts = sources.map((letters) => Texts.steps(letters.join("")));
   const colour = (label) => all("[data-mark]").findIndex((button) => button.dataset.mark === label) % 9;
   const quote = (span) => sources[span.answer].slice(span.start, span.end).join("");
   function drawSpans() {
@@ -501,9 +505,12 @@
   }
   function chosen() {  // what is selected with the mouse, else what the keys have chosen
     const selection = getSelection();
-    const range = selection.rangeCount && !selection.isCollapsed ? selection.getRangeAt(0) : null;
-    const answer = range ? texts.findIndex((text) => text.contains(range.startContainer) && text.contains(range.endContainer)) : -1;
-    if (answer < 0) return cursor && cursor.to > cursor.from ? { answer: cursor.answer, start: cursor.from, end: cursor.to } : null;
+    if (!selection.rangeCount || selection.isCollapsed) {
+      return cursor && cursor.to > cursor.from ? { answer: cursor.answer, start: cursor.from, end: cursor.to } : null;
+    }
+    const parts = texts.map((text) => inside(selection.getRangeAt(0), text)).filter((part) => part.toString().trim());
+    if (parts.length !== 1) return null;
+    const [range] = parts, answer = texts.findIndex((text) => text.contains(range.commonAncestorContainer));
     const before = range.cloneRange();
     before.selectNodeContents(texts[answer]);
     before.setEnd(range.startContainer, range.startOffset);
@@ -512,9 +519,16 @@
     while (end > start && /\s/.test(sources[answer][end - 1])) end--;
     return end > start ? { answer, start, end } : null;
   }
+  function inside(range, text) {  // a selected paragraph often ends in the next box
+    const part = document.createRange();
+    part.selectNodeContents(text);
+    if (range.compareBoundaryPoints(Range.START_TO_START, part) > 0) part.setStart(range.startContainer, range.startOffset);
+    if (range.compareBoundaryPoints(Range.END_TO_END, part) < 0) part.setEnd(range.endContainer, range.endOffset);
+    return part;
+  }
   function markAs(label) {
     const span = chosen();
-    if (!span) return say("Select the words first, with the mouse or with the arrow keys.", "plain");
+    if (!span) return say("Select words of one answer first, with the mouse or with the arrow keys.", "plain");
     const other = spans.find((each) => each.answer === span.answer && each.start < span.end && span.start < each.end);
     if (other && other.start === span.start && other.end === span.end) other.label = label;
     else if (other) return say(`Part of this is marked already (${other.label}). Take that mark away first.`, "plain");
@@ -552,9 +566,8 @@
     if (piece) piece.scrollIntoView({ block: "nearest" });
     tell(sources[cursor.answer].slice(cursor.from, cursor.to).join(""));
   }
-  function spanKey(event) {
-    const { key } = event;
-    if (/^Arrow|^Home$|^End$/.test(key)) { go(key, event.shiftKey); return true; }
+  function spanKey(key, more) {
+    if (/^Arrow|^Home$|^End$/.test(key)) { go(key, more); return true; }
     if (key === "[" || key === "]") {
       const answer = (cursor ? cursor.answer : 0) + (key === "]" ? 1 : -1);
       if (texts[answer]) { cursor = { answer, first: -1, last: -1 }; texts[answer].focus(); go("ArrowRight", false); }
@@ -577,13 +590,15 @@
   // ---- edit
 
   const text = form ? one("textarea#text", form) : null;
-  let begun = "";
+  let begun = "", origin = "none";
   function begin(place) {
-    const raw = place === "none" ? "" : raws()[Number(place)];
-    if (text.value.trim() && text.value !== begun && text.value !== raw) {
+    if (text.value.trim() && text.value !== begun && place !== origin) {
+      one(`[name=from][value="${origin}"]`, form).checked = true;
       return say("Your text is kept: empty it first to begin from another answer.", "plain");
     }
-    text.value = begun = raw;
+    text.value = place === "none" ? "" : raws()[Number(place)];
+    begun = text.value;  // with the line ends of the field
+    origin = place;
     keep();
     text.focus();
     text.setSelectionRange(0, 0);
@@ -593,12 +608,28 @@
 
   // ---- keys
 
+  /* The key's own letter: with Caps Lock as without; on keyboards of other scripts, and where digits want Shift, what
+     is printed at its place on an English one. */
+  function named(event) {
+    const key = event.key.toLowerCase(), code = /^(?:Key|Digit)(.)$/.exec(event.code || "");
+    if (event.key.length > 1 || /^[a-z0-9=?[\]]$/.test(key)) return event.key.length > 1 ? event.key : key;
+    if (code && (/^[a-z]$/i.test(code[1]) ? !/^[ -~]$/.test(key) : !event.shiftKey)) return code[1].toLowerCase();
+    return { BracketLeft: "[", BracketRight: "]" }[event.code] || key;
+  }
   function press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) {
-      if (event.key === "Enter" && form && (event.ctrlKey || event.metaKey)) { event.preventDefault(); form.requestSubmit(); }
+    const target = event.target, box = one("#help"), skip = one("#skip");
+    if (event.isComposing) return;
+    if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && form && !event.repeat && !(box && box.open)) {
+      event.preventDefault();
+      (skip && skip.contains(target) ? one("#skip-form") : form).requestSubmit();
       return;
     }
-    const target = event.target, box = one("#help"), skip = one("#skip");
+    const third = event.getModifierState("AltGraph") || (event.altKey && /^[=?[\]]$/.test(event.key));
+    if (!third && (event.ctrlKey || event.metaKey || event.altKey)) return;
+    if (event.repeat && !typing(target) && !/^(Arrow|Tab|Page|Home|End|Backspace)/.test(event.key)) {
+      if (event.key !== " ") event.preventDefault();  // one press is one answer, however long it lasts
+      return;
+    }
     if (box && box.open) { if (event.key === "?") { event.preventDefault(); box.close(); } return; }
     if (event.key === "Escape") {
       if (skip && skip.open) close("skip");
@@ -612,7 +643,7 @@
     if (handled(event, skip)) event.preventDefault();
   }
   function handled(event, skip) {
-    const { key, target } = event;
+    const { target } = event, key = named(event);
     if (skip && skip.open) {
       if (key === "Enter" && !target.matches("button, a, summary")) { one("#skip-form").requestSubmit(); return true; }
       const reason = one(`[data-key="${CSS.escape(key)}"]`, skip);
@@ -625,7 +656,7 @@
       return true;
     }
     if (ranks && rankKey(key)) return true;
-    if (texts.length && !target.matches("input[type=radio]") && spanKey(event)) return true;
+    if (texts.length && spanKey(key, event.shiftKey)) return true;
     if (rows.length) {
       if (key === "ArrowDown" || key === "ArrowUp") { at(row + (key === "ArrowDown" ? 1 : -1)); return true; }
       if (panels.length && (key === "[" || key === "]")) { panel(key === "]" ? 1 : -1); return true; }
@@ -638,7 +669,10 @@
     const control = all(`[data-key="${CSS.escape(key)}"]`).find((each) => !each.closest("#skip, dialog, [data-row]"));
     if (!control || control.disabled) return false;
     control.click();
-    if (control.type === "radio" && !text) control.focus({ preventScroll: true });
+    if (control.type === "radio" && !text) {
+      control.focus({ preventScroll: true });
+      if (control.getBoundingClientRect().top > innerHeight) control.scrollIntoView({ block: "nearest" });  // a low window
+    }
     return true;
   }
   document.addEventListener("keydown", press);
@@ -660,11 +694,23 @@
     if (event.target.closest("[data-mark]")) event.preventDefault();  // what is selected stays so
   });
   document.addEventListener("submit", (event) => {
+    if (event.target.getAttribute("action") === "/logout") stored((storage) => drafts(storage).forEach((name) => storage.removeItem(name)));
     if (event.target.id === "work" || event.target.id === "skip-form" || event.target.id === "undo") {
       event.preventDefault();
-      send(event.target);
+      if (event.target === form && nothing()) say("Nothing is marked. Save once more if there is nothing to mark.", "plain");
+      else send(event.target);
     }
   });
+  let asked = false;
+  function nothing() {  // no marks are an answer, too, but none that one gives by pressing a key twice
+    const first = kind === "spans" && !spans.length && !asked;
+    asked = asked || first;
+    return first;
+  }
+  const scrolls = () => all(".prose pre, .prose .wide, .prose .formula, .turn .long").forEach((element) => {
+    if (element.scrollWidth > element.clientWidth || element.scrollHeight > element.clientHeight + 1) element.tabIndex = 0;
+  });
+  scrolls();
 
   if (!form) return;
   form.noValidate = true;
@@ -689,7 +735,8 @@
   }
   if (text) {
     const from = one("[name=from]:checked", form);
-    begun = from && from.value !== "none" ? raws()[Number(from.value)] : "";
+    origin = from ? from.value : "none";
+    begun = origin === "none" ? "" : raws()[Number(origin)].replace(/\r\n?/g, "\n");
     all("[name=from]", form).forEach((radio) => radio.addEventListener("change", () => begin(radio.value)));
   }
   const follow = () => all("[data-by]").forEach((card) => {
@@ -700,4 +747,10 @@
   form.addEventListener("change", () => { keep(); follow(); });
   follow();
   hold();
+  const saved = kept(SAVED);
+  if (saved) {  // on to the next one without the way through the page's head
+    keepFor(SAVED, "");
+    one("#main").focus({ preventScroll: true });
+    if (saved.trim()) setTimeout(() => tell(`${saved} The next item.`), 500);
+  }
 })();
