@@ -339,7 +339,7 @@ def test_ones_own_password_is_changed_by_whoever_knows_it(fresh: Site) -> None:
     token = csrf_of(client, "/account")
     fields = {"csrf": token, "password": PASSWORD, "new": "quite another one", "again": "quite another one"}
     for wrong, status, words in (
-        ({"password": "not it at all"}, 403, "not your password"),
+        ({"password": "not it at all"}, 403, "not your current password"),
         ({"again": "quite another two"}, 422, "not the same both times"),
         ({"new": "short", "again": "short"}, 422, "at least 8 characters"),
     ):
