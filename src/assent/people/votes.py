@@ -12,6 +12,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from assent.data.formats.load import moved
 from assent.data.records import Binary, Example, Feedback, Pair, Ranking, Rating, Response
 
 log = logging.getLogger(__name__)
@@ -87,19 +88,8 @@ def _joined(rows: Sequence[Example]) -> Example:
             times[response.messages] += 1  # the same answer twice in a row is two answers
             responses.setdefault((response.messages, times[response.messages]), response)
             places.append([*responses].index((response.messages, times[response.messages])))
-        feedback += [_moved(item, places) for item in row.feedback]
+        feedback += [moved(item, places.__getitem__) for item in row.feedback]
     return replace(rows[0], responses=tuple(responses.values()), feedback=tuple(feedback))
-
-
-def _moved(item: Feedback, places: Sequence[int]) -> Feedback:
-    """Feedback of answers that stand elsewhere."""
-    match item:
-        case Pair():
-            return replace(item, chosen=places[item.chosen], rejected=places[item.rejected])
-        case Ranking():
-            return replace(item, levels=tuple(tuple(places[index] for index in level) for level in item.levels))
-        case _:
-            return replace(item, response=places[item.response])
 
 
 def votes_of(examples: Sequence[Example]) -> Votes:
