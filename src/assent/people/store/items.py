@@ -178,5 +178,5 @@ def withdraw(c: Connection, key: int, by: User | None, reason: str, now: float |
     if row.state == "withdrawn":
         return
     why = printable(reason)
-    places.change(c, row, state="withdrawn", lane=None, turn=None, withdrawn_at=clock(now), withdrawn_why=why)
+    places.withdraw(c, row, why, clock(now))
     audit.record(c, by, "item withdrawn", str(key), {"reason": why}, now, row.project_id)

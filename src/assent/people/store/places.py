@@ -46,6 +46,11 @@ def change(c: Connection, item: Row[Any], **values: Any) -> None:
         count(c, item.project_id, t.projects.c.size + size, t.projects.c.finished + finished)
 
 
+def withdraw(c: Connection, item: Row[Any], why: str, at: float) -> None:
+    """Takes a locked item out."""
+    change(c, item, state="withdrawn", lane=None, turn=None, withdrawn_at=at, withdrawn_why=why)
+
+
 def count(c: Connection, project: int, size: Any, finished: Any) -> None:
     """What a project counts of its items."""
     c.execute(update(t.projects).where(t.projects.c.id == project).values(size=size, finished=finished))

@@ -48,8 +48,7 @@ def _items(c: Connection, project: int, task: TaskDefinition, now: float) -> Non
     stand = set(c.execute(decided.where(t.in_state(t.slots, "done"))).scalars())
     for item in c.execute(query.order_by(t.items.c.id)).all():
         if (why := _unfit(c, item, task)) is not None:
-            gone = {"state": "withdrawn", "withdrawn_at": now, "withdrawn_why": why, "lane": None, "turn": None}
-            c.execute(update(t.items).where(t.items.c.id == item.id).values(gone))
+            places.withdraw(c, item, why, now)
         elif item.purpose == "work" and (item.taken or item.skips or item.state == "decided" or item.id in stand):
             state = {"state": "decided", "lane": None, "turn": None} if item.id in stand else {"state": "open"}
             c.execute(update(t.items).where(t.items.c.id == item.id).values(state))
